@@ -1,0 +1,204 @@
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from tokenwm.data.recipe import Recipe, parse_recipe
+from tokenwm.errors import EpisodeError, RecipeError, SourceError
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Observes its own step count; ends after ``length`` steps."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self, kind: str = "dict", length: int = 1000, discrete: bool = False, **kwargs: Any
+    ) -> None:
+        self.kind, self.length = kind, length
+        self.render_mode = kwargs.get("render_mode")
+        self.action_space = (
+            spaces.Discrete(4, start=1) if discrete else spaces.Box(-1, 1, (3,), np.float32)
+        )
+        if kind == "multi":
+            self.action_space = spaces.MultiDiscrete([2, 2])
+        self.observation_space = spaces.Box(0, 1, (2,))
+        self.canvas = np.zeros((20, 30, 3), np.uint8)
+
+    def observe(self) -> Any:
+        self.canvas[:] = min(255, 10 * self.count)  # one canvas, drawn over and over
+        vector = np.array([self.count, self.offset])
+        if self.kind == "vector":
+            return vector
+        if self.kind == "grey":
+            return self.canvas[:, :, 0]
+        if self.kind == "float":
+            return self.canvas.astype(np.float32)
+        return self.canvas if self.kind == "image" else {"pixels": self.canvas, "pose": vector}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.count, self.offset = 0, self.np_random.uniform()
+        return self.observe(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        self.count += 1
+        info = {"n_contacts": int(self.count % 4 == 0), "is_success": self.count == self.length}
+        return self.observe(), float(self.count), self.count == self.length, False, info
+
+    def render(self) -> Any:
+        return self.canvas
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    gymnasium.register("TokenwmCounter-v0", Counter)
+    yield
+    gymnasium.registry.pop("TokenwmCounter-v0")
+
+
+def make_recipe(env_kwargs: dict[str, Any] | None = None, **source: Any) -> Recipe:
+    values = {
+        "type": "gymnasium",
+        "env_id": "TokenwmCounter-v0",
+        "env_kwargs": env_kwargs or {},
+        "cameras": {"top": "pixels"},
+        "state": "pose",
+        "num_episodes": 3,
+        "max_steps": 8,
+    }
+    return parse_recipe(
+        {"name": "a", "source": values | source, "control_rate": 10, "image_size": [16, 16]}
+    )
+
+
+def load(recipe: Recipe, index: int = 0) -> Any:
+    source = recipe.open_source()
+    return source.load(source.episodes()[index])
+
+
+def test_steps_are_aligned() -> None:
+    episode = load(make_recipe())
+    steps = np.arange(9)
+    assert episode.frames["top"].shape == (9, 16, 16, 3)
+    np.testing.assert_allclose(episode.frames["top"].mean(axis=(1, 2, 3)), 10 * steps, atol=1)
+    np.testing.assert_array_equal(episode.state[:, 0], steps)
+    np.testing.assert_array_equal(episode.reward, [*(steps[:-1] + 1), 0])
+    assert episode.action.dtype == np.float32
+    np.testing.assert_array_equal(episode.action[-1], 0)
+    np.testing.assert_array_equal(episode.truncated, [False] * 7 + [True, False])
+    assert not episode.terminated.any()
+    assert episode.metadata["contact_fraction"] == 0.25
+    assert episode.metadata["success"] is False
+
+
+def test_termination_is_not_truncation() -> None:
+    episode = load(make_recipe({"length": 5}))
+    np.testing.assert_array_equal(episode.terminated, [False] * 4 + [True, False])
+    assert not episode.truncated.any()
+    assert episode.metadata["success"] is True
+
+
+def test_an_episode_depends_on_seed_and_index_only() -> None:
+    source = make_recipe().open_source()
+    refs = source.episodes()
+    forwards: list[Any] = [source.load(ref) for ref in refs]
+    copy = pickle.loads(pickle.dumps(source))
+    backwards = [copy.load(ref) for ref in reversed(refs)][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        np.testing.assert_array_equal(one.action, other.action)
+        np.testing.assert_array_equal(one.state, other.state)
+    assert not np.array_equal(forwards[0].action, forwards[1].action)
+    assert forwards[0].state[0, 1] != forwards[1].state[0, 1]
+    assert not np.array_equal(load(make_recipe(seed=1)).action, forwards[0].action)
+
+
+def test_discrete_actions_are_counted_from_zero() -> None:
+    recipe = make_recipe({"discrete": True}, max_steps=100)
+    episode = load(recipe)
+    assert episode.action.dtype == np.int64
+    assert set(episode.action[:-1, 0].tolist()) == {0, 1, 2, 3}
+    assert recipe.open_source().describe().num_actions == 4
+
+
+@pytest.mark.parametrize("kind", ["image", "grey"])
+def test_observation_is_the_picture(kind: str) -> None:
+    episode = load(make_recipe({"kind": kind}, cameras={"eye": "observation"}, state=None))
+    assert episode.state is None
+    np.testing.assert_allclose(episode.frames["eye"][3], 30, atol=1)
+
+
+def test_vector_observation_and_rendered_picture() -> None:
+    recipe = make_recipe({"kind": "vector"}, cameras={"eye": "render"}, state="observation")
+    episode = load(recipe)
+    np.testing.assert_array_equal(episode.state[:, 0], np.arange(9))
+    np.testing.assert_allclose(episode.frames["eye"][3], 30, atol=1)
+
+
+@pytest.mark.parametrize(
+    "env_id", ["os:Thing-v0", "../x", "a/b/c", "GymV26Environment-v0", "GymV21Environment-v0", ""]
+)
+def test_ids_that_could_import_a_module_are_refused(env_id: str) -> None:
+    with pytest.raises(RecipeError, match="only registered ids"):
+        make_recipe(env_id=env_id)
+
+
+def test_wrong_options_are_named() -> None:
+    with pytest.raises(RecipeError, match="NoSuchThing-v0 cannot be made"):
+        load(make_recipe(env_id="NoSuchThing-v0"))
+    with pytest.raises(
+        RecipeError, match=r"source\.state is 'position'; the observation has pixels"
+    ):
+        load(make_recipe(state="position"))
+    with pytest.raises(RecipeError, match="the observation is one array; use 'observation'"):
+        load(make_recipe({"kind": "image"}))
+    with pytest.raises(RecipeError, match=r"float32\(20, 30, 3\); expected uint8"):
+        load(make_recipe({"kind": "float"}, cameras={"eye": "observation"}, state=None))
+    with pytest.raises(RecipeError, match="Box and Discrete"):
+        make_recipe({"kind": "multi"}).open_source()
+    with pytest.raises(RecipeError, match="num_episodes is 0"):
+        make_recipe(num_episodes=0)
+
+
+def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(SourceError, match=r"pip install 'tokenwm\[atari\]'"):
+        load(make_recipe(env_id="ALE/Pong-v5"))
+
+
+def test_quality_rules_hold_for_simulators_too() -> None:
+    recipe = make_recipe({"length": 1000}, max_steps=20)
+    assert load(recipe).num_steps == 21
+    still = make_recipe({"kind": "vector"}, cameras={}, state="observation", max_steps=1)
+    with pytest.raises(EpisodeError, match="too short"):
+        load(parse_recipe(still.to_dict() | {"quality": {"min_steps": 3}}))
+
+
+def test_another_rate_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    values = make_recipe().to_dict() | {"control_rate": 25}
+    parse_recipe(values).open_source()
+    assert "runs at 10 Hz, the recipe says control_rate 25 Hz" in caplog.text
+
+
+def test_push_t_records_contacts() -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
+    recipe = make_recipe(
+        {"obs_type": "pixels_agent_pos", "observation_width": 64, "observation_height": 64},
+        env_id="gym_pusht/PushT-v0",
+        state="agent_pos",
+        policy="pusht_pusher",
+        max_steps=40,
+    )
+    source = recipe.open_source()
+    episodes = [source.load(ref) for ref in source.episodes()]
+    assert episodes[0].frames["top"].shape == (41, 16, 16, 3)
+    assert episodes[0].action.shape == (41, 2)
+    assert np.mean([float(e.metadata["contact_fraction"] or 0) for e in episodes]) > 0.2
+    assert source.provenance()["source_packages"].keys() == {"gymnasium", "gym-pusht"}

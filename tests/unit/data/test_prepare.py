@@ -1,0 +1,319 @@
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenwm.cli.prepare import main
+from tokenwm.data import shard_writer
+from tokenwm.data.prepare import prepare
+from tokenwm.data.recipe import load_recipe
+from tokenwm.data.shards import Manifest, ShardReader
+from tokenwm.data.statistics import ContinuousStatistics, DiscreteStatistics, MeanFrame
+from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError
+
+RECIPES = Path(__file__).parents[3] / "data_recipes"
+
+
+@pytest.fixture
+def dataset(lerobot: Any) -> Any:
+    """Six good episodes of 20 to 25 rows."""
+    for index in range(6):
+        lerobot.add(index, 20 + index)
+    return lerobot
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_from_recordings_to_shards(dataset: Any, tmp_path: Path) -> None:
+    messages: list[tuple[int, int, str]] = []
+    out = tmp_path / "out"
+    recipe = dataset.recipe(source={"state_units": "rad"})
+    manifest = prepare(recipe, out, progress=lambda *message: messages.append(message))
+    assert manifest == Manifest.load(out)
+    assert [manifest.num_episodes(split) for split in ("train", "val", "test")] == [4, 1, 1]
+    assert manifest.control_rate == 10.0
+    assert manifest.cameras == ("front",)
+    assert list(manifest.features) == ["frames.front", "state", "action", "terminated", "truncated"]
+    assert manifest.features["state"].units == "rad"
+    assert manifest.features["action"].names == ("action_0", "action_1", "action_2")
+    assert [done for done, _, _ in messages] == [1, 2, 3, 4, 5, 6]
+    assert {total for _, total, _ in messages} == {6}
+    reader = ShardReader(out, verify=True)
+    source = recipe.open_source()
+    for ref in source.episodes():
+        episode = source.load(ref)
+        arrays = reader.arrays(ref.key)
+        np.testing.assert_array_equal(arrays["frames.front"], episode.frames["front"])
+        np.testing.assert_array_equal(arrays["action"], episode.action)
+        assert reader.metadata(ref.key)["task"] == "push the block"
+
+
+def test_provenance_and_statistics_travel_with_the_dataset(dataset: Any, tmp_path: Path) -> None:
+    recipe = dataset.recipe()
+    manifest = prepare(recipe, tmp_path / "out")
+    assert manifest.provenance["licence"] == "MIT"
+    assert manifest.provenance["source"] == str(dataset.folder)
+    assert len(manifest.provenance["source_checksum"]) == 64
+    assert manifest.provenance["tool"].startswith("tokenwm ")
+    assert manifest.provenance["recipe"] == recipe.to_dict()
+    reader = ShardReader(tmp_path / "out")
+    train = [reader.arrays(key) for key in reader.keys("train")]
+    # The last step of an episode has no action: its zeros must not count.
+    action = np.concatenate([arrays["action"][:-1] for arrays in train])
+    state = np.concatenate([arrays["state"] for arrays in train])
+    frames = np.concatenate([arrays["frames.front"] for arrays in train])
+    for name, values in (("action", action), ("state", state)):
+        figures = manifest.statistics[name]
+        assert figures["count"] == len(values)
+        np.testing.assert_allclose(figures["min"], values.min(axis=0))
+        np.testing.assert_allclose(figures["max"], values.max(axis=0))
+        np.testing.assert_allclose(figures["mean"], values.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(figures["std"], values.std(axis=0), rtol=1e-4, atol=1e-7)
+        quantiles = np.array(figures["quantiles"])
+        assert quantiles.shape == (values.shape[1], 1001)
+        np.testing.assert_allclose(quantiles[:, 500], np.median(values, axis=0), rtol=1e-5)
+    mean = np.load(tmp_path / "out" / manifest.statistics["frames.front"]["mean_frame"]["file"])
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-5)
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(dataset: Any, tmp_path: Path) -> None:
+    dataset.video(3).unlink()  # what is left out must not depend on it either
+    prepare(dataset.recipe(), tmp_path / "none", num_workers=0)
+    prepare(dataset.recipe(), tmp_path / "two", num_workers=2)
+    assert contents(tmp_path / "none") == contents(tmp_path / "two")
+
+
+def test_bad_episodes_are_left_out_and_listed(dataset: Any, tmp_path: Path) -> None:
+    action = np.zeros((20, 3), np.float32)
+    action[3] = np.nan
+    dataset.add(6, 20, action=action)
+    dataset.add(7, 20, observation__state=np.zeros((20, 5), np.float32) + np.arange(20)[:, None])
+    dataset.video(2).unlink()
+    manifest = prepare(dataset.recipe(splits={"val": 0.0, "test": 0.0}), tmp_path / "out")
+    assert manifest.num_episodes("train") == 5
+    reasons = {item.key: item.reason for item in manifest.excluded}
+    assert list(reasons) == ["episode_000002", "episode_000006", "episode_000007"]
+    assert "is missing" in reasons["episode_000002"]
+    assert "NaN" in reasons["episode_000006"]
+    assert "state differs in shape" in reasons["episode_000007"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_strict_recipe_stops(dataset: Any, tmp_path: Path, num_workers: int) -> None:
+    dataset.video(2).unlink()
+    with pytest.raises(EpisodeError, match="episode_000002: video .* is missing"):
+        prepare(dataset.recipe(quality={"strict": True}), tmp_path / "out", num_workers)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_a_split_that_loses_all_its_episodes_is_an_error(dataset: Any, tmp_path: Path) -> None:
+    for index in range(6):
+        dataset.video(index).unlink()
+    with pytest.raises(SourceError, match="no episode is left for split .* 6 of 6 were left out"):
+        prepare(dataset.recipe(), tmp_path / "out")
+    assert contents(tmp_path / "out") == {}
+
+
+def test_too_few_episodes(lerobot: Any, tmp_path: Path) -> None:
+    lerobot.add(0, 20)
+    with pytest.raises(RecipeError, match="cannot be divided"):
+        prepare(lerobot.recipe(), tmp_path / "out")
+
+
+class FullDisk:
+    """A file on a disk with room for ``room`` bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: Any) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return int(self.file.write(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> Any:
+        self.file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.__exit__(*error)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("file_that_fails", ["train-000000.tar", "test-000000.tar", "mean_frame"])
+def test_disk_full_leaves_nothing(
+    dataset: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file_that_fails: str,
+    num_workers: int,
+) -> None:
+    import builtins
+
+    real_open = builtins.open
+
+    def open_on_full_disk(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = real_open(path, mode, *args, **kwargs)
+        name = str(path) if isinstance(path, str | Path) else ""
+        if "w" in mode and file_that_fails in name:
+            return FullDisk(file, room=1000)
+        return file
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    monkeypatch.setattr(builtins, "open", open_on_full_disk)
+    with pytest.raises(
+        ShardError, match="could not be written.*No space left on device.*free space"
+    ):
+        prepare(dataset.recipe(), out, num_workers)
+    monkeypatch.undo()
+    assert contents(out) == {"notes.txt": b"mine"}
+    with pytest.raises(ShardError, match="not a finished dataset"):
+        ShardReader(out)
+    prepare(dataset.recipe(), out)  # and with room again it simply works
+    ShardReader(out, verify=True)
+
+
+def test_interrupted_run_leaves_nothing_and_can_be_run_again(dataset: Any, tmp_path: Path) -> None:
+    def interrupt(done: int, total: int, message: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataset.recipe(), tmp_path / "out", progress=interrupt)
+    assert contents(tmp_path / "out") == {}
+    # After a kill there was no time to clean up.
+    (tmp_path / "out" / "train-000000.tar").write_bytes(b"half")
+    (tmp_path / "out" / ".val-000000.tar.partial").write_bytes(b"half")
+    prepare(dataset.recipe(), tmp_path / "out")
+    prepare(dataset.recipe(), tmp_path / "clean")
+    assert contents(tmp_path / "out") == contents(tmp_path / "clean")
+
+
+def test_finished_dataset_is_kept_if_nothing_changed(
+    dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = prepare(dataset.recipe(), out)
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer.ShardWriter, "add", None)  # nothing may be written
+        assert prepare(dataset.recipe(), out) == first
+    with pytest.raises(
+        ShardError, match=r"differs in recipe\); choose another folder, or .*overwrite"
+    ):
+        prepare(dataset.recipe(image_size=[24, 24]), out)
+    assert contents(out) == before
+    dataset.add(6, 20)
+    with pytest.raises(ShardError, match="differs in source_checksum"):
+        prepare(dataset.recipe(), out)
+    manifest = prepare(dataset.recipe(image_size=[24, 24]), out, overwrite=True)
+    assert manifest.features["frames.front"].shape == (24, 24, 3)
+    ShardReader(out, verify=True)
+
+
+def test_incomplete_or_damaged_dataset_is_not_kept(dataset: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(dataset.recipe(), out)
+    before = contents(out)
+    (out / "val-000000.tar").unlink()
+    with pytest.raises(ShardError, match="the shards, which are not all there"):
+        prepare(dataset.recipe(), out)
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(ShardError, match="the manifest, which is damaged"):
+        prepare(dataset.recipe(), out)
+    prepare(dataset.recipe(), out, overwrite=True)
+    assert contents(out) == before
+
+
+def test_source_is_never_written_to(dataset: Any, tmp_path: Path) -> None:
+    before = {path: path.stat() for path in dataset.folder.rglob("*")}
+    prepare(dataset.recipe(), tmp_path / "out", num_workers=2)
+    after = {path: path.stat() for path in dataset.folder.rglob("*")}
+    assert {p: (s.st_mtime_ns, s.st_size) for p, s in before.items()} == {
+        p: (s.st_mtime_ns, s.st_size) for p, s in after.items()
+    }
+
+
+def test_discrete_actions_and_metadata_from_a_simulator(tmp_path: Path) -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
+    overrides = ["source.num_episodes=4", "source.max_steps=12", "image_size=[16,16]"]
+    recipe = load_recipe(RECIPES / "pusht.yaml", overrides)
+    manifest = prepare(recipe, tmp_path / "out", num_workers=2)
+    assert manifest.num_steps("train") == 2 * 13
+    assert list(manifest.features)[-3:] == ["reward", "terminated", "truncated"]
+    assert 0.0 <= manifest.extra["train_metadata_mean"]["contact_fraction"] <= 1.0
+    assert manifest.provenance["source_packages"]["gym-pusht"]
+    reader = ShardReader(tmp_path / "out")
+    assert "contact_fraction" in reader.metadata(reader.keys()[0])
+
+
+def test_discrete_action_feature_counts_its_ids(make_lerobot: Any, tmp_path: Path) -> None:
+    lerobot = make_lerobot(fps=10)
+    for index in range(3):
+        lerobot.add(index, 8, action=np.arange(8) % 5)
+    manifest = prepare(lerobot.recipe(), tmp_path / "out")
+    assert manifest.features["action"].kind == "discrete"
+    assert manifest.features["action"].num_values == 5
+    assert manifest.statistics["action"] == {"count": 7, "counts": [2, 2, 1, 1, 1]}
+
+
+def test_command_line(dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset.video(5).unlink()
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text(json.dumps(dataset.recipe().to_dict()))  # JSON is YAML
+    out = tmp_path / "out"
+    arguments = [str(recipe), "--out", str(out), "--workers", "0"]
+    assert main([*arguments, "--set", "name=other", "splits.test=0"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("other, 10 Hz", "train", "left out: 1 episode", "episode_000005", "is missing"):
+        assert text in printed
+    assert Manifest.load(out).num_episodes("test") == 0
+    with pytest.raises(ShardError, match="--overwrite"):
+        main(arguments)
+    assert main([*arguments, "--overwrite"]) == 0
+    with pytest.raises(RecipeError, match="unknown key 'nome'"):
+        main([*arguments, "--set", "nome=x"])
+    with pytest.raises(SystemExit):
+        main([str(recipe)])
+
+
+def test_statistics_stay_exact_when_rows_are_thinned_out() -> None:
+    values = np.random.default_rng(0).normal(1000.0, 0.5, (5000, 2)).astype(np.float32)
+    figures = ContinuousStatistics(max_rows=1000)
+    for start in range(0, 5000, 37):
+        figures.add(values[start : start + 37])
+    figures.add(values[:0])
+    result = figures.result()
+    assert result["count"] == 5000
+    np.testing.assert_allclose(result["mean"], values.mean(axis=0, dtype=np.float64), rtol=1e-9)
+    np.testing.assert_allclose(result["std"], values.std(axis=0, dtype=np.float64), rtol=1e-6)
+    quantiles = np.array(result["quantiles"])
+    np.testing.assert_array_equal(quantiles[:, 0].astype(np.float32), values.min(axis=0))
+    np.testing.assert_array_equal(quantiles[:, -1].astype(np.float32), values.max(axis=0))
+    np.testing.assert_allclose(quantiles[:, 500], np.median(values, axis=0), atol=0.05)
+    assert (np.diff(quantiles, axis=1) >= 0).all()
+
+
+def test_small_statistics() -> None:
+    assert ContinuousStatistics().result() == {"count": 0}
+    counts = DiscreteStatistics()
+    counts.add(np.array([[0], [2]]))
+    counts.add(np.array([[0]]))
+    assert counts.result() == {"count": 3, "counts": [2, 0, 1]}
+    mean = MeanFrame()
+    mean.add(np.zeros((1, 2, 2, 3), np.uint8))
+    mean.add(np.full((3, 2, 2, 3), 200, np.uint8))
+    np.testing.assert_array_equal(mean.result(), 150)

@@ -1,0 +1,135 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenwm.data.recipe import SplitConfig, load_recipe, parse_recipe, split_keys
+from tokenwm.errors import RecipeError
+
+RECIPES = Path(__file__).parents[3] / "data_recipes"
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    source = {"type": "lerobot", "path": "x", "cameras": {"front": "observation.images.front"}}
+    return {"name": "test", "source": source, "control_rate": 10} | changes
+
+
+@pytest.mark.parametrize("name", ["pusht", "unitree_g1_bottle", "template"])
+def test_shipped_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert recipe.control_rate == 10.0
+    assert parse_recipe(recipe.to_dict()).to_dict() == recipe.to_dict()
+
+
+def test_template_lists_every_key_of_a_lerobot_recipe() -> None:
+    from omegaconf import OmegaConf
+
+    written = OmegaConf.to_container(OmegaConf.load(RECIPES / "template.yaml"))
+    full = load_recipe(RECIPES / "template.yaml").to_dict()
+    assert isinstance(written, dict)
+    assert set(written) == set(full)
+    assert set(written["source"]) == set(full["source"])
+    assert set(written["quality"]) == set(full["quality"])
+
+
+def test_defaults() -> None:
+    recipe = parse_recipe(values())
+    assert recipe.image_size == (64, 64)
+    assert recipe.action_aggregation == "last"
+    assert recipe.quality.strict is False
+
+
+def test_overrides_go_on_top_of_the_file(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        RECIPES / "pusht.yaml",
+        ["source.num_episodes=3", "image_size=[32,48]", "quality.strict=true"],
+    )
+    assert recipe.image_size == (32, 48)
+    assert recipe.quality.strict is True
+    assert recipe.to_dict()["source"]["num_episodes"] == 3
+    assert recipe.folder == RECIPES.resolve()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contol_rate": 10}, r"unknown key 'contol_rate'; did you mean 'control_rate'\?"),
+        (
+            {"quality": {"strikt": True}},
+            r"unknown key 'quality.strikt'; did you mean 'quality.strict",
+        ),
+        ({"folder": "/"}, "unknown key 'folder'"),
+        (
+            {"source": {"type": "lerobot", "path": "x", "camera": {}}},
+            "did you mean 'source.cameras'",
+        ),
+        ({"source": {"type": "lerobt", "path": "x"}}, "did you mean 'lerobot'"),
+        ({"source": {"path": "x"}}, "'type' chooses the reader"),
+        ({"source": {"type": "lerobot", "cameras": {"a": "b"}}}, "'source.path' is missing"),
+        ({"source": {"type": "lerobot", "path": "x"}}, "source.cameras is empty and state is null"),
+        ({"control_rate": "ten"}, r"control_rate is 'ten' \(str\); expected a number"),
+        ({"control_rate": True}, "expected a number"),
+        ({"control_rate": 0}, "expected Hz > 0"),
+        ({"control_rate": None}, r"\(null\); expected a number"),
+        ({"image_size": [64]}, "expected a list of 2 entries, each a whole number"),
+        ({"image_size": [64, 64.5]}, r"image_size\[1\] is '64.5'"),
+        ({"image_size": [4, 64]}, r"in \[8, 1024\]"),
+        ({"action_aggregation": "median"}, "expected one of last, first, mean, sum"),
+        ({"splits": {"val": 1.0}}, "splits.val is 1.0"),
+        ({"splits": {"val": 0.5, "test": 0.5}}, "nothing is left"),
+        ({"splits": {"seed": True}}, "expected a whole number"),
+        ({"splits": 3}, "splits is '3'"),
+        ({"quality": {"min_steps": 1}}, "quality.min_steps is 1"),
+        ({"quality": {"strict": "yes"}}, "expected true or false"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        (
+            {"source": {"type": "gymnasium", "env_id": "os:system", "state": "x"}},
+            "module to import",
+        ),
+        (
+            {"source": {"type": "gymnasium", "env_id": "A-v0", "state": "x", "policy": "p"}},
+            "policy",
+        ),
+    ],
+)
+def test_wrong_values_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as raised:
+        parse_recipe(values(**changes), origin="my.yaml")
+    assert str(raised.value).startswith("my.yaml: ")
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_recipe(tmp_path / "missing.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: [1, 2\n")
+    with pytest.raises(RecipeError, match=r"bad\.yaml cannot be read"):
+        load_recipe(path)
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(RecipeError, match="expected keys and values"):
+        load_recipe(path)
+    path.write_text("name: a\nname: b\n")
+    with pytest.raises(RecipeError, match="duplicate key"):
+        load_recipe(path)
+    path.write_text("name: ${nothing}\n")
+    with pytest.raises(RecipeError, match=r"bad\.yaml cannot be read"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="expected key=value"):
+        load_recipe(RECIPES / "pusht.yaml", ["seed"])
+
+
+def test_splits_are_a_pure_function_of_keys_and_seed() -> None:
+    keys = [f"episode_{index:06d}" for index in range(50)]
+    splits = split_keys(keys, SplitConfig(val=0.1, test=0.2, seed=0))
+    assert splits == split_keys(reversed(keys), SplitConfig(val=0.1, test=0.2, seed=0))
+    assert splits != split_keys(keys, SplitConfig(val=0.1, test=0.2, seed=1))
+    counts = [list(splits.values()).count(name) for name in ("train", "val", "test")]
+    assert counts == [35, 5, 10]
+
+
+def test_every_split_gets_an_episode() -> None:
+    splits = split_keys(["a", "b", "c"], SplitConfig(val=0.01, test=0.01))
+    assert sorted(splits.values()) == ["test", "train", "val"]
+    assert set(split_keys(["a"], SplitConfig(val=0.0, test=0.0)).values()) == {"train"}
+    with pytest.raises(RecipeError, match=r"2 episode\(s\) cannot be divided"):
+        split_keys(["a", "b"], SplitConfig())

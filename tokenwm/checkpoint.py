@@ -1,0 +1,239 @@
+"""Checkpoint folders: ``model.safetensors``, ``config.yaml``, ``provenance.json``; nothing in them can run code.
+
+A world model's folder holds its tokenizer in ``tokenizer/``, so one folder is all a robot needs. Lightning's own
+checkpoints are for resuming training only.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
+
+CHECKPOINT_VERSION = 1
+WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
+
+
+def tokenizer_hash(tokenizer: FrameTokenizer) -> str:
+    """SHA-256 of the tokenizer's config and weights, the identity that token shards carry."""
+    digest = hashlib.sha256(
+        json.dumps(_tokenizer_config(tokenizer), sort_keys=True).encode()
+    )
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tokenizer(
+    folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[str, Any]
+) -> str:
+    """Write a tokenizer's checkpoint folder; returns its hash."""
+    identity = tokenizer_hash(tokenizer)
+    config = {"kind": "frame_tokenizer", **_tokenizer_config(tokenizer)}
+    _write(folder, tokenizer, config, {**provenance, "tokenizer_hash": identity})
+    return identity
+
+
+def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> FrameTokenizer:
+    """Load a tokenizer in eval mode.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, of another kind or version, or does not match its hash.
+    """
+    config, weights, provenance = _read(folder, "frame_tokenizer")
+    with _explaining(folder):
+        tokenizer = FrameTokenizer(
+            FrameTokenizerConfig(**_tuples(config["tokenizer"])),
+            (int(config["image_size"][0]), int(config["image_size"][1])),
+            int(config["num_cameras"]),
+        )
+        _load_state(tokenizer, weights)
+    if provenance.get("tokenizer_hash") != tokenizer_hash(tokenizer):
+        raise CheckpointError(
+            f"{folder}: the weights do not have the hash that {PROVENANCE} names; the folder was changed or damaged"
+        )
+    return tokenizer.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def save_world_model(
+    folder: Path,
+    model: WorldModel,
+    tokenizer: FrameTokenizer,
+    provenance: Mapping[str, Any],
+    *,
+    control_rate: float,
+    cameras: tuple[str, ...],
+) -> None:
+    """Write a world model's checkpoint folder with its tokenizer inside.
+
+    Raises:
+        CheckpointError: The tokenizer is not the one that made the model's tokens.
+    """
+    check_tokenizer(model.vocabulary, tokenizer)
+    config = {
+        "kind": "world_model",
+        "world_model": dataclasses.asdict(model.config),
+        "vocabulary": model.vocabulary.to_dict(),
+        "control_rate": control_rate,
+        "cameras": list(cameras),
+    }
+    _write(folder, model, config, provenance)
+    save_tokenizer(folder / "tokenizer", tokenizer, {"part_of": "world_model"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedWorldModel:
+    """What a world model's checkpoint folder holds.
+
+    Attributes:
+        world_model: In eval mode.
+        tokenizer: In eval mode.
+        control_rate: Steps per second, Hz.
+        cameras: Names of the cameras in order.
+        provenance: Where model and data came from.
+    """
+
+    world_model: WorldModel
+    tokenizer: FrameTokenizer
+    control_rate: float
+    cameras: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+
+def load_world_model(folder: Path, device: str | torch.device = "cpu") -> LoadedWorldModel:
+    """Load a world model and its tokenizer.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the tokenizer is not the one that made the tokens.
+    """
+    config, weights, provenance = _read(folder, "world_model")
+    with _explaining(folder):
+        values = dict(config["world_model"])
+        transformer = TransformerConfig(**values.pop("transformer"))
+        model = WorldModel(
+            WorldModelConfig(transformer=transformer, **values),
+            Vocabulary.from_dict(config["vocabulary"]),
+        )
+        _load_state(model, weights)
+        control_rate, cameras = float(config["control_rate"]), tuple(config["cameras"])
+    tokenizer = load_tokenizer(folder / "tokenizer", device)
+    check_tokenizer(model.vocabulary, tokenizer)
+    return LoadedWorldModel(
+        world_model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        control_rate=control_rate,
+        cameras=cameras,
+        provenance=provenance,
+    )
+
+
+def check_tokenizer(vocabulary: Vocabulary, tokenizer: FrameTokenizer) -> None:
+    """Check that a tokenizer made the tokens of a vocabulary.
+
+    Raises:
+        CheckpointError: Its hash differs.
+    """
+    identity = tokenizer_hash(tokenizer)
+    if identity != vocabulary.tokenizer_hash:
+        raise CheckpointError(
+            f"the tokenizer has hash {identity[:12]}…, but the tokens were made by {vocabulary.tokenizer_hash[:12]}…; "
+            "use the tokenizer that made the token shards, or run 'tokenwm tokenize' again and train on its output"
+        )
+
+
+def _tokenizer_config(tokenizer: FrameTokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer": _lists(dataclasses.asdict(tokenizer.config)),
+        "image_size": list(tokenizer.image_size),
+        "num_cameras": tokenizer.num_cameras,
+    }
+
+
+def _lists(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _write(
+    folder: Path, module: nn.Module, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> None:
+    """Write into a sibling folder first, so that a folder of this name is always whole."""
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(state, partial / WEIGHTS)
+    versioned = {"checkpoint_version": CHECKPOINT_VERSION, **config}
+    (partial / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))
+    (partial / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2, default=str) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS, PROVENANCE):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} has no {name}; a checkpoint folder holds {CONFIG}, {WEIGHTS} and {PROVENANCE} "
+                "and is written at the end of 'tokenwm tokenizer fit' or 'tokenwm world-model fit'"
+            )
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        weights = load_file(folder / WEIGHTS)
+        provenance = json.loads((folder / PROVENANCE).read_text())
+    except (SafetensorError, OmegaConfBaseException, ValueError, OSError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    except Exception as error:  # YAML scanners raise their own hierarchy
+        raise CheckpointError(f"{folder / CONFIG} is not valid YAML: {error}") from error
+    if not isinstance(config, dict) or config.get("kind") != kind:
+        found = config.get("kind") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{folder / CONFIG} has kind {found!r}; expected {kind!r}")
+    if config.get("checkpoint_version") != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this tokenwm reads "
+            f"{CHECKPOINT_VERSION}; see CHANGELOG.md"
+        )
+    return {str(k): v for k, v in config.items()}, weights, provenance
+
+
+class _explaining:
+    """Turns what goes wrong while a model is rebuilt into a CheckpointError that names the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CheckpointError):
+            return
+        if isinstance(error, (TokenwmError, KeyError, TypeError, RuntimeError, ValueError)):
+            raise CheckpointError(f"{self.folder} does not describe a model: {error}") from error
+
+
+def _load_state(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    module.load_state_dict(dict(weights), strict=True)

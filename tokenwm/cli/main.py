@@ -1,0 +1,117 @@
+"""``tokenwm VERB ...``: finds the verb's module, runs its ``main``, makes errors into messages.
+
+Nothing heavy is imported here (no torch, no rich), so that ``tokenwm --help`` answers at once; a
+verb's module is imported when the verb runs.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from tokenwm import __version__
+from tokenwm.errors import TokenwmError
+
+VERBS: Mapping[str, tuple[str, str]] = {
+    "quickstart": (
+        "tokenwm.cli.quickstart",
+        "record, prepare, train, imagine and report on Push-T, in 15 minutes",
+    ),
+    "prepare": ("tokenwm.cli.prepare", "turn recorded episodes into shards, as a recipe says"),
+    "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),
+    "tokenize": ("tokenwm.cli.tokenize", "turn frame shards into token shards"),
+    "world-model": ("tokenwm.cli.world_model", "fit, validate or test the world model"),
+    "imagine": ("tokenwm.cli.imagine", "imagine a future from an episode, as GIF, MP4 or NPZ"),
+    "evaluate": ("tokenwm.cli.evaluate", "measure a world model on held-out episodes, as a report"),
+}
+"""Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+TRACEBACK_VARIABLE = "TOKENWM_TRACEBACK"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``tokenwm`` with the given arguments.
+
+    Args:
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        0 on success, 1 after an error the user can mend, 2 after a wrong verb, 130 after Ctrl-C;
+        otherwise what the verb's own ``main`` returns.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return EXIT_OK
+    verb, *rest = arguments
+    if verb in ("-V", "--version"):
+        print(f"tokenwm {__version__}")
+        return EXIT_OK
+    if verb not in VERBS:
+        print(unknown_verb_message(verb), file=sys.stderr)
+        return EXIT_USAGE
+    return run_verb(verb, rest)
+
+
+def run_verb(verb: str, argv: list[str]) -> int:
+    """Import the module of a known verb and run it, with errors and Ctrl-C made into messages.
+
+    Args:
+        verb: A key of ``VERBS``.
+        argv: The arguments after the verb.
+
+    Returns:
+        The exit code, see :func:`main`.
+    """
+    try:
+        verb_main: Callable[[list[str]], int] = importlib.import_module(VERBS[verb][0]).main
+        return verb_main(argv)
+    except TokenwmError as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            import traceback
+
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: the work so far is kept; run the same command again to continue",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+
+
+def help_text() -> str:
+    """Return what ``tokenwm --help`` prints: every verb with its line of help."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(
+        [
+            f"tokenwm {__version__}: token world models for robot learning",
+            "",
+            "usage: tokenwm VERB [options]      tokenwm VERB --help      tokenwm --version",
+            "",
+            *lines,
+            "",
+            "Begin with: tokenwm quickstart",
+            f"Errors are one line; with {TRACEBACK_VARIABLE}=1 set they show where they arose.",
+        ]
+    )
+
+
+def unknown_verb_message(verb: str) -> str:
+    """Return the message for a word that is no verb, with the nearest verb if one is near."""
+    import difflib
+
+    nearest = difflib.get_close_matches(verb, VERBS, n=1)
+    suggestion = f"did you mean '{nearest[0]}'?" if nearest else f"verbs: {', '.join(VERBS)}"
+    return f"error: unknown verb '{verb}'; {suggestion} (tokenwm --help lists all)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""From the rate of the source to the control rate of the dataset, keeping the time alignment.
+
+With factor ``f`` the kept steps are the source's rows ``0, f, 2f, …``. What happens between two
+kept observations belongs to the first of them: rows ``[t·f, (t+1)·f)`` give the action (aggregated
+as the recipe says), the reward (summed) and the termination (any) of kept step ``t``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.errors import RecipeError
+
+Aggregation = Literal["last", "first", "mean", "sum"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What one episode records beside pictures.
+
+    Attributes:
+        action: ``(T, action_dim)`` float32 or int64.
+        state: ``(T, state_dim)`` float32, or None.
+        reward: ``(T,)`` float32, or None.
+        terminated: ``(T,)`` bool.
+    """
+
+    action: NDArray[Any]
+    state: NDArray[np.float32] | None
+    reward: NDArray[np.float32] | None
+    terminated: NDArray[np.bool_]
+
+
+def downsampling_factor(source_rate: float, control_rate: float) -> int:
+    """How many rows of the source make one step.
+
+    Raises:
+        RecipeError: The source's rate is not a whole multiple of the control rate.
+    """
+    ratio = source_rate / control_rate
+    factor = round(ratio)
+    if factor < 1 or not math.isclose(ratio, factor, rel_tol=1e-6):
+        whole = ", ".join(f"{source_rate / n:g}" for n in (1, 2, 3, 5))
+        raise RecipeError(
+            f"control_rate {control_rate:g} Hz does not divide the source's {source_rate:g} Hz "
+            f"(ratio {ratio:.4g}); possible are {whole}, …"
+        )
+    return factor
+
+
+def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signals:
+    """Keep every ``factor``-th step; the last kept step gets no action, reward or termination.
+
+    Args:
+        signals: ``T`` rows of the source, ``T >= 1``.
+        factor: Rows per step, ``>= 1``.
+        aggregation: How the actions of one step become one.
+
+    Returns:
+        ``ceil(T / factor)`` steps.
+
+    Raises:
+        RecipeError: ``mean`` or ``sum`` of discrete actions.
+    """
+    action = signals.action
+    discrete = np.issubdtype(action.dtype, np.integer)
+    if aggregation not in get_args(Aggregation):
+        raise RecipeError(f"action_aggregation {aggregation!r} is not last, first, mean or sum")
+    if discrete and factor > 1 and aggregation in ("mean", "sum"):
+        raise RecipeError(
+            f"action_aggregation: {aggregation} makes no sense for discrete actions; "
+            "use last or first"
+        )
+    num_steps = math.ceil(len(action) / factor)
+    # All rows that belong to a kept step which another kept step follows.
+    used = (num_steps - 1) * factor
+    grouped = action[:used].reshape(num_steps - 1, factor, action.shape[1])
+    if aggregation == "last":
+        kept = grouped[:, -1]
+    elif aggregation == "first":
+        kept = grouped[:, 0]
+    elif aggregation == "mean":
+        kept = grouped.mean(axis=1, dtype=np.float64)
+    else:
+        kept = grouped.sum(axis=1, dtype=np.float64)
+    new_action = np.zeros((num_steps, action.shape[1]), dtype=action.dtype)
+    new_action[:-1] = kept
+    terminated = np.zeros(num_steps, dtype=np.bool_)
+    terminated[:-1] = signals.terminated[:used].reshape(-1, factor).any(axis=1)
+    reward = None
+    if signals.reward is not None:
+        reward = np.zeros(num_steps, dtype=np.float32)
+        reward[:-1] = signals.reward[:used].reshape(-1, factor).sum(axis=1, dtype=np.float64)
+    state = None if signals.state is None else signals.state[::factor]
+    return Signals(action=new_action, state=state, reward=reward, terminated=terminated)

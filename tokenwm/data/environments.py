@@ -1,0 +1,160 @@
+"""Make simulators from the ids in recipes, and read their pictures and actions.
+
+Recipes may come from strangers, so only environments of Gymnasium itself and of the packages in
+``PACKAGES`` can be made; an id that names a module to import is refused.
+"""
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.errors import RecipeError, SourceError
+
+PACKAGES = {  # start of the id → (module that registers it, package, how to install it)
+    "gym_pusht/": ("gym_pusht", "gym-pusht", "pip install 'tokenwm[pusht]'"),
+    "ALE/": ("ale_py", "ale-py", "pip install 'tokenwm[atari]'"),
+    "MiniGrid-": ("minigrid", "minigrid", "pip install minigrid"),
+    "BabyAI-": ("minigrid", "minigrid", "pip install minigrid"),
+}
+ENV_ID_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_.-]+")
+HEADLESS = {  # simulators draw without a screen unless the user has set it otherwise
+    "SDL_VIDEODRIVER": "dummy",
+    "MUJOCO_GL": "egl",
+    "PYGAME_HIDE_SUPPORT_PROMPT": "1",
+}
+RENDER = "render"
+"""Name for the picture that ``env.render()`` returns."""
+WHOLE = "observation"
+"""Name for an observation that is one array."""
+
+
+def check_env_id(env_id: str) -> None:
+    """Refuse ids that could make Gymnasium import a module of the recipe's choice.
+
+    Raises:
+        RecipeError: The id is not a plain registered one.
+    """
+    # GymV21Environment and GymV26Environment take an id of the old gym, which may name a module.
+    if not ENV_ID_PATTERN.fullmatch(env_id) or env_id.startswith("GymV2"):
+        raise RecipeError(
+            f"env_id is {env_id!r}; only registered ids such as 'gym_pusht/PushT-v0' are allowed, "
+            "none that names a module to import ('module:id')"
+        )
+
+
+def packages_of(env_id: str) -> list[str]:
+    """Names of the installed packages an environment comes from."""
+    starts = [start for start in PACKAGES if env_id.startswith(start)]
+    return ["gymnasium", *(PACKAGES[start][1] for start in starts)]
+
+
+def make_environment(env_id: str, env_kwargs: Mapping[str, Any], *, renders: bool = False) -> Any:
+    """Make an environment, importing only packages that are named in this file.
+
+    Args:
+        env_id: Registered id.
+        env_kwargs: Arguments of the environment.
+        renders: ``env.render()`` must return pictures.
+
+    Raises:
+        RecipeError: There is no such environment, or it does not take these arguments.
+        SourceError: Its package is not installed.
+    """
+    check_env_id(env_id)
+    for name, value in HEADLESS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise SourceError(
+            f"gymnasium cannot be imported ({error}); pip install 'tokenwm[pusht]'"
+        ) from error
+    for start, (module_name, _, install) in PACKAGES.items():
+        if env_id.startswith(start):
+            try:
+                gymnasium.register_envs(importlib.import_module(module_name))
+            except ImportError as error:
+                raise SourceError(
+                    f"{env_id} needs {module_name}, which cannot be imported ({error}); {install}"
+                ) from error
+    arguments = dict(env_kwargs)
+    if renders:
+        arguments.setdefault("render_mode", "rgb_array")
+    # The checker warns about style; what matters to a recording is checked by the recorder.
+    arguments["disable_env_checker"] = True
+    try:
+        return gymnasium.make(env_id, **arguments)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise SourceError(f"{env_id}: {error}") from error
+    except (gymnasium.error.Error, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"source: {env_id} cannot be made with env_kwargs "
+            f"{json.dumps(dict(env_kwargs), default=str)}: {error}"
+        ) from error
+
+
+def check_action_space(space: Any) -> None:
+    """Check that actions are one id or a vector of real numbers.
+
+    Raises:
+        RecipeError: They are something else.
+    """
+    from gymnasium import spaces
+
+    if not isinstance(space, spaces.Box | spaces.Discrete):
+        raise RecipeError(f"source: action space {space} is not supported; Box and Discrete are")
+
+
+def encode_action(space: Any, action: Any) -> NDArray[Any]:
+    """An action as ``(action_dim,)`` float32, or as ``(1,)`` int64, an id counted from 0."""
+    if hasattr(space, "n"):
+        return np.array([int(action) - int(space.start)], dtype=np.int64)
+    return np.asarray(action, dtype=np.float32).reshape(-1)
+
+
+def pick(observation: Any, key: str, option: str) -> Any:
+    """The part of an observation that a recipe names.
+
+    Args:
+        observation: A mapping, or one array.
+        key: Key of the mapping, or ``observation`` for the one array.
+        option: Option of the recipe, for messages.
+
+    Raises:
+        RecipeError: The observation has no such part.
+    """
+    if isinstance(observation, Mapping):
+        if key in observation:
+            return observation[key]
+        known = ", ".join(map(str, observation))
+        raise RecipeError(f"source.{option} is {key!r}; the observation has {known}, or {RENDER!r}")
+    if key != WHOLE:
+        raise RecipeError(
+            f"source.{option} is {key!r}, but the observation is one array; "
+            f"use {WHOLE!r} or {RENDER!r}"
+        )
+    return observation
+
+
+def as_rgb(image: Any, where: str) -> NDArray[np.uint8]:
+    """A copy of an image as ``(H, W, 3)`` uint8; grey ones are repeated.
+
+    Raises:
+        RecipeError: It is no image.
+    """
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise RecipeError(
+            f"source.{where} gives {image.dtype}{image.shape}; "
+            "expected uint8 (H, W, 3), (H, W, 1) or (H, W)"
+        )
+    # A copy in any case: simulators may draw the next frame into the same memory.
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image.copy()

@@ -1,0 +1,310 @@
+"""The manifest: what a dataset folder holds.
+
+A folder is a dataset if and only if it has a ``manifest.json``, and that is written last. Reading
+is strict: an unknown key, a wrong type or another schema version is an error, never a guess. See
+:mod:`tokenwm.data.shards` for the tar files themselves.
+"""
+
+import difflib
+import json
+import re
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tokenwm.data.atomic import open_atomically
+from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.errors import ShardError
+
+SCHEMA_VERSION = 1
+"""Version of the manifest and of the shards; see CHANGELOG.md for what changed with each."""
+
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "val", "test")
+ALLOWED_DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32")
+FIELD_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
+"""Names of fields: ``action``, or ``frames.<camera>`` with one dot."""
+SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """What one field of every episode holds.
+
+    Attributes:
+        kind: ``frames`` (uint8 pixels), ``continuous``, ``discrete`` (ids), ``flag`` or ``tokens``.
+        shape: Shape of one step, without the leading ``T``; ``()`` for a scalar.
+        dtype: One of ``ALLOWED_DTYPES``.
+        units: Units in words, for example ``rad`` or ``px``; empty if unknown.
+        names: One name per entry of the last axis, or empty.
+        num_values: Ids are in ``[0, num_values)``; None for what holds no ids.
+    """
+
+    kind: Literal["frames", "continuous", "discrete", "flag", "tokens"]
+    shape: tuple[int, ...]
+    dtype: str
+    units: str = ""
+    names: tuple[str, ...] = ()
+    num_values: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar file.
+
+    Attributes:
+        path: File name inside the dataset folder, ``{split}-{i:06d}.tar``.
+        split: ``train``, ``val`` or ``test``.
+        sha256: Hex digest of the whole file.
+        num_bytes: Size of the file.
+        num_episodes: Episodes in it.
+        num_steps: Steps of all its episodes.
+    """
+
+    path: str
+    split: str
+    sha256: str
+    num_bytes: int
+    num_episodes: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeInfo:
+    """Where one episode lies.
+
+    Attributes:
+        key: Name of the episode, unique in the dataset.
+        split: ``train``, ``val`` or ``test``.
+        shard: File name of the tar that holds it.
+        num_steps: ``T``, steps in the episode.
+        offsets: Field → byte offset in the tar at which the data of its npy member starts.
+        metadata_offset: The same for the JSON member.
+    """
+
+    key: str
+    split: str
+    shard: str
+    num_steps: int
+    offsets: dict[str, int]
+    metadata_offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """An episode of the source that is not in the dataset, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a dataset but the arrays.
+
+    Attributes:
+        kind: ``frames`` (pixels) or ``tokens`` (made from pixels with a trained tokenizer).
+        name: Name of the dataset, from the recipe.
+        control_rate: Steps per second, Hz.
+        features: Field → what it holds; the order of ``frames.*`` is the order of the cameras.
+        statistics: Field → figures over the train split. Pictures do not fit into JSON: an entry
+            ``{"file": name, "sha256": digest}`` stands for a file beside the manifest, for example
+            ``statistics["frames.top"]["mean_frame"]``; ``ShardReader.verify`` checks it.
+        shards: The tar files.
+        episodes: Every episode, in the order of the shards.
+        excluded: What was left out and why.
+        provenance: Source, licence, source checksum, tool version, recipe.
+        extra: What only some datasets have; token shards: ``tokenizer_hash``, ``cameras``, ….
+        schema_version: Version of this layout.
+    """
+
+    kind: Literal["frames", "tokens"]
+    name: str
+    control_rate: float
+    features: dict[str, Feature]
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shards: list[ShardInfo]
+    episodes: list[EpisodeInfo]
+    excluded: list[Excluded] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras in order; token shards name them in ``extra["cameras"]``."""
+        prefix = "frames."
+        names = [name.removeprefix(prefix) for name in self.features if name.startswith(prefix)]
+        return tuple(names) or tuple(self.extra.get("cameras", ()))
+
+    def num_steps(self, split: str) -> int:
+        """Steps of all episodes of one split."""
+        return sum(episode.num_steps for episode in self.episodes if episode.split == split)
+
+    def num_episodes(self, split: str) -> int:
+        """Episodes of one split."""
+        return sum(episode.split == split for episode in self.episodes)
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``manifest.json`` atomically; do so last, it is what makes the folder a dataset.
+
+        Raises:
+            ShardError: A value is inconsistent or not JSON, or the file cannot be written.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            text = _dump(asdict(self))
+        except (TypeError, ValueError) as error:
+            raise ShardError(f"{path}: not a value that JSON can hold: {error}") from error
+        _parse(text, path)
+        with open_atomically(path) as file:
+            file.write(text.encode())
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Manifest":
+        """Read and check ``manifest.json``.
+
+        Raises:
+            ShardError: It is missing, damaged, inconsistent, or of another schema version.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ShardError(
+                f"{folder} holds no {MANIFEST_NAME}, so it is not a finished dataset; "
+                f"run `tokenwm prepare RECIPE --out {folder}` first"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ShardError(f"{path} cannot be read: {error}") from error
+        return _parse(text, path)
+
+
+def _dump(values: dict[str, Any]) -> str:
+    """JSON with one line per entry of the lists, so that a diff of two manifests is readable."""
+
+    def compact(value: Any) -> str:
+        return json.dumps(value, allow_nan=False, default=_plain)
+
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(compact(item) for item in value) + "\n]"
+        elif isinstance(value, dict) and value:
+            items = (f"{compact(name)}: {compact(item)}" for name, item in value.items())
+            text = "{\n  " + ",\n  ".join(items) + "\n}"
+        else:
+            text = compact(value)
+        lines.append(f"{compact(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
+def _parse(text: str, path: Path) -> Manifest:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path} is not JSON: {error}; make the dataset again") from error
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise ShardError(
+            f"{path}: schema_version is {version!r}, this tokenwm reads {SCHEMA_VERSION} only; "
+            "make the dataset again with `tokenwm prepare`, or use the tokenwm that wrote it"
+        )
+    manifest: Manifest = _build(values, Manifest, str(path))
+    _check_consistency(manifest, str(path))
+    return manifest
+
+
+def _build(value: Any, hint: Any, where: str) -> Any:
+    """Turn parsed JSON into what the annotation ``hint`` says, or raise naming the place."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+        return _build_dataclass(value, hint, where)
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if origin is types.UnionType and value is None:
+        return None
+    if origin is types.UnionType:
+        return _build(value, arguments[0], where)
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_build(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: _build(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
+    if hint is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, str):
+        return value
+    wanted = "non-negative int" if hint is int else getattr(hint, "__name__", str(hint))
+    wanted += f" {arguments}" if arguments else ""
+    raise ShardError(f"{where} is {str(value)[:80]!r}; expected {wanted}")
+
+
+def _build_dataclass(value: Any, hint: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ShardError(f"{where} is {str(value)[:80]!r}; expected an object")
+    hints = typing.get_type_hints(hint)
+    for name in value:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=3) or sorted(hints)
+            raise ShardError(f"{where}: unknown key {name!r}; valid keys: {', '.join(close)}")
+    # A manifest is written by a program, so a key with a default may not be missing either.
+    missing = [item.name for item in fields(hint) if item.name not in value]
+    if missing:
+        raise ShardError(f"{where}: missing key(s) {', '.join(missing)}; make the dataset again")
+    return hint(**{name: _build(value[name], hints[name], f"{where}.{name}") for name in value})
+
+
+def _check_consistency(manifest: Manifest, where: str) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ShardError(f"{where}: {message}; the manifest is damaged, make the dataset again")
+
+    require(manifest.control_rate > 0, f"control_rate is {manifest.control_rate}, expected > 0 Hz")
+    for name, feature in manifest.features.items():
+        require(FIELD_PATTERN.fullmatch(name) is not None, f"feature name {name!r} is not allowed")
+        require(
+            feature.dtype in ALLOWED_DTYPES,
+            f"feature {name} has dtype {feature.dtype!r}, allowed are {', '.join(ALLOWED_DTYPES)}",
+        )
+        require(all(n > 0 for n in feature.shape), f"feature {name} has shape {feature.shape}")
+    totals: dict[str, list[int]] = {}
+    for shard in manifest.shards:
+        # Only plain names: a path with folders in it could point outside the dataset.
+        match = SHARD_PATTERN.fullmatch(shard.path)
+        require(match is not None, f"shard path {shard.path!r} is not SPLIT-NNNNNN.tar")
+        require(shard.path.startswith(f"{shard.split}-"), f"{shard.path} has split {shard.split!r}")
+        require(shard.path not in totals, f"shard {shard.path} is listed twice")
+        totals[shard.path] = [0, 0]
+    keys: set[str] = set()
+    for episode in manifest.episodes:
+        key = episode.key
+        require(NAME_PATTERN.fullmatch(key) is not None, f"episode key {key!r} is not allowed")
+        require(key not in keys, f"episode {key} is listed twice")
+        keys.add(key)
+        require(episode.shard in totals, f"episode {key}: unlisted shard {episode.shard!r}")
+        split_fits = episode.shard.startswith(f"{episode.split}-")
+        require(split_fits, f"episode {key}: split {episode.split!r} in shard {episode.shard}")
+        require(episode.num_steps > 0, f"episode {key} has no steps")
+        require(set(episode.offsets) == set(manifest.features), f"episode {key}: fields differ")
+        totals[episode.shard][0] += 1
+        totals[episode.shard][1] += episode.num_steps
+    for shard in manifest.shards:
+        listed = [shard.num_episodes, shard.num_steps]
+        require(
+            totals[shard.path] == listed,
+            f"{shard.path}: [episodes, steps] are {listed} but add up to {totals[shard.path]}",
+        )

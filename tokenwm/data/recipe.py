@@ -1,0 +1,281 @@
+"""Recipes: one YAML file that says how a source of episodes becomes a dataset.
+
+Reading is strict. An unknown key, a wrong type or an impossible value is a :class:`RecipeError`
+that names the file, the key, and what is allowed; nothing is guessed and no key is ignored.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tokenwm.data.downsample import Aggregation
+from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.quality import QualityConfig
+from tokenwm.data.sources import EpisodeFormat, Source, SourceConfig, source_config_class
+from tokenwm.data.video import Resize
+from tokenwm.errors import RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How episodes are divided; whole episodes, never steps.
+
+    Attributes:
+        val: Fraction of the episodes for validation, in [0, 1).
+        test: Fraction for the final evaluation, in [0, 1); ``val + test < 1``.
+        seed: Changes which episodes go where.
+    """
+
+    val: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("val", self.val), ("test", self.test)):
+            if not 0 <= value < 1:
+                raise RecipeError(f"{name} is {value}; expected a fraction in [0, 1)")
+        if self.val + self.test >= 1:
+            raise RecipeError(f"val + test is {self.val + self.test:g}; nothing is left for train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything ``tokenwm prepare`` needs to know.
+
+    Attributes:
+        name: Name of the dataset; letters, digits, ``_`` and ``-``.
+        source: Options of the reader; ``type`` chooses it.
+        control_rate: Steps per second of the dataset, Hz; divides the source's rate.
+        action_aggregation: What becomes of the actions between two kept steps.
+        image_size: ``[height, width]`` of frames, pixels, each in [8, 1024].
+        resize: ``crop`` (centre, to the aspect ratio) or ``stretch``.
+        splits: How episodes are divided.
+        licence: Licence of the data; travels with every dataset made from it.
+        quality: Limits of the quality rules.
+        folder: Folder of the recipe file, for relative paths; not a key of the file.
+    """
+
+    name: str
+    source: SourceConfig
+    control_rate: float
+    action_aggregation: Aggregation = "last"
+    image_size: tuple[int, int] = (64, 64)
+    resize: Resize = "crop"
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    licence: str = "unknown"
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise RecipeError(f"name is {self.name!r}; letters, digits, '_' and '-' only")
+        if not self.control_rate > 0:
+            raise RecipeError(f"control_rate is {self.control_rate}; expected Hz > 0")
+        if not all(8 <= size <= 1024 for size in self.image_size):
+            raise RecipeError(
+                f"image_size is {list(self.image_size)}; expected [height, width] in [8, 1024]"
+            )
+
+    def open_source(self) -> Source:
+        """Open the source of episodes.
+
+        Raises:
+            SourceError: The data is missing or not laid out as expected.
+            RecipeError: The recipe does not fit the data.
+        """
+        episode_format = EpisodeFormat(
+            control_rate=self.control_rate,
+            action_aggregation=self.action_aggregation,
+            image_size=self.image_size,
+            resize=self.resize,
+            quality=self.quality,
+        )
+        return self.source.open(episode_format, self.folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe with all defaults filled in, as plain JSON values, for the manifest."""
+        values = dataclasses.asdict(self)
+        del values["folder"]
+        plain: dict[str, Any] = _plain(values)
+        return plain
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` pairs with dotted keys, applied on top of the file.
+
+    Raises:
+        RecipeError: The file is missing or is no YAML, or has an unknown key or a wrong value.
+    """
+    path = Path(path)
+    try:
+        config: Any = OmegaConf.load(path)
+        if not OmegaConf.is_dict(config):
+            raise RecipeError(f"{path} holds no keys; expected keys and values")
+        for override in overrides:
+            if "=" not in override:
+                raise RecipeError(f"--set {override!r}: expected key=value")
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path} does not exist") from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+    return parse_recipe(values, origin=str(path), folder=path.resolve().parent)
+
+
+def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = None) -> Recipe:
+    """Turn plain values into a :class:`Recipe`.
+
+    Args:
+        values: What the YAML file holds.
+        origin: Name of the file, for messages.
+        folder: Where relative paths start if not in the current directory.
+
+    Raises:
+        RecipeError: An unknown key, a wrong type or an impossible value.
+    """
+    try:
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"the file holds {_show(values)}; expected keys and values")
+        values = dict(values)
+        source = values.get("source")
+        if not isinstance(source, Mapping) or "type" not in source:
+            raise RecipeError("source needs keys and values, of them 'type' chooses the reader")
+        if "folder" in values:
+            raise _unknown_key("folder", _keys(Recipe) - {"folder"}, "")
+        config_class = source_config_class(source["type"])
+        values["source"] = _build(config_class, source, "source.")
+        recipe = _build(Recipe, values, "", ready=("source",))
+    except RecipeError as error:
+        raise RecipeError(f"{origin}: {error}") from error
+    return dataclasses.replace(typing.cast(Recipe, recipe), folder=folder)
+
+
+def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
+    """Divide episodes into the splits: a pure function of the keys and the seed.
+
+    Args:
+        keys: Keys of all episodes, in any order.
+        splits: Fractions and seed. A fraction above zero gives at least one episode.
+
+    Returns:
+        Key → split.
+
+    Raises:
+        RecipeError: There are too few episodes.
+    """
+    ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{splits.seed}:{key}".encode()).digest())
+    num_val = max(1, round(splits.val * len(ranked))) if splits.val else 0
+    num_test = max(1, round(splits.test * len(ranked))) if splits.test else 0
+    if num_val + num_test >= len(ranked):
+        raise RecipeError(
+            f"splits: {len(ranked)} episode(s) cannot be divided into train, {num_val} val and "
+            f"{num_test} test; record more episodes or set splits.val or splits.test to 0"
+        )
+    names = ["val"] * num_val + ["test"] * num_test
+    names += ["train"] * (len(ranked) - len(names))
+    return dict(zip(ranked, names, strict=True))
+
+
+def _keys(config_class: Any) -> set[str]:
+    return {item.name for item in dataclasses.fields(config_class)}
+
+
+def _unknown_key(key: str, valid: Iterable[str], where: str) -> RecipeError:
+    valid = sorted(valid)
+    near = difflib.get_close_matches(key, valid, n=1)
+    guess = f"did you mean '{where}{near[0]}'? " if near else ""
+    return RecipeError(f"unknown key '{where}{key}'; {guess}valid keys there: {', '.join(valid)}")
+
+
+def _build(config_class: Any, values: Any, where: str, ready: Sequence[str] = ()) -> Any:
+    """Make a dataclass from plain values; ``where`` is the dotted place in the file."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where.rstrip('.')} is {_show(values)}; expected keys and values")
+    hints = typing.get_type_hints(config_class)
+    valid = _keys(config_class)
+    for key in values:
+        if key not in valid:
+            raise _unknown_key(str(key), valid - {"folder"}, where)
+    for item in dataclasses.fields(config_class):
+        has_default = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
+        if item.name not in values and not has_default:
+            raise RecipeError(f"'{where}{item.name}' is missing and has no default")
+    arguments = {
+        key: value if key in ready else _convert(value, hints[key], where + key)
+        for key, value in values.items()
+    }
+    try:
+        return config_class(**arguments)
+    except RecipeError as error:
+        raise RecipeError(f"{where}{error}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Check a plain value against an annotation, without guessing: no text becomes a number."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where + ".")
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) == len(value):
+            return tuple(
+                _convert(item, kind, f"{where}[{index}]")
+                for index, (item, kind) in enumerate(zip(value, inner, strict=True))
+            )
+    if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {key: _convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    # In Python True is an int; in a recipe it is not.
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise RecipeError(f"{where} is {_show(value)}; expected {_describe(hint)}")
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    simple = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if hint in simple:
+        return simple[hint]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)} entries, each {_describe(arguments[0])}"
+    if origin is tuple:
+        return f"a list, each entry {_describe(arguments[0])}"
+    return "keys and values" if origin is dict else str(hint)
+
+
+def _show(value: Any) -> str:
+    return f"{str(value)[:60]!r} ({'null' if value is None else type(value).__name__})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

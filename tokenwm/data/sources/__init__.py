@@ -1,0 +1,127 @@
+"""Sources of episodes: one reader per format, all giving :class:`~tokenwm.data.episode.Episode`.
+
+A reader is a module here with two classes: a frozen dataclass of its options (the keys under
+``source:`` in a recipe) with a method ``open``, and the source itself. It is named once, in
+``SOURCES``.
+"""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenwm.data.downsample import Aggregation
+from tokenwm.data.episode import Episode
+from tokenwm.data.quality import QualityConfig
+from tokenwm.data.video import Resize
+from tokenwm.errors import RecipeError
+
+SOURCES: dict[str, str] = {
+    "lerobot": "tokenwm.data.sources.lerobot:LeRobotConfig",
+    "gymnasium": "tokenwm.data.sources.gymnasium:GymnasiumConfig",
+}
+"""``source.type`` → ``module:class`` of its options; imported when used, readers are heavy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeFormat:
+    """What every source makes of its episodes.
+
+    Attributes:
+        control_rate: Steps per second of the result, Hz.
+        action_aggregation: How the actions between two kept steps become one.
+        image_size: ``(height, width)`` of frames, pixels.
+        resize: Cut to the aspect ratio (``crop``) or not (``stretch``).
+        quality: Limits of the quality rules.
+    """
+
+    control_rate: float
+    action_aggregation: Aggregation
+    image_size: tuple[int, int]
+    resize: Resize
+    quality: QualityConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRef:
+    """One episode of a source, not loaded yet; small, so that it can be sent to another process.
+
+    Attributes:
+        key: Name in the dataset; letters, digits, ``_`` and ``-``.
+        index: Number of the episode in its source.
+        num_rows: Rows the source declares, at its own rate; None if unknown.
+        task: What the robot was asked to do; may be empty.
+    """
+
+    key: str
+    index: int
+    num_rows: int | None = None
+    task: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceDescription:
+    """What a source knows about its numbers before an episode is loaded.
+
+    Attributes:
+        state_names: One name per state dimension, or empty.
+        action_names: One name per action dimension, or empty.
+        state_units: Units of the state in words, or empty.
+        action_units: Units of the action in words, or empty.
+        num_actions: Number of discrete actions; None if continuous or unknown.
+    """
+
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    state_units: str = ""
+    action_units: str = ""
+    num_actions: int | None = None
+
+
+class Source(Protocol):
+    """A place episodes come from. Must be picklable, worker processes load from a copy."""
+
+    def episodes(self) -> Sequence[EpisodeRef]:
+        """All episodes, in a fixed order."""
+
+    def load(self, ref: EpisodeRef) -> Episode:
+        """Load, check and convert one episode.
+
+        Raises:
+            EpisodeError: This episode breaks a rule; the others may be fine.
+        """
+
+    def describe(self) -> SourceDescription:
+        """Names and units of the numbers."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the data comes from: JSON values, with ``source`` and ``source_checksum``."""
+
+
+class SourceConfig(Protocol):
+    """Options of one reader: a frozen dataclass whose fields are the keys under ``source:``."""
+
+    def open(self, episode_format: EpisodeFormat, folder: Path | None) -> Source:
+        """Make the source; ``folder`` is where the recipe lies, for relative paths.
+
+        Raises:
+            SourceError: The data is missing or not laid out as expected.
+            RecipeError: The options do not fit the data.
+        """
+
+
+def source_config_class(name: Any) -> type[SourceConfig]:
+    """Class of the options of a reader.
+
+    Raises:
+        RecipeError: There is no reader of this name.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(str(name), SOURCES, n=1)
+        remedy = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"source.type is {name!r}; known: {', '.join(SOURCES)}{remedy}")
+    module, _, attribute = SOURCES[name].partition(":")
+    config_class: type[SourceConfig] = getattr(importlib.import_module(module), attribute)
+    return config_class

@@ -1,0 +1,133 @@
+"""Pictures: resizing frames and decoding the wanted frames of a video.
+
+Both go through one FFmpeg filter graph (crop, antialiased area scaling, RGB), so a frame from a
+video and a frame from a simulator are made smaller in exactly the same way.
+"""
+
+import multiprocessing
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.filter
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.errors import EpisodeError
+
+Resize = Literal["crop", "stretch"]
+
+SMALL_PICTURE = 128 * 128
+"""Below this many pixels more decoding threads cost more than they give."""
+SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU
+
+
+class FrameResizer:
+    """Turns pictures of any size and pixel format into ``(height, width, 3)`` uint8 RGB.
+
+    Args:
+        height: Height of the result, pixels.
+        width: Width of the result, pixels.
+        resize: ``crop`` cuts the centre out to the aspect ratio first, ``stretch`` does not.
+    """
+
+    def __init__(self, height: int, width: int, resize: Resize) -> None:
+        self.height = height
+        self.width = width
+        self.resize = resize
+        self._graph: av.filter.Graph | None = None
+        self._layout: tuple[Any, ...] = ()
+
+    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """Resize one decoded frame; returns ``(height, width, 3)`` uint8 in [0, 255]."""
+        layout = (frame.width, frame.height, frame.format.name)
+        if self._graph is None or layout != self._layout:
+            self._graph, self._layout = self._make_graph(frame), layout
+        self._graph.vpush(frame)
+        return self._graph.vpull().to_ndarray().astype(np.uint8, copy=False)
+
+    def resize_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize an RGB image ``(h, w, 3)`` uint8; one of the right size is returned as it is."""
+        if image.shape == (self.height, self.width, 3):
+            return image
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        return self(frame)
+
+    def _make_graph(self, frame: av.VideoFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        graph.threads = 1
+        source = graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=frame.time_base or Fraction(1, 1000),
+        )
+        nodes = [source]
+        if self.resize == "crop":
+            scale = min(frame.width / self.width, frame.height / self.height)
+            width = min(frame.width, max(1, round(self.width * scale)))
+            height = min(frame.height, max(1, round(self.height * scale)))
+            left, top = (frame.width - width) // 2, (frame.height - height) // 2
+            nodes.append(graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"))
+        nodes.append(graph.add("scale", f"{self.width}:{self.height}:flags={SCALE_FLAGS}"))
+        nodes.append(graph.add("format", "rgb24"))
+        nodes.append(graph.add("buffersink"))
+        graph.link_nodes(*nodes).configure()
+        return graph
+
+
+def read_frames(
+    path: Path, *, step: int, resizer: FrameResizer, episode: str
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Decode a video from start to end and keep the frames ``0, step, 2·step, …``.
+
+    Every frame is decoded, since one frame needs those before it, and since only then is it known
+    that the video is whole; only the kept ones are converted.
+
+    Args:
+        path: Video file.
+        step: Keep one frame of ``step``, ``>= 1``.
+        resizer: How to make a frame smaller.
+        episode: Key of the episode, for messages.
+
+    Returns:
+        The kept frames ``(N, height, width, 3)`` uint8, and the presentation time of *every* frame,
+        ``(num_frames,)`` seconds, NaN where the video records none.
+
+    Raises:
+        EpisodeError: The video is missing, unreadable or damaged.
+    """
+    if not path.is_file():
+        raise EpisodeError(f"episode {episode}: video {path} is missing")
+    kept: list[NDArray[np.uint8]] = []
+    times: list[float] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise EpisodeError(f"episode {episode}: {path} holds no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = _num_threads(stream.width * stream.height)
+            stream.thread_type = "AUTO"
+            for index, frame in enumerate(container.decode(stream)):
+                if frame.is_corrupt:
+                    raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
+                times.append(np.nan if frame.pts is None else frame.time)
+                if index % step == 0:
+                    kept.append(resizer(frame))
+    except (av.FFmpegError, OSError) as error:
+        raise EpisodeError(
+            f"episode {episode}: {path} cannot be decoded after {len(times)} frame(s), it is "
+            f"truncated or damaged: {error}"
+        ) from error
+    if not kept:
+        raise EpisodeError(f"episode {episode}: {path} holds no frames")
+    return np.stack(kept), np.array(times, dtype=np.float64)
+
+
+def _num_threads(num_pixels: int) -> int:
+    """One thread for small pictures and in worker processes, which share the cores already."""
+    if num_pixels < SMALL_PICTURE or multiprocessing.parent_process() is not None:
+        return 1
+    return min(4, os.cpu_count() or 1)

@@ -1,0 +1,279 @@
+"""Imagination: from a few real steps and a sequence of actions to what would happen. Everything stays on the device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenwm.checkpoint import LoadedWorldModel, load_world_model
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.anchor import anchored
+from tokenwm.imagination.decode import (
+    DecodeState,
+    StepOutcome,
+    check_context,
+    decode_step,
+    prefill,
+)
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.shapes import check_shape
+from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
+from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.transformer.world_model import Tokens, WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Observed steps that imagination starts from.
+
+    Attributes:
+        tokens: ``C`` steps of tokens, ``(B, C, ·)``.
+        anchor: ``(B, cameras, H, W, 3)`` uint8, the last observed frame, or None if only its tokens are known.
+    """
+
+    tokens: Tokens
+    anchor: Tensor | None = None
+
+    def repeat(self, num_candidates: int) -> "Context":
+        """Every row ``num_candidates`` times in a row, for that many action sequences from the same start."""
+
+        def spread(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.repeat_interleave(num_candidates, dim=0)
+
+        frame, action = spread(self.tokens.frame), spread(self.tokens.action)
+        assert frame is not None and action is not None
+        return Context(
+            tokens=Tokens(frame, spread(self.tokens.state), action), anchor=spread(self.anchor)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """``H`` imagined steps; entry ``h`` is what ``actions[:, h]`` led to.
+
+    Attributes:
+        frame_tokens: ``(B, H, K)`` int64.
+        state_tokens: ``(B, H, P)`` int64, or None.
+        reward: ``(B, H)`` float32, expected reward of each action; zeros if none was recorded.
+        termination_probability: ``(B, H)`` float32 in [0, 1].
+        frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
+        context: What it started from.
+    """
+
+    frame_tokens: Tensor
+    state_tokens: Tensor | None
+    reward: Tensor
+    termination_probability: Tensor
+    frame_nll: Tensor
+    context: Context
+
+
+class TokenWorldModel:
+    """A world model with its tokenizers, ready to imagine.
+
+    Get one with :func:`tokenwm.load`. Not thread-safe; one instance per thread.
+
+    Attributes:
+        tokenizer: Frame tokenizer.
+        world_model: Transformer with its embeddings and heads.
+        vocabulary: Sizes and meanings of all tokens.
+        control_rate: Steps per second, Hz.
+        cameras: Names of the cameras, in order.
+        provenance: Where model and data came from.
+    """
+
+    def __init__(self, loaded: LoadedWorldModel) -> None:
+        self.tokenizer: FrameTokenizer = loaded.tokenizer
+        self.world_model: WorldModel = loaded.world_model
+        self.vocabulary: Vocabulary = loaded.world_model.vocabulary
+        self.control_rate = loaded.control_rate
+        self.cameras = loaded.cameras
+        self.provenance: Mapping[str, Any] = loaded.provenance
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.world_model.slot_embedding.device
+
+    @torch.inference_mode()
+    def context(
+        self,
+        frames: NDArray[np.uint8] | Tensor,
+        action: NDArray[Any] | Tensor,
+        state: NDArray[Any] | Tensor | None = None,
+    ) -> Context:
+        """Tokenize observed steps.
+
+        Args:
+            frames: ``(B, C, cameras, H, W, 3)`` uint8 in [0, 255].
+            action: ``(B, C - 1, A)`` or ``(B, C, A)`` in the units of the data; the action at the last step, which
+                is still to be chosen, is not read.
+            state: ``(B, C, state_dim)`` in the units of the data; needed if the model has a state.
+
+        Raises:
+            TokenwmError: A shape does not fit, or the state is missing.
+        """
+        frames = torch.as_tensor(frames)
+        tokenizer, vocabulary = self.tokenizer, self.vocabulary
+        sizes = check_shape(
+            "frames", frames, ("B", "C", tokenizer.num_cameras, *tokenizer.image_size, 3)
+        )
+        num_steps = sizes["C"]
+        if (state is None) != (vocabulary.state is None):
+            wanted = "needs" if vocabulary.state is not None else "does not take"
+            raise TokenwmError(f"the model {wanted} a state; give state={'(B, C, state_dim)' if state is None else None}")
+        actions = _to_numpy(action)[:, : num_steps - 1]
+        action_tokens = torch.zeros(
+            (sizes["B"], num_steps, vocabulary.action.num_dimensions), dtype=torch.int64
+        )
+        check_shape("action", actions, (sizes["B"], num_steps - 1, vocabulary.action.num_dimensions))
+        action_tokens[:, : num_steps - 1] = torch.from_numpy(
+            vocabulary.action.encode(actions).astype(np.int64)
+        )
+        state_tokens = None
+        if state is not None and vocabulary.state is not None:
+            states = _to_numpy(state)
+            check_shape("state", states, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
+            state_tokens = torch.from_numpy(vocabulary.state.encode(states).astype(np.int64))
+            state_tokens = state_tokens.to(self.device)
+        frames = frames.to(self.device)
+        tokens = Tokens(tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device))
+        return Context(tokens=tokens, anchor=frames[:, -1])
+
+    @torch.inference_mode()
+    def start(
+        self, context: Context, *, seed: int = 0, rows: Tensor | None = None
+    ) -> DecodeState:
+        """Read a context; the result waits for the first action. See :func:`decode.prefill`.
+
+        Raises:
+            TokenwmError: The context is empty or has a token outside its vocabulary.
+        """
+        check_context(self.world_model, context.tokens)
+        return prefill(self.world_model, context.tokens, seed=seed, rows=rows)
+
+    @torch.inference_mode()
+    def step(
+        self, state: DecodeState, action_tokens: Tensor, sampling: SamplingConfig | None = None
+    ) -> tuple[DecodeState, StepOutcome]:
+        """Take one action, ``(B, A)`` int64 tokens. The given state must not be used again."""
+        return decode_step(self.world_model, state, action_tokens, sampling or SamplingConfig())
+
+    @torch.inference_mode()
+    def imagine(
+        self,
+        context: Context,
+        actions: NDArray[Any] | Tensor,
+        *,
+        sampling: SamplingConfig | None = None,
+        seed: int = 0,
+        rows: Tensor | None = None,
+    ) -> Rollout:
+        """Imagine what a sequence of actions leads to, open loop.
+
+        Args:
+            context: Where to start.
+            actions: ``(B, H, A)`` in the units of the data.
+            sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)`` is greedy.
+            seed: Seed of all noise.
+            rows: ``(B,)`` noise stream of each row; 0, 1, 2, … by default. Rows with the same number, context
+                and actions have the same future.
+
+        Raises:
+            TokenwmError: A shape does not fit.
+        """
+        tokens = self.encode_actions(actions)
+        check_shape(
+            "actions",
+            tokens,
+            (context.tokens.frame.shape[0], tokens.shape[1], self.vocabulary.action.num_dimensions),
+        )
+        if tokens.shape[1] < 1:
+            raise TokenwmError("actions has no step; at least one action is needed to imagine")
+        state = self.start(context, seed=seed, rows=rows)
+        frames, states, outcomes = [], [], []
+        for step in range(tokens.shape[1]):
+            state, outcome = self.step(state, tokens[:, step], sampling)
+            frames.append(state.frame)
+            states.append(state.state)
+            outcomes.append(outcome)
+        known = [s for s in states if s is not None]
+        return Rollout(
+            frame_tokens=torch.stack(frames, dim=1),
+            state_tokens=torch.stack(known, dim=1) if known else None,
+            reward=torch.stack([o.reward for o in outcomes], dim=1),
+            termination_probability=torch.stack([o.termination_probability for o in outcomes], dim=1),
+            frame_nll=torch.stack([o.frame_nll for o in outcomes], dim=1),
+            context=context,
+        )
+
+    def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
+        """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device."""
+        return self._encode(self.vocabulary.action.encode(_to_numpy(actions)))
+
+    def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
+        """``(..., A)`` tokens → the units of the data."""
+        return self.vocabulary.action.decode(tokens.cpu().numpy())
+
+    def decode_states(self, tokens: Tensor) -> NDArray[Any]:
+        """``(..., P)`` tokens → the units of the data.
+
+        Raises:
+            TokenwmError: The model has no state.
+        """
+        if self.vocabulary.state is None:
+            raise TokenwmError("the model has no state to decode")
+        return self.vocabulary.state.decode(tokens.cpu().numpy())
+
+    @torch.inference_mode()
+    def decode_frames(self, rollout: Rollout, *, use_anchor: bool = True) -> Tensor:
+        """Pixels of a rollout, only when somebody looks.
+
+        Args:
+            rollout: From :meth:`imagine`.
+            use_anchor: Keep what the tokenizer lost from the last observed frame wherever the decoded
+                picture has not changed since (see :mod:`tokenwm.imagination.anchor`).
+
+        Returns:
+            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
+        """
+        context = rollout.context
+        anchor = context.anchor if use_anchor else None
+        return self.decode_tokens(rollout.frame_tokens, context.tokens.frame[:, -1], anchor)
+
+    @torch.inference_mode()
+    def decode_tokens(
+        self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
+    ) -> Tensor:
+        """Decode ``(B, H, K)`` tokens, anchored if an anchor frame ``(B, cameras, H, W, 3)`` uint8 is given.
+
+        Returns:
+            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
+        """
+        steps = [self.tokenizer.decode_to_unit(tokens[:, h]) for h in range(tokens.shape[1])]
+        decoded = torch.stack(steps, dim=1)
+        if anchor is not None and anchor_tokens is not None:
+            anchor_decoded = self.tokenizer.decode_to_unit(anchor_tokens)
+            decoded = anchored(decoded, anchor_decoded[:, None], anchor[:, None].float() / 255.0)
+        return to_uint8(decoded)
+
+    def _encode(self, tokens: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> TokenWorldModel:
+    """Load a world model's checkpoint folder. See :func:`tokenwm.load`.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or model and tokenizer do not belong together.
+    """
+    return TokenWorldModel(load_world_model(Path(path), device))
+
+
+def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

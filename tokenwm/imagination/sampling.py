@@ -1,0 +1,123 @@
+"""From logits to ids: counter-based Gumbel-max sampling. Pure functions.
+
+The noise of a decision is a function of (seed, row, step, slot) and of nothing else. So one seed gives one future
+whatever the batch size, the neighbours of a row or the order of decoding; two action sequences can be compared
+under the same noise; and greedy decoding is the same code without noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenwm.errors import TokenwmError
+
+# SplitMix64 (Steele, Lea & Flood 2014); constants as signed 64-bit integers, multiplication wraps.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How ids are drawn from logits.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 is greedy.
+        top_k: Keep only the ``top_k`` most likely ids; None keeps all.
+        top_p: Keep the most likely ids whose probabilities sum to ``top_p`` (nucleus); 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A value is out of range.
+        """
+        if not 0.0 <= self.temperature < float("inf"):
+            raise TokenwmError(f"temperature={self.temperature}; use 0 (greedy) or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise TokenwmError(f"top_k={self.top_k}; use at least 1, or None for all")
+        if not 0.0 < self.top_p <= 1.0:
+            raise TokenwmError(f"top_p={self.top_p}; use a number in (0, 1]")
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def gumbel_noise(
+    seed: Tensor, rows: Tensor, step: Tensor, slot: int, num_values: int
+) -> Tensor:
+    """Standard Gumbel noise for one decision of every row.
+
+    Args:
+        seed: Scalar int64.
+        rows: ``(B,)`` int64, the number of each row's noise stream.
+        step: Scalar or ``(B,)`` int64, the step the decision belongs to.
+        slot: Which decision of the step.
+        num_values: ``V``, how many ids there are to choose from.
+
+    Returns:
+        ``(B, V)`` float32, finite.
+    """
+    key = _mix(seed + _GOLDEN)
+    for part in (rows, step, torch.full_like(rows, slot)):
+        key = _mix((key ^ part) + _GOLDEN)  # (B,)
+    counter = torch.arange(num_values, device=rows.device)
+    bits = _shift_right(_mix(key[:, None] + (counter + 1) * _GOLDEN), 41)  # (B, V), 23 bits
+    uniform = (bits.float() + 0.5) * 2.0**-23  # in (0, 1), both ends excluded also after rounding
+    return -(-uniform.log()).log()
+
+
+def transform_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Apply temperature, top-k and top-p.
+
+    Args:
+        logits: ``(..., V)`` float32.
+        config: How to sample; greedy leaves logits as they are.
+
+    Returns:
+        ``(..., V)``; ids that are not allowed have ``-inf``. At least the most likely id is always allowed.
+    """
+    if config.temperature == 0.0:
+        return logits
+    logits = logits / config.temperature
+    num_values = logits.shape[-1]
+    if config.top_k is not None and config.top_k < num_values:
+        threshold = logits.topk(config.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, float("-inf"))
+    if config.top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probability = ordered.softmax(-1)
+        # An id is dropped if those more likely than it already reach top_p; the first never is.
+        dropped = probability.cumsum(-1) - probability >= config.top_p
+        logits = logits.masked_fill(dropped.gather(-1, order.argsort(-1)), float("-inf"))
+    return logits
+
+
+def sample(logits: Tensor, noise: Tensor | None, config: SamplingConfig) -> Tensor:
+    """Draw one id per row.
+
+    Args:
+        logits: ``(..., V)`` float32.
+        noise: ``(..., V)`` from :func:`gumbel_noise`; ignored when greedy.
+        config: How to sample.
+
+    Returns:
+        ``(...)`` int64.
+    """
+    if config.temperature == 0.0 or noise is None:
+        return logits.argmax(-1)
+    return (transform_logits(logits, config) + noise).argmax(-1)

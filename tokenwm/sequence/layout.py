@@ -1,0 +1,153 @@
+"""How frames, states and actions interleave into one sequence. Pure functions; no parameters, no state.
+
+A step of ``L`` positions::
+
+    slot      0   1   ...  K-1 |  K (if P > 0)  |  L-1
+    holds     frame tokens     |  P state tokens |  A action tokens
+    predicts  slot+1 ... , the state (or nothing)|  frame slot 0 of the next step, reward, terminated
+
+Frame tokens have a position each. The ``P`` state tokens share one position and so do the ``A`` action tokens:
+their embeddings are merged. The sequence is strictly causal in this order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenwm.errors import TokenwmError
+from tokenwm.shapes import check_shape
+
+LAYOUT_VERSION = 1
+"""Changes whenever the meaning of a position does; checkpoints carry it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLayout:
+    """Which slot of a step holds what.
+
+    Attributes:
+        num_frame_tokens: ``K >= 0``, tokens of all cameras.
+        has_state: Whether the step has a slot for proprioception.
+    """
+
+    num_frame_tokens: int
+    has_state: bool
+
+    def __post_init__(self) -> None:
+        """Check that there is something to predict.
+
+        Raises:
+            TokenwmError: A step would hold neither frame nor state.
+        """
+        if self.num_frame_tokens < 1:
+            raise TokenwmError(
+                f"num_frame_tokens={self.num_frame_tokens}; a step needs at least one frame token"
+            )
+
+    @property
+    def positions_per_step(self) -> int:
+        """``L``."""
+        return self.num_predicted + 1
+
+    @property
+    def state_slot(self) -> int | None:
+        """Slot of the state, ``K``, or None."""
+        return self.num_frame_tokens if self.has_state else None
+
+    @property
+    def action_slot(self) -> int:
+        """Slot of the action, the last one, ``L - 1``."""
+        return self.num_predicted
+
+    @property
+    def num_predicted(self) -> int:
+        """``J``, slots of a step that are predicted: the frame's and the state's."""
+        return self.num_frame_tokens + int(self.has_state)
+
+    def position(self, step: int, slot: int) -> int:
+        """Position in the sequence of a slot of a step."""
+        return step * self.positions_per_step + slot
+
+    def step_and_slot(self, position: int) -> tuple[int, int]:
+        """Inverse of :meth:`position`."""
+        return divmod(position, self.positions_per_step)
+
+
+def interleave(layout: StepLayout, frame: Tensor, state: Tensor | None, action: Tensor) -> Tensor:
+    """Merge per-step tensors into one sequence.
+
+    Args:
+        layout: The step layout.
+        frame: ``(B, T, K, *)``.
+        state: ``(B, T, *)``, or None if the layout has no state.
+        action: ``(B, T, *)``.
+
+    Returns:
+        ``(B, T * L, *)``.
+
+    Raises:
+        ShapeError: ``K`` is not the layout's.
+    """
+    check_shape("frame", frame.flatten(3), ("B", "T", layout.num_frame_tokens, "D"))
+    parts = [frame, action.unsqueeze(2)]
+    if layout.has_state:
+        assert state is not None
+        parts.insert(1, state.unsqueeze(2))
+    return torch.cat(parts, dim=2).flatten(1, 2)
+
+
+def deinterleave(layout: StepLayout, sequence: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Inverse of :func:`interleave`: ``(B, T * L, *)`` → frame, state, action."""
+    steps = sequence.unflatten(1, (-1, layout.positions_per_step))  # (B, T, L, *)
+    state = None if layout.state_slot is None else steps[:, :, layout.state_slot]
+    return steps[:, :, : layout.num_frame_tokens], state, steps[:, :, layout.action_slot]
+
+
+def predictors(layout: StepLayout, hidden: Tensor) -> Tensor:
+    """Select the hidden states that predict the observation slots of steps 1 to ``T - 1``.
+
+    Slot 0 of step ``t`` is predicted at the action of ``t - 1``, slot ``j`` at slot ``j - 1``. Step 0 follows no
+    action and is not predicted.
+
+    Args:
+        layout: The step layout.
+        hidden: ``(B, T * L, D)``.
+
+    Returns:
+        ``(B, T - 1, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` predicts slot ``j`` of step ``t + 1``.
+    """
+    steps = hidden.unflatten(1, (-1, layout.positions_per_step))  # (B, T, L, D)
+    first = steps[:, :-1, layout.action_slot, None]  # (B, T-1, 1, D)
+    return torch.cat([first, steps[:, 1:, : layout.num_predicted - 1]], dim=2)
+
+
+def shift_to_inputs(layout: StepLayout, hints: Tensor, fill: Tensor) -> Tensor:
+    """Put, at every position, the hint for the slot that the position is about to predict.
+
+    Args:
+        layout: The step layout.
+        hints: ``(B, T, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` is computed from step ``t`` and helps
+            to predict slot ``j`` of step ``t + 1``.
+        fill: ``(D,)`` for positions that predict nothing or have no step before them.
+
+    Returns:
+        ``(B, T * L, D)``.
+    """
+    batch, num_steps, num_slots, width = hints.shape
+    out = fill.to(hints.dtype).expand(batch, num_steps, layout.positions_per_step, width).clone()
+    out[:, :, layout.action_slot] = hints[:, :, 0]
+    out[:, 1:, : num_slots - 1] = hints[:, :-1, 1:]
+    return out.flatten(1, 2)
+
+
+def attention_mask(layout: StepLayout, num_steps: int, window: int) -> Tensor:
+    """Causal mask that reaches back ``window`` steps, the current one included.
+
+    Returns:
+        ``(S, S)`` bool; entry ``[i, j]`` is True if position ``i`` may attend to position ``j``.
+    """
+    position = torch.arange(num_steps * layout.positions_per_step)
+    step = position // layout.positions_per_step
+    causal = position[:, None] >= position[None, :]
+    return causal & (step[:, None] - step[None, :] < window)

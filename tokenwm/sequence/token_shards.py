@@ -1,0 +1,185 @@
+"""Frame shards → token shards: every frame is encoded once, before the world model is trained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenwm.data.manifest import SPLITS, Feature, Manifest
+from tokenwm.data.shards import ShardReader, ShardWriter
+from tokenwm.errors import TokenwmError
+from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.tokenizer.actions import (
+    BinMethod,
+    ContinuousTokenizer,
+    DiscreteTokenizer,
+    ScalarTokenizer,
+)
+from tokenwm.tokenizer.frames import FrameTokenizer
+
+Progress = Callable[[int, int, str], None]
+FRAMES_PER_PASS = 256
+
+
+def fit_scalar_tokenizer(
+    manifest: Manifest, name: str, num_bins: int, method: BinMethod
+) -> ScalarTokenizer:
+    """Choose the bins of ``action`` or ``state`` from the statistics of the train split.
+
+    Raises:
+        TokenwmError: The dataset has no such field or no statistics of it.
+    """
+    feature = manifest.features[name]
+    if feature.kind == "discrete":
+        assert feature.num_values is not None
+        return DiscreteTokenizer(num_values=feature.num_values, num_dimensions=feature.shape[0])
+    quantiles = manifest.statistics.get(name, {}).get("quantiles")
+    if not quantiles:
+        raise TokenwmError(f"the manifest has no quantiles of {name}; prepare the shards again")
+    return ContinuousTokenizer.fit(
+        np.asarray(quantiles, dtype=np.float64),
+        num_bins=num_bins,
+        method=method,
+        names=feature.names,
+        units=feature.units,
+    )
+
+
+def make_vocabulary(
+    manifest: Manifest,
+    tokenizer: FrameTokenizer,
+    tokenizer_hash: str,
+    *,
+    num_action_bins: int,
+    num_state_bins: int,
+    method: BinMethod,
+    use_state: bool,
+) -> Vocabulary:
+    """Say what the tokens of a dataset are."""
+    state = None
+    if use_state and "state" in manifest.features:
+        state = fit_scalar_tokenizer(manifest, "state", num_state_bins, method)
+    return Vocabulary(
+        codebook_size=tokenizer.codebook_size,
+        num_cameras=tokenizer.num_cameras,
+        grid=tokenizer.grid,
+        action=fit_scalar_tokenizer(manifest, "action", num_action_bins, method),
+        state=state,
+        has_reward="reward" in manifest.features,
+        tokenizer_hash=tokenizer_hash,
+    )
+
+
+def tokenize_shards(
+    frames_folder: Path,
+    out_folder: Path,
+    tokenizer: FrameTokenizer,
+    vocabulary: Vocabulary,
+    *,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Encode every episode of frame shards.
+
+    Args:
+        frames_folder: Dataset folder of kind ``frames``.
+        out_folder: Where the token shards go; must not hold a dataset yet.
+        tokenizer: Frame tokenizer in eval mode; its device does the work.
+        vocabulary: From :func:`make_vocabulary`.
+        progress: Called with (episodes done, episodes in all, key).
+
+    Returns:
+        The manifest of the token shards.
+
+    Raises:
+        TokenwmError: The frames do not fit the tokenizer.
+        ShardError: A shard is damaged, or cannot be written.
+    """
+    reader = ShardReader(frames_folder)
+    manifest = reader.manifest
+    if manifest.kind != "frames":
+        raise TokenwmError(f"{frames_folder} holds {manifest.kind}; only frames can be tokenized")
+    if len(manifest.cameras) != tokenizer.num_cameras:
+        raise TokenwmError(
+            f"{frames_folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was trained for "
+            f"{tokenizer.num_cameras} camera(s)"
+        )
+    shards, episodes = [], []
+    total, done = len(manifest.episodes), 0
+    for split in SPLITS:
+        keys = reader.keys(split)
+        if not keys:
+            continue
+        with ShardWriter(out_folder, split) as writer:
+            for key in keys:
+                writer.add(key, _tokenize_episode(reader, key, tokenizer, vocabulary), reader.metadata(key))
+                done += 1
+                if progress is not None:
+                    progress(done, total, key)
+            new_shards, new_episodes = writer.finish()
+        shards += new_shards
+        episodes += new_episodes
+    tokens = replace(
+        manifest,
+        kind="tokens",
+        features=_token_features(manifest, vocabulary),
+        statistics={k: v for k, v in manifest.statistics.items() if not k.startswith("frames.")},
+        shards=shards,
+        episodes=episodes,
+        extra={
+            **manifest.extra,
+            "cameras": list(manifest.cameras),
+            "tokenizer_hash": vocabulary.tokenizer_hash,
+            "vocabulary": vocabulary.to_dict(),
+        },
+    )
+    tokens.save(out_folder)
+    return tokens
+
+
+def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
+    """The vocabulary that token shards carry.
+
+    Raises:
+        TokenwmError: The dataset holds frames, or no vocabulary.
+    """
+    if manifest.kind != "tokens" or "vocabulary" not in manifest.extra:
+        raise TokenwmError(
+            f"{where} holds {manifest.kind}; the world model is trained on token shards made by 'tokenwm tokenize'"
+        )
+    return Vocabulary.from_dict(manifest.extra["vocabulary"])
+
+
+def _tokenize_episode(
+    reader: ShardReader, key: str, tokenizer: FrameTokenizer, vocabulary: Vocabulary
+) -> dict[str, NDArray[Any]]:
+    arrays = dict(reader.arrays(key))
+    cameras = [arrays.pop(name) for name in list(arrays) if name.startswith("frames.")]
+    frames = torch.from_numpy(np.stack(cameras, axis=1))  # (T, cameras, H, W, 3)
+    device = tokenizer.mean_frame.device
+    encoded: list[Tensor] = [
+        tokenizer.encode_frames(part.to(device)).cpu() for part in frames.split(FRAMES_PER_PASS)
+    ]
+    out = {"frame_tokens": torch.cat(encoded).numpy().astype(np.uint16)}
+    if vocabulary.state is not None:
+        out["state_tokens"] = vocabulary.state.encode(arrays["state"])
+    out["action_tokens"] = vocabulary.action.encode(arrays["action"])
+    return {**out, **arrays}
+
+
+def _token_features(manifest: Manifest, vocabulary: Vocabulary) -> Mapping[str, Feature] | Any:
+    def tokens(shape: int, num_values: int) -> Feature:
+        return Feature(kind="tokens", shape=(shape,), dtype="uint16", num_values=num_values)
+
+    features = {"frame_tokens": tokens(vocabulary.tokens_per_frame, vocabulary.codebook_size)}
+    if vocabulary.state is not None:
+        state = vocabulary.state
+        features["state_tokens"] = tokens(state.num_dimensions, state.num_values)
+    action = vocabulary.action
+    features["action_tokens"] = tokens(action.num_dimensions, action.num_values)
+    rest = {k: v for k, v in manifest.features.items() if not k.startswith("frames.")}
+    return {**features, **rest}

@@ -1,0 +1,77 @@
+"""Vocabulary: what the tokens of a dataset are. Written by ``tokenwm tokenize``, obeyed by everything after it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenwm.errors import TokenwmError
+from tokenwm.sequence.layout import StepLayout
+from tokenwm.tokenizer.actions import ScalarTokenizer, scalar_tokenizer_from_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Sizes and meanings of all tokens.
+
+    Attributes:
+        codebook_size: ``V``, ids of frame tokens are in [0, V).
+        num_cameras: Cameras per step.
+        grid: Rows and columns of tokens of one camera.
+        action: Tokenizer of actions.
+        state: Tokenizer of proprioception, or None if there is none.
+        has_reward: Whether rewards were recorded.
+        tokenizer_hash: Content hash of the frame tokenizer that made the tokens.
+    """
+
+    codebook_size: int
+    num_cameras: int
+    grid: tuple[int, int]
+    action: ScalarTokenizer
+    state: ScalarTokenizer | None
+    has_reward: bool
+    tokenizer_hash: str
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """``K``."""
+        return self.num_cameras * self.grid[0] * self.grid[1]
+
+    @property
+    def layout(self) -> StepLayout:
+        """The layout of a step."""
+        return StepLayout(num_frame_tokens=self.tokens_per_frame, has_state=self.state is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "codebook_size": self.codebook_size,
+            "num_cameras": self.num_cameras,
+            "grid": list(self.grid),
+            "action": self.action.to_dict(),
+            "state": None if self.state is None else self.state.to_dict(),
+            "has_reward": self.has_reward,
+            "tokenizer_hash": self.tokenizer_hash,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Vocabulary":
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            TokenwmError: A field is missing or of the wrong kind.
+        """
+        try:
+            state = data["state"]
+            return cls(
+                codebook_size=int(data["codebook_size"]),
+                num_cameras=int(data["num_cameras"]),
+                grid=(int(data["grid"][0]), int(data["grid"][1])),
+                action=scalar_tokenizer_from_dict(data["action"]),
+                state=None if state is None else scalar_tokenizer_from_dict(state),
+                has_reward=bool(data["has_reward"]),
+                tokenizer_hash=str(data["tokenizer_hash"]),
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise TokenwmError(
+                f"not a vocabulary: {error!r}; make token shards with 'tokenwm tokenize'"
+            ) from error

@@ -1,0 +1,52 @@
+"""The one legend of shape letters, and the check used where tensors cross a border.
+
+==========  =====================================================================
+``B``       rows of a batch
+``T``       environment steps
+``C H W``   image channels, height, width; frames outside networks are ``(..., H, W, 3)`` uint8
+``K``       tokens per frame, all cameras together
+``P``       tokens of proprioception per step (one per state dimension)
+``A``       tokens per action (one per action dimension)
+``L``       positions per step: ``K`` frame slots, one state slot if ``P > 0``, one action slot
+``S``       positions in a sequence, ``T * L``
+``D``       model width
+``N``       attention heads
+``V``       size of a vocabulary (frame codebook unless said otherwise)
+==========  =====================================================================
+
+The ``P`` state tokens (and the ``A`` action tokens) of a step share *one* position: their embeddings
+are summed on the way in and the state's heads read one hidden state on the way out. See
+``docs/architecture.md`` for why.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenwm.errors import ShapeError
+
+
+def check_shape(name: str, array: Any, expected: Sequence[int | str]) -> dict[str, int]:
+    """Check ``array.shape`` against ``expected`` and return the sizes of the named axes.
+
+    Args:
+        name: What the array is, for the message.
+        array: Anything with a ``shape``.
+        expected: One entry per axis; an int is a fixed size, a letter names an axis and must
+            have the same size wherever it repeats.
+
+    Returns:
+        The size of every letter in ``expected``.
+
+    Raises:
+        ShapeError: The number of axes or a size differs.
+    """
+    shape = tuple(array.shape)
+    sizes: dict[str, int] = {}
+    fits = len(shape) == len(expected)
+    for want, got in zip(expected, shape, strict=False):
+        wanted = want if isinstance(want, int) else sizes.setdefault(want, got)
+        fits = fits and wanted == got
+    if not fits:
+        wanted_text = "(" + ", ".join(str(w) for w in expected) + ")"
+        raise ShapeError(f"{name} has shape {shape}; expected {wanted_text}")
+    return sizes

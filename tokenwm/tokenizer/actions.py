@@ -1,0 +1,188 @@
+"""Tokens of actions and of proprioception: discrete ids, or real values binned per dimension."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.errors import TokenwmError
+
+BinMethod = Literal["uniform", "quantile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousTokenizer:
+    """Real values ↔ bin numbers, each dimension with its own bins.
+
+    Attributes:
+        edges: ``(A, num_values + 1)`` float64, ascending; values outside fall into the first or last bin.
+        names: Names of the dimensions; may be empty.
+        units: Unit of the values, for the reader.
+    """
+
+    edges: NDArray[np.float64]
+    names: tuple[str, ...] = ()
+    units: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the edges.
+
+        Raises:
+            TokenwmError: Edges are not a finite ascending table with at least 2 bins.
+        """
+        if self.edges.ndim != 2 or self.edges.shape[1] < 3 or not np.isfinite(self.edges).all():
+            raise TokenwmError(
+                f"bin edges have shape {self.edges.shape}; expected finite (dimensions, bins + 1) with bins >= 2"
+            )
+        if (np.diff(self.edges, axis=1) < 0).any():
+            raise TokenwmError("bin edges must ascend in every dimension")
+
+    @classmethod
+    def fit(
+        cls,
+        quantiles: NDArray[np.float64],
+        *,
+        num_bins: int,
+        method: BinMethod,
+        names: Sequence[str] = (),
+        units: str = "",
+    ) -> "ContinuousTokenizer":
+        """Choose bins from the quantiles of the training data.
+
+        Args:
+            quantiles: ``(A, Q)``, evenly spaced quantiles per dimension; the first is the minimum and the last
+                the maximum.
+            num_bins: Bins per dimension, 2 to 65536.
+            method: ``uniform`` divides [minimum, maximum] evenly; ``quantile`` puts about as many training
+                values into each bin.
+            names: Names of the dimensions.
+            units: Unit of the values.
+
+        Raises:
+            TokenwmError: ``num_bins`` is out of range.
+        """
+        if not 2 <= num_bins <= 65536:
+            raise TokenwmError(f"num_bins={num_bins}; tokens are stored as uint16, so use 2 to 65536")
+        low, high = quantiles[:, :1], quantiles[:, -1:]
+        # A dimension that never moves still needs bins of a width; 1e-3 of its size or 1e-6 is far below any sensor.
+        high = np.maximum(high, low + np.maximum(1e-3 * np.abs(low), 1e-6))
+        fraction = np.linspace(0.0, 1.0, num_bins + 1)
+        if method == "uniform":
+            edges = low + (high - low) * fraction
+        else:
+            grid = np.linspace(0.0, 1.0, quantiles.shape[1])
+            edges = np.stack([np.interp(fraction, grid, row) for row in quantiles])
+            edges[:, -1:] = high
+        return cls(edges=edges, names=tuple(names), units=units)
+
+    @property
+    def num_dimensions(self) -> int:
+        """``A``."""
+        return int(self.edges.shape[0])
+
+    @property
+    def num_values(self) -> int:
+        """Bins per dimension."""
+        return int(self.edges.shape[1]) - 1
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """``(A, num_values)`` the value each bin stands for."""
+        return (self.edges[:, 1:] + self.edges[:, :-1]) / 2
+
+    def encode(self, values: NDArray[Any]) -> NDArray[np.uint16]:
+        """``(..., A)`` values → ``(..., A)`` bins.
+
+        Raises:
+            TokenwmError: The number of dimensions differs or a value is not finite.
+        """
+        if values.shape[-1] != self.num_dimensions:
+            raise TokenwmError(
+                f"values have {values.shape[-1]} dimension(s); the bins were made for {self.num_dimensions}"
+            )
+        if not np.isfinite(values).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise TokenwmError(f"value at index {where} is {values[where]}; only finite values can be binned")
+        columns = [
+            np.searchsorted(self.edges[d, 1:-1], values[..., d], side="right")
+            for d in range(self.num_dimensions)
+        ]
+        return np.stack(columns, axis=-1).astype(np.uint16)
+
+    def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
+        """``(..., A)`` bins → ``(..., A)`` float32 bin centres."""
+        dimension = np.arange(self.num_dimensions)
+        return self.centers[dimension, tokens.astype(np.int64)].astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "kind": "continuous",
+            "edges": self.edges.tolist(),
+            "names": list(self.names),
+            "units": self.units,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteTokenizer:
+    """Discrete actions: the id is the token.
+
+    Attributes:
+        num_values: Ids are in [0, num_values).
+        num_dimensions: Ids per step.
+    """
+
+    num_values: int
+    num_dimensions: int = 1
+
+    def encode(self, values: NDArray[Any]) -> NDArray[np.uint16]:
+        """``(..., A)`` ids → ``(..., A)`` tokens.
+
+        Raises:
+            TokenwmError: An id is out of range.
+        """
+        if values.size and (values.min() < 0 or values.max() >= self.num_values):
+            raise TokenwmError(
+                f"discrete action ids span [{values.min()}, {values.max()}]; allowed is [0, {self.num_values})"
+            )
+        return values.astype(np.uint16)
+
+    def decode(self, tokens: NDArray[Any]) -> NDArray[np.int64]:
+        """``(..., A)`` tokens → ``(..., A)`` ids."""
+        return tokens.astype(np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "kind": "discrete",
+            "num_values": self.num_values,
+            "num_dimensions": self.num_dimensions,
+        }
+
+
+ScalarTokenizer = ContinuousTokenizer | DiscreteTokenizer
+
+
+def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:
+    """Inverse of ``to_dict``.
+
+    Raises:
+        TokenwmError: The kind is unknown or a field is missing.
+    """
+    try:
+        if data["kind"] == "continuous":
+            return ContinuousTokenizer(
+                edges=np.asarray(data["edges"], dtype=np.float64),
+                names=tuple(data["names"]),
+                units=str(data["units"]),
+            )
+        if data["kind"] == "discrete":
+            return DiscreteTokenizer(
+                num_values=int(data["num_values"]), num_dimensions=int(data["num_dimensions"])
+            )
+    except KeyError as error:
+        raise TokenwmError(f"scalar tokenizer lacks the field {error}") from error
+    raise TokenwmError(f"unknown scalar tokenizer kind {data['kind']!r}; known: continuous, discrete")

@@ -1,0 +1,245 @@
+"""The frame tokenizer: a convolutional VQ-VAE that turns camera frames into ``K`` tokens and back.
+
+Pixels are centred on the mean frame of the training data. With a fixed camera the codes then carry only what
+moves, and the static background costs neither capacity nor training time.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenwm.errors import ShapeError, TokenwmError
+from tokenwm.shapes import check_shape
+from tokenwm.tokenizer.networks import Decoder, Encoder
+from tokenwm.tokenizer.quantizer import FSQ_LEVELS, QuantizerKind, build_quantizer
+
+PIXEL_SCALE = 0.25
+"""Pixels in [0, 1] minus the mean frame are divided by this: about unit variance where something moves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTokenizerConfig:
+    """Sizes of the frame tokenizer.
+
+    Attributes:
+        channels: Width of each stage; every stage after the first halves the resolution.
+        num_blocks: Residual blocks per stage, in the encoder and in the decoder.
+        patch_size: Pixels per side that the stem folds into channels.
+        encoder_kernel_size: Side of the encoder's convolution kernels. With 1 a token depends on its own pixels only,
+            so it changes only when they do, which makes frames far easier to predict; the decoder's kernels are 3.
+        attention_stages: Stages with spatial attention (index 0 is the finest).
+        quantizer: ``fsq`` (behind a BatchNorm) or ``vq`` (k-means init, dead-code revival, rotation trick).
+        codebook_size: Number of codes. FSQ knows 64, 240, 256, 512, 1000, 1024, 2048 and 4096.
+        code_dim: Width of a ``vq`` code; FSQ derives its own.
+        commitment_weight: Weight of the ``vq`` commitment loss.
+    """
+
+    channels: tuple[int, ...] = (64, 128)
+    num_blocks: int = 1
+    patch_size: int = 4
+    encoder_kernel_size: int = 1
+    attention_stages: tuple[int, ...] = ()
+    quantizer: QuantizerKind = "fsq"
+    codebook_size: int = 512
+    code_dim: int = 32
+    commitment_weight: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A value is out of range.
+        """
+        if self.quantizer == "fsq" and self.codebook_size not in FSQ_LEVELS:
+            sizes = ", ".join(map(str, sorted(FSQ_LEVELS)))
+            raise TokenwmError(
+                f"codebook_size={self.codebook_size} is not available for fsq; choose one of {sizes}, "
+                "or quantizer=vq for any size"
+            )
+        if not 2 <= self.codebook_size <= 65536:
+            raise TokenwmError(
+                f"codebook_size={self.codebook_size}; tokens are stored as uint16, so use 2 to 65536"
+            )
+        if not self.channels or min(*self.channels, self.num_blocks, self.patch_size) < 1:
+            raise TokenwmError(
+                f"channels={self.channels}, num_blocks={self.num_blocks}, "
+                f"patch_size={self.patch_size}: all must be at least 1"
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token and side, ``f``."""
+        return int(self.patch_size * 2 ** (len(self.channels) - 1))
+
+    def token_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of ``(H, W)``.
+
+        Raises:
+            TokenwmError: The image cannot be divided into tokens.
+        """
+        factor = self.downsampling
+        if image_size[0] % factor or image_size[1] % factor:
+            raise TokenwmError(
+                f"frames of {image_size[0]}×{image_size[1]} pixels cannot be divided into tokens of "
+                f"{factor}×{factor} pixels (patch_size {self.patch_size} × 2^{len(self.channels) - 1}); prepare "
+                f"frames whose sides are multiples of {factor}, or change patch_size or channels"
+            )
+        return image_size[0] // factor, image_size[1] // factor
+
+
+class TokenizerOutput(NamedTuple):
+    """What one training pass of the tokenizer returns.
+
+    Attributes:
+        reconstruction: ``(B, 3, H, W)`` float32, about [0, 1].
+        indices: ``(B, h * w)`` int64.
+        commitment_loss: Scalar, weighted.
+    """
+
+    reconstruction: Tensor
+    indices: Tensor
+    commitment_loss: Tensor
+
+
+class FrameTokenizer(nn.Module):
+    """VQ-VAE over single camera frames; all cameras of a step share its weights and codebook.
+
+    Args:
+        config: Sizes.
+        image_size: ``(H, W)`` of every camera, pixels.
+        num_cameras: Cameras per step.
+    """
+
+    mean_frame: Tensor
+
+    def __init__(
+        self, config: FrameTokenizerConfig, image_size: tuple[int, int], num_cameras: int = 1
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = image_size
+        self.num_cameras = num_cameras
+        self.grid = config.token_grid(image_size)
+        self.quantizer = build_quantizer(
+            config.quantizer, config.codebook_size, config.code_dim, config.commitment_weight
+        )
+        sizes = (config.channels, config.num_blocks, config.patch_size, self.quantizer.code_dim)
+        self.encoder = Encoder(
+            *sizes,
+            attention_stages=config.attention_stages,
+            kernel_size=config.encoder_kernel_size,
+        )
+        self.decoder = Decoder(*sizes, attention_stages=config.attention_stages)
+        self.register_buffer("mean_frame", torch.full((num_cameras, 3, *image_size), 0.5))
+
+    @property
+    def codebook_size(self) -> int:
+        """``V``, number of codes."""
+        return self.config.codebook_size
+
+    @property
+    def tokens_per_camera(self) -> int:
+        """Tokens of one camera frame."""
+        return math.prod(self.grid)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """``K``, tokens of all cameras of a step."""
+        return self.num_cameras * self.tokens_per_camera
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """``(..., cameras, H, W, 3)`` uint8 → ``(B * cameras, 3, H, W)`` float32, centred and scaled."""
+        pixels = frames.flatten(0, -5) if frames.ndim > 4 else frames[None]
+        pixels = pixels.movedim(-1, -3).float() / 255.0 - self.mean_frame  # (B, cameras, 3, H, W)
+        return (pixels / PIXEL_SCALE).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+    def _to_unit(self, output: Tensor) -> Tensor:
+        """``(B * cameras, 3, H, W)`` network output → pixels, about [0, 1]."""
+        pixels = output.float().unflatten(0, (-1, self.num_cameras))
+        return (pixels * PIXEL_SCALE + self.mean_frame).flatten(0, 1)
+
+    def forward(self, frames: Tensor) -> TokenizerOutput:
+        """Encode, quantize and decode ``(..., cameras, H, W, 3)`` uint8 frames.
+
+        Raises:
+            ShapeError: The frames do not have the tokenizer's cameras and size.
+        """
+        self._check_frames(frames)
+        latents = self.encoder(self.normalize(frames))  # (B, code_dim, h, w)
+        quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
+        codes = quantized.codes.transpose(1, 2).unflatten(2, self.grid)
+        reconstruction = self._to_unit(self.decoder(codes))
+        return TokenizerOutput(reconstruction, quantized.indices, quantized.commitment_loss)
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames into tokens.
+
+        Args:
+            frames: ``(..., cameras, H, W, 3)`` uint8 in [0, 255].
+
+        Returns:
+            ``(..., K)`` int64 in [0, codebook_size); cameras in order, each row by row.
+
+        Raises:
+            ShapeError: The frames do not have the tokenizer's cameras and size.
+        """
+        self._check_frames(frames)
+        latents = self.encoder(self.normalize(frames))
+        indices = self.quantizer(latents.flatten(2).transpose(1, 2)).indices  # (B * cameras, h * w)
+        return indices.reshape(*frames.shape[:-4], self.tokens_per_frame)
+
+    @torch.no_grad()
+    def decode_to_unit(self, tokens: Tensor) -> Tensor:
+        """``(..., K)`` tokens → ``(..., cameras, H, W, 3)`` float32, about [0, 1]."""
+        if tokens.shape[-1] != self.tokens_per_frame:
+            raise ShapeError(
+                f"tokens have shape {tuple(tokens.shape)}; expected (..., {self.tokens_per_frame})"
+            )
+        codes = self.quantizer.codes_of(tokens.reshape(-1, self.tokens_per_camera))
+        codes = codes.transpose(1, 2).unflatten(2, self.grid)
+        codes = codes.contiguous(memory_format=torch.channels_last)
+        pixels = self._to_unit(self.decoder(codes)).movedim(1, -1)  # (B * cameras, H, W, 3)
+        return pixels.reshape(*tokens.shape[:-1], self.num_cameras, *self.image_size, 3)
+
+    def decode_frames(self, tokens: Tensor) -> Tensor:
+        """Turn tokens into frames.
+
+        Args:
+            tokens: ``(..., K)`` int64 in [0, codebook_size).
+
+        Returns:
+            ``(..., cameras, H, W, 3)`` uint8 in [0, 255].
+
+        Raises:
+            ShapeError: The last axis is not ``K``.
+        """
+        return to_uint8(self.decode_to_unit(tokens))
+
+    def _check_frames(self, frames: Tensor) -> None:
+        if frames.dtype != torch.uint8:
+            raise ShapeError(f"frames have dtype {frames.dtype}; expected uint8 in [0, 255]")
+        tail = frames if frames.ndim <= 4 else frames.flatten(0, -5)[0]
+        check_shape("frames (..., cameras, H, W, 3)", tail, (self.num_cameras, *self.image_size, 3))
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels about [0, 1] → uint8 in [0, 255], rounded and clipped."""
+    return (pixels.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+
+
+def codebook_usage(counts: Tensor) -> tuple[float, float]:
+    """Share of codes in use and codebook perplexity.
+
+    Args:
+        counts: ``(V,)`` how often each code occurred.
+
+    Returns:
+        Share of codes that occurred, in [0, 1], and ``exp`` of the entropy of their distribution, in [1, V].
+    """
+    probabilities = counts.double() / counts.sum().clamp(min=1)
+    entropy = -(probabilities * probabilities.clamp(min=1e-30).log()).sum()
+    return float((counts > 0).double().mean()), float(entropy.exp())

@@ -1,0 +1,187 @@
+"""Training of the frame tokenizer."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenwm.data.datamodule import EpisodeDataModule
+from tokenwm.data.loader import Batch
+from tokenwm.data.manifest import Manifest
+from tokenwm.errors import TokenwmError
+from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, codebook_usage
+from tokenwm.tokenizer.perceptual import PerceptualLoss
+from tokenwm.training import OptimizerConfig, TrainingModule
+
+logger = logging.getLogger(__name__)
+
+DEAD_CODEBOOK_USAGE = 0.05
+"""Below this share of codes in use the tokenizer warns on every validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerLossConfig:
+    """Weights of the reconstruction loss.
+
+    Attributes:
+        l2_weight: Weight of the mean squared error of pixels in [0, 1], times 4 so that it is of the size of L1.
+        l1_weight: Weight of the mean absolute error.
+        moving_weight: Extra weight of pixels that differ from the mean frame, so that small moving things count as
+            much as the still background; 0 weighs all pixels alike.
+        perceptual_weight: Weight of LPIPS; needs the ``perceptual`` extra and its downloaded weights.
+    """
+
+    l2_weight: float = 1.0
+    l1_weight: float = 0.0
+    moving_weight: float = 0.0
+    perceptual_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A weight is negative or nothing is weighted.
+        """
+        weights = (self.l2_weight, self.l1_weight, self.moving_weight, self.perceptual_weight)
+        if min(weights) < 0 or self.l1_weight + self.l2_weight <= 0:
+            raise TokenwmError(f"loss weights must not be negative, and l1 or l2 must count: {self}")
+
+
+def mean_frames(root: str | Path, manifest: Manifest) -> Tensor:
+    """Mean frame of every camera over the train split, ``(cameras, 3, H, W)`` float32 in [0, 1]."""
+    means = []
+    for camera in manifest.cameras:
+        name = manifest.statistics[f"frames.{camera}"]["mean_frame"]["file"]
+        mean = np.load(Path(root) / name, allow_pickle=False)
+        means.append(torch.from_numpy(mean).movedim(-1, 0) / 255.0)
+    return torch.stack(means)
+
+
+class FrameTokenizerModule(TrainingModule):
+    """Lightning module of the frame tokenizer. Image size and cameras come from the data.
+
+    Args:
+        tokenizer: Sizes of the tokenizer.
+        loss: Weights of the loss.
+        optimizer: Optimizer and schedule.
+        compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with ``vq``, whose
+            dead-code revival breaks the graph).
+    """
+
+    tokenizer: FrameTokenizer
+
+    def __init__(
+        self,
+        tokenizer: FrameTokenizerConfig = FrameTokenizerConfig(),  # noqa: B008 (frozen)
+        loss: TokenizerLossConfig = TokenizerLossConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        compile: bool = False,
+    ) -> None:
+        super().__init__(optimizer)
+        if compile and tokenizer.quantizer == "vq":
+            raise TokenwmError("compile=true does not work with quantizer=vq; use fsq, or compile=false")
+        self.tokenizer_config = tokenizer
+        self.loss_config = loss
+        self.compile_training = compile
+        self._counts: Tensor | None = None
+        self._perceptual = PerceptualLoss() if loss.perceptual_weight > 0 else None
+
+    def configure_model(self) -> None:
+        """Build the tokenizer for the data at hand, once the process group exists."""
+        if hasattr(self, "tokenizer"):
+            return
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, EpisodeDataModule):
+            raise TokenwmError("the tokenizer is trained with an EpisodeDataModule over frame shards")
+        manifest = datamodule.manifest
+        if manifest.kind != "frames":
+            raise TokenwmError(
+                f"{datamodule.root} holds {manifest.kind}; the tokenizer is trained on frame shards "
+                "made by 'tokenwm prepare'"
+            )
+        shape = manifest.features[f"frames.{manifest.cameras[0]}"].shape if manifest.cameras else ()
+        if not shape:
+            raise TokenwmError(f"{datamodule.root} has no camera; a frame tokenizer needs one")
+        size = (shape[0], shape[1])
+        self.tokenizer = FrameTokenizer(self.tokenizer_config, size, len(manifest.cameras))
+        self.tokenizer.mean_frame.copy_(mean_frames(datamodule.root, manifest))
+        self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile_training:
+            self.tokenizer.compile()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One step; returns the loss."""
+        loss, values = self._losses(batch)
+        self.log_all("train", values, len(batch.keys))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Log reconstruction and count codes."""
+        _, values = self._losses(batch)
+        self.log_all("val", values, len(batch.keys))
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """The same on the test split."""
+        _, values = self._losses(batch)
+        self.log_all("test", values, len(batch.keys))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log codebook usage over the whole validation set."""
+        self._log_usage("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log codebook usage over the whole test set."""
+        self._log_usage("test")
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, list[tuple[str, Any]]]:
+        assert batch.frames is not None
+        frames = batch.frames[batch.step_valid]  # (B, cameras, H, W, 3); padding would be counted twice
+        output = self.tokenizer(frames)
+        target = frames.flatten(0, 1).movedim(-1, 1).float() / 255.0  # (B * cameras, 3, H, W)
+        error = output.reconstruction - target
+        config = self.loss_config
+        weight = self._pixel_weight(target, frames.shape[0])
+        loss = (weight * (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs())).mean()
+        loss = loss + output.commitment_loss
+        if self._perceptual is not None:
+            loss = loss + config.perceptual_weight * self._perceptual(output.reconstruction, target)
+        with torch.no_grad():
+            squared = error.square().mean()
+            psnr = -10.0 * squared.clamp(min=1e-10).log10()
+            counts = torch.bincount(output.indices.flatten(), minlength=self.tokenizer.codebook_size)
+            usage, perplexity = codebook_usage(counts)
+        values: list[tuple[str, Any]] = [("loss", loss.detach()), ("psnr", psnr)]
+        if self.training:
+            values += [("codebook_usage", usage), ("codebook_perplexity", perplexity)]
+        else:
+            self._counts = counts if self._counts is None else self._counts + counts
+        return loss, values
+
+    def _pixel_weight(self, target: Tensor, batch_size: int) -> Tensor | float:
+        extra = self.loss_config.moving_weight
+        if extra == 0.0:
+            return 1.0
+        mean = self.tokenizer.mean_frame.repeat(batch_size, 1, 1, 1)
+        moved = ((target - mean).abs().mean(1, keepdim=True) / 0.1).clamp(max=1.0)
+        weight = 1.0 + extra * moved
+        return weight / weight.mean()
+
+    def _log_usage(self, stage: str) -> None:
+        if self._counts is None:
+            return
+        usage, perplexity = codebook_usage(self._counts)
+        self._counts = None
+        self.log(f"{stage}/codebook_usage", usage, sync_dist=True)
+        self.log(f"{stage}/codebook_perplexity", perplexity, sync_dist=True)
+        if usage < DEAD_CODEBOOK_USAGE and not self.trainer.sanity_checking:
+            logger.warning(
+                "dead codebook: only %.1f %% of %d codes are in use (perplexity %.1f); lower the learning rate, "
+                "use quantizer fsq, or a smaller codebook_size",
+                100 * usage,
+                self.tokenizer.codebook_size,
+                perplexity,
+            )

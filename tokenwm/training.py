@@ -1,0 +1,153 @@
+"""What both training stages share: the optimizer, its schedule, and exact resumption.
+
+Lightning's own checkpoint holds weights, optimizer and counters; here the state of the random generators is added, and
+the data module derives the order of batches from the global step, so a resumed run equals an uninterrupted one.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from tokenwm.errors import TokenwmError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        betas: Decay of the first and second moment.
+        weight_decay: Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed.
+        warmup_steps: Steps of linear warm-up.
+        schedule: ``cosine`` (Loshchilov & Hutter 2017) or ``wsd``, warm-up, stable, linear decay (Hu et al. 2024).
+        decay_fraction: Share of the steps that ``wsd`` spends decaying.
+        final_fraction: Learning rate at the end, as a share of the peak.
+    """
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "wsd"] = "wsd"
+    decay_fraction: float = 0.5
+    final_fraction: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A value is out of range.
+        """
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
+            raise TokenwmError(
+                f"learning_rate={self.learning_rate} must be positive, weight_decay={self.weight_decay} and "
+                f"warmup_steps={self.warmup_steps} must not be negative"
+            )
+        if not 0 < self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:
+            raise TokenwmError(
+                f"decay_fraction={self.decay_fraction} must be in (0, 1], final_fraction={self.final_fraction} in [0, 1]"
+            )
+
+
+def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Learning rate at a step as a share of the peak, in [0, 1].
+
+    Args:
+        config: The schedule.
+        step: Optimizer steps taken so far.
+        num_steps: Optimizer steps in all.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
+    if config.schedule == "cosine":
+        shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+    else:
+        shape = min(1.0, (1.0 - progress) / config.decay_fraction)
+    return config.final_fraction + (1.0 - config.final_fraction) * shape
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Divide parameters into decayed matrices and the rest (vectors, embeddings)."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in module.parameters() if p.requires_grad]
+
+    def decays(parameter: nn.Parameter) -> bool:
+        return parameter.ndim >= 2 and id(parameter) not in embeddings
+
+    return [
+        {"params": [p for p in trained if decays(p)], "weight_decay": weight_decay},
+        {"params": [p for p in trained if not decays(p)], "weight_decay": 0.0},
+    ]
+
+
+class TrainingModule(pl.LightningModule):
+    """Base of the two Lightning modules.
+
+    Args:
+        optimizer: The optimizer and its schedule.
+    """
+
+    def __init__(self, optimizer: OptimizerConfig) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a schedule over ``trainer.max_steps``.
+
+        Raises:
+            TokenwmError: The trainer has no ``max_steps``.
+        """
+        # Not trainer.estimated_stepping_batches: reading it makes Lightning forget the loader's state (issue 20550).
+        num_steps = self.trainer.max_steps
+        if num_steps < 1:
+            raise TokenwmError(
+                f"trainer.max_steps is {num_steps}; set it, since training batches never end and the "
+                "learning rate follows it"
+            )
+        config = self.optimizer_config
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self, config.weight_decay), lr=config.learning_rate, betas=config.betas
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(config, step, num_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the random generators (k-means and dead-code revival draw from them)."""
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the state of the random generators until training starts."""
+        self._random_state = checkpoint.get("random_state")
+
+    def on_train_start(self) -> None:
+        """Restore the random generators of a resumed run; validation before it has drawn from them."""
+        state = getattr(self, "_random_state", None)
+        if state is not None:
+            torch.set_rng_state(state["cpu"])
+            if "cuda" in state and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state["cuda"])
+            self._random_state = None
+
+    def log_all(self, stage: str, values: Iterable[tuple[str, Any]], batch_size: int) -> None:
+        """Log ``stage/name`` values; at validation the mean over batches and ranks."""
+        for name, value in values:
+            self.log(
+                f"{stage}/{name}",
+                value,
+                batch_size=batch_size,
+                on_step=stage == "train",
+                on_epoch=stage != "train",
+                sync_dist=stage != "train",
+                prog_bar=name == "loss",
+            )

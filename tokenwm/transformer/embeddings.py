@@ -1,0 +1,194 @@
+"""Embeddings and heads that know what their tokens mean: space for frames, order for real values."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+
+NUM_FREQUENCIES = 6
+"""Fourier features resolve 2^-5 of a dimension's range; finer differences are left to their linear term."""
+
+
+def fourier_features(values: Tensor) -> Tensor:
+    """``(..., )`` values in [-1, 1] → ``(..., 2 * NUM_FREQUENCIES + 1)``: the value, sines and cosines."""
+    frequency = math.pi * 2.0 ** torch.arange(-1, NUM_FREQUENCIES - 1)
+    angle = values.unsqueeze(-1) * frequency
+    return torch.cat([values.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)
+
+
+def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
+    """Bin centres scaled to [-1, 1] by the outer edges, ``(P, bins)``, and their features ``(P, bins, F)``."""
+    low, high = tokenizer.edges[:, :1], tokenizer.edges[:, -1:]
+    scaled = torch.from_numpy(np.asarray(2 * (tokenizer.centers - low) / (high - low) - 1)).float()
+    return scaled, fourier_features(scaled)
+
+
+class ScalarEmbedding(nn.Module):
+    """One vector for all action (or state) tokens of a step.
+
+    Bins enter as Fourier features of their centre, so near values are near from the start and a dimension needs no
+    table of ``bins × D`` to be learned; a two-layer network lets dimensions interact. Discrete ids have a table.
+    """
+
+    features: Tensor
+
+    def __init__(self, tokenizer: ScalarTokenizer, dim: int) -> None:
+        super().__init__()
+        self.is_continuous = isinstance(tokenizer, ContinuousTokenizer)
+        if isinstance(tokenizer, ContinuousTokenizer):
+            _, features = center_features(tokenizer)
+        else:
+            features = torch.eye(tokenizer.num_values).repeat(tokenizer.num_dimensions, 1, 1)
+        self.register_buffer("features", features, persistent=False)
+        self.register_buffer("dimension", torch.arange(features.shape[0]), persistent=False)
+        width = features.shape[0] * features.shape[-1]
+        self.layers = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., A)`` int64 → ``(..., D)``."""
+        out: Tensor = self.layers(self.features[self.dimension, tokens].flatten(-2))
+        return out
+
+
+class ContinuousHead(nn.Module):
+    """Logits over the bins of every state dimension, all read from one hidden state.
+
+    A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins), and a Laplace
+    prior around the previous value, with a learned sharpness per dimension, makes learning start at persistence.
+    """
+
+    features: Tensor
+    centers: Tensor
+
+    def __init__(self, tokenizer: ContinuousTokenizer, dim: int) -> None:
+        super().__init__()
+        centers, features = center_features(tokenizer)
+        self.register_buffer("centers", centers, persistent=False)
+        self.register_buffer("features", features, persistent=False)
+        self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
+        self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
+        nn.init.zeros_(self.coefficients.weight)
+        self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))
+
+    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            hidden: ``(..., D)``.
+            previous: ``(..., P)`` int64, the state tokens of the step before.
+
+        Returns:
+            ``(..., P, bins)`` float32.
+        """
+        coefficients = self.coefficients(hidden).float().unflatten(-1, (len(self.centers), -1))
+        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features)
+        distance = (self.centers - self.centers[self.dimension, previous].unsqueeze(-1)).abs()
+        return logits - self.sharpness.exp().unsqueeze(-1) * distance
+
+
+class DiscreteHead(nn.Module):
+    """Logits over the ids of every discrete state dimension."""
+
+    def __init__(self, num_dimensions: int, num_values: int, dim: int) -> None:
+        super().__init__()
+        self.num_dimensions = num_dimensions
+        self.logits = nn.Linear(dim, num_dimensions * num_values)
+        nn.init.zeros_(self.logits.weight)
+
+    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """``(..., D)`` → ``(..., P, ids)``; ``previous`` is not used."""
+        out: Tensor = self.logits(hidden).float().unflatten(-1, (self.num_dimensions, -1))
+        return out
+
+
+class FrameHints(nn.Module):
+    """For every slot of the next frame, what the last step says about it.
+
+    The previous frame's tokens around the slot (a 3×3 neighbourhood in its camera's grid), the action and the
+    state: what a slot needs to know whether it will change, put where it is predicted instead of left to attention.
+    """
+
+    def __init__(self, codebook_size: int, num_cameras: int, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.num_cameras, self.grid = num_cameras, grid
+        self.embedding = nn.Embedding(codebook_size, dim)
+        nn.init.normal_(self.embedding.weight)
+        self.neighbourhood = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, frame_tokens: Tensor, condition: Tensor) -> Tensor:
+        """Compute hints.
+
+        Args:
+            frame_tokens: ``(B, T, K)`` int64.
+            condition: ``(B, T, D)``, the action (and state) of the same step.
+
+        Returns:
+            ``(B, T, K, D)``; entry ``[:, t, j]`` helps to predict slot ``j`` of step ``t + 1``.
+        """
+        batch, num_steps, num_slots = frame_tokens.shape
+        embedded = self.embedding(frame_tokens)  # (B, T, K, D)
+        image = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, -1).movedim(-1, 1)
+        near = self.neighbourhood(image).movedim(1, -1).reshape(embedded.shape)
+        out: Tensor = self.mix(F.silu(near + condition.unsqueeze(2))) + embedded
+        return out
+
+
+def grid_positions(num_cameras: int, grid: tuple[int, int], dim: int) -> Tensor:
+    """``(K, D)`` sinusoidal embedding of row and column (Vaswani et al. 2017, per axis); cameras share it.
+
+    Slot embeddings start from it, so that neighbours are near and attention finds them without having to learn the
+    grid first.
+    """
+    quarter = dim // 4
+    frequency = 1.0 / (32.0 ** (torch.arange(quarter) / max(quarter, 1)))
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = [axis.flatten().unsqueeze(1) * frequency for axis in (rows, columns)]
+    table = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+    table = F.pad(table, (0, dim - table.shape[1]))
+    return table.repeat(num_cameras, 1)
+
+
+def symlog(x: Tensor) -> Tensor:
+    """``sign(x) * log(1 + |x|)`` (Hafner et al. 2023)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of :func:`symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+class RewardHead(nn.Module):
+    """Symlog two-hot regression (DreamerV3, Hafner et al. 2023, eq. 9 and 10).
+
+    Deviation: the expectation is taken in symlog space, then mapped back once.
+    """
+
+    bins: Tensor
+
+    def __init__(self, dim: int, num_bins: int = 255, limit: float = 20.0) -> None:
+        super().__init__()
+        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins), persistent=False)
+        self.logits = nn.Linear(dim, num_bins)
+        nn.init.zeros_(self.logits.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` → expected reward ``(...)`` float32."""
+        return symexp(self.logits(hidden).float().softmax(-1) @ self.bins)
+
+    def loss(self, hidden: Tensor, reward: Tensor) -> Tensor:
+        """Cross-entropy ``(...)`` against the two-hot encoding of ``reward`` ``(...)``."""
+        target = symlog(reward.float()).clamp(self.bins[0], self.bins[-1])
+        width = self.bins[1] - self.bins[0]
+        place = (target - self.bins[0]) / width
+        below = place.floor().long().clamp(max=len(self.bins) - 2)
+        weight = place - below
+        log_probabilities = self.logits(hidden).float().log_softmax(-1)
+        low = log_probabilities.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+        high = log_probabilities.gather(-1, below.unsqueeze(-1) + 1).squeeze(-1)
+        return -((1 - weight) * low + weight * high)

@@ -1,0 +1,320 @@
+"""The world model: embeddings, transformer and heads over one vocabulary, and its losses."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenwm.errors import TokenwmError
+from tokenwm.sequence.layout import attention_mask, interleave, predictors, shift_to_inputs
+from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.embeddings import (
+    ContinuousHead,
+    DiscreteHead,
+    FrameHints,
+    RewardHead,
+    ScalarEmbedding,
+    grid_positions,
+)
+from tokenwm.transformer.model import Transformer, TransformerConfig
+from tokenwm.sequence.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """Sizes of the world model and weights of its losses.
+
+    Attributes:
+        transformer: Sizes of the transformer.
+        changed_token_weight: Weight in the loss of a frame token that differs from the previous frame's; tokens that
+            stay have weight 1. Most tokens stay, and what matters to a robot is in those that do not.
+        state_weight: Weight of the mean cross-entropy of the state tokens.
+        reward_weight: Weight of the reward loss.
+        termination_weight: Weight of the termination loss.
+    """
+
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    changed_token_weight: float = 1.0
+    state_weight: float = 0.1
+    reward_weight: float = 0.1
+    termination_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A weight is negative, or ``changed_token_weight`` is not positive.
+        """
+        weights = (self.state_weight, self.reward_weight, self.termination_weight)
+        if min(weights) < 0 or self.changed_token_weight <= 0:
+            raise TokenwmError(
+                f"loss weights must be non-negative and changed_token_weight positive: {self}"
+            )
+
+
+class Tokens(NamedTuple):
+    """Tokens of ``T`` steps.
+
+    Attributes:
+        frame: ``(B, T, K)`` int64.
+        state: ``(B, T, P)`` int64, or None.
+        action: ``(B, T, A)`` int64; the entries of the last step do not matter for predictions.
+    """
+
+    frame: Tensor
+    state: Tensor | None
+    action: Tensor
+
+
+class Predictions(NamedTuple):
+    """What a full (teacher-forced) pass predicts.
+
+    Attributes:
+        frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step ``t + 1``.
+        state_logits: ``(B, T - 1, P, bins)`` float32, or None.
+        outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are read from it.
+    """
+
+    frame_logits: Tensor
+    state_logits: Tensor | None
+    outcome_hidden: Tensor
+
+
+class Losses(NamedTuple):
+    """Losses and counts of a batch; all scalars.
+
+    Attributes:
+        total: What is minimised.
+        frame_nll: Mean negative log-likelihood of frame tokens, nats per token, unweighted.
+        frame_accuracy: Share of frame tokens whose most likely value is right.
+        changed_accuracy: The same over tokens that differ from the previous frame's.
+        persistence_accuracy: Share of tokens that equal the previous frame's.
+        state_nll: Nats per state token; zero without state.
+        reward: Two-hot cross-entropy; zero without reward.
+        termination: Binary cross-entropy.
+    """
+
+    total: Tensor
+    frame_nll: Tensor
+    frame_accuracy: Tensor
+    changed_accuracy: Tensor
+    persistence_accuracy: Tensor
+    state_nll: Tensor
+    reward: Tensor
+    termination: Tensor
+
+
+class WorldModel(nn.Module):
+    """Autoregressive model of ``frame, state, action, frame, …``.
+
+    Args:
+        config: Sizes.
+        vocabulary: The tokens of the dataset.
+    """
+
+    def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.layout = vocabulary.layout
+        dim = config.transformer.dim
+        self.frame_embedding = nn.Embedding(vocabulary.codebook_size, dim)
+        nn.init.normal_(self.frame_embedding.weight)
+        self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
+        state = vocabulary.state
+        self.state_embedding = None if state is None else ScalarEmbedding(state, dim)
+        self.hints = FrameHints(vocabulary.codebook_size, vocabulary.num_cameras, vocabulary.grid, dim)
+        self.slot_embedding = nn.Parameter(torch.randn(self.layout.positions_per_step, dim) * 0.5)
+        self.no_hint = nn.Parameter(torch.zeros(dim))
+        with torch.no_grad():
+            positions = grid_positions(vocabulary.num_cameras, vocabulary.grid, dim)
+            self.slot_embedding[: len(positions)] += positions
+        self.transformer = Transformer(config.transformer)
+        self.frame_head = nn.Linear(dim, vocabulary.codebook_size)
+        self.copy_head = nn.Linear(dim, 1)
+        nn.init.zeros_(self.frame_head.weight)
+        nn.init.zeros_(self.copy_head.weight)
+        # With about 90 % of tokens unchanged, logit 8 above 512 others is the right prior at the start.
+        nn.init.constant_(self.copy_head.bias, 8.0)
+        if state is None:
+            self.state_head = None
+        elif isinstance(state, ContinuousTokenizer):
+            self.state_head = ContinuousHead(state, dim)
+        else:
+            self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
+        self.reward_head = RewardHead(dim) if vocabulary.has_reward else None
+        self.termination_head = nn.Linear(dim, 1)
+        nn.init.zeros_(self.termination_head.weight)
+
+    # --- embedding ---------------------------------------------------------------------------------------
+
+    def embed_action(self, action: Tensor) -> Tensor:
+        """``(..., A)`` int64 → ``(..., D)``."""
+        out: Tensor = self.action_embedding(action)
+        return out
+
+    def embed_state(self, state: Tensor | None) -> Tensor | None:
+        """``(..., P)`` int64 → ``(..., D)``, or None if there is no state."""
+        return None if self.state_embedding is None else self.state_embedding(state)
+
+    def hints_for_next_step(
+        self, frame: Tensor, state: Tensor | None, action: Tensor
+    ) -> Tensor:
+        """Hints for the slots predicted after each step.
+
+        Args:
+            frame: ``(B, T, K)`` int64 tokens.
+            state: ``(B, T, D)`` embedded, or None.
+            action: ``(B, T, D)`` embedded.
+
+        Returns:
+            ``(B, T, J, D)``; entry ``[:, t, j]`` helps to predict slot ``j`` of step ``t + 1``.
+        """
+        condition = action if state is None else action + state
+        hints: Tensor = self.hints(frame, condition)
+        if state is not None:
+            hints = torch.cat([hints, condition.unsqueeze(2)], dim=2)
+        return hints
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Embed whole steps: ``(B, T * L, D)``."""
+        action = self.embed_action(tokens.action)
+        state = self.embed_state(tokens.state)
+        sequence = interleave(self.layout, self.frame_embedding(tokens.frame), state, action)
+        hints = self.hints_for_next_step(tokens.frame, state, action)
+        slots = self.slot_embedding.repeat(tokens.frame.shape[1], 1)
+        return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint)
+
+    # --- heads -------------------------------------------------------------------------------------------
+
+    def frame_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """Logits of frame tokens, with a learned bonus for the previous frame's token at the same slot.
+
+        Args:
+            hidden: ``(..., D)``.
+            previous: ``(...)`` int64, the token of the same slot one step before.
+
+        Returns:
+            ``(..., V)`` float32.
+        """
+        logits: Tensor = self.frame_head(hidden).float()
+        bonus = self.copy_head(hidden).float()
+        return logits.scatter_add(-1, previous.unsqueeze(-1), bonus)
+
+    def reward(self, hidden: Tensor) -> Tensor:
+        """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action; zeros if none was recorded."""
+        if self.reward_head is None:
+            return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
+        out: Tensor = self.reward_head(hidden)
+        return out
+
+    def termination_logit(self, hidden: Tensor) -> Tensor:
+        """Logit ``(...)`` that the action at ``hidden`` ``(..., D)`` ends the task."""
+        out: Tensor = self.termination_head(hidden).float().squeeze(-1)
+        return out
+
+    # --- passes ------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tokens) -> Predictions:
+        """Predict every step from the true steps before it (teacher-forced).
+
+        Raises:
+            TokenwmError: Fewer than two steps.
+        """
+        num_steps = tokens.frame.shape[1]
+        if num_steps < 2:
+            raise TokenwmError(f"{num_steps} step(s); at least 2 are needed to predict one from another")
+        window = self.config.transformer.window
+        device = tokens.frame.device
+        steps = torch.arange(num_steps, device=device).repeat_interleave(self.layout.positions_per_step)
+        mask = None
+        if num_steps > window:
+            mask = attention_mask(self.layout, num_steps, window).to(device)
+        hidden = self.transformer(self.embed(tokens), steps, mask)  # (B, T * L, D)
+        predicting = predictors(self.layout, hidden)  # (B, T-1, J, D)
+        num_slots = self.layout.num_frame_tokens
+        state_logits = None
+        if self.state_head is not None and tokens.state is not None:
+            state_logits = self.state_head(predicting[:, :, num_slots], tokens.state[:, :-1])
+        return Predictions(
+            self.frame_logits(predicting[:, :, :num_slots], tokens.frame[:, :-1]),
+            state_logits,
+            hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot],
+        )
+
+    def losses(
+        self,
+        tokens: Tokens,
+        *,
+        action_valid: Tensor,
+        reward: Tensor | None,
+        terminated: Tensor,
+    ) -> Losses:
+        """Losses of a batch.
+
+        Args:
+            tokens: Tokens of the batch.
+            action_valid: ``(B, T)`` bool; step ``t + 1`` is predicted and the outcome of ``t`` counted where True.
+            reward: ``(B, T)`` float32, or None if none was recorded.
+            terminated: ``(B, T)`` bool.
+        """
+        predictions = self(tokens)
+        follows = action_valid[:, :-1].float()  # (B, T-1)
+        target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
+        changed = (target != previous).float()
+        nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
+        weight = 1.0 + (self.config.changed_token_weight - 1.0) * changed
+        right = (predictions.frame_logits.argmax(-1) == target).float()
+        valid = follows.unsqueeze(-1)
+        total = _mean(nll, valid * weight)
+        zero = total.new_zeros(())
+        state_nll, reward_loss = zero, zero
+        if predictions.state_logits is not None and tokens.state is not None:
+            state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
+        valid_outcome = action_valid.float()
+        if self.reward_head is not None and reward is not None:
+            reward_loss = _mean(self.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome)
+        logit = self.termination_logit(predictions.outcome_hidden)
+        termination = _mean(
+            F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"), valid_outcome
+        )
+        config = self.config
+        total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
+        return Losses(
+            total=total + config.termination_weight * termination,
+            frame_nll=_mean(nll.detach(), valid),
+            frame_accuracy=_mean(right, valid),
+            changed_accuracy=_mean(right, valid * changed),
+            persistence_accuracy=_mean(1.0 - changed, valid),
+            state_nll=state_nll.detach(),
+            reward=reward_loss.detach(),
+            termination=termination.detach(),
+        )
+
+    def new_cache(self, batch_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
+        """A cache for ``batch_size`` rows on the model's device."""
+        config = self.config.transformer
+        return KVCache(
+            num_layers=config.num_layers,
+            batch_size=batch_size,
+            num_kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            window=config.window,
+            positions_per_step=self.layout.positions_per_step,
+            dtype=dtype,
+            device=self.slot_embedding.device,
+        )
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
+    loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+    return loss.view_as(target)
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    weights = weights.expand_as(values)
+    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
