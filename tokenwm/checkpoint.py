@@ -1,7 +1,7 @@
-"""Checkpoint folders: ``model.safetensors``, ``config.yaml``, ``provenance.json``; nothing in them can run code.
+"""Checkpoint folders: ``model.safetensors``, ``config.yaml``, ``provenance.json``.
 
-A world model's folder holds its tokenizer in ``tokenizer/``, so one folder is all a robot needs. Lightning's own
-checkpoints are for resuming training only.
+Nothing in them can run code. A world model's folder holds its tokenizer in ``tokenizer/``, so one
+folder is all a robot needs. Lightning's own checkpoints are for resuming training only.
 """
 
 import dataclasses
@@ -21,29 +21,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 CHECKPOINT_VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
 
 
+def model_folder(path: Path | str) -> Path:
+    """The checkpoint folder that a path means: itself, or ``model`` in a training run's folder."""
+    path = Path(path)
+    inside = path / "model"
+    return inside if not (path / CONFIG).exists() and (inside / CONFIG).exists() else path
+
+
 def tokenizer_hash(tokenizer: FrameTokenizer) -> str:
     """SHA-256 of the tokenizer's config and weights, the identity that token shards carry."""
-    digest = hashlib.sha256(
-        json.dumps(_tokenizer_config(tokenizer), sort_keys=True).encode()
-    )
+    digest = hashlib.sha256(json.dumps(_tokenizer_config(tokenizer), sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def save_tokenizer(
-    folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[str, Any]
-) -> str:
+def save_tokenizer(folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[str, Any]) -> str:
     """Write a tokenizer's checkpoint folder; returns its hash."""
     identity = tokenizer_hash(tokenizer)
     config = {"kind": "frame_tokenizer", **_tokenizer_config(tokenizer)}
@@ -55,8 +58,10 @@ def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> FrameTok
     """Load a tokenizer in eval mode.
 
     Raises:
-        CheckpointError: A file is missing, damaged, of another kind or version, or does not match its hash.
+        CheckpointError: A file is missing, damaged, of another kind or version, or does not match
+            its hash.
     """
+    folder = model_folder(folder)
     config, weights, provenance = _read(folder, "frame_tokenizer")
     with _explaining(folder):
         tokenizer = FrameTokenizer(
@@ -67,7 +72,8 @@ def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> FrameTok
         _load_state(tokenizer, weights)
     if provenance.get("tokenizer_hash") != tokenizer_hash(tokenizer):
         raise CheckpointError(
-            f"{folder}: the weights do not have the hash that {PROVENANCE} names; the folder was changed or damaged"
+            f"{folder}: the weights do not have the hash that {PROVENANCE} names; "
+            "the folder was changed or damaged"
         )
     return tokenizer.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
@@ -121,8 +127,10 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
     """Load a world model and its tokenizer.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the tokenizer is not the one that made the tokens.
+        CheckpointError: A file is missing or damaged, or the tokenizer is not the one that made the
+            tokens.
     """
+    folder = model_folder(folder)
     config, weights, provenance = _read(folder, "world_model")
     with _explaining(folder):
         values = dict(config["world_model"])
@@ -153,8 +161,9 @@ def check_tokenizer(vocabulary: Vocabulary, tokenizer: FrameTokenizer) -> None:
     identity = tokenizer_hash(tokenizer)
     if identity != vocabulary.tokenizer_hash:
         raise CheckpointError(
-            f"the tokenizer has hash {identity[:12]}…, but the tokens were made by {vocabulary.tokenizer_hash[:12]}…; "
-            "use the tokenizer that made the token shards, or run 'tokenwm tokenize' again and train on its output"
+            f"the tokenizer has hash {identity[:12]}…, but the tokens were made by "
+            f"{vocabulary.tokenizer_hash[:12]}…; use the tokenizer that made the token shards, or "
+            "run 'tokenwm tokenize' again and train on its output"
         )
 
 
@@ -182,7 +191,9 @@ def _write(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+    }
     save_file(state, partial / WEIGHTS)
     versioned = {"checkpoint_version": CHECKPOINT_VERSION, **config}
     (partial / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))
@@ -193,12 +204,12 @@ def _write(
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    folder = Path(folder)
     for name in (CONFIG, WEIGHTS, PROVENANCE):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder} has no {name}; a checkpoint folder holds {CONFIG}, {WEIGHTS} and {PROVENANCE} "
-                "and is written at the end of 'tokenwm tokenizer fit' or 'tokenwm world-model fit'"
+                f"{folder} has no {name}; a checkpoint folder holds {CONFIG}, {WEIGHTS} and "
+                f"{PROVENANCE} and is written at the end of 'tokenwm tokenizer fit' or 'tokenwm "
+                "world-model fit'"
             )
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
@@ -213,14 +224,14 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
         raise CheckpointError(f"{folder / CONFIG} has kind {found!r}; expected {kind!r}")
     if config.get("checkpoint_version") != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this tokenwm reads "
-            f"{CHECKPOINT_VERSION}; see CHANGELOG.md"
+            f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this "
+            f"tokenwm reads {CHECKPOINT_VERSION}; see CHANGELOG.md"
         )
     return {str(k): v for k, v in config.items()}, weights, provenance
 
 
 class _explaining:
-    """Turns what goes wrong while a model is rebuilt into a CheckpointError that names the folder."""
+    """Turns what goes wrong while a model is rebuilt into a CheckpointError with the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,7 +1,8 @@
 """What both training stages share: the optimizer, its schedule, and exact resumption.
 
-Lightning's own checkpoint holds weights, optimizer and counters; here the state of the random generators is added, and
-the data module derives the order of batches from the global step, so a resumed run equals an uninterrupted one.
+Lightning's own checkpoint holds weights, optimizer and counters; here the state of the random
+generators is added, and the data module derives the order of batches from the global step, so a
+resumed run equals an uninterrupted one.
 """
 
 import math
@@ -23,9 +24,11 @@ class OptimizerConfig:
     Attributes:
         learning_rate: Peak learning rate.
         betas: Decay of the first and second moment.
-        weight_decay: Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed.
+        weight_decay: Decoupled decay of matrices; vectors (norms, biases) and embeddings are not
+            decayed.
         warmup_steps: Steps of linear warm-up.
-        schedule: ``cosine`` (Loshchilov & Hutter 2017) or ``wsd``, warm-up, stable, linear decay (Hu et al. 2024).
+        schedule: ``cosine`` (Loshchilov & Hutter 2017) or ``wsd``, warm-up, stable, linear decay
+            (Hu et al. 2024).
         decay_fraction: Share of the steps that ``wsd`` spends decaying.
         final_fraction: Learning rate at the end, as a share of the peak.
     """
@@ -46,12 +49,14 @@ class OptimizerConfig:
         """
         if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise TokenwmError(
-                f"learning_rate={self.learning_rate} must be positive, weight_decay={self.weight_decay} and "
+                f"learning_rate={self.learning_rate} must be positive, "
+                f"weight_decay={self.weight_decay} and "
                 f"warmup_steps={self.warmup_steps} must not be negative"
             )
         if not 0 < self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:
             raise TokenwmError(
-                f"decay_fraction={self.decay_fraction} must be in (0, 1], final_fraction={self.final_fraction} in [0, 1]"
+                f"decay_fraction={self.decay_fraction} must be in (0, 1], "
+                f"final_fraction={self.final_fraction} in [0, 1]"
             )
 
 
@@ -104,12 +109,13 @@ class TrainingModule(pl.LightningModule):
         Raises:
             TokenwmError: The trainer has no ``max_steps``.
         """
-        # Not trainer.estimated_stepping_batches: reading it makes Lightning forget the loader's state (issue 20550).
+        # Not trainer.estimated_stepping_batches: reading it makes Lightning forget the loader's
+        # state (issue 20550).
         num_steps = self.trainer.max_steps
         if num_steps < 1:
             raise TokenwmError(
-                f"trainer.max_steps is {num_steps}; set it, since training batches never end and the "
-                "learning rate follows it"
+                f"trainer.max_steps is {num_steps}; set it, since training batches never end and "
+                "the learning rate follows it"
             )
         config = self.optimizer_config
         optimizer = torch.optim.AdamW(
@@ -121,7 +127,10 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random generators (k-means and dead-code revival draw from them)."""
+        """Keep the state of the random generators.
+
+        K-means and dead-code revival draw from them.
+        """
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state_all()
@@ -131,7 +140,10 @@ class TrainingModule(pl.LightningModule):
         self._random_state = checkpoint.get("random_state")
 
     def on_train_start(self) -> None:
-        """Restore the random generators of a resumed run; validation before it has drawn from them."""
+        """Restore the random generators of a resumed run.
+
+        Validation before it has drawn from them.
+        """
         state = getattr(self, "_random_state", None)
         if state is not None:
             torch.set_rng_state(state["cpu"])

@@ -12,7 +12,10 @@ PACKAGE = REPOSITORY / "tokenwm"
 ORDER = (
     "errors",
     "shapes",
+    "allocator",
+    "throughput",
     "data",
+    "training",
     "tokenizer",
     "sequence",
     "transformer",

@@ -11,8 +11,8 @@
                     leads to     leads to
 
 ``a_t`` is chosen after seeing ``o_t`` and leads to ``o_{t+1}``; ``r_t``, ``terminated_t`` and
-``truncated_t`` are what ``a_t`` caused. The last step has an observation and no valid action. Every reader
-maps its format onto this picture and every exporter maps back.
+``truncated_t`` are what ``a_t`` caused. The last step has an observation and no valid action. Every
+reader maps its format onto this picture and every exporter maps back.
 """
 
 import re
@@ -39,7 +39,8 @@ class Episode:
         key: Name, unique in its dataset; letters, digits, ``_`` and ``-``.
         frames: Camera name → ``(T, H, W, 3)`` uint8 in [0, 255], RGB.
         state: ``(T, state_dim)`` float32 in the robot's own units, or None.
-        action: ``(T, action_dim)`` float32 (continuous) or ``(T, 1)`` int64 (discrete); row ``T-1`` is zero.
+        action: ``(T, action_dim)`` float32 (continuous) or ``(T, 1)`` int64 (discrete); row ``T-1``
+            is zero.
         reward: ``(T,)`` float32, or None where the source records none; entry ``T-1`` is zero.
         terminated: ``(T,)`` bool; entry ``t`` is True if ``action[t]`` ended the task.
         truncated: ``(T,)`` bool; entry ``t`` is True if recording was cut after ``action[t]``.
@@ -86,7 +87,8 @@ class Episode:
             self._check(f"frames of {camera}", frames, (num_steps, None, None, 3), (np.uint8,))
             if not NAME_PATTERN.fullmatch(camera):
                 raise EpisodeError(
-                    f"episode {self.key}: camera name {camera!r} may hold letters, digits, '_', '-' only"
+                    f"episode {self.key}: camera name {camera!r} may hold letters, digits, "
+                    "'_', '-' only"
                 )
         if self.state is not None:
             self._check("state", self.state, (num_steps, None), (np.float32,))
@@ -110,7 +112,8 @@ class Episode:
             wanted = tuple("any" if size is None else size for size in shape)
             allowed = " or ".join(np.dtype(d).name for d in dtypes)
             raise EpisodeError(
-                f"episode {self.key}: {name} is {array.dtype}{array.shape}; expected {allowed}{wanted}"
+                f"episode {self.key}: {name} is {array.dtype}{array.shape}; expected "
+                f"{allowed}{wanted}"
             )
 
 

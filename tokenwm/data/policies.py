@@ -1,8 +1,8 @@
 """Named policies for recording episodes from a simulator.
 
-A policy is a function ``(env, rng) -> next_action`` called once per episode; ``next_action()`` is then called
-once per step. Scripted policies may read the simulator's own state (that is what makes them scripted); what is
-recorded is only what the environment returns.
+A policy is a function ``(env, rng) -> next_action`` called once per episode; ``next_action()`` is
+then called once per step. Scripted policies may read the simulator's own state (that is what makes
+them scripted); what is recorded is only what the environment returns.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ def random_policy(env: Any, rng: np.random.Generator) -> NextAction:
 def pusht_pusher(env: Any, rng: np.random.Generator) -> NextAction:
     """Explore the Push-T table and push the block about, in phases of random length and speed.
 
-    Three of four phases go behind the block and push through it in a random direction, the others walk to a
-    random point. Every phase draws its own speed, and noise is added to every action, so that actions
-    cover the table and equal frames are followed by different actions.
+    Three of four phases go behind the block and push through it in a random direction, the others
+    walk to a random point. Every phase draws its own speed, and noise is added to every action, so
+    that actions cover the table and equal frames are followed by different actions.
     """
     simulator = env.unwrapped
     plan: list[NDArray[np.float64]] = []

@@ -1,9 +1,9 @@
 """Anchored decoding: keep from the last observed frame what the tokens say has not changed.
 
-A token model can show no more than its tokenizer kept. But imagination starts at a *real* frame, and where the
-decoded future equals the decoded present, the real pixels are still right. So the residual that the tokenizer
-lost in the last observed frame is added back, weighted by how little the decoded pixels around have changed.
-Nothing is learned and nothing of the future is used.
+A token model can show no more than its tokenizer kept. But imagination starts at a *real* frame,
+and where the decoded future equals the decoded present, the real pixels are still right. So the
+residual that the tokenizer lost in the last observed frame is added back, weighted by how little
+the decoded pixels around have changed. Nothing is learned and nothing of the future is used.
 """
 
 import torch
@@ -21,7 +21,8 @@ def anchored(decoded: Tensor, anchor_decoded: Tensor, anchor: Tensor) -> Tensor:
 
     Args:
         decoded: ``(..., cameras, H, W, 3)`` float32 in about [0, 1], decoded from imagined tokens.
-        anchor_decoded: The same shape (or one that broadcasts), decoded from the observed frame's tokens.
+        anchor_decoded: The same shape (or one that broadcasts), decoded from the observed frame's
+            tokens.
         anchor: Like ``anchor_decoded``, the observed frame itself.
 
     Returns:

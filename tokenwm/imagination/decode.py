@@ -1,10 +1,11 @@
-"""Decoding, as small functions over one explicit state: ``prefill``, ``decode_one_token``, ``decode_step``.
+"""Decoding, as small functions over one explicit state.
 
-Everything stays on the device and no function looks at the value of a tensor, so nothing waits for the device.
+``prefill``, ``decode_one_token``, ``decode_step``. Everything stays on the device and no function
+looks at the value of a tensor, so nothing waits for the device.
 
-Invariant between calls: the cache holds every position before the *pending* one. Pending is the last observation
-position of the current step (its last frame token, or its state); it goes through together with the action, so
-a step costs one pass per predicted slot and none more.
+Invariant between calls: the cache holds every position before the *pending* one. Pending is the
+last observation position of the current step (its last frame token); it goes through
+together with the action, so a step costs one pass per predicted slot and none more.
 """
 
 from dataclasses import dataclass, replace
@@ -48,8 +49,9 @@ class StepOutcome(NamedTuple):
     Attributes:
         reward: ``(B,)`` float32, expected reward; zeros if the data had none.
         termination_probability: ``(B,)`` float32 in [0, 1].
-        frame_nll: ``(B,)`` float32, mean negative log-likelihood of the drawn frame tokens under the model at
-            temperature 1, nats per token: how surprised the model is by what it imagined.
+        frame_nll: ``(B,)`` float32, mean negative log-likelihood of the drawn frame tokens under
+            the model at temperature 1, nats per token: how surprised the model is by what it
+            imagined.
     """
 
     reward: Tensor
@@ -82,7 +84,7 @@ def prefill(
     device = context.frame.device
     length = layout.positions_per_step
     cache = model.new_cache(batch_size, cache_dtype)
-    embedded = model.embed(context).unflatten(1, (num_steps, length))  # (B, C, L, D)
+    embedded = torch.unflatten(model.embed(context), 1, (num_steps, length))  # (B, C, L, D)
     slots = torch.arange(length, device=device)
     for number in range(num_steps):
         is_last = number == num_steps - 1
@@ -115,67 +117,83 @@ def decode_step(
     Returns:
         The state at the next observation, and what the action caused.
     """
-    layout = model.layout
     next_step = state.step + 1
-    hidden, hints = _take_action(model, state, action)
-    slots = torch.arange(layout.positions_per_step, device=action.device)
+    first = model.layout.first_frame_slot
+    slots = torch.arange(model.layout.positions_per_step, device=action.device)
+    hidden, condition = _take_action(model, state, action)
     reward = model.reward(hidden)
     termination = model.termination_logit(hidden).sigmoid()
 
-    inputs = state.pending
-    frame = torch.empty_like(state.frame)
-    nll = torch.zeros_like(reward)
-    for slot in range(layout.num_frame_tokens):
-        if slot > 0:
-            hidden = decode_one_token(model, state.cache, inputs, next_step, slots[slot - 1 : slot])
-        logits = model.frame_logits(hidden, state.frame[:, slot])  # (B, V)
-        token = _draw(logits, state, next_step, slot, sampling)
-        nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
-        frame[:, slot] = token
-        inputs = (model.frame_embedding(token) + model.slot_embedding[slot])[:, None]
-        hint = hints[:, slot + 1] if slot + 1 < layout.num_predicted else model.no_hint
-        inputs = inputs + (hint if hint.ndim == 1 else hint[:, None])
-
     new_state = None
     if model.state_head is not None and state.state is not None:
-        last = layout.num_frame_tokens - 1
-        hidden = decode_one_token(model, state.cache, inputs, next_step, slots[last : last + 1])
-        state_logits = model.state_head(hidden, state.state)  # (B, P, bins)
-        new_state = _draw_state(state_logits, state, next_step, sampling)
-        embedded = model.embed_state(new_state)
-        assert embedded is not None
-        inputs = (embedded + model.slot_embedding[layout.num_frame_tokens] + model.no_hint)[:, None]
-    following = replace(state, step=next_step, pending=inputs, frame=frame, state=new_state)
-    return following, StepOutcome(reward, termination, nll / layout.num_frame_tokens)
+        logits = model.state_head(hidden, state.state)  # (B, P, bins)
+        new_state = _draw_state(logits, state, next_step, sampling)
+    hints, inputs = _observe_state(model, state, condition, new_state)
+    if inputs is not None:
+        hidden = decode_one_token(model, state.cache, inputs, next_step, slots[:1])
+
+    frame = torch.empty_like(state.frame)
+    nll = torch.zeros_like(reward)
+    pending = state.pending
+    for index in range(model.layout.num_frame_tokens):
+        slot = first + index
+        if index > 0:
+            hidden = decode_one_token(model, state.cache, pending, next_step, slots[slot - 1 : slot])
+        logits = model.frame_logits(hidden, state.frame[:, index])  # (B, V)
+        token = _draw(logits, state, next_step, slot, sampling)
+        nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        frame[:, index] = token
+        is_last = index == model.layout.num_frame_tokens - 1
+        hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
+        pending = (model.frame_embedding(token) + model.slot_embedding[slot] + hint)[:, None]
+    following = replace(state, step=next_step, pending=pending, frame=frame, state=new_state)
+    return following, StepOutcome(reward, termination, nll / model.layout.num_frame_tokens)
 
 
 def score_frame(
-    model: WorldModel, state: DecodeState, action: Tensor, frame: Tensor
+    model: WorldModel,
+    state: DecodeState,
+    action: Tensor,
+    frame: Tensor,
+    next_state: Tensor | None = None,
 ) -> Tensor:
     """How likely a given next frame is, in one pass over all its slots.
 
-    The cells it writes belong to the next step and are written again by :func:`decode_step`, so the state can still
-    be used afterwards.
+    The state can still be used afterwards: the next step's cells, which hold the oldest step of the
+    window until then, are put back.
 
     Args:
         model: The world model, in eval mode.
         state: The state before the action.
         action: ``(B, A)`` int64 action tokens.
         frame: ``(B, K)`` int64 frame tokens of the next step.
+        next_state: ``(B, P)`` int64 state tokens of the next step; needed if the model has a state.
 
     Returns:
-        ``(B, K, V)`` float32 logits; entry ``[:, j]`` is given the true slots before ``j``.
+        ``(B, K, V)`` float32 logits; entry ``[:, j]`` is given the state and the true slots before
+        ``j``.
+
+    Raises:
+        TokenwmError: The model has a state and ``next_state`` is missing.
     """
-    first, hints = _take_action(model, state, action)
-    hidden = first[:, None]
-    num_slots = model.layout.num_frame_tokens
-    if num_slots > 1:
-        embedded = model.frame_embedding(frame[:, :-1]) + model.slot_embedding[: num_slots - 1]
-        slots = torch.arange(num_slots - 1, device=frame.device)
-        inputs = embedded + hints[:, 1:num_slots]
-        rest = _forward(model, state.cache, inputs, state.step + 1, slots)
-        hidden = torch.cat([hidden, rest], dim=1)  # (B, K, D)
-    return model.frame_logits(hidden, state.frame)
+    if model.state_head is not None and next_state is None:
+        raise TokenwmError("the model has a state: give next_state, the state tokens of the step")
+    hidden, condition = _take_action(model, state, action)
+    hints, at_state = _observe_state(model, state, condition, next_state)
+    first, num_frame_tokens = model.layout.first_frame_slot, model.layout.num_frame_tokens
+    place = model.slot_embedding[first : first + num_frame_tokens - 1]
+    inputs = model.frame_embedding(frame[:, :-1]) + place + hints[:, 1:]  # (B, K - 1, D)
+    if at_state is not None:
+        inputs = torch.cat([at_state, inputs], dim=1)
+    if inputs.shape[1] == 0:
+        return model.frame_logits(hidden[:, None], state.frame)
+    slots = torch.arange(inputs.shape[1], device=frame.device)
+    next_step = state.step + 1
+    oldest = state.cache.read_step(next_step)
+    rest = _forward(model, state.cache, inputs, next_step, slots)
+    state.cache.restore_step(next_step, oldest)
+    every = rest if at_state is not None else torch.cat([hidden[:, None], rest], dim=1)  # (B, K, D)
+    return model.frame_logits(every, state.frame)
 
 
 def decode_one_token(
@@ -194,27 +212,35 @@ def _forward(
     return hidden
 
 
-def _take_action(
-    model: WorldModel, state: DecodeState, action: Tensor
-) -> tuple[Tensor, Tensor]:
+def _take_action(model: WorldModel, state: DecodeState, action: Tensor) -> tuple[Tensor, Tensor]:
     """Feed the pending position and the action in one pass.
 
     Returns:
-        The hidden state at the action ``(B, D)`` and the hints for the next step ``(B, J, D)``.
+        The hidden state at the action and the condition of the next step, both ``(B, D)``.
     """
     layout = model.layout
-    action_embedding = model.embed_action(action)  # (B, D)
-    hints = _hints(model, state, action_embedding)
-    at_action = action_embedding + model.slot_embedding[layout.action_slot] + hints[:, 0]
+    embedded = model.embed_action(action)  # (B, D)
+    condition = model.condition(model.embed_state(state.state), embedded)
+    if layout.has_state:
+        hint = condition
+    else:
+        hint = model.frame_hints(state.frame[:, None], condition[:, None], None)[:, 0, 0]
+    at_action = embedded + model.slot_embedding[layout.action_slot] + hint
     inputs = torch.cat([state.pending, at_action[:, None]], dim=1)  # (B, 2, D)
     slots = torch.arange(layout.num_predicted - 1, layout.positions_per_step, device=action.device)
-    return _forward(model, state.cache, inputs, state.step, slots)[:, -1], hints
+    return _forward(model, state.cache, inputs, state.step, slots)[:, -1], condition
 
 
-def _hints(model: WorldModel, state: DecodeState, action_embedding: Tensor) -> Tensor:
-    embedded = None if state.state is None else model.embed_state(state.state[:, None])
-    hints = model.hints_for_next_step(state.frame[:, None], embedded, action_embedding[:, None])
-    return hints[:, 0]
+def _observe_state(
+    model: WorldModel, state: DecodeState, condition: Tensor, new_state: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The next frame's hints ``(B, K, D)`` and the embedded state position ``(B, 1, D)``, if any."""
+    embedded = None if new_state is None else model.embed_state(new_state)
+    new = None if embedded is None else embedded[:, None]
+    hints = model.frame_hints(state.frame[:, None], condition[:, None], new)[:, 0]
+    if embedded is None:
+        return hints, None
+    return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
 
 
 def _draw(
@@ -233,7 +259,8 @@ def _draw_state(
     """``(B, P, bins)`` logits → ``(B, P)`` ids; each dimension has its own noise."""
     if sampling.temperature == 0.0:
         return sample(logits, None, sampling)
-    first = state.frame.shape[-1]
+    # Frame slots use the numbers of their slots; states go on behind the last slot of a step.
+    first = state.frame.shape[-1] + 2
     noise = [
         gumbel_noise(state.seed, state.rows, step, first + dimension, logits.shape[-1])
         for dimension in range(logits.shape[1])
@@ -257,5 +284,6 @@ def check_context(model: WorldModel, context: Tokens) -> None:
     for name, tokens, limit in named:
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= limit):
             raise TokenwmError(
-                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; allowed is [0, {limit})"
+                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; "
+                f"allowed is [0, {limit})"
             )

@@ -1,13 +1,17 @@
-"""How frames, states and actions interleave into one sequence. Pure functions; no parameters, no state.
+"""How states, frames and actions interleave into one sequence.
 
-A step of ``L`` positions::
+Pure functions; no parameters, no state. A step of ``L`` positions::
 
-    slot      0   1   ...  K-1 |  K (if P > 0)  |  L-1
-    holds     frame tokens     |  P state tokens |  A action tokens
-    predicts  slot+1 ... , the state (or nothing)|  frame slot 0 of the next step, reward, terminated
+    slot      0 (if P > 0)    |  then K frame slots        |  last, L-1
+    holds     P state tokens  |  one frame token each      |  A action tokens
+    predicts  frame slot 0    |  the next frame slot;      |  the next step's first slot,
+                              |  the last predicts nothing |  reward, terminated
 
-Frame tokens have a position each. The ``P`` state tokens share one position and so do the ``A`` action tokens:
-their embeddings are merged. The sequence is strictly causal in this order.
+Frame tokens have a position each. The ``P`` state tokens share one position and so do the ``A``
+action tokens: their embeddings are merged. The sequence is strictly causal in this order.
+
+The state comes first because where the robot is, is a smooth function of where it was and of its
+action, and what the camera sees follows from it: the model need not learn the dynamics from tokens.
 """
 
 from dataclasses import dataclass
@@ -27,7 +31,7 @@ class StepLayout:
     """Which slot of a step holds what.
 
     Attributes:
-        num_frame_tokens: ``K >= 0``, tokens of all cameras.
+        num_frame_tokens: ``K >= 1``, tokens of all cameras.
         has_state: Whether the step has a slot for proprioception.
     """
 
@@ -52,8 +56,13 @@ class StepLayout:
 
     @property
     def state_slot(self) -> int | None:
-        """Slot of the state, ``K``, or None."""
-        return self.num_frame_tokens if self.has_state else None
+        """Slot of the state, 0, or None."""
+        return 0 if self.has_state else None
+
+    @property
+    def first_frame_slot(self) -> int:
+        """Slot of the first frame token."""
+        return int(self.has_state)
 
     @property
     def action_slot(self) -> int:
@@ -62,7 +71,7 @@ class StepLayout:
 
     @property
     def num_predicted(self) -> int:
-        """``J``, slots of a step that are predicted: the frame's and the state's."""
+        """``J``, slots of a step that are predicted: the state's and the frame's."""
         return self.num_frame_tokens + int(self.has_state)
 
     def position(self, step: int, slot: int) -> int:
@@ -93,31 +102,33 @@ def interleave(layout: StepLayout, frame: Tensor, state: Tensor | None, action: 
     parts = [frame, action.unsqueeze(2)]
     if layout.has_state:
         assert state is not None
-        parts.insert(1, state.unsqueeze(2))
+        parts.insert(0, state.unsqueeze(2))
     return torch.cat(parts, dim=2).flatten(1, 2)
 
 
 def deinterleave(layout: StepLayout, sequence: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """Inverse of :func:`interleave`: ``(B, T * L, *)`` → frame, state, action."""
-    steps = sequence.unflatten(1, (-1, layout.positions_per_step))  # (B, T, L, *)
+    steps = torch.unflatten(sequence, 1, (-1, layout.positions_per_step))  # (B, T, L, *)
     state = None if layout.state_slot is None else steps[:, :, layout.state_slot]
-    return steps[:, :, : layout.num_frame_tokens], state, steps[:, :, layout.action_slot]
+    frame = steps[:, :, layout.first_frame_slot : layout.action_slot]
+    return frame, state, steps[:, :, layout.action_slot]
 
 
 def predictors(layout: StepLayout, hidden: Tensor) -> Tensor:
     """Select the hidden states that predict the observation slots of steps 1 to ``T - 1``.
 
-    Slot 0 of step ``t`` is predicted at the action of ``t - 1``, slot ``j`` at slot ``j - 1``. Step 0 follows no
-    action and is not predicted.
+    Slot 0 of step ``t`` is predicted at the action of ``t - 1``, slot ``j`` at slot ``j - 1``. Step
+    0 follows no action and is not predicted.
 
     Args:
         layout: The step layout.
         hidden: ``(B, T * L, D)``.
 
     Returns:
-        ``(B, T - 1, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` predicts slot ``j`` of step ``t + 1``.
+        ``(B, T - 1, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` predicts slot ``j`` of
+        step ``t + 1``.
     """
-    steps = hidden.unflatten(1, (-1, layout.positions_per_step))  # (B, T, L, D)
+    steps = torch.unflatten(hidden, 1, (-1, layout.positions_per_step))  # (B, T, L, D)
     first = steps[:, :-1, layout.action_slot, None]  # (B, T-1, 1, D)
     return torch.cat([first, steps[:, 1:, : layout.num_predicted - 1]], dim=2)
 
@@ -127,8 +138,8 @@ def shift_to_inputs(layout: StepLayout, hints: Tensor, fill: Tensor) -> Tensor:
 
     Args:
         layout: The step layout.
-        hints: ``(B, T, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` is computed from step ``t`` and helps
-            to predict slot ``j`` of step ``t + 1``.
+        hints: ``(B, T, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` is computed from
+            step ``t`` and helps to predict slot ``j`` of step ``t + 1``.
         fill: ``(D,)`` for positions that predict nothing or have no step before them.
 
     Returns:

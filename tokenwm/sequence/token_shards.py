@@ -1,6 +1,6 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def tokenize_shards(
         raise TokenwmError(f"{frames_folder} holds {manifest.kind}; only frames can be tokenized")
     if len(manifest.cameras) != tokenizer.num_cameras:
         raise TokenwmError(
-            f"{frames_folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was trained for "
-            f"{tokenizer.num_cameras} camera(s)"
+            f"{frames_folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
+            f"trained for {tokenizer.num_cameras} camera(s)"
         )
     shards, episodes = [], []
     total, done = len(manifest.episodes), 0
@@ -116,7 +116,9 @@ def tokenize_shards(
             continue
         with ShardWriter(out_folder, split) as writer:
             for key in keys:
-                writer.add(key, _tokenize_episode(reader, key, tokenizer, vocabulary), reader.metadata(key))
+                writer.add(
+                    key, _tokenize_episode(reader, key, tokenizer, vocabulary), reader.metadata(key)
+                )
                 done += 1
                 if progress is not None:
                     progress(done, total, key)
@@ -149,7 +151,8 @@ def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
     """
     if manifest.kind != "tokens" or "vocabulary" not in manifest.extra:
         raise TokenwmError(
-            f"{where} holds {manifest.kind}; the world model is trained on token shards made by 'tokenwm tokenize'"
+            f"{where} holds {manifest.kind}; the world model is trained on token shards "
+            "made by 'tokenwm tokenize'"
         )
     return Vocabulary.from_dict(manifest.extra["vocabulary"])
 
@@ -162,7 +165,8 @@ def _tokenize_episode(
     frames = torch.from_numpy(np.stack(cameras, axis=1))  # (T, cameras, H, W, 3)
     device = tokenizer.mean_frame.device
     encoded: list[Tensor] = [
-        tokenizer.encode_frames(part.to(device)).cpu() for part in frames.split(FRAMES_PER_PASS)
+        tokenizer.encode_frames(part.to(device)).cpu()
+        for part in torch.split(frames, FRAMES_PER_PASS)
     ]
     out = {"frame_tokens": torch.cat(encoded).numpy().astype(np.uint16)}
     if vocabulary.state is not None:
@@ -171,7 +175,7 @@ def _tokenize_episode(
     return {**out, **arrays}
 
 
-def _token_features(manifest: Manifest, vocabulary: Vocabulary) -> Mapping[str, Feature] | Any:
+def _token_features(manifest: Manifest, vocabulary: Vocabulary) -> dict[str, Feature]:
     def tokens(shape: int, num_values: int) -> Feature:
         return Feature(kind="tokens", shape=(shape,), dtype="uint16", num_values=num_values)
 

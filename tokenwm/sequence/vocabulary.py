@@ -1,4 +1,7 @@
-"""Vocabulary: what the tokens of a dataset are. Written by ``tokenwm tokenize``, obeyed by everything after it."""
+"""Vocabulary: what the tokens of a dataset are.
+
+Written by ``tokenwm tokenize``, obeyed by everything after it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -17,7 +17,8 @@ class ContinuousTokenizer:
     """Real values ↔ bin numbers, each dimension with its own bins.
 
     Attributes:
-        edges: ``(A, num_values + 1)`` float64, ascending; values outside fall into the first or last bin.
+        edges: ``(A, num_values + 1)`` float64, ascending; values outside fall into the first or
+            last bin.
         names: Names of the dimensions; may be empty.
         units: Unit of the values, for the reader.
     """
@@ -34,7 +35,8 @@ class ContinuousTokenizer:
         """
         if self.edges.ndim != 2 or self.edges.shape[1] < 3 or not np.isfinite(self.edges).all():
             raise TokenwmError(
-                f"bin edges have shape {self.edges.shape}; expected finite (dimensions, bins + 1) with bins >= 2"
+                f"bin edges have shape {self.edges.shape}; expected finite "
+                "(dimensions, bins + 1) with bins >= 2"
             )
         if (np.diff(self.edges, axis=1) < 0).any():
             raise TokenwmError("bin edges must ascend in every dimension")
@@ -52,11 +54,11 @@ class ContinuousTokenizer:
         """Choose bins from the quantiles of the training data.
 
         Args:
-            quantiles: ``(A, Q)``, evenly spaced quantiles per dimension; the first is the minimum and the last
-                the maximum.
+            quantiles: ``(A, Q)``, evenly spaced quantiles per dimension; the first is the minimum
+                and the last the maximum.
             num_bins: Bins per dimension, 2 to 65536.
-            method: ``uniform`` divides [minimum, maximum] evenly; ``quantile`` puts about as many training
-                values into each bin.
+            method: ``uniform`` divides [minimum, maximum] evenly; ``quantile`` puts about as many
+                training values into each bin.
             names: Names of the dimensions.
             units: Unit of the values.
 
@@ -64,9 +66,12 @@ class ContinuousTokenizer:
             TokenwmError: ``num_bins`` is out of range.
         """
         if not 2 <= num_bins <= 65536:
-            raise TokenwmError(f"num_bins={num_bins}; tokens are stored as uint16, so use 2 to 65536")
+            raise TokenwmError(
+                f"num_bins={num_bins}; tokens are stored as uint16, so use 2 to 65536"
+            )
         low, high = quantiles[:, :1], quantiles[:, -1:]
-        # A dimension that never moves still needs bins of a width; 1e-3 of its size or 1e-6 is far below any sensor.
+        # A dimension that never moves still needs bins of a width; 1e-3 of its size or 1e-6 is far
+        # below any sensor.
         high = np.maximum(high, low + np.maximum(1e-3 * np.abs(low), 1e-6))
         fraction = np.linspace(0.0, 1.0, num_bins + 1)
         if method == "uniform":
@@ -100,11 +105,14 @@ class ContinuousTokenizer:
         """
         if values.shape[-1] != self.num_dimensions:
             raise TokenwmError(
-                f"values have {values.shape[-1]} dimension(s); the bins were made for {self.num_dimensions}"
+                f"values have {values.shape[-1]} dimension(s); the bins were made for "
+                f"{self.num_dimensions}"
             )
         if not np.isfinite(values).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-            raise TokenwmError(f"value at index {where} is {values[where]}; only finite values can be binned")
+            raise TokenwmError(
+                f"value at index {where} is {values[where]}; only finite values can be binned"
+            )
         columns = [
             np.searchsorted(self.edges[d, 1:-1], values[..., d], side="right")
             for d in range(self.num_dimensions)
@@ -146,7 +154,8 @@ class DiscreteTokenizer:
         """
         if values.size and (values.min() < 0 or values.max() >= self.num_values):
             raise TokenwmError(
-                f"discrete action ids span [{values.min()}, {values.max()}]; allowed is [0, {self.num_values})"
+                f"discrete action ids span [{values.min()}, {values.max()}]; "
+                f"allowed is [0, {self.num_values})"
             )
         return values.astype(np.uint16)
 
@@ -185,4 +194,6 @@ def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:
             )
     except KeyError as error:
         raise TokenwmError(f"scalar tokenizer lacks the field {error}") from error
-    raise TokenwmError(f"unknown scalar tokenizer kind {data['kind']!r}; known: continuous, discrete")
+    raise TokenwmError(
+        f"unknown scalar tokenizer kind {data['kind']!r}; known: continuous, discrete"
+    )

@@ -1,7 +1,7 @@
 """The frame tokenizer: a convolutional VQ-VAE that turns camera frames into ``K`` tokens and back.
 
-Pixels are centred on the mean frame of the training data. With a fixed camera the codes then carry only what
-moves, and the static background costs neither capacity nor training time.
+Pixels are centred on the mean frame of the training data. With a fixed camera the codes then carry
+only what moves, and the static background costs neither capacity nor training time.
 """
 
 import math
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.networks import Decoder, Encoder
-from tokenwm.tokenizer.quantizer import FSQ_LEVELS, QuantizerKind, build_quantizer
+from tokenwm.tokenizer.quantizer import FSQ_LEVELS, Quantized, QuantizerKind, build_quantizer
 
 PIXEL_SCALE = 0.25
-"""Pixels in [0, 1] minus the mean frame are divided by this: about unit variance where something moves."""
+"""Pixels in [0, 1] minus the mean frame are divided by this.
+
+About unit variance where something moves.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,12 @@ class FrameTokenizerConfig:
         channels: Width of each stage; every stage after the first halves the resolution.
         num_blocks: Residual blocks per stage, in the encoder and in the decoder.
         patch_size: Pixels per side that the stem folds into channels.
-        encoder_kernel_size: Side of the encoder's convolution kernels. With 1 a token depends on its own pixels only,
-            so it changes only when they do, which makes frames far easier to predict; the decoder's kernels are 3.
+        encoder_kernel_size: Side of the encoder's convolution kernels. With 1 a token depends on
+            its own pixels only, so it changes only when they do, which makes frames far easier to
+            predict; the decoder's kernels are 3.
         attention_stages: Stages with spatial attention (index 0 is the finest).
-        quantizer: ``fsq`` (behind a BatchNorm) or ``vq`` (k-means init, dead-code revival, rotation trick).
+        quantizer: ``fsq`` (behind a BatchNorm) or ``vq`` (k-means init, dead-code revival, rotation
+            trick).
         codebook_size: Number of codes. FSQ knows 64, 240, 256, 512, 1000, 1024, 2048 and 4096.
         code_dim: Width of a ``vq`` code; FSQ derives its own.
         commitment_weight: Weight of the ``vq`` commitment loss.
@@ -56,12 +61,13 @@ class FrameTokenizerConfig:
         if self.quantizer == "fsq" and self.codebook_size not in FSQ_LEVELS:
             sizes = ", ".join(map(str, sorted(FSQ_LEVELS)))
             raise TokenwmError(
-                f"codebook_size={self.codebook_size} is not available for fsq; choose one of {sizes}, "
-                "or quantizer=vq for any size"
+                f"codebook_size={self.codebook_size} is not available for fsq; choose one of "
+                f"{sizes}, or quantizer=vq for any size"
             )
         if not 2 <= self.codebook_size <= 65536:
             raise TokenwmError(
-                f"codebook_size={self.codebook_size}; tokens are stored as uint16, so use 2 to 65536"
+                f"codebook_size={self.codebook_size}; tokens are stored as uint16, so use 2 to "
+                "65536"
             )
         if not self.channels or min(*self.channels, self.num_blocks, self.patch_size) < 1:
             raise TokenwmError(
@@ -83,9 +89,10 @@ class FrameTokenizerConfig:
         factor = self.downsampling
         if image_size[0] % factor or image_size[1] % factor:
             raise TokenwmError(
-                f"frames of {image_size[0]}×{image_size[1]} pixels cannot be divided into tokens of "
-                f"{factor}×{factor} pixels (patch_size {self.patch_size} × 2^{len(self.channels) - 1}); prepare "
-                f"frames whose sides are multiples of {factor}, or change patch_size or channels"
+                f"frames of {image_size[0]}×{image_size[1]} pixels cannot be divided into tokens "
+                f"of {factor}×{factor} pixels (patch_size {self.patch_size} × "
+                f"2^{len(self.channels) - 1}); prepare frames whose sides are multiples of "
+                f"{factor}, or change patch_size or channels"
             )
         return image_size[0] // factor, image_size[1] // factor
 
@@ -151,14 +158,14 @@ class FrameTokenizer(nn.Module):
         return self.num_cameras * self.tokens_per_camera
 
     def normalize(self, frames: Tensor) -> Tensor:
-        """``(..., cameras, H, W, 3)`` uint8 → ``(B * cameras, 3, H, W)`` float32, centred and scaled."""
+        """``(..., cameras, H, W, 3)`` uint8 → ``(B * cameras, 3, H, W)``, centred and scaled."""
         pixels = frames.flatten(0, -5) if frames.ndim > 4 else frames[None]
         pixels = pixels.movedim(-1, -3).float() / 255.0 - self.mean_frame  # (B, cameras, 3, H, W)
         return (pixels / PIXEL_SCALE).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
     def _to_unit(self, output: Tensor) -> Tensor:
         """``(B * cameras, 3, H, W)`` network output → pixels, about [0, 1]."""
-        pixels = output.float().unflatten(0, (-1, self.num_cameras))
+        pixels = torch.unflatten(output.float(), 0, (-1, self.num_cameras))
         return (pixels * PIXEL_SCALE + self.mean_frame).flatten(0, 1)
 
     def forward(self, frames: Tensor) -> TokenizerOutput:
@@ -189,7 +196,8 @@ class FrameTokenizer(nn.Module):
         """
         self._check_frames(frames)
         latents = self.encoder(self.normalize(frames))
-        indices = self.quantizer(latents.flatten(2).transpose(1, 2)).indices  # (B * cameras, h * w)
+        quantized: Quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
+        indices = quantized.indices  # (B * cameras, h * w)
         return indices.reshape(*frames.shape[:-4], self.tokens_per_frame)
 
     @torch.no_grad()
@@ -200,7 +208,7 @@ class FrameTokenizer(nn.Module):
                 f"tokens have shape {tuple(tokens.shape)}; expected (..., {self.tokens_per_frame})"
             )
         codes = self.quantizer.codes_of(tokens.reshape(-1, self.tokens_per_camera))
-        codes = codes.transpose(1, 2).unflatten(2, self.grid)
+        codes = torch.unflatten(codes.transpose(1, 2), 2, self.grid)
         codes = codes.contiguous(memory_format=torch.channels_last)
         pixels = self._to_unit(self.decoder(codes)).movedim(1, -1)  # (B * cameras, H, W, 3)
         return pixels.reshape(*tokens.shape[:-1], self.num_cameras, *self.image_size, 3)
@@ -238,7 +246,8 @@ def codebook_usage(counts: Tensor) -> tuple[float, float]:
         counts: ``(V,)`` how often each code occurred.
 
     Returns:
-        Share of codes that occurred, in [0, 1], and ``exp`` of the entropy of their distribution, in [1, V].
+        Share of codes that occurred, in [0, 1], and ``exp`` of the entropy of their distribution,
+        in [1, V].
     """
     probabilities = counts.double() / counts.sum().clamp(min=1)
     entropy = -(probabilities * probabilities.clamp(min=1e-30).log()).sum()

@@ -1,8 +1,9 @@
 """Encoder and decoder of the frame tokenizer: lean convolutional networks around a patchify stem.
 
-The stem folds ``patch_size × patch_size`` pixels into channels, so that no convolution ever runs at full
-resolution: on a CPU that is most of the cost of the usual VQ-GAN encoder. With ``patch_size=1`` and five stages of
-64 channels the networks have the layout of IRIS's (Micheli et al. 2023, table 6), which in turn is VQ-GAN's.
+The stem folds ``patch_size × patch_size`` pixels into channels, so that no convolution ever runs at
+full resolution: on a CPU that is most of the cost of the usual VQ-GAN encoder. With
+``patch_size=1`` and five stages of 64 channels the networks have the layout of IRIS's (Micheli et
+al. 2023, table 6), which in turn is VQ-GAN's.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over the channels of every pixel; on a CPU far cheaper than GroupNorm in channels-last."""
+    """RMS norm over the channels of every pixel.
+
+    On a CPU far cheaper than GroupNorm in channels-last.
+    """
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -44,7 +48,10 @@ class ResidualBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Single-head self-attention over the pixels of a feature map, as in VQ-GAN; starts as the identity."""
+    """Single-head self-attention over the pixels of a feature map, as in VQ-GAN.
+
+    Starts as the identity.
+    """
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -75,7 +82,9 @@ def _stage(
 
 
 class Encoder(nn.Module):
-    """``(B, 3, H, W)`` → ``(B, code_dim, H / f, W / f)`` with ``f = patch_size * 2 ** (len(channels) - 1)``.
+    """``(B, 3, H, W)`` → ``(B, code_dim, H / f, W / f)``.
+
+    ``f = patch_size * 2 ** (len(channels) - 1)``.
 
     Args:
         channels: Width of each stage; every stage after the first halves the resolution.

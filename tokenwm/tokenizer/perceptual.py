@@ -21,9 +21,9 @@ class PerceptualLoss(nn.Module):
             network = lpips.LPIPS(net="alex", verbose=False)
         except (ImportError, RuntimeError, OSError) as error:
             raise TokenwmError(
-                "perceptual_weight > 0 needs LPIPS: pip install 'tokenwm[perceptual]', a torchvision that fits your "
-                f"torch, and its AlexNet weights in the torch hub cache ({type(error).__name__}: {error}); "
-                "or set perceptual_weight to 0"
+                "perceptual_weight > 0 needs LPIPS: pip install 'tokenwm[perceptual]', a "
+                "torchvision that fits your torch, and its AlexNet weights in the torch hub cache "
+                f"({type(error).__name__}: {error}); or set perceptual_weight to 0"
             ) from error
         self.network = network.requires_grad_(False).eval()
 

@@ -1,9 +1,9 @@
 """Vector quantizers behind one small interface; the only import of ``vector_quantize_pytorch``.
 
-* ``fsq`` – finite scalar quantization (Mentzer et al. 2024) behind a BatchNorm. Without the norm it collapses
-  to a single code on frames that hardly differ (measured on Push-T).
-* ``vq`` – an EMA codebook (van den Oord et al. 2017) with k-means initialisation, revival of dead codes and the
-  rotation trick (Fifty et al. 2025).
+* ``fsq`` – finite scalar quantization (Mentzer et al. 2024) behind a BatchNorm. Without the norm it
+  collapses to a single code on frames that hardly differ (measured on Push-T).
+* ``vq`` – an EMA codebook (van den Oord et al. 2017) with k-means initialisation, revival of dead
+  codes and the rotation trick (Fifty et al. 2025).
 """
 
 from typing import Literal, NamedTuple, cast
@@ -23,7 +23,10 @@ FSQ_LEVELS: dict[int, list[int]] = {
     2048: [8, 8, 8, 4],
     4096: [8, 8, 8, 8],
 }
-"""Levels per dimension for each supported FSQ codebook size (after table 1 of Mentzer et al., powers of 2 added)."""
+"""Levels per dimension for each supported FSQ codebook size.
+
+After table 1 of Mentzer et al., powers of 2 added.
+"""
 
 
 class Quantized(NamedTuple):
@@ -102,8 +105,8 @@ def build_quantizer(
 ) -> Quantizer:
     """Build a quantizer.
 
-    Build it inside ``configure_model``: vector-quantize-pytorch decides in its constructor whether codebooks
-    are synchronised between ranks, so the process group has to exist by then.
+    Build it inside ``configure_model``: vector-quantize-pytorch decides in its constructor whether
+    codebooks are synchronised between ranks, so the process group has to exist by then.
     """
     if kind == "fsq":
         return FiniteScalarQuantizer(codebook_size)

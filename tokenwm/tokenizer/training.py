@@ -28,11 +28,13 @@ class TokenizerLossConfig:
     """Weights of the reconstruction loss.
 
     Attributes:
-        l2_weight: Weight of the mean squared error of pixels in [0, 1], times 4 so that it is of the size of L1.
+        l2_weight: Weight of the mean squared error of pixels in [0, 1], times 4 so that it is of
+            the size of L1.
         l1_weight: Weight of the mean absolute error.
-        moving_weight: Extra weight of pixels that differ from the mean frame, so that small moving things count as
-            much as the still background; 0 weighs all pixels alike.
-        perceptual_weight: Weight of LPIPS; needs the ``perceptual`` extra and its downloaded weights.
+        moving_weight: Extra weight of pixels that differ from the mean frame, so that small moving
+            things count as much as the still background; 0 weighs all pixels alike.
+        perceptual_weight: Weight of LPIPS; needs the ``perceptual`` extra and its downloaded
+            weights.
     """
 
     l2_weight: float = 1.0
@@ -48,7 +50,9 @@ class TokenizerLossConfig:
         """
         weights = (self.l2_weight, self.l1_weight, self.moving_weight, self.perceptual_weight)
         if min(weights) < 0 or self.l1_weight + self.l2_weight <= 0:
-            raise TokenwmError(f"loss weights must not be negative, and l1 or l2 must count: {self}")
+            raise TokenwmError(
+                f"loss weights must not be negative, and l1 or l2 must count: {self}"
+            )
 
 
 def mean_frames(root: str | Path, manifest: Manifest) -> Tensor:
@@ -68,8 +72,8 @@ class FrameTokenizerModule(TrainingModule):
         tokenizer: Sizes of the tokenizer.
         loss: Weights of the loss.
         optimizer: Optimizer and schedule.
-        compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with ``vq``, whose
-            dead-code revival breaks the graph).
+        compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with
+            ``vq``, whose dead-code revival breaks the graph).
     """
 
     tokenizer: FrameTokenizer
@@ -83,7 +87,9 @@ class FrameTokenizerModule(TrainingModule):
     ) -> None:
         super().__init__(optimizer)
         if compile and tokenizer.quantizer == "vq":
-            raise TokenwmError("compile=true does not work with quantizer=vq; use fsq, or compile=false")
+            raise TokenwmError(
+                "compile=true does not work with quantizer=vq; use fsq, or compile=false"
+            )
         self.tokenizer_config = tokenizer
         self.loss_config = loss
         self.compile_training = compile
@@ -96,12 +102,14 @@ class FrameTokenizerModule(TrainingModule):
             return
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, EpisodeDataModule):
-            raise TokenwmError("the tokenizer is trained with an EpisodeDataModule over frame shards")
+            raise TokenwmError(
+                "the tokenizer is trained with an EpisodeDataModule over frame shards"
+            )
         manifest = datamodule.manifest
         if manifest.kind != "frames":
             raise TokenwmError(
-                f"{datamodule.root} holds {manifest.kind}; the tokenizer is trained on frame shards "
-                "made by 'tokenwm prepare'"
+                f"{datamodule.root} holds {manifest.kind}; the tokenizer is trained on frame "
+                "shards made by 'tokenwm prepare'"
             )
         shape = manifest.features[f"frames.{manifest.cameras[0]}"].shape if manifest.cameras else ()
         if not shape:
@@ -139,20 +147,26 @@ class FrameTokenizerModule(TrainingModule):
 
     def _losses(self, batch: Batch) -> tuple[Tensor, list[tuple[str, Any]]]:
         assert batch.frames is not None
-        frames = batch.frames[batch.step_valid]  # (B, cameras, H, W, 3); padding would be counted twice
+        frames = batch.frames[
+            batch.step_valid
+        ]  # (B, cameras, H, W, 3); padding would be counted twice
         output = self.tokenizer(frames)
         target = frames.flatten(0, 1).movedim(-1, 1).float() / 255.0  # (B * cameras, 3, H, W)
         error = output.reconstruction - target
         config = self.loss_config
         weight = self._pixel_weight(target, frames.shape[0])
-        loss = (weight * (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs())).mean()
+        loss = (
+            weight * (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs())
+        ).mean()
         loss = loss + output.commitment_loss
         if self._perceptual is not None:
             loss = loss + config.perceptual_weight * self._perceptual(output.reconstruction, target)
         with torch.no_grad():
             squared = error.square().mean()
             psnr = -10.0 * squared.clamp(min=1e-10).log10()
-            counts = torch.bincount(output.indices.flatten(), minlength=self.tokenizer.codebook_size)
+            counts = torch.bincount(
+                output.indices.flatten(), minlength=self.tokenizer.codebook_size
+            )
             usage, perplexity = codebook_usage(counts)
         values: list[tuple[str, Any]] = [("loss", loss.detach()), ("psnr", psnr)]
         if self.training:
@@ -179,8 +193,8 @@ class FrameTokenizerModule(TrainingModule):
         self.log(f"{stage}/codebook_perplexity", perplexity, sync_dist=True)
         if usage < DEAD_CODEBOOK_USAGE and not self.trainer.sanity_checking:
             logger.warning(
-                "dead codebook: only %.1f %% of %d codes are in use (perplexity %.1f); lower the learning rate, "
-                "use quantizer fsq, or a smaller codebook_size",
+                "dead codebook: only %.1f %% of %d codes are in use (perplexity %.1f); lower the "
+                "learning rate, use quantizer fsq, or a smaller codebook_size",
                 100 * usage,
                 self.tokenizer.codebook_size,
                 perplexity,

@@ -1,9 +1,11 @@
 """A preallocated ring buffer of keys and values over the last ``window`` steps.
 
-Cell ``(step % window) * L + slot`` holds the key and value of a slot. Writing a step overwrites the one that just
-left the window, so nothing is moved, nothing grows, and decoding past the window equals the full forward pass
-with a sliding mask exactly.
+Cell ``(step % window) * L + slot`` holds the key and value of a slot. Writing a step overwrites the
+one that just left the window, so nothing is moved, nothing grows, and decoding past the window
+equals the full forward pass with a sliding mask exactly.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,17 +49,64 @@ class KVCache:
             slots: ``(Q,)`` int64, ascending and consecutive slots of that step.
 
         Returns:
-            ``(Q, window * L)`` bool mask for :meth:`Transformer.forward`. Cells of the step that is being
-            overwritten are masked from the first slot on.
+            ``(Q, window * L)`` bool mask for :meth:`Transformer.forward`. Cells of the step that is
+            being overwritten are masked from the first slot on.
         """
-        self._cells = (step % self.window) * self.positions_per_step + slots
+        self._cells = self._cells_of(step, slots)
         age = (step - self._cell_row) % self.window  # steps since the cell's row was started
         is_past = (age > 0) & (age <= step)
         is_current = age == 0
         return is_past | (is_current & (self._cell_slot <= slots[:, None]))
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``(B, kv_heads, Q, head_dim)`` in the cells sought; return all cells of the layer."""
-        self.keys[layer].index_copy_(2, self._cells, keys.to(self.keys.dtype))
-        self.values[layer].index_copy_(2, self._cells, values.to(self.values.dtype))
-        return self.keys[layer], self.values[layer]
+    def copy_of(self, step: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values in the cells of some slots of a step, to be put back later."""
+        cells = self._cells_of(step, slots)
+        return self.keys[:, :, :, cells], self.values[:, :, :, cells]
+
+    def put_back(self, step: Tensor, slots: Tensor, copy: tuple[Tensor, Tensor]) -> None:
+        """Undo what was written into cells since :meth:`copy_of`."""
+        cells = self._cells_of(step, slots)
+        self.keys.index_copy_(3, cells, copy[0])
+        self.values.index_copy_(3, cells, copy[1])
+
+    def _cells_of(self, step: Tensor, slots: Tensor) -> Tensor:
+        return (step % self.window) * self.positions_per_step + slots
+
+    def read_step(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of the keys and values in the cells that a step uses."""
+        cells = self._cells_of(step)
+        return self.keys.index_select(3, cells), self.values.index_select(3, cells)
+
+    def restore_step(self, step: Tensor, copy: tuple[Tensor, Tensor]) -> None:
+        """Put back what :meth:`read_step` copied."""
+        cells = self._cells_of(step)
+        self.keys.index_copy_(3, cells, copy[0])
+        self.values.index_copy_(3, cells, copy[1])
+
+    def _cells_of(self, step: Tensor) -> Tensor:
+        slots = torch.arange(self.positions_per_step, device=self.keys.device)
+        return (step % self.window) * self.positions_per_step + slots
+
+    def layer(self, index: int) -> "LayerCache":
+        """The part of one layer, for a pass over the cells sought."""
+        return LayerCache(self.keys[index], self.values[index], self._cells)
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer and the cells that the current pass writes.
+
+    Attributes:
+        keys: ``(B, kv_heads, window * L, head_dim)``, a view.
+        values: The same.
+        cells: ``(Q,)`` int64.
+    """
+
+    keys: Tensor
+    values: Tensor
+    cells: Tensor
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store ``(B, kv_heads, Q, head_dim)`` in the cells sought; return all cells."""
+        self.keys.index_copy_(2, self.cells, keys.to(self.keys.dtype))
+        self.values.index_copy_(2, self.cells, values.to(self.values.dtype))
+        return self.keys, self.values

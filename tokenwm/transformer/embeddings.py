@@ -1,4 +1,7 @@
-"""Embeddings and heads that know what their tokens mean: space for frames, order for real values."""
+"""Embeddings and heads that know what their tokens mean.
+
+Space for frames, order for real values.
+"""
 
 import math
 
@@ -10,18 +13,27 @@ from torch import Tensor, nn
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 
 NUM_FREQUENCIES = 6
-"""Fourier features resolve 2^-5 of a dimension's range; finer differences are left to their linear term."""
+"""Fourier features resolve 2^-5 of a dimension's range.
+
+Finer differences are left to their linear term.
+"""
 
 
 def fourier_features(values: Tensor) -> Tensor:
-    """``(..., )`` values in [-1, 1] → ``(..., 2 * NUM_FREQUENCIES + 1)``: the value, sines and cosines."""
+    """``(..., )`` values in [-1, 1] → ``(..., 2 * NUM_FREQUENCIES + 1)``.
+
+    The value, sines and cosines.
+    """
     frequency = math.pi * 2.0 ** torch.arange(-1, NUM_FREQUENCIES - 1)
     angle = values.unsqueeze(-1) * frequency
     return torch.cat([values.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)
 
 
 def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
-    """Bin centres scaled to [-1, 1] by the outer edges, ``(P, bins)``, and their features ``(P, bins, F)``."""
+    """Bin centres scaled to [-1, 1] by the outer edges, and their features.
+
+    ``(P, bins)`` and ``(P, bins, F)``.
+    """
     low, high = tokenizer.edges[:, :1], tokenizer.edges[:, -1:]
     scaled = torch.from_numpy(np.asarray(2 * (tokenizer.centers - low) / (high - low) - 1)).float()
     return scaled, fourier_features(scaled)
@@ -30,11 +42,13 @@ def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
 class ScalarEmbedding(nn.Module):
     """One vector for all action (or state) tokens of a step.
 
-    Bins enter as Fourier features of their centre, so near values are near from the start and a dimension needs no
-    table of ``bins × D`` to be learned; a two-layer network lets dimensions interact. Discrete ids have a table.
+    Bins enter as Fourier features of their centre, so near values are near from the start and a
+    dimension needs no table of ``bins × D`` to be learned; a two-layer network lets dimensions
+    interact. Discrete ids have a table.
     """
 
     features: Tensor
+    dimension: Tensor
 
     def __init__(self, tokenizer: ScalarTokenizer, dim: int) -> None:
         super().__init__()
@@ -57,12 +71,14 @@ class ScalarEmbedding(nn.Module):
 class ContinuousHead(nn.Module):
     """Logits over the bins of every state dimension, all read from one hidden state.
 
-    A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins), and a Laplace
-    prior around the previous value, with a learned sharpness per dimension, makes learning start at persistence.
+    A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins),
+    and a Laplace prior around the previous value, with a learned sharpness per dimension, makes
+    learning start at persistence.
     """
 
     features: Tensor
     centers: Tensor
+    dimension: Tensor
 
     def __init__(self, tokenizer: ContinuousTokenizer, dim: int) -> None:
         super().__init__()
@@ -106,13 +122,16 @@ class DiscreteHead(nn.Module):
 
 
 class FrameHints(nn.Module):
-    """For every slot of the next frame, what the last step says about it.
+    """For every slot of the next frame, what is known about it before it is drawn.
 
-    The previous frame's tokens around the slot (a 3×3 neighbourhood in its camera's grid), the action and the
-    state: what a slot needs to know whether it will change, put where it is predicted instead of left to attention.
+    The previous frame's tokens around the slot (a 3×3 neighbourhood in its camera's grid), the
+    place of the slot, and a condition (action, old and new state): what a slot needs to know
+    whether it will change, put where it is predicted instead of left to attention.
     """
 
-    def __init__(self, codebook_size: int, num_cameras: int, grid: tuple[int, int], dim: int) -> None:
+    def __init__(
+        self, codebook_size: int, num_cameras: int, grid: tuple[int, int], dim: int
+    ) -> None:
         super().__init__()
         self.num_cameras, self.grid = num_cameras, grid
         self.embedding = nn.Embedding(codebook_size, dim)
@@ -120,29 +139,30 @@ class FrameHints(nn.Module):
         self.neighbourhood = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.mix = nn.Linear(dim, dim)
 
-    def forward(self, frame_tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, frame_tokens: Tensor, place: Tensor, condition: Tensor) -> Tensor:
         """Compute hints.
 
         Args:
-            frame_tokens: ``(B, T, K)`` int64.
-            condition: ``(B, T, D)``, the action (and state) of the same step.
+            frame_tokens: ``(B, T, K)`` int64, the previous frames.
+            place: ``(K, D)``, the embeddings of the frame slots.
+            condition: ``(B, T, D)``, what is known about the step to be predicted.
 
         Returns:
-            ``(B, T, K, D)``; entry ``[:, t, j]`` helps to predict slot ``j`` of step ``t + 1``.
+            ``(B, T, K, D)``.
         """
-        batch, num_steps, num_slots = frame_tokens.shape
+        batch, num_steps, _ = frame_tokens.shape
         embedded = self.embedding(frame_tokens)  # (B, T, K, D)
-        image = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, -1).movedim(-1, 1)
-        near = self.neighbourhood(image).movedim(1, -1).reshape(embedded.shape)
-        out: Tensor = self.mix(F.silu(near + condition.unsqueeze(2))) + embedded
+        images = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, -1)
+        near = self.neighbourhood(images.movedim(-1, 1)).movedim(1, -1).reshape(embedded.shape)
+        out: Tensor = self.mix(F.silu(near + place + condition.unsqueeze(2))) + embedded
         return out
 
 
 def grid_positions(num_cameras: int, grid: tuple[int, int], dim: int) -> Tensor:
-    """``(K, D)`` sinusoidal embedding of row and column (Vaswani et al. 2017, per axis); cameras share it.
+    """``(K, D)`` sinusoidal embedding of row and column (Vaswani et al. 2017, per axis).
 
-    Slot embeddings start from it, so that neighbours are near and attention finds them without having to learn the
-    grid first.
+    Cameras share it. Slot embeddings start from it, so that neighbours are near and attention finds
+    them without having to learn the grid first.
     """
     quarter = dim // 4
     frequency = 1.0 / (32.0 ** (torch.arange(quarter) / max(quarter, 1)))
@@ -191,4 +211,5 @@ class RewardHead(nn.Module):
         log_probabilities = self.logits(hidden).float().log_softmax(-1)
         low = log_probabilities.gather(-1, below.unsqueeze(-1)).squeeze(-1)
         high = log_probabilities.gather(-1, below.unsqueeze(-1) + 1).squeeze(-1)
-        return -((1 - weight) * low + weight * high)
+        loss: Tensor = -((1 - weight) * low + weight * high)
+        return loss

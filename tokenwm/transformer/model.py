@@ -1,11 +1,13 @@
 """The whole transformer, top to bottom: one network for training and for cached decoding.
 
-Pre-norm residual layers of grouped-query attention and SwiGLU, RMSNorm everywhere, rotary embedding over the *step*
-number (so a prediction depends on relative time only), and attention that reaches back ``window`` steps.
+Pre-norm residual layers of grouped-query attention and SwiGLU, RMSNorm everywhere, rotary embedding
+over the *step* number (so a prediction depends on relative time only), and attention that reaches
+back ``window`` steps.
 
-Initialisation: every linear map starts with standard deviation ``1 / sqrt(fan_in)`` and the two maps that write into
-the residual stream are divided by ``sqrt(2 * num_layers)``, so activations have unit scale at any width and depth.
-Heads start at zero, so the first loss is that of a uniform guess (plus the copy prior of the world model).
+Initialisation: every linear map starts with standard deviation ``1 / sqrt(fan_in)`` and the two
+maps that write into the residual stream are divided by ``sqrt(2 * num_layers)``, so activations
+have unit scale at any width and depth. Heads start at zero, so the first loss is that of a uniform
+guess (plus the copy prior of the world model).
 """
 
 import math
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
-from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.cache import KVCache, LayerCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class TransformerConfig:
         dim: Width ``D``, a multiple of ``2 * num_heads``.
         num_layers: Layers.
         num_heads: Query heads ``N``.
-        num_kv_heads: Key and value heads; fewer than ``num_heads`` is grouped-query attention. None: as many.
+        num_kv_heads: Key and value heads; fewer than ``num_heads`` is grouped-query attention.
+            None: as many.
         window: Steps that attention reaches back, the current one included.
         qk_norm: Normalise queries and keys (Henry et al. 2020); steadies training at large rates.
         rope_base: Longest wavelength of the rotary embedding is about ``2 * pi * rope_base`` steps.
@@ -89,7 +92,8 @@ class RMSNorm(nn.Module):
 def rotary_table(steps: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding (Su et al. 2021) for each step number.
 
-    Angles are formed in float64: in float32 the angle itself would be wrong by 1e-3 after 10,000 steps.
+    Angles are formed in float64: in float32 the angle itself would be wrong by 1e-3 after 10,000
+    steps.
 
     Args:
         steps: ``(Q,)`` int64.
@@ -129,8 +133,7 @@ class Attention(nn.Module):
         x: Tensor,
         table: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``; see :meth:`Transformer.forward`."""
         config = self.config
@@ -142,7 +145,7 @@ class Attention(nn.Module):
         q = rotate(self.query_norm(q), table)
         k = rotate(self.key_norm(k), table)
         if cache is not None:
-            k, v = cache.write(layer, k, v)  # (B, kv_heads, window * L, head)
+            k, v = cache.write(k, v)  # (B, kv_heads, window * L, head)
         mixed = F.scaled_dot_product_attention(
             q,
             k.to(q.dtype),
@@ -185,11 +188,10 @@ class Layer(nn.Module):
         x: Tensor,
         table: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``."""
-        x = x + self.attention(self.attention_norm(x), table, mask, cache, layer)
+        x = x + self.attention(self.attention_norm(x), table, mask, cache)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -216,15 +218,17 @@ class Transformer(nn.Module):
         Args:
             x: ``(B, Q, D)`` embedded positions.
             steps: ``(Q,)`` int64, the step number of each position.
-            mask: ``(Q, S)`` bool, True where attention is allowed; None means plain causal (no cache only).
-            cache: Keys and values of earlier positions; the new ones are written into it and ``S`` is its size.
+            mask: ``(Q, S)`` bool, True where attention is allowed; None means plain causal (no
+                cache only).
+            cache: Keys and values of earlier positions; the new ones are written into it and ``S``
+                is its size.
 
         Returns:
             ``(B, Q, D)`` after the final norm.
         """
         table = rotary_table(steps, self.config.head_dim, self.config.rope_base)
         for index, layer in enumerate(self.layers):
-            x = layer(x, table, mask, cache, index)
+            x = layer(x, table, mask, None if cache is None else cache.layer(index))
         out: Tensor = self.norm(x)
         return out
 

@@ -39,7 +39,9 @@ class WorldModelModule(TrainingModule):
             return
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, EpisodeDataModule):
-            raise TokenwmError("the world model is trained with an EpisodeDataModule over token shards")
+            raise TokenwmError(
+                "the world model is trained with an EpisodeDataModule over token shards"
+            )
         vocabulary = read_vocabulary(datamodule.manifest, datamodule.root)
         self.world_model = WorldModel(self.model_config, vocabulary)
         if self.compile_training:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.layout import attention_mask, interleave, predictors, shift_to_inputs
+from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.embeddings import (
@@ -20,7 +21,6 @@ from tokenwm.transformer.embeddings import (
     grid_positions,
 )
 from tokenwm.transformer.model import Transformer, TransformerConfig
-from tokenwm.sequence.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,9 @@ class WorldModelConfig:
 
     Attributes:
         transformer: Sizes of the transformer.
-        changed_token_weight: Weight in the loss of a frame token that differs from the previous frame's; tokens that
-            stay have weight 1. Most tokens stay, and what matters to a robot is in those that do not.
+        changed_token_weight: Weight in the loss of a frame token that differs from the previous
+            frame's; tokens that stay have weight 1. Most tokens stay, and what matters to a robot
+            is in those that do not.
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
@@ -73,9 +74,11 @@ class Predictions(NamedTuple):
     """What a full (teacher-forced) pass predicts.
 
     Attributes:
-        frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step ``t + 1``.
+        frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step
+            ``t + 1``.
         state_logits: ``(B, T - 1, P, bins)`` float32, or None.
-        outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are read from it.
+        outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are
+            read from it.
     """
 
     frame_logits: Tensor
@@ -108,7 +111,7 @@ class Losses(NamedTuple):
 
 
 class WorldModel(nn.Module):
-    """Autoregressive model of ``frame, state, action, frame, …``.
+    """Autoregressive model of ``state, frame, action, state, frame, …``.
 
     Args:
         config: Sizes.
@@ -126,19 +129,25 @@ class WorldModel(nn.Module):
         self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
         state = vocabulary.state
         self.state_embedding = None if state is None else ScalarEmbedding(state, dim)
-        self.hints = FrameHints(vocabulary.codebook_size, vocabulary.num_cameras, vocabulary.grid, dim)
+        # The old and the new state share an embedding; this map tells them apart.
+        self.new_state_map = None if state is None else nn.Linear(dim, dim)
+        self.hints = FrameHints(
+            vocabulary.codebook_size, vocabulary.num_cameras, vocabulary.grid, dim
+        )
         self.slot_embedding = nn.Parameter(torch.randn(self.layout.positions_per_step, dim) * 0.5)
         self.no_hint = nn.Parameter(torch.zeros(dim))
         with torch.no_grad():
             positions = grid_positions(vocabulary.num_cameras, vocabulary.grid, dim)
-            self.slot_embedding[: len(positions)] += positions
+            self.slot_embedding[self.layout.first_frame_slot : self.layout.action_slot] += positions
         self.transformer = Transformer(config.transformer)
         self.frame_head = nn.Linear(dim, vocabulary.codebook_size)
         self.copy_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.frame_head.weight)
         nn.init.zeros_(self.copy_head.weight)
-        # With about 90 % of tokens unchanged, logit 8 above 512 others is the right prior at the start.
+        # With about 90 % of tokens unchanged, logit 8 above 512 others is the right prior at the
+        # start.
         nn.init.constant_(self.copy_head.bias, 8.0)
+        self.state_head: ContinuousHead | DiscreteHead | None
         if state is None:
             self.state_head = None
         elif isinstance(state, ContinuousTokenizer):
@@ -149,7 +158,7 @@ class WorldModel(nn.Module):
         self.termination_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.termination_head.weight)
 
-    # --- embedding ---------------------------------------------------------------------------------------
+    # --- embedding --------------------------------------------------------------------------------
 
     def embed_action(self, action: Tensor) -> Tensor:
         """``(..., A)`` int64 → ``(..., D)``."""
@@ -158,40 +167,50 @@ class WorldModel(nn.Module):
 
     def embed_state(self, state: Tensor | None) -> Tensor | None:
         """``(..., P)`` int64 → ``(..., D)``, or None if there is no state."""
-        return None if self.state_embedding is None else self.state_embedding(state)
+        return None if self.state_embedding is None or state is None else self.state_embedding(state)
 
-    def hints_for_next_step(
-        self, frame: Tensor, state: Tensor | None, action: Tensor
+    def condition(self, state: Tensor | None, action: Tensor) -> Tensor:
+        """What is known before a step: embedded old state and action ``(..., D)`` → ``(..., D)``."""
+        return action if state is None else action + state
+
+    def frame_hints(
+        self, previous_frame: Tensor, condition: Tensor, new_state: Tensor | None
     ) -> Tensor:
-        """Hints for the slots predicted after each step.
+        """Hints for the frame slots of a step.
 
         Args:
-            frame: ``(B, T, K)`` int64 tokens.
-            state: ``(B, T, D)`` embedded, or None.
-            action: ``(B, T, D)`` embedded.
+            previous_frame: ``(B, T, K)`` int64, tokens of the step before.
+            condition: ``(B, T, D)`` from :meth:`condition`.
+            new_state: ``(B, T, D)``, the embedded state of the step itself, or None.
 
         Returns:
-            ``(B, T, J, D)``; entry ``[:, t, j]`` helps to predict slot ``j`` of step ``t + 1``.
+            ``(B, T, K, D)``.
         """
-        condition = action if state is None else action + state
-        hints: Tensor = self.hints(frame, condition)
-        if state is not None:
-            hints = torch.cat([hints, condition.unsqueeze(2)], dim=2)
-        return hints
+        if self.new_state_map is not None and new_state is not None:
+            condition = condition + self.new_state_map(new_state)
+        layout = self.layout
+        place = self.slot_embedding[layout.first_frame_slot : layout.action_slot]
+        out: Tensor = self.hints(previous_frame, place, condition)
+        return out
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Embed whole steps: ``(B, T * L, D)``."""
         action = self.embed_action(tokens.action)
         state = self.embed_state(tokens.state)
         sequence = interleave(self.layout, self.frame_embedding(tokens.frame), state, action)
-        hints = self.hints_for_next_step(tokens.frame, state, action)
+        condition = self.condition(state, action)
+        # The last step's hints are for a step that is not there; only its action slot reads one.
+        next_state = None if state is None else state.roll(-1, dims=1)
+        hints = self.frame_hints(tokens.frame, condition, next_state)
+        if state is not None:
+            hints = torch.cat([condition.unsqueeze(2), hints], dim=2)  # (B, T, J, D)
         slots = self.slot_embedding.repeat(tokens.frame.shape[1], 1)
         return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint)
 
-    # --- heads -------------------------------------------------------------------------------------------
+    # --- heads ------------------------------------------------------------------------------------
 
     def frame_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """Logits of frame tokens, with a learned bonus for the previous frame's token at the same slot.
+        """Logits of frame tokens, with a learned bonus for the slot's token of the previous frame.
 
         Args:
             hidden: ``(..., D)``.
@@ -205,7 +224,10 @@ class WorldModel(nn.Module):
         return logits.scatter_add(-1, previous.unsqueeze(-1), bonus)
 
     def reward(self, hidden: Tensor) -> Tensor:
-        """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action; zeros if none was recorded."""
+        """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
+
+        Zeros if none was recorded.
+        """
         if self.reward_head is None:
             return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
         out: Tensor = self.reward_head(hidden)
@@ -216,7 +238,7 @@ class WorldModel(nn.Module):
         out: Tensor = self.termination_head(hidden).float().squeeze(-1)
         return out
 
-    # --- passes ------------------------------------------------------------------------------------------
+    # --- passes -----------------------------------------------------------------------------------
 
     def forward(self, tokens: Tokens) -> Predictions:
         """Predict every step from the true steps before it (teacher-forced).
@@ -226,21 +248,25 @@ class WorldModel(nn.Module):
         """
         num_steps = tokens.frame.shape[1]
         if num_steps < 2:
-            raise TokenwmError(f"{num_steps} step(s); at least 2 are needed to predict one from another")
+            raise TokenwmError(
+                f"{num_steps} step(s); at least 2 are needed to predict one from another"
+            )
         window = self.config.transformer.window
         device = tokens.frame.device
-        steps = torch.arange(num_steps, device=device).repeat_interleave(self.layout.positions_per_step)
+        steps = torch.arange(num_steps, device=device).repeat_interleave(
+            self.layout.positions_per_step
+        )
         mask = None
         if num_steps > window:
             mask = attention_mask(self.layout, num_steps, window).to(device)
         hidden = self.transformer(self.embed(tokens), steps, mask)  # (B, T * L, D)
         predicting = predictors(self.layout, hidden)  # (B, T-1, J, D)
-        num_slots = self.layout.num_frame_tokens
+        first = self.layout.first_frame_slot
         state_logits = None
         if self.state_head is not None and tokens.state is not None:
-            state_logits = self.state_head(predicting[:, :, num_slots], tokens.state[:, :-1])
+            state_logits = self.state_head(predicting[:, :, 0], tokens.state[:, :-1])
         return Predictions(
-            self.frame_logits(predicting[:, :, :num_slots], tokens.frame[:, :-1]),
+            self.frame_logits(predicting[:, :, first:], tokens.frame[:, :-1]),
             state_logits,
             hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot],
         )
@@ -257,7 +283,8 @@ class WorldModel(nn.Module):
 
         Args:
             tokens: Tokens of the batch.
-            action_valid: ``(B, T)`` bool; step ``t + 1`` is predicted and the outcome of ``t`` counted where True.
+            action_valid: ``(B, T)`` bool; step ``t + 1`` is predicted and the outcome of ``t``
+                counted where True.
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
         """
@@ -276,10 +303,13 @@ class WorldModel(nn.Module):
             state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
         valid_outcome = action_valid.float()
         if self.reward_head is not None and reward is not None:
-            reward_loss = _mean(self.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome)
+            reward_loss = _mean(
+                self.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome
+            )
         logit = self.termination_logit(predictions.outcome_hidden)
         termination = _mean(
-            F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"), valid_outcome
+            F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"),
+            valid_outcome,
         )
         config = self.config
         total = total + config.state_weight * state_nll + config.reward_weight * reward_loss

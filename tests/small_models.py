@@ -1,0 +1,104 @@
+"""Models of a few thousand weights, with weights that make every path matter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+
+VOCABULARIES = ("frame", "frame+state", "discrete")
+"""Kinds for :func:`small_vocabulary`: what a step holds besides its continuous actions."""
+
+
+def binning(num_dimensions: int = 3, num_values: int = 16) -> ContinuousTokenizer:
+    """Even bins over [-1, 1]."""
+    edges = np.linspace(-1.0, 1.0, num_values + 1)[None].repeat(num_dimensions, axis=0)
+    return ContinuousTokenizer(edges=edges)
+
+
+def small_vocabulary(
+    kind: str = "frame+state", *, has_reward: bool = True, tokenizer_hash: str = "none"
+) -> Vocabulary:
+    """Two cameras of 2 × 2 tokens out of 32; ``discrete`` has one camera and discrete ids only."""
+    discrete = kind == "discrete"
+    states = {
+        "frame": None,
+        "frame+state": binning(2, 8),
+        "discrete": DiscreteTokenizer(num_values=5, num_dimensions=2),
+    }
+    return Vocabulary(
+        codebook_size=32,
+        num_cameras=1 if discrete else 2,
+        grid=(2, 3) if discrete else (2, 2),
+        action=DiscreteTokenizer(num_values=6) if discrete else binning(),
+        state=states[kind],
+        has_reward=has_reward,
+        tokenizer_hash=tokenizer_hash,
+    )
+
+
+def small_world_model(
+    kind: str = "frame+state", *, seed: int = 0, has_reward: bool = True, **transformer: int | bool
+) -> WorldModel:
+    """A world model in eval mode: 3 layers, grouped queries, a window of 3 steps."""
+    sizes = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "window": 3}
+    torch.manual_seed(seed)
+    config = WorldModelConfig(transformer=TransformerConfig(**{**sizes, **transformer}))
+    model = WorldModel(config, small_vocabulary(kind, has_reward=has_reward))
+    shake(model)
+    # At 8 the copy prior would drown everything else in greedy futures.
+    nn.init.constant_(model.copy_head.bias, 1.0)
+    return model.eval()
+
+
+def shake(module: nn.Module, scale: float = 0.1) -> None:
+    """Add noise to all weights: heads and others start at zero, where much has no effect."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=scale)
+
+
+def random_tokens(model: WorldModel, batch_size: int, num_steps: int, seed: int = 0) -> Tokens:
+    """Tokens of every kind that the model has, uniformly drawn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(num_values: int, count: int) -> Tensor:
+        return torch.randint(num_values, (batch_size, num_steps, count), generator=generator)
+
+    vocabulary = model.vocabulary
+    state = vocabulary.state
+    return Tokens(
+        draw(vocabulary.codebook_size, vocabulary.tokens_per_frame),
+        None if state is None else draw(state.num_values, state.num_dimensions),
+        draw(vocabulary.action.num_values, vocabulary.action.num_dimensions),
+    )
+
+
+def steps_of(tokens: Tokens, steps: slice | Sequence[int]) -> Tokens:
+    """Some steps of a batch of tokens."""
+    state = None if tokens.state is None else tokens.state[:, steps]
+    return Tokens(tokens.frame[:, steps], state, tokens.action[:, steps])
+
+
+def rows_of(tokens: Tokens, rows: slice | Sequence[int]) -> Tokens:
+    """Some rows of a batch of tokens."""
+    state = None if tokens.state is None else tokens.state[rows]
+    return Tokens(tokens.frame[rows], state, tokens.action[rows])
+
+
+def small_tokenizer(
+    quantizer: str = "fsq", *, num_cameras: int = 1, seed: int = 0, **config: int
+) -> FrameTokenizer:
+    """A frame tokenizer for 16 × 16 pixels: 2 × 2 tokens out of 64 per camera."""
+    torch.manual_seed(seed)
+    sizes: dict[str, object] = {"channels": (8, 8), "patch_size": 4, "codebook_size": 64}
+    sizes |= {"quantizer": quantizer, "code_dim": 4, **config}
+    tokenizer = FrameTokenizer(FrameTokenizerConfig(**sizes), (16, 16), num_cameras)  # type: ignore[arg-type]
+    shake(tokenizer)
+    return tokenizer

@@ -1,0 +1,300 @@
+"""Lightning callbacks of the command line: progress, throughput, pictures, and the exported checkpoint."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokenwm import __version__
+from tokenwm.checkpoint import (
+    check_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    save_world_model,
+)
+from tokenwm.imagination.decode import decode_step, prefill
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.throughput import measured_peak_flops
+from tokenwm.tokenizer.frames import FrameTokenizer
+from tokenwm.tokenizer.training import FrameTokenizerModule
+from tokenwm.transformer.training import WorldModelModule, tokens_of
+from tokenwm.transformer.world_model import Tokens
+
+SHOWN = ("loss", "psnr", "frame_nll", "frame_accuracy", "changed_accuracy", "codebook_usage")
+
+
+class TrainingProgress(pl.Callback):
+    """One line: stage, step, loss, rate, time left; a plain line now and then where there is no terminal.
+
+    Args:
+        stage: What is being trained.
+        every_n_steps: Steps between plain lines.
+    """
+
+    def __init__(self, stage: str, every_n_steps: int = 100) -> None:
+        self.stage = stage
+        self.every_n_steps = every_n_steps
+        self.console = Console()
+        self._progress: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the line."""
+        if not trainer.is_global_zero:
+            return
+        self._begin, self._first_step = time.monotonic(), trainer.global_step
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[stage]}"),
+            BarColumn(bar_width=20),
+            TextColumn("step {task.completed}/{task.total}  {task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, stage=self.stage
+        )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the line on."""
+        if self._progress is None:
+            return
+        step = trainer.global_step
+        rate = (step - self._first_step) / max(1e-9, time.monotonic() - self._begin)
+        shown = step % 10 == 0 or step == trainer.max_steps
+        if shown:
+            text = f"{_figures(trainer.callback_metrics, 'train')}  {rate:.1f} steps/s"
+            self._progress.update(self._task, completed=step, description=text)
+            if not self.console.is_terminal and step % self.every_n_steps == 0:
+                left = (trainer.max_steps - step) / max(rate, 1e-9)
+                self.console.print(
+                    f"{self.stage}  step {step}/{trainer.max_steps}  {text}  {left:.0f} s left",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print what validation found."""
+        if self._progress is not None and not trainer.sanity_checking:
+            figures = _figures(trainer.callback_metrics, "val")
+            self.console.print(
+                f"{self.stage}  step {trainer.global_step}  held out: {figures}", highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the line."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _figures(metrics: Mapping[str, Any], stage: str) -> str:
+    found = [(name, metrics.get(f"{stage}/{name}")) for name in SHOWN]
+    return "  ".join(f"{name} {float(value):.3f}" for name, value in found if value is not None)
+
+
+class Throughput(pl.Callback):
+    """Logs samples per second and model FLOPs utilisation.
+
+    Utilisation is measured operations of forward and backward (backward counted as twice the forward) per second
+    over the rate of a large matrix product measured on the same device at the start.
+    """
+
+    def __init__(self) -> None:
+        self._flops_per_batch = 0.0
+        self._peak = float("inf")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count operations once, on the first batch, without touching weights or random state."""
+        if self._flops_per_batch:
+            return
+        is_bf16 = "bf16" in str(trainer.precision)
+        self._peak = measured_peak_flops(pl_module.device, torch.bfloat16 if is_bf16 else torch.float32)
+        counter = FlopCounterMode(display=False)
+        pl_module.eval()
+        with torch.no_grad(), counter:
+            pl_module._losses(batch)  # type: ignore[operator]
+        pl_module.train()
+        counts = getattr(pl_module, "_counts", None)
+        if counts is not None:
+            pl_module._counts = None  # type: ignore[assignment]
+        self._flops_per_batch = 3.0 * counter.get_total_flops()
+        self._last_time, self._last_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log whenever the trainer logs."""
+        step = trainer.global_step
+        if step == self._last_step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        now = time.monotonic()
+        batches = (step - self._last_step) * trainer.accumulate_grad_batches
+        rate = batches / max(1e-9, now - self._last_time)
+        pl_module.log("train/windows_per_second", rate * len(batch.keys) * trainer.world_size)
+        pl_module.log("train/mfu", rate * self._flops_per_batch / self._peak)
+        self._last_time, self._last_step = now, step
+
+
+class ExportTokenizer(pl.Callback):
+    """Writes the tokenizer's checkpoint folder when training ends.
+
+    Args:
+        folder: Where to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it."""
+        assert isinstance(pl_module, FrameTokenizerModule)
+        if trainer.is_global_zero:
+            save_tokenizer(self.folder, pl_module.tokenizer, provenance_of(trainer))
+
+
+class ExportWorldModel(pl.Callback):
+    """Writes the world model's checkpoint folder, with the tokenizer of its token shards, when training ends.
+
+    Args:
+        folder: Where to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check early that the tokenizer is there and is the right one."""
+        assert isinstance(pl_module, WorldModelModule)
+        check_tokenizer(pl_module.world_model.vocabulary, tokenizer_of(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it."""
+        assert isinstance(pl_module, WorldModelModule)
+        if not trainer.is_global_zero:
+            return
+        manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
+        save_world_model(
+            self.folder,
+            pl_module.world_model,
+            tokenizer_of(trainer),
+            provenance_of(trainer),
+            control_rate=manifest.control_rate,
+            cameras=manifest.cameras,
+        )
+
+
+class RolloutPictures(pl.Callback):
+    """Draws truth, prediction and error of a validation batch, open loop, decoded from tokens.
+
+    Args:
+        folder: Where the PNGs go.
+        num_rows: Episodes in the picture.
+        num_context_steps: Observed steps before imagining.
+    """
+
+    def __init__(self, folder: Path, num_rows: int = 2, num_context_steps: int = 2) -> None:
+        self.folder = folder
+        self.num_rows = num_rows
+        self.num_context_steps = num_context_steps
+        self._tokens: Tokens | None = None
+        self._tokenizer: FrameTokenizer | None = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first batch."""
+        if batch_idx == 0:
+            tokens = tokens_of(batch)
+            rows = slice(0, self.num_rows)
+            state = None if tokens.state is None else tokens.state[rows]
+            self._tokens = Tokens(tokens.frame[rows], state, tokens.action[rows])
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Imagine and draw."""
+        if trainer.sanity_checking or not trainer.is_global_zero or self._tokens is None:
+            return
+        assert isinstance(pl_module, WorldModelModule)
+        tokens, first = self._tokens, self.num_context_steps
+        num_steps = tokens.frame.shape[1]
+        if num_steps <= first:
+            return
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_of(trainer).to(pl_module.device)
+        model = pl_module.world_model.eval()
+        known = None if tokens.state is None else tokens.state[:, :first]
+        state = prefill(model, Tokens(tokens.frame[:, :first], known, tokens.action[:, :first]))
+        frames = []
+        for step in range(first - 1, num_steps - 1):
+            state, _ = decode_step(model, state, tokens.action[:, step], SamplingConfig(temperature=0))
+            frames.append(state.frame)
+        truth = self._tokenizer.decode_frames(tokens.frame[:, first:])
+        imagined = self._tokenizer.decode_frames(torch.stack(frames, dim=1))
+        strip = _strip(truth.cpu().numpy(), imagined.cpu().numpy())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        from PIL import Image
+
+        Image.fromarray(strip).save(self.folder / f"step_{trainer.global_step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_image("rollout", strip, trainer.global_step, dataformats="HWC")
+
+
+def _strip(truth: Any, imagined: Any) -> Any:
+    """``(B, H, cameras, h, w, 3)`` uint8, twice → one picture: for each row and camera truth, imagined, error."""
+    error = np.abs(truth.astype(np.int16) - imagined).astype(np.uint8)
+    rows = []
+    for row in range(truth.shape[0]):
+        for camera in range(truth.shape[2]):
+            rows += [np.concatenate(list(x[row, :, camera]), axis=1) for x in (truth, imagined, error)]
+    return np.concatenate(rows, axis=0)
+
+
+def tokenizer_of(trainer: pl.Trainer) -> FrameTokenizer:
+    """The tokenizer that made the token shards; ``tokenwm tokenize`` puts it beside them."""
+    return load_tokenizer(Path(trainer.datamodule.root) / "tokenizer")  # type: ignore[attr-defined]
+
+
+def provenance_of(trainer: pl.Trainer) -> dict[str, Any]:
+    """Where a checkpoint comes from: code, data, steps, last figures."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        "tokenwm_version": __version__,
+        "torch_version": torch.__version__,
+        "data": str(datamodule.root),
+        "data_name": datamodule.manifest.name,
+        "data_provenance": datamodule.manifest.provenance,
+        "steps": trainer.global_step,
+        "batch_size": datamodule.batch_size,
+        "window_steps": datamodule.num_steps,
+        "metrics": metrics,
+    }

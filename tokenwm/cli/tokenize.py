@@ -1,0 +1,94 @@
+"""``tokenwm tokenize FRAMES --tokenizer CHECKPOINT --out DIR``: frame shards → token shards."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tokenwm.allocator import keep_freed_memory
+from tokenwm.checkpoint import load_tokenizer, model_folder, tokenizer_hash
+from tokenwm.data.manifest import MANIFEST_NAME, Manifest
+from tokenwm.errors import TokenwmError
+from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: The arguments after ``tokenize``.
+
+    Returns:
+        0 on success.
+
+    Raises:
+        TokenwmError: The data or the tokenizer is at fault.
+    """
+    arguments = _parser().parse_args(argv)
+    keep_freed_memory()
+    out: Path = arguments.out
+    if (out / MANIFEST_NAME).exists() and not arguments.overwrite:
+        raise TokenwmError(f"{out} holds a dataset already; choose another --out, or pass --overwrite")
+    if arguments.overwrite and (out / MANIFEST_NAME).exists():
+        Manifest.load(out)  # only ever remove what is a dataset
+        shutil.rmtree(out)
+    manifest = Manifest.load(arguments.frames)
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.device)
+    vocabulary = make_vocabulary(
+        manifest,
+        tokenizer,
+        tokenizer_hash(tokenizer),
+        num_action_bins=arguments.action_bins,
+        num_state_bins=arguments.state_bins,
+        method=arguments.bins,
+        use_state=not arguments.no_state,
+    )
+    console = Console()
+    # Beside the shards, so that training needs one path only; before the manifest, which is what makes it a dataset.
+    shutil.copytree(model_folder(arguments.tokenizer), out / "tokenizer", dirs_exist_ok=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task("tokenize", total=None)
+        tokens = tokenize_shards(
+            arguments.frames,
+            out,
+            tokenizer,
+            vocabulary,
+            progress=lambda done, total, key: bar.update(task, completed=done, total=total),
+        )
+    num_steps = sum(episode.num_steps for episode in tokens.episodes)
+    console.print(
+        f"{len(tokens.episodes)} episodes, {num_steps:,} steps of {vocabulary.tokens_per_frame} frame tokens "
+        f"→ {out}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenwm tokenize", description="Encode frame shards once, before the world model is trained."
+    )
+    parser.add_argument("frames", type=Path, help="folder of frame shards made by tokenwm prepare")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, metavar="DIR", help="run or checkpoint folder of the tokenizer"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the token shards")
+    parser.add_argument(
+        "--action-bins", type=int, default=256, metavar="N", help="bins per action dimension (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--state-bins", type=int, default=256, metavar="N", help="bins per state dimension (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bins",
+        choices=["uniform", "quantile"],
+        default="uniform",
+        help="even bins over the range of the training data, or as many values in each (default: %(default)s)",
+    )
+    parser.add_argument("--no-state", action="store_true", help="leave proprioception out of the sequence")
+    parser.add_argument("--device", default="cpu", help="device that encodes (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset in the folder")
+    return parser

@@ -1,0 +1,25 @@
+"""``tokenwm tokenizer fit|validate|test``: the frame tokenizer, through LightningCLI."""
+
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+from tokenwm.cli.callbacks import ExportTokenizer
+from tokenwm.cli.training import TrainingCLI, run
+from tokenwm.tokenizer.training import FrameTokenizerModule
+
+
+class TokenizerCLI(TrainingCLI):
+    """The stage ``tokenizer``; the checkpoint folder is ``<run>/model``."""
+
+    stage = "tokenizer"
+
+    @staticmethod
+    def export(root: Path) -> list[Callback]:
+        """Callbacks that write what the run leaves behind."""
+        return [ExportTokenizer(root / "model")]
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    return run(TokenizerCLI, FrameTokenizerModule, argv, "tokenizer")

@@ -1,0 +1,140 @@
+"""What ``tokenwm tokenizer`` and ``tokenwm world-model`` share: LightningCLI with tokenwm's defaults."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from tokenwm.allocator import keep_freed_memory
+from tokenwm.cli.callbacks import Throughput, TrainingProgress
+from tokenwm.data.datamodule import EpisodeDataModule
+from tokenwm.errors import TokenwmError
+
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
+"""Where, in a run's folder, Lightning's checkpoint for resuming lies."""
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with the trainer settings that tokenwm's endless, resumable loader needs."""
+
+    stage: str
+    export: Callable[[Path], list[Callback]]
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit``, ``validate`` and ``test``; tokenwm has its own verbs for using a model."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Set tokenwm's defaults of the trainer and add its own options."""
+        parser.set_defaults(
+            {
+                "trainer.max_epochs": -1,
+                "trainer.check_val_every_n_epoch": None,
+                "trainer.use_distributed_sampler": False,
+                "trainer.gradient_clip_val": 1.0,
+                "trainer.log_every_n_steps": 20,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_progress_bar": False,
+                "trainer.enable_model_summary": False,
+                "trainer.default_root_dir": f"runs/{self.stage.replace(' ', '_')}",
+            }
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=int,
+            default=200,
+            help="Steps between checkpoints for resuming, written to checkpoints/last.ckpt.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=True,
+            help="Continue from checkpoints/last.ckpt in the run's folder if it is there.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the hyper-parameters as given; Lightning would let a checkpoint override them (issue 20801)."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add loggers and callbacks that need to know the run's folder."""
+        config = self._get(self.config_init, "trainer", default={})
+        root = Path(config["default_root_dir"])
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(root, name=None, version="logs"),
+                TensorBoardLogger(root, name=None, version="tensorboard"),
+            ]
+        if self.subcommand == "fit":
+            every = self._get(self.config_init, "checkpoint_every_n_steps")
+            callbacks = [
+                TrainingProgress(self.stage),
+                Throughput(),
+                # Steps, not validations: a run may have no validation split.
+                ModelCheckpoint(
+                    root / "checkpoints",
+                    filename="last",
+                    every_n_train_steps=every,
+                    save_on_train_epoch_end=False,
+                    enable_version_counter=False,
+                ),
+                *type(self).export(root),
+            ]
+            kwargs["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Find the checkpoint to continue from."""
+        values = self.config_init["fit"]
+        last = Path(values["trainer"]["default_root_dir"]) / LAST_CHECKPOINT
+        if values["resume"] and not values.get("ckpt_path") and last.is_file():
+            values["ckpt_path"] = str(last)
+        # Lightning's checkpoint of this project holds tensors and numbers only, so nothing need be unpickled.
+        values["weights_only"] = True
+
+
+def run(cli: type[TrainingCLI], module: type[pl.LightningModule], argv: list[str], verb: str) -> int:
+    """Run LightningCLI for one stage.
+
+    Args:
+        cli: The stage's CLI class.
+        module: Its Lightning module.
+        argv: Arguments after the verb.
+        verb: The verb, for the usage line.
+
+    Returns:
+        0 on success.
+
+    Raises:
+        TokenwmError: A setting or the data is at fault.
+    """
+    keep_freed_memory()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", message=".*is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    if not argv or argv[0] not in ("fit", "validate", "test", "-h", "--help"):
+        raise TokenwmError(f"usage: tokenwm {verb} fit|validate|test [options]; see tokenwm {verb} fit --help")
+    try:
+        cli(
+            module,
+            EpisodeDataModule,
+            args=argv,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
+            parser_kwargs={"prog": f"tokenwm {verb}"},
+        )
+    except SystemExit as exit_request:
+        return exit_request.code if isinstance(exit_request.code, int) else 1
+    sys.stdout.flush()
+    return 0

@@ -1,0 +1,356 @@
+"""Measure a world model on held-out episodes, open loop, beside its baselines.
+
+``docs/evaluation.md`` defines each figure.
+
+::
+
+    evaluation = evaluate(tokenwm.load("runs/pusht/model"), "runs/pusht/frames")
+    evaluation.horizons.effective_horizon, evaluation.psnr["model"].mean[4]
+"""
+
+import hashlib
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenwm import __version__
+from tokenwm.data.manifest import MANIFEST_NAME
+from tokenwm.data.shards import Manifest, ShardReader
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.tokenizer.frames import codebook_usage
+from tokenwm.uses.examples import choose_examples, imagine_examples
+from tokenwm.uses.measure import (
+    MeasureConfig,
+    ProgressCallback,
+    RowScores,
+    count_codes,
+    measure,
+)
+from tokenwm.uses.metrics import (
+    Curve,
+    FloatArray,
+    bootstrap_curve,
+    copy_nll,
+    psnr_from_mse,
+    summarize_gain,
+)
+from tokenwm.uses.results import (
+    CodebookUse,
+    EpisodeResult,
+    Evaluation,
+    Speed,
+    StateErrors,
+    TerminationScore,
+)
+from tokenwm.uses.starts import (
+    Starts,
+    check_data_fits,
+    choose_split,
+    choose_starts,
+    shuffled_rows,
+)
+
+logger = logging.getLogger(__name__)
+
+TERMINATION_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured.
+
+    Attributes:
+        split: ``test``, ``val`` or ``train``; ``val`` is taken where there is no ``test``.
+        num_context_frames: ``C``, observed frames before imagining.
+        imagination_horizon: ``H``, imagined steps.
+        num_starts: Starts per episode, evenly spaced.
+        batch_size: Futures imagined at once; bounds the memory.
+        sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
+            variance.
+        seed: Of noise, of shuffled actions and of the bootstrap.
+        max_episodes: Measure only that many episodes, evenly spread; None for all.
+        num_examples: Episodes whose pictures are kept for the report.
+    """
+
+    split: str = "test"
+    num_context_frames: int = 4
+    imagination_horizon: int = 20
+    num_starts: int = 4
+    batch_size: int = 32
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    seed: int = 0
+    max_episodes: int | None = None
+    num_examples: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A number is below its minimum.
+        """
+        names = ("num_context_frames", "imagination_horizon", "num_starts", "batch_size")
+        minimum = dict.fromkeys((*names, "max_episodes"), 1) | {"num_examples": 0, "seed": 0}
+        for name, least in minimum.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TokenwmError(f"{name}={value}; use at least {least}")
+
+
+def evaluate(
+    model: TokenWorldModel,
+    data: Path | str,
+    config: EvaluationConfig | None = None,
+    *,
+    model_folder: Path | str | None = None,
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Measure a model.
+
+    Args:
+        model: From :func:`tokenwm.load`; it stays on its device.
+        data: Folder of frame shards, as ``tokenwm prepare`` writes it.
+        config: What is measured.
+        model_folder: Where the model came from, for the record only.
+        progress: Called after every imagined step with steps done, steps in all and a message.
+
+    Raises:
+        TokenwmError: The data do not fit the model, or no episode is long enough.
+    """
+    config = config or EvaluationConfig()
+    reader = ShardReader(data)
+    check_data_fits(model, reader)
+    split = choose_split(reader.manifest, config.split)
+    starts = choose_starts(
+        reader,
+        split,
+        num_steps=config.num_context_frames + config.imagination_horizon,
+        num_starts=config.num_starts,
+        max_episodes=config.max_episodes,
+    )
+    donors = shuffled_rows([row.key for row in starts.rows], config.seed)
+    measure_config = MeasureConfig(
+        num_context_frames=config.num_context_frames,
+        imagination_horizon=config.imagination_horizon,
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+    report = progress or (lambda done, total, message: None)
+    scores = measure(model, reader, starts.rows, donors, measure_config, config.batch_size, report)
+    codebook = _codebook(model, reader, split, starts, config)
+    chosen = choose_examples(starts, scores.mse, config.num_examples)
+    examples = imagine_examples(model, reader, starts, donors, chosen, measure_config)
+    summary = summarize_scores(model, reader.manifest, starts, scores, config)
+    return Evaluation(
+        **summary,
+        control_rate=model.control_rate,
+        codebook=codebook,
+        speed=_speed(model, scores, config, len(starts.rows)),
+        skipped=starts.skipped,
+        examples=examples,
+        provenance=_provenance(model, reader, split, config, model_folder),
+    )
+
+
+def summarize_scores(
+    model: TokenWorldModel,
+    manifest: Manifest,
+    starts: Starts,
+    scores: RowScores,
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """Scores of rows → fields of :class:`Evaluation`: means over starts, then over episodes."""
+    keys = [row.key for row in starts.rows]
+
+    def curve(values: FloatArray) -> Curve:
+        return bootstrap_curve(over_episodes(values, keys), seed=config.seed)
+
+    def difference(left: FloatArray, right: FloatArray) -> Curve:
+        return bootstrap_curve(left - right, seed=config.seed)
+
+    mse = {n: table for n, table in scores.mse.items() if not np.isnan(table).any()}
+    psnr = {name: psnr_from_mse(over_episodes(table, keys)) for name, table in mse.items()}
+    gain = difference(psnr["model"], psnr["persistence"])
+    accuracy = scores.token_accuracy
+    nll = {
+        "model": scores.token_nll,
+        "persistence": copy_nll(accuracy["persistence"], model.vocabulary.codebook_size),
+    }
+    return {
+        "psnr": {name: bootstrap_curve(values, seed=config.seed) for name, values in psnr.items()},
+        "psnr_pooled": {name: psnr_from_mse(table.mean(axis=0)) for name, table in mse.items()},
+        "psnr_gain": gain,
+        "psnr_gain_plain": difference(psnr["model_plain"], psnr["persistence"]),
+        "action_gap": difference(psnr["model"], psnr["shuffled"]) if "shuffled" in psnr else None,
+        "ssim": {name: curve(scores.ssim[name]) for name in mse},
+        "token_accuracy": {n: curve(t) for n, t in accuracy.items() if not np.isnan(t).any()},
+        "token_nll": {name: curve(table) for name, table in nll.items()},
+        "state": _state_errors(manifest, scores, keys, config.seed),
+        "reward_error": _reward_errors(manifest, scores, keys, config.seed),
+        "termination": _termination(scores),
+        "horizons": summarize_gain(gain),
+        "episodes": tuple(
+            EpisodeResult(
+                key=key,
+                first_steps=tuple(row.first_step for row in starts.rows if row.key == key),
+                psnr={name: values[index] for name, values in psnr.items()},
+            )
+            for index, key in enumerate(starts.keys)
+        ),
+    }
+
+
+def over_episodes(values: FloatArray, keys: Sequence[str]) -> FloatArray:
+    """Mean over the starts of each episode: ``(rows, ...)`` → ``(episodes, ...)``, order kept."""
+    names = list(dict.fromkeys(keys))
+    groups = np.array([names.index(key) for key in keys])
+    return np.stack([values[groups == index].mean(axis=0) for index in range(len(names))])
+
+
+def _state_errors(
+    manifest: Manifest, scores: RowScores, keys: Sequence[str], seed: int
+) -> StateErrors | None:
+    if not scores.state_error:
+        return None
+    feature = manifest.features["state"]
+    std = np.asarray(manifest.statistics.get("state", {}).get("std", ()), dtype=np.float64)
+    moves = std > 1e-6
+    normalized = None
+    if moves.any():
+        normalized = {
+            name: bootstrap_curve(
+                over_episodes((errors[..., moves] / std[moves]).mean(-1), keys), seed=seed
+            )
+            for name, errors in scores.state_error.items()
+        }
+    return StateErrors(
+        absolute={
+            name: bootstrap_curve(over_episodes(errors.mean(-1), keys), seed=seed)
+            for name, errors in scores.state_error.items()
+        },
+        normalized=normalized,
+        per_dimension={
+            name: over_episodes(errors, keys).mean(axis=0)
+            for name, errors in scores.state_error.items()
+        },
+        names=feature.names,
+        units=feature.units,
+    )
+
+
+def _reward_errors(
+    manifest: Manifest, scores: RowScores, keys: Sequence[str], seed: int
+) -> Mapping[str, Curve] | None:
+    if not scores.reward:
+        return None
+    truth = scores.reward["truth"]
+    guesses = {"model": scores.reward["model"]}
+    mean = manifest.statistics.get("reward", {}).get("mean")
+    if mean is not None:
+        guesses["training_mean"] = np.full_like(truth, float(np.ravel(mean)[0]))
+    return {
+        name: bootstrap_curve(over_episodes(np.abs(guess - truth), keys), seed=seed)
+        for name, guess in guesses.items()
+    }
+
+
+def _termination(scores: RowScores) -> TerminationScore | None:
+    if not scores.terminated.any():
+        return None
+    predicted = scores.termination_probability >= TERMINATION_THRESHOLD
+    return TerminationScore(
+        threshold=TERMINATION_THRESHOLD,
+        num_true=int(scores.terminated.sum()),
+        num_predicted=int(predicted.sum()),
+        num_hits=int((predicted & scores.terminated).sum()),
+    )
+
+
+def _codebook(
+    model: TokenWorldModel,
+    reader: ShardReader,
+    split: str,
+    starts: Starts,
+    config: EvaluationConfig,
+) -> CodebookUse:
+    keys = starts.keys if config.max_episodes is not None else reader.keys(split)
+    counts = count_codes(model, reader, keys, max(config.batch_size, 1))
+    usage, perplexity = codebook_usage(counts.cpu())
+    use = CodebookUse(
+        codebook_size=len(counts),
+        num_used=int((counts > 0).sum()),
+        usage=usage,
+        perplexity=perplexity,
+    )
+    if use.is_dead:
+        logger.warning(
+            "DEAD CODEBOOK: the frames of split %s use %d of %d codes (%.1f %%); the tokenizer has "
+            "collapsed, train it again with quantizer=fsq or a smaller codebook",
+            split,
+            use.num_used,
+            use.codebook_size,
+            100 * usage,
+        )
+    return use
+
+
+def _speed(
+    model: TokenWorldModel, scores: RowScores, config: EvaluationConfig, num_rows: int
+) -> Speed:
+    num_full = num_rows // config.batch_size * config.imagination_horizon
+    seconds = scores.step_seconds[:num_full] or scores.step_seconds
+    steady = seconds[1:] or seconds  # the first step warms caches up
+    return Speed(
+        milliseconds_per_step=1000.0 * float(np.median(steady)),
+        batch_size=min(config.batch_size, num_rows),
+        device=_device_name(model.device),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def _provenance(
+    model: TokenWorldModel,
+    reader: ShardReader,
+    split: str,
+    config: EvaluationConfig,
+    model_folder: Path | str | None,
+) -> dict[str, Any]:
+    manifest = reader.manifest
+    return {
+        "model_folder": None if model_folder is None else str(model_folder),
+        "model": dict(model.provenance),
+        "model_config": asdict(model.world_model.config),
+        "num_parameters": sum(w.numel() for w in model.world_model.parameters()),
+        "num_tokenizer_parameters": sum(w.numel() for w in model.tokenizer.parameters()),
+        "tokenizer_config": asdict(model.tokenizer.config),
+        "tokenizer_hash": model.vocabulary.tokenizer_hash,
+        "tokens_per_frame": model.vocabulary.tokens_per_frame,
+        "image_size": list(model.tokenizer.image_size),
+        "cameras": list(model.cameras),
+        "data_folder": str(reader.folder),
+        "data_name": manifest.name,
+        "data_manifest_sha256": hashlib.sha256(
+            (reader.folder / MANIFEST_NAME).read_bytes()
+        ).hexdigest(),
+        "data": dict(manifest.provenance),
+        "split": split,
+        "evaluation": {**asdict(config), "split": split},
+        "versions": {
+            "tokenwm": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

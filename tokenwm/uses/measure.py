@@ -1,0 +1,361 @@
+"""Imagine from every start and score each step against what really happened.
+
+Memory is bounded by the batch size; only figures are kept.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenwm.data.shards import ShardReader
+from tokenwm.imagination.anchor import anchored
+from tokenwm.imagination.decode import DecodeState, score_frame
+from tokenwm.imagination.rollout import Context, TokenWorldModel
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.frames import to_uint8
+from tokenwm.uses.metrics import FloatArray, squared_error, ssim
+from tokenwm.uses.starts import Start
+
+PICTURES = (
+    "model",
+    "model_plain",
+    "persistence",
+    "reconstruction",
+    "reconstruction_anchored",
+    "shuffled",
+)
+"""Whose pictures are compared with the truth; see ``docs/evaluation.md``."""
+
+ProgressCallback = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what is being done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How futures are imagined; see :class:`tokenwm.uses.evaluate.EvaluationConfig`."""
+
+    num_context_frames: int
+    imagination_horizon: int
+    sampling: SamplingConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBatch:
+    """What was recorded from some starts on: ``C`` steps of context and ``H`` steps of future.
+
+    Attributes:
+        numbers: ``(B,)`` which rows of the whole evaluation these are.
+        frames: ``(B, C + H, cameras, height, width, 3)`` uint8.
+        action: ``(B, C + H, A)`` in the units of the data.
+        state: ``(B, C + H, state_dim)``, or None if the model has none.
+        reward: ``(B, C + H)``, or None if the model or the data has none.
+        terminated: ``(B, C + H)`` bool.
+    """
+
+    numbers: NDArray[np.int64]
+    frames: Tensor
+    action: NDArray[np.generic]
+    state: NDArray[np.float32] | None
+    reward: NDArray[np.float32] | None
+    terminated: NDArray[np.bool_]
+
+
+@dataclass(kw_only=True)
+class RowScores:
+    """Scores of every row (start) at every horizon; all arrays ``(rows, H)`` unless said otherwise.
+
+    Attributes:
+        mse: Per entry of ``PICTURES``, mean squared error of pixels in [0, 1], over cameras and
+            pixels.
+        ssim: The same for structural similarity.
+        token_accuracy: ``model``, ``persistence`` and ``shuffled``: share of frame tokens that are
+            right.
+        token_nll: Nats per token of the true frame, given the imagined past.
+        state_error: ``model``, ``persistence`` and ``quantization`` (the true state through its
+            bins): ``(rows, H, state_dim)`` absolute error in the units of the data. Empty without
+            state.
+        reward: ``model`` and ``truth``. Empty without reward.
+        termination_probability: That the action before horizon ``h`` ended the task.
+        terminated: Whether it did.
+        step_seconds: Time of each imagined step of a full batch, without scoring and pixels.
+    """
+
+    mse: dict[str, FloatArray]
+    ssim: dict[str, FloatArray]
+    token_accuracy: dict[str, FloatArray]
+    token_nll: FloatArray
+    state_error: dict[str, FloatArray]
+    reward: dict[str, FloatArray]
+    termination_probability: FloatArray
+    terminated: NDArray[np.bool_]
+    step_seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, num_rows: int, horizon: int, state_dim: int, has_reward: bool) -> "RowScores":
+        """Scores to be filled in; what stays empty is NaN."""
+
+        def table(*extra: int) -> FloatArray:
+            return np.full((num_rows, horizon, *extra), np.nan)
+
+        kinds = ("model", "persistence", "quantization") if state_dim else ()
+        return cls(
+            mse={name: table() for name in PICTURES},
+            ssim={name: table() for name in PICTURES},
+            token_accuracy={name: table() for name in ("model", "persistence", "shuffled")},
+            token_nll=table(),
+            state_error={name: table(state_dim) for name in kinds},
+            reward={name: table() for name in ("model", "truth")} if has_reward else {},
+            termination_probability=table(),
+            terminated=np.zeros((num_rows, horizon), dtype=np.bool_),
+        )
+
+
+def has_measurable_state(model: TokenWorldModel) -> bool:
+    """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
+    return isinstance(model.vocabulary.state, ContinuousTokenizer)
+
+
+def load_rows(
+    model: TokenWorldModel,
+    reader: ShardReader,
+    rows: Sequence[Start],
+    numbers: NDArray[np.int64],
+    num_steps: int,
+) -> RowBatch:
+    """Read ``num_steps`` recorded steps from each start on."""
+    cameras = [f"frames.{camera}" for camera in model.cameras]
+    scalars = ["action", "terminated"]
+    if model.vocabulary.state is not None:
+        scalars.append("state")
+    if model.vocabulary.has_reward and "reward" in reader.manifest.features:
+        scalars.append("reward")
+    windows = [
+        reader.arrays(row.key, cameras + scalars, row.first_step, row.first_step + num_steps)
+        for row in rows
+    ]
+    stacked = {name: np.stack([window[name] for window in windows]) for name in scalars}
+    frames = [np.stack([window[name] for name in cameras], axis=1) for window in windows]
+    return RowBatch(
+        numbers=numbers,
+        frames=torch.from_numpy(np.stack(frames)).to(model.device),
+        action=stacked["action"],
+        state=stacked.get("state"),
+        reward=stacked.get("reward"),
+        terminated=stacked["terminated"],
+    )
+
+
+def load_future_actions(
+    reader: ShardReader, rows: Sequence[Start], config: MeasureConfig
+) -> NDArray[np.generic]:
+    """``(B, H, A)``: the actions from the last context step on."""
+    first = config.num_context_frames - 1
+    return np.stack(
+        [
+            reader.arrays(
+                row.key,
+                ["action"],
+                row.first_step + first,
+                row.first_step + first + config.imagination_horizon,
+            )["action"]
+            for row in rows
+        ]
+    )
+
+
+class BatchMeasurement:
+    """Scores one batch: the model under the true actions, under shuffled ones, and the baselines.
+
+    Args:
+        model: The model.
+        batch: What was recorded.
+        config: How to imagine.
+        scores: Where the figures go.
+    """
+
+    def __init__(
+        self, model: TokenWorldModel, batch: RowBatch, config: MeasureConfig, scores: RowScores
+    ) -> None:
+        self.model, self.batch, self.config, self.scores = model, batch, config, scores
+        self.num_context = config.num_context_frames
+        self.rows = torch.from_numpy(batch.numbers).to(model.device)
+        self.context: Context = model.context(
+            batch.frames[:, : self.num_context],
+            batch.action[:, : self.num_context - 1],
+            None if batch.state is None else batch.state[:, : self.num_context],
+        )
+        assert self.context.anchor is not None
+        self.observed = self.context.anchor  # (B, cameras, H, W, 3)
+        self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)
+        self.observed_decoded = model.tokenizer.decode_to_unit(self.observed_tokens)
+        self.true_tokens = [
+            model.tokenizer.encode_frames(batch.frames[:, self.num_context + index])
+            for index in range(config.imagination_horizon)
+        ]
+
+    def measure_true(self, after_step: Callable[[], None]) -> None:
+        """Imagine under the recorded actions, and score the baselines beside it."""
+        model, config, batch = self.model, self.config, self.batch
+        first = self.num_context - 1
+        actions = batch.action[:, first : first + config.imagination_horizon]
+        tokens = model.encode_actions(actions)
+        state = model.start(self.context, seed=config.seed, rows=self.rows)
+        for index in range(config.imagination_horizon):
+            nll = self._frame_nll(state, tokens[:, index], index)
+            self._put(self.scores.token_nll, index, nll)
+            _synchronize(model.device)
+            began = time.perf_counter()
+            state, outcome = model.step(state, tokens[:, index], config.sampling)
+            _synchronize(model.device)
+            self.scores.step_seconds.append(time.perf_counter() - began)
+            self._score_tokens("model", state.frame, index)
+            self._score_tokens("persistence", self.observed_tokens, index)
+            plain, kept = self._decode(state.frame)
+            self._score_pictures("model_plain", plain, index)
+            self._score_pictures("model", kept, index)
+            plain, kept = self._decode(self.true_tokens[index])
+            self._score_pictures("reconstruction", plain, index)
+            self._score_pictures("reconstruction_anchored", kept, index)
+            self._score_pictures("persistence", self.observed, index)
+            self._put(self.scores.termination_probability, index, outcome.termination_probability)
+            self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
+            if batch.reward is not None:
+                self._put(self.scores.reward["model"], index, outcome.reward)
+                self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
+            if state.state is not None and self.scores.state_error:
+                self._score_state(state.state, index)
+            after_step()
+
+    def measure_shuffled(
+        self, actions: NDArray[np.generic], after_step: Callable[[], None]
+    ) -> None:
+        """Imagine from the same context, under the same noise, with other actions ``(B, H, A)``."""
+        tokens = self.model.encode_actions(actions)
+        state = self.model.start(self.context, seed=self.config.seed, rows=self.rows)
+        for index in range(self.config.imagination_horizon):
+            state, _ = self.model.step(state, tokens[:, index], self.config.sampling)
+            self._score_tokens("shuffled", state.frame, index)
+            self._score_pictures("shuffled", self._decode(state.frame)[1], index)
+            after_step()
+
+    def _frame_nll(self, state: DecodeState, action: Tensor, index: int) -> Tensor:
+        """``(B,)`` nats per token of the true next frame (given the true next state, if any)."""
+        truth, next_state = self.true_tokens[index], None
+        tokenizer = self.model.vocabulary.state
+        if self.batch.state is not None and tokenizer is not None:
+            values = self.batch.state[:, self.num_context + index]
+            next_state = torch.from_numpy(tokenizer.encode(values).astype(np.int64))
+            next_state = next_state.to(truth.device)
+        logits = score_frame(self.model.world_model, state, action, truth, next_state)  # (B, K, V)
+        chosen = logits.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
+        return (logits.logsumexp(-1) - chosen).mean(1)
+
+    def _decode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, K)`` tokens → plain and anchored pictures, ``(B, cameras, H, W, 3)`` uint8."""
+        decoded = self.model.tokenizer.decode_to_unit(tokens)
+        kept = anchored(decoded, self.observed_decoded, self.observed.float() / 255.0)
+        return to_uint8(decoded), to_uint8(kept)
+
+    def _score_pictures(self, name: str, frames: Tensor, index: int) -> None:
+        truth = self.batch.frames[:, self.num_context + index]
+        self._put(self.scores.mse[name], index, squared_error(frames, truth))
+        self._put(self.scores.ssim[name], index, ssim(frames, truth))
+
+    def _score_tokens(self, name: str, tokens: Tensor, index: int) -> None:
+        right = (tokens == self.true_tokens[index]).float().mean(1)
+        self._put(self.scores.token_accuracy[name], index, right)
+
+    def _score_state(self, tokens: Tensor, index: int) -> None:
+        state_tokenizer = self.model.vocabulary.state
+        assert self.batch.state is not None and state_tokenizer is not None
+        truth = self.batch.state[:, self.num_context + index]
+        guesses = {
+            "model": self.model.decode_states(tokens),
+            "persistence": self.batch.state[:, self.num_context - 1],
+            "quantization": state_tokenizer.decode(state_tokenizer.encode(truth)),
+        }
+        for name, guess in guesses.items():
+            self.scores.state_error[name][self.batch.numbers, index] = np.abs(guess - truth)
+
+    def _put(self, table: FloatArray, index: int, values: Tensor) -> None:
+        table[self.batch.numbers, index] = values.float().cpu().numpy()
+
+
+@torch.inference_mode()
+def measure(
+    model: TokenWorldModel,
+    reader: ShardReader,
+    rows: Sequence[Start],
+    donors: NDArray[np.int64] | None,
+    config: MeasureConfig,
+    batch_size: int,
+    progress: ProgressCallback,
+) -> RowScores:
+    """Score every row.
+
+    Args:
+        model: The model.
+        reader: Where the rows were recorded.
+        rows: Starts.
+        donors: Whose actions each row gets when they are shuffled; None leaves that out.
+        config: How to imagine.
+        batch_size: Rows at a time.
+        progress: Called after every step.
+    """
+    state = model.vocabulary.state
+    scores = RowScores.empty(
+        len(rows),
+        config.imagination_horizon,
+        state.num_dimensions if state is not None and has_measurable_state(model) else 0,
+        model.vocabulary.has_reward and "reward" in reader.manifest.features,
+    )
+    num_batches = -(-len(rows) // batch_size)
+    total = num_batches * config.imagination_horizon * (1 if donors is None else 2)
+    done = 0
+
+    def after_step() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total, f"batch {number + 1} of {num_batches}")
+
+    for number in range(num_batches):
+        numbers = np.arange(number * batch_size, min((number + 1) * batch_size, len(rows)))
+        chosen = [rows[int(row)] for row in numbers]
+        num_steps = config.num_context_frames + config.imagination_horizon
+        batch = load_rows(model, reader, chosen, numbers, num_steps)
+        measurement = BatchMeasurement(model, batch, config, scores)
+        measurement.measure_true(after_step)
+        if donors is not None:
+            others = [rows[int(row)] for row in donors[numbers]]
+            measurement.measure_shuffled(load_future_actions(reader, others, config), after_step)
+    return scores
+
+
+@torch.inference_mode()
+def count_codes(
+    model: TokenWorldModel, reader: ShardReader, keys: Sequence[str], chunk_size: int
+) -> Tensor:
+    """How often each code occurs in all frames of some episodes: ``(V,)`` int64."""
+    counts = torch.zeros(model.vocabulary.codebook_size, dtype=torch.int64, device=model.device)
+    cameras = [f"frames.{camera}" for camera in model.cameras]
+    for key in keys:
+        length = reader.episode(key).num_steps
+        for first in range(0, length, chunk_size):
+            arrays = reader.arrays(key, cameras, first, min(first + chunk_size, length))
+            frames = torch.from_numpy(np.stack([arrays[name] for name in cameras], axis=1))
+            tokens = model.tokenizer.encode_frames(frames.to(model.device))
+            counts += torch.bincount(tokens.flatten(), minlength=len(counts))
+    return counts
+
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a time is a time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,227 @@
+"""The page of a report: HTML with every picture inside, so that one file can be forwarded."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from tokenwm.uses.headline import HEADLINE_HORIZON, headline, table_horizons, with_interval
+from tokenwm.uses.metrics import Curve
+from tokenwm.uses.pictures import ERROR_RANGE
+from tokenwm.uses.plots import LABELS, Plot
+from tokenwm.uses.results import Evaluation, Example
+
+Row = tuple[str, Curve | None, int]
+"""Heading, figures and digits of one line of the table; None for a line that is a heading only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplePictures:
+    """Where the pictures of an example lie."""
+
+    example: Example
+    strip: Path
+    film: Path
+
+
+def page(
+    evaluation: Evaluation,
+    examples: Sequence[ExamplePictures],
+    plots: Sequence[Plot],
+    training: Sequence[Plot],
+) -> str:
+    """The whole page."""
+    provenance = evaluation.provenance
+    first, *rest = headline(evaluation)
+    split, name = str(provenance["split"]), str(provenance["data_name"])
+    return PAGE.substitute(
+        title=escape(f"{name}: world model report"),
+        name=escape(name),
+        subtitle=escape(
+            f"{_count(len(evaluation.episodes), 'episode')} of split {split}, "
+            f"{_count(evaluation.num_starts, 'start')}, {evaluation.num_horizons} steps imagined "
+            f"open loop from {provenance['evaluation']['num_context_frames']} observed frames at "
+            f"{evaluation.control_rate:g} Hz"
+        ),
+        alarm=" alarm" if evaluation.codebook.is_dead else "",
+        first=escape(first),
+        rest="".join(f"<li>{escape(sentence)}</li>" for sentence in rest),
+        tiles=_tiles(evaluation),
+        examples="".join(_example(item) for item in examples) or "<p>None were kept.</p>",
+        error_percent=f"{100 * ERROR_RANGE:.0f}",
+        plots="".join(map(_figure, plots)),
+        table=_table(evaluation),
+        outcomes=_outcomes(evaluation),
+        training=_training(training),
+        skipped=_skipped(evaluation.skipped),
+        configuration=_configuration(provenance),
+        version=escape(str(provenance["versions"]["tokenwm"])),
+    )
+
+
+def _tiles(evaluation: Evaluation) -> str:
+    horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
+    gain, gap, run = (
+        evaluation.psnr_gain,
+        evaluation.action_gap,
+        evaluation.horizons.longest_confident_run,
+    )
+    book, speed = evaluation.codebook, evaluation.speed
+    tiles = [
+        (
+            "beats persistence",
+            "nowhere" if run is None else f"{run[0]} – {run[1]}",
+            "horizons, with 95 % confidence; effective horizon "
+            f"{evaluation.horizons.effective_horizon}",
+        ),
+        (
+            "gain over persistence",
+            f"{gain.mean[horizon - 1]:+.1f} dB",
+            f"PSNR at horizon {horizon}",
+        ),
+        (
+            "effect of actions",
+            "–" if gap is None else f"{gap.mean[horizon - 1]:+.1f} dB",
+            f"true over shuffled actions at horizon {horizon}",
+        ),
+        (
+            "codebook in use",
+            f"{100 * book.usage:.0f} %",
+            f"{book.num_used} of {book.codebook_size} codes, perplexity {book.perplexity:.0f}"
+            + ("; DEAD CODEBOOK" if book.is_dead else ""),
+        ),
+        (
+            "one imagined step",
+            f"{speed.milliseconds_per_step:.0f} ms",
+            f"{_count(speed.batch_size, 'future')} at once on {speed.device}: "
+            f"{speed.steps_per_second:.0f} steps per second",
+        ),
+    ]
+    return "".join(
+        f'<div class="tile"><h3>{escape(title)}</h3><b>{escape(value)}</b>'
+        f"<span>{escape(note)}</span></div>"
+        for title, value, note in tiles
+    )
+
+
+def _example(item: ExamplePictures) -> str:
+    example = item.example
+    caption = f"{example.rank}: episode {example.key} from step {example.first_step}"
+    strip, film = _embed(item.strip, "png"), _embed(item.film, "gif")
+    return (
+        f'<figure class="example"><figcaption>{escape(caption)}</figcaption>'
+        f'<img class="strip" alt="film strip of {escape(caption)}" src="{strip}">'
+        f'<img class="film" alt="film of {escape(caption)}" src="{film}"></figure>'
+    )
+
+
+def _embed(path: Path, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _figure(plot: Plot) -> str:
+    source = base64.b64encode(plot.png).decode()
+    return (
+        f"<figure><h3>{escape(plot.title)}</h3>"
+        f'<img alt="{escape(plot.title)} against horizon" src="data:image/png;base64,{source}">'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+    )
+
+
+def table_rows(evaluation: Evaluation) -> list[Row]:
+    """Lines of the table of figures."""
+    rows: list[Row] = [("PSNR, dB", None, 0)]
+    rows += [(LABELS[name], curve, 1) for name, curve in evaluation.psnr.items()]
+    rows.append(("model − persistence", evaluation.psnr_gain, 2))
+    if evaluation.action_gap is not None:
+        rows.append(("true − shuffled actions", evaluation.action_gap, 2))
+    groups: list[tuple[str, Mapping[str, Curve], int]] = [
+        ("SSIM", evaluation.ssim, 3),
+        ("frame tokens that are right", evaluation.token_accuracy, 3),
+        ("surprise, nats per token", evaluation.token_nll, 3),
+    ]
+    if evaluation.state is not None:
+        units = evaluation.state.units or "units of the data"
+        groups.append((f"state error, {units}", evaluation.state.absolute, 4))
+        if evaluation.state.normalized is not None:
+            groups.append(("state error, standard deviations", evaluation.state.normalized, 3))
+    if evaluation.reward_error is not None:
+        groups.append(("reward error", evaluation.reward_error, 4))
+    for title, curves, digits in groups:
+        rows.append((title, None, 0))
+        rows += [(LABELS[name], curve, digits) for name, curve in curves.items()]
+    return rows
+
+
+def _table(evaluation: Evaluation) -> str:
+    horizons = table_horizons(evaluation)
+    head = "".join(f"<th>{horizon}</th>" for horizon in horizons)
+    body = []
+    for title, curve, digits in table_rows(evaluation):
+        if curve is None:
+            body.append(
+                f'<tr class="group"><th colspan="{len(horizons) + 1}">{escape(title)}</th></tr>'
+            )
+            continue
+        cells = "".join(f"<td>{_cell(curve, horizon, digits)}</td>" for horizon in horizons)
+        body.append(f"<tr><th>{escape(title)}</th>{cells}</tr>")
+    head = f"<thead><tr><th>horizon</th>{head}</tr></thead>"
+    return f"<table>{head}<tbody>{''.join(body)}</tbody></table>"
+
+
+def _cell(curve: Curve, horizon: int, digits: int) -> str:
+    mean, _, interval = with_interval(curve, horizon, digits).partition(" ")
+    return f"{mean}<small>{interval.strip('()')}</small>" if interval else mean
+
+
+def _outcomes(evaluation: Evaluation) -> str:
+    score = evaluation.termination
+    if score is None:
+        text = "No measured step ends its task, so endings were not scored."
+    else:
+        precision = (
+            "none was predicted" if score.precision is None else f"precision {score.precision:.2f}"
+        )
+        text = (
+            f"Endings: {score.num_true} among the measured steps; recall {score.recall:.2f} at the "
+            f"very step, {precision} (probability of at least {score.threshold:g}, "
+            f"{score.num_predicted} predicted)."
+        )
+    if evaluation.reward_error is None:
+        text += " Rewards were not recorded or are not modelled."
+    return f"<p>{escape(text)}</p>"
+
+
+def _training(plots: Sequence[Plot]) -> str:
+    if not plots:
+        return ""
+    return f'<h2>Training</h2><div class="plots">{"".join(map(_figure, plots))}</div>'
+
+
+def _skipped(skipped: Mapping[str, int]) -> str:
+    if not skipped:
+        return ""
+    shown = ", ".join(f"{key} ({length} steps)" for key, length in list(skipped.items())[:8])
+    more = f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
+    text = f"Too short for context and horizon, so not measured: {shown}{more}."
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _configuration(provenance: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in provenance.items():
+        text = value if isinstance(value, str) else json.dumps(value, indent=1, default=str)
+        shown = f"<pre>{escape(text)}</pre>" if "\n" in text else escape(text)
+        parts.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{shown}</dd>")
+    return f"<dl>{''.join(parts)}</dl>"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))

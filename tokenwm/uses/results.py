@@ -1,0 +1,255 @@
+"""What an evaluation found: plain records, and their form in ``metrics.json``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.uses.metrics import Curve, FloatArray, HorizonSummary, plain
+
+METRICS_VERSION = 1
+DEAD_CODEBOOK_SHARE = 0.05
+"""Below this share of codes in use the tokenizer has collapsed, whatever its loss says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateErrors:
+    """Errors of the predicted proprioception.
+
+    Attributes:
+        absolute: ``model``, ``persistence``, ``quantization``: absolute error in the units of the
+            data, mean over dimensions.
+        normalized: The same, each dimension divided by its standard deviation over the training
+            data; dimensions that never move are left out. None if that deviation is not known.
+        per_dimension: The same as ``absolute`` per dimension, ``(H, state_dim)``, without
+            intervals.
+        names: Names of the dimensions; may be empty.
+        units: Unit of the data; may be empty.
+    """
+
+    absolute: Mapping[str, Curve]
+    normalized: Mapping[str, Curve] | None
+    per_dimension: Mapping[str, FloatArray]
+    names: tuple[str, ...]
+    units: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "absolute": _curves(self.absolute),
+            "normalized": None if self.normalized is None else _curves(self.normalized),
+            "per_dimension": {name: plain(table) for name, table in self.per_dimension.items()},
+            "names": list(self.names),
+            "units": self.units,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerminationScore:
+    """How well endings are foreseen, over all imagined steps.
+
+    Attributes:
+        threshold: An ending is predicted where its probability is at least this.
+        num_true: Steps that really ended the task.
+        num_predicted: Steps predicted to.
+        num_hits: Steps for which both hold.
+    """
+
+    threshold: float
+    num_true: int
+    num_predicted: int
+    num_hits: int
+
+    @property
+    def recall(self) -> float:
+        """Share of endings that were predicted, at the very step."""
+        return self.num_hits / self.num_true
+
+    @property
+    def precision(self) -> float | None:
+        """Share of predicted endings that were real; None if there was none."""
+        return self.num_hits / self.num_predicted if self.num_predicted else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "recall": self.recall, "precision": self.precision}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookUse:
+    """How much of the codebook the frames of the split use.
+
+    Attributes:
+        codebook_size: ``V``.
+        num_used: Codes that occur at least once.
+        usage: ``num_used / codebook_size``.
+        perplexity: ``exp`` of the entropy of the codes, in [1, V].
+    """
+
+    codebook_size: int
+    num_used: int
+    usage: float
+    perplexity: float
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the tokenizer has collapsed."""
+        return self.usage < DEAD_CODEBOOK_SHARE
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "is_dead": self.is_dead}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Time of imagination, tokens only, without decoding pixels.
+
+    Attributes:
+        milliseconds_per_step: Median over the steps of full batches.
+        batch_size: Futures imagined at once.
+        device: Where.
+    """
+
+    milliseconds_per_step: float
+    batch_size: int
+    device: str
+
+    @property
+    def steps_per_second(self) -> float:
+        """Imagined steps of all futures together."""
+        return 1000.0 * self.batch_size / self.milliseconds_per_step
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "steps_per_second": self.steps_per_second}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """PSNR of one episode at every horizon, dB, MSE averaged over its starts; ``(H,)`` each."""
+
+    key: str
+    first_steps: tuple[int, ...]
+    psnr: Mapping[str, FloatArray]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "key": self.key,
+            "first_steps": list(self.first_steps),
+            "psnr": {name: plain(values) for name, values in self.psnr.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """Pictures of one start, for the reader of the report.
+
+    Attributes:
+        key: Episode.
+        first_step: First step of the context.
+        rank: Why this one is shown, in words.
+        context: ``(C, cameras, height, width, 3)`` uint8, what was observed.
+        truth: ``(H, cameras, height, width, 3)`` uint8, what happened.
+        prediction: What was imagined under the true actions.
+        shuffled: What was imagined under another episode's actions, or None.
+    """
+
+    key: str
+    first_step: int
+    rank: str
+    context: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    shuffled: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything an evaluation found; curves are over horizons 1 to ``H``.
+
+    Attributes:
+        control_rate: Steps per second, Hz.
+        psnr: Per entry of :data:`tokenwm.uses.measure.PICTURES`, dB.
+        psnr_pooled: The same, but of the MSE over all episodes together; ``(H,)``.
+        psnr_gain: Paired difference of ``model`` and ``persistence``, dB.
+        psnr_gain_plain: The same without anchored decoding.
+        action_gap: Paired difference of true and shuffled actions, dB (ΔPSNR), or None.
+        ssim: Per entry of ``PICTURES``.
+        token_accuracy: ``model``, ``persistence`` and ``shuffled``.
+        token_nll: ``model`` and ``persistence``, nats per token.
+        state: Errors of the state, or None.
+        reward_error: ``model`` and ``training_mean``: mean absolute error of the reward, or None.
+        termination: How well endings are foreseen, or None if no measured step ends.
+        codebook: Use of the codebook.
+        speed: Time of imagination.
+        horizons: Where the model beats persistence.
+        episodes: Per episode.
+        skipped: Key → steps of episodes that were too short.
+        examples: Pictures; not in ``metrics.json``.
+        provenance: Model, data, versions and settings.
+    """
+
+    control_rate: float
+    psnr: Mapping[str, Curve]
+    psnr_pooled: Mapping[str, FloatArray]
+    psnr_gain: Curve
+    psnr_gain_plain: Curve
+    action_gap: Curve | None
+    ssim: Mapping[str, Curve]
+    token_accuracy: Mapping[str, Curve]
+    token_nll: Mapping[str, Curve]
+    state: StateErrors | None
+    reward_error: Mapping[str, Curve] | None
+    termination: TerminationScore | None
+    codebook: CodebookUse
+    speed: Speed
+    horizons: HorizonSummary
+    episodes: tuple[EpisodeResult, ...]
+    skipped: Mapping[str, int]
+    examples: tuple[Example, ...]
+    provenance: Mapping[str, Any]
+
+    @property
+    def num_horizons(self) -> int:
+        """``H``."""
+        return len(self.psnr_gain.mean)
+
+    @property
+    def num_starts(self) -> int:
+        """Starts of all episodes together."""
+        return sum(len(episode.first_steps) for episode in self.episodes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds; null where there is no value, never NaN."""
+        return {
+            "metrics_version": METRICS_VERSION,
+            "horizons": list(range(1, self.num_horizons + 1)),
+            "control_rate": self.control_rate,
+            "num_episodes": len(self.episodes),
+            "num_starts": self.num_starts,
+            "beats_persistence": asdict(self.horizons),
+            "psnr": _curves(self.psnr),
+            "psnr_pooled": {name: plain(values) for name, values in self.psnr_pooled.items()},
+            "psnr_gain_over_persistence": self.psnr_gain.to_dict(),
+            "psnr_gain_over_persistence_plain": self.psnr_gain_plain.to_dict(),
+            "psnr_action_gap": None if self.action_gap is None else self.action_gap.to_dict(),
+            "ssim": _curves(self.ssim),
+            "token_accuracy": _curves(self.token_accuracy),
+            "token_nll": _curves(self.token_nll),
+            "state_error": None if self.state is None else self.state.to_dict(),
+            "reward_error": None if self.reward_error is None else _curves(self.reward_error),
+            "termination": None if self.termination is None else self.termination.to_dict(),
+            "codebook": self.codebook.to_dict(),
+            "speed": self.speed.to_dict(),
+            "episodes": [episode.to_dict() for episode in self.episodes],
+            "skipped_episodes": dict(self.skipped),
+            "provenance": dict(self.provenance),
+        }
+
+
+def _curves(curves: Mapping[str, Curve]) -> dict[str, Any]:
+    return {name: curve.to_dict() for name, curve in curves.items()}
