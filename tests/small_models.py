@@ -34,6 +34,7 @@ def small_vocabulary(
     }
     return Vocabulary(
         codebook_size=32,
+        code_levels=(8, 4) if kind == "frame+state" else (),
         num_cameras=1 if discrete else 2,
         grid=(2, 3) if discrete else (2, 2),
         action=DiscreteTokenizer(num_values=6) if discrete else binning(),

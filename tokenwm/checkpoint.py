@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.errors import CheckpointError
+from tokenwm.sequence.layout import LAYOUT_VERSION
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
@@ -95,13 +96,17 @@ def save_world_model(
     check_tokenizer(model.vocabulary, tokenizer)
     config = {
         "kind": "world_model",
+        "layout_version": LAYOUT_VERSION,
         "world_model": dataclasses.asdict(model.config),
         "vocabulary": model.vocabulary.to_dict(),
         "control_rate": control_rate,
         "cameras": list(cameras),
     }
-    _write(folder, model, config, provenance)
-    save_tokenizer(folder / "tokenizer", tokenizer, {"part_of": "world_model"})
+
+    def add_tokenizer(partial: Path) -> None:
+        save_tokenizer(partial / "tokenizer", tokenizer, {"part_of": "world_model"})
+
+    _write(folder, model, config, provenance, add_tokenizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,16 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
     """
     folder = model_folder(folder)
     config, weights, provenance = _read(folder, "world_model")
+    if config.get("layout_version") != LAYOUT_VERSION:
+        raise CheckpointError(
+            f"{folder} has layout_version {config.get('layout_version')}; this tokenwm reads "
+            f"{LAYOUT_VERSION}; see CHANGELOG.md"
+        )
+    if provenance.get("weights_sha256") != _file_hash(folder / WEIGHTS):
+        raise CheckpointError(
+            f"{folder}: {WEIGHTS} does not have the hash that {PROVENANCE} names; "
+            "the folder was changed or damaged"
+        )
     with _explaining(folder):
         values = dict(config["world_model"])
         transformer = TransformerConfig(**values.pop("transformer"))
@@ -184,9 +199,21 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, module: nn.Module, config: Mapping[str, Any], provenance: Mapping[str, Any]
+    folder: Path,
+    module: nn.Module,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    add: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write into a sibling folder first, so that a folder of this name is always whole."""
+    """Write into a sibling folder first, so that a folder of this name is always whole.
+
+    Args:
+        folder: The folder to write; an older one of this name is replaced.
+        module: What the weights are taken from.
+        config: What rebuilds the module.
+        provenance: JSON values.
+        add: Writes what else belongs into the folder, given where it is being made.
+    """
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -197,10 +224,18 @@ def _write(
     save_file(state, partial / WEIGHTS)
     versioned = {"checkpoint_version": CHECKPOINT_VERSION, **config}
     (partial / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))
-    (partial / PROVENANCE).write_text(json.dumps(dict(provenance), indent=2, default=str) + "\n")
+    checked = {**provenance, "weights_sha256": _file_hash(partial / WEIGHTS)}
+    (partial / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
+    if add is not None:
+        add(partial)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -222,12 +257,18 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(f"{folder / CONFIG} has kind {found!r}; expected {kind!r}")
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"{folder / PROVENANCE} holds no JSON object; the file is damaged")
     if config.get("checkpoint_version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this "
             f"tokenwm reads {CHECKPOINT_VERSION}; see CHANGELOG.md"
         )
     return {str(k): v for k, v in config.items()}, weights, provenance
+
+
+_MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading a config of the wrong shape, or weights of another model, can raise."""
 
 
 class _explaining:
@@ -242,7 +283,7 @@ class _explaining:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CheckpointError):
             return
-        if isinstance(error, (TokenwmError, KeyError, TypeError, RuntimeError, ValueError)):
+        if isinstance(error, _MALFORMED):
             raise CheckpointError(f"{self.folder} does not describe a model: {error}") from error
 
 

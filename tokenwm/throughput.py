@@ -6,7 +6,7 @@ import torch
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Rate of one large matrix product, in operations per second: what the hardware gives in practice.
+    """Operations per second of one large matrix product: what the hardware gives in practice.
 
     Args:
         device: Where to measure.

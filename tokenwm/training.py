@@ -1,7 +1,7 @@
 """What both training stages share: the optimizer, its schedule, and exact resumption.
 
-Lightning's own checkpoint holds weights, optimizer and counters; here the state of the random
-generators is added, and the data module derives the order of batches from the global step, so a
+Lightning's own checkpoint holds weights, optimizer and counters; here the seed of the random
+numbers is added, and the data module derives the order of batches from the global step, so a
 resumed run equals an uninterrupted one.
 """
 
@@ -80,7 +80,8 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Divide parameters into decayed matrices and the rest (vectors, embeddings)."""
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(p) for name, p in module.named_parameters() if name.endswith("table")}
+    embeddings |= {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in module.parameters() if p.requires_grad]
 
     def decays(parameter: nn.Parameter) -> bool:
@@ -102,6 +103,8 @@ class TrainingModule(pl.LightningModule):
     def __init__(self, optimizer: OptimizerConfig) -> None:
         super().__init__()
         self.optimizer_config = optimizer
+        self._random_seed: int | None = None
+        self._seeded_step = -1
 
     def configure_optimizers(self) -> Any:
         """AdamW with a schedule over ``trainer.max_steps``.
@@ -127,29 +130,29 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random generators.
-
-        K-means and dead-code revival draw from them.
-        """
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state_all()
+        """Keep the seed; see :meth:`on_train_batch_start`."""
+        checkpoint["random_seed"] = self._random_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the state of the random generators until training starts."""
-        self._random_state = checkpoint.get("random_state")
+        """Go on with the seed of the run that is resumed."""
+        self._random_seed = checkpoint.get("random_seed")
 
     def on_train_start(self) -> None:
-        """Restore the random generators of a resumed run.
+        """Take the seed that the process was given, unless a run is resumed."""
+        if self._random_seed is None:
+            self._random_seed = torch.initial_seed() % 2**62
 
-        Validation before it has drawn from them.
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Make the random numbers of a step a function of its number.
+
+        Dropout, k-means and dead-code revival draw some, but so do loaders when validation starts,
+        and how many depends on their workers: a generator's saved state would not make a resumed
+        run equal.
         """
-        state = getattr(self, "_random_state", None)
-        if state is not None:
-            torch.set_rng_state(state["cpu"])
-            if "cuda" in state and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["cuda"])
-            self._random_state = None
+        assert self._random_seed is not None
+        if self.global_step != self._seeded_step:  # once, if gradients are accumulated
+            torch.manual_seed(self._random_seed + self.global_step)
+            self._seeded_step = self.global_step
 
     def log_all(self, stage: str, values: Iterable[tuple[str, Any]], batch_size: int) -> None:
         """Log ``stage/name`` values; at validation the mean over batches and ranks."""

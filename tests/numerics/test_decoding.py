@@ -84,6 +84,15 @@ def decode(
     return states, outcomes
 
 
+def score(
+    model: WorldModel, state: DecodeState, tokens: Tokens, step: int, action: Tensor | None = None
+) -> Tensor:
+    """Logits of the frame of a step, after the action before it unless another is given."""
+    taken = tokens.action[:, step - 1] if action is None else action
+    next_state = None if tokens.state is None else tokens.state[:, step]
+    return score_frame(model, state, taken, tokens.frame[:, step], next_state)
+
+
 def test_cached_and_uncached_hidden_states_agree_everywhere(model: WorldModel) -> None:
     tokens = random_tokens(model, 2, NUM_STEPS)
     full = full_hidden(model, tokens)
@@ -105,8 +114,9 @@ def test_cached_and_uncached_logits_agree_everywhere(model: WorldModel) -> None:
                 logits = model.state_head(before, tokens.state[:, step - 1])
                 expected = full.state_logits[:, step - 1]
             else:
-                logits = model.frame_logits(before, tokens.frame[:, step - 1, slot])
-                expected = full.frame_logits[:, step - 1, slot]
+                index = slot - layout.first_frame_slot
+                logits = model.frame_logits(before, tokens.frame[:, step - 1, index])
+                expected = full.frame_logits[:, step - 1, index]
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden[:, :, -1], full.outcome_hidden, atol=1e-5, rtol=0)
 
@@ -147,7 +157,7 @@ def test_score_frame_gives_the_logits_of_the_full_pass(model: WorldModel, num_co
     tokens = random_tokens(model, 2, num_context + 1, seed=3)
     full = model(tokens)
     state = prefill(model, steps_of(tokens, slice(num_context)))
-    logits = score_frame(model, state, tokens.action[:, -2], tokens.frame[:, -1])
+    logits = score(model, state, tokens, num_context)
     torch.testing.assert_close(logits, full.frame_logits[:, -1], atol=1e-5, rtol=0)
 
 
@@ -161,7 +171,7 @@ def test_score_frame_leaves_the_state_usable(model: WorldModel, num_context: int
     state = prefill(model, context)
     for step in range(actions.shape[1]):
         for scored in (step, step + 1):  # twice, with different frames
-            score_frame(model, state, actions[:, step], tokens.frame[:, scored])
+            score(model, state, tokens, scored, actions[:, step])
         state, outcome = decode_step(model, state, actions[:, step], SamplingConfig())
         assert torch.equal(state.frame, expected[step].frame)
         for got, wanted in zip(outcome, expected_outcomes[step], strict=True):
@@ -203,11 +213,10 @@ def test_the_window_is_really_a_window() -> None:
 @torch.no_grad()
 def test_a_cache_in_bfloat16_is_close(model: WorldModel) -> None:
     tokens = random_tokens(model, 2, 2, seed=7)
-    action, frame = tokens.action[:, 0], tokens.frame[:, 1]
-    exact = score_frame(model, prefill(model, steps_of(tokens, [0])), action, frame)
+    exact = score(model, prefill(model, steps_of(tokens, [0])), tokens, 1)
     half = prefill(model, steps_of(tokens, [0]), cache_dtype=torch.bfloat16)
     assert half.cache.keys.dtype == torch.bfloat16
-    torch.testing.assert_close(score_frame(model, half, action, frame), exact, atol=0.2, rtol=0)
+    torch.testing.assert_close(score(model, half, tokens, 1), exact, atol=0.2, rtol=0)
 
 
 SAMPLED = [SamplingConfig(), SamplingConfig(temperature=0.7, top_k=8, top_p=0.9)]

@@ -64,7 +64,12 @@ class TrainingProgress(pl.Callback):
         )
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Move the line on."""
         if self._progress is None:
@@ -88,7 +93,9 @@ class TrainingProgress(pl.Callback):
         if self._progress is not None and not trainer.sanity_checking:
             figures = _figures(trainer.callback_metrics, "val")
             self.console.print(
-                f"{self.stage}  step {trainer.global_step}  held out: {figures}", highlight=False, soft_wrap=True
+                f"{self.stage}  step {trainer.global_step}  held out: {figures}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -130,10 +137,12 @@ class Throughput(pl.Callback):
         if self._flops_per_batch:
             return
         is_bf16 = "bf16" in str(trainer.precision)
-        self._peak = measured_peak_flops(pl_module.device, torch.bfloat16 if is_bf16 else torch.float32)
+        self._peak = measured_peak_flops(
+            pl_module.device, torch.bfloat16 if is_bf16 else torch.float32
+        )
         counter = FlopCounterMode(display=False)
         pl_module.eval()
-        with torch.no_grad(), counter:
+        with counter:  # with gradients on: without, its hooks fail on some modules
             pl_module._losses(batch)  # type: ignore[operator]
         pl_module.train()
         counts = getattr(pl_module, "_counts", None)
@@ -143,7 +152,12 @@ class Throughput(pl.Callback):
         self._last_time, self._last_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Log whenever the trainer logs."""
         step = trainer.global_step
@@ -254,7 +268,9 @@ class RolloutPictures(pl.Callback):
         state = prefill(model, Tokens(tokens.frame[:, :first], known, tokens.action[:, :first]))
         frames = []
         for step in range(first - 1, num_steps - 1):
-            state, _ = decode_step(model, state, tokens.action[:, step], SamplingConfig(temperature=0))
+            state, _ = decode_step(
+                model, state, tokens.action[:, step], SamplingConfig(temperature=0)
+            )
             frames.append(state.frame)
         truth = self._tokenizer.decode_frames(tokens.frame[:, first:])
         imagined = self._tokenizer.decode_frames(torch.stack(frames, dim=1))
@@ -265,7 +281,9 @@ class RolloutPictures(pl.Callback):
         Image.fromarray(strip).save(self.folder / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, pl.loggers.TensorBoardLogger):
-                logger.experiment.add_image("rollout", strip, trainer.global_step, dataformats="HWC")
+                logger.experiment.add_image(
+                    "rollout", strip, trainer.global_step, dataformats="HWC"
+                )
 
 
 def _strip(truth: Any, imagined: Any) -> Any:
@@ -274,7 +292,9 @@ def _strip(truth: Any, imagined: Any) -> Any:
     rows = []
     for row in range(truth.shape[0]):
         for camera in range(truth.shape[2]):
-            rows += [np.concatenate(list(x[row, :, camera]), axis=1) for x in (truth, imagined, error)]
+            rows += [
+                np.concatenate(list(x[row, :, camera]), axis=1) for x in (truth, imagined, error)
+            ]
     return np.concatenate(rows, axis=0)
 
 

@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
     keep_freed_memory()
     out: Path = arguments.out
     if (out / MANIFEST_NAME).exists() and not arguments.overwrite:
-        raise TokenwmError(f"{out} holds a dataset already; choose another --out, or pass --overwrite")
+        raise TokenwmError(
+            f"{out} holds a dataset already; choose another --out, or pass --overwrite"
+        )
     if arguments.overwrite and (out / MANIFEST_NAME).exists():
         Manifest.load(out)  # only ever remove what is a dataset
         shutil.rmtree(out)
@@ -69,18 +71,33 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tokenwm tokenize", description="Encode frame shards once, before the world model is trained."
+        prog="tokenwm tokenize",
+        description="Encode frame shards once, before the world model is trained.",
     )
     parser.add_argument("frames", type=Path, help="folder of frame shards made by tokenwm prepare")
     parser.add_argument(
-        "--tokenizer", type=Path, required=True, metavar="DIR", help="run or checkpoint folder of the tokenizer"
+        "--tokenizer",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="run or checkpoint folder of the tokenizer",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the token shards")
     parser.add_argument(
-        "--action-bins", type=int, default=256, metavar="N", help="bins per action dimension (default: %(default)s)"
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the token shards"
     )
     parser.add_argument(
-        "--state-bins", type=int, default=256, metavar="N", help="bins per state dimension (default: %(default)s)"
+        "--action-bins",
+        type=int,
+        default=256,
+        metavar="N",
+        help="bins per action dimension (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-bins",
+        type=int,
+        default=256,
+        metavar="N",
+        help="bins per state dimension (default: %(default)s)",
     )
     parser.add_argument(
         "--bins",
@@ -88,7 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         default="uniform",
         help="even bins over the range of the training data, or as many values in each (default: %(default)s)",
     )
-    parser.add_argument("--no-state", action="store_true", help="leave proprioception out of the sequence")
-    parser.add_argument("--device", default="cpu", help="device that encodes (default: %(default)s)")
+    parser.add_argument(
+        "--no-state", action="store_true", help="leave proprioception out of the sequence"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="device that encodes (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset in the folder")
     return parser

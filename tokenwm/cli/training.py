@@ -1,9 +1,8 @@
 """What ``tokenwm tokenizer`` and ``tokenwm world-model`` share: LightningCLI with tokenwm's defaults."""
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,13 @@ from tokenwm.cli.callbacks import Throughput, TrainingProgress
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.errors import TokenwmError
 
+_EXPECTED_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",  # the loader keeps up from one process
+    ".*is not resumable.*",  # it is: its order follows from the global step
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    "Checkpoint directory .* exists and is not empty",
+    "LightningCLI's args parameter is intended",
+)
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 """Where, in a run's folder, Lightning's checkpoint for resuming lies."""
 
@@ -25,6 +31,7 @@ class TrainingCLI(LightningCLI):
     """LightningCLI with the trainer settings that tokenwm's endless, resumable loader needs."""
 
     stage: str
+    added_callbacks: Sequence[Callback] = ()
     export: Callable[[Path], list[Callback]]
 
     @staticmethod
@@ -87,6 +94,7 @@ class TrainingCLI(LightningCLI):
                     enable_version_counter=False,
                 ),
                 *type(self).export(root),
+                *self.added_callbacks,
             ]
             kwargs["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         return super().instantiate_trainer(**kwargs)
@@ -101,7 +109,13 @@ class TrainingCLI(LightningCLI):
         values["weights_only"] = True
 
 
-def run(cli: type[TrainingCLI], module: type[pl.LightningModule], argv: list[str], verb: str) -> int:
+def launch(
+    cli: type[TrainingCLI],
+    module: type[pl.LightningModule],
+    argv: list[str],
+    verb: str,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """Run LightningCLI for one stage.
 
     Args:
@@ -109,32 +123,37 @@ def run(cli: type[TrainingCLI], module: type[pl.LightningModule], argv: list[str
         module: Its Lightning module.
         argv: Arguments after the verb.
         verb: The verb, for the usage line.
-
-    Returns:
-        0 on success.
+        callbacks: Callbacks to add to those of the stage.
 
     Raises:
         TokenwmError: A setting or the data is at fault.
+        SystemExit: An argument is wrong, or help was asked for.
     """
     keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", message=".*is not resumable.*")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    if not argv or argv[0] not in ("fit", "validate", "test", "-h", "--help"):
-        raise TokenwmError(f"usage: tokenwm {verb} fit|validate|test [options]; see tokenwm {verb} fit --help")
-    try:
-        cli(
-            module,
-            EpisodeDataModule,
-            args=argv,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
-            parser_kwargs={"prog": f"tokenwm {verb}"},
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    if not argv or argv[0] not in (*TrainingCLI.subcommands(), "-h", "--help"):
+        raise TokenwmError(
+            f"usage: tokenwm {verb} fit|validate|test [options]; see tokenwm {verb} fit --help"
         )
+    # A subclass, so that one run's callbacks do not stay for the next in the same process.
+    type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})(
+        module,
+        EpisodeDataModule,
+        args=argv,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
+        parser_kwargs={"prog": f"tokenwm {verb}"},
+    )
+
+
+def run(
+    cli: type[TrainingCLI], module: type[pl.LightningModule], argv: list[str], verb: str
+) -> int:
+    """:func:`launch` as the body of a verb; returns the exit code."""
+    try:
+        launch(cli, module, argv, verb)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
-    sys.stdout.flush()
     return 0

@@ -138,7 +138,9 @@ def decode_step(
     for index in range(model.layout.num_frame_tokens):
         slot = first + index
         if index > 0:
-            hidden = decode_one_token(model, state.cache, pending, next_step, slots[slot - 1 : slot])
+            hidden = decode_one_token(
+                model, state.cache, pending, next_step, slots[slot - 1 : slot]
+            )
         logits = model.frame_logits(hidden, state.frame[:, index])  # (B, V)
         token = _draw(logits, state, next_step, slot, sampling)
         nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
@@ -234,7 +236,7 @@ def _take_action(model: WorldModel, state: DecodeState, action: Tensor) -> tuple
 def _observe_state(
     model: WorldModel, state: DecodeState, condition: Tensor, new_state: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The next frame's hints ``(B, K, D)`` and the embedded state position ``(B, 1, D)``, if any."""
+    """The next frame's hints ``(B, K, D)`` and the embedded state ``(B, 1, D)``, if any."""
     embedded = None if new_state is None else model.embed_state(new_state)
     new = None if embedded is None else embedded[:, None]
     hints = model.frame_hints(state.frame[:, None], condition[:, None], new)[:, 0]

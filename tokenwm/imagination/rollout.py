@@ -1,4 +1,7 @@
-"""Imagination: from a few real steps and a sequence of actions to what would happen. Everything stays on the device."""
+"""Imagination: from a few real steps and a sequence of actions to what would happen.
+
+Everything stays on the device.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +24,9 @@ from tokenwm.imagination.decode import (
     prefill,
 )
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
-from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 
@@ -33,14 +36,15 @@ class Context:
 
     Attributes:
         tokens: ``C`` steps of tokens, ``(B, C, ·)``.
-        anchor: ``(B, cameras, H, W, 3)`` uint8, the last observed frame, or None if only its tokens are known.
+        anchor: ``(B, cameras, H, W, 3)`` uint8, the last observed frame, or None if only its tokens
+            are known.
     """
 
     tokens: Tokens
     anchor: Tensor | None = None
 
     def repeat(self, num_candidates: int) -> "Context":
-        """Every row ``num_candidates`` times in a row, for that many action sequences from the same start."""
+        """Every row ``num_candidates`` times: as many action sequences from the same start."""
 
         def spread(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.repeat_interleave(num_candidates, dim=0)
@@ -111,8 +115,8 @@ class TokenWorldModel:
 
         Args:
             frames: ``(B, C, cameras, H, W, 3)`` uint8 in [0, 255].
-            action: ``(B, C - 1, A)`` or ``(B, C, A)`` in the units of the data; the action at the last step, which
-                is still to be chosen, is not read.
+            action: ``(B, C - 1, A)`` or ``(B, C, A)`` in the units of the data; the action at the
+                last step, which is still to be chosen, is not read.
             state: ``(B, C, state_dim)`` in the units of the data; needed if the model has a state.
 
         Raises:
@@ -126,12 +130,17 @@ class TokenWorldModel:
         num_steps = sizes["C"]
         if (state is None) != (vocabulary.state is None):
             wanted = "needs" if vocabulary.state is not None else "does not take"
-            raise TokenwmError(f"the model {wanted} a state; give state={'(B, C, state_dim)' if state is None else None}")
+            raise TokenwmError(
+                f"the model {wanted} a state; give "
+                f"state={'(B, C, state_dim)' if state is None else None}"
+            )
         actions = _to_numpy(action)[:, : num_steps - 1]
         action_tokens = torch.zeros(
             (sizes["B"], num_steps, vocabulary.action.num_dimensions), dtype=torch.int64
         )
-        check_shape("action", actions, (sizes["B"], num_steps - 1, vocabulary.action.num_dimensions))
+        check_shape(
+            "action", actions, (sizes["B"], num_steps - 1, vocabulary.action.num_dimensions)
+        )
         action_tokens[:, : num_steps - 1] = torch.from_numpy(
             vocabulary.action.encode(actions).astype(np.int64)
         )
@@ -142,13 +151,13 @@ class TokenWorldModel:
             state_tokens = torch.from_numpy(vocabulary.state.encode(states).astype(np.int64))
             state_tokens = state_tokens.to(self.device)
         frames = frames.to(self.device)
-        tokens = Tokens(tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device))
+        tokens = Tokens(
+            tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device)
+        )
         return Context(tokens=tokens, anchor=frames[:, -1])
 
     @torch.inference_mode()
-    def start(
-        self, context: Context, *, seed: int = 0, rows: Tensor | None = None
-    ) -> DecodeState:
+    def start(self, context: Context, *, seed: int = 0, rows: Tensor | None = None) -> DecodeState:
         """Read a context; the result waits for the first action. See :func:`decode.prefill`.
 
         Raises:
@@ -179,10 +188,11 @@ class TokenWorldModel:
         Args:
             context: Where to start.
             actions: ``(B, H, A)`` in the units of the data.
-            sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)`` is greedy.
+            sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)``
+                is greedy.
             seed: Seed of all noise.
-            rows: ``(B,)`` noise stream of each row; 0, 1, 2, … by default. Rows with the same number, context
-                and actions have the same future.
+            rows: ``(B,)`` noise stream of each row; 0, 1, 2, … by default. Rows with the same
+                number, context and actions have the same future.
 
         Raises:
             TokenwmError: A shape does not fit.
@@ -207,7 +217,9 @@ class TokenWorldModel:
             frame_tokens=torch.stack(frames, dim=1),
             state_tokens=torch.stack(known, dim=1) if known else None,
             reward=torch.stack([o.reward for o in outcomes], dim=1),
-            termination_probability=torch.stack([o.termination_probability for o in outcomes], dim=1),
+            termination_probability=torch.stack(
+                [o.termination_probability for o in outcomes], dim=1
+            ),
             frame_nll=torch.stack([o.frame_nll for o in outcomes], dim=1),
             context=context,
         )
@@ -236,8 +248,8 @@ class TokenWorldModel:
 
         Args:
             rollout: From :meth:`imagine`.
-            use_anchor: Keep what the tokenizer lost from the last observed frame wherever the decoded
-                picture has not changed since (see :mod:`tokenwm.imagination.anchor`).
+            use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
+                decoded picture has not changed since (see :mod:`tokenwm.imagination.anchor`).
 
         Returns:
             ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
@@ -250,7 +262,12 @@ class TokenWorldModel:
     def decode_tokens(
         self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
-        """Decode ``(B, H, K)`` tokens, anchored if an anchor frame ``(B, cameras, H, W, 3)`` uint8 is given.
+        """Decode ``(B, H, K)`` tokens, anchored if an anchor frame is given.
+
+        Args:
+            tokens: ``(B, H, K)`` int64.
+            anchor_tokens: ``(B, K)`` int64, tokens of the anchor frame.
+            anchor: ``(B, cameras, height, width, 3)`` uint8, a real frame.
 
         Returns:
             ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
@@ -270,7 +287,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> TokenWorldMode
     """Load a world model's checkpoint folder. See :func:`tokenwm.load`.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or model and tokenizer do not belong together.
+        CheckpointError: A file is missing or damaged, or model and tokenizer do not belong
+            together.
     """
     return TokenWorldModel(load_world_model(Path(path), device))
 

@@ -1,8 +1,9 @@
 """From logits to ids: counter-based Gumbel-max sampling. Pure functions.
 
-The noise of a decision is a function of (seed, row, step, slot) and of nothing else. So one seed gives one future
-whatever the batch size, the neighbours of a row or the order of decoding; two action sequences can be compared
-under the same noise; and greedy decoding is the same code without noise.
+The noise of a decision is a function of (seed, row, step, slot) and of nothing else. So one seed
+gives one future whatever the batch size, the neighbours of a row or the order of decoding; two
+action sequences can be compared under the same noise; and greedy decoding is the same code without
+noise.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class SamplingConfig:
             TokenwmError: A value is out of range.
         """
         if not 0.0 <= self.temperature < float("inf"):
-            raise TokenwmError(f"temperature={self.temperature}; use 0 (greedy) or a positive number")
+            raise TokenwmError(
+                f"temperature={self.temperature}; use 0 (greedy) or a positive number"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise TokenwmError(f"top_k={self.top_k}; use at least 1, or None for all")
         if not 0.0 < self.top_p <= 1.0:
@@ -57,9 +60,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def gumbel_noise(
-    seed: Tensor, rows: Tensor, step: Tensor, slot: int, num_values: int
-) -> Tensor:
+def gumbel_noise(seed: Tensor, rows: Tensor, step: Tensor, slot: int, num_values: int) -> Tensor:
     """Standard Gumbel noise for one decision of every row.
 
     Args:
@@ -89,7 +90,8 @@ def transform_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
         config: How to sample; greedy leaves logits as they are.
 
     Returns:
-        ``(..., V)``; ids that are not allowed have ``-inf``. At least the most likely id is always allowed.
+        ``(..., V)``; ids that are not allowed have ``-inf``. At least the most likely id is always
+        allowed.
     """
     if config.temperature == 0.0:
         return logits

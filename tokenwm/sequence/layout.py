@@ -98,7 +98,7 @@ def interleave(layout: StepLayout, frame: Tensor, state: Tensor | None, action: 
     Raises:
         ShapeError: ``K`` is not the layout's.
     """
-    check_shape("frame", frame.flatten(3), ("B", "T", layout.num_frame_tokens, "D"))
+    check_shape("frame", frame.unsqueeze(-1).flatten(3), ("B", "T", layout.num_frame_tokens, "D"))
     parts = [frame, action.unsqueeze(2)]
     if layout.has_state:
         assert state is not None

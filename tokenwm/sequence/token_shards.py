@@ -66,6 +66,7 @@ def make_vocabulary(
         state = fit_scalar_tokenizer(manifest, "state", num_state_bins, method)
     return Vocabulary(
         codebook_size=tokenizer.codebook_size,
+        code_levels=tokenizer.config.code_levels,
         num_cameras=tokenizer.num_cameras,
         grid=tokenizer.grid,
         action=fit_scalar_tokenizer(manifest, "action", num_action_bins, method),

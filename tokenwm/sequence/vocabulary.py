@@ -18,6 +18,7 @@ class Vocabulary:
 
     Attributes:
         codebook_size: ``V``, ids of frame tokens are in [0, V).
+        code_levels: Digits of a code, if it is a number in a mixed base (FSQ); else empty.
         num_cameras: Cameras per step.
         grid: Rows and columns of tokens of one camera.
         action: Tokenizer of actions.
@@ -27,6 +28,7 @@ class Vocabulary:
     """
 
     codebook_size: int
+    code_levels: tuple[int, ...]
     num_cameras: int
     grid: tuple[int, int]
     action: ScalarTokenizer
@@ -48,6 +50,7 @@ class Vocabulary:
         """JSON-ready form."""
         return {
             "codebook_size": self.codebook_size,
+            "code_levels": list(self.code_levels),
             "num_cameras": self.num_cameras,
             "grid": list(self.grid),
             "action": self.action.to_dict(),
@@ -67,6 +70,7 @@ class Vocabulary:
             state = data["state"]
             return cls(
                 codebook_size=int(data["codebook_size"]),
+                code_levels=tuple(int(level) for level in data["code_levels"]),
                 num_cameras=int(data["num_cameras"]),
                 grid=(int(data["grid"][0]), int(data["grid"][1])),
                 action=scalar_tokenizer_from_dict(data["action"]),
@@ -74,7 +78,9 @@ class Vocabulary:
                 has_reward=bool(data["has_reward"]),
                 tokenizer_hash=str(data["tokenizer_hash"]),
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except TokenwmError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise TokenwmError(
                 f"not a vocabulary: {error!r}; make token shards with 'tokenwm tokenize'"
             ) from error

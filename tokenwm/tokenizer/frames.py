@@ -6,7 +6,7 @@ only what moves, and the static background costs neither capacity nor training t
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,12 @@ class FrameTokenizerConfig:
         Raises:
             TokenwmError: A value is out of range.
         """
+        if self.quantizer not in get_args(QuantizerKind):
+            raise TokenwmError(f"quantizer={self.quantizer!r}; choose fsq or vq")
+        if self.encoder_kernel_size < 1 or self.encoder_kernel_size % 2 == 0:
+            raise TokenwmError(
+                f"encoder_kernel_size={self.encoder_kernel_size}; use an odd number, 1 or 3"
+            )
         if self.quantizer == "fsq" and self.codebook_size not in FSQ_LEVELS:
             sizes = ", ".join(map(str, sorted(FSQ_LEVELS)))
             raise TokenwmError(
@@ -74,6 +80,11 @@ class FrameTokenizerConfig:
                 f"channels={self.channels}, num_blocks={self.num_blocks}, "
                 f"patch_size={self.patch_size}: all must be at least 1"
             )
+
+    @property
+    def code_levels(self) -> tuple[int, ...]:
+        """Levels of each FSQ dimension, of which a code's index is made; empty for ``vq``."""
+        return tuple(FSQ_LEVELS[self.codebook_size]) if self.quantizer == "fsq" else ()
 
     @property
     def downsampling(self) -> int:

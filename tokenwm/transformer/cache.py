@@ -52,25 +52,11 @@ class KVCache:
             ``(Q, window * L)`` bool mask for :meth:`Transformer.forward`. Cells of the step that is
             being overwritten are masked from the first slot on.
         """
-        self._cells = self._cells_of(step, slots)
+        self._cells = (step % self.window) * self.positions_per_step + slots
         age = (step - self._cell_row) % self.window  # steps since the cell's row was started
         is_past = (age > 0) & (age <= step)
         is_current = age == 0
         return is_past | (is_current & (self._cell_slot <= slots[:, None]))
-
-    def copy_of(self, step: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values in the cells of some slots of a step, to be put back later."""
-        cells = self._cells_of(step, slots)
-        return self.keys[:, :, :, cells], self.values[:, :, :, cells]
-
-    def put_back(self, step: Tensor, slots: Tensor, copy: tuple[Tensor, Tensor]) -> None:
-        """Undo what was written into cells since :meth:`copy_of`."""
-        cells = self._cells_of(step, slots)
-        self.keys.index_copy_(3, cells, copy[0])
-        self.values.index_copy_(3, cells, copy[1])
-
-    def _cells_of(self, step: Tensor, slots: Tensor) -> Tensor:
-        return (step % self.window) * self.positions_per_step + slots
 
     def read_step(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of the keys and values in the cells that a step uses."""

@@ -121,6 +121,53 @@ class DiscreteHead(nn.Module):
         return out
 
 
+def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
+    """One-hot digits of every code, ``(V, sum(levels))``; ``(V, 0)`` if codes have no digits.
+
+    An FSQ code is a number in a mixed base, the first digit the least significant. Codes that share
+    a digit look alike, so what is learned of one serves the others.
+    """
+    columns = []
+    index = torch.arange(codebook_size)
+    for level in levels:
+        columns.append(F.one_hot(index % level, level).float())
+        index = index // level
+    return torch.cat(columns, dim=1) if columns else torch.zeros(codebook_size, 0)
+
+
+class CodeEmbedding(nn.Module):
+    """A vector per code: a row of a table plus one vector for each of its digits."""
+
+    digits: Tensor
+
+    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
+        self.table = nn.Parameter(torch.randn(codebook_size, dim) * (0.5 if levels else 1.0))
+        self.digit_table = nn.Parameter(torch.randn(sum(levels), dim) * 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(...)`` int64 → ``(..., D)``."""
+        return F.embedding(tokens, self.table + self.digits @ self.digit_table)
+
+
+class CodeHead(nn.Module):
+    """Logits of all codes: a linear map plus one linear map per digit. Starts at zero."""
+
+    digits: Tensor
+
+    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
+        self.table = nn.Parameter(torch.zeros(codebook_size, dim))
+        self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
+        self.bias = nn.Parameter(torch.zeros(codebook_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` → ``(..., V)``."""
+        return F.linear(hidden, self.table + self.digits @ self.digit_table, self.bias)
+
+
 class FrameHints(nn.Module):
     """For every slot of the next frame, what is known about it before it is drawn.
 
@@ -130,12 +177,11 @@ class FrameHints(nn.Module):
     """
 
     def __init__(
-        self, codebook_size: int, num_cameras: int, grid: tuple[int, int], dim: int
+        self, embedding: CodeEmbedding, num_cameras: int, grid: tuple[int, int], dim: int
     ) -> None:
         super().__init__()
         self.num_cameras, self.grid = num_cameras, grid
-        self.embedding = nn.Embedding(codebook_size, dim)
-        nn.init.normal_(self.embedding.weight)
+        self.embedding = embedding
         self.neighbourhood = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.mix = nn.Linear(dim, dim)
 

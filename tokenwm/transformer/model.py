@@ -33,6 +33,8 @@ class TransformerConfig:
             None: as many.
         window: Steps that attention reaches back, the current one included.
         qk_norm: Normalise queries and keys (Henry et al. 2020); steadies training at large rates.
+        dropout: Share of what a layer adds to the residual stream that is dropped in training. For
+            few episodes; 0 for many.
         rope_base: Longest wavelength of the rotary embedding is about ``2 * pi * rope_base`` steps.
     """
 
@@ -42,6 +44,7 @@ class TransformerConfig:
     num_kv_heads: int | None = None
     window: int = 20
     qk_norm: bool = True
+    dropout: float = 0.0
     rope_base: float = 100.0
 
     def __post_init__(self) -> None:
@@ -56,6 +59,8 @@ class TransformerConfig:
             raise TokenwmError(
                 f"dim={self.dim} must be a multiple of 2 * num_heads = {2 * self.num_heads}"
             )
+        if not 0.0 <= self.dropout < 1.0:
+            raise TokenwmError(f"dropout={self.dropout} must be in [0, 1)")
         if self.num_heads % self.kv_heads:
             raise TokenwmError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.kv_heads}"
@@ -182,6 +187,7 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.dim)
         self.mlp = SwiGLU(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
@@ -191,8 +197,8 @@ class Layer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``."""
-        x = x + self.attention(self.attention_norm(x), table, mask, cache)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, cache))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
 

@@ -13,6 +13,8 @@ from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.embeddings import (
+    CodeEmbedding,
+    CodeHead,
     ContinuousHead,
     DiscreteHead,
     FrameHints,
@@ -124,25 +126,22 @@ class WorldModel(nn.Module):
         self.vocabulary = vocabulary
         self.layout = vocabulary.layout
         dim = config.transformer.dim
-        self.frame_embedding = nn.Embedding(vocabulary.codebook_size, dim)
-        nn.init.normal_(self.frame_embedding.weight)
+        codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
+        self.frame_embedding = CodeEmbedding(*codes)
         self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
         state = vocabulary.state
         self.state_embedding = None if state is None else ScalarEmbedding(state, dim)
         # The old and the new state share an embedding; this map tells them apart.
         self.new_state_map = None if state is None else nn.Linear(dim, dim)
-        self.hints = FrameHints(
-            vocabulary.codebook_size, vocabulary.num_cameras, vocabulary.grid, dim
-        )
+        self.hints = FrameHints(CodeEmbedding(*codes), vocabulary.num_cameras, vocabulary.grid, dim)
         self.slot_embedding = nn.Parameter(torch.randn(self.layout.positions_per_step, dim) * 0.5)
         self.no_hint = nn.Parameter(torch.zeros(dim))
         with torch.no_grad():
             positions = grid_positions(vocabulary.num_cameras, vocabulary.grid, dim)
             self.slot_embedding[self.layout.first_frame_slot : self.layout.action_slot] += positions
         self.transformer = Transformer(config.transformer)
-        self.frame_head = nn.Linear(dim, vocabulary.codebook_size)
+        self.frame_head = CodeHead(*codes)
         self.copy_head = nn.Linear(dim, 1)
-        nn.init.zeros_(self.frame_head.weight)
         nn.init.zeros_(self.copy_head.weight)
         # With about 90 % of tokens unchanged, logit 8 above 512 others is the right prior at the
         # start.
@@ -167,10 +166,13 @@ class WorldModel(nn.Module):
 
     def embed_state(self, state: Tensor | None) -> Tensor | None:
         """``(..., P)`` int64 → ``(..., D)``, or None if there is no state."""
-        return None if self.state_embedding is None or state is None else self.state_embedding(state)
+        if self.state_embedding is None or state is None:
+            return None
+        out: Tensor = self.state_embedding(state)
+        return out
 
     def condition(self, state: Tensor | None, action: Tensor) -> Tensor:
-        """What is known before a step: embedded old state and action ``(..., D)`` → ``(..., D)``."""
+        """What is known before a step: embedded old state and action, ``(..., D)`` each."""
         return action if state is None else action + state
 
     def frame_hints(

@@ -11,7 +11,6 @@
 import hashlib
 import logging
 import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 
 from tokenwm import __version__
 from tokenwm.data.manifest import MANIFEST_NAME
-from tokenwm.data.shards import Manifest, ShardReader
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
@@ -31,24 +30,13 @@ from tokenwm.uses.measure import (
     MeasureConfig,
     ProgressCallback,
     RowScores,
-    count_codes,
     measure,
 )
-from tokenwm.uses.metrics import (
-    Curve,
-    FloatArray,
-    bootstrap_curve,
-    copy_nll,
-    psnr_from_mse,
-    summarize_gain,
-)
+from tokenwm.uses.recordings import count_codes
 from tokenwm.uses.results import (
     CodebookUse,
-    EpisodeResult,
     Evaluation,
     Speed,
-    StateErrors,
-    TerminationScore,
 )
 from tokenwm.uses.starts import (
     Starts,
@@ -57,10 +45,9 @@ from tokenwm.uses.starts import (
     choose_starts,
     shuffled_rows,
 )
+from tokenwm.uses.summarize import summarize_scores
 
 logger = logging.getLogger(__name__)
-
-TERMINATION_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +134,7 @@ def evaluate(
     codebook = _codebook(model, reader, split, starts, config)
     chosen = choose_examples(starts, scores.mse, config.num_examples)
     examples = imagine_examples(model, reader, starts, donors, chosen, measure_config)
-    summary = summarize_scores(model, reader.manifest, starts, scores, config)
+    summary = summarize_scores(model, reader.manifest, starts, scores, config.seed)
     return Evaluation(
         **summary,
         control_rate=model.control_rate,
@@ -156,120 +143,6 @@ def evaluate(
         skipped=starts.skipped,
         examples=examples,
         provenance=_provenance(model, reader, split, config, model_folder),
-    )
-
-
-def summarize_scores(
-    model: TokenWorldModel,
-    manifest: Manifest,
-    starts: Starts,
-    scores: RowScores,
-    config: EvaluationConfig,
-) -> dict[str, Any]:
-    """Scores of rows → fields of :class:`Evaluation`: means over starts, then over episodes."""
-    keys = [row.key for row in starts.rows]
-
-    def curve(values: FloatArray) -> Curve:
-        return bootstrap_curve(over_episodes(values, keys), seed=config.seed)
-
-    def difference(left: FloatArray, right: FloatArray) -> Curve:
-        return bootstrap_curve(left - right, seed=config.seed)
-
-    mse = {n: table for n, table in scores.mse.items() if not np.isnan(table).any()}
-    psnr = {name: psnr_from_mse(over_episodes(table, keys)) for name, table in mse.items()}
-    gain = difference(psnr["model"], psnr["persistence"])
-    accuracy = scores.token_accuracy
-    nll = {
-        "model": scores.token_nll,
-        "persistence": copy_nll(accuracy["persistence"], model.vocabulary.codebook_size),
-    }
-    return {
-        "psnr": {name: bootstrap_curve(values, seed=config.seed) for name, values in psnr.items()},
-        "psnr_pooled": {name: psnr_from_mse(table.mean(axis=0)) for name, table in mse.items()},
-        "psnr_gain": gain,
-        "psnr_gain_plain": difference(psnr["model_plain"], psnr["persistence"]),
-        "action_gap": difference(psnr["model"], psnr["shuffled"]) if "shuffled" in psnr else None,
-        "ssim": {name: curve(scores.ssim[name]) for name in mse},
-        "token_accuracy": {n: curve(t) for n, t in accuracy.items() if not np.isnan(t).any()},
-        "token_nll": {name: curve(table) for name, table in nll.items()},
-        "state": _state_errors(manifest, scores, keys, config.seed),
-        "reward_error": _reward_errors(manifest, scores, keys, config.seed),
-        "termination": _termination(scores),
-        "horizons": summarize_gain(gain),
-        "episodes": tuple(
-            EpisodeResult(
-                key=key,
-                first_steps=tuple(row.first_step for row in starts.rows if row.key == key),
-                psnr={name: values[index] for name, values in psnr.items()},
-            )
-            for index, key in enumerate(starts.keys)
-        ),
-    }
-
-
-def over_episodes(values: FloatArray, keys: Sequence[str]) -> FloatArray:
-    """Mean over the starts of each episode: ``(rows, ...)`` → ``(episodes, ...)``, order kept."""
-    names = list(dict.fromkeys(keys))
-    groups = np.array([names.index(key) for key in keys])
-    return np.stack([values[groups == index].mean(axis=0) for index in range(len(names))])
-
-
-def _state_errors(
-    manifest: Manifest, scores: RowScores, keys: Sequence[str], seed: int
-) -> StateErrors | None:
-    if not scores.state_error:
-        return None
-    feature = manifest.features["state"]
-    std = np.asarray(manifest.statistics.get("state", {}).get("std", ()), dtype=np.float64)
-    moves = std > 1e-6
-    normalized = None
-    if moves.any():
-        normalized = {
-            name: bootstrap_curve(
-                over_episodes((errors[..., moves] / std[moves]).mean(-1), keys), seed=seed
-            )
-            for name, errors in scores.state_error.items()
-        }
-    return StateErrors(
-        absolute={
-            name: bootstrap_curve(over_episodes(errors.mean(-1), keys), seed=seed)
-            for name, errors in scores.state_error.items()
-        },
-        normalized=normalized,
-        per_dimension={
-            name: over_episodes(errors, keys).mean(axis=0)
-            for name, errors in scores.state_error.items()
-        },
-        names=feature.names,
-        units=feature.units,
-    )
-
-
-def _reward_errors(
-    manifest: Manifest, scores: RowScores, keys: Sequence[str], seed: int
-) -> Mapping[str, Curve] | None:
-    if not scores.reward:
-        return None
-    truth = scores.reward["truth"]
-    guesses = {"model": scores.reward["model"]}
-    mean = manifest.statistics.get("reward", {}).get("mean")
-    if mean is not None:
-        guesses["training_mean"] = np.full_like(truth, float(np.ravel(mean)[0]))
-    return {
-        name: bootstrap_curve(over_episodes(np.abs(guess - truth), keys), seed=seed)
-        for name, guess in guesses.items()
-    }
-
-
-def _termination(scores: RowScores) -> TerminationScore | None:
-    if not scores.terminated.any():
-        return None
-    predicted = scores.termination_probability >= TERMINATION_THRESHOLD
-    return TerminationScore(
-        threshold=TERMINATION_THRESHOLD,
-        num_true=int(scores.terminated.sum()),
-        num_predicted=int(predicted.sum()),
-        num_hits=int((predicted & scores.terminated).sum()),
     )
 
 

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
-from tokenwm.uses.measure import MeasureConfig, load_future_actions, load_rows
+from tokenwm.uses.measure import MeasureConfig
 from tokenwm.uses.metrics import FloatArray, psnr_from_mse
+from tokenwm.uses.recordings import load_future_actions, load_rows
 from tokenwm.uses.results import Example
 from tokenwm.uses.starts import Starts
 
@@ -60,8 +61,8 @@ def imagine_examples(
         return ()
     numbers = np.array([row for row, _ in chosen])
     rows = [starts.rows[int(row)] for row in numbers]
-    num_context = config.num_context_frames
-    batch = load_rows(model, reader, rows, numbers, num_context + config.imagination_horizon)
+    num_context, horizon = config.num_context_frames, config.imagination_horizon
+    batch = load_rows(model, reader, rows, numbers, num_context + horizon)
     context = model.context(
         batch.frames[:, :num_context],
         batch.action[:, : num_context - 1],
@@ -74,11 +75,15 @@ def imagine_examples(
             context, actions, sampling=config.sampling, seed=config.seed, rows=streams
         )
 
-    prediction = model.decode_frames(imagine(load_future_actions(reader, rows, config)))
+    prediction = model.decode_frames(
+        imagine(load_future_actions(reader, rows, num_context, horizon))
+    )
     shuffled = None
     if donors is not None:
         others = [starts.rows[int(row)] for row in donors[numbers]]
-        shuffled = model.decode_frames(imagine(load_future_actions(reader, others, config)))
+        shuffled = model.decode_frames(
+            imagine(load_future_actions(reader, others, num_context, horizon))
+        )
     frames = batch.frames.cpu().numpy()
     return tuple(
         Example(

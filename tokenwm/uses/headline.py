@@ -44,9 +44,11 @@ def _persistence(evaluation: Evaluation) -> str:
             f"mean is better first at horizon {horizons.first_better}."
         )
     best = int(gain.mean.argmax())
+    loss = f"{-gain.mean[best]:.1f}"
+    at_best = "as good as it" if loss in ("0.0", "-0.0") else f"{loss} dB worse"
     return (
         f"The model does not beat persistence at any horizon up to {last}: at best it is "
-        f"{-gain.mean[best]:.1f} dB worse, at horizon {best + 1}."
+        f"{at_best}, at horizon {best + 1}."
     )
 
 
@@ -58,9 +60,11 @@ def _effective(evaluation: Evaluation) -> str:
             f"Effective horizon: {effective} steps ({seconds:.1f} s), without a gap from the "
             "first step on."
         )
+    if evaluation.horizons.longest_confident_run is None:
+        return "Effective horizon: 0 steps."
     return (
-        "Effective horizon: 0, because one step ahead it is not better than repeating the last "
-        "observed frame with 95 % confidence."
+        "Counted without a gap from the first step on, the effective horizon is 0: one step ahead "
+        "it is not better than repeating the last observed frame with 95 % confidence."
     )
 
 

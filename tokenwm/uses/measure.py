@@ -20,6 +20,7 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.tokenizer.frames import to_uint8
 from tokenwm.uses.metrics import FloatArray, squared_error, ssim
+from tokenwm.uses.recordings import RowBatch, load_future_actions, load_rows
 from tokenwm.uses.starts import Start
 
 PICTURES = (
@@ -44,27 +45,6 @@ class MeasureConfig:
     imagination_horizon: int
     sampling: SamplingConfig
     seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowBatch:
-    """What was recorded from some starts on: ``C`` steps of context and ``H`` steps of future.
-
-    Attributes:
-        numbers: ``(B,)`` which rows of the whole evaluation these are.
-        frames: ``(B, C + H, cameras, height, width, 3)`` uint8.
-        action: ``(B, C + H, A)`` in the units of the data.
-        state: ``(B, C + H, state_dim)``, or None if the model has none.
-        reward: ``(B, C + H)``, or None if the model or the data has none.
-        terminated: ``(B, C + H)`` bool.
-    """
-
-    numbers: NDArray[np.int64]
-    frames: Tensor
-    action: NDArray[np.generic]
-    state: NDArray[np.float32] | None
-    reward: NDArray[np.float32] | None
-    terminated: NDArray[np.bool_]
 
 
 @dataclass(kw_only=True)
@@ -120,54 +100,6 @@ class RowScores:
 def has_measurable_state(model: TokenWorldModel) -> bool:
     """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
     return isinstance(model.vocabulary.state, ContinuousTokenizer)
-
-
-def load_rows(
-    model: TokenWorldModel,
-    reader: ShardReader,
-    rows: Sequence[Start],
-    numbers: NDArray[np.int64],
-    num_steps: int,
-) -> RowBatch:
-    """Read ``num_steps`` recorded steps from each start on."""
-    cameras = [f"frames.{camera}" for camera in model.cameras]
-    scalars = ["action", "terminated"]
-    if model.vocabulary.state is not None:
-        scalars.append("state")
-    if model.vocabulary.has_reward and "reward" in reader.manifest.features:
-        scalars.append("reward")
-    windows = [
-        reader.arrays(row.key, cameras + scalars, row.first_step, row.first_step + num_steps)
-        for row in rows
-    ]
-    stacked = {name: np.stack([window[name] for window in windows]) for name in scalars}
-    frames = [np.stack([window[name] for name in cameras], axis=1) for window in windows]
-    return RowBatch(
-        numbers=numbers,
-        frames=torch.from_numpy(np.stack(frames)).to(model.device),
-        action=stacked["action"],
-        state=stacked.get("state"),
-        reward=stacked.get("reward"),
-        terminated=stacked["terminated"],
-    )
-
-
-def load_future_actions(
-    reader: ShardReader, rows: Sequence[Start], config: MeasureConfig
-) -> NDArray[np.generic]:
-    """``(B, H, A)``: the actions from the last context step on."""
-    first = config.num_context_frames - 1
-    return np.stack(
-        [
-            reader.arrays(
-                row.key,
-                ["action"],
-                row.first_step + first,
-                row.first_step + first + config.imagination_horizon,
-            )["action"]
-            for row in rows
-        ]
-    )
 
 
 class BatchMeasurement:
@@ -334,25 +266,11 @@ def measure(
         measurement.measure_true(after_step)
         if donors is not None:
             others = [rows[int(row)] for row in donors[numbers]]
-            measurement.measure_shuffled(load_future_actions(reader, others, config), after_step)
+            actions = load_future_actions(
+                reader, others, config.num_context_frames, config.imagination_horizon
+            )
+            measurement.measure_shuffled(actions, after_step)
     return scores
-
-
-@torch.inference_mode()
-def count_codes(
-    model: TokenWorldModel, reader: ShardReader, keys: Sequence[str], chunk_size: int
-) -> Tensor:
-    """How often each code occurs in all frames of some episodes: ``(V,)`` int64."""
-    counts = torch.zeros(model.vocabulary.codebook_size, dtype=torch.int64, device=model.device)
-    cameras = [f"frames.{camera}" for camera in model.cameras]
-    for key in keys:
-        length = reader.episode(key).num_steps
-        for first in range(0, length, chunk_size):
-            arrays = reader.arrays(key, cameras, first, min(first + chunk_size, length))
-            frames = torch.from_numpy(np.stack([arrays[name] for name in cameras], axis=1))
-            tokens = model.tokenizer.encode_frames(frames.to(model.device))
-            counts += torch.bincount(tokens.flatten(), minlength=len(counts))
-    return counts
 
 
 def _synchronize(device: torch.device) -> None:

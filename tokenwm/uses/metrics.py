@@ -117,14 +117,14 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 
 
 def _gaussian_band(size: int, device: torch.device) -> Tensor:
-    """``(size - 10, size)``: row ``i`` weighs pixels ``i`` to ``i + 10``."""
+    """``(size, size)``: row ``i`` weighs the pixels around ``i``, mirrored at the border."""
     offset = torch.arange(SSIM_WIDTH, device=device) - SSIM_WIDTH // 2
     weights = torch.exp(-offset.square() / (2 * SSIM_SIGMA**2))
-    weights = weights / weights.sum()
-    band = torch.zeros(size - SSIM_WIDTH + 1, size, device=device)
-    for index in range(SSIM_WIDTH):
-        band.diagonal(index).copy_(weights[index].expand(len(band)))
-    return band
+    weights = (weights / weights.sum()).expand(size, -1)
+    rows = torch.arange(size, device=device).unsqueeze(1)
+    columns = (rows + offset).abs()  # -1 is pixel 1
+    columns = torch.minimum(columns, 2 * (size - 1) - columns)
+    return torch.zeros(size, size, device=device).scatter_add(1, columns, weights)
 
 
 def bootstrap_curve(
@@ -201,7 +201,7 @@ class HorizonSummary:
 
 
 def summarize_gain(gain: Curve) -> HorizonSummary:
-    """Where a paired difference (model minus baseline, larger is better) says that the model wins."""
+    """Where a paired difference (model minus baseline, more is better) shows the model to win."""
     confident = [bool(low > 0) for low in gain.low]  # NaN is not above zero
     effective = confident.index(False) if False in confident else len(confident)
     better = np.flatnonzero(gain.mean > 0)

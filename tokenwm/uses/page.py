@@ -2,6 +2,8 @@
 
 import base64
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -9,10 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from tokenwm.uses.figures import Plot
 from tokenwm.uses.headline import HEADLINE_HORIZON, headline, table_horizons, with_interval
 from tokenwm.uses.metrics import Curve
 from tokenwm.uses.pictures import ERROR_RANGE
-from tokenwm.uses.plots import LABELS, Plot
+from tokenwm.uses.plots import LABELS
 from tokenwm.uses.results import Evaluation, Example
 
 Row = tuple[str, Curve | None, int]
@@ -146,15 +149,25 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
     ]
     if evaluation.state is not None:
         units = evaluation.state.units or "units of the data"
-        groups.append((f"state error, {units}", evaluation.state.absolute, 4))
+        absolute = evaluation.state.absolute
+        groups.append((f"state error, {units}", absolute, significant_digits(absolute)))
         if evaluation.state.normalized is not None:
             groups.append(("state error, standard deviations", evaluation.state.normalized, 3))
     if evaluation.reward_error is not None:
-        groups.append(("reward error", evaluation.reward_error, 4))
+        errors = evaluation.reward_error
+        groups.append(("reward error", errors, significant_digits(errors)))
     for title, curves, digits in groups:
         rows.append((title, None, 0))
         rows += [(LABELS[name], curve, digits) for name, curve in curves.items()]
     return rows
+
+
+def significant_digits(curves: Mapping[str, Curve], digits: int = 3) -> int:
+    """Digits behind the point that show the largest mean with ``digits`` significant ones."""
+    largest = max(float(abs(curve.mean).max()) for curve in curves.values())
+    if largest == 0:
+        return digits
+    return max(0, digits - 1 - math.floor(math.log10(largest)))
 
 
 def _table(evaluation: Evaluation) -> str:
@@ -174,7 +187,8 @@ def _table(evaluation: Evaluation) -> str:
 
 
 def _cell(curve: Curve, horizon: int, digits: int) -> str:
-    mean, _, interval = with_interval(curve, horizon, digits).partition(" ")
+    text = with_interval(curve, horizon, digits).replace("-", "−")
+    mean, _, interval = text.partition(" ")
     return f"{mean}<small>{interval.strip('()')}</small>" if interval else mean
 
 
@@ -215,9 +229,15 @@ def _configuration(provenance: Mapping[str, Any]) -> str:
     parts = []
     for key, value in provenance.items():
         text = value if isinstance(value, str) else json.dumps(value, indent=1, default=str)
+        text = re.sub(r"\[[^\[\]{}]*\]", _in_one_line, text) or "–"
         shown = f"<pre>{escape(text)}</pre>" if "\n" in text else escape(text)
         parts.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{shown}</dd>")
     return f"<dl>{''.join(parts)}</dl>"
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    """A JSON list of plain values without its line breaks."""
+    return " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]")
 
 
 def _count(number: int, noun: str) -> str:

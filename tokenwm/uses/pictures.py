@@ -27,8 +27,12 @@ FAINT = (120, 120, 120)
 OBSERVED = (150, 150, 150)
 IMAGINED = (0, 114, 178)  # blue of Okabe & Ito, as in the plots
 FONT_SIZE = 15
-GAP = 4
+GAP = 4  # pixels
 BORDER = 3
+FILM_WIDTH = 1400
+"""Films are not enlarged beyond this width, in pixels."""
+PALETTE_STRIDE = 3
+"""Every third pixel both ways is enough to choose a palette from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +58,14 @@ def enlarge(frames: Pictures, scale: int) -> Pictures:
     return frames.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def scale_for(frames: Pictures, height: int) -> int:
-    """Whole factor that brings ``(T, H, W, 3)`` to about ``height`` pixels, at least 1."""
-    return max(1, round(height / int(frames.shape[1])))
+def scale_for(frames: Pictures, height: int, num_columns: int, max_width: int) -> int:
+    """Whole factor that brings ``(T, H, W, 3)`` to about ``height`` pixels, at least 1.
+
+    Smaller if ``num_columns`` pictures side by side would be wider than ``max_width`` pixels.
+    """
+    by_height = round(height / int(frames.shape[1]))
+    by_width = max_width // (num_columns * int(frames.shape[2]))
+    return max(1, min(by_height, by_width))
 
 
 def absolute_error(frames: Pictures, truth: Pictures) -> Pictures:
@@ -135,7 +144,7 @@ def film(panels: Sequence[Panel], *, num_observed: int, height: int = 256) -> Pi
     """
     from PIL import Image, ImageDraw
 
-    scale = scale_for(panels[0].frames, height)
+    scale = scale_for(panels[0].frames, height, len(panels), FILM_WIDTH)
     enlarged = [enlarge(panel.frames, scale) for panel in panels]
     font = _font()
     num_frames, panel_height, panel_width = enlarged[0].shape[:3]
@@ -188,9 +197,14 @@ def write_gif(path: Path, frames: Pictures, control_rate: float) -> None:
 
     duration = max(20, round(100.0 / control_rate) * 10)
     durations = [duration] * (len(frames) - 1) + [max(duration, 1000)]
-    # One palette for all frames: with a palette each, colours flicker and the file is larger.
-    sample = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])
+    # One palette for all frames, made from a part of the pixels of each: with a palette each,
+    # colours flicker and the file is larger.
+    sample = np.concatenate(list(frames[:, ::PALETTE_STRIDE, ::PALETTE_STRIDE]))
     palette = Image.fromarray(sample).quantize(256, dither=Image.Dither.NONE)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    # Pillow looks up nearest colours in steps of 4 or 8, and paper must be white, not nearly so.
+    colours[(colours >= 248).all(axis=1)] = PAPER
+    palette.putpalette(colours.flatten().tolist())
     images = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame in frames

@@ -21,6 +21,7 @@ import numpy as np
 
 from tokenwm.data.atomic import open_atomically
 from tokenwm.errors import TokenwmError
+from tokenwm.uses.figures import Plot
 from tokenwm.uses.page import ExamplePictures, page
 from tokenwm.uses.pictures import (
     Panel,
@@ -33,14 +34,15 @@ from tokenwm.uses.pictures import (
     write_gif,
     write_png,
 )
-from tokenwm.uses.plots import Plot, make_plots, plot_training
+from tokenwm.uses.plots import make_plots
 from tokenwm.uses.results import Evaluation, Example
+from tokenwm.uses.training_curves import plot_training
 
 logger = logging.getLogger(__name__)
 
 STRIP_COLUMNS = 8
 """Imagined steps that a film strip shows, evenly spread, first and last included."""
-STRIP_HEIGHT = 128
+STRIP_HEIGHT, STRIP_WIDTH = 128, 1600
 FILM_HEIGHT = 256
 
 
@@ -107,7 +109,7 @@ def _write_example(out: Path, example: Example, evaluation: Evaluation) -> Examp
     )
     horizons = strip_columns(len(truth))
     chosen = [horizon - 1 for horizon in horizons]
-    scale = scale_for(truth, STRIP_HEIGHT)
+    scale = scale_for(truth, STRIP_HEIGHT, 1 + len(chosen), STRIP_WIDTH)
 
     def row(title: str, pictures: Any) -> Any:
         last = np.zeros_like(context[-1:]) if title == "error" else context[-1:]
@@ -138,7 +140,7 @@ def _training_plots(curves: Mapping[str, Path]) -> list[Plot]:
     for title, path in curves.items():
         try:
             plot = plot_training(title, Path(path))
-        except (TokenwmError, ValueError) as error:
+        except TokenwmError as error:
             logger.warning("no training curves of %s in the report: %s", title, error)
             continue
         if plot is not None:

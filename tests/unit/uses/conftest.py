@@ -2,8 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.uses.moving_square import make_model, write_squares
+from tests.unit.uses.moving_square import make_model, save_model, write_squares
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.uses.evaluate import EvaluationConfig, evaluate
+from tokenwm.uses.results import Evaluation
+
+CONFIG = EvaluationConfig(num_context_frames=3, imagination_horizon=6, num_starts=2, batch_size=4)
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,18 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model() -> TokenWorldModel:
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, model: TokenWorldModel) -> Path:
+    return save_model(tmp_path_factory.mktemp("run") / "model", model)
+
+
+@pytest.fixture(scope="session")
+def config() -> EvaluationConfig:
+    return CONFIG
+
+
+@pytest.fixture(scope="session")
+def evaluation(model: TokenWorldModel, squares: Path) -> Evaluation:
+    return evaluate(model, squares, CONFIG)

@@ -1,4 +1,4 @@
-"""A square that its actions move over a still background: small datasets and models for the tests."""
+"""A square that its actions move over a still background: small datasets and models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tests.small_models import shake
 from tokenwm.checkpoint import LoadedWorldModel, save_world_model, tokenizer_hash
 from tokenwm.data.shards import Feature, Manifest, ShardWriter
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 SIZE = 32  # pixels
@@ -80,7 +81,7 @@ def write_squares(
     control_rate: float = 10.0,
     still: bool = False,
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Write a dataset; episode ``i`` of a split is called ``{split}_{i}``. ``still``: nothing moves."""
+    """Write a dataset; its episodes are called ``{split}_{i}``. ``still``: nothing moves."""
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
     for split, split_lengths in lengths.items():
@@ -130,6 +131,7 @@ def make_world_model(
 ) -> WorldModel:
     vocabulary = Vocabulary(
         codebook_size=tokenizer.codebook_size,
+        code_levels=tokenizer.config.code_levels,
         num_cameras=tokenizer.num_cameras,
         grid=tokenizer.grid,
         action=bins(-3.5, 3.5, 7),
@@ -152,11 +154,8 @@ def make_model(
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(cameras).eval()
     world_model = make_world_model(tokenizer, has_state=has_state, window=window).eval()
-    with torch.no_grad():
-        for name, parameter in world_model.named_parameters():
-            if name.startswith(("frame_head", "termination_head", "reward_head")):
-                parameter.normal_(std=0.3)
-        world_model.copy_head.bias.fill_(2.0)
+    shake(world_model, 0.2)
+    torch.nn.init.constant_(world_model.copy_head.bias, 2.0)
     return TokenWorldModel(
         LoadedWorldModel(
             world_model=world_model,

@@ -1,0 +1,114 @@
+"""The real command line, every verb, on the debug sizes: from a simulator to a report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gym_pusht", reason="needs the pusht extra: pip install 'tokenwm[pusht]'")
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def tokenwm(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
+    return subprocess.run(
+        [sys.executable, "-m", "tokenwm", *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=170,
+        check=False,
+    )
+
+
+def must(*arguments: str) -> str:
+    done = tokenwm(*arguments)
+    assert done.returncode == 0, f"tokenwm {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    must("quickstart", "--size", "debug", "--out", str(folder))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_quickstart_leaves_a_report_with_its_baselines(run_folder: Path) -> None:
+    metrics = json.loads((run_folder / "report" / "metrics.json").read_text())
+    text = json.dumps(metrics)
+    for word in ("persistence", "reconstruction", "shuffled", "codebook"):
+        assert word in text
+    page = (run_folder / "report" / "index.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (run_folder / "world_model" / "model" / "model.safetensors").is_file()
+    assert list((run_folder / "world_model" / "pictures").glob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_finished_quickstart_is_continued_without_training_again(run_folder: Path) -> None:
+    weights = run_folder / "world_model" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    output = must("quickstart", "--size", "debug", "--out", str(run_folder))
+    assert "finished before" in output
+    assert weights.stat().st_mtime_ns == before
+    changed = tokenwm("quickstart", "--size", "small", "--out", str(run_folder))
+    assert changed.returncode == 1
+    assert "other settings" in changed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_imagine_writes_pictures_and_arrays(run_folder: Path, tmp_path: Path) -> None:
+    data = ["--data", str(run_folder / "frames"), "--context", "2", "--horizon", "4"]
+    must("imagine", str(run_folder / "world_model"), *data, "--out", str(tmp_path))
+    names = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert {".gif", ".mp4", ".npz"} <= names
+    (archive,) = tmp_path.rglob("*.npz")
+    with np.load(archive, allow_pickle=False) as arrays:
+        assert arrays["frames"].dtype == np.uint8
+        assert np.isfinite(arrays["reward"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_both_stages_can_be_validated_from_the_command_line(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    for verb, folder, data in (
+        ("tokenizer", "tokenizer", "frames"),
+        ("world-model", "world_model", "tokens"),
+    ):
+        config = REPOSITORY / "configs" / folder / "debug.yaml"
+        root = ["--trainer.default_root_dir", str(tmp_path / folder)]
+        source = ["--config", str(config), "--data.root", str(run_folder / data), *root]
+        must(verb, "fit", *source, "--trainer.max_steps", "4", "--checkpoint_every_n_steps", "2")
+        checkpoint = tmp_path / folder / "checkpoints" / "last.ckpt"
+        for command in ("validate", "test"):
+            output = must(verb, command, *source, "--ckpt_path", str(checkpoint))
+            stage = "val" if command == "validate" else "test"
+            assert f"{stage}/loss" in output
+
+
+def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
+    import tokenwm as package
+    from tokenwm.data.shards import ShardReader
+
+    model = package.load(run_folder / "world_model")
+    reader = ShardReader(run_folder / "frames")
+    episode = reader.arrays(reader.keys("test")[0])
+    frames = episode["frames.top"][None, :4, None]
+    context = model.context(frames, episode["action"][None, :4], episode["state"][None, :4])
+    rollout = model.imagine(context, episode["action"][None, 3:8], seed=0)
+    video = model.decode_frames(rollout)
+    assert video.shape == (1, 5, 1, 64, 64, 3)

@@ -1,0 +1,211 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tokenwm
+from tests.unit.uses.moving_square import make_episode, make_model, save_model
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.decode import DecodeState
+from tokenwm.imagination.rollout import Context, Rollout, TokenWorldModel
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.transformer.world_model import Tokens
+
+BATCH, CONTEXT, HORIZON = 7, 3, 8  # steps go past the window of 6
+
+
+@pytest.fixture(scope="module")
+def model() -> TokenWorldModel:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Mapping[str, Any]:
+    """``BATCH`` episodes, stacked."""
+    episodes = [make_episode(CONTEXT + HORIZON, seed) for seed in range(BATCH)]
+    stacked = {name: np.stack([e[name] for e in episodes]) for name in episodes[0]}
+    return stacked | {"frames": stacked["frames.top"][:, :, None]}
+
+
+def start_of(
+    model: TokenWorldModel, recorded: Mapping[str, Any], rows: list[int] | slice = slice(None)
+) -> Context:
+    return model.context(
+        recorded["frames"][rows, :CONTEXT],
+        recorded["action"][rows, : CONTEXT - 1],
+        recorded["state"][rows, :CONTEXT],
+    )
+
+
+def future(recorded: Mapping[str, Any], rows: list[int] | slice = slice(None)) -> Any:
+    return recorded["action"][rows, CONTEXT - 1 : CONTEXT + HORIZON - 1]
+
+
+def assert_same(left: Rollout, right: Rollout, row: int) -> None:
+    """Row 0 of ``left`` is row ``row`` of ``right``."""
+    assert torch.equal(left.frame_tokens[0], right.frame_tokens[row])
+    assert left.state_tokens is not None and right.state_tokens is not None
+    assert torch.equal(left.state_tokens[0], right.state_tokens[row])
+    for name in ("reward", "termination_probability", "frame_nll"):
+        torch.testing.assert_close(
+            getattr(left, name)[0], getattr(right, name)[row], atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_seed_gives_one_future_alone_and_in_a_batch(
+    model: TokenWorldModel, recorded: Mapping[str, Any], temperature: float
+) -> None:
+    sampling = SamplingConfig(temperature=temperature)
+    together = model.imagine(start_of(model, recorded), future(recorded), sampling=sampling, seed=5)
+    assert len({tokens.numpy().tobytes() for tokens in together.frame_tokens}) == BATCH
+    for row in range(BATCH):
+        alone = model.imagine(
+            start_of(model, recorded, [row]),
+            future(recorded, [row]),
+            sampling=sampling,
+            seed=5,
+            rows=torch.tensor([row]),
+        )
+        assert_same(alone, together, row)
+
+
+def test_another_seed_or_row_gives_another_future(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    context, actions = start_of(model, recorded, [0]), future(recorded, [0])
+
+    def tokens(**options: Any) -> bytes:
+        return model.imagine(context, actions, **options).frame_tokens.numpy().tobytes()
+
+    assert tokens(seed=1) == tokens(seed=1)
+    others = [tokens(seed=1), tokens(seed=2), tokens(seed=1, rows=torch.tensor([1]))]
+    assert len(set(others)) == 3
+
+
+def test_imagining_is_start_and_steps(model: TokenWorldModel, recorded: Mapping[str, Any]) -> None:
+    context = start_of(model, recorded)
+    rollout = model.imagine(context, future(recorded), seed=3)
+    state = model.start(context, seed=3)
+    tokens = model.encode_actions(future(recorded))
+    for step in range(HORIZON):
+        state, outcome = model.step(state, tokens[:, step])
+        assert torch.equal(state.frame, rollout.frame_tokens[:, step])
+        assert torch.equal(outcome.reward, rollout.reward[:, step])
+        assert torch.equal(outcome.frame_nll, rollout.frame_nll[:, step])
+    assert isinstance(state, DecodeState)
+
+
+def test_a_later_action_does_not_change_what_came_before(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    actions = future(recorded).copy()
+    before = model.imagine(start_of(model, recorded), actions)
+    actions[:, 4] = -actions[:, 4] + 2
+    after = model.imagine(start_of(model, recorded), actions)
+    assert torch.equal(before.frame_tokens[:, :4], after.frame_tokens[:, :4])
+    assert torch.equal(before.reward[:, :4], after.reward[:, :4])
+    assert not torch.equal(before.frame_tokens[:, 4:], after.frame_tokens[:, 4:])
+
+
+def test_the_action_of_the_last_context_step_is_not_read(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    frames, state = recorded["frames"][:, :CONTEXT], recorded["state"][:, :CONTEXT]
+    with_it = recorded["action"][:, :CONTEXT].copy()
+    with_it[:, -1] = np.nan  # would be refused if it were
+    first = model.imagine(model.context(frames, with_it, state), future(recorded))
+    second = model.imagine(start_of(model, recorded), future(recorded))
+    assert torch.equal(first.frame_tokens, second.frame_tokens)
+
+
+def test_a_context_is_repeated_row_by_row(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    context = start_of(model, recorded, [0, 1])
+    three = context.repeat(3)
+    assert three.tokens.frame.shape[0] == 6 and three.anchor is not None
+    for index, row in enumerate([0, 0, 0, 1, 1, 1]):
+        assert torch.equal(three.tokens.frame[index], context.tokens.frame[row])
+        assert torch.equal(three.tokens.action[index], context.tokens.action[row])
+        assert context.anchor is not None
+        assert torch.equal(three.anchor[index], context.anchor[row])
+
+
+def test_frames_are_anchored_to_the_last_observed_one(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    context = start_of(model, recorded)
+    # If the tokens of the last observed frame never change, neither does the picture.
+    still = context.tokens.frame[:, -1:].expand(-1, HORIZON, -1)
+    rollout = model.imagine(context, future(recorded))
+    frozen = Rollout(**{**vars(rollout), "frame_tokens": still})
+    frames = model.decode_frames(frozen)
+    assert frames.shape == (BATCH, HORIZON, 1, 32, 32, 3) and frames.dtype == torch.uint8
+    expected = torch.from_numpy(recorded["frames"][:, CONTEXT - 1 : CONTEXT])
+    assert (frames.int() - expected.int()).abs().max() <= 1
+    plain = model.decode_frames(frozen, use_anchor=False)
+    assert torch.equal(plain[:, 0], model.tokenizer.decode_frames(still[:, 0]))
+    assert not torch.equal(plain, frames)
+
+
+def test_actions_and_states_survive_within_half_a_bin(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    actions = future(recorded)
+    tokens = model.encode_actions(actions)
+    assert tokens.dtype == torch.int64
+    assert np.abs(model.decode_actions(tokens) - actions).max() <= 0.5 + 1e-6
+    assert torch.equal(model.encode_actions(torch.from_numpy(actions)), tokens)
+    context = start_of(model, recorded)
+    assert context.tokens.state is not None
+    states = model.decode_states(context.tokens.state)
+    assert np.abs(states - recorded["state"][:, :CONTEXT]).max() <= 0.25 + 1e-6
+
+
+def test_a_loaded_model_imagines_the_same(
+    model: TokenWorldModel, recorded: Mapping[str, Any], tmp_path: Path
+) -> None:
+    loaded = tokenwm.load(save_model(tmp_path / "model", model))
+    assert (loaded.control_rate, loaded.cameras) == (10.0, ("top",))
+    assert loaded.device == torch.device("cpu")
+    ours = model.imagine(start_of(model, recorded), future(recorded))
+    theirs = loaded.imagine(start_of(loaded, recorded), future(recorded))
+    for row in range(BATCH):
+        assert torch.equal(ours.frame_tokens[row], theirs.frame_tokens[row])
+    assert torch.equal(model.decode_frames(ours), loaded.decode_frames(theirs))
+
+
+def test_mistakes_are_named(model: TokenWorldModel, recorded: Mapping[str, Any]) -> None:
+    frames, action, state = (
+        recorded["frames"][:, :CONTEXT],
+        recorded["action"][:, : CONTEXT - 1],
+        recorded["state"][:, :CONTEXT],
+    )
+    with pytest.raises(TokenwmError, match="needs a state"):
+        model.context(frames, action)
+    with pytest.raises(TokenwmError, match="does not take a state"):
+        make_model(has_state=False).context(frames, action, state)
+    with pytest.raises(TokenwmError, match="frames"):
+        model.context(frames[..., :16, :], action, state)
+    with pytest.raises(TokenwmError, match="action"):
+        model.context(frames, action[:, :-1], state)
+    with pytest.raises(TokenwmError, match="state"):
+        model.context(frames, action, state[:, :-1])
+    with pytest.raises(TokenwmError, match="finite"):
+        model.context(frames, np.full_like(action, np.nan), state)
+    context = start_of(model, recorded)
+    with pytest.raises(TokenwmError, match="at least one action"):
+        model.imagine(context, future(recorded)[:, :0])
+    with pytest.raises(TokenwmError, match="actions"):
+        model.imagine(context, future(recorded)[:3])
+    with pytest.raises(TokenwmError, match="2"):
+        model.imagine(context, future(recorded)[..., :1])
+    with pytest.raises(TokenwmError, match="no state to decode"):
+        make_model(has_state=False).decode_states(torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(TokenwmError, match="no step"):
+        none = (part[:, :0] for part in context.tokens if part is not None)
+        model.start(Context(tokens=Tokens(*none)))

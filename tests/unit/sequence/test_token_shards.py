@@ -1,0 +1,150 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small_datasets import LENGTHS, write_token_shards
+from tests.small_models import small_tokenizer
+from tokenwm.checkpoint import tokenizer_hash
+from tokenwm.data.shards import Feature, Manifest, ShardReader
+from tokenwm.errors import ShardError, TokenwmError
+from tokenwm.sequence import token_shards as module
+from tokenwm.sequence.token_shards import (
+    fit_scalar_tokenizer,
+    make_vocabulary,
+    read_vocabulary,
+    tokenize_shards,
+)
+from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.frames import FrameTokenizer
+
+
+def vocabulary_of(folder: Path, tokenizer: FrameTokenizer, **changes: Any) -> Vocabulary:
+    options = {"num_action_bins": 8, "num_state_bins": 4, "method": "uniform", "use_state": True}
+    return make_vocabulary(Manifest.load(folder), tokenizer, "hash", **{**options, **changes})
+
+
+def test_every_frame_state_and_action_is_encoded(frame_shards: Path, token_shards: Path) -> None:
+    frames, tokens = ShardReader(frame_shards), ShardReader(token_shards, verify=True)
+    vocabulary = read_vocabulary(tokens.manifest, "here")
+    tokenizer = small_tokenizer().eval()
+    assert vocabulary.tokenizer_hash == tokenizer_hash(tokenizer)
+    assert vocabulary.state is not None
+    for split, lengths in LENGTHS.items():
+        assert frames.keys(split) == tokens.keys(split)
+        assert len(tokens.keys(split)) == len(lengths)
+        for key in tokens.keys(split):  # noqa: SIM118 (not a dict)
+            before, after = frames.arrays(key), tokens.arrays(key)
+            expected = tokenizer.encode_frames(torch.from_numpy(before["frames.top"])[:, None])
+            np.testing.assert_array_equal(after["frame_tokens"], expected.numpy())
+            np.testing.assert_array_equal(
+                after["state_tokens"], vocabulary.state.encode(before["state"])
+            )
+            np.testing.assert_array_equal(
+                after["action_tokens"], vocabulary.action.encode(before["action"])
+            )
+            for name in ("state", "action", "reward", "terminated", "truncated"):
+                np.testing.assert_array_equal(after[name], before[name])
+            assert tokens.metadata(key) == frames.metadata(key)
+            assert {after[f"{k}_tokens"].dtype.name for k in ("frame", "state", "action")} == {
+                "uint16"
+            }
+
+
+def test_the_manifest_says_what_the_tokens_are(token_shards: Path) -> None:
+    manifest = Manifest.load(token_shards)
+    assert manifest.kind == "tokens"
+    assert manifest.cameras == ("top",)
+    assert manifest.features["frame_tokens"].shape == (4,)
+    assert manifest.features["frame_tokens"].num_values == 64
+    assert manifest.features["state_tokens"].num_values == 8
+    assert manifest.extra["tokenizer_hash"] == manifest.extra["vocabulary"]["tokenizer_hash"]
+    assert not any(name.startswith("frames.") for name in manifest.features)
+    assert set(manifest.statistics) == {"action", "state"}
+
+
+def test_passes_of_any_size_give_the_same_tokens(
+    frame_shards: Path, token_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FRAMES_PER_PASS", 3)
+    write_token_shards(frame_shards, tmp_path)
+    first, second = ShardReader(token_shards), ShardReader(tmp_path)
+    for key in first.keys("train"):
+        tokens = second.arrays(key)["frame_tokens"]
+        np.testing.assert_array_equal(first.arrays(key)["frame_tokens"], tokens)
+
+
+def test_progress_counts_the_episodes(frame_shards: Path, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer().eval()
+    seen: list[tuple[int, int, str]] = []
+    tokenize_shards(
+        frame_shards,
+        tmp_path,
+        tokenizer,
+        vocabulary_of(frame_shards, tokenizer),
+        progress=lambda *args: seen.append(args),
+    )
+    assert [(done, total) for done, total, _ in seen] == [(i + 1, 5) for i in range(5)]
+    assert seen[0][2] == "train_0"
+
+
+def test_state_is_left_out_on_request(frame_shards: Path, tmp_path: Path) -> None:
+    manifest = write_token_shards(frame_shards, tmp_path, use_state=False)
+    assert read_vocabulary(manifest, "here").state is None
+    assert "state_tokens" not in manifest.features
+
+
+def test_bins_come_from_the_train_split(frame_shards: Path) -> None:
+    manifest = Manifest.load(frame_shards)
+    tokenizer = fit_scalar_tokenizer(manifest, "state", 8, "uniform")
+    assert isinstance(tokenizer, ContinuousTokenizer)
+    assert tokenizer.edges[:, 0] == pytest.approx(manifest.statistics["state"]["min"])
+    assert tokenizer.edges[:, -1] == pytest.approx(manifest.statistics["state"]["max"])
+    assert (tokenizer.names, tokenizer.units) == (("y", "x"), "px")
+
+
+def test_discrete_actions_keep_their_ids(frame_shards: Path) -> None:
+    manifest = Manifest.load(frame_shards)
+    feature = Feature(kind="discrete", shape=(1,), dtype="int64", num_values=7)
+    manifest = replace(manifest, features={"action": feature})
+    tokenizer = fit_scalar_tokenizer(manifest, "action", 8, "uniform")
+    assert tokenizer == DiscreteTokenizer(num_values=7, num_dimensions=1)
+
+
+def test_missing_quantiles_are_named(frame_shards: Path) -> None:
+    manifest = replace(Manifest.load(frame_shards), statistics={})
+    with pytest.raises(TokenwmError, match="no quantiles of state.*prepare"):
+        fit_scalar_tokenizer(manifest, "state", 8, "uniform")
+
+
+def test_tokens_cannot_be_tokenized_again(token_shards: Path, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer().eval()
+    vocabulary = vocabulary_of(token_shards, tokenizer)
+    with pytest.raises(TokenwmError, match="holds tokens; only frames"):
+        tokenize_shards(token_shards, tmp_path, tokenizer, vocabulary)
+
+
+def test_another_number_of_cameras_is_refused(frame_shards: Path, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    with pytest.raises(TokenwmError, match=r"cameras top; .*2 camera\(s\)"):
+        tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary)
+
+
+def test_another_frame_size_is_refused(frame_shards: Path, tmp_path: Path) -> None:
+    small = small_tokenizer()
+    tokenizer = FrameTokenizer(small.config, (32, 32)).eval()
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    with pytest.raises(TokenwmError, match=r"\(1, 16, 16, 3\).*\(1, 32, 32, 3\)"):
+        tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary)
+    with pytest.raises(ShardError, match="not a finished dataset"):
+        Manifest.load(tmp_path)  # nothing half-written is taken for whole
+
+
+def test_frames_carry_no_vocabulary(frame_shards: Path) -> None:
+    with pytest.raises(TokenwmError, match="there holds frames.*tokenwm tokenize"):
+        read_vocabulary(Manifest.load(frame_shards), "there")

@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from tests.small_models import VOCABULARIES, small_vocabulary
+from tokenwm.errors import TokenwmError
+from tokenwm.sequence.layout import StepLayout
+from tokenwm.sequence.vocabulary import Vocabulary
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_a_vocabulary_survives_json(kind: str) -> None:
+    vocabulary = small_vocabulary(kind, tokenizer_hash="abc")
+    read = Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict())))
+    assert read.to_dict() == vocabulary.to_dict()
+    assert read.tokenizer_hash == "abc"
+    assert type(read.action) is type(vocabulary.action)
+    assert type(read.state) is type(vocabulary.state)
+    assert read.grid == vocabulary.grid  # a tuple again
+    assert read.layout == vocabulary.layout
+
+
+def test_sizes_follow_from_cameras_and_grid() -> None:
+    vocabulary = small_vocabulary("frame+state")
+    assert vocabulary.tokens_per_frame == 2 * 2 * 2
+    assert vocabulary.layout == StepLayout(num_frame_tokens=8, has_state=True)
+    assert not small_vocabulary("frame").layout.has_state
+
+
+@pytest.mark.parametrize("name", sorted(small_vocabulary().to_dict()))
+def test_a_missing_field_is_refused(name: str) -> None:
+    values = small_vocabulary().to_dict()
+    del values[name]
+    with pytest.raises(TokenwmError, match=f"not a vocabulary.*{name}.*tokenwm tokenize"):
+        Vocabulary.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grid": [2]},
+        {"grid": 4},
+        {"codebook_size": None},
+        {"action": {"kind": "words"}},
+        {"action": {"kind": "discrete"}},
+        {"action": {"kind": "continuous", "edges": [[0.0, 1.0]], "names": [], "units": ""}},
+        {"state": {"kind": "continuous", "edges": [[0.0, 2.0, 1.0]], "names": [], "units": ""}},
+        {"state": 3},
+        {"codebook_size": "many"},
+        {"action": {"kind": "continuous", "edges": "none", "names": [], "units": ""}},
+    ],
+    ids=str,
+)
+def test_a_damaged_field_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(TokenwmError):
+        Vocabulary.from_dict(small_vocabulary().to_dict() | change)

@@ -1,0 +1,178 @@
+"""What both stages share: schedule, parameter groups, exact resumption."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tests.small_models import VOCABULARIES, small_tokenizer, small_world_model
+from tokenwm.errors import TokenwmError
+from tokenwm.training import (
+    OptimizerConfig,
+    TrainingModule,
+    learning_rate_factor,
+    parameter_groups,
+)
+
+configs = st.builds(
+    OptimizerConfig,
+    warmup_steps=st.integers(0, 50),
+    schedule=st.sampled_from(["cosine", "wsd"]),
+    decay_fraction=st.floats(0.01, 1.0),
+    final_fraction=st.floats(0.0, 1.0),
+)
+
+
+@given(config=configs, num_steps=st.integers(1, 200))
+def test_the_factor_rises_then_falls_and_stays_between_0_and_1(
+    config: OptimizerConfig, num_steps: int
+) -> None:
+    factors = [learning_rate_factor(config, step, num_steps) for step in range(num_steps + 20)]
+    assert 0.0 <= min(factors) <= max(factors) <= 1.0 + 1e-12
+    warmup, rest = factors[: config.warmup_steps], factors[config.warmup_steps :]
+    assert all(a < b for a, b in zip(warmup, warmup[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in zip(rest, rest[1:], strict=False))
+    if num_steps > config.warmup_steps:
+        assert factors[num_steps:] == [pytest.approx(config.final_fraction)] * 20
+        assert factors[config.warmup_steps] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_factor_at_its_landmarks(schedule: Any) -> None:
+    config = OptimizerConfig(
+        warmup_steps=10, schedule=schedule, decay_fraction=0.25, final_fraction=0.1
+    )
+    at = {step: learning_rate_factor(config, step, 110) for step in range(130)}
+    assert at[0] == pytest.approx(0.1)
+    assert at[4] == pytest.approx(0.5)
+    assert at[9] == at[10] == pytest.approx(1.0)
+    assert at[110] == at[129] == pytest.approx(0.1)
+    middle, late = (0.55, 0.1 + 0.9 * 0.5 * (1 + 2**-0.5 * -1)) if schedule == "cosine" else (1, 1)
+    assert at[60] == pytest.approx(middle)
+    assert at[85] == pytest.approx(late)
+    if schedule == "wsd":
+        assert at[97] == pytest.approx(0.1 + 0.9 * 13 / 25)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be positive"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"decay_fraction": 0.0}, r"decay_fraction=0.0 must be in \(0, 1\]"),
+        ({"final_fraction": 1.5}, "final_fraction=1.5"),
+    ],
+    ids=str,
+)
+def test_impossible_optimizers_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(TokenwmError, match=message):
+        OptimizerConfig(**change)  # type: ignore[arg-type]
+
+
+MODULES = {
+    **{kind: lambda kind=kind: small_world_model(kind) for kind in VOCABULARIES},
+    "fsq": lambda: small_tokenizer("fsq", attention_stages=(0,)),  # type: ignore[arg-type]
+    "vq": lambda: small_tokenizer("vq"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_parameter_is_in_exactly_one_group(name: str) -> None:
+    module: nn.Module = MODULES[name]()
+    groups = parameter_groups(module, 0.3)
+    every = [id(p) for group in groups for p in group["params"]]
+    assert sorted(every) == sorted(id(p) for p in module.parameters() if p.requires_grad)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(p.ndim >= 2 for p in groups[0]["params"])
+    kept = {id(p) for p in groups[1]["params"]}
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            assert id(part.weight) in kept
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            assert id(part.weight) not in kept
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    groups = parameter_groups(module, 0.1)
+    assert sum(len(group["params"]) for group in groups) == 2
+
+
+class OneWeight(TrainingModule):
+    """Its loss draws random numbers, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__(OptimizerConfig(warmup_steps=2, learning_rate=0.1))
+        self.weight = nn.Parameter(torch.ones(3))
+        self.drawn: list[float] = []
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        factor = torch.rand(3)
+        self.drawn.append(float(factor[0]))
+        return (self.weight * factor).sum()
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(range(100))  # type: ignore[arg-type]
+
+
+def make_trainer(folder: Path, max_steps: int, **options: int) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=max_steps,
+        max_epochs=-1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_the_schedule_runs_over_max_steps(tmp_path: Path) -> None:
+    module = OneWeight()
+    trainer = make_trainer(tmp_path, 6)
+    trainer.fit(module)
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    assert rate == pytest.approx(0.1 * learning_rate_factor(module.optimizer_config, 6, 6))
+    assert rate < 0.01
+
+
+def test_training_without_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenwmError, match="trainer.max_steps is -1; set it"):
+        make_trainer(tmp_path, -1).fit(OneWeight())
+
+
+def test_random_numbers_follow_from_the_seed_and_the_step(tmp_path: Path) -> None:
+    def draws(seed: int, num_steps: int) -> list[float]:
+        module = OneWeight()
+        torch.manual_seed(seed)
+        make_trainer(tmp_path, num_steps).fit(module)
+        return module.drawn
+
+    accumulating = OneWeight()
+    make_trainer(tmp_path, 3, accumulate_grad_batches=2).fit(accumulating)
+    assert len(set(accumulating.drawn)) == 6
+
+    four = draws(1, 4)
+    assert len(set(four)) == 4
+    assert draws(1, 3) == four[:3]
+    assert draws(2, 4) != four
+    checkpoint: dict[str, Any] = {}
+    module = OneWeight()
+    torch.manual_seed(1)
+    make_trainer(tmp_path, 2).fit(module)
+    module.on_save_checkpoint(checkpoint)
+    resumed = OneWeight()
+    resumed.on_load_checkpoint(checkpoint)
+    torch.manual_seed(5)
+    make_trainer(tmp_path, 2).fit(resumed)
+    assert resumed.drawn == four[:2]

@@ -1,0 +1,175 @@
+"""Binning of real values, tested as a property of any bins."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from tokenwm.errors import TokenwmError
+from tokenwm.tokenizer.actions import (
+    ContinuousTokenizer,
+    DiscreteTokenizer,
+    scalar_tokenizer_from_dict,
+)
+
+METHODS = st.sampled_from(["uniform", "quantile"])
+finite = st.floats(-1e3, 1e3, width=32)
+
+
+@st.composite
+def training_quantiles(draw: st.DrawFn) -> NDArray[np.float64]:
+    """``(A, Q)`` quantiles of some data: ascending, with ties, also constant."""
+    shape = (draw(st.integers(1, 3)), draw(st.integers(2, 30)))
+    return np.sort(draw(hnp.arrays(np.float64, shape, elements=finite)), axis=1)
+
+
+tokenizers = st.builds(
+    ContinuousTokenizer.fit,
+    training_quantiles(),
+    num_bins=st.integers(2, 40),
+    method=METHODS,
+)
+
+
+@given(tokenizer=tokenizers)
+def test_encoding_a_bin_centre_gives_its_bin(tokenizer: ContinuousTokenizer) -> None:
+    """For every bin that has a width; bins without one (ties in the data) hold nothing."""
+    tokens = np.arange(tokenizer.num_values)[:, None].repeat(tokenizer.num_dimensions, axis=1)
+    again = tokenizer.encode(tokenizer.centers.T)
+    width = np.diff(tokenizer.edges, axis=1).T
+    scale = np.abs(tokenizer.edges).max(axis=1)
+    proper = width > 1e-12 * scale
+    assert proper.any(axis=0).all()
+    np.testing.assert_array_equal(again[proper], tokens[proper])
+    float32 = tokenizer.encode(tokenizer.decode(tokens))
+    wide = width > 1e-6 * scale
+    np.testing.assert_array_equal(float32[wide], tokens[wide])
+
+
+@given(tokenizer=tokenizers, data=st.data())
+def test_inside_the_bounds_the_error_is_at_most_half_a_bin(
+    tokenizer: ContinuousTokenizer, data: st.DataObject
+) -> None:
+    low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
+    share = data.draw(hnp.arrays(np.float64, (5, len(low)), elements=st.floats(0.0, 1.0)))
+    values = np.clip(low + share * (high - low), low, high)
+    tokens = tokenizer.encode(values)
+    dimension = np.arange(tokenizer.num_dimensions)
+    width = np.diff(tokenizer.edges, axis=1)[dimension, tokens]
+    error = np.abs(tokenizer.centers[dimension, tokens] - values)
+    assert (error <= width / 2 + 1e-9 * np.abs(tokenizer.edges).max()).all()
+    np.testing.assert_allclose(
+        tokenizer.decode(tokens), tokenizer.centers[dimension, tokens], rtol=1e-6
+    )
+
+
+@given(tokenizer=tokenizers, distance=st.floats(1e-3, 1e6))
+def test_values_out_of_range_fall_into_the_end_bins(
+    tokenizer: ContinuousTokenizer, distance: float
+) -> None:
+    low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
+    assume((low - distance < low).all() and (high + distance > high).all())
+    assert (tokenizer.encode(high + distance) == tokenizer.num_values - 1).all()
+    # With ties at the minimum the first bins are empty; decoding must still give the minimum.
+    np.testing.assert_array_equal(tokenizer.encode(low - distance), 0)
+    assert tokenizer.encode(low).dtype == np.uint16
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(60, 300), num_bins=st.integers(2, 12))
+def test_quantile_bins_hold_about_equally_many_values(seed: int, size: int, num_bins: int) -> None:
+    data = np.random.default_rng(seed).standard_cauchy(size)  # far from uniform
+    quantiles = np.quantile(data, np.linspace(0, 1, 1001))[None]
+    tokenizer = ContinuousTokenizer.fit(quantiles, num_bins=num_bins, method="quantile")
+    counts = np.bincount(tokenizer.encode(data[:, None])[:, 0], minlength=num_bins)
+    assert counts.sum() == len(data)
+    assert np.abs(counts - len(data) / num_bins).max() <= 2
+
+
+@given(quantiles=training_quantiles(), num_bins=st.integers(2, 50))
+def test_uniform_bins_are_even_and_span_the_data(
+    quantiles: NDArray[np.float64], num_bins: int
+) -> None:
+    tokenizer = ContinuousTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
+    assert tokenizer.num_values == num_bins
+    np.testing.assert_allclose(tokenizer.edges[:, 0], quantiles[:, 0])
+    assert (tokenizer.edges[:, -1] >= quantiles[:, -1] - 1e-9).all()
+    width = np.diff(tokenizer.edges, axis=1)
+    scale = 1e-9 * np.maximum(np.abs(tokenizer.edges).max(), 1.0)
+    np.testing.assert_allclose(width, width[:, :1].repeat(num_bins, 1), rtol=1e-6, atol=scale)
+
+
+@given(value=st.floats(-1e6, 1e6), method=METHODS, num_bins=st.integers(2, 300))
+def test_a_constant_dimension_comes_back_as_it_was(
+    value: float, method: str, num_bins: int
+) -> None:
+    tokenizer = ContinuousTokenizer.fit(
+        np.full((1, 11), value),
+        num_bins=num_bins,
+        method=method,  # type: ignore[arg-type]
+    )
+    decoded = tokenizer.decode(tokenizer.encode(np.full((4, 1), value)))
+    np.testing.assert_allclose(decoded, value, atol=1e-6 + 1.1e-3 * abs(value))
+
+
+@given(tokenizer=tokenizers)
+def test_bins_survive_json_exactly(tokenizer: ContinuousTokenizer) -> None:
+    read = scalar_tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    assert isinstance(read, ContinuousTokenizer)
+    np.testing.assert_array_equal(read.edges, tokenizer.edges)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_with_its_place(bad: float) -> None:
+    tokenizer = ContinuousTokenizer.fit(np.array([[0.0, 1.0]] * 2), num_bins=4, method="uniform")
+    values = np.zeros((3, 2))
+    values[2, 1] = bad
+    with pytest.raises(TokenwmError, match=rf"index \(2, 1\) is {bad}"):
+        tokenizer.encode(values)
+
+
+def test_the_number_of_dimensions_must_fit() -> None:
+    tokenizer = ContinuousTokenizer.fit(np.array([[0.0, 1.0]] * 2), num_bins=4, method="uniform")
+    with pytest.raises(TokenwmError, match=r"3 dimension\(s\).*for 2"):
+        tokenizer.encode(np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("num_bins", [-1, 0, 1, 65537])
+def test_impossible_numbers_of_bins_are_refused(num_bins: int) -> None:
+    with pytest.raises(TokenwmError, match=f"num_bins={num_bins}.*2 to 65536"):
+        ContinuousTokenizer.fit(np.array([[0.0, 1.0]]), num_bins=num_bins, method="uniform")
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [[0.0, 1.0, 2.0], [[0.0, 1.0]], [[0.0, np.nan, 1.0]], [[0.0, 2.0, 1.0]]],
+    ids=["one axis", "one bin", "nan", "descending"],
+)
+def test_impossible_edges_are_refused(edges: list[float]) -> None:
+    with pytest.raises(TokenwmError, match="bin edges"):
+        ContinuousTokenizer(edges=np.array(edges))
+
+
+@given(ids=hnp.arrays(np.int64, (4, 2), elements=st.integers(0, 5)))
+def test_discrete_ids_are_their_tokens(ids: NDArray[np.int64]) -> None:
+    tokenizer = DiscreteTokenizer(num_values=6, num_dimensions=2)
+    tokens = tokenizer.encode(ids)
+    assert tokens.dtype == np.uint16
+    np.testing.assert_array_equal(tokenizer.decode(tokens), ids)
+    assert scalar_tokenizer_from_dict(tokenizer.to_dict()) == tokenizer
+
+
+@pytest.mark.parametrize("bad", [-1, 6])
+def test_a_discrete_id_out_of_range_is_refused(bad: int) -> None:
+    tokenizer = DiscreteTokenizer(num_values=6)
+    with pytest.raises(TokenwmError, match=rf"span .*{bad}.*\[0, 6\)"):
+        tokenizer.encode(np.array([[1], [bad]]))
+
+
+@pytest.mark.parametrize("data", [{"kind": "words"}, {"kind": "discrete"}, {}], ids=str)
+def test_an_unknown_tokenizer_is_refused(data: dict[str, str]) -> None:
+    with pytest.raises(TokenwmError, match="scalar tokenizer"):
+        scalar_tokenizer_from_dict(data)

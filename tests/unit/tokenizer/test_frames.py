@@ -1,0 +1,157 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.small_models import small_tokenizer
+from tokenwm.errors import ShapeError, TokenwmError
+from tokenwm.tokenizer.frames import (
+    FrameTokenizer,
+    FrameTokenizerConfig,
+    codebook_usage,
+    to_uint8,
+)
+
+
+def random_frames(*shape: int) -> Tensor:
+    return torch.randint(256, (*shape, 16, 16, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)], ids=str)
+def test_any_leading_axes_come_back(leading: tuple[int, ...]) -> None:
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    frames = random_frames(*leading, 2)
+    tokens = tokenizer.encode_frames(frames)
+    assert tokens.shape == (*leading, tokenizer.tokens_per_frame)
+    assert tokens.dtype == torch.int64
+    decoded = tokenizer.decode_frames(tokens)
+    assert decoded.shape == frames.shape
+    assert decoded.dtype == torch.uint8
+    flat = tokenizer.encode_frames(frames.reshape(-1, 2, 16, 16, 3))
+    assert torch.equal(tokens.reshape(-1, 8), flat)
+
+
+def test_tokens_lie_camera_by_camera_and_row_by_row() -> None:
+    """With kernel 1 a token changes only when its own 8 × 8 pixels do."""
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    frames = random_frames(1, 2)
+    tokens = tokenizer.encode_frames(frames)[0]
+    for camera in range(2):
+        for row in range(2):
+            for column in range(2):
+                other = frames.clone()
+                patch = other[0, camera, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                patch.copy_(255 - patch)
+                changed = (tokenizer.encode_frames(other)[0] != tokens).nonzero().flatten()
+                assert changed.tolist() == [camera * 4 + row * 2 + column]
+
+
+def test_training_and_decoding_give_the_same_picture() -> None:
+    for quantizer in ("fsq", "vq"):
+        tokenizer = small_tokenizer(quantizer, num_cameras=2)
+        frames = random_frames(3, 2)
+        tokenizer(frames)  # initialises a vq codebook
+        output = tokenizer.eval()(frames)
+        tokens = tokenizer.encode_frames(frames)
+        assert torch.equal(output.indices.reshape(3, 8), tokens)
+        assert output.reconstruction.shape == (6, 3, 16, 16)
+        decoded = tokenizer.decode_to_unit(tokens).flatten(0, 1).movedim(-1, 1)
+        torch.testing.assert_close(decoded, output.reconstruction, atol=1e-5, rtol=0)
+        expected = to_uint8(tokenizer.decode_to_unit(tokens))
+        assert torch.equal(tokenizer.decode_frames(tokens), expected)
+
+
+def test_every_camera_is_centred_on_its_own_mean_frame() -> None:
+    tokenizer = small_tokenizer(num_cameras=2)
+    mean = torch.rand(2, 3, 16, 16)
+    tokenizer.mean_frame.copy_(mean)
+    frames = to_uint8(mean.movedim(1, -1))[None].repeat(4, 1, 1, 1, 1)
+    assert tokenizer.normalize(frames).abs().max() < 1 / 255 / 0.25
+    off = tokenizer.normalize(frames.flip(1))
+    assert off.abs().max() > 0.5
+    # An output of zero means: nothing but the mean frame.
+    torch.testing.assert_close(tokenizer._to_unit(torch.zeros(4, 3, 16, 16))[:2], mean)
+
+
+def test_pixels_and_normalized_pixels_are_inverse() -> None:
+    tokenizer = small_tokenizer(num_cameras=2)
+    frames = random_frames(3, 2)
+    back = tokenizer._to_unit(tokenizer.normalize(frames))
+    assert torch.equal(to_uint8(back.movedim(1, -1)).view_as(frames), frames)
+
+
+@pytest.mark.parametrize("size", [(16, 20), (12, 16), (8, 4)])
+def test_a_frame_size_that_cannot_be_divided_is_refused(size: tuple[int, int]) -> None:
+    config = FrameTokenizerConfig(channels=(8, 8), patch_size=4)
+    message = rf"{size[0]}×{size[1]} pixels.*8×8 pixels \(patch_size 4 × 2\^1\).*multiples of 8"
+    with pytest.raises(TokenwmError, match=message):
+        FrameTokenizer(config, size)
+
+
+@given(
+    num_stages=st.integers(1, 4),
+    patch_size=st.integers(1, 8),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+)
+def test_the_grid_counts_the_tokens(
+    num_stages: int, patch_size: int, rows: int, columns: int
+) -> None:
+    config = FrameTokenizerConfig(channels=(8,) * num_stages, patch_size=patch_size)
+    factor = config.downsampling
+    assert config.token_grid((rows * factor, columns * factor)) == (rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.zeros(2, 1, 16, 16, 3), "float32; expected uint8"),
+        (torch.zeros(2, 2, 16, 16, 3, dtype=torch.uint8), r"\(2, 16, 16, 3\).*\(1, 16, 16, 3\)"),
+        (torch.zeros(1, 16, 24, 3, dtype=torch.uint8), r"\(1, 16, 24, 3\).*\(1, 16, 16, 3\)"),
+        (torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8), r"\(1, 3, 16, 16\)"),
+    ],
+    ids=["dtype", "cameras", "size", "channels first"],
+)
+def test_frames_that_do_not_fit_are_refused(frames: Tensor, message: str) -> None:
+    tokenizer = small_tokenizer().eval()
+    for method in (tokenizer.encode_frames, tokenizer):
+        with pytest.raises(ShapeError, match=message):
+            method(frames)
+
+
+def test_tokens_of_another_grid_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 5\); expected \(..., 4\)"):
+        small_tokenizer().decode_frames(torch.zeros(2, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codebook_size": 100}, "codebook_size=100 is not available for fsq.*64, 240.*vq"),
+        ({"codebook_size": 1, "quantizer": "vq"}, "codebook_size=1; .*2 to 65536"),
+        ({"codebook_size": 70000, "quantizer": "vq"}, "uint16"),
+        ({"channels": ()}, "channels"),
+        ({"channels": (8, 0)}, "at least 1"),
+        ({"num_blocks": 0}, "num_blocks=0"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"encoder_kernel_size": 2}, "encoder_kernel_size=2.*odd"),
+        ({"quantizer": "pq"}, "quantizer.*pq.*fsq.*vq"),
+    ],
+    ids=str,
+)
+def test_impossible_sizes_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(TokenwmError, match=message):
+        FrameTokenizerConfig(**change)  # type: ignore[arg-type]
+
+
+def test_to_uint8_rounds_and_clips() -> None:
+    pixels = torch.tensor([-0.5, 0.0, 0.4 / 255, 0.6 / 255, 1.0, 7.0])
+    assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_codebook_usage_of_known_distributions() -> None:
+    assert codebook_usage(torch.tensor([5, 5, 5, 5])) == pytest.approx((1.0, 4.0))
+    assert codebook_usage(torch.tensor([0, 9, 0, 0])) == pytest.approx((0.25, 1.0))
+    assert codebook_usage(torch.tensor([3, 1, 0, 0])) == pytest.approx((0.5, 1.754765))
+    assert codebook_usage(torch.tensor([0, 0]))[0] == 0.0

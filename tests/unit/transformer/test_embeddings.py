@@ -1,0 +1,255 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.small_models import binning, shake
+from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.quantizer import FSQ_LEVELS, build_quantizer
+from tokenwm.transformer.embeddings import (
+    CodeEmbedding,
+    CodeHead,
+    ContinuousHead,
+    DiscreteHead,
+    FrameHints,
+    RewardHead,
+    ScalarEmbedding,
+    center_features,
+    digit_table,
+    fourier_features,
+    grid_positions,
+    symexp,
+    symlog,
+)
+
+
+class Fixed(nn.Module):
+    """Stands in for a linear map: gives the same logits whatever comes in."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.logits.expand(*hidden.shape[:-1], -1)
+
+
+# --- scalars
+
+
+def test_fourier_features_are_the_value_its_sines_and_cosines() -> None:
+    value = 0.3
+    frequencies = [math.pi * 2.0**k for k in range(-1, 5)]
+    expected = [value, *(math.sin(f * value) for f in frequencies)]
+    expected += [math.cos(f * value) for f in frequencies]
+    assert fourier_features(torch.tensor(value)).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_bin_centres_are_scaled_by_the_outer_edges() -> None:
+    edges = np.array([[0.0, 1.0, 4.0], [-10.0, 0.0, 10.0]])
+    scaled, features = center_features(ContinuousTokenizer(edges=edges))
+    torch.testing.assert_close(scaled, torch.tensor([[-0.75, 0.25], [-0.5, 0.5]]))
+    torch.testing.assert_close(features[..., 0], scaled)
+
+
+@torch.no_grad()
+def test_near_bins_are_near_and_dimensions_differ() -> None:
+    torch.manual_seed(0)
+    embedding = ScalarEmbedding(binning(2, 256), 32)
+    base = embedding(torch.tensor([100, 100]))
+    near, far = embedding(torch.tensor([101, 100])), embedding(torch.tensor([200, 100]))
+    assert (near - base).norm() < 0.5 * (far - base).norm()
+    assert not torch.allclose(embedding(torch.tensor([10, 50])), embedding(torch.tensor([50, 10])))
+
+
+def test_discrete_ids_are_told_apart() -> None:
+    torch.manual_seed(0)
+    embedding = ScalarEmbedding(DiscreteTokenizer(num_values=5, num_dimensions=2), 32)
+    every = torch.cartesian_prod(torch.arange(5), torch.arange(5))
+    out = embedding(every)
+    distances = torch.cdist(out, out) + torch.eye(25)
+    assert distances.min() > 1e-3
+
+
+# --- heads
+
+
+@torch.no_grad()
+def test_the_state_head_starts_at_persistence() -> None:
+    """Before training the previous bin is the most likely one, and nearer ones are likelier."""
+    head = ContinuousHead(binning(2, 8), 16)
+    nn.init.zeros_(head.coefficients.bias)
+    logits = head(torch.randn(3, 16), torch.tensor([[2, 5]] * 3))
+    assert logits.shape == (3, 2, 8)
+    for dimension, previous in ((0, 2), (1, 5)):
+        distance = (torch.arange(8) - previous).abs() * 2 / 8  # in units of half the range
+        expected = -math.exp(4.0) * distance
+        torch.testing.assert_close(logits[0, dimension], expected)
+
+
+@torch.no_grad()
+def test_the_state_head_is_a_sum_over_features() -> None:
+    torch.manual_seed(0)
+    head = ContinuousHead(binning(2, 8), 16)
+    shake(head, 0.5)
+    hidden, previous = torch.randn(16), torch.tensor([1, 6])
+    logits = head(hidden, previous)
+    coefficients = head.coefficients(hidden).view(2, -1)
+    for dimension in range(2):
+        for number in range(8):
+            place = -1 + (2 * number + 1) / 8
+            start = -1 + (2 * int(previous[dimension]) + 1) / 8
+            smooth = (coefficients[dimension] * fourier_features(torch.tensor(place))).sum()
+            prior = head.sharpness[dimension].exp() * abs(place - start)
+            torch.testing.assert_close(logits[dimension, number], smooth - prior, atol=1e-4, rtol=0)
+
+
+def test_the_discrete_head_gives_every_dimension_its_own_logits() -> None:
+    head = DiscreteHead(2, 5, 16)
+    shake(head)
+    hidden = torch.randn(3, 16)
+    logits = head(hidden, torch.zeros(3, 2, dtype=torch.int64))
+    assert logits.shape == (3, 2, 5)
+    torch.testing.assert_close(logits.flatten(1), head.logits(hidden))
+
+
+# --- codes
+
+
+@pytest.mark.parametrize("codebook_size", [64, 240, 1000])
+def test_digits_are_those_of_the_quantizer(codebook_size: int) -> None:
+    """Codes that share a digit share that coordinate of the quantized latent, and only they."""
+    quantizer = build_quantizer("fsq", codebook_size, 0, 0.0)
+    levels = tuple(FSQ_LEVELS[codebook_size])
+    codes = quantizer.codes_of(torch.arange(codebook_size)[None])[0]  # (V, code_dim)
+    table = digit_table(codebook_size, levels)
+    assert table.shape == (codebook_size, sum(levels))
+    for dimension, digits in enumerate(table.split(levels, dim=1)):
+        assert torch.equal(digits.sum(1), torch.ones(codebook_size))
+        coordinate = codes[:, dimension]
+        same = coordinate[:, None] == coordinate[None]
+        assert torch.equal(digits @ digits.T == 1, same)
+
+
+@torch.no_grad()
+def test_a_code_is_its_row_plus_its_digits() -> None:
+    torch.manual_seed(0)
+    embedding = CodeEmbedding(32, (8, 4), 16)
+    assert embedding(torch.tensor([[3, 31]])).shape == (1, 2, 16)
+    for code in (0, 3, 31):
+        first, second = code % 8, code // 8
+        expected = embedding.table[code] + embedding.digit_table[first]
+        expected = expected + embedding.digit_table[8 + second]
+        torch.testing.assert_close(embedding(torch.tensor(code)), expected)
+    head = CodeHead(32, (8, 4), 16)
+    hidden = torch.randn(5, 16)
+    assert torch.equal(head(hidden), torch.zeros(5, 32))
+    shake(head, 0.5)
+    first, second = 29 % 8, 29 // 8
+    weight = head.table[29] + head.digit_table[first] + head.digit_table[8 + second]
+    torch.testing.assert_close(head(hidden)[:, 29], hidden @ weight + head.bias[29])
+
+
+@torch.no_grad()
+def test_codes_without_digits_have_a_plain_table() -> None:
+    embedding, head = CodeEmbedding(32, (), 16), CodeHead(32, (), 16)
+    tokens = torch.randint(32, (2, 5))
+    torch.testing.assert_close(embedding(tokens), embedding.table[tokens])
+    shake(head)
+    hidden = torch.randn(3, 16)
+    torch.testing.assert_close(head(hidden), hidden @ head.table.T + head.bias)
+
+
+# --- hints
+
+
+@torch.no_grad()
+def test_a_hint_depends_on_its_neighbourhood_in_its_own_camera() -> None:
+    torch.manual_seed(0)
+    hints = FrameHints(CodeEmbedding(32, (8, 4), 16), 2, (3, 4), 16)
+    frame = torch.randint(32, (1, 1, 24))
+    place, condition = torch.randn(24, 16), torch.randn(1, 1, 16)
+    reference = hints(frame, place, condition)[0, 0]
+    for slot in range(24):
+        other = frame.clone()
+        other[0, 0, slot] = (other[0, 0, slot] + 1) % 32
+        changed = (hints(other, place, condition)[0, 0] != reference).any(-1)
+        camera, (row, column) = slot // 12, divmod(slot % 12, 4)
+        for index in range(24):
+            there, (y, x) = index // 12, divmod(index % 12, 4)
+            near = there == camera and abs(y - row) <= 1 and abs(x - column) <= 1
+            assert bool(changed[index]) == near, (slot, index)
+
+
+def test_grid_positions_tell_rows_and_columns_apart() -> None:
+    table = grid_positions(2, (3, 4), 16)
+    assert table.shape == (24, 16)
+    assert torch.equal(table[:12], table[12:])
+    distances = torch.cdist(table[:12], table[:12]) + torch.eye(12)
+    assert distances.min() > 0.1
+    # Rows use one half of the width and columns the other.
+    assert torch.equal(table[0, :8], table[3, :8])
+    assert torch.equal(table[0, 8:], table[8, 8:])
+    assert distances[0, 1] < distances[0, 3]
+
+
+# --- reward
+
+
+@given(value=st.floats(-1e6, 1e6))
+def test_symexp_inverts_symlog(value: float) -> None:
+    x = torch.tensor(value, dtype=torch.float64)
+    torch.testing.assert_close(symexp(symlog(x)), x)
+    assert float(symlog(x)) == pytest.approx(math.copysign(math.log1p(abs(value)), value))
+
+
+def two_hot_loss(logits: Tensor, reward: float, limit: float) -> float:
+    """Cross-entropy against the two neighbouring bins, by hand."""
+    places = [-limit + 2 * limit * i / (len(logits) - 1) for i in range(len(logits))]
+    target = min(max(math.copysign(math.log1p(abs(reward)), reward), -limit), limit)
+    below = max(i for i, place in enumerate(places[:-1]) if place <= target + 1e-9)
+    share = (target - places[below]) / (places[below + 1] - places[below])
+    log_probabilities = logits.double().log_softmax(-1)
+    return -float((1 - share) * log_probabilities[below] + share * log_probabilities[below + 1])
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, -1.0, 0.5, 6.389056, -1e9, 1e9, math.e - 1])
+def test_the_reward_loss_equals_the_hand_computed_one(reward: float) -> None:
+    head = RewardHead(4, num_bins=9, limit=4.0)
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
+    head.logits = Fixed(logits)  # type: ignore[assignment]
+    loss = head.loss(torch.zeros(2, 3, 4), torch.full((2, 3), reward))
+    assert loss.shape == (2, 3)
+    torch.testing.assert_close(loss, torch.full((2, 3), two_hot_loss(logits, reward, 4.0)))
+
+
+def test_the_expected_reward_is_taken_in_symlog_space() -> None:
+    head = RewardHead(4, num_bins=3, limit=2.0)  # bins -2, 0, 2
+    head.logits = Fixed(torch.tensor([0.0, 0.25, 0.75]).log())  # type: ignore[assignment]
+    assert float(head(torch.zeros(4))) == pytest.approx(math.expm1(1.5))
+    head.logits = Fixed(torch.tensor([0.75, 0.25, 0.0]).log())  # type: ignore[assignment]
+    assert float(head(torch.zeros(4))) == pytest.approx(-math.expm1(1.5))
+
+
+@pytest.mark.parametrize("reward", [-50.0, -0.3, 0.0, 1.0, 700.0])
+def test_the_least_loss_expects_the_reward(reward: float) -> None:
+    """A prediction that minimises the loss says the reward itself."""
+    head = RewardHead(4)
+    logits = torch.zeros(255, requires_grad=True)
+    head.logits = Fixed(logits)  # type: ignore[assignment]
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        head.loss(torch.zeros(1, 4), torch.tensor([reward])).sum().backward()
+        optimizer.step()
+    assert float(head(torch.zeros(4)).detach()) == pytest.approx(reward, rel=0.02, abs=0.02)
+
+
+def test_an_untrained_head_expects_nothing() -> None:
+    head = RewardHead(4)
+    nn.init.zeros_(head.logits.bias)
+    assert float(head(torch.randn(4)).detach()) == pytest.approx(0.0, abs=1e-4)

@@ -1,0 +1,245 @@
+"""The world model's heads and losses; what may influence what is tested in ``numerics``."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.small_models import (
+    VOCABULARIES,
+    random_tokens,
+    small_vocabulary,
+    small_world_model,
+    steps_of,
+)
+from tokenwm.errors import TokenwmError
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.world_model import Losses, Tokens, WorldModel, WorldModelConfig
+
+BATCH, NUM_STEPS = 3, 5
+
+
+def make_batch(model: WorldModel, seed: int = 0) -> dict[str, Any]:
+    """Random arguments of ``losses``: half of the tokens unchanged, the last step invalid."""
+    tokens = random_tokens(model, BATCH, NUM_STEPS, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    frame = tokens.frame.clone()
+    for step in range(1, NUM_STEPS):
+        stays = torch.rand(frame[:, step].shape, generator=generator) < 0.5
+        frame[:, step] = torch.where(stays, frame[:, step - 1], frame[:, step])
+    valid = torch.ones(BATCH, NUM_STEPS, dtype=torch.bool)
+    valid[:, -1] = False
+    return {
+        "tokens": tokens._replace(frame=frame),
+        "action_valid": valid,
+        "reward": torch.randn(BATCH, NUM_STEPS, generator=generator),
+        "terminated": torch.rand(BATCH, NUM_STEPS, generator=generator) < 0.3,
+    }
+
+
+def weighted(model: WorldModel, **weights: float) -> WorldModel:
+    model.config = replace(model.config, **weights)  # type: ignore[arg-type]
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_losses_equal_hand_computed_ones(kind: str) -> None:
+    weights = {
+        "changed_token_weight": 3.0,
+        "state_weight": 0.5,
+        "reward_weight": 0.25,
+        "termination_weight": 0.125,
+    }
+    model = weighted(small_world_model(kind), **weights)
+    batch = make_batch(model)
+    tokens: Tokens = batch["tokens"]
+    predictions = model(tokens)
+    losses = model.losses(**batch)
+
+    nlls, weight, right, changed, state_nlls, rewards, ends = [], [], [], [], [], [], []
+    for row in range(BATCH):
+        for t in range(NUM_STEPS - 1):
+            for slot in range(model.layout.num_frame_tokens):
+                logits = predictions.frame_logits[row, t, slot]
+                truth, before = tokens.frame[row, t + 1, slot], tokens.frame[row, t, slot]
+                nlls.append(-logits.log_softmax(-1)[truth])
+                changed.append(float(truth != before))
+                weight.append(1.0 + 2.0 * changed[-1])
+                right.append(float(logits.argmax() == truth))
+            if predictions.state_logits is not None and tokens.state is not None:
+                for dimension in range(2):
+                    logits = predictions.state_logits[row, t, dimension]
+                    truth = tokens.state[row, t + 1, dimension]
+                    state_nlls.append(-logits.log_softmax(-1)[truth])
+            hidden = predictions.outcome_hidden[row, t]
+            assert model.reward_head is not None
+            rewards.append(model.reward_head.loss(hidden, batch["reward"][row, t]))
+            probability = model.termination_logit(hidden).sigmoid()
+            ended = bool(batch["terminated"][row, t])
+            ends.append(-(probability if ended else 1 - probability).log())
+
+    def mean(values: list[Any], weights: list[float] | None = None) -> Tensor:
+        array = torch.tensor([float(v) for v in values])
+        share = torch.ones(len(array)) if weights is None else torch.tensor(weights)
+        return (array * share).sum() / share.sum()
+
+    frame_loss = mean(nlls, weight)
+    state_nll = mean(state_nlls) if state_nlls else torch.tensor(0.0)
+    expected = Losses(
+        total=frame_loss + 0.5 * state_nll + 0.25 * mean(rewards) + 0.125 * mean(ends),
+        frame_nll=mean(nlls),
+        frame_accuracy=mean(right),
+        changed_accuracy=mean(right, changed),
+        persistence_accuracy=1 - mean(changed),
+        state_nll=state_nll,
+        reward=mean(rewards),
+        termination=mean(ends),
+    )
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(losses, name), value, atol=1e-4, rtol=1e-4, msg=name)
+    assert 0.2 < expected.persistence_accuracy < 0.8
+
+
+@torch.no_grad()
+def test_changed_tokens_count_for_more() -> None:
+    """As if every changed token were there ``changed_token_weight`` times; means stay."""
+    model = small_world_model("frame", has_reward=False)
+    batch = make_batch(model) | {"reward": None}
+    free = {"termination_weight": 0.0}
+    plain = weighted(model, changed_token_weight=1.0, **free).losses(**batch)
+    heavy = weighted(model, changed_token_weight=1e6, **free).losses(**batch)
+    target, previous = batch["tokens"].frame[:, 1:], batch["tokens"].frame[:, :-1]
+    nll = F.cross_entropy(
+        model(batch["tokens"]).frame_logits.flatten(0, -2), target.flatten(), reduction="none"
+    )
+    changed = (target != previous).flatten()
+    torch.testing.assert_close(plain.total, nll.mean(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(heavy.total, nll[changed].mean(), atol=1e-4, rtol=0)
+    assert heavy.frame_nll == plain.frame_nll
+    assert abs(float(heavy.total - plain.total)) > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_padding_counts_for_nothing(kind: str) -> None:
+    """An episode that ends early gives the same losses whatever fills the window behind it."""
+    model = small_world_model(kind)
+    batch = make_batch(model)
+    batch["action_valid"][1, 2:] = False  # steps 3 and 4 are padding
+    reference = model.losses(**batch)
+
+    other = make_batch(model, seed=7)
+    for name, tensor in batch.items():
+        if name == "tokens":
+            for mine, theirs in zip(tensor, other["tokens"], strict=True):
+                if mine is not None:
+                    mine[1, 3:] = theirs[1, 3:]
+        elif name != "action_valid":
+            tensor[1, 2:] = other[name][1, 2:]
+    for got, wanted in zip(model.losses(**batch), reference, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+    batch["action_valid"][1, 2:] = True
+    assert abs(float(model.losses(**batch).total - reference.total)) > 1e-4
+
+
+def test_padding_sends_no_gradient() -> None:
+    model = small_world_model("frame+state")
+    batch = make_batch(model)
+    batch["action_valid"][:] = False
+    losses = model.losses(**batch)
+    assert float(losses.total.detach()) == 0.0
+    losses.total.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() and not g.any() for g in gradients)
+
+
+def test_every_weight_gets_a_gradient() -> None:
+    for kind in VOCABULARIES:
+        model = small_world_model(kind)
+        model.losses(**make_batch(model)).total.backward()
+        silent = [
+            n
+            for n, p in model.named_parameters()
+            if p.numel() and (p.grad is None or not p.grad.any())
+        ]
+        assert silent == [], kind
+
+
+@torch.no_grad()
+def test_learning_starts_at_persistence() -> None:
+    """A fresh model repeats the previous frame, with the copy prior's certainty."""
+    torch.manual_seed(0)
+    config = WorldModelConfig(transformer=TransformerConfig(dim=32, num_layers=2, num_heads=2))
+    model = WorldModel(config, small_vocabulary("frame"))
+    tokens = random_tokens(model, 2, 4)
+    logits = model(tokens).frame_logits
+    expected = F.one_hot(tokens.frame[:, :-1], 32) * 8.0
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_copy_bonus_goes_to_the_previous_token() -> None:
+    model = small_world_model("frame")
+    hidden = torch.randn(5, 32)
+    previous = torch.tensor([3, 0, 31, 7, 3])
+    bonus = model.frame_logits(hidden, previous) - model.frame_head(hidden)
+    expected = F.one_hot(previous, 32) * model.copy_head(hidden)
+    torch.testing.assert_close(bonus, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_without_recorded_rewards_none_are_expected() -> None:
+    model = small_world_model("frame", has_reward=False)
+    batch = make_batch(model)
+    assert float(model.losses(**batch).reward) == 0.0
+    assert torch.equal(model.reward(torch.randn(4, 32)), torch.zeros(4))
+
+
+@torch.no_grad()
+def test_the_last_action_is_read_for_its_outcome_only() -> None:
+    model = small_world_model("frame+state")
+    tokens = random_tokens(model, 2, NUM_STEPS)
+    reference = model(tokens)
+    tokens.action[:, -1] = (tokens.action[:, -1] + 1) % 16
+    got = model(tokens)
+    assert torch.equal(got.frame_logits, reference.frame_logits)
+    assert torch.equal(got.outcome_hidden[:, :-1], reference.outcome_hidden[:, :-1])
+    assert not torch.equal(got.outcome_hidden[:, -1], reference.outcome_hidden[:, -1])
+
+
+@torch.no_grad()
+def test_a_prefix_predicts_what_the_whole_does() -> None:
+    model = small_world_model("frame+state", window=3)
+    tokens = random_tokens(model, 2, 8)
+    whole = model(tokens)
+    for length in (2, 3, 4, 7):
+        part = model(steps_of(tokens, slice(length)))
+        expected = whole.frame_logits[:, : length - 1]
+        torch.testing.assert_close(part.frame_logits, expected, atol=1e-5, rtol=0)
+
+
+def test_one_step_predicts_nothing() -> None:
+    model = small_world_model("frame")
+    with pytest.raises(TokenwmError, match=r"1 step\(s\); at least 2"):
+        model(random_tokens(model, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"changed_token_weight": 0.0}, {"state_weight": -1.0}, {"reward_weight": -0.1}],
+    ids=str,
+)
+def test_impossible_weights_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(TokenwmError, match=next(iter(change))):
+        WorldModelConfig(**change)  # type: ignore[arg-type]
+
+
+def test_the_cache_has_the_models_sizes() -> None:
+    model = small_world_model("frame+state", window=3)
+    cache = model.new_cache(5, torch.bfloat16)
+    assert cache.keys.shape == (3, 5, 2, 3 * 10, 8)
+    assert cache.keys.dtype == torch.bfloat16

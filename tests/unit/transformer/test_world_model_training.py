@@ -1,0 +1,84 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.small_runs import assert_resume_is_exact, run
+from tokenwm.errors import TokenwmError
+from tokenwm.training import OptimizerConfig
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.training import WorldModelModule
+from tokenwm.transformer.world_model import WorldModelConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
+
+
+def make_module(**changes: Any) -> WorldModelModule:
+    sizes = TransformerConfig(dim=16, num_layers=2, num_heads=2, window=2, dropout=0.2)
+    optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
+    return WorldModelModule(WorldModelConfig(transformer=sizes), optimizer, **changes)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, token_shards: Path) -> None:
+    found = assert_resume_is_exact(tmp_path, make_module, token_shards)
+    assert any("state_head" in name for name in found)
+    assert any(name.startswith("moment") for name in found)
+
+
+def test_a_resumed_run_with_workers_and_accumulation(tmp_path: Path, token_shards: Path) -> None:
+    assert_resume_is_exact(
+        tmp_path,
+        make_module,
+        token_shards,
+        data={"num_workers": 1, "batch_size": 2},
+        accumulate_grad_batches=2,
+    )
+
+
+def test_sizes_come_from_the_token_shards(tmp_path: Path, token_shards: Path) -> None:
+    module = make_module()
+    run(tmp_path, module, token_shards, max_steps=1)
+    vocabulary = module.world_model.vocabulary
+    assert vocabulary.codebook_size == 64
+    assert vocabulary.tokens_per_frame == 4
+    assert vocabulary.has_reward
+    assert vocabulary.state is not None
+
+
+def test_training_lowers_the_loss_and_logs_it(tmp_path: Path, token_shards: Path) -> None:
+    torch.manual_seed(0)
+    module = make_module()
+    logged: list[dict[str, float]] = []
+    log_all = module.log_all
+
+    def record(stage: str, values: Any, batch_size: int) -> None:
+        values = list(values)
+        logged.append({f"{stage}/{name}": float(value) for name, value in values})
+        log_all(stage, values, batch_size)
+
+    module.log_all = record  # type: ignore[method-assign]
+    run(tmp_path, module, token_shards, max_steps=40, validate_every=20)
+    losses = [line["train/loss"] for line in logged if "train/loss" in line]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    validated = [line for line in logged if "val/loss" in line]
+    assert validated
+    names = {"frame_nll", "frame_accuracy", "changed_accuracy", "persistence_accuracy"}
+    names |= {"state_nll", "reward", "termination", "loss"}
+    assert {name.removeprefix("val/") for name in validated[0]} == names
+
+
+def test_frames_are_refused(tmp_path: Path, frame_shards: Path) -> None:
+    with pytest.raises(TokenwmError, match="holds frames.*tokenwm tokenize"):
+        run(tmp_path, make_module(), frame_shards, max_steps=1)
+
+
+def test_another_data_module_is_refused(tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=1, logger=False)
+    with pytest.raises(TokenwmError, match="EpisodeDataModule over token shards"):
+        trainer.fit(make_module(), train_dataloaders=[0], val_dataloaders=[0])

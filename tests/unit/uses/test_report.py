@@ -1,0 +1,248 @@
+import base64
+import json
+import re
+from dataclasses import replace
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenwm.errors import TokenwmError
+from tokenwm.uses.headline import headline, table_horizons, with_interval
+from tokenwm.uses.metrics import Curve, summarize_gain
+from tokenwm.uses.page import significant_digits
+from tokenwm.uses.plots import table_ticks
+from tokenwm.uses.report import strip_columns, write_report
+from tokenwm.uses.results import CodebookUse, Evaluation
+from tokenwm.uses.training_curves import plot_training, read_losses
+
+CSV = """epoch,step,train/loss,train/mfu,val/loss,val/state_nll
+0,9,2.0,0.1,,
+0,9,,,1.5,0.25
+0,19,1.0,0.2,,
+0,19,,,nan,0.5
+"""
+
+
+class Page(HTMLParser):
+    """Tags and pictures of a page; complains about tags that are not closed."""
+
+    VOID = ("meta", "img", "br", "hr", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open_tags: list[str] = []
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+        assert self.open_tags == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open_tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open_tags.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, evaluation: Evaluation) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "metrics.csv").write_text(CSV)
+    curves = {"world model": folder / "metrics.csv"}
+    assert write_report(folder / "report", evaluation, curves).index.is_file()
+    return folder / "report"
+
+
+def curve(mean: list[float], half: float = 0.5) -> Curve:
+    values = np.array(mean)
+    return Curve(mean=values, low=values - half, high=values + half)
+
+
+def with_gain(evaluation: Evaluation, gain: Curve) -> Evaluation:
+    return replace(evaluation, psnr_gain=gain, horizons=summarize_gain(gain))
+
+
+def test_page_needs_nothing_beside_it(report: Path) -> None:
+    text = (report / "index.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+    assert len(page.sources) == page.tags.count("img") == 2 * 4 + 8 + 1
+    for source in page.sources:
+        header, _, body = source.partition(",")
+        assert header in ("data:image/png;base64", "data:image/gif;base64")
+        assert base64.b64decode(body)[:4] in (b"\x89PNG", b"GIF8")
+
+
+def test_page_says_what_was_found(report: Path, evaluation: Evaluation) -> None:
+    text = (report / "index.html").read_text()
+    for sentence in headline(evaluation):
+        assert escape(sentence) in text
+    for example in evaluation.examples:
+        assert f"{example.rank}: episode {example.key} from step {example.first_step}" in text
+    assert "Too short for context and horizon, so not measured: test_3 (6 steps)." in text
+    assert f"{evaluation.psnr['persistence'].mean[2]:.1f}<small>" in text
+    assert "Training: world model" in text
+
+
+def test_every_part_is_a_file_of_its_own(report: Path, evaluation: Evaluation) -> None:
+    assert len(list((report / "strips").glob("*.png"))) == len(evaluation.examples) == 4
+    plots = {path.stem for path in (report / "plots").glob("*.png")}
+    assert plots == {
+        "psnr",
+        "psnr_gain",
+        "ssim",
+        "action_gap",
+        "token_accuracy",
+        "token_nll",
+        "state_error",
+        "reward_error",
+        "training_world_model",
+    }
+    for path in (report / "films").glob("*.gif"):
+        with Image.open(path) as film:
+            assert film.n_frames == 3 + 6  # type: ignore[attr-defined]
+    with Image.open(next((report / "strips").glob("*.png"))) as strip:
+        # 32 pixels enlarged 4 times: 4 rows, one observed and six imagined columns.
+        assert strip.height > 4 * 128 and strip.width > 7 * 128
+
+
+def test_metrics_json_is_complete_and_has_no_nan(report: Path, evaluation: Evaluation) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    metrics = json.loads((report / "metrics.json").read_text(), parse_constant=refuse)
+    assert metrics == json.loads(json.dumps(evaluation.to_dict(), default=str))
+    assert metrics["psnr"]["model"]["mean"] == evaluation.psnr["model"].mean.tolist()
+    assert metrics["horizons"] == [1, 2, 3, 4, 5, 6]
+    assert metrics["provenance"]["evaluation"]["num_starts"] == 2
+
+
+def test_every_key_of_metrics_json_is_documented(evaluation: Evaluation) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    metrics = evaluation.to_dict()
+    for name in [*metrics, *metrics["psnr"], *metrics["codebook"], *metrics["beats_persistence"]]:
+        assert f"`{name}`" in text, name
+
+
+def test_names_from_outside_cannot_break_the_page(tmp_path: Path, evaluation: Evaluation) -> None:
+    provenance = {**evaluation.provenance, "data_name": "<script>alert(1)</script>"}
+    files = write_report(tmp_path, replace(evaluation, provenance=provenance, examples=()))
+    assert "script" not in Page(files.index.read_text()).tags
+
+
+def test_report_where_no_folder_can_be(tmp_path: Path, evaluation: Evaluation) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TokenwmError, match="cannot be made"):
+        write_report(tmp_path / "file" / "report", evaluation)
+
+
+def test_headline_of_a_good_model(evaluation: Evaluation) -> None:
+    good = with_gain(evaluation, curve([-1, 0.2, 1, 2, 3, 2]))
+    good = replace(good, action_gap=curve([0, 1, 2, 3, 2.25, 3]))
+    first, effective, actions, _ = headline(good)
+    assert first == (
+        "The model beats persistence from horizon 3 to 6 with 95 % confidence (of 6 steps "
+        "imagined; at best by 3.0 dB, at horizon 5)."
+    )
+    assert "effective horizon is 0: one step ahead it is not better" in effective
+    assert actions == "True actions beat shuffled ones by 2.2 (1.8 to 2.8) dB at horizon 5."
+
+
+def test_headline_without_a_gap_from_the_first_step(evaluation: Evaluation) -> None:
+    sentences = headline(with_gain(evaluation, curve([1, 1, 1, 0, 0, 0])))
+    assert sentences[0].startswith("The model beats persistence from horizon 1 to 3 with 95 %")
+    assert sentences[1] == (
+        "Effective horizon: 3 steps (0.3 s), without a gap from the first step on."
+    )
+
+
+def test_headline_says_failures_plainly(evaluation: Evaluation) -> None:
+    bad = with_gain(evaluation, curve([-3, -2, -1.5, -2, -3, -4]))
+    bad = replace(bad, action_gap=curve([0] * 6))
+    assert headline(bad)[0] == (
+        "The model does not beat persistence at any horizon up to 6: at best it is 1.5 dB worse, "
+        "at horizon 3."
+    )
+    assert headline(bad)[1] == "Effective horizon: 0 steps."
+    assert (
+        "not clearly better than shuffled ones at horizon 5 (0.0 (-0.5 to 0.5) dB)"
+        in (headline(bad)[2])
+    )
+    copy = with_gain(evaluation, curve([0.0, -0.01, -1, -1, -1, -1]))
+    assert "at any horizon up to 6: at best it is as good as it, at horizon 1." in headline(copy)[0]
+    unsure = with_gain(evaluation, curve([-1, 0.1, 0.2, 0.1, 0.1, 0.1]))
+    assert "does not beat persistence with confidence" in headline(unsure)[0]
+    assert "better first at horizon 2" in headline(unsure)[0]
+
+
+def test_a_dead_codebook_comes_first_and_in_red(tmp_path: Path, evaluation: Evaluation) -> None:
+    book = CodebookUse(codebook_size=512, num_used=3, usage=3 / 512, perplexity=1.5)
+    dead = replace(evaluation, codebook=book, examples=())
+    assert headline(dead)[0].startswith("DEAD CODEBOOK: only 3 of 512 codes are in use.")
+    text = write_report(tmp_path, dead).index.read_text()
+    assert '<div class="verdict alarm"><p>DEAD CODEBOOK' in text
+    assert "alarm" not in write_report(
+        tmp_path, replace(evaluation, examples=())
+    ).index.read_text().replace(".verdict.alarm", "")
+
+
+def test_one_start_only(evaluation: Evaluation) -> None:
+    alone = replace(evaluation, action_gap=None)
+    assert "actions could not be shuffled" in headline(alone)[2]
+    unknown = np.full(6, np.nan)
+    single = Curve(mean=np.ones(6), low=unknown, high=unknown)
+    assert with_interval(single, 2, 1) == "1.0"
+
+
+def test_horizons_of_tables_and_ticks(evaluation: Evaluation) -> None:
+    assert table_horizons(evaluation) == [1, 3, 5, 6]
+    long = with_gain(evaluation, curve([0.0] * 20))
+    assert table_horizons(long) == [1, 3, 5, 10, 15, 20]
+    assert table_ticks(20) == [1, 5, 10, 15, 20]
+    assert table_ticks(6) == [1, 2, 3, 4, 5, 6]
+    assert table_ticks(1) == [1]
+    assert len(table_ticks(100_000)) < 8
+    assert strip_columns(20) == [1, 4, 6, 9, 12, 15, 17, 20]
+    assert strip_columns(3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("largest", "digits"), [(123.0, 0), (6.8, 2), (0.05, 4), (0.0, 3), (1.0, 2)]
+)
+def test_three_significant_digits(largest: float, digits: int) -> None:
+    assert significant_digits({"a": curve([0.0, -largest]), "b": curve([0.0])}) == digits
+
+
+def test_losses_are_read_without_gaps_and_nan(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(CSV)
+    assert read_losses(tmp_path / "metrics.csv") == {
+        "train/loss": [(9, 2.0), (19, 1.0)],
+        "val/loss": [(9, 1.5)],
+        "val/state_nll": [(9, 0.25), (19, 0.5)],
+    }
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "step,loss\n1,much\n", "step,loss\n,2\n"])
+def test_curves_that_are_none_do_not_cost_the_report(
+    tmp_path: Path, evaluation: Evaluation, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(TokenwmError, match="cannot be read as training curves"):
+        plot_training("run", path)
+    write_report(tmp_path / "report", replace(evaluation, examples=()), {"run": path})
+    assert "no training curves of run" in caplog.text
+
+
+def test_a_run_without_losses_yet_has_no_plot(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,lr\n1,0.1\n")
+    assert plot_training("run", tmp_path / "metrics.csv") is None
+    (tmp_path / "metrics.csv").write_text("")
+    assert plot_training("run", tmp_path / "metrics.csv") is None
