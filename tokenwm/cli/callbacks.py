@@ -1,4 +1,4 @@
-"""Lightning callbacks of the command line: progress, throughput, pictures, and the exported checkpoint."""
+"""Lightning callbacks of the command line: progress, throughput, pictures, exported checkpoint."""
 
 import time
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ SHOWN = ("loss", "psnr", "frame_nll", "frame_accuracy", "changed_accuracy", "cod
 
 
 class TrainingProgress(pl.Callback):
-    """One line: stage, step, loss, rate, time left; a plain line now and then where there is no terminal.
+    """One line: stage, step, loss, rate, time left; plain lines where there is no terminal.
 
     Args:
         stage: What is being trained.
@@ -122,8 +122,8 @@ def _figures(metrics: Mapping[str, Any], stage: str) -> str:
 class Throughput(pl.Callback):
     """Logs samples per second and model FLOPs utilisation.
 
-    Utilisation is measured operations of forward and backward (backward counted as twice the forward) per second
-    over the rate of a large matrix product measured on the same device at the start.
+    Utilisation is the operations of forward and backward (backward counted as twice the forward)
+    per second over the rate of a large matrix product, measured on the same device at the start.
     """
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class ExportTokenizer(pl.Callback):
 
 
 class ExportWorldModel(pl.Callback):
-    """Writes the world model's checkpoint folder, with the tokenizer of its token shards, when training ends.
+    """Writes the world model's checkpoint folder, tokenizer included, when training ends.
 
     Args:
         folder: Where to.
@@ -287,7 +287,10 @@ class RolloutPictures(pl.Callback):
 
 
 def _strip(truth: Any, imagined: Any) -> Any:
-    """``(B, H, cameras, h, w, 3)`` uint8, twice → one picture: for each row and camera truth, imagined, error."""
+    """``(B, H, cameras, h, w, 3)`` uint8, twice → one picture.
+
+    For each row and camera: truth, imagined, error.
+    """
     error = np.abs(truth.astype(np.int16) - imagined).astype(np.uint8)
     rows = []
     for row in range(truth.shape[0]):

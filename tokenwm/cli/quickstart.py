@@ -24,7 +24,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.transformer.training import WorldModelModule
 
-TOKENIZER_SHARE = 0.27
+TOKENIZER_SHARE = 0.22
 """Part of the training time that goes to the tokenizer."""
 REPORT_SHARE = 0.12
 """Part of the time after preparation that is kept for tokenizing, evaluation and the report."""
@@ -98,6 +98,7 @@ class Quickstart:
             self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
         self._train("world-model", tokens, out / "world_model")
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
+        report += ["--curves", f"tokenizer={out / 'tokenizer' / 'logs' / 'metrics.csv'}"]
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
         code = self._do("evaluate", evaluate.main, report)
@@ -122,6 +123,10 @@ class Quickstart:
             return
         config = find_file(f"configs/{verb.replace('-', '_')}/{self.arguments.size}.yaml")
         argv = ["fit", "--config", str(config), "--data.root", str(data)]
+        for setting in self.arguments.model_set:
+            stage, _, option = setting.partition(".")
+            if stage == verb:
+                argv.append(f"--{option}")
         steps = self._steps(verb, argv)
         if steps is not None:
             quarter = str(max(1, steps // 4))
@@ -156,15 +161,20 @@ class Quickstart:
         return int(self.plan[verb])
 
     def _seconds_for(self, verb: str) -> float:
-        """Time the stage may take, of what is left."""
-        spent = time.monotonic() - self.began
-        if verb == "tokenizer":
-            left = 60.0 * self.arguments.minutes - spent
-            self.plan["report_seconds"] = REPORT_SHARE * left
-            return max(10.0, (left - self.plan["report_seconds"]) * TOKENIZER_SHARE)
-        left = 60.0 * self.arguments.minutes - spent - self.plan.get("report_seconds", 60.0)
-        # A run that was continued has spent an unknown time before; it is given its share again.
-        return max(10.0, left if "resumed" not in self.plan else left * (1 - TOKENIZER_SHARE))
+        """Time the stage may take: its share, and for the last one what is really left of it."""
+        left = 60.0 * float(self.arguments.minutes) - (time.monotonic() - self.began)
+        if "seconds" not in self.plan:
+            training = max(20.0, left * (1.0 - REPORT_SHARE))
+            self.plan["seconds"] = {
+                "tokenizer": training * TOKENIZER_SHARE,
+                "world-model": training * (1.0 - TOKENIZER_SHARE),
+                "rest": left * REPORT_SHARE,
+            }
+        share = float(self.plan["seconds"][verb])
+        if verb == "tokenizer" or "continued" in self.plan:
+            return share
+        left -= float(self.plan["seconds"]["rest"])
+        return min(1.1 * share, max(0.7 * share, left))
 
     def _load_plan(self) -> None:
         settings = {
@@ -172,15 +182,16 @@ class Quickstart:
             "size": self.arguments.size,
             "recipe": str(self.arguments.recipe),
             "set": list(self.arguments.set),
+            "model_set": list(self.arguments.model_set),
         }
         if self.plan_path.exists():
             self.plan = json.loads(self.plan_path.read_text())
             if self.plan["settings"] != settings:
                 raise TokenwmError(
-                    f"{self.out} holds a quick start with other settings ({self.plan['settings']}); "
-                    f"give these, another --out, or remove the folder"
+                    f"{self.out} holds a quick start with other settings: "
+                    f"{self.plan['settings']}; give these, another --out, or remove the folder"
                 )
-            self.plan["resumed"] = True
+            self.plan["continued"] = True
         else:
             self.plan = {"settings": settings, "tokenwm_version": tokenwm.__version__}
         self._save_plan()
@@ -253,4 +264,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override values of the recipe, for example --set image_size=[128,128]",
     )
+    parser.add_argument(
+        "--model-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_stage_setting,
+        metavar="STAGE.KEY=VALUE",
+        help="override values of a stage's config, for example "
+        "--model-set world-model.model.model.transformer.dropout=0.1",
+    )
     return parser
+
+
+def _stage_setting(text: str) -> str:
+    stage, _, option = text.partition(".")
+    if stage not in STAGES or "=" not in option:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected STAGE.KEY=VALUE with STAGE one of {', '.join(STAGES)}"
+        )
+    return text

@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
         use_state=not arguments.no_state,
     )
     console = Console()
-    # Beside the shards, so that training needs one path only; before the manifest, which is what makes it a dataset.
+    # Beside the shards, so that training needs one path only; before the manifest, which is what
+    # makes the folder a dataset.
     shutil.copytree(model_folder(arguments.tokenizer), out / "tokenizer", dirs_exist_ok=True)
     with Progress(console=console) as bar:
         task = bar.add_task("tokenize", total=None)
@@ -61,8 +62,8 @@ def main(argv: list[str]) -> int:
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
     console.print(
-        f"{len(tokens.episodes)} episodes, {num_steps:,} steps of {vocabulary.tokens_per_frame} frame tokens "
-        f"→ {out}",
+        f"{len(tokens.episodes)} episodes, {num_steps:,} steps of "
+        f"{vocabulary.tokens_per_frame} frame tokens → {out}",
         soft_wrap=True,
         highlight=False,
     )
@@ -103,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         "--bins",
         choices=["uniform", "quantile"],
         default="uniform",
-        help="even bins over the range of the training data, or as many values in each (default: %(default)s)",
+        help="even bins over the range of the training data, or as many values in each "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--no-state", action="store_true", help="leave proprioception out of the sequence"

@@ -1,4 +1,4 @@
-"""What ``tokenwm tokenizer`` and ``tokenwm world-model`` share: LightningCLI with tokenwm's defaults."""
+"""What ``tokenwm tokenizer`` and ``tokenwm world-model`` share: LightningCLI with our defaults."""
 
 import logging
 import warnings
@@ -69,7 +69,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the hyper-parameters as given; Lightning would let a checkpoint override them (issue 20801)."""
+        """Leave hyper-parameters as given; a checkpoint would override them (Lightning 20801)."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add loggers and callbacks that need to know the run's folder."""
@@ -105,7 +105,7 @@ class TrainingCLI(LightningCLI):
         last = Path(values["trainer"]["default_root_dir"]) / LAST_CHECKPOINT
         if values["resume"] and not values.get("ckpt_path") and last.is_file():
             values["ckpt_path"] = str(last)
-        # Lightning's checkpoint of this project holds tensors and numbers only, so nothing need be unpickled.
+        # Our checkpoints hold tensors and numbers only, so nothing need be unpickled.
         values["weights_only"] = True
 
 
