@@ -76,9 +76,13 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer", default={})
         root = Path(config["default_root_dir"])
         if config.get("logger") in (None, True):
+            # Checking a model must not overwrite the log of its training.
+            suffix = "" if self.subcommand == "fit" else f"_{self.subcommand}"
+            if self.subcommand == "fit":
+                keep_earlier_log(root / "logs" / "metrics.csv")
             kwargs["logger"] = [
-                CSVLogger(root, name=None, version="logs"),
-                TensorBoardLogger(root, name=None, version="tensorboard"),
+                CSVLogger(root, name=None, version=f"logs{suffix}"),
+                TensorBoardLogger(root, name=None, version=f"tensorboard{suffix}"),
             ]
         if self.subcommand == "fit":
             every = self._get(self.config_init, "checkpoint_every_n_steps")
@@ -107,6 +111,13 @@ class TrainingCLI(LightningCLI):
             values["ckpt_path"] = str(last)
         # Our checkpoints hold tensors and numbers only, so nothing need be unpickled.
         values["weights_only"] = True
+
+
+def keep_earlier_log(path: Path) -> None:
+    """Rename the log of a run that is continued; Lightning's CSV logger would delete it."""
+    if path.exists():
+        number = len(list(path.parent.glob("metrics.*.csv")))
+        path.rename(path.with_name(f"metrics.{number:03d}.csv"))
 
 
 def launch(

@@ -62,9 +62,21 @@ def plot_training(title: str, path: Path) -> Plot | None:
 def read_losses(path: Path) -> dict[str, Points]:
     """Columns of a ``metrics.csv`` whose names hold ``loss`` or ``nll``.
 
+    A run that was continued has earlier logs beside it, ``metrics.000.csv`` and so on; what they
+    hold of steps that were done again is left out.
+
     Raises:
         TokenwmError: The file is missing or is not such a table.
     """
+    losses: dict[str, Points] = {}
+    for log in (*sorted(path.parent.glob(f"{path.stem}.*{path.suffix}")), path):
+        for name, points in _read_log(log).items():
+            earlier = [point for point in losses.get(name, []) if point[0] < points[0][0]]
+            losses[name] = earlier + points
+    return losses
+
+
+def _read_log(path: Path) -> dict[str, Points]:
     losses: dict[str, Points] = {}
     try:
         with open(path, newline="", encoding="utf-8") as file:
