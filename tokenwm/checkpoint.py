@@ -29,6 +29,7 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 CHECKPOINT_VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
+VOCABULARY = "vocabulary.json"
 
 
 def model_folder(path: Path | str) -> Path:
@@ -98,15 +99,16 @@ def save_world_model(
         "kind": "world_model",
         "layout_version": LAYOUT_VERSION,
         "world_model": dataclasses.asdict(model.config),
-        "vocabulary": model.vocabulary.to_dict(),
         "control_rate": control_rate,
         "cameras": list(cameras),
     }
 
-    def add_tokenizer(partial: Path) -> None:
+    def add_rest(partial: Path) -> None:
+        # JSON, not YAML: the bins of a humanoid are more numbers than OmegaConf reads.
+        (partial / VOCABULARY).write_text(json.dumps(model.vocabulary.to_dict()) + "\n")
         save_tokenizer(partial / "tokenizer", tokenizer, {"part_of": "world_model"})
 
-    _write(folder, model, config, provenance, add_tokenizer)
+    _write(folder, model, config, provenance, add_rest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
         transformer = TransformerConfig(**values.pop("transformer"))
         model = WorldModel(
             WorldModelConfig(transformer=transformer, **values),
-            Vocabulary.from_dict(config["vocabulary"]),
+            Vocabulary.from_dict(_read_vocabulary(folder)),
         )
         _load_state(model, weights)
         control_rate, cameras = float(config["control_rate"]), tuple(config["cameras"])
@@ -228,9 +230,12 @@ def _write(
     (partial / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
     if add is not None:
         add(partial)
+    older = folder.with_name(folder.name + ".older")
+    shutil.rmtree(older, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, older)  # kept until the new one is in its place
     os.replace(partial, folder)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def _file_hash(path: Path) -> str:
@@ -265,6 +270,16 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
             f"tokenwm reads {CHECKPOINT_VERSION}; see CHANGELOG.md"
         )
     return {str(k): v for k, v in config.items()}, weights, provenance
+
+
+def _read_vocabulary(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / VOCABULARY).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / VOCABULARY} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / VOCABULARY} holds no JSON object; the file is damaged")
+    return values
 
 
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -80,7 +80,9 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Divide parameters into decayed matrices and the rest (vectors, embeddings)."""
-    embeddings = {id(p) for name, p in module.named_parameters() if name.endswith("table")}
+    embeddings = {
+        id(p) for name, p in module.named_parameters() if name.endswith(("table", "slot_embedding"))
+    }
     embeddings |= {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in module.parameters() if p.requires_grad]
 

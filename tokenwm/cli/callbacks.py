@@ -1,5 +1,6 @@
 """Lightning callbacks of the command line: progress, throughput, pictures, exported checkpoint."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,7 +190,10 @@ class ExportTokenizer(pl.Callback):
 
 
 class ExportWorldModel(pl.Callback):
-    """Writes the world model's checkpoint folder, tokenizer included, when training ends.
+    """Writes the world model's checkpoint folder, tokenizer included.
+
+    Where there is validation the model with the lowest held-out ``val/frame_nll`` is kept, since
+    few episodes are soon learned by heart; without validation, the last.
 
     Args:
         folder: Where to.
@@ -197,20 +201,53 @@ class ExportWorldModel(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._best = float("inf")
+        self._validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check early that the tokenizer is there and is the right one."""
         assert isinstance(pl_module, WorldModelModule)
         check_tokenizer(pl_module.world_model.vocabulary, tokenizer_of(trainer))
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it if it is the best so far."""
+        nll = trainer.callback_metrics.get("val/frame_nll")
+        if trainer.sanity_checking or nll is None:
+            return
+        self._validated = True
+        if float(nll) < self._best:
+            self._best = float(nll)
+            self._save(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
+        """Put the best in its place, or the last if none was validated."""
+        if not self._validated:
+            self._save(trainer, pl_module)
+        if trainer.is_global_zero:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self._partial.replace(self.folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run must know."""
+        return {"best": self._best, "validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._best, self._validated = state_dict["best"], state_dict["validated"]
+
+    @property
+    def _partial(self) -> Path:
+        """Where the best so far waits; ``model`` appears when training is over."""
+        return self.folder.with_name(self.folder.name + "_best_so_far")
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, WorldModelModule)
         if not trainer.is_global_zero:
             return
         manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
         save_world_model(
-            self.folder,
+            self._partial,
             pl_module.world_model,
             tokenizer_of(trainer),
             provenance_of(trainer),
