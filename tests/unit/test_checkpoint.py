@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.small_models import (
     VOCABULARIES,
+    binning,
     random_tokens,
     small_tokenizer,
     small_vocabulary,
@@ -388,3 +389,25 @@ def test_provenance_is_readable_json(saved: tuple[Path, Load]) -> None:
     folder, _ = saved
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["dataset"] == "moving_square"
+
+
+def test_the_bins_of_a_humanoid_fit(tmp_path: Path) -> None:
+    """OmegaConf reads no YAML of more than 10,000 nodes; 2 × 26 dimensions of 256 bins are more."""
+    tokenizer = small_tokenizer().eval()
+    vocabulary = replace(
+        small_vocabulary(tokenizer_hash=tokenizer_hash(tokenizer)),
+        action=binning(26, 256),
+        state=binning(26, 256),
+    )
+    model = WorldModel(small_world_model().config, vocabulary)
+    save_world_model(tmp_path / "m", model, tokenizer, {}, control_rate=10.0, cameras=())
+    loaded = load_world_model(tmp_path / "m").world_model.vocabulary
+    assert loaded.to_dict() == vocabulary.to_dict()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"codebook_size": "many"}'])
+def test_a_damaged_vocabulary_is_an_error(tmp_path: Path, content: str) -> None:
+    write_world_model(tmp_path / "m")
+    (tmp_path / "m" / "vocabulary.json").write_text(content)
+    with pytest.raises(CheckpointError):
+        load_world_model(tmp_path / "m")

@@ -243,3 +243,24 @@ def test_the_cache_has_the_models_sizes() -> None:
     cache = model.new_cache(5, torch.bfloat16)
     assert cache.keys.shape == (3, 5, 2, 3 * 10, 8)
     assert cache.keys.dtype == torch.bfloat16
+
+
+def test_noise_is_in_the_input_of_training_only() -> None:
+    plain = small_world_model()
+    noisy = WorldModel(replace(plain.config, token_noise=0.5, scalar_noise=0.2), plain.vocabulary)
+    noisy.load_state_dict(plain.state_dict())
+    batch = make_batch(plain)
+    torch.testing.assert_close(noisy.eval().losses(**batch), plain.losses(**batch))
+    losses = noisy.train().losses(**batch)
+    assert not torch.allclose(losses.frame_nll, plain.losses(**batch).frame_nll)
+    # What is to be predicted stays the true one.
+    torch.testing.assert_close(
+        losses.persistence_accuracy, plain.losses(**batch).persistence_accuracy
+    )
+
+
+@pytest.mark.parametrize("name", ["token_noise", "scalar_noise"])
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_impossible_noise_is_refused(name: str, value: float) -> None:
+    with pytest.raises(TokenwmError, match=name):
+        WorldModelConfig(**{name: value})
