@@ -209,7 +209,7 @@ class Quickstart:
         )
 
 
-_DEBUG_DATA = ["source.num_episodes=12", "source.max_steps=30"]
+_DEBUG_DATA = ["source.num_episodes=12", "source.max_steps=30", "splits.test=0.2"]
 
 
 def find_file(path: str | Path) -> Path:
