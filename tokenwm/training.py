@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from tokenwm.errors import TokenwmError
+from tokenwm.errors import CheckpointError, TokenwmError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +134,24 @@ class TrainingModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed; see :meth:`on_train_batch_start`."""
         checkpoint["random_seed"] = self._random_seed
+        checkpoint["shards"] = self._shards()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the seed of the run that is resumed."""
         self._random_seed = checkpoint.get("random_seed")
+        saved, here = checkpoint.get("shards"), self._shards()
+        if saved and here and saved != here:
+            raise CheckpointError(
+                "the run to be continued was trained on other shards than these; the same weights "
+                "on other data or tokens are another run: use another --trainer.default_root_dir, "
+                "or --resume false"
+            )
+
+    def _shards(self) -> list[str]:
+        """SHA-256 of every shard of the data at hand."""
+        datamodule: Any = getattr(self._trainer, "datamodule", None)  # no trainer, no data
+        manifest = getattr(datamodule, "manifest", None)
+        return [] if manifest is None else [shard.sha256 for shard in manifest.shards]
 
     def on_train_start(self) -> None:
         """Take the seed that the process was given, unless a run is resumed."""

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,24 @@ def test_both_stages_can_be_validated_from_the_command_line(
             output = must(verb, command, *source, "--ckpt_path", str(checkpoint))
             stage = "val" if command == "validate" else "test"
             assert f"{stage}/loss" in output
+    untrained = tokenwm(verb, "test", *source[:4], "--trainer.default_root_dir", str(tmp_path))
+    assert untrained.returncode == 1
+    assert "an untrained model has nothing to show" in untrained.stderr
+
+
+def test_overwriting_tokens_removes_nothing_else(run_folder: Path) -> None:
+    tokenizer = ["--tokenizer", str(run_folder / "tokenizer")]
+    frames = str(run_folder / "frames")
+    done = tokenwm("tokenize", frames, *tokenizer, "--out", frames, "--overwrite")
+    assert done.returncode == 1
+    assert "would remove" in done.stderr
+    assert (run_folder / "frames" / "manifest.json").is_file()
+    tokens = str(run_folder / "tokens")
+    inside = ["--tokenizer", str(run_folder / "tokens" / "tokenizer")]
+    done = tokenwm("tokenize", frames, *inside, "--out", tokens, "--overwrite")
+    assert done.returncode == 1
+    assert (run_folder / "tokens" / "manifest.json").is_file()
+    must("tokenize", frames, *tokenizer, "--out", tokens, "--overwrite")
 
 
 def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
@@ -112,3 +132,36 @@ def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
     rollout = model.imagine(context, episode["action"][None, 3:8], seed=0)
     video = model.decode_frames(rollout)
     assert video.shape == (1, 5, 1, 64, 64, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "world_model"
+    config = REPOSITORY / "configs" / "world_model" / "debug.yaml"
+    command = ["world-model", "fit", "--config", str(config)]
+    command += ["--data.root", str(run_folder / "tokens"), "--trainer.max_steps", "300"]
+    command += ["--trainer.default_root_dir", str(folder), "--checkpoint_every_n_steps", "20"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tokenwm", *command],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 90
+    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert not (folder / "model").exists()
+    must(*command)
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert (folder / "logs" / "metrics.000.csv").is_file()
+    provenance = json.loads((folder / "model" / "provenance.json").read_text())
+    assert provenance["steps"] <= 300

@@ -49,3 +49,15 @@ def test_a_continued_run_remembers_its_best(tmp_path: Path) -> None:
     second.on_train_end(trainer_with(None), None)  # type: ignore[arg-type]
     assert second.saves == 0
     assert (tmp_path / "model" / "save").read_text() == "1"
+
+
+def test_continuing_a_finished_run_never_loses_its_model(tmp_path: Path) -> None:
+    first = Recorder(tmp_path / "model")
+    first.on_validation_end(trainer_with(1.0), None)  # type: ignore[arg-type]
+    first.on_train_end(trainer_with(None), None)  # type: ignore[arg-type]
+    second = Recorder(tmp_path / "model")
+    second.load_state_dict(first.state_dict())
+    second.on_validation_end(trainer_with(2.0), None)  # type: ignore[arg-type]
+    second.on_train_end(trainer_with(None), None)  # type: ignore[arg-type]
+    assert (tmp_path / "model" / "save").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

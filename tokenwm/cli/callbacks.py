@@ -221,12 +221,17 @@ class ExportWorldModel(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best in its place, or the last if none was validated."""
-        if not self._validated:
+        best_is_in_place = self.folder.exists() and not self._partial.exists()
+        if not self._validated or not (self._partial.exists() or best_is_in_place):
             self._save(trainer, pl_module)
-        if trainer.is_global_zero:
+        # A finished run that is continued may find nothing better; then what is there stays.
+        if trainer.is_global_zero and self._partial.exists():
+            older = self.folder.with_name(self.folder.name + ".older")
+            shutil.rmtree(older, ignore_errors=True)
             if self.folder.exists():
-                shutil.rmtree(self.folder)
+                self.folder.replace(older)
             self._partial.replace(self.folder)
+            shutil.rmtree(older, ignore_errors=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run must know."""

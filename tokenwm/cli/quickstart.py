@@ -98,7 +98,8 @@ class Quickstart:
             self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
         self._train("world-model", tokens, out / "world_model")
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
-        report += ["--curves", f"tokenizer={out / 'tokenizer' / 'logs' / 'metrics.csv'}"]
+        curves = out / "tokenizer" / "logs" / "metrics.csv"
+        report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
         code = self._do("evaluate", evaluate.main, report)
@@ -135,6 +136,11 @@ class Quickstart:
         self._say(verb, argv)
         cli, module = STAGES[verb]
         launch(cli, module, argv, verb)
+        if not (folder / "model").is_dir():
+            raise TokenwmError(
+                f"{folder} was stopped after its last step, before its model was written; remove "
+                "the folder and run the same command again"
+            )
 
     def _steps(self, verb: str, argv: list[str]) -> int | None:
         """Steps that fit into the stage's share of the time; None leaves them to the config."""

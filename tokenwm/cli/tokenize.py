@@ -33,9 +33,6 @@ def main(argv: list[str]) -> int:
         raise TokenwmError(
             f"{out} holds a dataset already; choose another --out, or pass --overwrite"
         )
-    if arguments.overwrite and (out / MANIFEST_NAME).exists():
-        Manifest.load(out)  # only ever remove what is a dataset
-        shutil.rmtree(out)
     manifest = Manifest.load(arguments.frames)
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.device)
     vocabulary = make_vocabulary(
@@ -47,6 +44,8 @@ def main(argv: list[str]) -> int:
         method=arguments.bins,
         use_state=not arguments.no_state,
     )
+    if (out / MANIFEST_NAME).exists():
+        remove_tokens(out, keep=(arguments.frames, arguments.tokenizer))
     console = Console()
     # Beside the shards, so that training needs one path only; before the manifest, which is what
     # makes the folder a dataset.
@@ -68,6 +67,19 @@ def main(argv: list[str]) -> int:
         highlight=False,
     )
     return 0
+
+
+def remove_tokens(folder: Path, keep: tuple[Path, ...]) -> None:
+    """Remove token shards, and nothing else.
+
+    Raises:
+        TokenwmError: The folder holds something else, or what is to be kept.
+    """
+    inside = [path for path in keep if path.resolve().is_relative_to(folder.resolve())]
+    if Manifest.load(folder).kind != "tokens" or inside:
+        what = f"{inside[0]}, which is needed" if inside else "frames, not tokens"
+        raise TokenwmError(f"--overwrite would remove {folder}, but it holds {what}")
+    shutil.rmtree(folder)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.cli.callbacks import Throughput, TrainingProgress
+from tokenwm.cli.callbacks import (
+    ExportTokenizer,
+    ExportWorldModel,
+    Throughput,
+    TrainingProgress,
+)
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.errors import TokenwmError
 
@@ -58,7 +63,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every_n_steps",
             type=int,
-            default=200,
+            default=100,
             help="Steps between checkpoints for resuming, written to checkpoints/last.ckpt.",
         )
         parser.add_argument(
@@ -109,8 +114,39 @@ class TrainingCLI(LightningCLI):
         last = Path(values["trainer"]["default_root_dir"]) / LAST_CHECKPOINT
         if values["resume"] and not values.get("ckpt_path") and last.is_file():
             values["ckpt_path"] = str(last)
+        self._read_safely("fit")
+
+    def before_validate(self) -> None:
+        """Take the run's last checkpoint if none is given."""
+        self._need_checkpoint("validate")
+
+    def before_test(self) -> None:
+        """Take the run's last checkpoint if none is given."""
+        self._need_checkpoint("test")
+
+    def after_fit(self) -> None:
+        """Write the model of a run that was stopped between its last step and its end."""
+        root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
+        if not (root / "model").exists():
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, ExportTokenizer | ExportWorldModel):
+                    callback.on_train_end(self.trainer, self.model)
+
+    def _need_checkpoint(self, subcommand: str) -> None:
+        values = self.config_init[subcommand]
+        last = Path(values["trainer"]["default_root_dir"]) / LAST_CHECKPOINT
+        if not values.get("ckpt_path"):
+            if not last.is_file():
+                raise TokenwmError(
+                    f"{last} is not there; give --ckpt_path, or the run's folder as "
+                    "--trainer.default_root_dir: an untrained model has nothing to show"
+                )
+            values["ckpt_path"] = str(last)
+        self._read_safely(subcommand)
+
+    def _read_safely(self, subcommand: str) -> None:
         # Our checkpoints hold tensors and numbers only, so nothing need be unpickled.
-        values["weights_only"] = True
+        self.config_init[subcommand]["weights_only"] = True
 
 
 def keep_earlier_log(path: Path) -> None:
@@ -139,6 +175,7 @@ def launch(
     Raises:
         TokenwmError: A setting or the data is at fault.
         SystemExit: An argument is wrong, or help was asked for.
+        KeyboardInterrupt: The run was interrupted; it goes on from its last checkpoint.
     """
     keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -149,14 +186,21 @@ def launch(
             f"usage: tokenwm {verb} fit|validate|test [options]; see tokenwm {verb} fit --help"
         )
     # A subclass, so that one run's callbacks do not stay for the next in the same process.
-    type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})(
-        module,
-        EpisodeDataModule,
-        args=argv,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
-        parser_kwargs={"prog": f"tokenwm {verb}"},
-    )
+    stage = type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})
+    try:
+        stage(
+            module,
+            EpisodeDataModule,
+            args=argv,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
+            parser_kwargs={"prog": f"tokenwm {verb}"},
+        )
+    except SystemExit as exit_request:
+        # Lightning turns Ctrl-C into exit code 1, as if the run had failed.
+        if isinstance(exit_request.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def run(

@@ -100,7 +100,7 @@ def tokenize_shards(
         TokenwmError: The frames do not fit the tokenizer.
         ShardError: A shard is damaged, or cannot be written.
     """
-    reader = ShardReader(frames_folder)
+    reader = ShardReader(frames_folder, verify=True)
     manifest = reader.manifest
     if manifest.kind != "frames":
         raise TokenwmError(f"{frames_folder} holds {manifest.kind}; only frames can be tokenized")

@@ -152,6 +152,8 @@ class DiscreteTokenizer:
         Raises:
             TokenwmError: An id is out of range.
         """
+        if not np.equal(np.mod(values, 1), 0).all():  # NaN and infinity are not whole either
+            raise TokenwmError("discrete action ids must be whole numbers")
         if values.size and (values.min() < 0 or values.max() >= self.num_values):
             raise TokenwmError(
                 f"discrete action ids span [{values.min()}, {values.max()}]; "
