@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.small_models import VOCABULARIES, small_tokenizer, small_world_model
-from tokenwm.errors import TokenwmError
+from tokenwm.errors import CheckpointError, TokenwmError
 from tokenwm.training import (
     OptimizerConfig,
     TrainingModule,
@@ -176,3 +176,19 @@ def test_random_numbers_follow_from_the_seed_and_the_step(tmp_path: Path) -> Non
     torch.manual_seed(5)
     make_trainer(tmp_path, 2).fit(resumed)
     assert resumed.drawn == four[:2]
+
+
+def test_other_shards_than_those_trained_on_are_refused() -> None:
+    from types import SimpleNamespace
+
+    def module_over(sha256: str) -> TrainingModule:
+        manifest = SimpleNamespace(shards=[SimpleNamespace(sha256=sha256)])
+        module = TrainingModule(OptimizerConfig())
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
+        return module
+
+    checkpoint: dict[str, Any] = {}
+    module_over("a").on_save_checkpoint(checkpoint)
+    module_over("a").on_load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match="other shards"):
+        module_over("b").on_load_checkpoint(checkpoint)
