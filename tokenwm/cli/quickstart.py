@@ -26,7 +26,7 @@ from tokenwm.transformer.training import WorldModelModule
 
 TOKENIZER_SHARE = 0.22
 """Part of the training time that goes to the tokenizer."""
-REPORT_SHARE = 0.12
+REPORT_SHARE = 0.18
 """Part of the time after preparation that is kept for tokenizing, evaluation and the report."""
 PROBE_STEPS = 16
 """Steps that are timed to learn how many fit into a stage; the first half warms up."""
