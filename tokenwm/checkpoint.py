@@ -230,11 +230,16 @@ def _write(
     (partial / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
     if add is not None:
         add(partial)
+    replace_folder(partial, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move ``new`` to ``folder``; what was there is kept until the new one is in its place."""
     older = folder.with_name(folder.name + ".older")
     shutil.rmtree(older, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, older)  # kept until the new one is in its place
-    os.replace(partial, folder)
+        os.replace(folder, older)
+    os.replace(new, folder)
     shutil.rmtree(older, ignore_errors=True)
 
 

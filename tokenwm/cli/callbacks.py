@@ -1,6 +1,5 @@
 """Lightning callbacks of the command line: progress, throughput, pictures, exported checkpoint."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from tokenwm import __version__
 from tokenwm.checkpoint import (
     check_tokenizer,
     load_tokenizer,
+    replace_folder,
     save_tokenizer,
     save_world_model,
 )
@@ -226,12 +226,7 @@ class ExportWorldModel(pl.Callback):
             self._save(trainer, pl_module)
         # A finished run that is continued may find nothing better; then what is there stays.
         if trainer.is_global_zero and self._partial.exists():
-            older = self.folder.with_name(self.folder.name + ".older")
-            shutil.rmtree(older, ignore_errors=True)
-            if self.folder.exists():
-                self.folder.replace(older)
-            self._partial.replace(self.folder)
-            shutil.rmtree(older, ignore_errors=True)
+            replace_folder(self._partial, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run must know."""
