@@ -27,7 +27,7 @@ from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
 VOCABULARY = "vocabulary.json"
 
@@ -230,10 +230,10 @@ def _write(
     (partial / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
     if add is not None:
         add(partial)
-    replace_folder(partial, folder)
+    _replace_folder(partial, folder)
 
 
-def replace_folder(new: Path, folder: Path) -> None:
+def _replace_folder(new: Path, folder: Path) -> None:
     """Move ``new`` to ``folder``; what was there is kept until the new one is in its place."""
     older = folder.with_name(folder.name + ".older")
     shutil.rmtree(older, ignore_errors=True)

@@ -111,7 +111,9 @@ def test_cached_and_uncached_logits_agree_everywhere(model: WorldModel) -> None:
             before = hidden[:, step - 1, -1] if slot == 0 else hidden[:, step, slot - 1]
             if slot == layout.state_slot:
                 assert model.state_head is not None and tokens.state is not None
-                logits = model.state_head(before, tokens.state[:, step - 1])
+                logits = model.state_head(
+                    before, tokens.state[:, step - 1], tokens.action[:, step - 1]
+                )
                 expected = full.state_logits[:, step - 1]
             else:
                 index = slot - layout.first_frame_slot

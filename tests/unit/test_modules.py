@@ -34,6 +34,7 @@ from tokenwm.transformer.embeddings import (
     ContinuousHead,
     DiscreteHead,
     FrameHints,
+    LinearDynamics,
     RewardHead,
     ScalarEmbedding,
 )
@@ -101,14 +102,19 @@ CASES = {
     "CodeEmbedding": Case(lambda: CodeEmbedding(32, (8, 4), 16), ids(32, 2, 5), (2, 5, 16)),
     "CodeHead": Case(lambda: CodeHead(32, (8, 4), 16), floats(2, 5, 16), (2, 5, 32)),
     "ContinuousHead": Case(
-        lambda: ContinuousHead(binning(), 16),
-        lambda: (torch.randn(2, 5, 16), torch.randint(16, (2, 5, 3))),
+        lambda: ContinuousHead(binning(), binning(2), 16),
+        lambda: (torch.randn(2, 5, 16), *ids(16, 2, 5, 3)(), *ids(16, 2, 5, 2)()),
         (2, 5, 3, 16),
     ),
     "DiscreteHead": Case(
         lambda: DiscreteHead(2, 6, 16),
-        lambda: (torch.randn(2, 5, 16), torch.randint(6, (2, 5, 2))),
+        lambda: (torch.randn(2, 5, 16), *ids(6, 2, 5, 2)(), *ids(6, 2, 5, 1)()),
         (2, 5, 2, 6),
+    ),
+    "LinearDynamics": Case(
+        lambda: LinearDynamics(binning(), binning(2)),
+        lambda: (*ids(16, 2, 5, 3)(), *ids(16, 2, 5, 2)()),
+        (2, 5, 3),
     ),
     "FrameHints": Case(
         lambda: FrameHints(CodeEmbedding(32, (), 16), 2, (2, 2), 16),

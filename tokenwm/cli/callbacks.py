@@ -16,7 +16,6 @@ from tokenwm import __version__
 from tokenwm.checkpoint import (
     check_tokenizer,
     load_tokenizer,
-    replace_folder,
     save_tokenizer,
     save_world_model,
 )
@@ -190,10 +189,10 @@ class ExportTokenizer(pl.Callback):
 
 
 class ExportWorldModel(pl.Callback):
-    """Writes the world model's checkpoint folder, tokenizer included.
+    """Writes the world model's checkpoint folder, tokenizer included, when training ends.
 
-    Where there is validation the model with the lowest held-out ``val/frame_nll`` is kept, since
-    few episodes are soon learned by heart; without validation, the last.
+    The last model, not the one with the lowest held-out likelihood: on few episodes that one comes
+    long before the model has learned what actions do (docs/quickstart-recipe.md has the figures).
 
     Args:
         folder: Where to.
@@ -201,53 +200,20 @@ class ExportWorldModel(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._best = float("inf")
-        self._validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check early that the tokenizer is there and is the right one."""
         assert isinstance(pl_module, WorldModelModule)
         check_tokenizer(pl_module.world_model.vocabulary, tokenizer_of(trainer))
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it if it is the best so far."""
-        nll = trainer.callback_metrics.get("val/frame_nll")
-        if trainer.sanity_checking or nll is None:
-            return
-        self._validated = True
-        if float(nll) < self._best:
-            self._best = float(nll)
-            self._save(trainer, pl_module)
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best in its place, or the last if none was validated."""
-        best_is_in_place = self.folder.exists() and not self._partial.exists()
-        if not self._validated or not (self._partial.exists() or best_is_in_place):
-            self._save(trainer, pl_module)
-        # A finished run that is continued may find nothing better; then what is there stays.
-        if trainer.is_global_zero and self._partial.exists():
-            replace_folder(self._partial, self.folder)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a continued run must know."""
-        return {"best": self._best, "validated": self._validated}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._best, self._validated = state_dict["best"], state_dict["validated"]
-
-    @property
-    def _partial(self) -> Path:
-        """Where the best so far waits; ``model`` appears when training is over."""
-        return self.folder.with_name(self.folder.name + "_best_so_far")
-
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it."""
         assert isinstance(pl_module, WorldModelModule)
         if not trainer.is_global_zero:
             return
         manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
         save_world_model(
-            self._partial,
+            self.folder,
             pl_module.world_model,
             tokenizer_of(trainer),
             provenance_of(trainer),

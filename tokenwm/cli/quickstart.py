@@ -19,8 +19,9 @@ from rich.console import Console
 import tokenwm
 from tokenwm.cli import evaluate, prepare, tokenize, tokenizer, world_model
 from tokenwm.cli.training import TrainingCLI, launch
-from tokenwm.data.manifest import MANIFEST_NAME
+from tokenwm.data.manifest import MANIFEST_NAME, Manifest
 from tokenwm.errors import TokenwmError
+from tokenwm.sequence.token_shards import MAX_SHIFT
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.transformer.training import WorldModelModule
 
@@ -28,6 +29,9 @@ TOKENIZER_SHARE = 0.22
 """Part of the training time that goes to the tokenizer."""
 REPORT_SHARE = 0.18
 """Part of the time after preparation that is kept for tokenizing, evaluation and the report."""
+ENOUGH_STEPS = 32_000
+"""Training steps of a dataset below which it is augmented by shifted copies, up to this size."""
+MOST_COPIES = 7
 PROBE_STEPS = 16
 """Steps that are timed to learn how many fit into a stage; the first half warms up."""
 
@@ -92,11 +96,14 @@ class Quickstart:
             overrides = [*_DEBUG_DATA, *overrides]
         recipe = [str(find_file(self.arguments.recipe)), "--out", str(frames)]
         self._do("prepare", prepare.main, [*recipe, *(["--set", *overrides] if overrides else [])])
-        self._train("tokenizer", frames, out / "tokenizer")
+        copies = shifted_copies(Manifest.load(frames))
+        shift = ["--model.max_shift", str(MAX_SHIFT)] if copies else []
+        self._train("tokenizer", frames, out / "tokenizer", shift)
         if not (tokens / MANIFEST_NAME).exists():
             source = [str(frames), "--tokenizer", str(out / "tokenizer")]
+            source += ["--shifted-copies", str(copies)] if copies else []
             self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
-        self._train("world-model", tokens, out / "world_model")
+        self._train("world-model", tokens, out / "world_model", [])
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
         curves = out / "tokenizer" / "logs" / "metrics.csv"
         report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
@@ -118,12 +125,12 @@ class Quickstart:
             raise TokenwmError(f"tokenwm {verb} ended with exit code {code}")
         return code
 
-    def _train(self, verb: str, data: Path, folder: Path) -> None:
+    def _train(self, verb: str, data: Path, folder: Path, options: list[str]) -> None:
         if (folder / "model").is_dir():
             self.console.print(f"{verb}: finished before, kept", highlight=False)
             return
         config = find_file(f"configs/{verb.replace('-', '_')}/{self.arguments.size}.yaml")
-        argv = ["fit", "--config", str(config), "--data.root", str(data)]
+        argv = ["fit", "--config", str(config), "--data.root", str(data), *options]
         for setting in self.arguments.model_set:
             stage, _, option = setting.partition(".")
             if stage == verb:
@@ -216,6 +223,12 @@ class Quickstart:
 
 
 _DEBUG_DATA = ["source.num_episodes=12", "source.max_steps=30", "splits.test=0.2"]
+
+
+def shifted_copies(manifest: Manifest) -> int:
+    """Shifted copies of each training episode that make a small dataset large enough."""
+    steps = sum(episode.num_steps for episode in manifest.episodes if episode.split == "train")
+    return min(MOST_COPIES, max(0, round(ENOUGH_STEPS / steps) - 1))
 
 
 def find_file(path: str | Path) -> Path:

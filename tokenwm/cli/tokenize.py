@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
             out,
             tokenizer,
             vocabulary,
+            num_shifted_copies=arguments.shifted_copies,
             progress=lambda done, total, key: bar.update(task, completed=done, total=total),
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
@@ -121,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--no-state", action="store_true", help="leave proprioception out of the sequence"
+    )
+    parser.add_argument(
+        "--shifted-copies",
+        type=int,
+        default=0,
+        metavar="N",
+        help="copies of every training episode with frames moved by a few pixels, for few episodes "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--device", default="cpu", help="device that encodes (default: %(default)s)"

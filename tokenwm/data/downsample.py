@@ -33,6 +33,15 @@ class Signals:
     reward: NDArray[np.float32] | None
     terminated: NDArray[np.bool_]
 
+    def beginning_at(self, row: int) -> "Signals":
+        """The same without the rows before ``row``."""
+        return Signals(
+            action=self.action[row:],
+            state=None if self.state is None else self.state[row:],
+            reward=None if self.reward is None else self.reward[row:],
+            terminated=self.terminated[row:],
+        )
+
 
 def downsampling_factor(source_rate: float, control_rate: float) -> int:
     """How many rows of the source make one step.

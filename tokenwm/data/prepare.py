@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def prepare(
     source = recipe.open_source()
     refs = list(source.episodes())
     split_of = split_keys([ref.key for ref in refs], recipe.splits)
+    if recipe.all_phases:
+        refs = _with_phases(refs, split_of, source.num_phases)
     provenance = {
         **source.provenance(),
         "licence": recipe.licence,
@@ -97,6 +100,23 @@ def prepare(
         _remove_own_files(out_dir)
         raise
     return manifest
+
+
+def _with_phases(
+    refs: Sequence[EpisodeRef], split_of: dict[str, str], num_phases: int
+) -> list[EpisodeRef]:
+    """Add the other phases of training episodes, each behind its own, also to ``split_of``."""
+    every = []
+    for ref in refs:
+        every.append(ref)
+        if split_of[ref.key] == "train":
+            others = [
+                replace(ref, key=f"{ref.key}_phase{phase}", phase=phase)
+                for phase in range(1, num_phases)
+            ]
+            split_of.update({other.key: "train" for other in others})
+            every += others
+    return every
 
 
 def _finished(out_dir: Path, provenance: dict[str, Any], overwrite: bool) -> Manifest | None:

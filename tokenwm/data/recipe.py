@@ -57,6 +57,8 @@ class Recipe:
         source: Options of the reader; ``type`` chooses it.
         control_rate: Steps per second of the dataset, Hz; divides the source's rate.
         action_aggregation: What becomes of the actions between two kept steps.
+        all_phases: Whether every training episode is kept once for each row that downsampling may
+            begin at; for few episodes, of which ``f`` times as many rows are used then.
         image_size: ``[height, width]`` of frames, pixels, each in [8, 1024].
         resize: ``crop`` (centre, to the aspect ratio) or ``stretch``.
         splits: How episodes are divided.
@@ -69,6 +71,7 @@ class Recipe:
     source: SourceConfig
     control_rate: float
     action_aggregation: Aggregation = "last"
+    all_phases: bool = False
     image_size: tuple[int, int] = (64, 64)
     resize: Resize = "crop"
     splits: SplitConfig = field(default_factory=SplitConfig)

@@ -79,15 +79,16 @@ class FrameResizer:
 
 
 def read_frames(
-    path: Path, *, step: int, resizer: FrameResizer, episode: str
+    path: Path, *, first: int = 0, step: int, resizer: FrameResizer, episode: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Decode a video from start to end and keep the frames ``0, step, 2·step, …``.
+    """Decode a video from start to end and keep the frames ``first, first + step, …``.
 
     Every frame is decoded, since one frame needs those before it, and since only then is it known
     that the video is whole; only the kept ones are converted.
 
     Args:
         path: Video file.
+        first: First frame to keep.
         step: Keep one frame of ``step``, ``>= 1``.
         resizer: How to make a frame smaller.
         episode: Key of the episode, for messages.
@@ -114,7 +115,7 @@ def read_frames(
                 if frame.is_corrupt:
                     raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
                 times.append(np.nan if frame.pts is None else frame.time)
-                if index % step == 0:
+                if index >= first and (index - first) % step == 0:
                     kept.append(resizer(frame))
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(

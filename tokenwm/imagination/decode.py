@@ -126,7 +126,7 @@ def decode_step(
 
     new_state = None
     if model.state_head is not None and state.state is not None:
-        logits = model.state_head(hidden, state.state)  # (B, P, bins)
+        logits = model.state_head(hidden, state.state, action)  # (B, P, bins)
         new_state = _draw_state(logits, state, next_step, sampling)
     hints, inputs = _observe_state(model, state, condition, new_state)
     if inputs is not None:
@@ -142,7 +142,11 @@ def decode_step(
                 model, state.cache, pending, next_step, slots[slot - 1 : slot]
             )
         logits = model.frame_logits(hidden, state.frame[:, index])  # (B, V)
-        token = _draw(logits, state, next_step, slot, sampling)
+        if sampling.temperature == 0.0:
+            token = sample(model.point_logits(logits, state.frame[:, index]), None, sampling)
+        else:
+            noise = gumbel_noise(state.seed, state.rows, next_step, slot, logits.shape[-1])
+            token = sample(logits, noise, sampling)
         nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         frame[:, index] = token
         is_last = index == model.layout.num_frame_tokens - 1
@@ -243,16 +247,6 @@ def _observe_state(
     if embedded is None:
         return hints, None
     return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
-
-
-def _draw(
-    logits: Tensor, state: DecodeState, step: Tensor, slot: int, sampling: SamplingConfig
-) -> Tensor:
-    """``(B, V)`` logits → ``(B,)`` ids under the state's noise."""
-    if sampling.temperature == 0.0:
-        return sample(logits, None, sampling)
-    noise = gumbel_noise(state.seed, state.rows, step, slot, logits.shape[-1])
-    return sample(logits, noise, sampling)
 
 
 def _draw_state(

@@ -1,7 +1,9 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from tokenwm.tokenizer.frames import FrameTokenizer
 
 Progress = Callable[[int, int, str], None]
 FRAMES_PER_PASS = 256
+MAX_SHIFT = 4
+"""Pixels by which shifted copies are moved at most: about half a token of the ``small`` size."""
 
 
 def fit_scalar_tokenizer(
@@ -82,15 +86,21 @@ def tokenize_shards(
     tokenizer: FrameTokenizer,
     vocabulary: Vocabulary,
     *,
+    num_shifted_copies: int = 0,
     progress: Progress | None = None,
 ) -> Manifest:
     """Encode every episode of frame shards.
+
+    Few episodes are soon learned by heart. Copies whose frames are moved by a few pixels give a
+    world model more of them: it has to look where things are instead of recognising the step.
 
     Args:
         frames_folder: Dataset folder of kind ``frames``.
         out_folder: Where the token shards go; must not hold a dataset yet.
         tokenizer: Frame tokenizer in eval mode; its device does the work.
         vocabulary: From :func:`make_vocabulary`.
+        num_shifted_copies: Copies of every training episode besides itself, each with its frames
+            moved by its own shift of up to ``MAX_SHIFT`` pixels.
         progress: Called with (episodes done, episodes in all, key).
 
     Returns:
@@ -109,17 +119,24 @@ def tokenize_shards(
             f"{frames_folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
             f"trained for {tokenizer.num_cameras} camera(s)"
         )
+    if num_shifted_copies < 0:
+        raise TokenwmError(f"num_shifted_copies={num_shifted_copies}; use 0 (none) or more")
     shards, episodes = [], []
-    total, done = len(manifest.episodes), 0
+    total = len(manifest.episodes) + num_shifted_copies * len(reader.keys("train"))
+    done = 0
     for split in SPLITS:
         keys = reader.keys(split)
         if not keys:
             continue
+        copies = num_shifted_copies if split == "train" else 0
         with ShardWriter(out_folder, split) as writer:
-            for key in keys:
-                writer.add(
-                    key, _tokenize_episode(reader, key, tokenizer, vocabulary), reader.metadata(key)
-                )
+            for key, copy in product(keys, range(copies + 1)):
+                shift = shift_of(key, copy)
+                arrays = _tokenize_episode(reader, key, tokenizer, vocabulary, shift)
+                metadata = reader.metadata(key)
+                if copy > 0:
+                    metadata = {**metadata, "shifted_down": shift[0], "shifted_right": shift[1]}
+                writer.add(f"{key}_shift{copy}" if copy else key, arrays, metadata)
                 done += 1
                 if progress is not None:
                     progress(done, total, key)
@@ -158,15 +175,32 @@ def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
     return Vocabulary.from_dict(manifest.extra["vocabulary"])
 
 
+def shift_of(key: str, copy: int) -> tuple[int, int]:
+    """Pixels down and right by which a copy of an episode is moved; copy 0 is the episode itself.
+
+    A function of its arguments only; copies are always moved.
+    """
+    if copy == 0:
+        return 0, 0
+    side = range(-MAX_SHIFT, MAX_SHIFT + 1)
+    shifts = [shift for shift in product(side, side) if shift != (0, 0)]
+    digest = hashlib.sha256(f"{key}/{copy}".encode()).digest()
+    return shifts[int.from_bytes(digest[:8], "big") % len(shifts)]
+
+
 def _tokenize_episode(
-    reader: ShardReader, key: str, tokenizer: FrameTokenizer, vocabulary: Vocabulary
+    reader: ShardReader,
+    key: str,
+    tokenizer: FrameTokenizer,
+    vocabulary: Vocabulary,
+    shift: tuple[int, int],
 ) -> dict[str, NDArray[Any]]:
     arrays = dict(reader.arrays(key))
     cameras = [arrays.pop(name) for name in list(arrays) if name.startswith("frames.")]
     frames = torch.from_numpy(np.stack(cameras, axis=1))  # (T, cameras, H, W, 3)
     device = tokenizer.mean_frame.device
     encoded: list[Tensor] = [
-        tokenizer.encode_frames(part.to(device)).cpu()
+        tokenizer.encode_frames(part.to(device), shift).cpu()
         for part in torch.split(frames, FRAMES_PER_PASS)
     ]
     out = {"frame_tokens": torch.cat(encoded).numpy().astype(np.uint16)}

@@ -113,11 +113,13 @@ class TokenizerOutput(NamedTuple):
 
     Attributes:
         reconstruction: ``(B, 3, H, W)`` float32, about [0, 1].
+        target: ``(B, 3, H, W)`` float32, what it should have been.
         indices: ``(B, h * w)`` int64.
         commitment_loss: Scalar, weighted.
     """
 
     reconstruction: Tensor
+    target: Tensor
     indices: Tensor
     commitment_loss: Tensor
 
@@ -179,25 +181,41 @@ class FrameTokenizer(nn.Module):
         pixels = torch.unflatten(output.float(), 0, (-1, self.num_cameras))
         return (pixels * PIXEL_SCALE + self.mean_frame).flatten(0, 1)
 
-    def forward(self, frames: Tensor) -> TokenizerOutput:
+    def forward(self, frames: Tensor, max_shift: int = 0) -> TokenizerOutput:
         """Encode, quantize and decode ``(..., cameras, H, W, 3)`` uint8 frames.
+
+        Args:
+            frames: The frames.
+            max_shift: Every camera frame is moved at random by up to so many pixels first, see
+                :func:`shifted`.
 
         Raises:
             ShapeError: The frames do not have the tokenizer's cameras and size.
         """
         self._check_frames(frames)
-        latents = self.encoder(self.normalize(frames))  # (B, code_dim, h, w)
+        pixels = self.normalize(frames)
+        if max_shift > 0:
+            size = (pixels.shape[0], 2)
+            pixels = shifted(
+                pixels, torch.randint(-max_shift, max_shift + 1, size, device=pixels.device)
+            )
+        latents = self.encoder(pixels)  # (B, code_dim, h, w)
         quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
         codes = quantized.codes.transpose(1, 2).unflatten(2, self.grid)
-        reconstruction = self._to_unit(self.decoder(codes))
-        return TokenizerOutput(reconstruction, quantized.indices, quantized.commitment_loss)
+        return TokenizerOutput(
+            self._to_unit(self.decoder(codes)),
+            self._to_unit(pixels),
+            quantized.indices,
+            quantized.commitment_loss,
+        )
 
     @torch.no_grad()
-    def encode_frames(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
         """Turn frames into tokens.
 
         Args:
             frames: ``(..., cameras, H, W, 3)`` uint8 in [0, 255].
+            shift: Pixels by which all frames are moved down and right first, see :func:`shifted`.
 
         Returns:
             ``(..., K)`` int64 in [0, codebook_size); cameras in order, each row by row.
@@ -206,7 +224,11 @@ class FrameTokenizer(nn.Module):
             ShapeError: The frames do not have the tokenizer's cameras and size.
         """
         self._check_frames(frames)
-        latents = self.encoder(self.normalize(frames))
+        pixels = self.normalize(frames)
+        if shift != (0, 0):
+            moved = torch.tensor(shift, device=pixels.device).expand(pixels.shape[0], 2)
+            pixels = shifted(pixels, moved)
+        latents = self.encoder(pixels)
         quantized: Quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
         indices = quantized.indices  # (B * cameras, h * w)
         return indices.reshape(*frames.shape[:-4], self.tokens_per_frame)
@@ -243,6 +265,28 @@ class FrameTokenizer(nn.Module):
             raise ShapeError(f"frames have dtype {frames.dtype}; expected uint8 in [0, 255]")
         tail = frames if frames.ndim <= 4 else frames.flatten(0, -5)[0]
         check_shape("frames (..., cameras, H, W, 3)", tail, (self.num_cameras, *self.image_size, 3))
+
+
+def shifted(pixels: Tensor, shift: Tensor) -> Tensor:
+    """Move pictures by whole pixels; what comes in at the border repeats the border.
+
+    Done to centred frames (the mean frame stays where it is) this is the augmentation of DrQ
+    (Kostrikov et al. 2021): a camera that stood a little differently.
+
+    Args:
+        pixels: ``(B, C, H, W)``.
+        shift: ``(B, 2)`` int64, pixels down and right; negative is up and left.
+
+    Returns:
+        ``(B, C, H, W)`` in channels-last memory.
+    """
+    batch, _, height, width = pixels.shape
+    device = pixels.device
+    rows = (torch.arange(height, device=device) - shift[:, :1]).clamp(0, height - 1)  # (B, H)
+    columns = (torch.arange(width, device=device) - shift[:, 1:]).clamp(0, width - 1)  # (B, W)
+    picture = torch.arange(batch, device=device)[:, None, None]
+    moved = pixels.movedim(1, -1)[picture, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    return moved.movedim(-1, 1)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class FrameTokenizerModule(TrainingModule):
         tokenizer: Sizes of the tokenizer.
         loss: Weights of the loss.
         optimizer: Optimizer and schedule.
+        max_shift: In training every frame is moved at random by up to so many pixels; for few
+            frames, which are learned by heart otherwise.
         compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with
             ``vq``, whose dead-code revival breaks the graph).
     """
@@ -83,15 +85,19 @@ class FrameTokenizerModule(TrainingModule):
         tokenizer: FrameTokenizerConfig = FrameTokenizerConfig(),  # noqa: B008 (frozen)
         loss: TokenizerLossConfig = TokenizerLossConfig(),  # noqa: B008
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        max_shift: int = 0,
         compile: bool = False,
     ) -> None:
         super().__init__(optimizer)
+        if max_shift < 0:
+            raise TokenwmError(f"max_shift={max_shift}; use 0 (none) or a number of pixels")
         if compile and tokenizer.quantizer == "vq":
             raise TokenwmError(
                 "compile=true does not work with quantizer=vq; use fsq, or compile=false"
             )
         self.tokenizer_config = tokenizer
         self.loss_config = loss
+        self.max_shift = max_shift
         self.compile_training = compile
         self._counts: Tensor | None = None
         self._perceptual = PerceptualLoss() if loss.perceptual_weight > 0 else None
@@ -150,17 +156,18 @@ class FrameTokenizerModule(TrainingModule):
         frames = batch.frames[
             batch.step_valid
         ]  # (B, cameras, H, W, 3); padding would be counted twice
-        output = self.tokenizer(frames)
-        target = frames.flatten(0, 1).movedim(-1, 1).float() / 255.0  # (B * cameras, 3, H, W)
-        error = output.reconstruction - target
+        output = self.tokenizer(frames, self.max_shift if self.training else 0)
+        error = output.reconstruction - output.target
         config = self.loss_config
-        weight = self._pixel_weight(target, frames.shape[0])
+        weight = self._pixel_weight(output.target, frames.shape[0])
         loss = (
             weight * (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs())
         ).mean()
         loss = loss + output.commitment_loss
         if self._perceptual is not None:
-            loss = loss + config.perceptual_weight * self._perceptual(output.reconstruction, target)
+            loss = loss + config.perceptual_weight * self._perceptual(
+                output.reconstruction, output.target
+            )
         with torch.no_grad():
             squared = error.square().mean()
             psnr = -10.0 * squared.clamp(min=1e-10).log10()

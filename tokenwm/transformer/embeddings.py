@@ -22,11 +22,16 @@ Finer differences are left to their linear term.
 def fourier_features(values: Tensor) -> Tensor:
     """``(..., )`` values in [-1, 1] → ``(..., 2 * NUM_FREQUENCIES + 1)``.
 
-    The value, sines and cosines.
+    The value, sines and cosines, each octave at half the amplitude of the one below. With equal
+    amplitudes the fine ones outweigh the coarse, and 26 joints tell one training step from every
+    other: few episodes are learned by heart instead of understood (measured on the Unitree G1).
     """
-    frequency = math.pi * 2.0 ** torch.arange(-1, NUM_FREQUENCIES - 1)
-    angle = values.unsqueeze(-1) * frequency
-    return torch.cat([values.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)
+    octave = torch.arange(NUM_FREQUENCIES)
+    angle = values.unsqueeze(-1) * (math.pi * 2.0 ** (octave - 1))
+    amplitude = 2.0**-octave
+    return torch.cat(
+        [values.unsqueeze(-1), amplitude * angle.sin(), amplitude * angle.cos()], dim=-1
+    )
 
 
 def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
@@ -59,8 +64,12 @@ class ScalarEmbedding(nn.Module):
             features = torch.eye(tokenizer.num_values).repeat(tokenizer.num_dimensions, 1, 1)
         self.register_buffer("features", features, persistent=False)
         self.register_buffer("dimension", torch.arange(features.shape[0]), persistent=False)
-        width = features.shape[0] * features.shape[-1]
-        self.layers = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
+        read = nn.Linear(features.shape[0] * features.shape[-1], dim)
+        write = nn.Linear(dim, dim)
+        # Of unit size like the embeddings of codes: a tenth of that and frames ignore the robot.
+        nn.init.normal_(read.weight, std=2.0 * features.shape[0] ** -0.5)
+        nn.init.normal_(write.weight, std=2.0 * dim**-0.5)
+        self.layers = nn.Sequential(read, nn.SiLU(), write)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(..., A)`` int64 → ``(..., D)``."""
@@ -68,20 +77,83 @@ class ScalarEmbedding(nn.Module):
         return out
 
 
+class LinearDynamics(nn.Module):
+    """Where a state goes if it moves linearly: ``s' = s + W [s, a] + b``, in scaled units.
+
+    Least squares finds ``W`` from a few hundred steps, which gradients on tokens do not: on 18
+    episodes of a Unitree G1 it predicts 26 joints 20 steps ahead with an error of 5 bins of 256
+    where the transformer alone had 28. What is not linear is left to the head's other part.
+    """
+
+    centers: Tensor
+    action_features: Tensor
+    dimension: Tensor
+    action_dimension: Tensor
+
+    def __init__(self, state: ContinuousTokenizer, action: ScalarTokenizer) -> None:
+        super().__init__()
+        centers, _ = center_features(state)
+        self.register_buffer("centers", centers, persistent=False)
+        if isinstance(action, ContinuousTokenizer):
+            features = center_features(action)[0].unsqueeze(-1)
+        else:
+            features = torch.eye(action.num_values).repeat(action.num_dimensions, 1, 1)
+        self.register_buffer("action_features", features, persistent=False)
+        self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
+        self.register_buffer("action_dimension", torch.arange(len(features)), persistent=False)
+        self.drift = nn.Linear(len(centers) + features.shape[0] * features.shape[-1], len(centers))
+        nn.init.zeros_(self.drift.weight)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """``(..., P)`` and ``(..., A)`` int64 → expected next state, ``(..., P)`` float32.
+
+        In units in which the outer edges of the bins are -1 and 1.
+        """
+        with torch.autocast(state.device.type, enabled=False):  # bfloat16 is as coarse as the bins
+            value, inputs = self._inputs(state, action)
+            out: Tensor = value + self.drift(inputs)
+        return out
+
+    @torch.no_grad()
+    def fit(self, *, state: Tensor, action: Tensor, next_state: Tensor) -> None:
+        """Least squares over ``N`` steps, with a little ridge.
+
+        Args:
+            state: ``(N, P)`` int64.
+            action: ``(N, A)`` int64.
+            next_state: ``(N, P)`` int64.
+        """
+        value, inputs = self._inputs(state, action)
+        ones = torch.ones(len(inputs), 1, device=inputs.device)
+        x = torch.cat([inputs, ones], dim=1).double()
+        y = (self.centers[self.dimension, next_state] - value).double()
+        ridge = 1e-4 * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        weights = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T  # (P, inputs + 1)
+        self.drift.weight.copy_(weights[:, :-1])
+        self.drift.bias.copy_(weights[:, -1])
+
+    def _inputs(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled state ``(..., P)`` and the inputs of the linear map."""
+        value = self.centers[self.dimension, state]
+        features = self.action_features[self.action_dimension, action].flatten(-2)
+        return value, torch.cat([value, features], dim=-1)
+
+
 class ContinuousHead(nn.Module):
     """Logits over the bins of every state dimension, all read from one hidden state.
 
     A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins),
-    and a Laplace prior around the previous value, with a learned sharpness per dimension, makes
-    learning start at persistence.
+    and a Laplace prior around where linear dynamics lead, with a learned sharpness per dimension,
+    makes learning start there; before :meth:`LinearDynamics.fit`, at persistence.
     """
 
     features: Tensor
     centers: Tensor
     dimension: Tensor
 
-    def __init__(self, tokenizer: ContinuousTokenizer, dim: int) -> None:
+    def __init__(self, tokenizer: ContinuousTokenizer, action: ScalarTokenizer, dim: int) -> None:
         super().__init__()
+        self.dynamics = LinearDynamics(tokenizer, action)
         centers, features = center_features(tokenizer)
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("features", features, persistent=False)
@@ -90,19 +162,21 @@ class ContinuousHead(nn.Module):
         nn.init.zeros_(self.coefficients.weight)
         self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))
 
-    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
         """Compute logits.
 
         Args:
             hidden: ``(..., D)``.
             previous: ``(..., P)`` int64, the state tokens of the step before.
+            action: ``(..., A)`` int64, the action taken there.
 
         Returns:
             ``(..., P, bins)`` float32.
         """
         coefficients = self.coefficients(hidden).float().unflatten(-1, (len(self.centers), -1))
         logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features)
-        distance = (self.centers - self.centers[self.dimension, previous].unsqueeze(-1)).abs()
+        expected: Tensor = self.dynamics(previous, action)
+        distance = (self.centers - expected.unsqueeze(-1)).abs()
         return logits - self.sharpness.exp().unsqueeze(-1) * distance
 
 
@@ -115,8 +189,8 @@ class DiscreteHead(nn.Module):
         self.logits = nn.Linear(dim, num_dimensions * num_values)
         nn.init.zeros_(self.logits.weight)
 
-    def forward(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """``(..., D)`` → ``(..., P, ids)``; ``previous`` is not used."""
+    def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
+        """``(..., D)`` → ``(..., P, ids)``; ``previous`` and ``action`` are not used."""
         out: Tensor = self.logits(hidden).float().unflatten(-1, (self.num_dimensions, -1))
         return out
 

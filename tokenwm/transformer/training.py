@@ -2,14 +2,21 @@
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.training import OptimizerConfig, TrainingModule
+from tokenwm.transformer.embeddings import ContinuousHead
 from tokenwm.transformer.world_model import Losses, Tokens, WorldModel, WorldModelConfig
+
+MAX_DYNAMICS_EPISODES = 500
+"""Training episodes that linear dynamics are fitted to at most; more change nothing."""
 
 
 class WorldModelModule(TrainingModule):
@@ -44,6 +51,7 @@ class WorldModelModule(TrainingModule):
             )
         vocabulary = read_vocabulary(datamodule.manifest, datamodule.root)
         self.world_model = WorldModel(self.model_config, vocabulary)
+        fit_dynamics(self.world_model, ShardReader(datamodule.root))
         if self.compile_training:
             self.world_model.compile()
 
@@ -69,6 +77,23 @@ class WorldModelModule(TrainingModule):
             reward=batch.reward,
             terminated=batch.terminated,
         )
+
+
+def fit_dynamics(model: WorldModel, reader: ShardReader) -> None:
+    """Start the state head from least squares over the training episodes, if it has dynamics."""
+    if not isinstance(model.state_head, ContinuousHead):
+        return
+    keys = reader.keys("train")
+    spread = keys[:: -(-len(keys) // MAX_DYNAMICS_EPISODES)]
+    steps: dict[str, list[Tensor]] = {"state": [], "action": [], "next_state": []}
+    for key in spread:
+        arrays = reader.arrays(key, ("state_tokens", "action_tokens"))
+        state = torch.from_numpy(arrays["state_tokens"].astype(np.int64))
+        action = torch.from_numpy(arrays["action_tokens"].astype(np.int64))
+        steps["state"].append(state[:-1])
+        steps["action"].append(action[:-1])
+        steps["next_state"].append(state[1:])
+    model.state_head.dynamics.fit(**{name: torch.cat(parts) for name, parts in steps.items()})
 
 
 def tokens_of(batch: Batch) -> Tokens:

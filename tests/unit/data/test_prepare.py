@@ -54,6 +54,29 @@ def test_from_recordings_to_shards(dataset: Any, tmp_path: Path) -> None:
         assert reader.metadata(ref.key)["task"] == "push the block"
 
 
+def test_all_phases_of_training_episodes_only(dataset: Any, tmp_path: Path) -> None:
+    """Row ``p + 3t`` is step ``t`` of phase ``p``; what is held out stays as it is."""
+    manifest = prepare(dataset.recipe(all_phases=True), tmp_path / "all")
+    once = prepare(dataset.recipe(), tmp_path / "once")
+    reader, plain = ShardReader(tmp_path / "all", verify=True), ShardReader(tmp_path / "once")
+    assert [manifest.num_episodes(split) for split in ("train", "val", "test")] == [12, 1, 1]
+    for split in ("val", "test"):
+        assert reader.keys(split) == plain.keys(split)
+    for key in plain.keys("train"):
+        rows = dataset.lengths[int(key.removeprefix("episode_"))]
+        for phase in (0, 1, 2):
+            name = f"{key}_phase{phase}" if phase else key
+            arrays = reader.arrays(name)
+            kept = np.arange(phase, rows, 3)
+            np.testing.assert_allclose(arrays["state"][:, 0], 0.1 * kept, rtol=1e-6)
+            # The synthetic action is its row; "last" takes the one before the next kept row.
+            np.testing.assert_array_equal(arrays["action"][:-1, 0], kept[1:] - 1)
+            brightness = arrays["frames.front"].mean((1, 2, 3))
+            np.testing.assert_allclose(brightness, 10 + 4 * kept, atol=3)
+            assert reader.metadata(name).get("phase", 0) == phase
+    assert once.provenance["recipe"]["all_phases"] is False
+
+
 def test_provenance_and_statistics_travel_with_the_dataset(dataset: Any, tmp_path: Path) -> None:
     recipe = dataset.recipe()
     manifest = prepare(recipe, tmp_path / "out")

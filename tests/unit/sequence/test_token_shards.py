@@ -16,6 +16,7 @@ from tokenwm.sequence.token_shards import (
     fit_scalar_tokenizer,
     make_vocabulary,
     read_vocabulary,
+    shift_of,
     tokenize_shards,
 )
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -90,6 +91,45 @@ def test_progress_counts_the_episodes(frame_shards: Path, tmp_path: Path) -> Non
     )
     assert [(done, total) for done, total, _ in seen] == [(i + 1, 5) for i in range(5)]
     assert seen[0][2] == "train_0"
+
+
+def test_training_episodes_get_shifted_copies(
+    frame_shards: Path, token_shards: Path, tmp_path: Path
+) -> None:
+    tokenizer = small_tokenizer().eval()
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, num_shifted_copies=2)
+    frames, tokens = ShardReader(frame_shards), ShardReader(tmp_path, verify=True)
+    plain = ShardReader(token_shards)
+    for split in ("val", "test"):
+        assert tokens.keys(split) == frames.keys(split)
+    expected = [
+        name for key in frames.keys("train") for name in (key, f"{key}_shift1", f"{key}_shift2")
+    ]
+    assert list(tokens.keys("train")) == expected
+    for key in frames.keys("train"):
+        own = plain.arrays(key)["frame_tokens"]
+        np.testing.assert_array_equal(tokens.arrays(key)["frame_tokens"], own)
+        assert "shifted_down" not in tokens.metadata(key)
+        top = torch.from_numpy(frames.arrays(key)["frames.top"])[:, None]
+        for copy in (1, 2):
+            name, (down, right) = f"{key}_shift{copy}", shift_of(key, copy)
+            moved = tokenizer.encode_frames(top, shift=(down, right)).numpy()
+            arrays, metadata = tokens.arrays(name), tokens.metadata(name)
+            np.testing.assert_array_equal(arrays["frame_tokens"], moved)
+            np.testing.assert_array_equal(arrays["action"], tokens.arrays(key)["action"])
+            assert (metadata["shifted_down"], metadata["shifted_right"]) == (down, right)
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, num_shifted_copies=-1)
+
+
+def test_shifts_are_a_function_of_episode_and_copy() -> None:
+    assert shift_of("a", 0) == (0, 0)
+    shifts = {(key, copy): shift_of(key, copy) for key in "abcdefgh" for copy in range(1, 30)}
+    assert len(set(shifts.values())) > 60  # of 80
+    assert (0, 0) not in shifts.values()
+    assert max(max(map(abs, shift)) for shift in shifts.values()) == module.MAX_SHIFT
+    assert shift_of("a", 3) == shifts["a", 3]
 
 
 def test_state_is_left_out_on_request(frame_shards: Path, tmp_path: Path) -> None:

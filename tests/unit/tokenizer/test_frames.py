@@ -10,6 +10,7 @@ from tokenwm.tokenizer.frames import (
     FrameTokenizer,
     FrameTokenizerConfig,
     codebook_usage,
+    shifted,
     to_uint8,
 )
 
@@ -60,6 +61,44 @@ def test_training_and_decoding_give_the_same_picture() -> None:
         torch.testing.assert_close(decoded, output.reconstruction, atol=1e-5, rtol=0)
         expected = to_uint8(tokenizer.decode_to_unit(tokens))
         assert torch.equal(tokenizer.decode_frames(tokens), expected)
+
+
+@given(down=st.integers(-5, 5), right=st.integers(-5, 5))
+def test_shifted_pictures_repeat_their_border(down: int, right: int) -> None:
+    pixels = torch.arange(2 * 3 * 6 * 4).view(2, 3, 6, 4)
+    moved = shifted(pixels, torch.tensor([[down, right], [0, 0]]))
+    assert torch.equal(moved[1], pixels[1])
+    for row in range(6):
+        for column in range(4):
+            source = pixels[0, :, min(max(row - down, 0), 5), min(max(column - right, 0), 3)]
+            assert torch.equal(moved[0, :, row, column], source)
+
+
+def test_a_shifted_frame_has_the_tokens_of_its_shifted_residual() -> None:
+    """With mean frame 0.5 everywhere, shifting the residual is shifting the frame."""
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    frames = random_frames(3, 2)
+    pictures = frames.flatten(0, 1).movedim(-1, 1)
+    moved = shifted(pictures, torch.tensor([[2, -3]]).expand(6, 2)).movedim(1, -1)
+    expected = tokenizer.encode_frames(moved.reshape(frames.shape))
+    assert torch.equal(tokenizer.encode_frames(frames, shift=(2, -3)), expected)
+    assert not torch.equal(tokenizer.encode_frames(frames), expected)
+
+
+def test_training_shifts_what_is_to_be_reconstructed_too() -> None:
+    tokenizer = small_tokenizer().eval()
+    frames = random_frames(20, 1)
+    still = tokenizer(frames).target
+    expected = frames[:, 0].movedim(-1, 1) / 255.0
+    torch.testing.assert_close(still, expected)
+    torch.manual_seed(0)
+    output = tokenizer(frames, max_shift=2)
+    shifts = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3))
+    every = torch.stack([shifted(expected, shift.expand(20, 2)) for shift in shifts])
+    distance = (every - output.target).abs().amax((2, 3, 4))  # (shifts, frames)
+    assert (distance.min(0).values < 1e-5).all()
+    assert len(distance.argmin(0).unique()) > 5
+    assert (output.reconstruction - output.target).square().mean() < 1.0
 
 
 def test_every_camera_is_centred_on_its_own_mean_frame() -> None:

@@ -16,6 +16,7 @@ from tokenwm.transformer.embeddings import (
     ContinuousHead,
     DiscreteHead,
     FrameHints,
+    LinearDynamics,
     RewardHead,
     ScalarEmbedding,
     center_features,
@@ -44,8 +45,9 @@ class Fixed(nn.Module):
 def test_fourier_features_are_the_value_its_sines_and_cosines() -> None:
     value = 0.3
     frequencies = [math.pi * 2.0**k for k in range(-1, 5)]
-    expected = [value, *(math.sin(f * value) for f in frequencies)]
-    expected += [math.cos(f * value) for f in frequencies]
+    octaves = list(enumerate(frequencies))
+    expected = [value, *(0.5**k * math.sin(f * value) for k, f in octaves)]
+    expected += [0.5**k * math.cos(f * value) for k, f in octaves]
     assert fourier_features(torch.tensor(value)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -81,9 +83,11 @@ def test_discrete_ids_are_told_apart() -> None:
 @torch.no_grad()
 def test_the_state_head_starts_at_persistence() -> None:
     """Before training the previous bin is the most likely one, and nearer ones are likelier."""
-    head = ContinuousHead(binning(2, 8), 16)
+    head = ContinuousHead(binning(2, 8), binning(1), 16)
     nn.init.zeros_(head.coefficients.bias)
-    logits = head(torch.randn(3, 16), torch.tensor([[2, 5]] * 3))
+    nn.init.zeros_(head.dynamics.drift.bias)
+    action = torch.tensor([[0], [9], [15]])
+    logits = head(torch.randn(3, 16), torch.tensor([[2, 5]] * 3), action)
     assert logits.shape == (3, 2, 8)
     for dimension, previous in ((0, 2), (1, 5)):
         distance = (torch.arange(8) - previous).abs() * 2 / 8  # in units of half the range
@@ -94,25 +98,62 @@ def test_the_state_head_starts_at_persistence() -> None:
 @torch.no_grad()
 def test_the_state_head_is_a_sum_over_features() -> None:
     torch.manual_seed(0)
-    head = ContinuousHead(binning(2, 8), 16)
+    head = ContinuousHead(binning(2, 8), binning(1), 16)
     shake(head, 0.5)
-    hidden, previous = torch.randn(16), torch.tensor([1, 6])
-    logits = head(hidden, previous)
+    hidden, previous, action = torch.randn(16), torch.tensor([1, 6]), torch.tensor([3])
+    logits = head(hidden, previous, action)
+    expected = head.dynamics(previous, action)
     coefficients = head.coefficients(hidden).view(2, -1)
     for dimension in range(2):
         for number in range(8):
             place = -1 + (2 * number + 1) / 8
-            start = -1 + (2 * int(previous[dimension]) + 1) / 8
+            start = float(expected[dimension])
             smooth = (coefficients[dimension] * fourier_features(torch.tensor(place))).sum()
             prior = head.sharpness[dimension].exp() * abs(place - start)
             torch.testing.assert_close(logits[dimension, number], smooth - prior, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_linear_dynamics_are_found_from_steps() -> None:
+    """A spring that follows its target: the fit predicts unseen steps to the width of a bin."""
+    bins = binning(2, 256)
+    generator = torch.Generator().manual_seed(0)
+
+    def steps(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        state = torch.rand(count, 2, generator=generator) * 1.6 - 0.8
+        target = torch.rand(count, 2, generator=generator) * 1.6 - 0.8
+        following = state + 0.3 * (target - state) + 0.1 * state.flip(1)
+        values = (state, target, following)
+        encoded = [torch.from_numpy(bins.encode(x.numpy()).astype(np.int64)) for x in values]
+        return encoded[0], encoded[1], encoded[2]
+
+    dynamics = LinearDynamics(bins, bins)
+    state, action, next_state = steps(2000)
+    dynamics.fit(state=state, action=action, next_state=next_state)
+    state, action, next_state = steps(200)
+    error = (dynamics(state, action) - dynamics.centers[dynamics.dimension, next_state]).abs()
+    assert error.max() < 2 * 2 / 256
+    width = [[-0.3, 0.1, 0.3, 0.0], [0.1, -0.3, 0.0, 0.3]]
+    torch.testing.assert_close(dynamics.drift.weight, torch.tensor(width), atol=0.01, rtol=0)
+
+
+@torch.no_grad()
+def test_linear_dynamics_take_discrete_actions_one_by_one() -> None:
+    bins, moves = binning(1, 64), torch.tensor([-4, 0, 9])
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randint(8, 50, (600, 1), generator=generator)
+    action = torch.randint(3, (600, 1), generator=generator)
+    dynamics = LinearDynamics(bins, DiscreteTokenizer(num_values=3))
+    dynamics.fit(state=state, action=action, next_state=state + moves[action])
+    step = dynamics(state[:20], action[:20]) - dynamics.centers[0, state[:20]]
+    torch.testing.assert_close(step, moves[action[:20]] * 2 / 64, atol=2e-3, rtol=0)
 
 
 def test_the_discrete_head_gives_every_dimension_its_own_logits() -> None:
     head = DiscreteHead(2, 5, 16)
     shake(head)
     hidden = torch.randn(3, 16)
-    logits = head(hidden, torch.zeros(3, 2, dtype=torch.int64))
+    logits = head(hidden, torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 1))
     assert logits.shape == (3, 2, 5)
     torch.testing.assert_close(logits.flatten(1), head.logits(hidden))
 

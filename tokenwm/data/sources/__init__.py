@@ -53,12 +53,14 @@ class EpisodeRef:
         index: Number of the episode in its source.
         num_rows: Rows the source declares, at its own rate; None if unknown.
         task: What the robot was asked to do; may be empty.
+        phase: Row at which downsampling begins, in ``[0, num_phases)`` of the source.
     """
 
     key: str
     index: int
     num_rows: int | None = None
     task: str = ""
+    phase: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,14 @@ class SourceDescription:
 
 
 class Source(Protocol):
-    """A place episodes come from. Must be picklable, worker processes load from a copy."""
+    """A place episodes come from. Must be picklable, worker processes load from a copy.
+
+    Attributes:
+        num_phases: Rows of the source per step of the result: at how many rows an episode can begin
+            so that each time other rows are kept. 1 where nothing is left out.
+    """
+
+    num_phases: int
 
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""

@@ -97,6 +97,8 @@ class GymnasiumConfig:
 class GymnasiumSource:
     """Episodes recorded when they are loaded; see :class:`~tokenwm.data.sources.Source`."""
 
+    num_phases = 1
+
     def __init__(self, config: GymnasiumConfig, episode_format: EpisodeFormat) -> None:
         self.config = config
         self.format = episode_format

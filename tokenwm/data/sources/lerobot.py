@@ -89,6 +89,7 @@ class LeRobotSource:
         self.meta = read_meta(folder)
         _check_features(config, self.meta)
         self.factor = downsampling_factor(self.meta.rate, episode_format.control_rate)
+        self.num_phases = self.factor
         self._terminated_column = next(
             (name for name in TERMINATED_COLUMNS if name in self.meta.features), None
         )
@@ -130,7 +131,7 @@ class LeRobotSource:
                 f"episode {ref.key}: the parquet file has {num_rows} rows, meta/episodes.jsonl "
                 f"says {ref.num_rows}; they must be equal"
             )
-        if num_rows < 2:
+        if num_rows - ref.phase < 2:
             raise EpisodeError(f"episode {ref.key}: too short, {num_rows} row(s)")
         limits = self.format.quality
         timestamps = columns["timestamp"][:, 0]
@@ -140,6 +141,7 @@ class LeRobotSource:
         quality.check_signals(
             ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
         )
+        signals = signals.beginning_at(ref.phase)
         kept = downsample(signals, self.factor, self.format.action_aggregation)
         num_steps = len(kept.action)
         quality.check_num_steps(ref.key, limits, num_steps, self.format.control_rate)
@@ -216,6 +218,7 @@ class LeRobotSource:
         for camera, feature in self.config.cameras.items():
             frames[camera], times = read_frames(
                 self.meta.path(self.meta.video_path, ref.index, video_key=feature),
+                first=ref.phase,
                 step=self.factor,
                 resizer=FrameResizer(*self.format.image_size, self.format.resize),
                 episode=ref.key,
@@ -230,6 +233,8 @@ class LeRobotSource:
 
     def _metadata(self, ref: EpisodeRef, signals: Signals, num_steps: int) -> dict[str, Scalar]:
         metadata: dict[str, Scalar] = {"source_index": ref.index}
+        if ref.phase:
+            metadata["phase"] = ref.phase
         if self._terminated_column is not None:
             # What the rows after the last kept step say about the end has no step to stand at.
             rest = signals.terminated[(num_steps - 1) * self.factor :]
