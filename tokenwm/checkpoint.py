@@ -52,7 +52,7 @@ def save_tokenizer(folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[
     """Write a tokenizer's checkpoint folder; returns its hash."""
     identity = tokenizer_hash(tokenizer)
     config = {"kind": "frame_tokenizer", **_tokenizer_config(tokenizer)}
-    _write(folder, tokenizer, config, {**provenance, "tokenizer_hash": identity})
+    _write(folder, tokenizer.state_dict(), config, {**provenance, "tokenizer_hash": identity})
     return identity
 
 
@@ -88,8 +88,18 @@ def save_world_model(
     *,
     control_rate: float,
     cameras: tuple[str, ...],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a world model's checkpoint folder with its tokenizer inside.
+
+    Args:
+        folder: The folder to write; an older one of this name is replaced.
+        model: What is saved.
+        tokenizer: The tokenizer that made its tokens.
+        provenance: Where model and data came from, JSON values.
+        control_rate: Steps per second, Hz.
+        cameras: Names of the cameras in order.
+        weights: The model's state dict, if the model itself holds only a share of it.
 
     Raises:
         CheckpointError: The tokenizer is not the one that made the model's tokens.
@@ -108,7 +118,7 @@ def save_world_model(
         (partial / VOCABULARY).write_text(json.dumps(model.vocabulary.to_dict()) + "\n")
         save_tokenizer(partial / "tokenizer", tokenizer, {"part_of": "world_model"})
 
-    _write(folder, model, config, provenance, add_rest)
+    _write(folder, weights or model.state_dict(), config, provenance, add_rest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,7 +212,7 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 def _write(
     folder: Path,
-    module: nn.Module,
+    weights: Mapping[str, Tensor],
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     add: Callable[[Path], None] | None = None,
@@ -211,7 +221,7 @@ def _write(
 
     Args:
         folder: The folder to write; an older one of this name is replaced.
-        module: What the weights are taken from.
+        weights: State dict.
         config: What rebuilds the module.
         provenance: JSON values.
         add: Writes what else belongs into the folder, given where it is being made.
@@ -220,9 +230,7 @@ def _write(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
-    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(state, partial / WEIGHTS)
     versioned = {"checkpoint_version": CHECKPOINT_VERSION, **config}
     (partial / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))

@@ -167,7 +167,8 @@ class TrainingModule(pl.LightningModule):
         """
         assert self._random_seed is not None
         if self.global_step != self._seeded_step:  # once, if gradients are accumulated
-            torch.manual_seed(self._random_seed + self.global_step)
+            # Ranks draw other numbers than each other, or they would drop the same units.
+            torch.manual_seed(self._random_seed + self.global_step + self.global_rank * 2**48)
             self._seeded_step = self.global_step
 
     def log_all(self, stage: str, values: Iterable[tuple[str, Any]], batch_size: int) -> None:

@@ -209,8 +209,11 @@ class ExportWorldModel(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it."""
         assert isinstance(pl_module, WorldModelModule)
+        # On every rank: where weights are spread over ranks, this gathers them on the first.
+        whole = trainer.strategy.lightning_module_state_dict()
         if not trainer.is_global_zero:
             return
+        prefix = "world_model."
         manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
         save_world_model(
             self.folder,
@@ -219,6 +222,11 @@ class ExportWorldModel(pl.Callback):
             provenance_of(trainer),
             control_rate=manifest.control_rate,
             cameras=manifest.cameras,
+            weights={
+                name.removeprefix(prefix): tensor
+                for name, tensor in whole.items()
+                if name.startswith(prefix)
+            },
         )
 
 
@@ -260,6 +268,8 @@ class RolloutPictures(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or self._tokens is None:
             return
         assert isinstance(pl_module, WorldModelModule)
+        if pl_module.device_mesh is not None:
+            return  # one rank alone holds a share of the weights and cannot imagine
         tokens, first = self._tokens, self.num_context_steps
         num_steps = tokens.frame.shape[1]
         if num_steps <= first:

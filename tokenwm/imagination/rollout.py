@@ -3,6 +3,7 @@
 Everything stays on the device.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,11 @@ from tokenwm.imagination.decode import (
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
+from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
 from tokenwm.transformer.world_model import Tokens, WorldModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class TokenWorldModel:
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
+        self._warned: set[str] = set()
 
     @property
     def device(self) -> torch.device:
@@ -142,13 +147,13 @@ class TokenWorldModel:
             "action", actions, (sizes["B"], num_steps - 1, vocabulary.action.num_dimensions)
         )
         action_tokens[:, : num_steps - 1] = torch.from_numpy(
-            vocabulary.action.encode(actions).astype(np.int64)
+            self._encode("action", vocabulary.action, actions)
         )
         state_tokens = None
         if state is not None and vocabulary.state is not None:
             states = _to_numpy(state)
             check_shape("state", states, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
-            state_tokens = torch.from_numpy(vocabulary.state.encode(states).astype(np.int64))
+            state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, states))
             state_tokens = state_tokens.to(self.device)
         frames = frames.to(self.device)
         tokens = Tokens(
@@ -225,8 +230,13 @@ class TokenWorldModel:
         )
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
-        """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device."""
-        return self._encode(self.vocabulary.action.encode(_to_numpy(actions)))
+        """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
+
+        Values outside the range of the training data count as its nearest bin; the first time that
+        happens it is logged as a warning.
+        """
+        tokens = self._encode("action", self.vocabulary.action, _to_numpy(actions))
+        return torch.from_numpy(tokens).to(self.device)
 
     def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., A)`` tokens → the units of the data."""
@@ -279,8 +289,29 @@ class TokenWorldModel:
             decoded = anchored(decoded, anchor_decoded[:, None], anchor[:, None].float() / 255.0)
         return to_uint8(decoded)
 
-    def _encode(self, tokens: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+    def _encode(
+        self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        tokens = tokenizer.encode(values).astype(np.int64)
+        if isinstance(tokenizer, ContinuousTokenizer) and name not in self._warned:
+            outside = tokenizer.outside(values)
+            if outside.any():
+                self._warned.add(name)
+                where = tuple(int(i) for i in np.argwhere(outside)[0])
+                dimension = where[-1]
+                label = tokenizer.names[dimension] if tokenizer.names else f"{dimension}"
+                low, high = tokenizer.edges[dimension, [0, -1]]
+                logger.warning(
+                    "%.1f %% of the %s values lie outside the range of the training data and count "
+                    "as its nearest bin: dimension %s is %g, its range [%g, %g]",
+                    100 * outside.mean(),
+                    name,
+                    label,
+                    values[where],
+                    low,
+                    high,
+                )
+        return tokens
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> TokenWorldModel:

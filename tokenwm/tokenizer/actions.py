@@ -119,6 +119,11 @@ class ContinuousTokenizer:
         ]
         return np.stack(columns, axis=-1).astype(np.uint16)
 
+    def outside(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """``(..., A)`` values → where they lie beyond the outer edges of their dimension."""
+        outside: NDArray[np.bool_] = (values < self.edges[:, 0]) | (values > self.edges[:, -1])
+        return outside
+
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
         """``(..., A)`` bins → ``(..., A)`` float32 bin centres."""
         dimension = np.arange(self.num_dimensions)

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
@@ -52,6 +54,8 @@ class WorldModelModule(TrainingModule):
         vocabulary = read_vocabulary(datamodule.manifest, datamodule.root)
         self.world_model = WorldModel(self.model_config, vocabulary)
         fit_dynamics(self.world_model, ShardReader(datamodule.root))
+        if self.device_mesh is not None:
+            shard_weights(self.world_model, self.device_mesh["data_parallel"])
         if self.compile_training:
             self.world_model.compile()
 
@@ -77,6 +81,18 @@ class WorldModelModule(TrainingModule):
             reward=batch.reward,
             terminated=batch.terminated,
         )
+
+
+def shard_weights(model: WorldModel, mesh: DeviceMesh) -> None:
+    """Spread weights, gradients and moments over ranks (FSDP, Zhao et al. 2023; torch's second).
+
+    Asked for with Lightning's ``ModelParallelStrategy``. Each layer is gathered when it is needed.
+    """
+    for layer in model.transformer.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    # The heads are used outside of `forward`.
+    register_fsdp_forward_method(model, "losses")
 
 
 def fit_dynamics(model: WorldModel, reader: ShardReader) -> None:

@@ -12,6 +12,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import DecodeState
 from tokenwm.imagination.rollout import Context, Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.world_model import Tokens
 
 BATCH, CONTEXT, HORIZON = 7, 3, 8  # steps go past the window of 6
@@ -164,6 +165,26 @@ def test_actions_and_states_survive_within_half_a_bin(
     assert context.tokens.state is not None
     states = model.decode_states(context.tokens.state)
     assert np.abs(states - recorded["state"][:, :CONTEXT]).max() <= 0.25 + 1e-6
+
+
+def test_actions_beyond_the_training_range_are_said_once(
+    model: TokenWorldModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = model.vocabulary.action
+    assert isinstance(tokenizer, ContinuousTokenizer)
+    actions = np.zeros((2, 3, tokenizer.num_dimensions), dtype=np.float32)
+    actions[:] = tokenizer.centers.mean(1)
+    model._warned.clear()
+    model.encode_actions(actions)
+    assert not caplog.records
+    actions[1, 2, 0] = tokenizer.edges[0, -1] + 5.0
+    tokens = model.encode_actions(actions)
+    assert tokens[1, 2, 0] == tokenizer.num_values - 1
+    model.encode_actions(actions)
+    (record,) = caplog.records
+    share = 100 / actions.size
+    assert f"{share:.1f} % of the action values" in record.getMessage()
+    assert f"is {actions[1, 2, 0]:g}, its range [" in record.getMessage()
 
 
 def test_a_loaded_model_imagines_the_same(
