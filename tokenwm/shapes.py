@@ -14,8 +14,8 @@
 ``V``       size of a vocabulary (frame codebook unless said otherwise)
 ==========  =====================================================================
 
-The ``P`` state tokens (and the ``A`` action tokens) of a step share *one* position: their
-embeddings are summed on the way in and the state's heads read one hidden state on the way out. See
+The ``P`` state tokens (and the ``A`` action tokens) of a step share *one* position: they
+are embedded together on the way in and the state's heads read one hidden state on the way out. See
 ``docs/architecture.md`` for why.
 """
 

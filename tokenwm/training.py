@@ -140,7 +140,8 @@ class TrainingModule(pl.LightningModule):
         """Go on with the seed of the run that is resumed."""
         self._random_seed = checkpoint.get("random_seed")
         saved, here = checkpoint.get("shards"), self._shards()
-        if saved and here and saved != here:
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fits and saved and here and saved != here:
             raise CheckpointError(
                 "the run to be continued was trained on other shards than these; the same weights "
                 "on other data or tokens are another run: use another --trainer.default_root_dir, "

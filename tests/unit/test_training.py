@@ -181,10 +181,12 @@ def test_random_numbers_follow_from_the_seed_and_the_step(tmp_path: Path) -> Non
 def test_other_shards_than_those_trained_on_are_refused() -> None:
     from types import SimpleNamespace
 
-    def module_over(sha256: str) -> TrainingModule:
+    def module_over(sha256: str, fn: str = "fit") -> TrainingModule:
         manifest = SimpleNamespace(shards=[SimpleNamespace(sha256=sha256)])
         module = TrainingModule(OptimizerConfig())
-        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
+        module._trainer = SimpleNamespace(  # type: ignore[assignment]
+            datamodule=SimpleNamespace(manifest=manifest), state=SimpleNamespace(fn=fn)
+        )
         return module
 
     checkpoint: dict[str, Any] = {}
@@ -192,3 +194,4 @@ def test_other_shards_than_those_trained_on_are_refused() -> None:
     module_over("a").on_load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match="other shards"):
         module_over("b").on_load_checkpoint(checkpoint)
+    module_over("b", "test").on_load_checkpoint(checkpoint)  # a model may be tested on any data

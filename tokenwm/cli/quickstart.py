@@ -20,6 +20,7 @@ import tokenwm
 from tokenwm.cli import evaluate, prepare, tokenize, tokenizer, world_model
 from tokenwm.cli.training import TrainingCLI, launch
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
+from tokenwm.data.recipe import load_recipe
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import MAX_SHIFT
 from tokenwm.tokenizer.training import FrameTokenizerModule
@@ -30,7 +31,7 @@ TOKENIZER_SHARE = 0.22
 REPORT_SHARE = 0.18
 """Part of the time after preparation that is kept for tokenizing, evaluation and the report."""
 ENOUGH_STEPS = 32_000
-"""Training steps of a dataset below which it is augmented by shifted copies, up to this size."""
+"""Shifted copies augment a dataset of few training steps to about so many."""
 MOST_COPIES = 7
 PROBE_STEPS = 16
 """Steps that are timed to learn how many fit into a stage; the first half warms up."""
@@ -92,9 +93,10 @@ class Quickstart:
         self._load_plan()
         frames, tokens = out / "frames", out / "tokens"
         overrides = self.arguments.set
-        if self.arguments.size == "debug":
+        recipe_file = find_file(self.arguments.recipe)
+        if self.arguments.size == "debug" and load_recipe(recipe_file).records:
             overrides = [*_DEBUG_DATA, *overrides]
-        recipe = [str(find_file(self.arguments.recipe)), "--out", str(frames)]
+        recipe = [str(recipe_file), "--out", str(frames)]
         self._do("prepare", prepare.main, [*recipe, *(["--set", *overrides] if overrides else [])])
         copies = shifted_copies(Manifest.load(frames))
         shift = ["--model.max_shift", str(MAX_SHIFT)] if copies else []

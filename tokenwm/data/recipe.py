@@ -89,6 +89,11 @@ class Recipe:
                 f"image_size is {list(self.image_size)}; expected [height, width] in [8, 1024]"
             )
 
+    @property
+    def records(self) -> bool:
+        """Whether the source is a simulator, of which as much is recorded as is asked for."""
+        return hasattr(self.source, "num_episodes")
+
     def open_source(self) -> Source:
         """Open the source of episodes.
 

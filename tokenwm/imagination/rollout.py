@@ -169,6 +169,7 @@ class TokenWorldModel:
             TokenwmError: The context is empty or has a token outside its vocabulary.
         """
         check_context(self.world_model, context.tokens)
+        rows = None if rows is None else rows.to(self.device)
         return prefill(self.world_model, context.tokens, seed=seed, rows=rows)
 
     @torch.inference_mode()

@@ -121,7 +121,9 @@ class ContinuousTokenizer:
 
     def outside(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """``(..., A)`` values → where they lie beyond the outer edges of their dimension."""
-        outside: NDArray[np.bool_] = (values < self.edges[:, 0]) | (values > self.edges[:, -1])
+        # As float32, which the data is: the extremes of the training data are not outside.
+        low, high = self.edges[:, 0].astype(np.float32), self.edges[:, -1].astype(np.float32)
+        outside: NDArray[np.bool_] = (values < low) | (values > high)
         return outside
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:

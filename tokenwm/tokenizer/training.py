@@ -106,6 +106,11 @@ class FrameTokenizerModule(TrainingModule):
         """Build the tokenizer for the data at hand, once the process group exists."""
         if hasattr(self, "tokenizer"):
             return
+        if self.device_mesh is not None:
+            raise TokenwmError(
+                "the frame tokenizer is too small to be spread over ranks; train it with "
+                "--trainer.strategy ddp"
+            )
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, EpisodeDataModule):
             raise TokenwmError(

@@ -55,7 +55,14 @@ class WorldModelModule(TrainingModule):
         self.world_model = WorldModel(self.model_config, vocabulary)
         fit_dynamics(self.world_model, ShardReader(datamodule.root))
         if self.device_mesh is not None:
-            shard_weights(self.world_model, self.device_mesh["data_parallel"])
+            mesh = self.device_mesh["data_parallel"]
+            if mesh.size() != self.trainer.world_size:
+                raise TokenwmError(
+                    f"data_parallel_size is {mesh.size()} on {self.trainer.world_size} processes; "
+                    "give ModelParallelStrategy data_parallel_size = their number and "
+                    "tensor_parallel_size = 1: tensors are not divided"
+                )
+            shard_weights(self.world_model, mesh)
         if self.compile_training:
             self.world_model.compile()
 

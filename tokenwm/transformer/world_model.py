@@ -327,12 +327,15 @@ class WorldModel(nn.Module):
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
         """
-        predictions = self(self._with_noise(tokens) if self.training else tokens)
+        seen = self._with_noise(tokens) if self.training else tokens
+        predictions = self(seen)
         follows = action_valid[:, :-1].float()  # (B, T-1)
         target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
         changed = (target != previous).float()
-        weight = 1.0 + (self.config.changed_token_weight - 1.0) * changed
-        point = self.point_logits(predictions.frame_logits, previous)
+        # Changed from what the model was shown, or the weight could not be taken off again.
+        differs = (target != seen.frame[:, :-1]).float()
+        weight = 1.0 + (self.config.changed_token_weight - 1.0) * differs
+        point = self.point_logits(predictions.frame_logits, seen.frame[:, :-1])
         right = (point.argmax(-1) == target).float()
         valid = follows.unsqueeze(-1)
         total = _mean(_cross_entropy(point, target), valid * weight)

@@ -174,6 +174,7 @@ def test_actions_beyond_the_training_range_are_said_once(
     assert isinstance(tokenizer, ContinuousTokenizer)
     actions = np.zeros((2, 3, tokenizer.num_dimensions), dtype=np.float32)
     actions[:] = tokenizer.centers.mean(1)
+    actions[0, 0] = tokenizer.edges[:, -1]  # the largest of the training data is not beyond it
     model._warned.clear()
     model.encode_actions(actions)
     assert not caplog.records

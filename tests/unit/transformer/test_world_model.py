@@ -59,6 +59,27 @@ def test_the_weight_of_changes_is_taken_off_probabilities(weight: float) -> None
     torch.testing.assert_close(q, (changes * p) / (changes * p).sum(-1, keepdim=True))
 
 
+@torch.no_grad()
+def test_noise_does_not_spoil_the_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts as changed, and what is taken off, follow the tokens that the model was shown."""
+    model = weighted(
+        small_world_model("frame", has_reward=False),
+        changed_token_weight=3.0,
+        token_noise=0.5,
+        termination_weight=0.0,
+    ).train()
+    batch = make_batch(model) | {"reward": None}
+    shown = random_tokens(model, BATCH, NUM_STEPS, seed=7)
+    monkeypatch.setattr(model, "_with_noise", lambda tokens: shown)
+    logits = model(shown).frame_logits
+    target, previous = batch["tokens"].frame[:, 1:], shown.frame[:, :-1]
+    point = model.point_logits(logits, previous)
+    nll = F.cross_entropy(point.flatten(0, -2), target.flatten(), reduction="none")
+    weight = 1.0 + 2.0 * (target != previous).flatten()
+    expected = (nll * weight).sum() / weight.sum()
+    torch.testing.assert_close(model.losses(**batch).total, expected, atol=1e-4, rtol=0)
+
+
 def test_weighted_training_finds_calibrated_probabilities() -> None:
     """One slot that stays with 0.7 and else takes one of three values: the loss finds just that."""
     model = weighted(small_world_model("frame"), changed_token_weight=4.0)

@@ -1,4 +1,4 @@
-"""Training on several processes, over gloo on a CPU: the same batches, the same model."""
+"""Training with what Lightning brings: several processes (gloo on a CPU), averaged weights."""
 
 import os
 import shutil
@@ -70,3 +70,20 @@ def test_two_processes_train_the_model_of_one(
     assert fit(tokens, tmp_path / "two", *more) == two
     moved = load_file(two)
     assert any(not torch.equal(moved[name], weight) for name, weight in together.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(170)
+def test_averaged_weights_are_what_a_run_leaves(tokens: Path, tmp_path: Path) -> None:
+    """With a decay of 1 the average stays where it began; without it weights move."""
+    small = ["--data.num_steps=3", "--data.batch_size=4"]
+    callback = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
+    plain = load_file(fit(tokens, tmp_path / "plain", *small))
+    options = [*small, callback, "--trainer.callbacks.decay=1.0"]
+    kept = load_file(fit(tokens, tmp_path / "ema", *options))
+    once = load_file(fit(tokens, tmp_path / "once", *options, "--trainer.max_steps=1"))
+    assert plain.keys() == kept.keys()
+    moved = [name for name in kept if not torch.allclose(plain[name], kept[name])]
+    assert moved
+    for name, weight in once.items():
+        torch.testing.assert_close(kept[name], weight, msg=name)
