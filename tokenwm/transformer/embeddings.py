@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer, ScalarTokenizer
 
 NUM_FREQUENCIES = 6
 """Fourier features resolve 2^-5 of a dimension's range.
@@ -44,6 +44,11 @@ def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
     return scaled, fourier_features(scaled)
 
 
+def one_hot_ids(tokenizer: DiscreteTokenizer) -> Tensor:
+    """One-hot vectors of the ids of every dimension, ``(A, ids, ids)``."""
+    return torch.eye(tokenizer.num_values).repeat(tokenizer.num_dimensions, 1, 1)
+
+
 class ScalarEmbedding(nn.Module):
     """One vector for all action (or state) tokens of a step.
 
@@ -61,7 +66,7 @@ class ScalarEmbedding(nn.Module):
         if isinstance(tokenizer, ContinuousTokenizer):
             _, features = center_features(tokenizer)
         else:
-            features = torch.eye(tokenizer.num_values).repeat(tokenizer.num_dimensions, 1, 1)
+            features = one_hot_ids(tokenizer)
         self.register_buffer("features", features, persistent=False)
         self.register_buffer("dimension", torch.arange(features.shape[0]), persistent=False)
         read = nn.Linear(features.shape[0] * features.shape[-1], dim)
@@ -97,7 +102,7 @@ class LinearDynamics(nn.Module):
         if isinstance(action, ContinuousTokenizer):
             features = center_features(action)[0].unsqueeze(-1)
         else:
-            features = torch.eye(action.num_values).repeat(action.num_dimensions, 1, 1)
+            features = one_hot_ids(action)
         self.register_buffer("action_features", features, persistent=False)
         self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
         self.register_buffer("action_dimension", torch.arange(len(features)), persistent=False)
@@ -149,7 +154,6 @@ class ContinuousHead(nn.Module):
 
     features: Tensor
     centers: Tensor
-    dimension: Tensor
 
     def __init__(self, tokenizer: ContinuousTokenizer, action: ScalarTokenizer, dim: int) -> None:
         super().__init__()
@@ -157,7 +161,6 @@ class ContinuousHead(nn.Module):
         centers, features = center_features(tokenizer)
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("features", features, persistent=False)
-        self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
         self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
         nn.init.zeros_(self.coefficients.weight)
         self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))

@@ -245,8 +245,9 @@ class WorldModel(nn.Module):
         """What greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
 
         Where a token will change, but to one of many values, staying is the single most likely
-        outcome and mostly wrong. As a point forecast ``q`` is better: on held-out episodes of the
-        Unitree G1 by 1.8 dB on average over horizons 5 to 20, with a weight of 3.
+        outcome and mostly wrong; as a point forecast ``q`` is better. On held-out episodes of the
+        Unitree G1, training with a weight of 3 and decoding ``q`` gained 1.8 dB over a weight of 1,
+        on average over horizons 5 to 20.
 
         Args:
             logits: ``(..., V)`` from :meth:`frame_logits`.
@@ -255,10 +256,9 @@ class WorldModel(nn.Module):
         Returns:
             ``(..., V)`` float32.
         """
-        weight = torch.full_like(
-            previous, -math.log(self.config.changed_token_weight), dtype=logits.dtype
-        )
-        return logits.scatter_add(-1, previous.unsqueeze(-1), weight.unsqueeze(-1))
+        place = previous.unsqueeze(-1)
+        tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
+        return logits.scatter_add(-1, place, tilt)
 
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
