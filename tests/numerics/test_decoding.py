@@ -64,8 +64,8 @@ def cached_hidden(model: WorldModel, tokens: Tokens) -> Tensor:
     for step in range(num_steps):
         for slot in range(length):
             position = embedded[:, step, slot : slot + 1]
-            at = (torch.tensor(step), torch.tensor([slot]))
-            hidden[:, step, slot] = decode_one_token(model, cache, position, *at)
+            at = torch.tensor([[step * length + slot]])
+            hidden[:, step, slot] = decode_one_token(model, cache, position, at)
     return hidden
 
 
@@ -213,12 +213,13 @@ def test_the_window_is_really_a_window() -> None:
 
 
 @torch.no_grad()
-def test_a_cache_in_bfloat16_is_close(model: WorldModel) -> None:
+def test_bfloat16_is_close(model: WorldModel) -> None:
     tokens = random_tokens(model, 2, 2, seed=7)
     exact = score(model, prefill(model, steps_of(tokens, [0])), tokens, 1)
-    half = prefill(model, steps_of(tokens, [0]), cache_dtype=torch.bfloat16)
-    assert half.cache.keys.dtype == torch.bfloat16
-    torch.testing.assert_close(score(model, half, tokens, 1), exact, atol=0.2, rtol=0)
+    half = model.frozen(torch.bfloat16)
+    state = prefill(half, steps_of(tokens, [0]))
+    assert state.cache.keys.dtype == torch.bfloat16
+    torch.testing.assert_close(score(half, state, tokens, 1), exact, atol=0.2, rtol=0)
 
 
 SAMPLED = [SamplingConfig(), SamplingConfig(temperature=0.7, top_k=8, top_p=0.9)]

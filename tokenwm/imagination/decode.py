@@ -65,7 +65,6 @@ def prefill(
     *,
     seed: int = 0,
     rows: Tensor | None = None,
-    cache_dtype: torch.dtype = torch.float32,
 ) -> DecodeState:
     """Read a context of observed steps into a fresh cache.
 
@@ -74,7 +73,6 @@ def prefill(
         context: ``C >= 1`` steps; the action of the last one is not read.
         seed: Seed of all noise.
         rows: ``(B,)`` int64 noise stream of each row; 0, 1, 2, … by default.
-        cache_dtype: Type of keys and values; bfloat16 halves memory and loses exactness.
 
     Returns:
         The state at the last observed step.
@@ -82,20 +80,20 @@ def prefill(
     layout = model.layout
     batch_size, num_steps = context.frame.shape[:2]
     device = context.frame.device
+    cache = model.new_cache(batch_size)
+    embedded = model.embed(context)  # (B, C * L, D)
     length = layout.positions_per_step
-    cache = model.new_cache(batch_size, cache_dtype)
-    embedded = torch.unflatten(model.embed(context), 1, (num_steps, length))  # (B, C, L, D)
-    slots = torch.arange(length, device=device)
-    for number in range(num_steps):
-        is_last = number == num_steps - 1
-        end = layout.num_predicted - 1 if is_last else length
-        if end > 0:
-            step = torch.tensor(number, device=device)
-            _forward(model, cache, embedded[:, number, :end], step, slots[:end])
+    pending = length * num_steps - 2
+    positions = torch.arange(pending, device=device)
+    # The empty ring takes as much as it has room for; a full one, a step at a time.
+    begin, end = 0, min(pending, cache.capacity)
+    while begin < end:
+        forward_span(model, cache, embedded[:, begin:end], positions[None, begin:end])
+        begin, end = end, min(pending, end + length)
     return DecodeState(
         cache=cache,
         step=torch.tensor(num_steps - 1, device=device),
-        pending=embedded[:, -1, layout.num_predicted - 1, None],
+        pending=embedded[:, pending, None],
         frame=context.frame[:, -1],
         state=None if context.state is None else context.state[:, -1],
         rows=torch.arange(batch_size, device=device) if rows is None else rows,
@@ -119,7 +117,8 @@ def decode_step(
     """
     next_step = state.step + 1
     first = model.layout.first_frame_slot
-    slots = torch.arange(model.layout.positions_per_step, device=action.device)
+    length = model.layout.positions_per_step
+    positions = (next_step * length + torch.arange(length, device=action.device))[None]  # (1, L)
     hidden, condition = _take_action(model, state, action)
     reward = model.reward(hidden)
     termination = model.termination_logit(hidden).sigmoid()
@@ -127,10 +126,10 @@ def decode_step(
     new_state = None
     if model.state_head is not None and state.state is not None:
         logits = model.state_head(hidden, state.state, action)  # (B, P, bins)
-        new_state = _draw_state(logits, state, next_step, sampling)
+        new_state = draw_state(model, logits, state, next_step, sampling)
     hints, inputs = _observe_state(model, state, condition, new_state)
     if inputs is not None:
-        hidden = decode_one_token(model, state.cache, inputs, next_step, slots[:1])
+        hidden = decode_one_token(model, state.cache, inputs, positions[:, :1])
 
     frame = torch.empty_like(state.frame)
     nll = torch.zeros_like(reward)
@@ -138,9 +137,7 @@ def decode_step(
     for index in range(model.layout.num_frame_tokens):
         slot = first + index
         if index > 0:
-            hidden = decode_one_token(
-                model, state.cache, pending, next_step, slots[slot - 1 : slot]
-            )
+            hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
         logits = model.frame_logits(hidden, state.frame[:, index])  # (B, V)
         if sampling.temperature == 0.0:
             token = sample(model.point_logits(logits, state.frame[:, index]), None, sampling)
@@ -165,8 +162,7 @@ def score_frame(
 ) -> Tensor:
     """How likely a given next frame is, in one pass over all its slots.
 
-    The state can still be used afterwards: the next step's cells, which hold the oldest step of the
-    window until then, are put back.
+    The state can still be used afterwards.
 
     Args:
         model: The world model, in eval mode.
@@ -193,29 +189,29 @@ def score_frame(
         inputs = torch.cat([at_state, inputs], dim=1)
     if inputs.shape[1] == 0:
         return model.frame_logits(hidden[:, None], state.frame)
-    slots = torch.arange(inputs.shape[1], device=frame.device)
-    next_step = state.step + 1
-    oldest = state.cache.read_step(next_step)
-    rest = _forward(model, state.cache, inputs, next_step, slots)
-    state.cache.restore_step(next_step, oldest)
+    start = (state.step + 1) * model.layout.positions_per_step
+    positions = start + torch.arange(inputs.shape[1], device=frame.device)
+    rest = forward_span(model, state.cache, inputs, positions[None])
     every = rest if at_state is not None else torch.cat([hidden[:, None], rest], dim=1)  # (B, K, D)
     return model.frame_logits(every, state.frame)
 
 
 def decode_one_token(
-    model: WorldModel, cache: KVCache, embedded: Tensor, step: Tensor, slot: Tensor
+    model: WorldModel, cache: KVCache, embedded: Tensor, position: Tensor
 ) -> Tensor:
-    """Feed one embedded position ``(B, 1, D)`` and return its hidden state ``(B, D)``."""
-    return _forward(model, cache, embedded, step, slot)[:, 0]
+    """Feed one embedded position ``(B, 1, D)`` and return its hidden state ``(B, D)``.
+
+    ``position`` is ``(B or 1, 1)`` int64, its number in the sequence.
+    """
+    return forward_span(model, cache, embedded, position)[:, 0]
 
 
-def _forward(
-    model: WorldModel, cache: KVCache, embedded: Tensor, step: Tensor, slots: Tensor
-) -> Tensor:
-    """Feed positions of one step, ``(B, Q, D)`` → ``(B, Q, D)``."""
-    mask = cache.seek(step, slots)
-    hidden: Tensor = model.transformer(embedded, step.expand(len(slots)), mask, cache)
-    return hidden
+def forward_span(model: WorldModel, cache: KVCache, embedded: Tensor, positions: Tensor) -> Tensor:
+    """Feed consecutive positions ``(B or 1, Q)`` of every row, ``(B, Q, D)`` → ``(B, Q, D)``."""
+    mask = cache.seek(positions)
+    steps = positions // model.layout.positions_per_step
+    hidden: Tensor = model.transformer(embedded.to(model.transformer.dtype), steps, mask, cache)
+    return hidden.float()
 
 
 def _take_action(model: WorldModel, state: DecodeState, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,8 +229,11 @@ def _take_action(model: WorldModel, state: DecodeState, action: Tensor) -> tuple
         hint = model.frame_hints(state.frame[:, None], condition[:, None], None)[:, 0, 0]
     at_action = embedded + model.slot_embedding[layout.action_slot] + hint
     inputs = torch.cat([state.pending, at_action[:, None]], dim=1)  # (B, 2, D)
-    slots = torch.arange(layout.num_predicted - 1, layout.positions_per_step, device=action.device)
-    return _forward(model, state.cache, inputs, state.step, slots)[:, -1], condition
+    # The last two slots of the step.
+    positions = (state.step + 1) * layout.positions_per_step - torch.arange(
+        2, 0, -1, device=action.device
+    )
+    return forward_span(model, state.cache, inputs, positions[None])[:, -1], condition
 
 
 def _observe_state(
@@ -249,19 +248,20 @@ def _observe_state(
     return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
 
 
-def _draw_state(
-    logits: Tensor, state: DecodeState, step: Tensor, sampling: SamplingConfig
+def draw_state(
+    model: WorldModel, logits: Tensor, state: DecodeState, step: Tensor, sampling: SamplingConfig
 ) -> Tensor:
-    """``(B, P, bins)`` logits → ``(B, P)`` ids; each dimension has its own noise."""
+    """``(B, P, bins)`` logits of the state at ``step`` → ``(B, P)`` ids.
+
+    Each dimension has its own noise. Frame slots use the numbers of their slots; the dimensions of
+    the state go on behind the last slot of a step.
+    """
     if sampling.temperature == 0.0:
         return sample(logits, None, sampling)
-    # Frame slots use the numbers of their slots; states go on behind the last slot of a step.
-    first = state.frame.shape[-1] + 2
-    noise = [
-        gumbel_noise(state.seed, state.rows, step, first + dimension, logits.shape[-1])
-        for dimension in range(logits.shape[1])
-    ]
-    return sample(logits, torch.stack(noise, dim=1), sampling)
+    dimensions = torch.arange(logits.shape[1], device=logits.device)
+    slots = model.layout.num_frame_tokens + 2 + dimensions
+    noise = gumbel_noise(state.seed, state.rows[:, None], step, slots, logits.shape[-1])
+    return sample(logits, noise, sampling)
 
 
 def check_context(model: WorldModel, context: Tokens) -> None:

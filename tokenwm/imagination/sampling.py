@@ -60,24 +60,27 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def gumbel_noise(seed: Tensor, rows: Tensor, step: Tensor, slot: int, num_values: int) -> Tensor:
-    """Standard Gumbel noise for one decision of every row.
+def gumbel_noise(
+    seed: Tensor, rows: Tensor, step: Tensor, slot: Tensor | int, num_values: int
+) -> Tensor:
+    """Standard Gumbel noise for one decision, or many.
 
     Args:
         seed: Scalar int64.
-        rows: ``(B,)`` int64, the number of each row's noise stream.
-        step: Scalar or ``(B,)`` int64, the step the decision belongs to.
+        rows: int64, the number of each row's noise stream.
+        step: int64, the step the decision belongs to.
         slot: Which decision of the step.
         num_values: ``V``, how many ids there are to choose from.
 
     Returns:
-        ``(B, V)`` float32, finite.
+        ``(..., V)`` float32, finite; in front of ``V`` the shape that rows, step and slot have when
+        broadcast together.
     """
     key = _mix(seed + _GOLDEN)
-    for part in (rows, step, torch.full_like(rows, slot)):
-        key = _mix((key ^ part) + _GOLDEN)  # (B,)
+    for part in (rows, step, slot):
+        key = _mix((key ^ part) + _GOLDEN)
     counter = torch.arange(num_values, device=rows.device)
-    bits = _shift_right(_mix(key[:, None] + (counter + 1) * _GOLDEN), 41)  # (B, V), 23 bits
+    bits = _shift_right(_mix(key[..., None] + (counter + 1) * _GOLDEN), 41)  # (..., V), 23 bits
     uniform = (bits.float() + 0.5) * 2.0**-23  # in (0, 1), both ends excluded also after rounding
     return -(-uniform.log()).log()
 

@@ -1,8 +1,13 @@
 """A preallocated ring buffer of keys and values over the last ``window`` steps.
 
-Cell ``(step % window) * L + slot`` holds the key and value of a slot. Writing a step overwrites the
-one that just left the window, so nothing is moved, nothing grows, and decoding past the window
-equals the full forward pass with a sliding mask exactly.
+Cell ``position % capacity`` holds the key and value of a position (``step * L + slot``), and the
+ring has room for one step more than the window. So while the positions of a step are written, the
+steps that the one before it attends to are still there; nothing is moved, nothing grows, and
+decoding past the window equals the full forward pass with a sliding mask exactly.
+
+What a cell holds follows from the positions of the pass alone. Positions that were fed and then
+rejected (a wrong draft, a frame that was only scored) need no clean-up: until they are overwritten
+they count as a step that has left the window.
 """
 
 from typing import NamedTuple
@@ -15,8 +20,11 @@ class KVCache:
     """Keys and values of every layer.
 
     Attributes:
-        keys: ``(num_layers, B, kv_heads, window * L, head_dim)``, rotated.
+        keys: ``(num_layers, B, capacity, kv_heads, head_dim)``, rotated.
         values: The same shape.
+        capacity: ``(window + 1) * L`` cells.
+        max_span: Most positions that one pass may feed once the ring is full: a step and one
+            position.
     """
 
     def __init__(
@@ -33,58 +41,45 @@ class KVCache:
     ) -> None:
         self.window = window
         self.positions_per_step = positions_per_step
-        shape = (num_layers, batch_size, num_kv_heads, window * positions_per_step, head_dim)
+        self.capacity = (window + 1) * positions_per_step
+        self.max_span = positions_per_step + 1
+        shape = (num_layers, batch_size, self.capacity, num_kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        cells = torch.arange(window * positions_per_step, device=device)
-        self._cell_row = cells // positions_per_step
-        self._cell_slot = cells % positions_per_step
-        self._cells = cells[:0]
+        self._cells = torch.arange(self.capacity, device=device)
+        self._written = self._cells[None, :0]
 
-    def seek(self, step: Tensor, slots: Tensor) -> Tensor:
+    def seek(self, positions: Tensor) -> Tensor:
         """Choose the cells that the next pass writes, and say what it may attend to.
 
         Args:
-            step: Scalar int64, the step that all positions of the pass belong to.
-            slots: ``(Q,)`` int64, ascending and consecutive slots of that step.
+            positions: ``(B, Q)`` int64, consecutive positions of every row, or ``(1, Q)`` if they
+                are the same for all rows.
 
         Returns:
-            ``(Q, window * L)`` bool mask for :meth:`Transformer.forward`. Cells of the step that is
-            being overwritten are masked from the first slot on.
+            ``(B or 1, 1, Q, capacity)`` bool mask for :meth:`Transformer.forward`.
         """
-        self._cells = (step % self.window) * self.positions_per_step + slots
-        age = (step - self._cell_row) % self.window  # steps since the cell's row was started
-        is_past = (age > 0) & (age <= step)
-        is_current = age == 0
-        return is_past | (is_current & (self._cell_slot <= slots[:, None]))
-
-    def read_step(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """A copy of the keys and values in the cells that a step uses."""
-        cells = self._cells_of(step)
-        return self.keys.index_select(3, cells), self.values.index_select(3, cells)
-
-    def restore_step(self, step: Tensor, copy: tuple[Tensor, Tensor]) -> None:
-        """Put back what :meth:`read_step` copied."""
-        cells = self._cells_of(step)
-        self.keys.index_copy_(3, cells, copy[0])
-        self.values.index_copy_(3, cells, copy[1])
-
-    def _cells_of(self, step: Tensor) -> Tensor:
-        slots = torch.arange(self.positions_per_step, device=self.keys.device)
-        return (step % self.window) * self.positions_per_step + slots
+        self._written = positions % self.capacity
+        last = positions[:, -1:]
+        held = last - (last - self._cells) % self.capacity  # (B, capacity), position in each cell
+        held, query = held[:, None], positions[:, :, None]
+        length = self.positions_per_step
+        oldest = (query // length - (self.window - 1)) * length
+        mask: Tensor = (held <= query) & (held >= oldest) & (held >= 0)
+        return mask.unsqueeze(1)
 
     def layer(self, index: int) -> "LayerCache":
         """The part of one layer, for a pass over the cells sought."""
-        return LayerCache(self.keys[index], self.values[index], self._cells)
+        return LayerCache(self.keys[index], self.values[index], self._written)
 
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer and the cells that the current pass writes.
 
     Attributes:
-        keys: ``(B, kv_heads, window * L, head_dim)``, a view.
+        keys: ``(B, capacity, kv_heads, head_dim)``, a view.
         values: The same.
-        cells: ``(Q,)`` int64.
+        cells: ``(B or 1, Q)`` int64.
     """
 
     keys: Tensor
@@ -92,7 +87,9 @@ class LayerCache(NamedTuple):
     cells: Tensor
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``(B, kv_heads, Q, head_dim)`` in the cells sought; return all cells."""
-        self.keys.index_copy_(2, self.cells, keys.to(self.keys.dtype))
-        self.values.index_copy_(2, self.cells, values.to(self.values.dtype))
+        """Store ``(B, Q, kv_heads, head_dim)`` in the cells sought; return all cells."""
+        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+        for cells, new in ((self.keys, keys), (self.values, values)):
+            flat = (rows * cells.shape[1] + self.cells).flatten()  # (B * Q,)
+            cells.flatten(0, 1).index_copy_(0, flat, new.flatten(0, 1).to(cells.dtype))
         return self.keys, self.values

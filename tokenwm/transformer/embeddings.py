@@ -223,9 +223,13 @@ class CodeEmbedding(nn.Module):
         self.table = nn.Parameter(torch.randn(codebook_size, dim) * (0.5 if levels else 1.0))
         self.digit_table = nn.Parameter(torch.randn(sum(levels), dim) * 0.5)
 
+    def fold(self) -> None:
+        """For inference: add the digits' vectors to the table once, not at every call."""
+        _fold_digits(self)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """``(...)`` int64 → ``(..., D)``."""
-        return F.embedding(tokens, self.table + self.digits @ self.digit_table)
+        return F.embedding(tokens, _whole_table(self))
 
 
 class CodeHead(nn.Module):
@@ -240,9 +244,27 @@ class CodeHead(nn.Module):
         self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
         self.bias = nn.Parameter(torch.zeros(codebook_size))
 
+    def fold(self) -> None:
+        """For inference: add the digits' maps to the table once, not at every call."""
+        _fold_digits(self)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
-        return F.linear(hidden, self.table + self.digits @ self.digit_table, self.bias)
+        return F.linear(hidden, _whole_table(self), self.bias)
+
+
+def _whole_table(module: CodeEmbedding | CodeHead) -> Tensor:
+    """``(V, D)``, what each code has to itself and what it shares with others."""
+    if module.digits.shape[1] == 0:
+        return module.table
+    return module.table + module.digits @ module.digit_table
+
+
+@torch.no_grad()
+def _fold_digits(module: CodeEmbedding | CodeHead) -> None:
+    module.table.copy_(_whole_table(module))
+    module.digits = module.digits[:, :0]
+    module.digit_table = nn.Parameter(module.digit_table[:0])
 
 
 class FrameHints(nn.Module):

@@ -101,21 +101,21 @@ def rotary_table(steps: Tensor, head_dim: int, base: float) -> tuple[Tensor, Ten
     steps.
 
     Args:
-        steps: ``(Q,)`` int64.
+        steps: ``(Q,)`` or ``(B, Q)`` int64.
         head_dim: Width of a head, even.
         base: See :class:`TransformerConfig`.
 
     Returns:
-        Two tensors ``(Q, head_dim / 2)`` float32.
+        Two tensors ``(..., Q, 1, head_dim / 2)`` float32; the 1 stands for the heads.
     """
     exponent = torch.arange(head_dim // 2, device=steps.device, dtype=torch.float64)
     frequency = base ** (-exponent / (head_dim // 2))
-    angle = steps.double()[:, None] * frequency
+    angle = steps.double()[..., None, None] * frequency
     return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply a rotary table to ``(B, N, Q, head_dim)``."""
+    """Apply a rotary table to ``(B, Q, N, head_dim)``."""
     cos, sin = table
     left, right = x.float().chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
@@ -144,17 +144,17 @@ class Attention(nn.Module):
         config = self.config
         kv_dim = config.kv_heads * config.head_dim
         q, k, v = self.qkv(x).split([config.dim, kv_dim, kv_dim], dim=-1)
-        q = q.unflatten(-1, (config.num_heads, config.head_dim)).transpose(1, 2)  # (B, N, Q, head)
-        k = k.unflatten(-1, (config.kv_heads, config.head_dim)).transpose(1, 2)
-        v = v.unflatten(-1, (config.kv_heads, config.head_dim)).transpose(1, 2)
+        q = q.unflatten(-1, (config.num_heads, config.head_dim))  # (B, Q, N, head)
+        k = k.unflatten(-1, (config.kv_heads, config.head_dim))
+        v = v.unflatten(-1, (config.kv_heads, config.head_dim))
         q = rotate(self.query_norm(q), table)
         k = rotate(self.key_norm(k), table)
         if cache is not None:
-            k, v = cache.write(k, v)  # (B, kv_heads, window * L, head)
+            k, v = cache.write(k, v)  # (B, capacity, kv_heads, head)
         mixed = F.scaled_dot_product_attention(
-            q,
-            k.to(q.dtype),
-            v.to(q.dtype),
+            q.transpose(1, 2),  # (B, N, Q, head)
+            k.transpose(1, 2).to(q.dtype),
+            v.transpose(1, 2).to(q.dtype),
             attn_mask=mask,
             is_causal=mask is None,
             enable_gqa=config.kv_heads != config.num_heads,
@@ -216,6 +216,13 @@ class Transformer(nn.Module):
             for projection in (layer.attention.out, layer.mlp.down):
                 projection.weight.data /= math.sqrt(2 * config.num_layers)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the linear maps, in which everything but norms and rotation is computed."""
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        return layer.attention.out.weight.dtype
+
     def forward(
         self, x: Tensor, steps: Tensor, mask: Tensor | None, cache: KVCache | None = None
     ) -> Tensor:
@@ -223,9 +230,9 @@ class Transformer(nn.Module):
 
         Args:
             x: ``(B, Q, D)`` embedded positions.
-            steps: ``(Q,)`` int64, the step number of each position.
-            mask: ``(Q, S)`` bool, True where attention is allowed; None means plain causal (no
-                cache only).
+            steps: ``(Q,)`` or ``(B, Q)`` int64, the step number of each position.
+            mask: ``(Q, S)`` or ``(B or 1, 1, Q, S)`` bool, True where attention is allowed; None
+                means plain causal (no cache only).
             cache: Keys and values of earlier positions; the new ones are written into it and ``S``
                 is its size.
 

@@ -1,5 +1,6 @@
 """The world model: embeddings, transformer and heads over one vocabulary, and its losses."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -381,8 +382,22 @@ class WorldModel(nn.Module):
                 state = _jitter(state, vocabulary.state, config.scalar_noise)
         return Tokens(frame, state, action)
 
-    def new_cache(self, batch_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
-        """A cache for ``batch_size`` rows on the model's device."""
+    def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
+        """A copy for inference: no gradients, code tables added up, the transformer in ``dtype``.
+
+        Norms, embeddings, heads and everything about states stay in float32.
+        """
+        model = copy.deepcopy(self).eval()
+        for module in model.modules():
+            if isinstance(module, CodeEmbedding | CodeHead):
+                module.fold()
+        for module in model.transformer.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        return model.requires_grad_(False)
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """A cache for ``batch_size`` rows on the model's device, of the transformer's type."""
         config = self.config.transformer
         return KVCache(
             num_layers=config.num_layers,
@@ -391,7 +406,7 @@ class WorldModel(nn.Module):
             head_dim=config.head_dim,
             window=config.window,
             positions_per_step=self.layout.positions_per_step,
-            dtype=dtype,
+            dtype=self.transformer.dtype,
             device=self.slot_embedding.device,
         )
 

@@ -10,8 +10,8 @@ passes = st.lists(st.integers(1, 3), min_size=1, max_size=8)
 
 
 def make_cache(window: int, length: int, **changes: object) -> KVCache:
-    sizes = {"num_layers": 2, "batch_size": 1, "num_kv_heads": 1, "head_dim": 1}
-    return KVCache(**sizes, window=window, positions_per_step=length, **changes)  # type: ignore[arg-type]
+    sizes = {"num_layers": 2, "batch_size": 1, "num_kv_heads": 1, "head_dim": 1, **changes}
+    return KVCache(**sizes, window=window, positions_per_step=length)  # type: ignore[arg-type]
 
 
 @given(
@@ -22,46 +22,41 @@ def test_a_pass_sees_the_window_and_nothing_else(
 ) -> None:
     """Every value is its own position, so what the mask lets through can be read off."""
     cache = make_cache(window, length)
-    for step in range(num_steps):
-        slot = 0
-        while slot < length:
-            count = data.draw(st.integers(1, length - slot))
-            slots = torch.arange(slot, slot + count)
-            mask = cache.seek(torch.tensor(step), slots)
-            for layer in range(2):
-                number = (1000.0 * layer + step * length + slots).view(1, 1, count, 1)
-                keys, values = cache.layer(layer).write(number, -number)
-                assert torch.equal(keys, -values)
-                for row in range(count):
-                    seen = values[0, 0, mask[row], 0].neg() - 1000 * layer
-                    first = max(0, step - window + 1) * length
-                    expected = torch.arange(first, step * length + int(slots[row]) + 1)
-                    assert torch.equal(seen.sort().values.long(), expected)
-            slot += count
+    begin = 0
+    while begin < num_steps * length:
+        end = begin + data.draw(st.integers(1, cache.max_span))
+        mask = cache.seek(torch.arange(begin, end)[None])[0, 0]
+        for layer in range(2):
+            number = (1000.0 * layer + torch.arange(begin, end)).view(1, -1, 1, 1)
+            keys, values = cache.layer(layer).write(number, -number)
+            assert torch.equal(keys, -values)
+            for query in range(begin, end):
+                seen = values[0, mask[query - begin], 0, 0].neg() - 1000 * layer
+                oldest = max(0, query // length - window + 1) * length
+                assert torch.equal(seen.sort().values.long(), torch.arange(oldest, query + 1))
+        # What follows may be fed again: a rejected draft.
+        begin = data.draw(st.integers(begin + 1, end))
 
 
-def test_a_restored_step_is_as_if_never_written() -> None:
-    cache = make_cache(2, 3)
-    cache.keys.normal_()
-    cache.values.normal_()
-    keys, values = cache.keys.clone(), cache.values.clone()
-    step = torch.tensor(7)
-    copy = cache.read_step(step)
-    cache.seek(step, torch.arange(3))
-    for layer in range(2):
-        cache.layer(layer).write(torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1))
-    assert not torch.equal(cache.keys, keys)
-    cache.restore_step(step, copy)
-    assert torch.equal(cache.keys, keys)
-    assert torch.equal(cache.values, values)
+@given(starts=st.lists(st.integers(0, 30), min_size=2, max_size=4))
+def test_rows_at_different_positions_are_like_rows_alone(starts: list[int]) -> None:
+    positions = torch.tensor(starts)[:, None] + torch.arange(3)
+    together = make_cache(2, 3, batch_size=len(starts))
+    masks = together.seek(positions)
+    new = torch.randn(len(starts), 3, 1, 1)
+    keys, _ = together.layer(0).write(new, new)
+    for row in range(len(starts)):
+        alone = make_cache(2, 3)
+        assert torch.equal(alone.seek(positions[row : row + 1])[0], masks[row])
+        assert torch.equal(alone.layer(0).write(new[row : row + 1], new[:1])[0][0], keys[row])
 
 
 def test_nothing_grows() -> None:
     cache = make_cache(2, 3, dtype=torch.bfloat16)
-    assert cache.keys.shape == cache.values.shape == (2, 1, 1, 6, 1)
+    assert cache.keys.shape == cache.values.shape == (2, 1, 9, 1, 1)
     before = cache.keys.data_ptr()
     for step in range(5):
-        cache.seek(torch.tensor(step), torch.arange(3))
-        cache.layer(0).write(torch.ones(1, 1, 3, 1), torch.ones(1, 1, 3, 1))
+        cache.seek(step * 3 + torch.arange(3)[None])
+        cache.layer(0).write(torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     assert cache.keys.data_ptr() == before
     assert cache.keys.dtype == torch.bfloat16

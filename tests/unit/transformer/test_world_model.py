@@ -294,9 +294,30 @@ def test_impossible_weights_are_refused(change: dict[str, float]) -> None:
 
 def test_the_cache_has_the_models_sizes() -> None:
     model = small_world_model("frame+state", window=3)
-    cache = model.new_cache(5, torch.bfloat16)
-    assert cache.keys.shape == (3, 5, 2, 3 * 10, 8)
-    assert cache.keys.dtype == torch.bfloat16
+    assert model.new_cache(5).keys.shape == (3, 5, 4 * 10, 2, 8)
+    assert model.new_cache(5).keys.dtype == torch.float32
+    assert model.frozen(torch.bfloat16).new_cache(5).keys.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_a_frozen_model_predicts_the_same(kind: str) -> None:
+    model = small_world_model(kind)
+    tokens = random_tokens(model, 2, 5)
+    frozen, half = model.frozen(), model.frozen(torch.bfloat16)
+    expected = model(tokens).frame_logits
+    torch.testing.assert_close(frozen(tokens).frame_logits, expected, atol=1e-5, rtol=0)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    state, action = tokens.state, tokens.action
+    if state is not None and model.state_head is not None:
+        hidden = torch.randn(2, 5, 32)
+        for copy in (frozen, half):
+            assert copy.state_head is not None
+            assert torch.equal(
+                copy.state_head(hidden, state, action), model.state_head(hidden, state, action)
+            )
+    assert half.transformer.dtype == torch.bfloat16
+    assert model.transformer.dtype == torch.float32
 
 
 def test_noise_is_in_the_input_of_training_only() -> None:

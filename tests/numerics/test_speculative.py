@@ -1,0 +1,121 @@
+"""Speculation changes how fast tokens come and nothing else."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.decode import DecodeState, decode_step, prefill
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.speculative import DecodedSteps, decode_steps
+from tokenwm.transformer.world_model import WorldModel
+
+WINDOW = 3
+NUM_STEPS = 3 * WINDOW
+SAMPLINGS = [
+    SamplingConfig(temperature=0.0),
+    SamplingConfig(),
+    SamplingConfig(temperature=0.7, top_k=8, top_p=0.9),
+]
+
+
+def model_of(kind: str, copy_bias: float = 1.0) -> WorldModel:
+    """With a larger bias more tokens stay, so that drafts are accepted more often."""
+    model = small_world_model(kind, window=WINDOW)
+    nn.init.constant_(model.copy_head.bias, copy_bias)
+    return model
+
+
+def one_by_one(
+    model: WorldModel, state: DecodeState, actions: Tensor, sampling: SamplingConfig
+) -> tuple[DecodeState, DecodedSteps]:
+    frames, states, outcomes = [], [], []
+    for step in range(actions.shape[1]):
+        state, outcome = decode_step(model, state, actions[:, step], sampling)
+        frames.append(state.frame)
+        states.append(state.state)
+        outcomes.append(outcome)
+    known = [s for s in states if s is not None]
+    stacked = [torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)]
+    return state, DecodedSteps(
+        torch.stack(frames, dim=1), torch.stack(known, dim=1) if known else None, *stacked, 0
+    )
+
+
+def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
+    assert torch.equal(got.frame, expected.frame)
+    if expected.state is not None:
+        assert got.state is not None
+        assert torch.equal(got.state, expected.state)
+    for name in ("reward", "termination_probability", "frame_nll"):
+        torch.testing.assert_close(
+            getattr(got, name), getattr(expected, name), atol=1e-4, rtol=1e-4
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 16])
+@pytest.mark.parametrize("copy_bias", [1.0, 5.0])
+def test_speculative_equals_sequential(
+    kind: str, sampling: SamplingConfig, batch_size: int, copy_bias: float
+) -> None:
+    """From one step of context to far past the window, with rows that end up at odds."""
+    model = model_of(kind, copy_bias)
+    for seed in range(3):
+        tokens = random_tokens(model, batch_size, NUM_STEPS + 2, seed=seed)
+        context, actions = steps_of(tokens, slice(seed + 1)), tokens.action[:, seed:NUM_STEPS]
+        _, expected = one_by_one(model, prefill(model, context, seed=seed), actions, sampling)
+        _, got = decode_steps(model, prefill(model, context, seed=seed), actions, sampling)
+        assert_same(got, expected)
+        assert len(got.frame.unique()) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_any_span_and_any_division_into_calls_give_the_same_future(kind: str) -> None:
+    model = model_of(kind, 3.0)
+    tokens = random_tokens(model, 5, NUM_STEPS + 1, seed=3)
+    context, actions, sampling = steps_of(tokens, slice(2)), tokens.action[:, 1:], SamplingConfig()
+    _, expected = one_by_one(model, prefill(model, context), actions, sampling)
+    for span in range(1, model.layout.positions_per_step + 1):
+        state, pieces = prefill(model, context), []
+        for part, piece in enumerate(actions.split([1, 3, NUM_STEPS - 4], dim=1)):
+            # One piece sequentially: what a wrong draft left in the cache must not be seen.
+            if part == 1 and span % 2:
+                state, decoded = one_by_one(model, state, piece, sampling)
+            else:
+                state, decoded = decode_steps(model, state, piece, sampling, span=span)
+            pieces.append(decoded)
+        joined = [
+            None if p[0] is None else torch.cat(p, dim=1)
+            for p in zip(*(p[:-1] for p in pieces), strict=True)
+        ]  # type: ignore[arg-type]
+        assert_same(DecodedSteps(*joined, 0), expected)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_a_model_that_copies_needs_one_pass_a_step() -> None:
+    """And one that never does needs more, but no more than the tokens it draws."""
+    tokens = random_tokens(model_of("frame"), 4, 7, seed=4)
+    passes = {}
+    for bias in (50.0, -50.0):
+        model = model_of("frame", bias)
+        state = prefill(model, steps_of(tokens, slice(1)))
+        _, decoded = decode_steps(model, state, tokens.action[:, :6], SamplingConfig())
+        passes[bias] = decoded.num_passes
+    # The pending token and the action come first, so the last step ends one pass later.
+    assert passes[50.0] <= 7
+    assert 7 < passes[-50.0] <= 6 * model.layout.positions_per_step
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("span", [0, 10])
+def test_a_span_out_of_range_is_refused(span: int) -> None:
+    model = model_of("frame")
+    tokens = random_tokens(model, 1, 2)
+    state = prefill(model, steps_of(tokens, slice(1)))
+    with pytest.raises(TokenwmError, match=rf"span={span}; use 1 to 9"):
+        decode_steps(model, state, tokens.action[:, :1], SamplingConfig(), span=span)
