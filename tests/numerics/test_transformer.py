@@ -16,6 +16,7 @@ from tokenwm.transformer.model import (
     SwiGLU,
     Transformer,
     TransformerConfig,
+    mask_to_bias,
     rotary_table,
     rotate,
 )
@@ -91,7 +92,7 @@ def test_attention_equals_the_naive_loop(changes: dict[str, int | bool]) -> None
     steps = torch.arange(num_steps).repeat_interleave(length)
     x = torch.randn(2, num_steps * length, 24)
     table = rotary_table(steps, module.config.head_dim, module.config.rope_base)
-    got = module(x, table, mask)
+    got = module(x, table, mask_to_bias(mask, x.dtype))
     for row in range(2):
         expected = naive_attention(module, x[row], steps, mask)
         torch.testing.assert_close(got[row], expected, atol=1e-5, rtol=1e-5)

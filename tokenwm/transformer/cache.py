@@ -20,7 +20,7 @@ class KVCache:
     """Keys and values of every layer.
 
     Attributes:
-        keys: ``(num_layers, B, capacity, kv_heads, head_dim)``, rotated.
+        keys: ``(num_layers, B, kv_heads, capacity, head_dim)``, rotated.
         values: The same shape.
         capacity: ``(window + 1) * L`` cells.
         max_span: Most positions that one pass may feed once the ring is full: a step and one
@@ -43,11 +43,13 @@ class KVCache:
         self.positions_per_step = positions_per_step
         self.capacity = (window + 1) * positions_per_step
         self.max_span = positions_per_step + 1
-        shape = (num_layers, batch_size, self.capacity, num_kv_heads, head_dim)
+        shape = (num_layers, batch_size, num_kv_heads, self.capacity, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._cells = torch.arange(self.capacity, device=device)
-        self._written = self._cells[None, :0]
+        rings = torch.arange(batch_size * num_kv_heads, device=device) * self.capacity
+        self._rings = rings.view(batch_size, num_kv_heads, 1)
+        self._written = self._cells[:0]
 
     def seek(self, positions: Tensor) -> Tensor:
         """Choose the cells that the next pass writes, and say what it may attend to.
@@ -59,7 +61,7 @@ class KVCache:
         Returns:
             ``(B or 1, 1, Q, capacity)`` bool mask for :meth:`Transformer.forward`.
         """
-        self._written = positions % self.capacity
+        self._written = (self._rings + (positions % self.capacity)[:, None]).flatten()
         last = positions[:, -1:]
         held = last - (last - self._cells) % self.capacity  # (B, capacity), position in each cell
         held, query = held[:, None], positions[:, :, None]
@@ -77,9 +79,9 @@ class LayerCache(NamedTuple):
     """Keys and values of one layer and the cells that the current pass writes.
 
     Attributes:
-        keys: ``(B, capacity, kv_heads, head_dim)``, a view.
+        keys: ``(B, kv_heads, capacity, head_dim)``, a view.
         values: The same.
-        cells: ``(B or 1, Q)`` int64.
+        cells: ``(B * kv_heads * Q,)`` int64, numbered through rows and heads.
     """
 
     keys: Tensor
@@ -87,9 +89,7 @@ class LayerCache(NamedTuple):
     cells: Tensor
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store ``(B, Q, kv_heads, head_dim)`` in the cells sought; return all cells."""
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        for cells, new in ((self.keys, keys), (self.values, values)):
-            flat = (rows * cells.shape[1] + self.cells).flatten()  # (B * Q,)
-            cells.flatten(0, 1).index_copy_(0, flat, new.flatten(0, 1).to(cells.dtype))
+        """Store ``(B, kv_heads, Q, head_dim)`` in the cells sought; return all cells."""
+        for held, new in ((self.keys, keys), (self.values, values)):
+            held.flatten(0, 2).index_copy_(0, self.cells, new.flatten(0, 2).to(held.dtype))
         return self.keys, self.values

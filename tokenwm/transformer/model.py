@@ -83,7 +83,10 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), always computed in float32."""
+    """Root-mean-square norm (Zhang & Sennrich 2019); the root mean square in float32.
+
+    As one sum of squares and one product: ten times as fast as ``F.rms_norm`` on a CPU in bfloat16.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -91,7 +94,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., D)`` → the same shape."""
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight, 1e-6).to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (norm.square() / x.shape[-1] + 1e-6).rsqrt()
+        out: Tensor = x * scale.to(x.dtype) * self.weight.to(x.dtype)
+        return out
 
 
 def rotary_table(steps: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -106,19 +112,22 @@ def rotary_table(steps: Tensor, head_dim: int, base: float) -> tuple[Tensor, Ten
         base: See :class:`TransformerConfig`.
 
     Returns:
-        Two tensors ``(..., Q, 1, head_dim / 2)`` float32; the 1 stands for the heads.
+        Two tensors ``(..., Q, 1, head_dim)`` float32 for :func:`rotate`; the 1 stands for the
+        heads.
     """
     exponent = torch.arange(head_dim // 2, device=steps.device, dtype=torch.float64)
     frequency = base ** (-exponent / (head_dim // 2))
     angle = steps.double()[..., None, None] * frequency
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply a rotary table to ``(B, Q, N, head_dim)``."""
+    """Turn each pair ``(i, i + head_dim / 2)`` of ``(B, Q, N, head_dim)`` by its angle."""
     cos, sin = table
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+    x32 = x.float()
+    partner = x32.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x32 * cos, partner, sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -137,7 +146,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        bias: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``; see :meth:`Transformer.forward`."""
@@ -147,20 +156,49 @@ class Attention(nn.Module):
         q = q.unflatten(-1, (config.num_heads, config.head_dim))  # (B, Q, N, head)
         k = k.unflatten(-1, (config.kv_heads, config.head_dim))
         v = v.unflatten(-1, (config.kv_heads, config.head_dim))
-        q = rotate(self.query_norm(q), table)
-        k = rotate(self.key_norm(k), table)
+        qk = rotate(torch.cat([self.query_norm(q), self.key_norm(k)], dim=2), table)
+        q = qk[:, :, : config.num_heads].transpose(1, 2)  # (B, N, Q, head)
+        k, v = qk[:, :, config.num_heads :].transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.write(k, v)  # (B, capacity, kv_heads, head)
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2),  # (B, N, Q, head)
-            k.transpose(1, 2).to(q.dtype),
-            v.transpose(1, 2).to(q.dtype),
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=config.kv_heads != config.num_heads,
-        )
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+            k, v = cache.write(k, v)  # (B, kv_heads, capacity, head)
+        out: Tensor = self.out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
         return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, ``(B, N, Q, head)``.
+
+    On a CPU and without gradients as two matrix products: 2 to 6 times as fast as torch's fused
+    kernel for the few queries and many keys of decoding, and in bfloat16 a query's result is the
+    same bits whatever the number of queries and rows beside it (docs/performance.md).
+
+    Args:
+        q: ``(B, N, Q, head)``.
+        k: ``(B, kv_heads, S, head)``, contiguous for speed.
+        v: The same shape.
+        bias: From :func:`mask_to_bias`, to be broadcast to ``(B, N, Q, S)``; None means causal.
+    """
+    num_heads, kv_heads = q.shape[1], k.shape[1]
+    if bias is None or q.device.type != "cpu" or torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=kv_heads != num_heads
+        )
+    batch, _, queries, width = q.shape
+    # Heads that share keys are more queries of one head.
+    q = (q * width**-0.5).reshape(
+        batch, kv_heads, -1, width
+    )  # (B, kv_heads, N / kv_heads * Q, head)
+    scores = (q @ k.transpose(-1, -2)).view(batch, num_heads, queries, -1)
+    weights = scores.add_(bias).softmax(-1).view(batch, kv_heads, -1, k.shape[2])
+    return (weights @ v).view(batch, num_heads, queries, width)
+
+
+def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to scores: 0 where ``mask`` is True, ``-inf`` where not.
+
+    Made once per pass: adding it is several times as fast as filling by the mask in every layer.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 class SwiGLU(nn.Module):
@@ -193,11 +231,11 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        bias: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), table, bias, cache))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
@@ -240,8 +278,9 @@ class Transformer(nn.Module):
             ``(B, Q, D)`` after the final norm.
         """
         table = rotary_table(steps, self.config.head_dim, self.config.rope_base)
+        bias = None if mask is None else mask_to_bias(mask, x.dtype)
         for index, layer in enumerate(self.layers):
-            x = layer(x, table, mask, None if cache is None else cache.layer(index))
+            x = layer(x, table, bias, None if cache is None else cache.layer(index))
         out: Tensor = self.norm(x)
         return out
 

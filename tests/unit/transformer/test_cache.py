@@ -27,11 +27,11 @@ def test_a_pass_sees_the_window_and_nothing_else(
         end = begin + data.draw(st.integers(1, cache.max_span))
         mask = cache.seek(torch.arange(begin, end)[None])[0, 0]
         for layer in range(2):
-            number = (1000.0 * layer + torch.arange(begin, end)).view(1, -1, 1, 1)
+            number = (1000.0 * layer + torch.arange(begin, end)).view(1, 1, -1, 1)
             keys, values = cache.layer(layer).write(number, -number)
             assert torch.equal(keys, -values)
             for query in range(begin, end):
-                seen = values[0, mask[query - begin], 0, 0].neg() - 1000 * layer
+                seen = values[0, 0, mask[query - begin], 0].neg() - 1000 * layer
                 oldest = max(0, query // length - window + 1) * length
                 assert torch.equal(seen.sort().values.long(), torch.arange(oldest, query + 1))
         # What follows may be fed again: a rejected draft.
@@ -43,20 +43,22 @@ def test_rows_at_different_positions_are_like_rows_alone(starts: list[int]) -> N
     positions = torch.tensor(starts)[:, None] + torch.arange(3)
     together = make_cache(2, 3, batch_size=len(starts))
     masks = together.seek(positions)
-    new = torch.randn(len(starts), 3, 1, 1)
+    new = torch.randn(len(starts), 1, 3, 1)
     keys, _ = together.layer(0).write(new, new)
     for row in range(len(starts)):
         alone = make_cache(2, 3)
         assert torch.equal(alone.seek(positions[row : row + 1])[0], masks[row])
-        assert torch.equal(alone.layer(0).write(new[row : row + 1], new[:1])[0][0], keys[row])
+        assert torch.equal(
+            alone.layer(0).write(new[row : row + 1], new[row : row + 1])[0][0], keys[row]
+        )
 
 
 def test_nothing_grows() -> None:
     cache = make_cache(2, 3, dtype=torch.bfloat16)
-    assert cache.keys.shape == cache.values.shape == (2, 1, 9, 1, 1)
+    assert cache.keys.shape == cache.values.shape == (2, 1, 1, 9, 1)
     before = cache.keys.data_ptr()
     for step in range(5):
         cache.seek(step * 3 + torch.arange(3)[None])
-        cache.layer(0).write(torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
+        cache.layer(0).write(torch.ones(1, 1, 3, 1), torch.ones(1, 1, 3, 1))
     assert cache.keys.data_ptr() == before
     assert cache.keys.dtype == torch.bfloat16

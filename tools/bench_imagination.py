@@ -1,0 +1,442 @@
+"""Time imagination: engines side by side in one process, with the theoretical floor beside them.
+
+    python tools/bench_imagination.py --model runs/iris/world_model --data runs/iris/frames
+
+Contexts and actions come from held-out episodes; without --model and --data, from a model of IRIS's
+sizes with random weights, which says what a pass costs but not how often drafts are accepted. A
+repetition times all engines one after another, so that whatever else the machine does hits all
+alike; the best and the median over repetitions are given, ratios are of medians.
+
+Engines:
+    growing_cache     the straightforward loop of IRIS-type code in float32: keys and values grow by
+                      ``torch.cat``, one token a pass, every head at every position, multinomial
+    no_cache          the whole window again for every token (batch 1 only)
+    generate          ``generate`` of transformers with a static cache: a Llama of the same sizes
+                      with random weights; only if transformers is installed
+    sequential        tokenwm, one pass a token, float32
+    speculative       tokenwm, drafts verified in one pass (tokenwm/imagination/speculative.py)
+    …_bf16            the same in bfloat16
+    …_pixels          the same, and the frame of every step decoded
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenwm.allocator import keep_freed_memory
+from tokenwm.data.shards import ShardReader
+from tokenwm.imagination.decode import decode_step, prefill
+from tokenwm.imagination.rollout import TokenWorldModel, load
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.speculative import decode_steps
+from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.throughput import measured_peak_flops
+from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.transformer.model import Layer, TransformerConfig, rotary_table, rotate
+from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.uses.recordings import load_rows
+from tokenwm.uses.starts import Start, choose_split, choose_starts
+
+SAMPLING = SamplingConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What an engine did: ``(B, H, K)`` frame tokens, passes and positions fed per row."""
+
+    frame: Tensor
+    passes: float
+    positions: float
+
+
+Engine = Callable[[WorldModel, Tokens, Tensor], Decoded]
+
+
+# --- baselines ------------------------------------------------------------------------------------
+
+
+def growing_cache(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
+    """One token per pass over keys and values that grow by concatenation."""
+    layout, window = model.layout, model.config.transformer.window
+    keep = window * layout.positions_per_step
+    cache: list[tuple[Tensor, Tensor]] = []
+    embedded = model.embed(context)[:, :-1]  # the last action is still to come
+    hidden = _grow(model, cache, embedded, 0, keep)
+    frame, frames = context.frame[:, -1], []
+    step = context.frame.shape[1] - 1
+    for action in actions.unbind(1):
+        at_action = model.embed_action(action)
+        hints = model.frame_hints(frame[:, None], at_action[:, None], None)[:, 0]
+        inputs = at_action + model.slot_embedding[layout.action_slot] + hints[:, 0]
+        position = step * layout.positions_per_step + layout.action_slot
+        hidden = _grow(model, cache, inputs[:, None], position, keep)
+        step, new = step + 1, []
+        for slot in range(layout.num_frame_tokens):
+            logits = model.frame_logits(hidden, frame[:, slot])
+            model.reward(hidden)
+            model.termination_logit(hidden)
+            token = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+            new.append(token)
+            is_last = slot == layout.num_frame_tokens - 1
+            hint = model.no_hint if is_last else hints[:, slot + 1]
+            inputs = model.frame_embedding(token) + model.slot_embedding[slot] + hint
+            position = step * layout.positions_per_step + slot
+            hidden = _grow(model, cache, inputs[:, None], position, keep)
+        frame = torch.stack(new, dim=1)
+        frames.append(frame)
+    passes = len(frames) * layout.positions_per_step
+    return Decoded(frame=torch.stack(frames, dim=1), passes=passes, positions=passes)
+
+
+def _grow(
+    model: WorldModel, cache: list[tuple[Tensor, Tensor]], x: Tensor, first: int, keep: int
+) -> Tensor:
+    """Positions from ``first`` on through all layers; ``(B, Q, D)`` → ``(B, D)`` of the last."""
+    config = model.config.transformer
+    steps = torch.arange(first, first + x.shape[1], device=x.device)
+    table = rotary_table(
+        steps // model.layout.positions_per_step, config.head_dim, config.rope_base
+    )
+    for index, layer in enumerate(model.transformer.layers):
+        assert isinstance(layer, Layer)
+        attention = layer.attention
+        kv_dim = config.kv_heads * config.head_dim
+        parts = attention.qkv(layer.attention_norm(x)).split([config.dim, kv_dim, kv_dim], dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, config.head_dim)) for part in parts)
+        q = rotate(attention.query_norm(q), table).transpose(1, 2)
+        k, v = rotate(attention.key_norm(k), table).transpose(1, 2), v.transpose(1, 2)
+        if index < len(cache):
+            k = torch.cat([cache[index][0], k], dim=2)[:, :, -keep:]
+            v = torch.cat([cache[index][1], v], dim=2)[:, :, -keep:]
+            cache[index] = (k, v)
+        else:
+            cache.append((k, v))
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, is_causal=q.shape[2] > 1, enable_gqa=config.kv_heads != config.num_heads
+        )
+        x = x + attention.out(mixed.transpose(1, 2).flatten(2))
+        x = x + layer.mlp(layer.mlp_norm(x))
+    hidden: Tensor = model.transformer.norm(x)[:, -1]
+    return hidden
+
+
+def no_cache(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
+    """Every token from a full pass over the window. Two steps are enough: all cost the same."""
+    window, num_frame_tokens = model.config.transformer.window, model.layout.num_frame_tokens
+    frames, known = context.frame, context.action[:, :-1]
+    for action in actions[:, :2].unbind(1):
+        known = torch.cat([known, action[:, None]], dim=1)
+        frames = torch.cat([frames, frames[:, -1:]], dim=1)
+        seen = torch.cat([known, action[:, None]], dim=1)[:, -window:]
+        for slot in range(num_frame_tokens):
+            logits = model(Tokens(frames[:, -window:], None, seen)).frame_logits[:, -1, slot]
+            frames[:, -1, slot] = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+    passes = 2 * num_frame_tokens
+    positions = passes * window * model.layout.positions_per_step
+    return Decoded(frame=frames[:, -2:], passes=passes, positions=positions)
+
+
+def generate_seconds(model: WorldModel, batch: int, num_steps: int) -> float | None:
+    """Seconds per step of ``generate`` of transformers at the same sizes; None without it."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        return None
+    config, length = model.config.transformer, model.layout.positions_per_step
+    device = model.slot_embedding.device
+    llama_config = LlamaConfig(
+        vocab_size=model.vocabulary.codebook_size,
+        hidden_size=config.dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=4 * config.window * length,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    llama = LlamaForCausalLM(llama_config).to(device).eval()
+    ids = torch.randint(config.dim, (batch, config.window * length), device=device)
+    options: dict[str, Any] = {"do_sample": True, "cache_implementation": "static"}
+    options["disable_compile"] = device.type == "cpu"
+
+    def seconds(count: int) -> float:
+        start = now(device)
+        mask = torch.ones_like(ids)
+        llama.generate(
+            ids, attention_mask=mask, min_new_tokens=count, max_new_tokens=count, **options
+        )
+        return now(device) - start
+
+    seconds(2)
+    return (seconds(1 + num_steps * length) - seconds(1)) / num_steps
+
+
+# --- tokenwm --------------------------------------------------------------------------------------
+
+
+def sequential(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
+    state = prefill(model, context)
+    frames = []
+    for action in actions.unbind(1):
+        state, _ = decode_step(model, state, action, SAMPLING)
+        frames.append(state.frame)
+    length = model.layout.positions_per_step
+    return Decoded(
+        frame=torch.stack(frames, dim=1),
+        passes=len(frames) * (length - 1),  # the last token and the action share one
+        positions=len(frames) * length,
+    )
+
+
+def speculative(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
+    _, decoded = decode_steps(model, prefill(model, context), actions, SAMPLING)
+    passes = decoded.num_passes
+    return Decoded(
+        frame=decoded.frame, passes=passes, positions=passes * model.layout.positions_per_step
+    )
+
+
+# --- what the machine can do ----------------------------------------------------------------------
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def read_bandwidth(num_bytes: int, device: torch.device) -> float:
+    """Bytes per second when a buffer of this size is read again and again."""
+    buffer = torch.ones(max(num_bytes, 1 << 16) // 4, device=device)
+    times = []
+    for _ in range(20):
+        start = now(device)
+        buffer.sum()
+        times.append(now(device) - start)
+    return buffer.numel() * 4 / min(times)
+
+
+def floor_seconds(model: WorldModel, batch: int, decoded: Decoded) -> float:
+    """Least time of what an engine did: weights and cache read once a pass, or the operations."""
+    config, device = model.config.transformer, model.slot_embedding.device
+    dtype = model.transformer.dtype
+    weights = sum(p.numel() for p in model.transformer.parameters() if p.ndim > 1)
+    cells = config.window * model.layout.positions_per_step
+    cache = 2 * config.num_layers * cells * config.kv_heads * config.head_dim
+    num_bytes = (weights + batch * cache) * torch.empty(0, dtype=dtype).element_size()
+    attention = 2 * config.num_layers * cells * config.dim
+    head = model.vocabulary.codebook_size * config.dim
+    operations = 2 * batch * decoded.positions * (weights + attention + head)
+    return max(
+        decoded.passes * num_bytes / read_bandwidth(num_bytes, device),
+        operations / measured_peak_flops(device, dtype),
+    )
+
+
+# --- the benchmark --------------------------------------------------------------------------------
+
+
+def random_model(num_frame_tokens: int, device: torch.device) -> WorldModel:
+    """IRIS's sizes, random weights and a copy prior of 0.9."""
+    side = round(num_frame_tokens**0.5)
+    edges = np.linspace(-1.0, 1.0, 257)[None].repeat(2, axis=0)
+    vocabulary = Vocabulary(
+        codebook_size=512,
+        code_levels=(8, 8, 8),
+        num_cameras=1,
+        grid=(side, num_frame_tokens // side),
+        action=ContinuousTokenizer(edges=edges),
+        state=None,
+        has_reward=True,
+        tokenizer_hash="none",
+    )
+    torch.manual_seed(0)
+    return WorldModel(WorldModelConfig(transformer=TransformerConfig()), vocabulary).to(device)
+
+
+def recorded_rows(
+    model: TokenWorldModel, data: Path, batch: int, num_context: int, horizon: int
+) -> tuple[Tokens, Tensor]:
+    """Contexts and the actions that followed, from held-out episodes."""
+    reader = ShardReader(data)
+    split = choose_split(reader.manifest, "test")
+    num_steps = num_context + horizon
+    starts = choose_starts(reader, split, num_steps=num_steps, num_starts=4).rows
+    rows: list[Start] = [starts[index % len(starts)] for index in range(batch)]
+    recorded = load_rows(model, reader, rows, np.arange(batch), num_steps)
+    context = model.context(
+        recorded.frames[:, :num_context], recorded.action[:, : num_context - 1], None
+    )
+    actions = recorded.action[:, num_context - 1 : num_context - 1 + horizon]
+    return context.tokens, model.encode_actions(actions)
+
+
+def random_rows(
+    model: WorldModel, batch: int, num_context: int, horizon: int
+) -> tuple[Tokens, Tensor]:
+    device, vocabulary = model.slot_embedding.device, model.vocabulary
+    shape = (batch, 1, model.layout.num_frame_tokens)
+    frame = torch.randint(vocabulary.codebook_size, shape, device=device)
+    action = torch.randint(256, (batch, num_context + horizon, 2), device=device)
+    return Tokens(frame.repeat(1, num_context, 1), None, action[:, :num_context]), action[
+        :, num_context:
+    ]
+
+
+def measure(
+    args: argparse.Namespace, model: WorldModel, whole: TokenWorldModel | None, batch: int
+) -> list[dict[str, Any]]:
+    """All engines at one batch size."""
+    num_context, device = model.config.transformer.window, model.slot_embedding.device
+    if whole is None:
+        context, actions = random_rows(model, batch, num_context, args.horizon)
+    else:
+        context, actions = recorded_rows(whole, args.data, batch, num_context, args.horizon)
+    exact, half = model.frozen(), model.frozen(torch.bfloat16)
+    engines: dict[str, tuple[Engine, WorldModel]] = {
+        "growing_cache": (growing_cache, model),
+        "sequential": (sequential, exact),
+        "speculative": (speculative, exact),
+        "sequential_bf16": (sequential, half),
+        "speculative_bf16": (speculative, half),
+    }
+    if batch == 1:
+        engines["no_cache"] = (no_cache, model)
+
+    def decode_pixels(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
+        assert whole is not None
+        decoded = speculative(model, context, actions)
+        whole.decode_tokens(decoded.frame)
+        return decoded
+
+    if whole is not None:
+        engines["speculative_bf16_pixels"] = (decode_pixels, half)
+
+    prefills: dict[WorldModel, list[float]] = {model: [], exact: [], half: []}
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    decoded: dict[str, Decoded] = {}
+    for _ in range(args.repetitions + 1):  # the first warms up
+        for owner, reading in prefills.items():
+            start = now(device)
+            prefill(owner, context)
+            reading.append(now(device) - start)
+        for name, (engine, owner) in engines.items():
+            start = now(device)
+            decoded[name] = engine(owner, context, actions)
+            times[name].append(now(device) - start)
+    results: list[dict[str, Any]] = []
+    for name, (_, owner) in engines.items():
+        horizon = decoded[name].frame.shape[1]
+        prefilling = statistics.median(prefills[owner][1:])
+        seconds = [max(taken - prefilling, 1e-9) / horizon for taken in times[name][1:]]
+        floor = floor_seconds(owner, batch, decoded[name]) / horizon
+        median = statistics.median(seconds)
+        results.append(
+            {
+                "engine": name,
+                "batch": batch,
+                "ms_per_step": 1e3 * median,
+                "ms_per_step_best": 1e3 * min(seconds),
+                "steps_per_second": batch / median,
+                "tokens_per_second": batch * model.layout.num_frame_tokens / median,
+                "passes_per_step": decoded[name].passes / horizon,
+                "tokens_per_pass": model.layout.num_frame_tokens * horizon / decoded[name].passes,
+                "floor_ms_per_step": 1e3 * floor,
+                "share_of_floor": floor / median,
+            }
+        )
+    seconds_of_generate = generate_seconds(model, batch, 2) if args.generate else None
+    if seconds_of_generate is not None:
+        results.append(
+            {
+                "engine": "generate",
+                "batch": batch,
+                "ms_per_step": 1e3 * seconds_of_generate,
+                "steps_per_second": batch / seconds_of_generate,
+            }
+        )
+    base = results[0]["ms_per_step"]
+    for result in results:
+        result["times_growing_cache"] = base / result["ms_per_step"]
+    for name in ("", "_bf16"):
+        same = decoded[f"speculative{name}"].frame == decoded[f"sequential{name}"].frame
+        results.append(
+            {
+                "engine": f"speculative{name}",
+                "batch": batch,
+                "tokens_equal_to_sequential": float(same.float().mean()),
+            }
+        )
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", type=Path, help="world model to time; random weights if left out"
+    )
+    parser.add_argument("--data", type=Path, help="frame shards with held-out episodes")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--batch-sizes", type=int, nargs="+")
+    parser.add_argument("--horizon", type=int, default=16, help="imagined steps")
+    parser.add_argument("--num-frame-tokens", type=int, default=16, help="of the random model")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--generate", action="store_true", help="time transformers' generate too")
+    args = parser.parse_args()
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    whole = None if args.model is None else load(args.model, device)
+    model = random_model(args.num_frame_tokens, device) if whole is None else whole.world_model
+    if model.state_head is not None or (whole is not None and args.data is None):
+        sys.exit("give --model a model without state, and --data with it")
+    sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
+    with torch.inference_mode():
+        model = model.eval()
+        results = [result for batch in sizes for result in measure(args, model, whole, batch)]
+    config = model.config.transformer
+    report = {
+        "what": "imagination",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": str(args.model or "random weights"),
+        "sizes": {
+            "layers": config.num_layers,
+            "width": config.dim,
+            "heads": config.num_heads,
+            "window": config.window,
+            "tokens_per_frame": model.layout.num_frame_tokens,
+            "codes": model.vocabulary.codebook_size,
+        },
+        "horizon": args.horizon,
+        "peak_memory_bytes": (
+            torch.cuda.max_memory_allocated()
+            if device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        ),
+        "results": results,
+    }
+    text = json.dumps(report, indent=2)
+    if args.json:
+        args.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
