@@ -165,6 +165,7 @@ class ContinuousHead(nn.Module):
         self.register_buffer("features", features, persistent=False)
         self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
         nn.init.zeros_(self.coefficients.weight)
+        # Its logarithm, that is; checkpoints know it by this name.
         self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))
 
     def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
