@@ -30,6 +30,8 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 CHECKPOINT_VERSION = 2
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
 VOCABULARY = "vocabulary.json"
+REMOVED_OPTIONS = ("token_noise", "scalar_noise")
+"""They were about training only; folders of this version may still name them."""
 
 
 def model_folder(path: Path | str) -> Path:
@@ -160,7 +162,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
             "the folder was changed or damaged"
         )
     with _explaining(folder):
-        values = dict(config["world_model"])
+        values = {k: v for k, v in config["world_model"].items() if k not in REMOVED_OPTIONS}
         transformer = TransformerConfig(**values.pop("transformer"))
         model = WorldModel(
             WorldModelConfig(transformer=transformer, **values),
