@@ -331,6 +331,6 @@ def provenance_of(trainer: pl.Trainer) -> dict[str, Any]:
         "data_provenance": datamodule.manifest.provenance,
         "steps": trainer.global_step,
         "batch_size": datamodule.batch_size,
-        "window_steps": datamodule.num_steps,
+        "num_steps": datamodule.num_steps,
         "metrics": metrics,
     }

@@ -54,7 +54,7 @@ def plot_training(title: str, path: Path) -> Plot | None:
     return Plot(
         name="training_" + re.sub(r"[^A-Za-z0-9-]+", "_", title),
         title=f"Training: {title}",
-        caption="Thin: on training batches. Thick: on held-out windows, teacher-forced.",
+        caption="Thin: on training batches. Thick: on held-out sequences, teacher-forced.",
         png=to_png(figure),
     )
 
