@@ -151,6 +151,18 @@ class ShardReader:
             result[name] = view.reshape(stop - start, *feature.shape).astype(feature.dtype)
         return result
 
+    def frames(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Steps ``[start, stop)`` of all cameras of an episode.
+
+        Returns:
+            ``(stop - start, cameras, H, W, 3)`` uint8 in [0, 255], RGB.
+
+        Raises:
+            ShardError: As :meth:`arrays`.
+        """
+        names = [f"frames.{camera}" for camera in self.manifest.cameras]
+        return np.stack(list(self.arrays(key, names, start, stop).values()), axis=1)
+
     def metadata(self, key: str) -> dict[str, Scalar]:
         """The JSON member of an episode.
 

@@ -195,9 +195,9 @@ def _tokenize_episode(
     vocabulary: Vocabulary,
     shift: tuple[int, int],
 ) -> dict[str, NDArray[Any]]:
-    arrays = dict(reader.arrays(key))
-    cameras = [arrays.pop(name) for name in list(arrays) if name.startswith("frames.")]
-    frames = torch.from_numpy(np.stack(cameras, axis=1))  # (T, cameras, H, W, 3)
+    frames = torch.from_numpy(reader.frames(key))  # (T, cameras, H, W, 3)
+    rest = [name for name in reader.manifest.features if not name.startswith("frames.")]
+    arrays = reader.arrays(key, rest)
     device = tokenizer.mean_frame.device
     encoded: list[Tensor] = [
         tokenizer.encode_frames(part.to(device), shift).cpu()
