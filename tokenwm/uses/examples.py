@@ -63,11 +63,7 @@ def imagine_examples(
     rows = [starts.rows[int(row)] for row in numbers]
     num_context, horizon = config.num_context_frames, config.imagination_horizon
     batch = load_rows(model, reader, rows, numbers, num_context + horizon)
-    context = model.context(
-        batch.frames[:, :num_context],
-        batch.action[:, : num_context - 1],
-        None if batch.state is None else batch.state[:, :num_context],
-    )
+    context = batch.context(model, num_context)
 
     def imagine(actions: NDArray[np.generic]) -> Rollout:
         streams = torch.from_numpy(numbers).to(model.device)
@@ -75,9 +71,8 @@ def imagine_examples(
             context, actions, sampling=config.sampling, seed=config.seed, rows=streams
         )
 
-    prediction = model.decode_frames(
-        imagine(load_future_actions(reader, rows, num_context, horizon))
-    )
+    first = num_context - 1
+    prediction = model.decode_frames(imagine(batch.action[:, first : first + horizon]))
     shuffled = None
     if donors is not None:
         others = [starts.rows[int(row)] for row in donors[numbers]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.anchor import anchored
 from tokenwm.imagination.decode import DecodeState, score_frame
-from tokenwm.imagination.rollout import Context, TokenWorldModel
+from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.tokenizer.frames import to_uint8
@@ -118,11 +118,7 @@ class BatchMeasurement:
         self.model, self.batch, self.config, self.scores = model, batch, config, scores
         self.num_context = config.num_context_frames
         self.rows = torch.from_numpy(batch.numbers).to(model.device)
-        self.context: Context = model.context(
-            batch.frames[:, : self.num_context],
-            batch.action[:, : self.num_context - 1],
-            None if batch.state is None else batch.state[:, : self.num_context],
-        )
+        self.context = batch.context(model, self.num_context)
         assert self.context.anchor is not None
         self.observed = self.context.anchor  # (B, cameras, H, W, 3)
         self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)

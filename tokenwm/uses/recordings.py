@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.shards import ShardReader
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.rollout import Context, TokenWorldModel
 from tokenwm.uses.starts import Start
 
 
@@ -32,6 +32,14 @@ class RowBatch:
     state: NDArray[np.float32] | None
     reward: NDArray[np.float32] | None
     terminated: NDArray[np.bool_]
+
+    def context(self, model: TokenWorldModel, num_frames: int) -> Context:
+        """The first ``num_frames`` steps as a context to imagine from."""
+        return model.context(
+            self.frames[:, :num_frames],
+            self.action[:, : num_frames - 1],
+            None if self.state is None else self.state[:, :num_frames],
+        )
 
 
 def load_rows(
