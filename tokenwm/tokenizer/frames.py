@@ -21,7 +21,8 @@ PIXEL_SCALE = 0.25
 
 About unit variance where something moves.
 """
-
+DEAD_CODEBOOK_SHARE = 0.05
+"""Below this share of codes in use a tokenizer has collapsed, whatever its loss says."""
 
 @dataclass(frozen=True, kw_only=True)
 class FrameTokenizerConfig:

@@ -13,14 +13,17 @@ from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
 from tokenwm.data.manifest import Manifest
 from tokenwm.errors import TokenwmError
-from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, codebook_usage
+from tokenwm.tokenizer.frames import (
+    DEAD_CODEBOOK_SHARE,
+    FrameTokenizer,
+    FrameTokenizerConfig,
+    codebook_usage,
+)
 from tokenwm.tokenizer.perceptual import PerceptualLoss
 from tokenwm.training import OptimizerConfig, TrainingModule
 
 logger = logging.getLogger(__name__)
 
-DEAD_CODEBOOK_USAGE = 0.05
-"""Below this share of codes in use the tokenizer warns on every validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +191,7 @@ class FrameTokenizerModule(TrainingModule):
         self._counts = None
         self.log(f"{stage}/codebook_usage", usage, sync_dist=True)
         self.log(f"{stage}/codebook_perplexity", perplexity, sync_dist=True)
-        if usage < DEAD_CODEBOOK_USAGE and not self.trainer.sanity_checking:
+        if usage < DEAD_CODEBOOK_SHARE and not self.trainer.sanity_checking:
             logger.warning(
                 "dead codebook: only %.1f %% of %d codes are in use (perplexity %.1f); lower the "
                 "learning rate, use quantizer fsq, or a smaller codebook_size",
