@@ -14,9 +14,9 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe
-from tokenwm.data.shards import SPLITS, Manifest
 
 
 def main(argv: list[str]) -> int:

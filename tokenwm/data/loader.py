@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tokenwm.data.episode import Segment
-from tokenwm.data.shards import Manifest, ShardReader
+from tokenwm.data.manifest import Manifest
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError
 
 BATCH_FIELDS = (

@@ -29,34 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.atomic import open_atomically
 from tokenwm.data.episode import Scalar
-from tokenwm.data.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    SPLITS,
-    EpisodeInfo,
-    Excluded,
-    Feature,
-    Manifest,
-    ShardInfo,
-)
-from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.manifest import MANIFEST_NAME, EpisodeInfo, Feature, Manifest, ShardInfo
 from tokenwm.errors import ShardError
-
-__all__ = [
-    "MANIFEST_NAME",
-    "SCHEMA_VERSION",
-    "SPLITS",
-    "EpisodeInfo",
-    "Excluded",
-    "Feature",
-    "Manifest",
-    "ShardInfo",
-    "ShardReader",
-    "ShardWriter",
-    "open_atomically",
-]
 
 ALLOWED_SUFFIXES = ("npy", "json")
 MAX_NPY_HEADER = 4096

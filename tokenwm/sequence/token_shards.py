@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.manifest import SPLITS, Feature, Manifest
-from tokenwm.data.shards import ShardReader, ShardWriter
+from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (

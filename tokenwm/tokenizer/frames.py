@@ -24,6 +24,7 @@ About unit variance where something moves.
 DEAD_CODEBOOK_SHARE = 0.05
 """Below this share of codes in use a tokenizer has collapsed, whatever its loss says."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class FrameTokenizerConfig:
     """Sizes of the frame tokenizer.

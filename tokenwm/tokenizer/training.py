@@ -25,7 +25,6 @@ from tokenwm.training import OptimizerConfig, TrainingModule
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLossConfig:
     """Weights of the reconstruction loss.

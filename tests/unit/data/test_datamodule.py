@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.unit.data.shard_fixtures import TOKEN_FEATURES, write_dataset
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
-from tokenwm.data.shards import Manifest
+from tokenwm.data.manifest import Manifest
 from tokenwm.errors import ShardError
 
 pytestmark = [
