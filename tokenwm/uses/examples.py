@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
-from tokenwm.uses.measure import MeasureConfig
+from tokenwm.uses.measure import EvaluationConfig
 from tokenwm.uses.metrics import FloatArray, psnr_from_mse
 from tokenwm.uses.recordings import load_future_actions, load_rows
 from tokenwm.uses.results import Example
@@ -54,7 +54,7 @@ def imagine_examples(
     starts: Starts,
     donors: NDArray[np.int64] | None,
     chosen: Sequence[tuple[int, str]],
-    config: MeasureConfig,
+    config: EvaluationConfig,
 ) -> tuple[Example, ...]:
     """Imagine some rows again, under the same noise, and keep their pictures."""
     if not chosen:

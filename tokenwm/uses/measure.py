@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.shards import ShardReader
+from tokenwm.errors import TokenwmError
 from tokenwm.imagination.anchor import anchored
 from tokenwm.imagination.decode import DecodeState, score_frame
 from tokenwm.imagination.rollout import TokenWorldModel
@@ -38,13 +39,44 @@ ProgressCallback = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-    """How futures are imagined; see :class:`tokenwm.uses.evaluate.EvaluationConfig`."""
+class EvaluationConfig:
+    """What is measured.
 
-    num_context_frames: int
-    imagination_horizon: int
-    sampling: SamplingConfig
-    seed: int
+    Attributes:
+        split: ``test``, ``val`` or ``train``; ``val`` is taken where there is no ``test``.
+        num_context_frames: ``C``, observed frames before imagining.
+        imagination_horizon: ``H``, imagined steps.
+        num_starts: Starts per episode, evenly spaced.
+        batch_size: Futures imagined at once; bounds the memory.
+        sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
+            variance.
+        seed: Of noise, of shuffled actions and of the bootstrap.
+        max_episodes: Measure only that many episodes, evenly spread; None for all.
+        num_examples: Starts whose pictures are kept for the report.
+    """
+
+    split: str = "test"
+    num_context_frames: int = 4
+    imagination_horizon: int = 20
+    num_starts: int = 4
+    batch_size: int = 32
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    seed: int = 0
+    max_episodes: int | None = None
+    num_examples: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            TokenwmError: A number is below its minimum.
+        """
+        names = ("num_context_frames", "imagination_horizon", "num_starts", "batch_size")
+        minimum = dict.fromkeys((*names, "max_episodes"), 1) | {"num_examples": 0, "seed": 0}
+        for name, least in minimum.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TokenwmError(f"{name}={value}; use at least {least}")
 
 
 @dataclass(kw_only=True)
@@ -113,7 +145,7 @@ class BatchMeasurement:
     """
 
     def __init__(
-        self, model: TokenWorldModel, batch: RowBatch, config: MeasureConfig, scores: RowScores
+        self, model: TokenWorldModel, batch: RowBatch, config: EvaluationConfig, scores: RowScores
     ) -> None:
         self.model, self.batch, self.config, self.scores = model, batch, config, scores
         self.num_context = config.num_context_frames
@@ -222,8 +254,7 @@ def measure(
     reader: ShardReader,
     rows: Sequence[Start],
     donors: NDArray[np.int64] | None,
-    config: MeasureConfig,
-    batch_size: int,
+    config: EvaluationConfig,
     progress: ProgressCallback,
 ) -> RowScores:
     """Score every row.
@@ -233,8 +264,7 @@ def measure(
         reader: Where the rows were recorded.
         rows: Starts.
         donors: Whose actions each row gets when they are shuffled; None leaves that out.
-        config: How to imagine.
-        batch_size: Rows at a time.
+        config: How to imagine, and how many rows at a time.
         progress: Called after every step.
     """
     state = model.vocabulary.state
@@ -244,6 +274,7 @@ def measure(
         state.num_dimensions if state is not None and has_measurable_state(model) else 0,
         model.vocabulary.has_reward and "reward" in reader.manifest.features,
     )
+    batch_size = config.batch_size
     num_batches = -(-len(rows) // batch_size)
     total = num_batches * config.imagination_horizon * (1 if donors is None else 2)
     done = 0
