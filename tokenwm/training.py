@@ -42,11 +42,6 @@ class OptimizerConfig:
     final_fraction: float = 0.02
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A value is out of range.
-        """
         if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise TokenwmError(
                 f"learning_rate={self.learning_rate} must be positive, "

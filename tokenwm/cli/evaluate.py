@@ -28,17 +28,7 @@ from tokenwm.uses.results import Evaluation
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``evaluate``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: Model, data or an argument is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = parser().parse_args(argv)
     config = EvaluationConfig(
         split=arguments.split,

@@ -60,17 +60,7 @@ class StepTimer(Callback):
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``quickstart``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: A setting or the data is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     return Quickstart(arguments, Console()).run()
 

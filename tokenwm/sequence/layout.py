@@ -39,11 +39,6 @@ class StepLayout:
     has_state: bool
 
     def __post_init__(self) -> None:
-        """Check that there is something to predict.
-
-        Raises:
-            TokenwmError: A step would hold neither frame nor state.
-        """
         if self.num_frame_tokens < 1:
             raise TokenwmError(
                 f"num_frame_tokens={self.num_frame_tokens}; a step needs at least one frame token"

@@ -28,11 +28,6 @@ class ContinuousTokenizer:
     units: str = ""
 
     def __post_init__(self) -> None:
-        """Check the edges.
-
-        Raises:
-            TokenwmError: Edges are not a finite ascending table with at least 2 bins.
-        """
         if self.edges.ndim != 2 or self.edges.shape[1] < 3 or not np.isfinite(self.edges).all():
             raise TokenwmError(
                 f"bin edges have shape {self.edges.shape}; expected finite "

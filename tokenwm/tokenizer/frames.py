@@ -55,11 +55,6 @@ class FrameTokenizerConfig:
     commitment_weight: float = 0.25
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A value is out of range.
-        """
         if self.quantizer not in get_args(QuantizerKind):
             raise TokenwmError(f"quantizer={self.quantizer!r}; choose fsq or vq")
         if self.encoder_kernel_size < 1 or self.encoder_kernel_size % 2 == 0:

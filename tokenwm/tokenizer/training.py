@@ -42,11 +42,6 @@ class TokenizerLossConfig:
     perceptual_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A weight is negative or nothing is weighted.
-        """
         weights = (self.l2_weight, self.l1_weight, self.perceptual_weight)
         if min(weights) < 0 or self.l1_weight + self.l2_weight <= 0:
             raise TokenwmError(

@@ -49,11 +49,6 @@ class WorldModelConfig:
     termination_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A weight is negative, or ``changed_token_weight`` is not positive.
-        """
         weights = (self.state_weight, self.reward_weight, self.termination_weight)
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(

@@ -49,11 +49,6 @@ class ImagineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A number is below its minimum.
-        """
         least = {"first_step": 0, "seed": 0}
         names = ("num_context_frames", "imagination_horizon", "num_samples")
         for name, minimum in (least | dict.fromkeys(names, 1)).items():

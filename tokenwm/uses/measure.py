@@ -66,11 +66,6 @@ class EvaluationConfig:
     num_examples: int = 4
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A number is below its minimum.
-        """
         names = ("num_context_frames", "imagination_horizon", "num_starts", "batch_size")
         minimum = dict.fromkeys((*names, "max_episodes"), 1) | {"num_examples": 0, "seed": 0}
         for name, least in minimum.items():
