@@ -78,7 +78,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     embeddings = {
         id(p) for name, p in module.named_parameters() if name.endswith(("table", "slot_embedding"))
     }
-    embeddings |= {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in module.parameters() if p.requires_grad]
 
     def decays(parameter: nn.Parameter) -> bool:
