@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tokenwm.errors import TokenwmError
-from tokenwm.uses.figures import CYCLE, LineEnd, Plot, label_ends, new_figure, to_png
+from tokenwm.uses.plot_style import CYCLE, LineEnd, Plot, label_ends, new_figure, to_png
 
 Points = list[tuple[int, float]]
 """Optimizer step and value."""
