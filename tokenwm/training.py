@@ -126,12 +126,16 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed; see :meth:`on_train_batch_start`."""
+        """Keep the seed (see :meth:`on_train_batch_start`) and the hashes of the shards."""
         checkpoint["random_seed"] = self._random_seed
         checkpoint["shards"] = self._shards()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed."""
+        """Go on with the seed of the run that is resumed.
+
+        Raises:
+            CheckpointError: The run was trained on other shards.
+        """
         self._random_seed = checkpoint.get("random_seed")
         saved, here = checkpoint.get("shards"), self._shards()
         fits = self._trainer is not None and self.trainer.state.fn == "fit"

@@ -109,9 +109,9 @@ class TokenizerOutput(NamedTuple):
     """What one training pass of the tokenizer returns.
 
     Attributes:
-        reconstruction: ``(B, 3, H, W)`` float32, about [0, 1].
-        target: ``(B, 3, H, W)`` float32, what it should have been.
-        indices: ``(B, h * w)`` int64.
+        reconstruction: ``(B * cameras, 3, H, W)`` float32, about [0, 1].
+        target: ``(B * cameras, 3, H, W)`` float32, what it should have been.
+        indices: ``(B * cameras, h * w)`` int64.
         commitment_loss: Scalar, weighted.
     """
 
