@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import tokenizer_hash
-from tokenwm.data.shards import Feature, Manifest, ShardWriter
+from tokenwm.data.manifest import Feature, Manifest
+from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.data.statistics import ContinuousStatistics, MeanFrame
 from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
 

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -30,6 +32,8 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 CHECKPOINT_VERSION = 2
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
 VOCABULARY = "vocabulary.json"
+REMOVED_OPTIONS = ("token_noise", "scalar_noise")
+"""They were about training only; folders of this version may still name them."""
 
 
 def model_folder(path: Path | str) -> Path:
@@ -160,7 +164,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
             "the folder was changed or damaged"
         )
     with _explaining(folder):
-        values = dict(config["world_model"])
+        values = {k: v for k, v in config["world_model"].items() if k not in REMOVED_OPTIONS}
         transformer = TransformerConfig(**values.pop("transformer"))
         model = WorldModel(
             WorldModelConfig(transformer=transformer, **values),
@@ -268,10 +272,8 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)
         provenance = json.loads((folder / PROVENANCE).read_text())
-    except (SafetensorError, OmegaConfBaseException, ValueError, OSError) as error:
+    except (SafetensorError, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
-    except Exception as error:  # YAML scanners raise their own hierarchy
-        raise CheckpointError(f"{folder / CONFIG} is not valid YAML: {error}") from error
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(f"{folder / CONFIG} has kind {found!r}; expected {kind!r}")
@@ -299,20 +301,15 @@ _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What reading a config of the wrong shape, or weights of another model, can raise."""
 
 
-class _explaining:
-    """Turns what goes wrong while a model is rebuilt into a CheckpointError with the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, CheckpointError):
-            return
-        if isinstance(error, _MALFORMED):
-            raise CheckpointError(f"{self.folder} does not describe a model: {error}") from error
+@contextmanager
+def _explaining(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while a model is rebuilt into a CheckpointError with the folder."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _MALFORMED as error:
+        raise CheckpointError(f"{folder} does not describe a model: {error}") from error
 
 
 def _load_state(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

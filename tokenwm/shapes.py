@@ -7,11 +7,15 @@
 ``K``       tokens per frame, all cameras together
 ``P``       tokens of proprioception per step (one per state dimension)
 ``A``       tokens per action (one per action dimension)
+``J``       predicted slots of a step: ``K``, and one for the state if there is one
 ``L``       positions per step: ``K`` frame slots, one state slot if ``P > 0``, one action slot
 ``S``       positions in a sequence, ``T * L``
+``Q``       positions that go through the transformer in one pass
 ``D``       model width
 ``N``       attention heads
 ``V``       size of a vocabulary (frame codebook unless said otherwise)
+``C``       in ``imagination`` and ``uses``: observed steps, the context
+``H``       there: imagined steps, the horizon
 ==========  =====================================================================
 
 The ``P`` state tokens (and the ``A`` action tokens) of a step share *one* position: they

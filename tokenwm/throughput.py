@@ -1,4 +1,4 @@
-"""How many operations a pass takes and how many the machine can do."""
+"""How many operations per second the machine can do."""
 
 import time
 

@@ -42,11 +42,6 @@ class OptimizerConfig:
     final_fraction: float = 0.02
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A value is out of range.
-        """
         if self.learning_rate <= 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise TokenwmError(
                 f"learning_rate={self.learning_rate} must be positive, "
@@ -83,7 +78,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     embeddings = {
         id(p) for name, p in module.named_parameters() if name.endswith(("table", "slot_embedding"))
     }
-    embeddings |= {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in module.parameters() if p.requires_grad]
 
     def decays(parameter: nn.Parameter) -> bool:
@@ -132,12 +126,16 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed; see :meth:`on_train_batch_start`."""
+        """Keep the seed (see :meth:`on_train_batch_start`) and the hashes of the shards."""
         checkpoint["random_seed"] = self._random_seed
         checkpoint["shards"] = self._shards()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed."""
+        """Go on with the seed of the run that is resumed.
+
+        Raises:
+            CheckpointError: The run was trained on other shards.
+        """
         self._random_seed = checkpoint.get("random_seed")
         saved, here = checkpoint.get("shards"), self._shards()
         fits = self._trainer is not None and self.trainer.state.fn == "fit"

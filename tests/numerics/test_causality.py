@@ -115,7 +115,7 @@ def test_a_hint_goes_to_the_one_position_that_predicts_its_slot(model: WorldMode
     layout = model.layout
     used = 0
     for position in range(NUM_STEPS * layout.positions_per_step):
-        step, slot = layout.step_and_slot(position + 1)  # what is predicted here
+        step, slot = divmod(position + 1, layout.positions_per_step)  # what is predicted here
         index = slot - layout.first_frame_slot
         expected = torch.zeros(NUM_STEPS, layout.num_frame_tokens, dtype=torch.bool)
         if step > 0 and 0 <= index < layout.num_frame_tokens:

@@ -137,7 +137,7 @@ def test_sliding_mask_is_what_it_says(
     mask = attention_mask(layout, num_steps, window)
     for i in range(len(mask)):
         for j in range(len(mask)):
-            (step_i, _), (step_j, _) = layout.step_and_slot(i), layout.step_and_slot(j)
+            step_i, step_j = i // layout.positions_per_step, j // layout.positions_per_step
             assert mask[i, j] == (j <= i and step_i - window < step_j)
 
 

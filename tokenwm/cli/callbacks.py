@@ -26,6 +26,7 @@ from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.transformer.training import WorldModelModule, tokens_of
 from tokenwm.transformer.world_model import Tokens
+from tokenwm.uses.pictures import absolute_error, film_strip, side_by_side, write_png
 
 SHOWN = ("loss", "psnr", "frame_nll", "frame_accuracy", "changed_accuracy", "codebook_usage")
 
@@ -289,29 +290,22 @@ class RolloutPictures(pl.Callback):
         imagined = self._tokenizer.decode_frames(torch.stack(frames, dim=1))
         strip = _strip(truth.cpu().numpy(), imagined.cpu().numpy())
         self.folder.mkdir(parents=True, exist_ok=True)
-        from PIL import Image
-
-        Image.fromarray(strip).save(self.folder / f"step_{trainer.global_step:07d}.png")
+        write_png(self.folder / f"step_{trainer.global_step:07d}.png", strip)
         for logger in trainer.loggers:
             if isinstance(logger, pl.loggers.TensorBoardLogger):
                 logger.experiment.add_image(
-                    "rollout", strip, trainer.global_step, dataformats="HWC"
+                    "rollout", np.asarray(strip), trainer.global_step, dataformats="HWC"
                 )
 
 
 def _strip(truth: Any, imagined: Any) -> Any:
-    """``(B, H, cameras, h, w, 3)`` uint8, twice → one picture.
-
-    For each row and camera: truth, imagined, error.
-    """
-    error = np.abs(truth.astype(np.int16) - imagined).astype(np.uint8)
-    rows = []
-    for row in range(truth.shape[0]):
-        for camera in range(truth.shape[2]):
-            rows += [
-                np.concatenate(list(x[row, :, camera]), axis=1) for x in (truth, imagined, error)
-            ]
-    return np.concatenate(rows, axis=0)
+    """``(B, H, cameras, h, w, 3)`` uint8, twice → a picture with truth, imagined, error of each."""
+    rows = {}
+    for number, (frames, guess) in enumerate(zip(truth, imagined, strict=True), start=1):
+        frames, guess = side_by_side(frames), side_by_side(guess)
+        rows[f"truth {number}"], rows[f"imagined {number}"] = frames, guess
+        rows[f"error {number}"] = absolute_error(guess, frames)
+    return film_strip(rows, [f"+{step}" for step in range(1, truth.shape[1] + 1)])
 
 
 def tokenizer_of(trainer: pl.Trainer) -> FrameTokenizer:
@@ -331,6 +325,6 @@ def provenance_of(trainer: pl.Trainer) -> dict[str, Any]:
         "data_provenance": datamodule.manifest.provenance,
         "steps": trainer.global_step,
         "batch_size": datamodule.batch_size,
-        "window_steps": datamodule.num_steps,
+        "num_steps": datamodule.num_steps,
         "metrics": metrics,
     }

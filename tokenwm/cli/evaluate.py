@@ -19,25 +19,16 @@ import tokenwm
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.uses.evaluate import EvaluationConfig, evaluate
+from tokenwm.uses.evaluate import evaluate
 from tokenwm.uses.headline import headline, table_horizons
+from tokenwm.uses.measure import EvaluationConfig
 from tokenwm.uses.page import table_rows
 from tokenwm.uses.report import write_report
 from tokenwm.uses.results import Evaluation
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``evaluate``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: Model, data or an argument is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = parser().parse_args(argv)
     config = EvaluationConfig(
         split=arguments.split,

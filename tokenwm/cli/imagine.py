@@ -20,17 +20,7 @@ from tokenwm.uses.metrics import psnr_from_mse
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``imagine``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: Model, data or an argument is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = parser().parse_args(argv)
     config = ImagineConfig(
         key=arguments.episode,

@@ -15,7 +15,7 @@ from tokenwm.errors import TokenwmError
 VERBS: Mapping[str, tuple[str, str]] = {
     "quickstart": (
         "tokenwm.cli.quickstart",
-        "record, prepare, train, imagine and report on Push-T, in 15 minutes",
+        "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
     ),
     "prepare": ("tokenwm.cli.prepare", "turn recorded episodes into shards, as a recipe says"),
     "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),

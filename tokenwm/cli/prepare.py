@@ -14,23 +14,13 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe
-from tokenwm.data.shards import SPLITS, Manifest
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``prepare``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: The recipe, the source or the folder is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     recipe = load_recipe(arguments.recipe, arguments.set)
     console = Console()

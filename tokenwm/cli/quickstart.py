@@ -31,7 +31,7 @@ TOKENIZER_SHARE = 0.22
 REPORT_SHARE = 0.18
 """Part of the time after preparation that is kept for tokenizing, evaluation and the report."""
 ENOUGH_STEPS = 32_000
-"""Shifted copies augment a dataset of few training steps to about so many."""
+"""A small dataset gets as many shifted copies as bring it nearest to this many training steps."""
 MOST_COPIES = 7
 PROBE_STEPS = 16
 """Steps that are timed to learn how many fit into a stage; the first half warms up."""
@@ -60,17 +60,7 @@ class StepTimer(Callback):
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``quickstart``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: A setting or the data is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     return Quickstart(arguments, Console()).run()
 

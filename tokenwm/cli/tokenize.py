@@ -15,17 +15,7 @@ from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb.
-
-    Args:
-        argv: The arguments after ``tokenize``.
-
-    Returns:
-        0 on success.
-
-    Raises:
-        TokenwmError: The data or the tokenizer is at fault.
-    """
+    """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_freed_memory()
     out: Path = arguments.out

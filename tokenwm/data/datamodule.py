@@ -38,8 +38,6 @@ class EpisodeDataModule(pl.LightningDataModule):
             while the data fits into memory.
         seed: Seed of the order of the training windows.
         verify: Whether to check the SHA-256 of every shard before training.
-        with_actions: Whether batches of frames also carry state, action, reward and end flags;
-            token datasets always carry tokens, reward and termination.
 
     Raises:
         ShardError: The folder holds no finished dataset, or a damaged one.
@@ -55,7 +53,6 @@ class EpisodeDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         verify: bool = True,
-        with_actions: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
@@ -74,7 +71,6 @@ class EpisodeDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.verify = verify
-        self.with_actions = with_actions
         self._manifest: Manifest | None = None
         self._datasets: dict[str, WindowDataset] = {}
 
@@ -86,11 +82,11 @@ class EpisodeDataModule(pl.LightningDataModule):
         return self._manifest
 
     @property
-    def fields(self) -> tuple[str, ...] | None:
-        """Fields of the batches, as :class:`WindowDataset` takes them."""
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the batches: frames, or tokens with reward and termination."""
         if self.manifest.kind == "tokens":
             return tuple(name for name in TOKEN_FIELDS if name in self.manifest.features)
-        return None if self.with_actions else ("frames",)
+        return ("frames",)
 
     def prepare_data(self) -> None:
         """Check the dataset; Lightning calls this once per machine."""

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.atomic import open_atomically
 from tokenwm.data.episode import Episode
+from tokenwm.data.manifest import Excluded, Feature, Manifest
 from tokenwm.data.recipe import Recipe
-from tokenwm.data.shards import Excluded, Feature, Manifest, ShardWriter, open_atomically
+from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.data.sources import SourceDescription
 from tokenwm.data.statistics import ContinuousStatistics, DiscreteStatistics, MeanFrame
 from tokenwm.errors import EpisodeError, SourceError

@@ -1,4 +1,4 @@
-"""Episode, Segment and Batch: THE time alignment of tokenwm.
+"""Episode and Segment: THE time alignment of tokenwm.
 
 ::
 
@@ -12,7 +12,7 @@
 
 ``a_t`` is chosen after seeing ``o_t`` and leads to ``o_{t+1}``; ``r_t``, ``terminated_t`` and
 ``truncated_t`` are what ``a_t`` caused. The last step has an observation and no valid action. Every
-reader maps its format onto this picture and every exporter maps back.
+reader maps its format onto this picture.
 """
 
 import re

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tokenwm.data.episode import Segment
-from tokenwm.data.shards import Manifest, ShardReader
+from tokenwm.data.manifest import Manifest
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError
 
 BATCH_FIELDS = (
@@ -156,13 +157,11 @@ class WindowDataset(Dataset[Segment]):
         length = self.reader.episode(key).num_steps
         stop = min(start + self.num_steps, length)
         arrays: dict[str, NDArray[Any]] = {}
-        for name, stored in self.fields.items():
-            parts = list(self.reader.arrays(key, stored, start, stop).values())
-            if name == "frames":  # (T, cameras, H, W, 3)
-                array = parts[0][:, None] if len(parts) == 1 else np.stack(parts, axis=1)
+        for name in self.fields:
+            if name == "frames":
+                arrays[name] = self._pad(self.reader.frames(key, start, stop))
             else:
-                array = parts[0]
-            arrays[name] = self._pad(array)
+                arrays[name] = self._pad(self.reader.arrays(key, [name], start, stop)[name])
         steps = np.arange(start, start + self.num_steps)
         arrays["step_valid"] = steps < length
         arrays["action_valid"] = steps < length - 1
@@ -175,12 +174,13 @@ class WindowDataset(Dataset[Segment]):
         return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
-def _resolve_fields(reader: ShardReader, names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Field of the batch → the stored fields that it is made of."""
+def _resolve_fields(reader: ShardReader, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The fields of the batch that are asked for, or all that the dataset has."""
     features = reader.manifest.features
-    cameras = tuple(name for name in features if name.startswith("frames."))
-    available: dict[str, tuple[str, ...]] = {"frames": cameras} if cameras else {}
-    available |= {name: (name,) for name in BATCH_FIELDS if name in features}
+    cameras = [name for name in features if name.startswith("frames.")]
+    available = tuple(
+        name for name in BATCH_FIELDS if name in features or (name == "frames" and cameras)
+    )
     for name in names or ():
         if name not in available:
             raise ShardError(
@@ -189,7 +189,7 @@ def _resolve_fields(reader: ShardReader, names: Sequence[str] | None) -> dict[st
     if len({features[name].shape for name in cameras}) > 1:
         shapes = {name: features[name].shape for name in cameras}
         raise ShardError(f"{reader.folder}: cameras differ in size, {shapes}; use one image_size")
-    return {name: available[name] for name in (available if names is None else names)}
+    return available if names is None else tuple(names)
 
 
 def collate(segments: Sequence[Segment]) -> Batch:

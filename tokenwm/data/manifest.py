@@ -5,12 +5,9 @@ is strict: an unknown key, a wrong type or another schema version is an error, n
 :mod:`tokenwm.data.shards` for the tar files themselves.
 """
 
-import difflib
 import json
 import re
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +15,8 @@ import numpy as np
 
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.episode import NAME_PATTERN
-from tokenwm.errors import ShardError
+from tokenwm.data.strict import build
+from tokenwm.errors import ShardError, TokenwmError
 
 SCHEMA_VERSION = 1
 """Version of the manifest and of the shards; see CHANGELOG.md for what changed with each."""
@@ -220,52 +218,13 @@ def _parse(text: str, path: Path) -> Manifest:
             f"{path}: schema_version is {version!r}, this tokenwm reads {SCHEMA_VERSION} only; "
             "make the dataset again with `tokenwm prepare`, or use the tokenwm that wrote it"
         )
-    manifest: Manifest = _build(values, Manifest, str(path))
+    try:
+        # A program wrote it, so a key with a default may not be missing either.
+        manifest: Manifest = build(Manifest, values, allow_defaults=False)
+    except TokenwmError as error:
+        raise ShardError(f"{path}: {error}; make the dataset again") from error
     _check_consistency(manifest, str(path))
     return manifest
-
-
-def _build(value: Any, hint: Any, where: str) -> Any:
-    """Turn parsed JSON into what the annotation ``hint`` says, or raise naming the place."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return _build_dataclass(value, hint, where)
-    if origin is Literal and isinstance(value, str) and value in arguments:
-        return value
-    if origin is types.UnionType and value is None:
-        return None
-    if origin is types.UnionType:
-        return _build(value, arguments[0], where)
-    if origin in (list, tuple) and isinstance(value, list):
-        return origin(_build(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _build(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
-    if hint is int and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, str):
-        return value
-    wanted = "non-negative int" if hint is int else getattr(hint, "__name__", str(hint))
-    wanted += f" {arguments}" if arguments else ""
-    raise ShardError(f"{where} is {str(value)[:80]!r}; expected {wanted}")
-
-
-def _build_dataclass(value: Any, hint: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ShardError(f"{where} is {str(value)[:80]!r}; expected an object")
-    hints = typing.get_type_hints(hint)
-    for name in value:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=3) or sorted(hints)
-            raise ShardError(f"{where}: unknown key {name!r}; valid keys: {', '.join(close)}")
-    # A manifest is written by a program, so a key with a default may not be missing either.
-    missing = [item.name for item in fields(hint) if item.name not in value]
-    if missing:
-        raise ShardError(f"{where}: missing key(s) {', '.join(missing)}; make the dataset again")
-    return hint(**{name: _build(value[name], hints[name], f"{where}.{name}") for name in value})
 
 
 def _check_consistency(manifest: Manifest, where: str) -> None:
@@ -281,6 +240,8 @@ def _check_consistency(manifest: Manifest, where: str) -> None:
             f"feature {name} has dtype {feature.dtype!r}, allowed are {', '.join(ALLOWED_DTYPES)}",
         )
         require(all(n > 0 for n in feature.shape), f"feature {name} has shape {feature.shape}")
+        num_values = feature.num_values
+        require(num_values is None or num_values > 0, f"feature {name} has {num_values} values")
     totals: dict[str, list[int]] = {}
     for shard in manifest.shards:
         # Only plain names: a path with folders in it could point outside the dataset.
@@ -298,8 +259,10 @@ def _check_consistency(manifest: Manifest, where: str) -> None:
         require(episode.shard in totals, f"episode {key}: unlisted shard {episode.shard!r}")
         split_fits = episode.shard.startswith(f"{episode.split}-")
         require(split_fits, f"episode {key}: split {episode.split!r} in shard {episode.shard}")
-        require(episode.num_steps > 0, f"episode {key} has no steps")
+        require(episode.num_steps > 0, f"episode {key} has {episode.num_steps} steps")
         require(set(episode.offsets) == set(manifest.features), f"episode {key}: fields differ")
+        first = min(episode.metadata_offset, *episode.offsets.values())
+        require(first >= 0, f"episode {key}: a member starts at offset {first}")
         totals[episode.shard][0] += 1
         totals[episode.shard][1] += episode.num_steps
     for shard in manifest.shards:

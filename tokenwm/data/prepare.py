@@ -23,8 +23,9 @@ from typing import Any
 import tokenwm
 from tokenwm.data.dataset_builder import DatasetBuilder
 from tokenwm.data.episode import Episode
+from tokenwm.data.manifest import MANIFEST_NAME, SPLITS, Manifest
 from tokenwm.data.recipe import Recipe, split_keys
-from tokenwm.data.shards import MANIFEST_NAME, SPLITS, Manifest, ShardWriter
+from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.data.sources import EpisodeRef, Source
 from tokenwm.errors import EpisodeError, ShardError, SourceError
 

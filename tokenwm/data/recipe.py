@@ -5,14 +5,11 @@ that names the file, the key, and what is allowed; nothing is guessed and no key
 """
 
 import dataclasses
-import difflib
 import hashlib
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -22,8 +19,9 @@ from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.sources import EpisodeFormat, Source, SourceConfig, source_config_class
+from tokenwm.data.strict import build, show
 from tokenwm.data.video import Resize
-from tokenwm.errors import RecipeError
+from tokenwm.errors import RecipeError, TokenwmError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class Recipe:
     splits: SplitConfig = field(default_factory=SplitConfig)
     licence: str = "unknown"
     quality: QualityConfig = field(default_factory=QualityConfig)
-    folder: Path | None = None
+    folder: Path | None = field(default=None, metadata={"key": False})
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -158,19 +156,16 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     """
     try:
         if not isinstance(values, Mapping):
-            raise RecipeError(f"the file holds {_show(values)}; expected keys and values")
-        values = dict(values)
+            raise RecipeError(f"the file is {show(values)}; expected keys and values")
         source = values.get("source")
         if not isinstance(source, Mapping) or "type" not in source:
             raise RecipeError("source needs keys and values, of them 'type' chooses the reader")
-        if "folder" in values:
-            raise _unknown_key("folder", _keys(Recipe) - {"folder"}, "")
         config_class = source_config_class(source["type"])
-        values["source"] = _build(config_class, source, "source.")
-        recipe = _build(Recipe, values, "", ready=("source",))
-    except RecipeError as error:
+        source = build(config_class, source, "source", allow_defaults=True)
+        recipe: Recipe = build(Recipe, {**values, "source": source}, allow_defaults=True)
+    except TokenwmError as error:
         raise RecipeError(f"{origin}: {error}") from error
-    return dataclasses.replace(typing.cast(Recipe, recipe), folder=folder)
+    return dataclasses.replace(recipe, folder=folder)
 
 
 def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
@@ -197,88 +192,6 @@ def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
     names = ["val"] * num_val + ["test"] * num_test
     names += ["train"] * (len(ranked) - len(names))
     return dict(zip(ranked, names, strict=True))
-
-
-def _keys(config_class: Any) -> set[str]:
-    return {item.name for item in dataclasses.fields(config_class)}
-
-
-def _unknown_key(key: str, valid: Iterable[str], where: str) -> RecipeError:
-    valid = sorted(valid)
-    near = difflib.get_close_matches(key, valid, n=1)
-    guess = f"did you mean '{where}{near[0]}'? " if near else ""
-    return RecipeError(f"unknown key '{where}{key}'; {guess}valid keys there: {', '.join(valid)}")
-
-
-def _build(config_class: Any, values: Any, where: str, ready: Sequence[str] = ()) -> Any:
-    """Make a dataclass from plain values; ``where`` is the dotted place in the file."""
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{where.rstrip('.')} is {_show(values)}; expected keys and values")
-    hints = typing.get_type_hints(config_class)
-    valid = _keys(config_class)
-    for key in values:
-        if key not in valid:
-            raise _unknown_key(str(key), valid - {"folder"}, where)
-    for item in dataclasses.fields(config_class):
-        has_default = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
-        if item.name not in values and not has_default:
-            raise RecipeError(f"'{where}{item.name}' is missing and has no default")
-    arguments = {
-        key: value if key in ready else _convert(value, hints[key], where + key)
-        for key, value in values.items()
-    }
-    try:
-        return config_class(**arguments)
-    except RecipeError as error:
-        raise RecipeError(f"{where}{error}") from error
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Check a plain value against an annotation, without guessing: no text becomes a number."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where + ".")
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is Literal and value in arguments:
-        return value
-    if origin is tuple and isinstance(value, list):
-        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(inner) == len(value):
-            return tuple(
-                _convert(item, kind, f"{where}[{index}]")
-                for index, (item, kind) in enumerate(zip(value, inner, strict=True))
-            )
-    if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-        return {key: _convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    # In Python True is an int; in a recipe it is not.
-    if hint in (bool, int, str) and type(value) is hint:
-        return value
-    raise RecipeError(f"{where} is {_show(value)}; expected {_describe(hint)}")
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    simple = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    if hint in simple:
-        return simple[hint]
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        return f"a list of {len(arguments)} entries, each {_describe(arguments[0])}"
-    if origin is tuple:
-        return f"a list, each entry {_describe(arguments[0])}"
-    return "keys and values" if origin is dict else str(hint)
-
-
-def _show(value: Any) -> str:
-    return f"{str(value)[:60]!r} ({'null' if value is None else type(value).__name__})"
 
 
 def _plain(value: Any) -> Any:

@@ -29,34 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.atomic import open_atomically
 from tokenwm.data.episode import Scalar
-from tokenwm.data.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    SPLITS,
-    EpisodeInfo,
-    Excluded,
-    Feature,
-    Manifest,
-    ShardInfo,
-)
-from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.manifest import MANIFEST_NAME, EpisodeInfo, Feature, Manifest, ShardInfo
 from tokenwm.errors import ShardError
-
-__all__ = [
-    "MANIFEST_NAME",
-    "SCHEMA_VERSION",
-    "SPLITS",
-    "EpisodeInfo",
-    "Excluded",
-    "Feature",
-    "Manifest",
-    "ShardInfo",
-    "ShardReader",
-    "ShardWriter",
-    "open_atomically",
-]
 
 ALLOWED_SUFFIXES = ("npy", "json")
 MAX_NPY_HEADER = 4096
@@ -150,6 +125,18 @@ class ShardReader:
             # A copy, because the map is read-only and must not be kept open by a batch.
             result[name] = view.reshape(stop - start, *feature.shape).astype(feature.dtype)
         return result
+
+    def frames(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Steps ``[start, stop)`` of all cameras of an episode.
+
+        Returns:
+            ``(stop - start, cameras, H, W, 3)`` uint8 in [0, 255], RGB.
+
+        Raises:
+            ShardError: As :meth:`arrays`.
+        """
+        names = [f"frames.{camera}" for camera in self.manifest.cameras]
+        return np.stack(list(self.arrays(key, names, start, stop).values()), axis=1)
 
     def metadata(self, key: str) -> dict[str, Scalar]:
         """The JSON member of an episode.

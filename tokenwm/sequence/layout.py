@@ -39,11 +39,6 @@ class StepLayout:
     has_state: bool
 
     def __post_init__(self) -> None:
-        """Check that there is something to predict.
-
-        Raises:
-            TokenwmError: A step would hold neither frame nor state.
-        """
         if self.num_frame_tokens < 1:
             raise TokenwmError(
                 f"num_frame_tokens={self.num_frame_tokens}; a step needs at least one frame token"
@@ -74,14 +69,6 @@ class StepLayout:
         """``J``, slots of a step that are predicted: the state's and the frame's."""
         return self.num_frame_tokens + int(self.has_state)
 
-    def position(self, step: int, slot: int) -> int:
-        """Position in the sequence of a slot of a step."""
-        return step * self.positions_per_step + slot
-
-    def step_and_slot(self, position: int) -> tuple[int, int]:
-        """Inverse of :meth:`position`."""
-        return divmod(position, self.positions_per_step)
-
 
 def interleave(layout: StepLayout, frame: Tensor, state: Tensor | None, action: Tensor) -> Tensor:
     """Merge per-step tensors into one sequence.
@@ -104,14 +91,6 @@ def interleave(layout: StepLayout, frame: Tensor, state: Tensor | None, action: 
         assert state is not None
         parts.insert(0, state.unsqueeze(2))
     return torch.cat(parts, dim=2).flatten(1, 2)
-
-
-def deinterleave(layout: StepLayout, sequence: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Inverse of :func:`interleave`: ``(B, T * L, *)`` → frame, state, action."""
-    steps = torch.unflatten(sequence, 1, (-1, layout.positions_per_step))  # (B, T, L, *)
-    state = None if layout.state_slot is None else steps[:, :, layout.state_slot]
-    frame = steps[:, :, layout.first_frame_slot : layout.action_slot]
-    return frame, state, steps[:, :, layout.action_slot]
 
 
 def predictors(layout: StepLayout, hidden: Tensor) -> Tensor:

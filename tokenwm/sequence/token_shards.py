@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.manifest import SPLITS, Feature, Manifest
-from tokenwm.data.shards import ShardReader, ShardWriter
+from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
@@ -195,9 +196,9 @@ def _tokenize_episode(
     vocabulary: Vocabulary,
     shift: tuple[int, int],
 ) -> dict[str, NDArray[Any]]:
-    arrays = dict(reader.arrays(key))
-    cameras = [arrays.pop(name) for name in list(arrays) if name.startswith("frames.")]
-    frames = torch.from_numpy(np.stack(cameras, axis=1))  # (T, cameras, H, W, 3)
+    frames = torch.from_numpy(reader.frames(key))  # (T, cameras, H, W, 3)
+    rest = [name for name in reader.manifest.features if not name.startswith("frames.")]
+    arrays = reader.arrays(key, rest)
     device = tokenizer.mean_frame.device
     encoded: list[Tensor] = [
         tokenizer.encode_frames(part.to(device), shift).cpu()

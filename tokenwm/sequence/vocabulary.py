@@ -18,7 +18,8 @@ class Vocabulary:
 
     Attributes:
         codebook_size: ``V``, ids of frame tokens are in [0, V).
-        code_levels: Digits of a code, if it is a number in a mixed base (FSQ); else empty.
+        code_levels: Number of values of each digit of a code, if codes are numbers in a mixed base
+            (FSQ); else empty.
         num_cameras: Cameras per step.
         grid: Rows and columns of tokens of one camera.
         action: Tokenizer of actions.

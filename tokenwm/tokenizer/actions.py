@@ -28,11 +28,6 @@ class ContinuousTokenizer:
     units: str = ""
 
     def __post_init__(self) -> None:
-        """Check the edges.
-
-        Raises:
-            TokenwmError: Edges are not a finite ascending table with at least 2 bins.
-        """
         if self.edges.ndim != 2 or self.edges.shape[1] < 3 or not np.isfinite(self.edges).all():
             raise TokenwmError(
                 f"bin edges have shape {self.edges.shape}; expected finite "
@@ -143,7 +138,7 @@ class ContinuousTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteTokenizer:
-    """Discrete actions: the id is the token.
+    """Discrete ids of actions or states: the id is the token.
 
     Attributes:
         num_values: Ids are in [0, num_values).
@@ -160,10 +155,10 @@ class DiscreteTokenizer:
             TokenwmError: An id is out of range.
         """
         if not np.equal(np.mod(values, 1), 0).all():  # NaN and infinity are not whole either
-            raise TokenwmError("discrete action ids must be whole numbers")
+            raise TokenwmError("discrete ids must be whole numbers")
         if values.size and (values.min() < 0 or values.max() >= self.num_values):
             raise TokenwmError(
-                f"discrete action ids span [{values.min()}, {values.max()}]; "
+                f"discrete ids span [{values.min()}, {values.max()}]; "
                 f"allowed is [0, {self.num_values})"
             )
         return values.astype(np.uint16)

@@ -21,6 +21,8 @@ PIXEL_SCALE = 0.25
 
 About unit variance where something moves.
 """
+DEAD_CODEBOOK_SHARE = 0.05
+"""Below this share of codes in use a tokenizer has collapsed, whatever its loss says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +55,6 @@ class FrameTokenizerConfig:
     commitment_weight: float = 0.25
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A value is out of range.
-        """
         if self.quantizer not in get_args(QuantizerKind):
             raise TokenwmError(f"quantizer={self.quantizer!r}; choose fsq or vq")
         if self.encoder_kernel_size < 1 or self.encoder_kernel_size % 2 == 0:
@@ -112,9 +109,9 @@ class TokenizerOutput(NamedTuple):
     """What one training pass of the tokenizer returns.
 
     Attributes:
-        reconstruction: ``(B, 3, H, W)`` float32, about [0, 1].
-        target: ``(B, 3, H, W)`` float32, what it should have been.
-        indices: ``(B, h * w)`` int64.
+        reconstruction: ``(B * cameras, 3, H, W)`` float32, about [0, 1].
+        target: ``(B * cameras, 3, H, W)`` float32, what it should have been.
+        indices: ``(B * cameras, h * w)`` int64.
         commitment_loss: Scalar, weighted.
     """
 

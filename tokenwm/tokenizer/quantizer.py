@@ -30,11 +30,11 @@ After table 1 of Mentzer et al., powers of 2 added.
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns.
+    """What a quantizer returns for ``B`` camera frames of ``h * w`` tokens.
 
     Attributes:
-        codes: ``(B, N, code_dim)`` quantized latents; the gradient is passed straight through.
-        indices: ``(B, N)`` int64 in [0, codebook_size).
+        codes: ``(B, h * w, code_dim)`` quantized latents; the gradient is passed straight through.
+        indices: ``(B, h * w)`` int64 in [0, codebook_size).
         commitment_loss: Scalar; zero for FSQ.
     """
 
@@ -57,14 +57,14 @@ class FiniteScalarQuantizer(nn.Module):
         self.fsq = FSQ(levels)
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize ``(B, N, code_dim)``."""
+        """Quantize ``(B, h * w, code_dim)``."""
         with torch.autocast(latents.device.type, enabled=False):
             normed = self.norm(latents.float().flatten(0, 1)).view_as(latents)
             codes, indices = self.fsq(normed)
         return Quantized(codes, indices.long(), latents.new_zeros(()))
 
     def codes_of(self, indices: Tensor) -> Tensor:
-        """``(B, N)`` indices → ``(B, N, code_dim)`` codes."""
+        """``(B, h * w)`` indices → ``(B, h * w, code_dim)`` codes."""
         return cast(Tensor, self.fsq.indices_to_codes(indices))
 
 
@@ -87,13 +87,13 @@ class CodebookQuantizer(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize ``(B, N, code_dim)``."""
+        """Quantize ``(B, h * w, code_dim)``."""
         with torch.autocast(latents.device.type, enabled=False):
             codes, indices, loss = self.vq(latents.float())
         return Quantized(codes, indices, loss.sum())
 
     def codes_of(self, indices: Tensor) -> Tensor:
-        """``(B, N)`` indices → ``(B, N, code_dim)`` codes."""
+        """``(B, h * w)`` indices → ``(B, h * w, code_dim)`` codes."""
         return cast(Tensor, self.vq.get_codes_from_indices(indices))
 
 

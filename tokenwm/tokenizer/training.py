@@ -13,14 +13,16 @@ from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
 from tokenwm.data.manifest import Manifest
 from tokenwm.errors import TokenwmError
-from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig, codebook_usage
+from tokenwm.tokenizer.frames import (
+    DEAD_CODEBOOK_SHARE,
+    FrameTokenizer,
+    FrameTokenizerConfig,
+    codebook_usage,
+)
 from tokenwm.tokenizer.perceptual import PerceptualLoss
 from tokenwm.training import OptimizerConfig, TrainingModule
 
 logger = logging.getLogger(__name__)
-
-DEAD_CODEBOOK_USAGE = 0.05
-"""Below this share of codes in use the tokenizer warns on every validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,24 +33,16 @@ class TokenizerLossConfig:
         l2_weight: Weight of the mean squared error of pixels in [0, 1], times 4 so that it is of
             the size of L1.
         l1_weight: Weight of the mean absolute error.
-        moving_weight: Extra weight of pixels that differ from the mean frame, so that small moving
-            things count as much as the still background; 0 weighs all pixels alike.
         perceptual_weight: Weight of LPIPS; needs the ``perceptual`` extra and its downloaded
             weights.
     """
 
     l2_weight: float = 1.0
     l1_weight: float = 0.0
-    moving_weight: float = 0.0
     perceptual_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A weight is negative or nothing is weighted.
-        """
-        weights = (self.l2_weight, self.l1_weight, self.moving_weight, self.perceptual_weight)
+        weights = (self.l2_weight, self.l1_weight, self.perceptual_weight)
         if min(weights) < 0 or self.l1_weight + self.l2_weight <= 0:
             raise TokenwmError(
                 f"loss weights must not be negative, and l1 or l2 must count: {self}"
@@ -164,10 +158,7 @@ class FrameTokenizerModule(TrainingModule):
         output = self.tokenizer(frames, self.max_shift if self.training else 0)
         error = output.reconstruction - output.target
         config = self.loss_config
-        weight = self._pixel_weight(output.target, frames.shape[0])
-        loss = (
-            weight * (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs())
-        ).mean()
+        loss = (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs()).mean()
         loss = loss + output.commitment_loss
         if self._perceptual is not None:
             loss = loss + config.perceptual_weight * self._perceptual(
@@ -187,15 +178,6 @@ class FrameTokenizerModule(TrainingModule):
             self._counts = counts if self._counts is None else self._counts + counts
         return loss, values
 
-    def _pixel_weight(self, target: Tensor, batch_size: int) -> Tensor | float:
-        extra = self.loss_config.moving_weight
-        if extra == 0.0:
-            return 1.0
-        mean = self.tokenizer.mean_frame.repeat(batch_size, 1, 1, 1)
-        moved = ((target - mean).abs().mean(1, keepdim=True) / 0.1).clamp(max=1.0)
-        weight = 1.0 + extra * moved
-        return weight / weight.mean()
-
     def _log_usage(self, stage: str) -> None:
         if self._counts is None:
             return
@@ -203,7 +185,7 @@ class FrameTokenizerModule(TrainingModule):
         self._counts = None
         self.log(f"{stage}/codebook_usage", usage, sync_dist=True)
         self.log(f"{stage}/codebook_perplexity", perplexity, sync_dist=True)
-        if usage < DEAD_CODEBOOK_USAGE and not self.trainer.sanity_checking:
+        if usage < DEAD_CODEBOOK_SHARE and not self.trainer.sanity_checking:
             logger.warning(
                 "dead codebook: only %.1f %% of %d codes are in use (perplexity %.1f); lower the "
                 "learning rate, use quantizer fsq, or a smaller codebook_size",

@@ -71,7 +71,9 @@ class ScalarEmbedding(nn.Module):
         self.register_buffer("dimension", torch.arange(features.shape[0]), persistent=False)
         read = nn.Linear(features.shape[0] * features.shape[-1], dim)
         write = nn.Linear(dim, dim)
-        # Of unit size like the embeddings of codes: a tenth of that and frames ignore the robot.
+        # PyTorch's default init leaves these a twentieth the size of code embeddings, and frame
+        # predictions then hardly used the robot's state (docs/quickstart-recipe.md). These give
+        # about three times theirs.
         nn.init.normal_(read.weight, std=2.0 * features.shape[0] ** -0.5)
         nn.init.normal_(write.weight, std=2.0 * dim**-0.5)
         self.layers = nn.Sequential(read, nn.SiLU(), write)
@@ -163,6 +165,7 @@ class ContinuousHead(nn.Module):
         self.register_buffer("features", features, persistent=False)
         self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
         nn.init.zeros_(self.coefficients.weight)
+        # Its logarithm, that is; checkpoints know it by this name.
         self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))
 
     def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:

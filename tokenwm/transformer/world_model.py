@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.layout import attention_mask, interleave, predictors, shift_to_inputs
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
@@ -37,11 +37,6 @@ class WorldModelConfig:
             frame's; tokens that stay have weight 1. Most tokens stay, and what matters to a robot
             is in those that do not. Probabilities stay calibrated all the same, see
             :meth:`WorldModel.frame_logits`.
-        token_noise: Share of frame tokens that training replaces, in the input only, by the token
-            of another row at the same place. Against learning few episodes by heart, and so that
-            imagination survives its own mistakes.
-        scalar_noise: Standard deviation, as a share of the range, of the noise that training adds
-            to continuous states and actions in the input. For the same reasons.
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
@@ -49,22 +44,11 @@ class WorldModelConfig:
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     changed_token_weight: float = 1.0
-    token_noise: float = 0.0
-    scalar_noise: float = 0.0
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A weight is negative, or ``changed_token_weight`` is not positive.
-        """
-        if not (0.0 <= self.token_noise < 1.0 and 0.0 <= self.scalar_noise < 1.0):
-            raise TokenwmError(
-                f"token_noise={self.token_noise}, scalar_noise={self.scalar_noise}: use [0, 1)"
-            )
         weights = (self.state_weight, self.reward_weight, self.termination_weight)
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
@@ -157,8 +141,8 @@ class WorldModel(nn.Module):
         self.frame_head = CodeHead(*codes)
         self.copy_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.copy_head.weight)
-        # With about 90 % of tokens unchanged, logit 8 above 512 others is the right prior at the
-        # start.
+        # Copying starts at probability e^8 / (e^8 + V - 1), 0.85 for 512 codes; where changes have
+        # the weight w in the loss, frame_logits makes it w e^8 / (w e^8 + V - 1).
         nn.init.constant_(self.copy_head.bias, 8.0)
         self.state_head: ContinuousHead | DiscreteHead | None
         if state is None:
@@ -328,15 +312,12 @@ class WorldModel(nn.Module):
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
         """
-        seen = self._with_noise(tokens) if self.training else tokens
-        predictions = self(seen)
+        predictions = self(tokens)
         follows = action_valid[:, :-1].float()  # (B, T-1)
         target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
         changed = (target != previous).float()
-        # Changed from what the model was shown, or the weight could not be taken off again.
-        differs = (target != seen.frame[:, :-1]).float()
-        weight = 1.0 + (self.config.changed_token_weight - 1.0) * differs
-        point = self.point_logits(predictions.frame_logits, seen.frame[:, :-1])
+        weight = 1.0 + (self.config.changed_token_weight - 1.0) * changed
+        point = self.point_logits(predictions.frame_logits, previous)
         right = (point.argmax(-1) == target).float()
         valid = follows.unsqueeze(-1)
         total = _mean(_cross_entropy(point, target), valid * weight)
@@ -368,19 +349,6 @@ class WorldModel(nn.Module):
             reward=reward_loss.detach(),
             termination=termination.detach(),
         )
-
-    def _with_noise(self, tokens: Tokens) -> Tokens:
-        """The tokens of a training batch with the noise that the config asks for."""
-        frame, state, action = tokens
-        config, vocabulary = self.config, self.vocabulary
-        if config.token_noise > 0.0:
-            replaced = torch.rand(frame.shape, device=frame.device) < config.token_noise
-            frame = torch.where(replaced, frame.roll(1, dims=0), frame)
-        if config.scalar_noise > 0.0:
-            action = _jitter(action, vocabulary.action, config.scalar_noise)
-            if state is not None and vocabulary.state is not None:
-                state = _jitter(state, vocabulary.state, config.scalar_noise)
-        return Tokens(frame, state, action)
 
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
         """A copy for inference: no gradients, code tables added up, the transformer in ``dtype``.
@@ -415,14 +383,6 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
     loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     return loss.view_as(target)
-
-
-def _jitter(tokens: Tensor, tokenizer: ScalarTokenizer, share: float) -> Tensor:
-    """Add Gaussian noise of ``share`` of the range to bins; ids stay as they are."""
-    if not isinstance(tokenizer, ContinuousTokenizer):
-        return tokens
-    noise = torch.randn(tokens.shape, device=tokens.device) * share * tokenizer.num_values
-    return (tokens + noise.round().long()).clamp(0, tokenizer.num_values - 1)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -4,14 +4,14 @@
 
 ::
 
-    evaluation = evaluate(tokenwm.load("runs/pusht/model"), "runs/pusht/frames")
+    evaluation = evaluate(tokenwm.load("runs/pusht/world_model"), "runs/pusht/frames")
     evaluation.horizons.effective_horizon, evaluation.psnr["model"].mean[4]
 """
 
 import hashlib
 import logging
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,10 @@ import torch
 from tokenwm import __version__
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.shards import ShardReader
-from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
-from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.tokenizer.frames import codebook_usage
 from tokenwm.uses.examples import choose_examples, imagine_examples
-from tokenwm.uses.measure import (
-    MeasureConfig,
-    ProgressCallback,
-    RowScores,
-    measure,
-)
+from tokenwm.uses.measure import EvaluationConfig, ProgressCallback, RowScores, measure
 from tokenwm.uses.recordings import count_codes
 from tokenwm.uses.results import (
     CodebookUse,
@@ -48,47 +41,6 @@ from tokenwm.uses.starts import (
 from tokenwm.uses.summarize import summarize_scores
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured.
-
-    Attributes:
-        split: ``test``, ``val`` or ``train``; ``val`` is taken where there is no ``test``.
-        num_context_frames: ``C``, observed frames before imagining.
-        imagination_horizon: ``H``, imagined steps.
-        num_starts: Starts per episode, evenly spaced.
-        batch_size: Futures imagined at once; bounds the memory.
-        sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
-            variance.
-        seed: Of noise, of shuffled actions and of the bootstrap.
-        max_episodes: Measure only that many episodes, evenly spread; None for all.
-        num_examples: Episodes whose pictures are kept for the report.
-    """
-
-    split: str = "test"
-    num_context_frames: int = 4
-    imagination_horizon: int = 20
-    num_starts: int = 4
-    batch_size: int = 32
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
-    seed: int = 0
-    max_episodes: int | None = None
-    num_examples: int = 4
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A number is below its minimum.
-        """
-        names = ("num_context_frames", "imagination_horizon", "num_starts", "batch_size")
-        minimum = dict.fromkeys((*names, "max_episodes"), 1) | {"num_examples": 0, "seed": 0}
-        for name, least in minimum.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise TokenwmError(f"{name}={value}; use at least {least}")
 
 
 def evaluate(
@@ -123,17 +75,11 @@ def evaluate(
         max_episodes=config.max_episodes,
     )
     donors = shuffled_rows([row.key for row in starts.rows], config.seed)
-    measure_config = MeasureConfig(
-        num_context_frames=config.num_context_frames,
-        imagination_horizon=config.imagination_horizon,
-        sampling=config.sampling,
-        seed=config.seed,
-    )
     report = progress or (lambda done, total, message: None)
-    scores = measure(model, reader, starts.rows, donors, measure_config, config.batch_size, report)
+    scores = measure(model, reader, starts.rows, donors, config, report)
     codebook = _codebook(model, reader, split, starts, config)
     chosen = choose_examples(starts, scores.mse, config.num_examples)
-    examples = imagine_examples(model, reader, starts, donors, chosen, measure_config)
+    examples = imagine_examples(model, reader, starts, donors, chosen, config)
     summary = summarize_scores(model, reader.manifest, starts, scores, config.seed)
     return Evaluation(
         **summary,
@@ -154,7 +100,7 @@ def _codebook(
     config: EvaluationConfig,
 ) -> CodebookUse:
     keys = starts.keys if config.max_episodes is not None else reader.keys(split)
-    counts = count_codes(model, reader, keys, max(config.batch_size, 1))
+    counts = count_codes(model, reader, keys, config.batch_size)
     usage, perplexity = codebook_usage(counts.cpu())
     use = CodebookUse(
         codebook_size=len(counts),

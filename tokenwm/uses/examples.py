@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
-from tokenwm.uses.measure import MeasureConfig
+from tokenwm.uses.measure import EvaluationConfig
 from tokenwm.uses.metrics import FloatArray, psnr_from_mse
 from tokenwm.uses.recordings import load_future_actions, load_rows
 from tokenwm.uses.results import Example
@@ -54,7 +54,7 @@ def imagine_examples(
     starts: Starts,
     donors: NDArray[np.int64] | None,
     chosen: Sequence[tuple[int, str]],
-    config: MeasureConfig,
+    config: EvaluationConfig,
 ) -> tuple[Example, ...]:
     """Imagine some rows again, under the same noise, and keep their pictures."""
     if not chosen:
@@ -63,11 +63,7 @@ def imagine_examples(
     rows = [starts.rows[int(row)] for row in numbers]
     num_context, horizon = config.num_context_frames, config.imagination_horizon
     batch = load_rows(model, reader, rows, numbers, num_context + horizon)
-    context = model.context(
-        batch.frames[:, :num_context],
-        batch.action[:, : num_context - 1],
-        None if batch.state is None else batch.state[:, :num_context],
-    )
+    context = batch.context(model, num_context)
 
     def imagine(actions: NDArray[np.generic]) -> Rollout:
         streams = torch.from_numpy(numbers).to(model.device)
@@ -75,9 +71,8 @@ def imagine_examples(
             context, actions, sampling=config.sampling, seed=config.seed, rows=streams
         )
 
-    prediction = model.decode_frames(
-        imagine(load_future_actions(reader, rows, num_context, horizon))
-    )
+    first = num_context - 1
+    prediction = model.decode_frames(imagine(batch.action[:, first : first + horizon]))
     shuffled = None
     if donors is not None:
         others = [starts.rows[int(row)] for row in donors[numbers]]

@@ -77,8 +77,8 @@ def _actions(evaluation: Evaluation) -> str:
     if gap.low[horizon - 1] > 0:
         return f"True actions beat shuffled ones by {figure} dB at horizon {horizon}."
     return (
-        f"True actions are not clearly better than shuffled ones at horizon {horizon} ({figure} "
-        "dB): the model hardly uses its actions."
+        "True actions are not better than shuffled ones with 95 % confidence at horizon "
+        f"{horizon}: {figure} dB."
     )
 
 

@@ -49,11 +49,6 @@ class ImagineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            TokenwmError: A number is below its minimum.
-        """
         least = {"first_step": 0, "seed": 0}
         names = ("num_context_frames", "imagination_horizon", "num_samples")
         for name, minimum in (least | dict.fromkeys(names, 1)).items():
@@ -113,12 +108,10 @@ def imagine_episode(
             f"needs {first + num_context}; use an earlier start or a shorter context"
         )
     action = choose_actions(model, reader, key, config)
-    cameras = [f"frames.{camera}" for camera in model.cameras]
     has_state = model.vocabulary.state is not None
-    observed = reader.arrays(
-        key, [*cameras, "action", *(["state"] if has_state else [])], first, first + num_context
-    )
-    frames = np.stack([observed[name] for name in cameras], axis=1)
+    names = ["action", "state"] if has_state else ["action"]
+    observed = reader.arrays(key, names, first, first + num_context)
+    frames = reader.frames(key, first, first + num_context)
     context = model.context(
         frames[None],
         observed["action"][None, : num_context - 1],
@@ -133,8 +126,7 @@ def imagine_episode(
     truth = None
     if config.actions == "own":
         start = first + num_context
-        recorded = reader.arrays(key, cameras, start, start + config.imagination_horizon)
-        truth = np.stack([recorded[name] for name in cameras], axis=1)
+        truth = reader.frames(key, start, start + config.imagination_horizon)
     states = rollout.state_tokens
     return ImaginedEpisode(
         key=key,

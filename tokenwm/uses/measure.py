@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.shards import ShardReader
+from tokenwm.errors import TokenwmError
 from tokenwm.imagination.anchor import anchored
 from tokenwm.imagination.decode import DecodeState, score_frame
-from tokenwm.imagination.rollout import Context, TokenWorldModel
+from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.tokenizer.frames import to_uint8
@@ -38,13 +39,39 @@ ProgressCallback = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig:
-    """How futures are imagined; see :class:`tokenwm.uses.evaluate.EvaluationConfig`."""
+class EvaluationConfig:
+    """What is measured.
 
-    num_context_frames: int
-    imagination_horizon: int
-    sampling: SamplingConfig
-    seed: int
+    Attributes:
+        split: ``test``, ``val`` or ``train``; ``val`` is taken where there is no ``test``.
+        num_context_frames: ``C``, observed frames before imagining.
+        imagination_horizon: ``H``, imagined steps.
+        num_starts: Starts per episode, evenly spaced.
+        batch_size: Futures imagined at once; bounds the memory.
+        sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
+            variance.
+        seed: Of noise, of shuffled actions and of the bootstrap.
+        max_episodes: Measure only that many episodes, evenly spread; None for all.
+        num_examples: Starts whose pictures are kept for the report.
+    """
+
+    split: str = "test"
+    num_context_frames: int = 4
+    imagination_horizon: int = 20
+    num_starts: int = 4
+    batch_size: int = 32
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    seed: int = 0
+    max_episodes: int | None = None
+    num_examples: int = 4
+
+    def __post_init__(self) -> None:
+        names = ("num_context_frames", "imagination_horizon", "num_starts", "batch_size")
+        minimum = dict.fromkeys((*names, "max_episodes"), 1) | {"num_examples": 0, "seed": 0}
+        for name, least in minimum.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TokenwmError(f"{name}={value}; use at least {least}")
 
 
 @dataclass(kw_only=True)
@@ -113,16 +140,12 @@ class BatchMeasurement:
     """
 
     def __init__(
-        self, model: TokenWorldModel, batch: RowBatch, config: MeasureConfig, scores: RowScores
+        self, model: TokenWorldModel, batch: RowBatch, config: EvaluationConfig, scores: RowScores
     ) -> None:
         self.model, self.batch, self.config, self.scores = model, batch, config, scores
         self.num_context = config.num_context_frames
         self.rows = torch.from_numpy(batch.numbers).to(model.device)
-        self.context: Context = model.context(
-            batch.frames[:, : self.num_context],
-            batch.action[:, : self.num_context - 1],
-            None if batch.state is None else batch.state[:, : self.num_context],
-        )
+        self.context = batch.context(model, self.num_context)
         assert self.context.anchor is not None
         self.observed = self.context.anchor  # (B, cameras, H, W, 3)
         self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)
@@ -226,8 +249,7 @@ def measure(
     reader: ShardReader,
     rows: Sequence[Start],
     donors: NDArray[np.int64] | None,
-    config: MeasureConfig,
-    batch_size: int,
+    config: EvaluationConfig,
     progress: ProgressCallback,
 ) -> RowScores:
     """Score every row.
@@ -237,8 +259,7 @@ def measure(
         reader: Where the rows were recorded.
         rows: Starts.
         donors: Whose actions each row gets when they are shuffled; None leaves that out.
-        config: How to imagine.
-        batch_size: Rows at a time.
+        config: How to imagine, and how many rows at a time.
         progress: Called after every step.
     """
     state = model.vocabulary.state
@@ -248,6 +269,7 @@ def measure(
         state.num_dimensions if state is not None and has_measurable_state(model) else 0,
         model.vocabulary.has_reward and "reward" in reader.manifest.features,
     )
+    batch_size = config.batch_size
     num_batches = -(-len(rows) // batch_size)
     total = num_batches * config.imagination_horizon * (1 if donors is None else 2)
     done = 0

@@ -43,9 +43,6 @@ class Curve:
 
 def plain(values: FloatArray) -> list[Any]:
     """Array → nested list with None in place of what is not finite, as JSON has no NaN."""
-    if values.ndim == 0:
-        number = float(values)
-        return [number if math.isfinite(number) else None]
     if values.ndim > 1:
         return [plain(row) for row in values]
     return [float(value) if math.isfinite(value) else None for value in values]

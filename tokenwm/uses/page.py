@@ -11,10 +11,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tokenwm.uses.figures import Plot
 from tokenwm.uses.headline import HEADLINE_HORIZON, headline, table_horizons, with_interval
 from tokenwm.uses.metrics import Curve
 from tokenwm.uses.pictures import ERROR_RANGE
+from tokenwm.uses.plot_style import Plot
 from tokenwm.uses.plots import LABELS
 from tokenwm.uses.results import Evaluation, Example
 

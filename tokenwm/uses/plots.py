@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tokenwm.uses.figures import FAINT, LineEnd, Plot, label_ends, new_figure, to_png
 from tokenwm.uses.metrics import Curve
+from tokenwm.uses.plot_style import FAINT, LineEnd, Plot, label_ends, new_figure, to_png
 from tokenwm.uses.results import Evaluation
 
 COLOURS = {

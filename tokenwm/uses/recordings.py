@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.shards import ShardReader
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.rollout import Context, TokenWorldModel
 from tokenwm.uses.starts import Start
 
 
@@ -33,6 +33,14 @@ class RowBatch:
     reward: NDArray[np.float32] | None
     terminated: NDArray[np.bool_]
 
+    def context(self, model: TokenWorldModel, num_frames: int) -> Context:
+        """The first ``num_frames`` steps as a context to imagine from."""
+        return model.context(
+            self.frames[:, :num_frames],
+            self.action[:, : num_frames - 1],
+            None if self.state is None else self.state[:, :num_frames],
+        )
+
 
 def load_rows(
     model: TokenWorldModel,
@@ -42,21 +50,18 @@ def load_rows(
     num_steps: int,
 ) -> RowBatch:
     """Read ``num_steps`` recorded steps from each start on."""
-    cameras = [f"frames.{camera}" for camera in model.cameras]
     scalars = ["action", "terminated"]
     if model.vocabulary.state is not None:
         scalars.append("state")
     if model.vocabulary.has_reward and "reward" in reader.manifest.features:
         scalars.append("reward")
-    windows = [
-        reader.arrays(row.key, cameras + scalars, row.first_step, row.first_step + num_steps)
-        for row in rows
-    ]
-    stacked = {name: np.stack([window[name] for window in windows]) for name in scalars}
-    frames = [np.stack([window[name] for name in cameras], axis=1) for window in windows]
+    spans = [(row.key, row.first_step, row.first_step + num_steps) for row in rows]
+    recorded = [reader.arrays(key, scalars, first, stop) for key, first, stop in spans]
+    stacked = {name: np.stack([arrays[name] for arrays in recorded]) for name in scalars}
+    frames = np.stack([reader.frames(*span) for span in spans])
     return RowBatch(
         numbers=numbers,
-        frames=torch.from_numpy(np.stack(frames)).to(model.device),
+        frames=torch.from_numpy(frames).to(model.device),
         action=stacked["action"],
         state=stacked.get("state"),
         reward=stacked.get("reward"),
@@ -88,12 +93,10 @@ def count_codes(
 ) -> Tensor:
     """How often each code occurs in all frames of some episodes: ``(V,)`` int64."""
     counts = torch.zeros(model.vocabulary.codebook_size, dtype=torch.int64, device=model.device)
-    cameras = [f"frames.{camera}" for camera in model.cameras]
     for key in keys:
         length = reader.episode(key).num_steps
         for first in range(0, length, chunk_size):
-            arrays = reader.arrays(key, cameras, first, min(first + chunk_size, length))
-            frames = torch.from_numpy(np.stack([arrays[name] for name in cameras], axis=1))
+            frames = torch.from_numpy(reader.frames(key, first, min(first + chunk_size, length)))
             tokens = model.tokenizer.encode_frames(frames.to(model.device))
             counts += torch.bincount(tokens.flatten(), minlength=len(counts))
     return counts

@@ -21,7 +21,6 @@ import numpy as np
 
 from tokenwm.data.atomic import open_atomically
 from tokenwm.errors import TokenwmError
-from tokenwm.uses.figures import Plot
 from tokenwm.uses.page import ExamplePictures, page
 from tokenwm.uses.pictures import (
     Panel,
@@ -34,6 +33,7 @@ from tokenwm.uses.pictures import (
     write_gif,
     write_png,
 )
+from tokenwm.uses.plot_style import Plot
 from tokenwm.uses.plots import make_plots
 from tokenwm.uses.results import Evaluation, Example
 from tokenwm.uses.training_curves import plot_training

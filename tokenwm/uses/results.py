@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.tokenizer.frames import DEAD_CODEBOOK_SHARE
 from tokenwm.uses.metrics import Curve, FloatArray, HorizonSummary, plain
 
 METRICS_VERSION = 1
-DEAD_CODEBOOK_SHARE = 0.05
-"""Below this share of codes in use the tokenizer has collapsed, whatever its loss says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.shards import SPLITS, Manifest, ShardReader
+from tokenwm.data.manifest import SPLITS, Manifest
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.tokenizer.actions import ContinuousTokenizer

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.data.shards import Manifest
+from tokenwm.data.manifest import Manifest
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.uses.measure import RowScores
 from tokenwm.uses.metrics import (

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tokenwm.errors import TokenwmError
-from tokenwm.uses.figures import CYCLE, LineEnd, Plot, label_ends, new_figure, to_png
+from tokenwm.uses.plot_style import CYCLE, LineEnd, Plot, label_ends, new_figure, to_png
 
 Points = list[tuple[int, float]]
 """Optimizer step and value."""
@@ -54,7 +54,7 @@ def plot_training(title: str, path: Path) -> Plot | None:
     return Plot(
         name="training_" + re.sub(r"[^A-Za-z0-9-]+", "_", title),
         title=f"Training: {title}",
-        caption="Thin: on training batches. Thick: on held-out windows, teacher-forced.",
+        caption="Thin: on training batches. Thick: on held-out sequences, teacher-forced.",
         png=to_png(figure),
     )
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.shards import EpisodeInfo, Feature, Manifest, ShardInfo, ShardWriter
+from tokenwm.data.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
+from tokenwm.data.shard_writer import ShardWriter
 
 SIZE = 8  # pixels
 

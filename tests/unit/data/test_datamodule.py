@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.unit.data.shard_fixtures import TOKEN_FEATURES, write_dataset
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
-from tokenwm.data.shards import Manifest
+from tokenwm.data.manifest import Manifest
 from tokenwm.errors import ShardError
 
 pytestmark = [
@@ -25,18 +25,19 @@ Seen = tuple[tuple[str, ...], tuple[int, ...]]
 
 
 class Recorder(pl.LightningModule):
-    """One weight, trained on the states; remembers every batch it was given."""
+    """A few weights, trained on the mean colours; remembers every batch it was given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.weight = torch.nn.Parameter(torch.zeros(3))
         self.trained: list[Seen] = []
         self.validated: list[tuple[int, Seen]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.trained.append((batch.keys, tuple(batch.start.tolist())))
-        assert batch.state is not None
-        return ((batch.state - self.weight) ** 2 * batch.step_valid[..., None]).mean()
+        assert batch.frames is not None
+        colour = batch.frames.float().mean((2, 3, 4)) / 255.0  # (B, T, 3)
+        return ((colour - self.weight) ** 2 * batch.step_valid[..., None]).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         seen = (batch.keys, tuple(batch.start.tolist()))
@@ -64,7 +65,7 @@ def make_trainer(folder: Path, max_steps: int, **options: Any) -> pl.Trainer:
 
 
 def make_data(root: Path, **options: Any) -> EpisodeDataModule:
-    arguments = {"num_steps": 4, "batch_size": 3, "with_actions": True, "seed": 5, **options}
+    arguments = {"num_steps": 4, "batch_size": 3, "seed": 5, **options}
     return EpisodeDataModule(str(root), **arguments)
 
 
@@ -192,7 +193,7 @@ def test_fitting_without_a_val_split(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_fields_follow_the_kind_of_the_dataset(tmp_path: Path, root: Path) -> None:
-    frames_only = next(iter(make_data(root, with_actions=False).train_dataloader()))
+    frames_only = next(iter(make_data(root).train_dataloader()))
     assert frames_only.frames is not None
     assert frames_only.action is None
     write_dataset(tmp_path, features=TOKEN_FEATURES)
@@ -254,7 +255,6 @@ def test_every_argument_is_a_documented_flag() -> None:
         "num_workers": "Processes that read ahead",
         "seed": "Seed of the order",
         "verify": "Whether to check the SHA-256",
-        "with_actions": "Whether batches of frames also carry",
     }.items():
         assert f"--data.{flag}" in text
         assert words in text

@@ -18,7 +18,7 @@ from tokenwm.data.loader import (
     evenly_spaced,
     window_at,
 )
-from tokenwm.data.shards import Feature
+from tokenwm.data.manifest import Feature
 from tokenwm.errors import ShardError
 
 seeds = st.integers(0, 2**64 - 1)

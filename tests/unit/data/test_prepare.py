@@ -9,9 +9,10 @@ import pytest
 
 from tokenwm.cli.prepare import main
 from tokenwm.data import shard_writer
+from tokenwm.data.manifest import Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe
-from tokenwm.data.shards import Manifest, ShardReader
+from tokenwm.data.shards import ShardReader
 from tokenwm.data.statistics import ContinuousStatistics, DiscreteStatistics, MeanFrame
 from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError
 

@@ -24,7 +24,9 @@ from tests.unit.data.shard_fixtures import (
     write_dataset,
 )
 from tokenwm.data import atomic
-from tokenwm.data.shards import Feature, Manifest, ShardReader, ShardWriter
+from tokenwm.data.manifest import Feature, Manifest
+from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError
 
 SHARD = "train-000000.tar"
@@ -308,7 +310,7 @@ def test_an_error_of_the_caller_removes_the_shards(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 import numpy as np
-from tokenwm.data.shards import ShardWriter
+from tokenwm.data.shard_writer import ShardWriter
 with ShardWriter(sys.argv[1], "train", max_bytes=100_000) as writer:
     for index in range(10):
         writer.add(f"e{index}", {"x": np.full((20_000,), index, np.float32)}, {})

@@ -9,7 +9,6 @@ from torch import Tensor
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.sequence.layout import (
     StepLayout,
-    deinterleave,
     interleave,
     predictors,
     shift_to_inputs,
@@ -23,6 +22,14 @@ def numbered(layout: StepLayout, batch: int, num_steps: int, width: int = 2) -> 
     """``(B, T * L, width)``, every entry another number."""
     shape = (batch, num_steps * layout.positions_per_step, width)
     return torch.arange(torch.Size(shape).numel()).view(shape)
+
+
+def deinterleave(layout: StepLayout, sequence: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """``(B, T * L, *)`` → frame, state, action."""
+    steps = sequence.unflatten(1, (-1, layout.positions_per_step))  # (B, T, L, *)
+    state = None if layout.state_slot is None else steps[:, :, layout.state_slot]
+    frame = steps[:, :, layout.first_frame_slot : layout.action_slot]
+    return frame, state, steps[:, :, layout.action_slot]
 
 
 @given(layout=layouts, size=sizes, width=st.integers(0, 3))
@@ -39,15 +46,6 @@ def test_interleave_and_deinterleave_are_inverse(
     assert torch.equal(interleave(layout, frame, state, action), sequence)
 
 
-@given(layout=layouts, num_steps=st.integers(1, 5))
-def test_positions_and_step_slot_pairs_are_in_bijection(layout: StepLayout, num_steps: int) -> None:
-    length = layout.positions_per_step
-    pairs = [(step, slot) for step in range(num_steps) for slot in range(length)]
-    positions = [layout.position(*pair) for pair in pairs]
-    assert positions == list(range(num_steps * length))
-    assert [layout.step_and_slot(position) for position in positions] == pairs
-
-
 @given(layout=layouts, size=sizes)
 def test_every_kind_lies_in_its_slot(layout: StepLayout, size: tuple[int, int]) -> None:
     batch, num_steps = size
@@ -56,7 +54,7 @@ def test_every_kind_lies_in_its_slot(layout: StepLayout, size: tuple[int, int]) 
     state = torch.full(shape, 100) if layout.has_state else None
     sequence = interleave(layout, frame, state, torch.full(shape, 200))
     for position in range(sequence.shape[1]):
-        _, slot = layout.step_and_slot(position)
+        slot = position % layout.positions_per_step
         special = {layout.state_slot: 100, layout.action_slot: 200}
         expected = special.get(slot, slot - layout.first_frame_slot)
         assert (sequence[:, position] == expected).all()
@@ -77,7 +75,7 @@ def test_a_slot_is_predicted_one_position_before_it(
     assert predicting.shape == (batch, num_steps - 1, layout.num_predicted, 2)
     for t in range(num_steps - 1):
         for slot in range(layout.num_predicted):
-            target = layout.position(t + 1, slot)
+            target = (t + 1) * layout.positions_per_step + slot
             assert torch.equal(predicting[:, t, slot], hidden[:, target - 1])
 
 
@@ -89,8 +87,7 @@ def test_hints_lie_where_their_slot_is_predicted(layout: StepLayout, size: tuple
     fill = torch.tensor([-1.0, -2.0])
     shifted = shift_to_inputs(layout, hints, fill)
     assert torch.equal(predictors(layout, shifted), hints[:, :-1])
-    last = layout.position(num_steps - 1, layout.action_slot)
-    assert torch.equal(shifted[:, last], hints[:, -1, 0])
+    assert torch.equal(shifted[:, -1], hints[:, -1, 0])
     used = batch * ((num_steps - 1) * layout.num_predicted + 1)
     assert int((shifted == fill).all(-1).sum()) == batch * shifted.shape[1] - used
 

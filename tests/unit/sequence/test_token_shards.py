@@ -9,7 +9,8 @@ import torch
 from tests.small_datasets import LENGTHS, write_token_shards
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import tokenizer_hash
-from tokenwm.data.shards import Feature, Manifest, ShardReader
+from tokenwm.data.manifest import Feature, Manifest
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence import token_shards as module
 from tokenwm.sequence.token_shards import (

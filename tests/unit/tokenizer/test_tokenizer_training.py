@@ -111,7 +111,7 @@ def test_training_lowers_the_error(tmp_path: Path, frame_shards: Path) -> None:
     [
         TokenizerLossConfig(),
         TokenizerLossConfig(l2_weight=0.0, l1_weight=2.0),
-        TokenizerLossConfig(l1_weight=0.5, moving_weight=3.0),
+        TokenizerLossConfig(l1_weight=0.5),
     ],
     ids=str,
 )
@@ -123,26 +123,11 @@ def test_the_loss_equals_its_formula(config: TokenizerLossConfig) -> None:
     loss, values = module._losses(make_batch(frames))
     target = frames.flatten(0, 1).movedim(-1, 1) / 255.0
     error = module.tokenizer(frames.flatten(0, 1)[:, None]).reconstruction - target
-    moved = (target - module.tokenizer.mean_frame).abs().mean(1, keepdim=True)
-    weight = 1 + config.moving_weight * (moved / 0.1).clamp(max=1)
-    weight = weight / weight.mean()
-    expected = (weight * (4 * config.l2_weight * error**2 + config.l1_weight * error.abs())).mean()
+    expected = (4 * config.l2_weight * error**2 + config.l1_weight * error.abs()).mean()
     torch.testing.assert_close(loss, expected)
     named = dict(values)
     torch.testing.assert_close(named["loss"], expected)
     torch.testing.assert_close(named["psnr"], -10 * error.square().mean().log10())
-
-
-@torch.no_grad()
-def test_moving_pixels_count_for_more() -> None:
-    module = ready(make_module(loss=TokenizerLossConfig(moving_weight=9.0))).eval()
-    mean = module.tokenizer.mean_frame
-    target = mean.repeat(2, 1, 1, 1)
-    target[:, :, :4, :4] += 0.3
-    weight = module._pixel_weight(target, 2)
-    assert isinstance(weight, Tensor)
-    assert float(weight.mean()) == pytest.approx(1.0)
-    torch.testing.assert_close(weight[0, 0, 0, 0] / weight[0, 0, 8, 8], torch.tensor(10.0))
 
 
 @torch.no_grad()
@@ -225,7 +210,7 @@ def test_compiling_revival_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"l2_weight": -1.0}, {"l2_weight": 0.0}, {"moving_weight": -0.1}], ids=str
+    "change", [{"l2_weight": -1.0}, {"l2_weight": 0.0}, {"l1_weight": -0.1}], ids=str
 )
 def test_impossible_weights_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(TokenwmError, match="loss weights"):

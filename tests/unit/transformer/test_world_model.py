@@ -59,27 +59,6 @@ def test_the_weight_of_changes_is_taken_off_probabilities(weight: float) -> None
     torch.testing.assert_close(q, (changes * p) / (changes * p).sum(-1, keepdim=True))
 
 
-@torch.no_grad()
-def test_noise_does_not_spoil_the_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts as changed, and what is taken off, follow the tokens that the model was shown."""
-    model = weighted(
-        small_world_model("frame", has_reward=False),
-        changed_token_weight=3.0,
-        token_noise=0.5,
-        termination_weight=0.0,
-    ).train()
-    batch = make_batch(model) | {"reward": None}
-    shown = random_tokens(model, BATCH, NUM_STEPS, seed=7)
-    monkeypatch.setattr(model, "_with_noise", lambda tokens: shown)
-    logits = model(shown).frame_logits
-    target, previous = batch["tokens"].frame[:, 1:], shown.frame[:, :-1]
-    point = model.point_logits(logits, previous)
-    nll = F.cross_entropy(point.flatten(0, -2), target.flatten(), reduction="none")
-    weight = 1.0 + 2.0 * (target != previous).flatten()
-    expected = (nll * weight).sum() / weight.sum()
-    torch.testing.assert_close(model.losses(**batch).total, expected, atol=1e-4, rtol=0)
-
-
 def test_weighted_training_finds_calibrated_probabilities() -> None:
     """One slot that stays with 0.7 and else takes one of three values: the loss finds just that."""
     model = weighted(small_world_model("frame"), changed_token_weight=4.0)
@@ -318,24 +297,3 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
             )
     assert half.transformer.dtype == torch.bfloat16
     assert model.transformer.dtype == torch.float32
-
-
-def test_noise_is_in_the_input_of_training_only() -> None:
-    plain = small_world_model()
-    noisy = WorldModel(replace(plain.config, token_noise=0.5, scalar_noise=0.2), plain.vocabulary)
-    noisy.load_state_dict(plain.state_dict())
-    batch = make_batch(plain)
-    torch.testing.assert_close(noisy.eval().losses(**batch), plain.losses(**batch))
-    losses = noisy.train().losses(**batch)
-    assert not torch.allclose(losses.frame_nll, plain.losses(**batch).frame_nll)
-    # What is to be predicted stays the true one.
-    torch.testing.assert_close(
-        losses.persistence_accuracy, plain.losses(**batch).persistence_accuracy
-    )
-
-
-@pytest.mark.parametrize("name", ["token_noise", "scalar_noise"])
-@pytest.mark.parametrize("value", [-0.1, 1.0])
-def test_impossible_noise_is_refused(name: str, value: float) -> None:
-    with pytest.raises(TokenwmError, match=name):
-        WorldModelConfig(**{name: value})

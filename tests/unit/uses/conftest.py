@@ -4,7 +4,8 @@ import pytest
 
 from tests.unit.uses.moving_square import make_model, save_model, write_squares
 from tokenwm.imagination.rollout import TokenWorldModel
-from tokenwm.uses.evaluate import EvaluationConfig, evaluate
+from tokenwm.uses.evaluate import evaluate
+from tokenwm.uses.measure import EvaluationConfig
 from tokenwm.uses.results import Evaluation
 
 CONFIG = EvaluationConfig(num_context_frames=3, imagination_horizon=6, num_starts=2, batch_size=4)

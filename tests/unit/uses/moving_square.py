@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tests.small_models import shake
 from tokenwm.checkpoint import LoadedWorldModel, save_world_model, tokenizer_hash
-from tokenwm.data.shards import Feature, Manifest, ShardWriter
+from tokenwm.data.manifest import Feature, Manifest
+from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer

@@ -22,7 +22,8 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.world_model import Tokens
-from tokenwm.uses.evaluate import EvaluationConfig, evaluate
+from tokenwm.uses.evaluate import evaluate
+from tokenwm.uses.measure import EvaluationConfig
 from tokenwm.uses.results import Evaluation
 from tokenwm.uses.starts import Start, choose_starts, shuffled_rows
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tokenwm.errors import TokenwmError
-from tokenwm.uses.figures import spread_apart
 from tokenwm.uses.pictures import (
     ERROR_RANGE,
     IMAGINED,
@@ -25,6 +24,7 @@ from tokenwm.uses.pictures import (
     write_mp4,
     write_png,
 )
+from tokenwm.uses.plot_style import spread_apart
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 

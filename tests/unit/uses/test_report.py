@@ -172,7 +172,7 @@ def test_headline_says_failures_plainly(evaluation: Evaluation) -> None:
     )
     assert headline(bad)[1] == "Effective horizon: 0 steps."
     assert (
-        "not clearly better than shuffled ones at horizon 5 (0.0 (-0.5 to 0.5) dB)"
+        "not better than shuffled ones with 95 % confidence at horizon 5: 0.0 (-0.5 to 0.5) dB"
         in (headline(bad)[2])
     )
     copy = with_gain(evaluation, curve([0.0, -0.01, -1, -1, -1, -1]))

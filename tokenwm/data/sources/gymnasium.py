@@ -189,7 +189,7 @@ class _Recording:
         next_action = get_policy(self.config.policy)(env, np.random.default_rng(policy_seed))
         self._observe(env, observation)
         terminated = truncated = False
-        num_contacts: list[bool] = []
+        had_contact: list[bool] = []
         for _ in range(self.config.max_steps):
             action = next_action()
             observation, reward, terminated, truncated, info = env.step(action)
@@ -197,7 +197,7 @@ class _Recording:
             self.reward.append(float(reward))
             self._observe(env, observation)
             if "n_contacts" in info:
-                num_contacts.append(bool(np.mean(info["n_contacts"]) > 0))
+                had_contact.append(bool(np.mean(info["n_contacts"]) > 0))
             if terminated or truncated:
                 break
         metadata: dict[str, Scalar] = {
@@ -205,8 +205,8 @@ class _Recording:
             "source_index": self.ref.index,
             "return": float(sum(self.reward)),
         }
-        if num_contacts:
-            metadata["contact_fraction"] = float(np.mean(num_contacts))
+        if had_contact:
+            metadata["contact_fraction"] = float(np.mean(had_contact))
         if "is_success" in info:
             metadata["success"] = bool(info["is_success"])
         return self._episode(bool(terminated), metadata)

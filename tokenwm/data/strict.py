@@ -1,0 +1,105 @@
+"""Plain values, as a YAML or JSON file holds them, made into dataclasses; nothing is guessed."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from tokenwm.errors import TokenwmError
+
+
+def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> Any:
+    """Check a plain value against an annotation: no text becomes a number, no key is ignored.
+
+    Args:
+        hint: A dataclass, or an annotation of one of its fields.
+        value: The value. What is a dataclass already is taken as it is.
+        where: Its dotted place in the file; empty for the whole of it.
+        allow_defaults: Whether a key may be missing if its field has a default.
+
+    Returns:
+        What the annotation says.
+
+    Raises:
+        TokenwmError: An unknown or missing key, a wrong type or an impossible value. It names the
+            place and what is allowed; the caller adds the file.
+    """
+
+    def inner(kind: Any, item: Any, place: str) -> Any:
+        return build(kind, item, place, allow_defaults=allow_defaults)
+
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or dataclasses.is_dataclass(value):
+        return value
+    if dataclasses.is_dataclass(hint):
+        values = _checked_keys(hint, value, where, allow_defaults)
+        hints = typing.get_type_hints(hint)
+        parts = {key: inner(hints[key], item, _below(where, key)) for key, item in values.items()}
+        try:
+            return hint(**parts)  # type: ignore[operator]
+        except TokenwmError as error:
+            raise TokenwmError(_below(where, str(error))) from error
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return inner(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if origin in (list, tuple) and isinstance(value, list):
+        same = origin is list or arguments[-1] is Ellipsis
+        kinds = arguments[:1] * len(value) if same else arguments
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return origin(inner(kind, item, f"{where}[{index}]") for index, (kind, item) in pairs)
+    if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {key: inner(arguments[1], item, _below(where, key)) for key, item in value.items()}
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    # In Python True is an int; in a file it is not.
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise TokenwmError(f"{where} is {show(value)}; expected {_describe(hint)}")
+
+
+def show(value: Any) -> str:
+    """A value and its type, for a message."""
+    return f"{str(value)[:60]!r} ({'null' if value is None else type(value).__name__})"
+
+
+def _below(where: str, rest: str) -> str:
+    return f"{where}.{rest}" if where else rest
+
+
+def _checked_keys(hint: Any, value: Any, where: str, allow_defaults: bool) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TokenwmError(f"{where or 'the file'} is {show(value)}; expected keys and values")
+    known = {item.name: item for item in dataclasses.fields(hint) if item.metadata.get("key", True)}
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            guess = f"did you mean '{_below(where, near[0])}'? " if near else ""
+            raise TokenwmError(
+                f"unknown key '{_below(where, str(key))}'; {guess}valid keys there: "
+                + ", ".join(sorted(known))
+            )
+    for name, item in known.items():
+        has_default = (item.default, item.default_factory) != (dataclasses.MISSING,) * 2
+        if name not in value and not (has_default and allow_defaults):
+            raise TokenwmError(f"'{_below(where, name)}' is missing")
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    simple = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if hint in simple:
+        return simple[hint]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)} entries, each {_describe(arguments[0])}"
+    if origin in (list, tuple):
+        return f"a list, each entry {_describe(arguments[0])}"
+    return "keys and values"
