@@ -38,10 +38,10 @@ from torch import Tensor
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.data.shards import ShardReader
-from tokenwm.imagination.decode import decode_step, prefill
+from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import decode_steps
+from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
@@ -190,25 +190,15 @@ def generate_seconds(model: WorldModel, batch: int, num_steps: int) -> float | N
 
 
 def sequential(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-    state = prefill(model, context)
-    frames = []
-    for action in actions.unbind(1):
-        state, _ = decode_step(model, state, action, SAMPLING)
-        frames.append(state.frame)
-    length = model.layout.positions_per_step
-    return Decoded(
-        frame=torch.stack(frames, dim=1),
-        passes=len(frames) * (length - 1),  # the last token and the action share one
-        positions=len(frames) * length,
-    )
+    _, decoded = decode_steps(model, prefill(model, context), actions, SAMPLING)
+    positions = actions.shape[1] * model.layout.positions_per_step
+    return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
 
 
 def speculative(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-    _, decoded = decode_steps(model, prefill(model, context), actions, SAMPLING)
-    passes = decoded.num_passes
-    return Decoded(
-        frame=decoded.frame, passes=passes, positions=passes * model.layout.positions_per_step
-    )
+    _, decoded = decode_steps_speculatively(model, prefill(model, context), actions, SAMPLING)
+    positions = decoded.num_passes * model.layout.positions_per_step
+    return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
 
 
 # --- what the machine can do ----------------------------------------------------------------------

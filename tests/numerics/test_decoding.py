@@ -133,10 +133,10 @@ def test_a_greedy_future_is_its_own_argmax(model: WorldModel, num_context: int) 
     states, outcomes = decode(model, state, tokens.action[:, first:-1], GREEDY)
 
     future = steps_of(tokens, slice(num_context))
-    frame = torch.cat([future.frame, *(s.frame[:, None] for s in states)], dim=1)
+    frame = torch.cat([future.frame, *(s.frame_tokens[:, None] for s in states)], dim=1)
     state_tokens = None
     if future.state is not None:
-        state_tokens = torch.cat([future.state, *(s.state[:, None] for s in states)], dim=1)  # type: ignore[index]
+        state_tokens = torch.cat([future.state, *(s.state_tokens[:, None] for s in states)], dim=1)  # type: ignore[index]
     full = model(Tokens(frame, state_tokens, tokens.action))
 
     assert torch.equal(full.frame_logits[:, first:].argmax(-1), frame[:, num_context:])
@@ -175,7 +175,7 @@ def test_score_frame_leaves_the_state_usable(model: WorldModel, num_context: int
         for scored in (step, step + 1):  # twice, with different frames
             score(model, state, tokens, scored, actions[:, step])
         state, outcome = decode_step(model, state, actions[:, step], SamplingConfig())
-        assert torch.equal(state.frame, expected[step].frame)
+        assert torch.equal(state.frame_tokens, expected[step].frame_tokens)
         for got, wanted in zip(outcome, expected_outcomes[step], strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
@@ -185,8 +185,11 @@ def test_decode_step_from_a_longer_context_equals_decoding_on(model: WorldModel)
     """What was imagined and then read as a context leads to the same next step."""
     tokens = random_tokens(model, 2, NUM_STEPS, seed=5)
     states, _ = decode(model, prefill(model, steps_of(tokens, [0])), tokens.action, GREEDY)
-    seen = [tokens.frame[:, 0], *(s.frame for s in states)]
-    known = [None if tokens.state is None else tokens.state[:, 0], *(s.state for s in states)]
+    seen = [tokens.frame[:, 0], *(s.frame_tokens for s in states)]
+    known = [
+        None if tokens.state is None else tokens.state[:, 0],
+        *(s.state_tokens for s in states),
+    ]
     for length in (2, WINDOW + 1, NUM_STEPS - 1):
         context = Tokens(
             torch.stack(seen[:length], 1),
@@ -194,7 +197,7 @@ def test_decode_step_from_a_longer_context_equals_decoding_on(model: WorldModel)
             tokens.action[:, :length],
         )
         state, _ = decode_step(model, prefill(model, context), tokens.action[:, length - 1], GREEDY)
-        assert torch.equal(state.frame, seen[length])
+        assert torch.equal(state.frame_tokens, seen[length])
 
 
 @torch.no_grad()
@@ -236,11 +239,14 @@ def test_a_row_alone_has_the_future_it_has_in_a_batch(
     def future(rows: Sequence[int], seed: int = 11) -> tuple[Tensor, Tensor]:
         picked = rows_of(tokens, rows)
         state = prefill(
-            model, steps_of(picked, slice(2)), seed=seed, rows=torch.tensor(rows, dtype=torch.int64)
+            model,
+            steps_of(picked, slice(2)),
+            seed=seed,
+            noise_streams=torch.tensor(rows, dtype=torch.int64),
         )
         states, outcomes = decode(model, state, picked.action[:, 1:], sampling)
         reward = torch.stack([o.reward for o in outcomes], 1)
-        return torch.stack([s.frame for s in states], 1), reward
+        return torch.stack([s.frame_tokens for s in states], 1), reward
 
     frames, reward = future(range(7))
     alone, reward_alone = future([row])
@@ -254,8 +260,8 @@ def test_equal_rows_differ_by_their_noise_stream_only() -> None:
     model = small_world_model("frame")
     tokens = rows_of(random_tokens(model, 1, 6, seed=9), [0, 0, 0])
     context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1:]
-    state = prefill(model, context, seed=1, rows=torch.tensor([5, 6, 5]))
+    state = prefill(model, context, seed=1, noise_streams=torch.tensor([5, 6, 5]))
     states, _ = decode(model, state, actions, SamplingConfig())
-    frames = torch.stack([s.frame for s in states], 1)
+    frames = torch.stack([s.frame_tokens for s in states], 1)
     assert torch.equal(frames[0], frames[2])
     assert not torch.equal(frames[0], frames[1])

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import DecodeState, decode_step, prefill
+from tokenwm.imagination.decode import DecodedSteps, decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import DecodedSteps, decode_steps
+from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.transformer.world_model import WorldModel
 
 WINDOW = 3
@@ -27,27 +27,11 @@ def model_of(kind: str, copy_bias: float = 1.0) -> WorldModel:
     return model
 
 
-def one_by_one(
-    model: WorldModel, state: DecodeState, actions: Tensor, sampling: SamplingConfig
-) -> tuple[DecodeState, DecodedSteps]:
-    frames, states, outcomes = [], [], []
-    for step in range(actions.shape[1]):
-        state, outcome = decode_step(model, state, actions[:, step], sampling)
-        frames.append(state.frame)
-        states.append(state.state)
-        outcomes.append(outcome)
-    known = [s for s in states if s is not None]
-    stacked = [torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)]
-    return state, DecodedSteps(
-        torch.stack(frames, dim=1), torch.stack(known, dim=1) if known else None, *stacked, 0
-    )
-
-
 def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
-    assert torch.equal(got.frame, expected.frame)
-    if expected.state is not None:
-        assert got.state is not None
-        assert torch.equal(got.state, expected.state)
+    assert torch.equal(got.frame_tokens, expected.frame_tokens)
+    if expected.state_tokens is not None:
+        assert got.state_tokens is not None
+        assert torch.equal(got.state_tokens, expected.state_tokens)
     for name in ("reward", "termination_probability", "frame_nll"):
         torch.testing.assert_close(
             getattr(got, name), getattr(expected, name), atol=1e-4, rtol=1e-4
@@ -67,10 +51,12 @@ def test_speculative_equals_sequential(
     for seed in range(3):
         tokens = random_tokens(model, batch_size, NUM_STEPS + 2, seed=seed)
         context, actions = steps_of(tokens, slice(seed + 1)), tokens.action[:, seed:NUM_STEPS]
-        _, expected = one_by_one(model, prefill(model, context, seed=seed), actions, sampling)
-        _, got = decode_steps(model, prefill(model, context, seed=seed), actions, sampling)
+        _, expected = decode_steps(model, prefill(model, context, seed=seed), actions, sampling)
+        _, got = decode_steps_speculatively(
+            model, prefill(model, context, seed=seed), actions, sampling
+        )
         assert_same(got, expected)
-        assert len(got.frame.unique()) > 1
+        assert len(got.frame_tokens.unique()) > 1
 
 
 @torch.no_grad()
@@ -79,15 +65,17 @@ def test_any_span_and_any_division_into_calls_give_the_same_future(kind: str) ->
     model = model_of(kind, 3.0)
     tokens = random_tokens(model, 5, NUM_STEPS + 1, seed=3)
     context, actions, sampling = steps_of(tokens, slice(2)), tokens.action[:, 1:], SamplingConfig()
-    _, expected = one_by_one(model, prefill(model, context), actions, sampling)
+    _, expected = decode_steps(model, prefill(model, context), actions, sampling)
     for span in range(1, model.layout.positions_per_step + 1):
         state, pieces = prefill(model, context), []
         for part, piece in enumerate(actions.split([1, 3, NUM_STEPS - 4], dim=1)):
             # One piece sequentially: what a wrong draft left in the cache must not be seen.
             if part == 1 and span % 2:
-                state, decoded = one_by_one(model, state, piece, sampling)
+                state, decoded = decode_steps(model, state, piece, sampling)
             else:
-                state, decoded = decode_steps(model, state, piece, sampling, span=span)
+                state, decoded = decode_steps_speculatively(
+                    model, state, piece, sampling, span=span
+                )
             pieces.append(decoded)
         joined = [
             None if p[0] is None else torch.cat(p, dim=1)
@@ -104,7 +92,9 @@ def test_a_model_that_copies_needs_one_pass_a_step() -> None:
     for bias in (50.0, -50.0):
         model = model_of("frame", bias)
         state = prefill(model, steps_of(tokens, slice(1)))
-        _, decoded = decode_steps(model, state, tokens.action[:, :6], SamplingConfig())
+        _, decoded = decode_steps_speculatively(
+            model, state, tokens.action[:, :6], SamplingConfig()
+        )
         passes[bias] = decoded.num_passes
     # The pending token and the action come first, so the last step ends one pass later.
     assert passes[50.0] <= 7
@@ -118,4 +108,4 @@ def test_a_span_out_of_range_is_refused(span: int) -> None:
     tokens = random_tokens(model, 1, 2)
     state = prefill(model, steps_of(tokens, slice(1)))
     with pytest.raises(TokenwmError, match=rf"span={span}; use 1 to 9"):
-        decode_steps(model, state, tokens.action[:, :1], SamplingConfig(), span=span)
+        decode_steps_speculatively(model, state, tokens.action[:, :1], SamplingConfig(), span=span)

@@ -19,8 +19,9 @@ from tokenwm.checkpoint import (
     save_tokenizer,
     save_world_model,
 )
-from tokenwm.imagination.decode import decode_step, prefill
+from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
@@ -280,14 +281,12 @@ class RolloutPictures(pl.Callback):
         model = pl_module.world_model.eval()
         known = None if tokens.state is None else tokens.state[:, :first]
         state = prefill(model, Tokens(tokens.frame[:, :first], known, tokens.action[:, :first]))
-        frames = []
-        for step in range(first - 1, num_steps - 1):
-            state, _ = decode_step(
-                model, state, tokens.action[:, step], SamplingConfig(temperature=0)
-            )
-            frames.append(state.frame)
+        actions = tokens.action[:, first - 1 : num_steps - 1]
+        _, imagined_steps = decode_steps_speculatively(
+            model, state, actions, SamplingConfig(temperature=0)
+        )
         truth = self._tokenizer.decode_frames(tokens.frame[:, first:])
-        imagined = self._tokenizer.decode_frames(torch.stack(frames, dim=1))
+        imagined = self._tokenizer.decode_frames(imagined_steps.frame_tokens)
         strip = _strip(truth.cpu().numpy(), imagined.cpu().numpy())
         self.folder.mkdir(parents=True, exist_ok=True)
         write_png(self.folder / f"step_{trainer.global_step:07d}.png", strip)

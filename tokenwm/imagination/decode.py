@@ -28,18 +28,18 @@ class DecodeState:
         cache: Keys and values; shared with the states derived from this one (a state is used once).
         step: Scalar int64, number of the current step since the start of the context.
         pending: ``(B, 1, D)``, the embedded last observation position of the step.
-        frame: ``(B, K)`` int64, frame tokens of the current step.
-        state: ``(B, P)`` int64, state tokens of the current step, or None.
-        rows: ``(B,)`` int64, noise stream of each row.
+        frame_tokens: ``(B, K)`` int64, of the current step.
+        state_tokens: ``(B, P)`` int64, of the current step, or None.
+        noise_streams: ``(B,)`` int64, number of each row's stream of noise.
         seed: Scalar int64.
     """
 
     cache: KVCache
     step: Tensor
     pending: Tensor
-    frame: Tensor
-    state: Tensor | None
-    rows: Tensor
+    frame_tokens: Tensor
+    state_tokens: Tensor | None
+    noise_streams: Tensor
     seed: Tensor
 
 
@@ -59,12 +59,32 @@ class StepOutcome(NamedTuple):
     frame_nll: Tensor
 
 
+class DecodedSteps(NamedTuple):
+    """What ``H`` actions lead to.
+
+    Attributes:
+        frame_tokens: ``(B, H, K)`` int64.
+        state_tokens: ``(B, H, P)`` int64, or None.
+        reward: ``(B, H)`` float32; zeros if the data had none.
+        termination_probability: ``(B, H)`` float32 in [0, 1].
+        frame_nll: ``(B, H)`` float32, nats per token, see :class:`StepOutcome`.
+        num_passes: Passes through the transformer.
+    """
+
+    frame_tokens: Tensor
+    state_tokens: Tensor | None
+    reward: Tensor
+    termination_probability: Tensor
+    frame_nll: Tensor
+    num_passes: int
+
+
 def prefill(
     model: WorldModel,
     context: Tokens,
     *,
     seed: int = 0,
-    rows: Tensor | None = None,
+    noise_streams: Tensor | None = None,
 ) -> DecodeState:
     """Read a context of observed steps into a fresh cache.
 
@@ -72,7 +92,7 @@ def prefill(
         model: The world model, in eval mode.
         context: ``C >= 1`` steps; the action of the last one is not read.
         seed: Seed of all noise.
-        rows: ``(B,)`` int64 noise stream of each row; 0, 1, 2, … by default.
+        noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
 
     Returns:
         The state at the last observed step.
@@ -90,13 +110,15 @@ def prefill(
     while begin < end:
         forward_span(model, cache, embedded[:, begin:end], positions[None, begin:end])
         begin, end = end, min(pending, end + length)
+    if noise_streams is None:
+        noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(
         cache=cache,
         step=torch.tensor(num_steps - 1, device=device),
         pending=embedded[:, pending, None],
-        frame=context.frame[:, -1],
-        state=None if context.state is None else context.state[:, -1],
-        rows=torch.arange(batch_size, device=device) if rows is None else rows,
+        frame_tokens=context.frame[:, -1],
+        state_tokens=None if context.state is None else context.state[:, -1],
+        noise_streams=noise_streams,
         seed=torch.tensor(seed, device=device),
     )
 
@@ -124,33 +146,66 @@ def decode_step(
     termination = model.termination_logit(hidden).sigmoid()
 
     new_state = None
-    if model.state_head is not None and state.state is not None:
-        logits = model.state_head(hidden, state.state, action)  # (B, P, bins)
+    if model.state_head is not None and state.state_tokens is not None:
+        logits = model.state_head(hidden, state.state_tokens, action)  # (B, P, bins)
         new_state = draw_state(model, logits, state, next_step, sampling)
     hints, inputs = _observe_state(model, state, condition, new_state)
     if inputs is not None:
         hidden = decode_one_token(model, state.cache, inputs, positions[:, :1])
 
-    frame = torch.empty_like(state.frame)
+    frame = torch.empty_like(state.frame_tokens)
     nll = torch.zeros_like(reward)
     pending = state.pending
     for index in range(model.layout.num_frame_tokens):
         slot = first + index
         if index > 0:
             hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
-        logits = model.frame_logits(hidden, state.frame[:, index])  # (B, V)
-        if sampling.temperature == 0.0:
-            token = sample(model.point_logits(logits, state.frame[:, index]), None, sampling)
-        else:
-            noise = gumbel_noise(state.seed, state.rows, next_step, slot, logits.shape[-1])
-            token = sample(logits, noise, sampling)
+        previous = state.frame_tokens[:, index]
+        logits = model.frame_logits(hidden, previous)  # (B, V)
+        token = draw_frame_tokens(model, logits, previous, state, next_step, slot, sampling)
         nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
         frame[:, index] = token
         is_last = index == model.layout.num_frame_tokens - 1
         hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
         pending = (model.frame_embedding(token) + model.slot_embedding[slot] + hint)[:, None]
-    following = replace(state, step=next_step, pending=pending, frame=frame, state=new_state)
+    following = replace(
+        state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
+    )
     return following, StepOutcome(reward, termination, nll / model.layout.num_frame_tokens)
+
+
+def decode_steps(
+    model: WorldModel, state: DecodeState, actions: Tensor, sampling: SamplingConfig
+) -> tuple[DecodeState, DecodedSteps]:
+    """Take ``H`` actions one after another.
+
+    Args:
+        model: The world model, in eval mode.
+        state: The state before; its cache is written to, so it must not be used again.
+        actions: ``(B, H, A)`` int64 action tokens.
+        sampling: How ids are drawn.
+
+    Returns:
+        The state after the last action, and what the actions led to.
+    """
+    states, outcomes = [], []
+    for action in actions.unbind(1):
+        state, outcome = decode_step(model, state, action, sampling)
+        states.append(state)
+        outcomes.append(outcome)
+    known = [s.state_tokens for s in states if s.state_tokens is not None]
+    reward, termination, nll = (
+        torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)
+    )
+    decoded = DecodedSteps(
+        frame_tokens=torch.stack([s.frame_tokens for s in states], dim=1),
+        state_tokens=torch.stack(known, dim=1) if known else None,
+        reward=reward,
+        termination_probability=termination,
+        frame_nll=nll,
+        num_passes=len(outcomes) * model.layout.num_predicted,
+    )
+    return state, decoded
 
 
 def score_frame(
@@ -188,12 +243,12 @@ def score_frame(
     if at_state is not None:
         inputs = torch.cat([at_state, inputs], dim=1)
     if inputs.shape[1] == 0:
-        return model.frame_logits(hidden[:, None], state.frame)
+        return model.frame_logits(hidden[:, None], state.frame_tokens)
     start = (state.step + 1) * model.layout.positions_per_step
     positions = start + torch.arange(inputs.shape[1], device=frame.device)
     rest = forward_span(model, state.cache, inputs, positions[None])
     every = rest if at_state is not None else torch.cat([hidden[:, None], rest], dim=1)  # (B, K, D)
-    return model.frame_logits(every, state.frame)
+    return model.frame_logits(every, state.frame_tokens)
 
 
 def decode_one_token(
@@ -222,11 +277,11 @@ def _take_action(model: WorldModel, state: DecodeState, action: Tensor) -> tuple
     """
     layout = model.layout
     embedded = model.embed_action(action)  # (B, D)
-    condition = model.condition(model.embed_state(state.state), embedded)
+    condition = model.condition(model.embed_state(state.state_tokens), embedded)
     if layout.has_state:
         hint = condition
     else:
-        hint = model.frame_hints(state.frame[:, None], condition[:, None], None)[:, 0, 0]
+        hint = model.frame_hints(state.frame_tokens[:, None], condition[:, None], None)[:, 0, 0]
     at_action = embedded + model.slot_embedding[layout.action_slot] + hint
     inputs = torch.cat([state.pending, at_action[:, None]], dim=1)  # (B, 2, D)
     # The last two slots of the step.
@@ -242,10 +297,40 @@ def _observe_state(
     """The next frame's hints ``(B, K, D)`` and the embedded state ``(B, 1, D)``, if any."""
     embedded = None if new_state is None else model.embed_state(new_state)
     new = None if embedded is None else embedded[:, None]
-    hints = model.frame_hints(state.frame[:, None], condition[:, None], new)[:, 0]
+    hints = model.frame_hints(state.frame_tokens[:, None], condition[:, None], new)[:, 0]
     if embedded is None:
         return hints, None
     return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
+
+
+def draw_frame_tokens(
+    model: WorldModel,
+    logits: Tensor,
+    previous: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    slot: Tensor | int,
+    sampling: SamplingConfig,
+) -> Tensor:
+    """Draw frame tokens.
+
+    Args:
+        model: Whose :meth:`WorldModel.point_logits` greedy decoding maximises.
+        logits: ``(B, ..., V)`` float32.
+        previous: ``(B, ...)`` int64, the slots' tokens one step before.
+        state: Whose noise to use.
+        step: int64, to be broadcast to ``(B, ...)``: the step of each token.
+        slot: The same, its slot.
+        sampling: How ids are drawn.
+
+    Returns:
+        ``(B, ...)`` int64.
+    """
+    if sampling.is_greedy:
+        return model.point_logits(logits, previous).argmax(-1)
+    streams = state.noise_streams.view(-1, *[1] * (previous.ndim - 1))
+    noise = gumbel_noise(state.seed, streams, step, slot, logits.shape[-1])
+    return sample(logits, noise, sampling)
 
 
 def draw_state(
@@ -256,30 +341,9 @@ def draw_state(
     Each dimension has its own noise. Frame slots use the numbers of their slots; the dimensions of
     the state go on behind the last slot of a step.
     """
-    if sampling.temperature == 0.0:
-        return sample(logits, None, sampling)
+    if sampling.is_greedy:
+        return logits.argmax(-1)
     dimensions = torch.arange(logits.shape[1], device=logits.device)
     slots = model.layout.num_frame_tokens + 2 + dimensions
-    noise = gumbel_noise(state.seed, state.rows[:, None], step, slots, logits.shape[-1])
+    noise = gumbel_noise(state.seed, state.noise_streams[:, None], step, slots, logits.shape[-1])
     return sample(logits, noise, sampling)
-
-
-def check_context(model: WorldModel, context: Tokens) -> None:
-    """Check a context before it is read.
-
-    Raises:
-        TokenwmError: The context is empty, or a token is outside its vocabulary.
-    """
-    vocabulary = model.vocabulary
-    if context.frame.shape[1] < 1:
-        raise TokenwmError("the context has no step; at least one observed frame is needed")
-    named = [("frame", context.frame, vocabulary.codebook_size)]
-    named.append(("action", context.action, vocabulary.action.num_values))
-    if vocabulary.state is not None and context.state is not None:
-        named.append(("state", context.state, vocabulary.state.num_values))
-    for name, tokens, limit in named:
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= limit):
-            raise TokenwmError(
-                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; "
-                f"allowed is [0, {limit})"
-            )

@@ -1,6 +1,6 @@
 """Imagination: from a few real steps and a sequence of actions to what would happen.
 
-Everything stays on the device.
+Actions and states are binned on the host first; from ``start`` on everything stays on the device.
 """
 
 import logging
@@ -18,13 +18,14 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.anchor import anchored
 from tokenwm.imagination.decode import (
+    DecodedSteps,
     DecodeState,
     StepOutcome,
-    check_context,
-    decode_step,
+    decode_steps,
     prefill,
 )
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
@@ -71,6 +72,7 @@ class Rollout:
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
         context: What it started from.
+        num_passes: Passes through the transformer; ``K`` a step without speculation.
     """
 
     frame_tokens: Tensor
@@ -79,12 +81,17 @@ class Rollout:
     termination_probability: Tensor
     frame_nll: Tensor
     context: Context
+    num_passes: int
 
 
 class TokenWorldModel:
     """A world model with its tokenizers, ready to imagine.
 
     Get one with :func:`tokenwm.load`. Not thread-safe; one instance per thread.
+
+    Args:
+        loaded: What a checkpoint folder holds.
+        dtype: In which the transformer computes, see :func:`load`.
 
     Attributes:
         tokenizer: Frame tokenizer.
@@ -93,15 +100,18 @@ class TokenWorldModel:
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
+        speculative: Whether many tokens are drawn in a pass (the same tokens, sooner: see
+            :mod:`tokenwm.imagination.speculative`) or one.
     """
 
-    def __init__(self, loaded: LoadedWorldModel) -> None:
+    def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
         self.tokenizer: FrameTokenizer = loaded.tokenizer
-        self.world_model: WorldModel = loaded.world_model
+        self.world_model: WorldModel = loaded.world_model.frozen(dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
+        self.speculative = True
         self._warned: set[str] = set()
 
     @property
@@ -113,16 +123,16 @@ class TokenWorldModel:
     def context(
         self,
         frames: NDArray[np.uint8] | Tensor,
-        action: NDArray[Any] | Tensor,
-        state: NDArray[Any] | Tensor | None = None,
+        actions: NDArray[Any] | Tensor,
+        states: NDArray[Any] | Tensor | None = None,
     ) -> Context:
         """Tokenize observed steps.
 
         Args:
             frames: ``(B, C, cameras, H, W, 3)`` uint8 in [0, 255].
-            action: ``(B, C - 1, A)`` or ``(B, C, A)`` in the units of the data; the action at the
+            actions: ``(B, C - 1, A)`` or ``(B, C, A)`` in the units of the data; the action at the
                 last step, which is still to be chosen, is not read.
-            state: ``(B, C, state_dim)`` in the units of the data; needed if the model has a state.
+            states: ``(B, C, state_dim)`` in the units of the data; needed if the model has a state.
 
         Raises:
             TokenwmError: A shape does not fit, or the state is missing.
@@ -133,27 +143,25 @@ class TokenWorldModel:
             "frames", frames, ("B", "C", tokenizer.num_cameras, *tokenizer.image_size, 3)
         )
         num_steps = sizes["C"]
-        if (state is None) != (vocabulary.state is None):
+        if (states is None) != (vocabulary.state is None):
             wanted = "needs" if vocabulary.state is not None else "does not take"
             raise TokenwmError(
                 f"the model {wanted} a state; give "
-                f"state={'(B, C, state_dim)' if state is None else None}"
+                f"states={'(B, C, state_dim)' if states is None else None}"
             )
-        actions = _to_numpy(action)[:, : num_steps - 1]
+        past = _to_numpy(actions)[:, : num_steps - 1]
         action_tokens = torch.zeros(
             (sizes["B"], num_steps, vocabulary.action.num_dimensions), dtype=torch.int64
         )
-        check_shape(
-            "action", actions, (sizes["B"], num_steps - 1, vocabulary.action.num_dimensions)
-        )
+        check_shape("actions", past, (sizes["B"], num_steps - 1, vocabulary.action.num_dimensions))
         action_tokens[:, : num_steps - 1] = torch.from_numpy(
-            self._encode("action", vocabulary.action, actions)
+            self._encode("action", vocabulary.action, past)
         )
         state_tokens = None
-        if state is not None and vocabulary.state is not None:
-            states = _to_numpy(state)
-            check_shape("state", states, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
-            state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, states))
+        if states is not None and vocabulary.state is not None:
+            known = _to_numpy(states)
+            check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
+            state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
         frames = frames.to(self.device)
         tokens = Tokens(
@@ -162,22 +170,28 @@ class TokenWorldModel:
         return Context(tokens=tokens, anchor=frames[:, -1])
 
     @torch.inference_mode()
-    def start(self, context: Context, *, seed: int = 0, rows: Tensor | None = None) -> DecodeState:
+    def start(
+        self, context: Context, *, seed: int = 0, noise_streams: Tensor | None = None
+    ) -> DecodeState:
         """Read a context; the result waits for the first action. See :func:`decode.prefill`.
 
         Raises:
             TokenwmError: The context is empty or has a token outside its vocabulary.
         """
         check_context(self.world_model, context.tokens)
-        rows = None if rows is None else rows.to(self.device)
-        return prefill(self.world_model, context.tokens, seed=seed, rows=rows)
+        if noise_streams is not None:
+            noise_streams = noise_streams.to(self.device)
+        return prefill(self.world_model, context.tokens, seed=seed, noise_streams=noise_streams)
 
     @torch.inference_mode()
     def step(
         self, state: DecodeState, action_tokens: Tensor, sampling: SamplingConfig | None = None
     ) -> tuple[DecodeState, StepOutcome]:
         """Take one action, ``(B, A)`` int64 tokens. The given state must not be used again."""
-        return decode_step(self.world_model, state, action_tokens, sampling or SamplingConfig())
+        state, decoded = self._decode(state, action_tokens[:, None], sampling)
+        return state, StepOutcome(
+            decoded.reward[:, 0], decoded.termination_probability[:, 0], decoded.frame_nll[:, 0]
+        )
 
     @torch.inference_mode()
     def imagine(
@@ -187,7 +201,7 @@ class TokenWorldModel:
         *,
         sampling: SamplingConfig | None = None,
         seed: int = 0,
-        rows: Tensor | None = None,
+        noise_streams: Tensor | None = None,
     ) -> Rollout:
         """Imagine what a sequence of actions leads to, open loop.
 
@@ -197,8 +211,8 @@ class TokenWorldModel:
             sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)``
                 is greedy.
             seed: Seed of all noise.
-            rows: ``(B,)`` noise stream of each row; 0, 1, 2, … by default. Rows with the same
-                number, context and actions have the same future.
+            noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by
+                default. Rows with the same number, context and actions have the same future.
 
         Raises:
             TokenwmError: A shape does not fit.
@@ -211,24 +225,15 @@ class TokenWorldModel:
         )
         if tokens.shape[1] < 1:
             raise TokenwmError("actions has no step; at least one action is needed to imagine")
-        state = self.start(context, seed=seed, rows=rows)
-        frames, states, outcomes = [], [], []
-        for step in range(tokens.shape[1]):
-            state, outcome = self.step(state, tokens[:, step], sampling)
-            frames.append(state.frame)
-            states.append(state.state)
-            outcomes.append(outcome)
-        known = [s for s in states if s is not None]
-        return Rollout(
-            frame_tokens=torch.stack(frames, dim=1),
-            state_tokens=torch.stack(known, dim=1) if known else None,
-            reward=torch.stack([o.reward for o in outcomes], dim=1),
-            termination_probability=torch.stack(
-                [o.termination_probability for o in outcomes], dim=1
-            ),
-            frame_nll=torch.stack([o.frame_nll for o in outcomes], dim=1),
-            context=context,
-        )
+        state = self.start(context, seed=seed, noise_streams=noise_streams)
+        _, decoded = self._decode(state, tokens, sampling)
+        return Rollout(**decoded._asdict(), context=context)
+
+    def _decode(
+        self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
+    ) -> tuple[DecodeState, DecodedSteps]:
+        decode = decode_steps_speculatively if self.speculative else decode_steps
+        return decode(self.world_model, state, actions, sampling or SamplingConfig())
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
@@ -315,14 +320,46 @@ class TokenWorldModel:
         return tokens
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> TokenWorldModel:
-    """Load a world model's checkpoint folder. See :func:`tokenwm.load`.
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> TokenWorldModel:
+    """Load a trained world model, ready to imagine.
+
+    Args:
+        path: Folder of a training run, or the checkpoint folder in it.
+        device: Where weights go and imagination runs.
+        dtype: In which the transformer computes. ``torch.bfloat16`` is 2 to 4 times as fast on a
+            CPU that has it, with slightly different probabilities (docs/performance.md).
 
     Raises:
         CheckpointError: A file is missing or damaged, or model and tokenizer do not belong
             together.
     """
-    return TokenWorldModel(load_world_model(Path(path), device))
+    return TokenWorldModel(load_world_model(Path(path), device), dtype)
+
+
+def check_context(model: WorldModel, context: Tokens) -> None:
+    """Check a context before it is read.
+
+    Raises:
+        TokenwmError: The context is empty, or a token is outside its vocabulary.
+    """
+    vocabulary = model.vocabulary
+    if context.frame.shape[1] < 1:
+        raise TokenwmError("the context has no step; at least one observed frame is needed")
+    named = [("frame", context.frame, vocabulary.codebook_size)]
+    named.append(("action", context.action, vocabulary.action.num_values))
+    if vocabulary.state is not None and context.state is not None:
+        named.append(("state", context.state, vocabulary.state.num_values))
+    for name, tokens, limit in named:
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= limit):
+            raise TokenwmError(
+                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; "
+                f"allowed is [0, {limit})"
+            )
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:

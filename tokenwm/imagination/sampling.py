@@ -1,9 +1,8 @@
 """From logits to ids: counter-based Gumbel-max sampling. Pure functions.
 
-The noise of a decision is a function of (seed, row, step, slot) and of nothing else. So one seed
-gives one future whatever the batch size, the neighbours of a row or the order of decoding; two
-action sequences can be compared under the same noise; and greedy decoding is the same code without
-noise.
+The noise of a decision is a function of (seed, stream, step, slot) and of nothing else. So one seed
+gives one future whatever the batch size, the neighbours of a row or the order of decoding, and two
+action sequences can be compared under the same noise. Greedy decoding draws none.
 """
 
 from dataclasses import dataclass
@@ -48,6 +47,11 @@ class SamplingConfig:
         if not 0.0 < self.top_p <= 1.0:
             raise TokenwmError(f"top_p={self.top_p}; use a number in (0, 1]")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best id is taken and no noise drawn."""
+        return self.temperature == 0.0
+
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's is arithmetic."""
@@ -61,25 +65,25 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def gumbel_noise(
-    seed: Tensor, rows: Tensor, step: Tensor, slot: Tensor | int, num_values: int
+    seed: Tensor, streams: Tensor, step: Tensor, slot: Tensor | int, num_values: int
 ) -> Tensor:
     """Standard Gumbel noise for one decision, or many.
 
     Args:
         seed: Scalar int64.
-        rows: int64, the number of each row's noise stream.
+        streams: int64, the number of each row's stream.
         step: int64, the step the decision belongs to.
         slot: Which decision of the step.
         num_values: ``V``, how many ids there are to choose from.
 
     Returns:
-        ``(..., V)`` float32, finite; in front of ``V`` the shape that rows, step and slot have when
+        ``(..., V)`` float32, finite; in front of ``V`` the shape of streams, step and slot,
         broadcast together.
     """
     key = _mix(seed + _GOLDEN)
-    for part in (rows, step, slot):
+    for part in (streams, step, slot):
         key = _mix((key ^ part) + _GOLDEN)
-    counter = torch.arange(num_values, device=rows.device)
+    counter = torch.arange(num_values, device=streams.device)
     bits = _shift_right(_mix(key[..., None] + (counter + 1) * _GOLDEN), 41)  # (..., V), 23 bits
     uniform = (bits.float() + 0.5) * 2.0**-23  # in (0, 1), both ends excluded also after rounding
     return -(-uniform.log()).log()
@@ -90,14 +94,12 @@ def transform_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 
     Args:
         logits: ``(..., V)`` float32.
-        config: How to sample; greedy leaves logits as they are.
+        config: How to sample; not greedy.
 
     Returns:
         ``(..., V)``; ids that are not allowed have ``-inf``. At least the most likely id is always
         allowed.
     """
-    if config.temperature == 0.0:
-        return logits
     logits = logits / config.temperature
     num_values = logits.shape[-1]
     if config.top_k is not None and config.top_k < num_values:
@@ -112,17 +114,15 @@ def transform_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
-def sample(logits: Tensor, noise: Tensor | None, config: SamplingConfig) -> Tensor:
-    """Draw one id per row.
+def sample(logits: Tensor, noise: Tensor, config: SamplingConfig) -> Tensor:
+    """Draw an id for every decision (Gumbel-max).
 
     Args:
         logits: ``(..., V)`` float32.
-        noise: ``(..., V)`` from :func:`gumbel_noise`; ignored when greedy.
-        config: How to sample.
+        noise: ``(..., V)`` from :func:`gumbel_noise`.
+        config: How to sample; not greedy.
 
     Returns:
         ``(...)`` int64.
     """
-    if config.temperature == 0.0 or noise is None:
-        return logits.argmax(-1)
     return (transform_logits(logits, config) + noise).argmax(-1)

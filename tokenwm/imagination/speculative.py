@@ -15,38 +15,23 @@ the result is token-identical.
 """
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import DecodeState, draw_state, forward_span
-from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
+from tokenwm.imagination.decode import (
+    DecodedSteps,
+    DecodeState,
+    draw_frame_tokens,
+    draw_state,
+    forward_span,
+)
+from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 
-class DecodedSteps(NamedTuple):
-    """What ``H`` actions lead to.
-
-    Attributes:
-        frame: ``(B, H, K)`` int64.
-        state: ``(B, H, P)`` int64, or None.
-        reward: ``(B, H)`` float32; zeros if the data had none.
-        termination_probability: ``(B, H)`` float32 in [0, 1].
-        frame_nll: ``(B, H)`` float32, nats per token, see :class:`StepOutcome`.
-        num_passes: Passes through the transformer.
-    """
-
-    frame: Tensor
-    state: Tensor | None
-    reward: Tensor
-    termination_probability: Tensor
-    frame_nll: Tensor
-    num_passes: int
-
-
-def decode_steps(
+def decode_steps_speculatively(
     model: WorldModel,
     state: DecodeState,
     actions: Tensor,
@@ -54,7 +39,7 @@ def decode_steps(
     *,
     span: int | None = None,
 ) -> tuple[DecodeState, DecodedSteps]:
-    """Take ``H`` actions, speculating.
+    """As :func:`tokenwm.imagination.decode.decode_steps`, with the same result, in fewer passes.
 
     Args:
         model: The world model, in eval mode.
@@ -105,12 +90,12 @@ class _Stream:
     def __init__(self, model: WorldModel, state: DecodeState, actions: Tensor) -> None:
         layout, (batch, num_steps) = model.layout, actions.shape[:2]
         steps = num_steps + 3
-        frame = state.frame[:, None].expand(-1, steps, -1).flatten(1)
+        frame = state.frame_tokens[:, None].expand(-1, steps, -1).flatten(1)
         self.frame = torch.cat([frame, frame[:, :1]], dim=1)
         self.nll = torch.zeros(self.frame.shape, device=actions.device)
         self.state: Tensor | None = None
-        if state.state is not None:
-            self.state = state.state[:, None].repeat(1, steps, 1)
+        if state.state_tokens is not None:
+            self.state = state.state_tokens[:, None].repeat(1, steps, 1)
         around = actions.new_zeros(batch, 1, actions.shape[2])
         self.action = torch.cat([around, actions, around, around], dim=1)
         self.reward = torch.zeros(batch, num_steps + 1, device=actions.device)
@@ -137,8 +122,8 @@ class _Stream:
             state,
             step=state.step + num_steps,
             pending=pending[:, None],
-            frame=frame[:, -1],
-            state=None if states is None else states[:, -1],
+            frame_tokens=frame[:, -1],
+            state_tokens=None if states is None else states[:, -1],
         )
         decoded = DecodedSteps(
             frame,
@@ -175,13 +160,9 @@ def _pass(
     previous = frames.gather(1, within * num_frame_tokens + index)
     draft = frames.gather(1, (within + 1) * num_frame_tokens + index)
     logits = model.frame_logits(hidden, previous)  # (B, Q, V)
-    if sampling.temperature == 0.0:
-        drawn = sample(model.point_logits(logits, previous), None, sampling)
-    else:
-        noise = gumbel_noise(
-            state.seed, state.rows[:, None], state.step + next_step, next_slot, logits.shape[-1]
-        )
-        drawn = sample(logits, noise, sampling)
+    drawn = draw_frame_tokens(
+        model, logits, previous, state, state.step + next_step, next_slot, sampling
+    )
     nll = -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
     is_frame = (next_slot >= layout.first_frame_slot) & (next_slot < layout.action_slot)
     nowhere = stream.frame.shape[1] - 1

@@ -215,59 +215,62 @@ def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
     return torch.cat(columns, dim=1) if columns else torch.zeros(codebook_size, 0)
 
 
-class CodeEmbedding(nn.Module):
-    """A vector per code: a row of a table plus one vector for each of its digits."""
+class CodeTable(nn.Module):
+    """A vector per code: a row of a table plus one vector for each of its digits.
+
+    Args:
+        codebook_size: ``V``.
+        levels: Number of values of each digit, see :func:`digit_table`.
+        dim: ``D``.
+        scale: Standard deviation of the rows at the start, or 0 for nothing but zeros.
+    """
 
     digits: Tensor
+    folded: Tensor | None
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
+    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int, scale: float) -> None:
         super().__init__()
         self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
-        self.table = nn.Parameter(torch.randn(codebook_size, dim) * (0.5 if levels else 1.0))
-        self.digit_table = nn.Parameter(torch.randn(sum(levels), dim) * 0.5)
+        self.register_buffer("folded", None, persistent=False)
+        self.table = nn.Parameter(torch.zeros(codebook_size, dim))
+        self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
+        if scale > 0.0:
+            nn.init.normal_(self.table, std=scale)
+            nn.init.normal_(self.digit_table, std=0.5)
 
+    @torch.no_grad()
     def fold(self) -> None:
-        """For inference: add the digits' vectors to the table once, not at every call."""
-        _fold_digits(self)
+        """For inference: add rows and digits up once, not at every call."""
+        self.folded = self.vectors()
+
+    def vectors(self) -> Tensor:
+        """``(V, D)``."""
+        if self.folded is not None:
+            return self.folded
+        return self.table + self.digits @ self.digit_table
+
+
+class CodeEmbedding(CodeTable):
+    """The vector of each code."""
+
+    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
+        super().__init__(codebook_size, levels, dim, scale=0.5 if levels else 1.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(...)`` int64 → ``(..., D)``."""
-        return F.embedding(tokens, _whole_table(self))
+        return F.embedding(tokens, self.vectors())
 
 
-class CodeHead(nn.Module):
-    """Logits of all codes: a linear map plus one linear map per digit. Starts at zero."""
-
-    digits: Tensor
+class CodeHead(CodeTable):
+    """Logits of all codes, linear in the hidden state. Starts at zero."""
 
     def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__()
-        self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
-        self.table = nn.Parameter(torch.zeros(codebook_size, dim))
-        self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
+        super().__init__(codebook_size, levels, dim, scale=0.0)
         self.bias = nn.Parameter(torch.zeros(codebook_size))
-
-    def fold(self) -> None:
-        """For inference: add the digits' maps to the table once, not at every call."""
-        _fold_digits(self)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
-        return F.linear(hidden, _whole_table(self), self.bias)
-
-
-def _whole_table(module: CodeEmbedding | CodeHead) -> Tensor:
-    """``(V, D)``, what each code has to itself and what it shares with others."""
-    if module.digits.shape[1] == 0:
-        return module.table
-    return module.table + module.digits @ module.digit_table
-
-
-@torch.no_grad()
-def _fold_digits(module: CodeEmbedding | CodeHead) -> None:
-    module.table.copy_(_whole_table(module))
-    module.digits = module.digits[:, :0]
-    module.digit_table = nn.Parameter(module.digit_table[:0])
+        return F.linear(hidden, self.vectors(), self.bias)
 
 
 class FrameHints(nn.Module):

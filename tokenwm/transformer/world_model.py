@@ -17,6 +17,7 @@ from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
     CodeHead,
+    CodeTable,
     ContinuousHead,
     DiscreteHead,
     FrameHints,
@@ -357,7 +358,7 @@ class WorldModel(nn.Module):
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
-            if isinstance(module, CodeEmbedding | CodeHead):
+            if isinstance(module, CodeTable):
                 module.fold()
         for module in model.transformer.modules():
             if isinstance(module, nn.Linear):

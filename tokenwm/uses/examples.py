@@ -68,7 +68,7 @@ def imagine_examples(
     def imagine(actions: NDArray[np.generic]) -> Rollout:
         streams = torch.from_numpy(numbers).to(model.device)
         return model.imagine(
-            context, actions, sampling=config.sampling, seed=config.seed, rows=streams
+            context, actions, sampling=config.sampling, seed=config.seed, noise_streams=streams
         )
 
     first = num_context - 1

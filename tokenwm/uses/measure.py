@@ -161,7 +161,7 @@ class BatchMeasurement:
         first = self.num_context - 1
         actions = batch.action[:, first : first + config.imagination_horizon]
         tokens = model.encode_actions(actions)
-        state = model.start(self.context, seed=config.seed, rows=self.rows)
+        state = model.start(self.context, seed=config.seed, noise_streams=self.rows)
         for index in range(config.imagination_horizon):
             nll = self._frame_nll(state, tokens[:, index], index)
             self._put(self.scores.token_nll, index, nll)
@@ -170,9 +170,9 @@ class BatchMeasurement:
             state, outcome = model.step(state, tokens[:, index], config.sampling)
             _synchronize(model.device)
             self.scores.step_seconds.append(time.perf_counter() - began)
-            self._score_tokens("model", state.frame, index)
+            self._score_tokens("model", state.frame_tokens, index)
             self._score_tokens("persistence", self.observed_tokens, index)
-            plain, kept = self._decode(state.frame)
+            plain, kept = self._decode(state.frame_tokens)
             self._score_pictures("model_plain", plain, index)
             self._score_pictures("model", kept, index)
             plain, kept = self._decode(self.true_tokens[index])
@@ -184,8 +184,8 @@ class BatchMeasurement:
             if batch.reward is not None:
                 self._put(self.scores.reward["model"], index, outcome.reward)
                 self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
-            if state.state is not None and self.scores.state_error:
-                self._score_state(state.state, index)
+            if state.state_tokens is not None and self.scores.state_error:
+                self._score_state(state.state_tokens, index)
             after_step()
 
     def measure_shuffled(
@@ -193,11 +193,11 @@ class BatchMeasurement:
     ) -> None:
         """Imagine from the same context, under the same noise, with other actions ``(B, H, A)``."""
         tokens = self.model.encode_actions(actions)
-        state = self.model.start(self.context, seed=self.config.seed, rows=self.rows)
+        state = self.model.start(self.context, seed=self.config.seed, noise_streams=self.rows)
         for index in range(self.config.imagination_horizon):
             state, _ = self.model.step(state, tokens[:, index], self.config.sampling)
-            self._score_tokens("shuffled", state.frame, index)
-            self._score_pictures("shuffled", self._decode(state.frame)[1], index)
+            self._score_tokens("shuffled", state.frame_tokens, index)
+            self._score_pictures("shuffled", self._decode(state.frame_tokens)[1], index)
             after_step()
 
     def _frame_nll(self, state: DecodeState, action: Tensor, index: int) -> Tensor:

@@ -69,7 +69,7 @@ def test_one_seed_gives_one_future_alone_and_in_a_batch(
             future(recorded, [row]),
             sampling=sampling,
             seed=5,
-            rows=torch.tensor([row]),
+            noise_streams=torch.tensor([row]),
         )
         assert_same(alone, together, row)
 
@@ -83,7 +83,7 @@ def test_another_seed_or_row_gives_another_future(
         return model.imagine(context, actions, **options).frame_tokens.numpy().tobytes()
 
     assert tokens(seed=1) == tokens(seed=1)
-    others = [tokens(seed=1), tokens(seed=2), tokens(seed=1, rows=torch.tensor([1]))]
+    others = [tokens(seed=1), tokens(seed=2), tokens(seed=1, noise_streams=torch.tensor([1]))]
     assert len(set(others)) == 3
 
 
@@ -94,7 +94,7 @@ def test_imagining_is_start_and_steps(model: TokenWorldModel, recorded: Mapping[
     tokens = model.encode_actions(future(recorded))
     for step in range(HORIZON):
         state, outcome = model.step(state, tokens[:, step])
-        assert torch.equal(state.frame, rollout.frame_tokens[:, step])
+        assert torch.equal(state.frame_tokens, rollout.frame_tokens[:, step])
         assert torch.equal(outcome.reward, rollout.reward[:, step])
         assert torch.equal(outcome.frame_nll, rollout.frame_nll[:, step])
     assert isinstance(state, DecodeState)

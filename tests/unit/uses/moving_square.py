@@ -204,5 +204,9 @@ class OracleModel(TokenWorldModel):
     def step(self, state, action_tokens, sampling=None):  # type: ignore[no-untyped-def]
         following, outcome = super().step(state, action_tokens, sampling)
         horizon = int(following.step) - self.num_context_frames
-        frame = self.true_tokens[state.rows, horizon]
-        return replace(following, frame=frame, state=self.true_state[state.rows, horizon]), outcome
+        frame = self.true_tokens[state.noise_streams, horizon]
+        return replace(
+            following,
+            frame_tokens=frame,
+            state_tokens=self.true_state[state.noise_streams, horizon],
+        ), outcome

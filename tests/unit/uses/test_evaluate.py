@@ -67,7 +67,7 @@ def imagine(
             context,
             (own if actions is None else actions[number])[None],
             sampling=SamplingConfig(temperature=0.0),
-            rows=torch.tensor([number]),
+            noise_streams=torch.tensor([number]),
         )
         imagined.append(rollout.frame_tokens[0])
         frames = torch.from_numpy(window["frames.top"][CONTEXT:, None])
