@@ -1,15 +1,17 @@
 """Speculation changes how fast tokens come and nothing else."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import DecodedSteps, decode_steps, prefill
+from tokenwm.imagination.decode import DecodedSteps, DecodeState, decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
-from tokenwm.transformer.world_model import WorldModel
+from tokenwm.transformer.world_model import Tokens, WorldModel
 
 WINDOW = 3
 NUM_STEPS = 3 * WINDOW
@@ -109,3 +111,38 @@ def test_a_span_out_of_range_is_refused(span: int) -> None:
     state = prefill(model, steps_of(tokens, slice(1)))
     with pytest.raises(TokenwmError, match=rf"span={span}; use 1 to 9"):
         decode_steps_speculatively(model, state, tokens.action[:, :1], SamplingConfig(), span=span)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+@pytest.mark.parametrize("num_context", [1, WINDOW, 2 * WINDOW + 1])
+@pytest.mark.parametrize("decode", [decode_steps, decode_steps_speculatively])
+def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
+    kind: str, num_context: int, decode: Callable[..., tuple[DecodeState, DecodedSteps]]
+) -> None:
+    """Within the window of what is shared and far past it."""
+    model, num_copies, num_steps = model_of(kind, 3.0), 3, 2 * WINDOW
+    tokens = random_tokens(model, 2, num_context)
+    actions = random_tokens(model, 2 * num_copies, num_steps, seed=1).action
+    spread = Tokens(*(None if t is None else t.repeat_interleave(num_copies, 0) for t in tokens))  # type: ignore[arg-type]
+    _, expected = decode(model, prefill(model, spread), actions, SamplingConfig())
+    state = prefill(model, tokens).fork(num_copies, num_steps)
+    assert state.cache.keys.shape[3] <= (WINDOW + 1) * model.layout.positions_per_step
+    pieces = []
+    for piece in actions.split([1, 2, num_steps - 3], dim=1):
+        state, decoded = decode(model, state, piece, SamplingConfig())
+        pieces.append(decoded.frame_tokens)
+    assert torch.equal(torch.cat(pieces, dim=1), expected.frame_tokens)
+    with pytest.raises(TokenwmError, match=r"1 more step\(s\) asked of a fork that has room for 0"):
+        decode(model, state, actions[:, :1], SamplingConfig())
+
+
+@torch.no_grad()
+def test_a_short_fork_is_small_and_a_fork_of_a_fork_refused() -> None:
+    model = small_world_model("frame", window=20)
+    state = prefill(model, random_tokens(model, 1, 20)).fork(100, 2)
+    assert state.cache.keys.shape[1:4] == (100, 2, 4 * model.layout.positions_per_step)
+    assert state.cache.past is not None
+    assert len(state.cache.past.keys[0]) == 1
+    with pytest.raises(TokenwmError, match="a fork cannot be forked again"):
+        state.fork(2, 2)

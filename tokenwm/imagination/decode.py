@@ -42,6 +42,33 @@ class DecodeState:
     noise_streams: Tensor
     seed: Tensor
 
+    def fork(self, num_copies: int, num_steps: int) -> "DecodeState":
+        """``num_copies`` independent continuations of every row, neighbours of one another.
+
+        What was decoded so far is stored and read once for all of them. The rows' noise streams are
+        numbered anew: 0, 1, 2, ….
+
+        Args:
+            num_copies: Continuations per row.
+            num_steps: Most steps that will be decoded from here.
+        """
+
+        def spread(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(num_copies, dim=0)
+
+        length = self.cache.positions_per_step
+        pending = (self.step + 1) * length - 2
+        return replace(
+            self,
+            cache=self.cache.fork(num_copies, pending, num_steps),
+            pending=spread(self.pending),
+            frame_tokens=spread(self.frame_tokens),
+            state_tokens=None if self.state_tokens is None else spread(self.state_tokens),
+            noise_streams=torch.arange(
+                len(self.pending) * num_copies, device=self.noise_streams.device
+            ),
+        )
+
 
 class StepOutcome(NamedTuple):
     """What one action caused.
@@ -137,6 +164,7 @@ def decode_step(
     Returns:
         The state at the next observation, and what the action caused.
     """
+    state.cache.reserve(1)
     next_step = state.step + 1
     first = model.layout.first_frame_slot
     length = model.layout.positions_per_step

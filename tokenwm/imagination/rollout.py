@@ -5,7 +5,7 @@ Actions and states are binned on the host first; from ``start`` on everything st
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
-from tokenwm.errors import TokenwmError
+from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.anchor import anchored
 from tokenwm.imagination.decode import (
     DecodedSteps,
@@ -207,25 +207,36 @@ class TokenWorldModel:
 
         Args:
             context: Where to start.
-            actions: ``(B, H, A)`` in the units of the data.
+            actions: ``(B, H, A)`` in the units of the data, or ``(B * n, H, A)``: ``n`` candidates
+                for every row of the context, next to one another. The context is then read once.
             sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)``
                 is greedy.
             seed: Seed of all noise.
             noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by
-                default. Rows with the same number, context and actions have the same future.
+                default. Rows with the same number, context and actions have the same future. As
+                many as actions has rows.
 
         Raises:
             TokenwmError: A shape does not fit.
         """
         tokens = self.encode_actions(actions)
-        check_shape(
-            "actions",
-            tokens,
-            (context.tokens.frame.shape[0], tokens.shape[1], self.vocabulary.action.num_dimensions),
-        )
-        if tokens.shape[1] < 1:
+        num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
+        sizes = check_shape("actions", tokens, ("B", "H", num_actions))
+        if sizes["H"] < 1:
             raise TokenwmError("actions has no step; at least one action is needed to imagine")
-        state = self.start(context, seed=seed, noise_streams=noise_streams)
+        if sizes["B"] < num_rows or sizes["B"] % num_rows:
+            raise ShapeError(
+                f"actions has {sizes['B']} rows for a context of {num_rows}; give as many, or a "
+                "multiple: that many candidates for each row"
+            )
+        num_copies = sizes["B"] // num_rows
+        state = self.start(context, seed=seed)
+        if num_copies > 1:
+            state = state.fork(num_copies, sizes["H"])
+            context = context.repeat(num_copies)
+        if noise_streams is not None:
+            check_shape("noise_streams", noise_streams, (sizes["B"],))
+            state = replace(state, noise_streams=noise_streams.to(self.device))
         _, decoded = self._decode(state, tokens, sampling)
         return Rollout(**decoded._asdict(), context=context)
 

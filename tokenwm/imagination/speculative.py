@@ -59,6 +59,7 @@ def decode_steps_speculatively(
     span = length if span is None else span
     if not 1 <= span <= length:
         raise TokenwmError(f"span={span}; use 1 to {length}, the positions of a step")
+    state.cache.reserve(actions.shape[1])
     stream = _Stream(model, state, actions)
     num_passes = 0
     while not stream.is_finished():

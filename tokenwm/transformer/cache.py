@@ -8,12 +8,17 @@ decoding past the window equals the full forward pass with a sliding mask exactl
 What a cell holds follows from the positions of the pass alone. Positions that were fed and then
 rejected (a wrong draft, a frame that was only scored) need no clean-up: until they are overwritten
 they count as a step that has left the window.
+
+A fork gives every row many continuations. What came before is stored and read once, and each
+continuation has a ring of its own, as large as its steps need.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tokenwm.errors import TokenwmError
 
 
 class KVCache:
@@ -22,9 +27,10 @@ class KVCache:
     Attributes:
         keys: ``(num_layers, B, kv_heads, capacity, head_dim)``, rotated.
         values: The same shape.
-        capacity: ``(window + 1) * L`` cells.
+        capacity: Cells of a ring: ``(window + 1) * L``, or fewer in a fork of few steps.
         max_span: Most positions that one pass may feed once the ring is full: a step and one
             position.
+        past: What a fork was forked from, or None.
     """
 
     def __init__(
@@ -38,18 +44,69 @@ class KVCache:
         positions_per_step: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        max_steps: int | None = None,
     ) -> None:
         self.window = window
         self.positions_per_step = positions_per_step
-        self.capacity = (window + 1) * positions_per_step
+        num_steps = window + 1
+        if max_steps is not None:
+            num_steps = min(num_steps, max_steps)
+        self.capacity = num_steps * positions_per_step
         self.max_span = positions_per_step + 1
         shape = (num_layers, batch_size, num_kv_heads, self.capacity, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.past: KVCache | None = None
+        self._first: Tensor | int = 0
+        self._steps_left: int | None = None
         self._cells = torch.arange(self.capacity, device=device)
         rings = torch.arange(batch_size * num_kv_heads, device=device) * self.capacity
         self._rings = rings.view(batch_size, num_kv_heads, 1)
         self._written = self._cells[:0]
+
+    def fork(self, num_copies: int, first: Tensor, num_steps: int) -> "KVCache":
+        """A cache for ``num_copies`` continuations of every row, neighbours of one another.
+
+        This cache must not be written to any more.
+
+        Args:
+            num_copies: Continuations per row.
+            first: Scalar int64, the first position that continuations feed.
+            num_steps: Most steps that will be decoded.
+
+        Raises:
+            TokenwmError: This is a fork itself.
+        """
+        if self.past is not None:
+            raise TokenwmError("a fork cannot be forked again; fork what it came from, more often")
+        num_layers, batch_size, num_kv_heads, _, head_dim = self.keys.shape
+        forked = KVCache(
+            num_layers=num_layers,
+            batch_size=batch_size * num_copies,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            window=self.window,
+            positions_per_step=self.positions_per_step,
+            dtype=self.keys.dtype,
+            device=self.keys.device,
+            max_steps=num_steps + 2,  # the step of the first position, and drafts behind the last
+        )
+        forked.past, forked._first, forked._steps_left = self, first, num_steps
+        return forked
+
+    def reserve(self, num_steps: int) -> None:
+        """Say that so many more steps will be decoded.
+
+        Raises:
+            TokenwmError: A fork was made for fewer.
+        """
+        if self._steps_left is not None:
+            if num_steps > self._steps_left:
+                raise TokenwmError(
+                    f"{num_steps} more step(s) asked of a fork that has room for "
+                    f"{self._steps_left}; fork with a larger num_steps"
+                )
+            self._steps_left -= num_steps
 
     def seek(self, positions: Tensor) -> Tensor:
         """Choose the cells that the next pass writes, and say what it may attend to.
@@ -59,20 +116,31 @@ class KVCache:
                 are the same for all rows.
 
         Returns:
-            ``(B or 1, 1, Q, capacity)`` bool mask for :meth:`Transformer.forward`.
+            ``(B or 1, 1, Q, cells)`` bool mask for :meth:`Transformer.forward`; the cells of the
+            past, if any, come before the ring's.
         """
         self._written = (self._rings + (positions % self.capacity)[:, None]).flatten()
-        last = positions[:, -1:]
-        held = last - (last - self._cells) % self.capacity  # (B, capacity), position in each cell
-        held, query = held[:, None], positions[:, :, None]
-        length = self.positions_per_step
-        oldest = (query // length - (self.window - 1)) * length
-        mask: Tensor = (held <= query) & (held >= oldest) & (held >= 0)
+        held = self._held(positions[:, -1:])
+        mask = self._within_window(held, positions) & (held >= self._first)[:, None]
+        if self.past is not None:
+            last = torch.as_tensor(self._first, device=positions.device).view(1, 1) - 1
+            mask = torch.cat([self.past._within_window(self.past._held(last), positions), mask], -1)
         return mask.unsqueeze(1)
 
     def layer(self, index: int) -> "LayerCache":
         """The part of one layer, for a pass over the cells sought."""
-        return LayerCache(self.keys[index], self.values[index], self._written)
+        past = None if self.past is None else (self.past.keys[index], self.past.values[index])
+        return LayerCache(self.keys[index], self.values[index], self._written, past)
+
+    def _held(self, last: Tensor) -> Tensor:
+        """``(B, 1)`` newest position → ``(B, capacity)``, the position that each cell holds."""
+        return last - (last - self._cells) % self.capacity
+
+    def _within_window(self, held: Tensor, positions: Tensor) -> Tensor:
+        """``(B or 1, Q, capacity)``: whether each position may attend to each cell."""
+        held, query, length = held[:, None], positions[:, :, None], self.positions_per_step
+        oldest = (query // length - (self.window - 1)) * length
+        return (held <= query) & (held >= oldest) & (held >= 0)
 
 
 class LayerCache(NamedTuple):
@@ -82,11 +150,13 @@ class LayerCache(NamedTuple):
         keys: ``(B, kv_heads, capacity, head_dim)``, a view.
         values: The same.
         cells: ``(B * kv_heads * Q,)`` int64, numbered through rows and heads.
+        past: Keys and values before a fork, ``(B / copies, kv_heads, cells, head_dim)``, or None.
     """
 
     keys: Tensor
     values: Tensor
     cells: Tensor
+    past: tuple[Tensor, Tensor] | None
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store ``(B, kv_heads, Q, head_dim)`` in the cells sought; return all cells."""

@@ -159,13 +159,21 @@ class Attention(nn.Module):
         qk = rotate(torch.cat([self.query_norm(q), self.key_norm(k)], dim=2), table)
         q = qk[:, :, : config.num_heads].transpose(1, 2)  # (B, N, Q, head)
         k, v = qk[:, :, config.num_heads :].transpose(1, 2), v.transpose(1, 2)
+        past = None
         if cache is not None:
             k, v = cache.write(k, v)  # (B, kv_heads, capacity, head)
-        out: Tensor = self.out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
+            past = cache.past
+        out: Tensor = self.out(attend(q, k, v, bias, past).transpose(1, 2).flatten(2))
         return out
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    past: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Scaled dot-product attention, ``(B, N, Q, head)``.
 
     On a CPU and without gradients as two matrix products: 2 to 6 times as fast as torch's fused
@@ -176,21 +184,42 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         q: ``(B, N, Q, head)``.
         k: ``(B, kv_heads, S, head)``, contiguous for speed.
         v: The same shape.
-        bias: From :func:`mask_to_bias`, to be broadcast to ``(B, N, Q, S)``; None means causal.
+        bias: From :func:`mask_to_bias`, to be broadcast to ``(B, N, Q, past + S)``; None means
+            causal.
+        past: Keys and values that ``copies`` neighbouring rows share and that are read once for all
+            of them, ``(B / copies, kv_heads, past, head)`` each.
     """
     num_heads, kv_heads = q.shape[1], k.shape[1]
-    if bias is None or q.device.type != "cpu" or torch.is_grad_enabled():
+    by_hand = q.device.type == "cpu" and not torch.is_grad_enabled()
+    if bias is None or (past is None and not by_hand):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=kv_heads != num_heads
         )
     batch, _, queries, width = q.shape
     # Heads that share keys are more queries of one head.
-    q = (q * width**-0.5).reshape(
-        batch, kv_heads, -1, width
-    )  # (B, kv_heads, N / kv_heads * Q, head)
-    scores = (q @ k.transpose(-1, -2)).view(batch, num_heads, queries, -1)
-    weights = scores.add_(bias).softmax(-1).view(batch, kv_heads, -1, k.shape[2])
-    return (weights @ v).view(batch, num_heads, queries, width)
+    q = (q * width**-0.5).reshape(batch, kv_heads, -1, width)  # (B, kv_heads, N/kv_heads * Q, head)
+    scores = q @ k.mT
+    if past is not None:
+        scores = torch.cat([_apart(_together(q, past[0]) @ past[0].mT, batch), scores], dim=-1)
+    scores = scores.view(batch, num_heads, queries, -1).add_(bias)
+    weights = scores.softmax(-1).view(batch, kv_heads, q.shape[2], -1)
+    if past is None:
+        mixed = weights @ v
+    else:
+        num_past = past[0].shape[2]
+        mixed = _apart(_together(weights[..., :num_past], past[1]) @ past[1], batch)
+        mixed = mixed + weights[..., num_past:] @ v
+    return mixed.view(batch, num_heads, queries, width)
+
+
+def _together(x: Tensor, shared: Tensor) -> Tensor:
+    """Rows that share keys become more queries: ``(B, h, Q, *)`` → ``(B / n, h, n * Q, *)``."""
+    return torch.unflatten(x, 0, (len(shared), -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _apart(x: Tensor, batch: int) -> Tensor:
+    """Inverse of :func:`_together`: ``(B / n, h, n * Q, *)`` → ``(B, h, Q, *)``."""
+    return torch.unflatten(x, 2, (batch // len(x), -1)).transpose(1, 2).flatten(0, 1)
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
