@@ -14,6 +14,7 @@ ORDER = (
     "shapes",
     "allocator",
     "throughput",
+    "norm",
     "data",
     "training",
     "tokenizer",

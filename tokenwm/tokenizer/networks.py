@@ -8,25 +8,21 @@ al. 2023, table 6), which in turn is VQ-GAN's.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenwm.norm import RMSNorm
 
-class ChannelNorm(nn.Module):
+
+class ChannelNorm(RMSNorm):
     """RMS norm over the channels of every pixel.
 
     On a CPU far cheaper than GroupNorm in channels-last.
     """
 
-    def __init__(self, num_channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(num_channels))
-
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` → the same shape."""
-        x = x.movedim(1, -1)  # (B, H, W, C), a view in channels-last memory
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), 1e-6).movedim(-1, 1)
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)  # views in channels-last memory
 
 
 class ResidualBlock(nn.Module):

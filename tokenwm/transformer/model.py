@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
+from tokenwm.norm import RMSNorm
 from tokenwm.transformer.cache import KVCache, LayerCache
 
 
@@ -80,24 +81,6 @@ class TransformerConfig:
     def mlp_dim(self) -> int:
         """Hidden width of SwiGLU: 8/3 of ``dim``, rounded up to a multiple of 32."""
         return math.ceil(8 * self.dim / 3 / 32) * 32
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019); the root mean square in float32.
-
-    As one sum of squares and one product: ten times as fast as ``F.rms_norm`` on a CPU in bfloat16.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., D)`` → the same shape."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = (norm.square() / x.shape[-1] + 1e-6).rsqrt()
-        out: Tensor = x * scale.to(x.dtype) * self.weight.to(x.dtype)
-        return out
 
 
 def rotary_table(steps: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
