@@ -184,7 +184,7 @@ def attend(
     scores = q @ k.mT
     if past is not None:
         scores = torch.cat([_apart(_together(q, past[0]) @ past[0].mT, batch), scores], dim=-1)
-    scores = scores.view(batch, num_heads, queries, -1).add_(bias)
+    scores = scores.reshape(batch, num_heads, queries, -1).add_(bias)
     weights = scores.softmax(-1).view(batch, kv_heads, q.shape[2], -1)
     if past is None:
         mixed = weights @ v
@@ -192,7 +192,7 @@ def attend(
         num_past = past[0].shape[2]
         mixed = _apart(_together(weights[..., :num_past], past[1]) @ past[1], batch)
         mixed = mixed + weights[..., num_past:] @ v
-    return mixed.view(batch, num_heads, queries, width)
+    return mixed.reshape(batch, num_heads, queries, width)
 
 
 def _together(x: Tensor, shared: Tensor) -> Tensor:
