@@ -21,16 +21,15 @@ Decode = Callable[
 def toy_process(weight_of_seven: float = 1.0) -> WorldModel:
     """A frame's token stays with probability 0.6, and is any of the 31 others otherwise.
 
-    Token 7 may be more likely than the others. Heads read nothing (their weights are zero), so this holds for every slot of every step.
+    Token 7 may be more likely than the others. Heads read nothing (their weights are zero), so this
+    holds for every slot of every step.
     """
     model = small_world_model("frame")
     with torch.no_grad():
         for parameter in (*model.frame_head.parameters(), *model.copy_head.parameters()):
             parameter.zero_()
         model.copy_head.bias.fill_(torch.tensor(0.6 / 0.4 * 31).log())
-        model.frame_head.bias[7] = torch.tensor(
-            4.0
-        ).log()  # and one of them is four times as likely
+        model.frame_head.bias[7] = torch.tensor(weight_of_seven).log()
     return model
 
 
