@@ -19,12 +19,13 @@ STAMP := $(VENV)/.installed
 help:
 	@sed -n 's/^# //p' Makefile | sed -n '/^make /p'
 
+# By variables, not by -c: those hold for what builds the package (hatchling), too.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "tokenwm needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) \
-		-c constraints.txt -e '.[pusht,dev]'
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e '.[pusht,dev]'
 	touch $@
 
 setup: $(STAMP)
