@@ -124,7 +124,7 @@ class Segment:
     Attributes:
         key: Episode the window was cut from.
         start: Step of the episode at which it starts.
-        arrays: Field name (see :class:`Batch`) → array with leading axis ``T``.
+        arrays: Field name (see :class:`tokenwm.data.loader.Batch`) → array with leading axis ``T``.
     """
 
     key: str
