@@ -90,7 +90,7 @@ class Recipe:
     @property
     def records(self) -> bool:
         """Whether the source is a simulator, of which as much is recorded as is asked for."""
-        return hasattr(self.source, "num_episodes")
+        return self.source.records
 
     def open_source(self) -> Source:
         """Open the source of episodes.

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from tokenwm.data.recipe import SplitConfig, load_recipe, parse_recipe, split_keys
+from tokenwm.data.sources import SOURCES, source_config_class
 from tokenwm.errors import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "data_recipes"
@@ -19,6 +20,18 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.control_rate == 10.0
     assert parse_recipe(recipe.to_dict()).to_dict() == recipe.to_dict()
+
+
+def test_simulators_say_that_they_record() -> None:
+    """An option ``num_episodes`` would not: a reader may have one for another purpose."""
+    recorded = {
+        name: load_recipe(RECIPES / f"{name}.yaml").records for name in ("pusht", "template")
+    }
+    assert recorded == {"pusht": True, "template": False}
+    for name in SOURCES:
+        assert isinstance(source_config_class(name).records, bool)
+    with pytest.raises(RecipeError, match="unknown key 'source.records'"):
+        parse_recipe(values(source={**values()["source"], "records": True}))
 
 
 def test_template_lists_every_key_of_a_lerobot_recipe() -> None:

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import Episode
@@ -110,7 +110,14 @@ class Source(Protocol):
 
 
 class SourceConfig(Protocol):
-    """Options of one reader: a frozen dataclass whose fields are the keys under ``source:``."""
+    """Options of one reader: a frozen dataclass whose fields are the keys under ``source:``.
+
+    Attributes:
+        records: Whether the source is a simulator, of which as much is recorded as is asked for
+            (``num_episodes`` episodes of ``max_steps``), and not a set of recordings.
+    """
+
+    records: ClassVar[bool]
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> Source:
         """Make the source; ``folder`` is where the recipe lies, for relative paths.

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ class GymnasiumConfig:
         task: What is to be done, in words.
         type: Name of this reader.
     """
+
+    records: ClassVar[bool] = True
 
     env_id: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ class LeRobotConfig:
         hint: Where the data can be had; shown if it is not there.
         type: Name of this reader.
     """
+
+    records: ClassVar[bool] = False
 
     path: str
     cameras: dict[str, str] = field(default_factory=dict)
