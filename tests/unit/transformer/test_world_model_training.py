@@ -8,6 +8,7 @@ import torch
 from tests.small_runs import assert_resume_is_exact, run
 from tokenwm.errors import TokenwmError
 from tokenwm.training import OptimizerConfig
+from tokenwm.transformer import training as module_under_test
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.training import WorldModelModule
 from tokenwm.transformer.world_model import WorldModelConfig
@@ -68,6 +69,30 @@ def test_training_lowers_the_loss_and_logs_it(tmp_path: Path, token_shards: Path
     names = {"frame_nll", "frame_accuracy", "changed_accuracy", "persistence_accuracy"}
     names |= {"state_nll", "reward", "termination", "loss"}
     assert {name.removeprefix("val/") for name in validated[0]} == names
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # no saver is needed
+def test_dynamics_are_fitted_for_fitting_only(
+    tmp_path: Path, token_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a checkpoint is validated or tested it brings them, whatever the data."""
+    from lightning.pytorch import Trainer
+
+    from tokenwm.data.datamodule import EpisodeDataModule
+
+    run(tmp_path, make_module(), token_shards, max_steps=2, save_at=2)
+    fitted: list[Any] = []
+    monkeypatch.setattr(module_under_test, "fit_dynamics", lambda *given: fitted.append(given))
+    for verb in ("validate", "test"):
+        trainer = Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False
+        )
+        data = EpisodeDataModule(str(token_shards), num_steps=3, batch_size=2, num_val_batches=1)
+        options = {"ckpt_path": str(tmp_path / "step=2.ckpt"), "weights_only": True}
+        getattr(trainer, verb)(make_module(), datamodule=data, verbose=False, **options)
+        assert not fitted
+    run(tmp_path, make_module(), token_shards, max_steps=1)
+    assert len(fitted) == 1
 
 
 def test_frames_are_refused(tmp_path: Path, frame_shards: Path) -> None:
