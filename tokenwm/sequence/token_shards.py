@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwm.data.manifest import SPLITS, Feature, Manifest
+from tokenwm.data.manifest import SPLITS, EpisodeInfo, Feature, Manifest, ShardInfo
 from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
@@ -112,52 +112,21 @@ def tokenize_shards(
         ShardError: A shard is damaged, or cannot be written.
     """
     reader = ShardReader(frames_folder, verify=True)
-    manifest = reader.manifest
-    if manifest.kind != "frames":
-        raise TokenwmError(f"{frames_folder} holds {manifest.kind}; only frames can be tokenized")
-    if len(manifest.cameras) != tokenizer.num_cameras:
-        raise TokenwmError(
-            f"{frames_folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
-            f"trained for {tokenizer.num_cameras} camera(s)"
-        )
-    if num_shifted_copies < 0:
-        raise TokenwmError(f"num_shifted_copies={num_shifted_copies}; use 0 (none) or more")
+    _check_frames(reader, tokenizer)
+    wanted = _episodes_to_write(reader, num_shifted_copies)
     shards, episodes = [], []
-    total = len(manifest.episodes) + num_shifted_copies * len(reader.keys("train"))
     done = 0
-    for split in SPLITS:
-        keys = reader.keys(split)
-        if not keys:
-            continue
-        copies = num_shifted_copies if split == "train" else 0
+    for split, copies in wanted.items():
         with ShardWriter(out_folder, split) as writer:
-            for key, copy in product(keys, range(copies + 1)):
-                shift = shift_of(key, copy)
-                arrays = _tokenize_episode(reader, key, tokenizer, vocabulary, shift)
-                metadata = reader.metadata(key)
-                if copy > 0:
-                    metadata = {**metadata, "shifted_down": shift[0], "shifted_right": shift[1]}
-                writer.add(f"{key}_shift{copy}" if copy else key, arrays, metadata)
+            for key, copy in copies:
+                _write_episode(writer, reader, key, copy, tokenizer, vocabulary)
                 done += 1
                 if progress is not None:
-                    progress(done, total, key)
+                    progress(done, sum(map(len, wanted.values())), key)
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes
-    tokens = replace(
-        manifest,
-        kind="tokens",
-        features=_token_features(manifest, vocabulary),
-        statistics={k: v for k, v in manifest.statistics.items() if not k.startswith("frames.")},
-        shards=shards,
-        episodes=episodes,
-        extra={
-            **manifest.extra,
-            "cameras": list(manifest.cameras),
-            "tokenizer_hash": vocabulary.tokenizer_hash,
-            "vocabulary": vocabulary.to_dict(),
-        },
-    )
+    tokens = _tokens_manifest(reader.manifest, vocabulary, shards, episodes)
     tokens.save(out_folder)
     return tokens
 
@@ -189,6 +158,46 @@ def shift_of(key: str, copy: int) -> tuple[int, int]:
     return shifts[int.from_bytes(digest[:8], "big") % len(shifts)]
 
 
+def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
+    manifest = reader.manifest
+    if manifest.kind != "frames":
+        raise TokenwmError(f"{reader.folder} holds {manifest.kind}; only frames can be tokenized")
+    if len(manifest.cameras) != tokenizer.num_cameras:
+        raise TokenwmError(
+            f"{reader.folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
+            f"trained for {tokenizer.num_cameras} camera(s)"
+        )
+
+
+def _episodes_to_write(
+    reader: ShardReader, num_shifted_copies: int
+) -> dict[str, list[tuple[str, int]]]:
+    """Split → (key, copy) in the order they are written; splits without an episode are left out."""
+    if num_shifted_copies < 0:
+        raise TokenwmError(f"num_shifted_copies={num_shifted_copies}; use 0 (none) or more")
+    copies = {"train": range(num_shifted_copies + 1)}
+    wanted = {
+        split: list(product(reader.keys(split), copies.get(split, range(1)))) for split in SPLITS
+    }
+    return {split: keys for split, keys in wanted.items() if keys}
+
+
+def _write_episode(
+    writer: ShardWriter,
+    reader: ShardReader,
+    key: str,
+    copy: int,
+    tokenizer: FrameTokenizer,
+    vocabulary: Vocabulary,
+) -> None:
+    shift = shift_of(key, copy)
+    arrays = _tokenize_episode(reader, key, tokenizer, vocabulary, shift)
+    metadata = reader.metadata(key)
+    if copy > 0:
+        metadata = {**metadata, "shifted_down": shift[0], "shifted_right": shift[1]}
+    writer.add(f"{key}_shift{copy}" if copy else key, arrays, metadata)
+
+
 def _tokenize_episode(
     reader: ShardReader,
     key: str,
@@ -209,6 +218,25 @@ def _tokenize_episode(
         out["state_tokens"] = vocabulary.state.encode(arrays["state"])
     out["action_tokens"] = vocabulary.action.encode(arrays["action"])
     return {**out, **arrays}
+
+
+def _tokens_manifest(
+    frames: Manifest, vocabulary: Vocabulary, shards: list[ShardInfo], episodes: list[EpisodeInfo]
+) -> Manifest:
+    return replace(
+        frames,
+        kind="tokens",
+        features=_token_features(frames, vocabulary),
+        statistics={k: v for k, v in frames.statistics.items() if not k.startswith("frames.")},
+        shards=shards,
+        episodes=episodes,
+        extra={
+            **frames.extra,
+            "cameras": list(frames.cameras),
+            "tokenizer_hash": vocabulary.tokenizer_hash,
+            "vocabulary": vocabulary.to_dict(),
+        },
+    )
 
 
 def _token_features(manifest: Manifest, vocabulary: Vocabulary) -> dict[str, Feature]:
