@@ -9,7 +9,6 @@ the same recipe and source is kept as it is, so running again is cheap.
 import contextlib
 import json
 import multiprocessing
-import re
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -25,16 +24,13 @@ from tokenwm.data.dataset_builder import DatasetBuilder
 from tokenwm.data.episode import Episode
 from tokenwm.data.manifest import MANIFEST_NAME, SPLITS, Manifest
 from tokenwm.data.recipe import Recipe, split_keys
-from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.shard_writer import ShardWriter, remove_own_files
 from tokenwm.data.sources import EpisodeRef, Source
 from tokenwm.errors import EpisodeError, ShardError, SourceError
 
 Progress = Callable[[int, int, str], None]
 """Called with (episodes done, episodes in all, what happened)."""
 
-OWN_FILES = re.compile(
-    r"\.?(manifest\.json|(train|val|test)-\d{6}\.tar|mean_frame\.[A-Za-z0-9_-]+\.npy)(\.partial)?"
-)
 EPISODES_AHEAD = 2
 """Episodes per process that may wait to be written; bounds the memory."""
 
@@ -82,7 +78,7 @@ def prepare(
         if progress is not None:
             progress(len(refs), len(refs), "already prepared")
         return finished
-    _remove_own_files(out_dir)
+    remove_own_files(out_dir)
     dataset = DatasetBuilder(recipe, source.describe())
     try:
         with contextlib.ExitStack() as stack:
@@ -98,7 +94,7 @@ def prepare(
             manifest.save(out_dir)
     except BaseException:
         # The writers have removed their shards; what else was made goes too.
-        _remove_own_files(out_dir)
+        remove_own_files(out_dir)
         raise
     return manifest
 
@@ -148,19 +144,6 @@ def _finished(out_dir: Path, provenance: dict[str, Any], overwrite: bool) -> Man
             "another folder, or replace it with --overwrite"
         )
     return None
-
-
-def _remove_own_files(out_dir: Path) -> None:
-    """Remove what a run makes and nothing else; the manifest first, it makes the rest a dataset."""
-    if not out_dir.is_dir():
-        return
-    try:
-        (out_dir / MANIFEST_NAME).unlink(missing_ok=True)
-        for path in sorted(out_dir.iterdir()):
-            if OWN_FILES.fullmatch(path.name) and path.is_file():
-                path.unlink()
-    except OSError as error:
-        raise ShardError(f"{out_dir} cannot be cleared of an earlier run: {error}") from error
 
 
 def _load_all(

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ from tokenwm.data.manifest import (
 )
 from tokenwm.errors import ShardError
 
+OWN_FILES = re.compile(
+    r"\.?(manifest\.json|(train|val|test)-\d{6}\.tar|mean_frame\.[A-Za-z0-9_-]+\.npy)(\.partial)?"
+)
+"""Names of what a dataset is made of, whole or half-written."""
 MAX_MEMBER_NAME = 100
 """Longest name that fits into a plain (ustar) header; longer ones would need a second header."""
 
@@ -238,6 +243,26 @@ class ShardWriter:
                 context.__exit__(_Abandoned, _Abandoned(), None)
         for shard in self._shards:
             (self.folder / shard.path).unlink(missing_ok=True)
+
+
+def remove_own_files(folder: Path | str) -> None:
+    """Remove the files of a dataset and nothing else; what is left of a run that was killed, too.
+
+    The manifest goes first: it is what makes the rest a dataset.
+
+    Raises:
+        ShardError: A file cannot be removed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    try:
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for path in sorted(folder.iterdir()):
+            if OWN_FILES.fullmatch(path.name) and path.is_file():
+                path.unlink()
+    except OSError as error:
+        raise ShardError(f"{folder} cannot be cleared of an earlier run: {error}") from error
 
 
 def _npy_header(array: NDArray[Any]) -> bytes:

@@ -1,5 +1,6 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.manifest import SPLITS, EpisodeInfo, Feature, Manifest, ShardInfo
-from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.shard_writer import ShardWriter, remove_own_files
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -114,20 +115,22 @@ def tokenize_shards(
     reader = ShardReader(frames_folder, verify=True)
     _check_frames(reader, tokenizer)
     wanted = _episodes_to_write(reader, num_shifted_copies)
-    shards, episodes = [], []
-    done = 0
-    for split, copies in wanted.items():
-        with ShardWriter(out_folder, split) as writer:
-            for key, copy in copies:
-                _write_episode(writer, reader, key, copy, tokenizer, vocabulary)
-                done += 1
-                if progress is not None:
-                    progress(done, sum(map(len, wanted.values())), key)
-            new_shards, new_episodes = writer.finish()
-        shards += new_shards
-        episodes += new_episodes
-    tokens = _tokens_manifest(reader.manifest, vocabulary, shards, episodes)
-    tokens.save(out_folder)
+    with contextlib.ExitStack() as stack:  # if one writer fails, all remove what they wrote
+        writers = {split: stack.enter_context(ShardWriter(out_folder, split)) for split in SPLITS}
+        # No manifest is there, or the writers had refused: what lies there a killed run has left.
+        remove_own_files(out_folder)
+        for done, (split, key, copy) in enumerate(wanted, start=1):
+            _write_episode(writers[split], reader, key, copy, tokenizer, vocabulary)
+            if progress is not None:
+                progress(done, len(wanted), key)
+        finished = [writer.finish() for writer in writers.values()]
+        tokens = _tokens_manifest(
+            reader.manifest,
+            vocabulary,
+            shards=[shard for shards, _ in finished for shard in shards],
+            episodes=[episode for _, episodes in finished for episode in episodes],
+        )
+        tokens.save(out_folder)
     return tokens
 
 
@@ -169,17 +172,16 @@ def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
         )
 
 
-def _episodes_to_write(
-    reader: ShardReader, num_shifted_copies: int
-) -> dict[str, list[tuple[str, int]]]:
-    """Split → (key, copy) in the order they are written; splits without an episode are left out."""
+def _episodes_to_write(reader: ShardReader, num_shifted_copies: int) -> list[tuple[str, str, int]]:
+    """(Split, key, copy) in the order they are written."""
     if num_shifted_copies < 0:
         raise TokenwmError(f"num_shifted_copies={num_shifted_copies}; use 0 (none) or more")
-    copies = {"train": range(num_shifted_copies + 1)}
-    wanted = {
-        split: list(product(reader.keys(split), copies.get(split, range(1)))) for split in SPLITS
-    }
-    return {split: keys for split, keys in wanted.items() if keys}
+    return [
+        (split, key, copy)
+        for split in SPLITS
+        for key in reader.keys(split)
+        for copy in range(1 + (num_shifted_copies if split == "train" else 0))
+    ]
 
 
 def _write_episode(

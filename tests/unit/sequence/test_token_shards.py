@@ -186,6 +186,40 @@ def test_another_frame_size_is_refused(frame_shards: Path, tmp_path: Path) -> No
         Manifest.load(tmp_path)  # nothing half-written is taken for whole
 
 
+def test_what_a_killed_run_left_is_cleared_away(
+    frame_shards: Path, token_shards: Path, tmp_path: Path
+) -> None:
+    """It may have got further than this one will: more shifted copies, more shards."""
+    for name in ("train-000000.tar", "train-000001.tar", ".val-000000.tar.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    write_token_shards(frame_shards, tmp_path)
+    ShardReader(tmp_path, verify=True)
+    names = {path.name for path in token_shards.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"notes.txt"}
+
+
+def test_a_run_that_fails_leaves_no_shards(frame_shards: Path, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer().eval()
+
+    def interrupt(done: int, total: int, key: str) -> None:
+        if done == total:  # the train split is written by then
+            raise KeyboardInterrupt
+
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_dataset_is_not_touched(frame_shards: Path, tmp_path: Path) -> None:
+    write_token_shards(frame_shards, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ShardError, match="finished dataset already"):
+        write_token_shards(frame_shards, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_frames_carry_no_vocabulary(frame_shards: Path) -> None:
     with pytest.raises(TokenwmError, match="there holds frames.*tokenwm tokenize"):
         read_vocabulary(Manifest.load(frame_shards), "there")
