@@ -7,9 +7,8 @@ folder is all a robot needs. Lightning's own checkpoints are for resuming traini
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenwm.data.atomic import make_folder_atomically
 from tokenwm.errors import CheckpointError
 from tokenwm.sequence.layout import LAYOUT_VERSION
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -53,11 +53,23 @@ def tokenizer_hash(tokenizer: FrameTokenizer) -> str:
 
 
 def save_tokenizer(folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[str, Any]) -> str:
-    """Write a tokenizer's checkpoint folder; returns its hash."""
-    identity = tokenizer_hash(tokenizer)
-    config = {"kind": "frame_tokenizer", **_tokenizer_config(tokenizer)}
-    _write(folder, tokenizer.state_dict(), config, {**provenance, "tokenizer_hash": identity})
-    return identity
+    """Write a tokenizer's checkpoint folder; returns its hash.
+
+    Raises:
+        CheckpointError: It cannot be written, for example because the disk is full.
+    """
+    with _writing(folder) as partial:
+        return _write_tokenizer(partial, tokenizer, provenance)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's checkpoint folder (or that of a run's folder) to ``folder``, whole.
+
+    Raises:
+        CheckpointError: It cannot be written, for example because the disk is full.
+    """
+    with _writing(folder) as partial:
+        shutil.copytree(model_folder(source), partial, dirs_exist_ok=True)
 
 
 def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> FrameTokenizer:
@@ -106,7 +118,8 @@ def save_world_model(
         weights: The model's state dict, if the model itself holds only a share of it.
 
     Raises:
-        CheckpointError: The tokenizer is not the one that made the model's tokens.
+        CheckpointError: The tokenizer is not the one that made the model's tokens, or the folder
+            cannot be written, for example because the disk is full.
     """
     check_tokenizer(model.vocabulary, tokenizer)
     config = {
@@ -116,13 +129,12 @@ def save_world_model(
         "control_rate": control_rate,
         "cameras": list(cameras),
     }
-
-    def add_rest(partial: Path) -> None:
+    with _writing(folder) as partial:
+        _write(partial, weights or model.state_dict(), config, provenance)
         # JSON, not YAML: the bins of a humanoid are more numbers than OmegaConf reads.
         (partial / VOCABULARY).write_text(json.dumps(model.vocabulary.to_dict()) + "\n")
-        save_tokenizer(partial / "tokenizer", tokenizer, {"part_of": "world_model"})
-
-    _write(folder, weights or model.state_dict(), config, provenance, add_rest)
+        (partial / "tokenizer").mkdir()
+        _write_tokenizer(partial / "tokenizer", tokenizer, {"part_of": "world_model"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,45 +226,39 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes its place when it is whole; explain what fails."""
+    try:
+        with make_folder_atomically(folder) as partial:
+            yield partial
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} could not be written: {error}. Nothing of it was kept, and what was there "
+            "before still is; free space or choose another folder, then run again"
+        ) from error
+
+
 def _write(
     folder: Path,
     weights: Mapping[str, Tensor],
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    add: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write into a sibling folder first, so that a folder of this name is always whole.
-
-    Args:
-        folder: The folder to write; an older one of this name is replaced.
-        weights: State dict.
-        config: What rebuilds the module.
-        provenance: JSON values.
-        add: Writes what else belongs into the folder, given where it is being made.
-    """
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Write the three files that every checkpoint folder has."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(state, partial / WEIGHTS)
+    save_file(state, folder / WEIGHTS)
     versioned = {"checkpoint_version": CHECKPOINT_VERSION, **config}
-    (partial / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))
-    checked = {**provenance, "weights_sha256": _file_hash(partial / WEIGHTS)}
-    (partial / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
-    if add is not None:
-        add(partial)
-    _replace_folder(partial, folder)
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))
+    checked = {**provenance, "weights_sha256": _file_hash(folder / WEIGHTS)}
+    (folder / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
 
 
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Move ``new`` to ``folder``; what was there is kept until the new one is in its place."""
-    older = folder.with_name(folder.name + ".older")
-    shutil.rmtree(older, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, older)
-    os.replace(new, folder)
-    shutil.rmtree(older, ignore_errors=True)
+def _write_tokenizer(folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[str, Any]) -> str:
+    identity = tokenizer_hash(tokenizer)
+    config = {"kind": "frame_tokenizer", **_tokenizer_config(tokenizer)}
+    _write(folder, tokenizer.state_dict(), config, {**provenance, "tokenizer_hash": identity})
+    return identity
 
 
 def _file_hash(path: Path) -> str:

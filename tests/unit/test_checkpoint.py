@@ -1,6 +1,8 @@
 """Checkpoint folders: what is written comes back, and nothing else is ever taken for it."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from tests.small_models import (
     VOCABULARIES,
@@ -21,6 +24,7 @@ from tests.small_models import (
 from tokenwm import checkpoint as module
 from tokenwm.checkpoint import (
     check_tokenizer,
+    copy_tokenizer,
     load_tokenizer,
     load_world_model,
     model_folder,
@@ -329,7 +333,7 @@ class DiskFullError(OSError):
 
 @pytest.mark.parametrize("overwriting", [False, True], ids=["new", "overwriting"])
 @pytest.mark.parametrize("failing_at", [1, 2], ids=["first", "second"])
-@pytest.mark.parametrize("function", ["save_file", "os.replace", "json.dumps"])
+@pytest.mark.parametrize("function", ["save_file", "os.replace", "json.dumps", "Path.write_text"])
 def test_a_half_written_folder_is_never_taken_for_a_checkpoint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -337,6 +341,8 @@ def test_a_half_written_folder_is_never_taken_for_a_checkpoint(
     failing_at: int,
     overwriting: bool,
 ) -> None:
+    if function == "os.replace" and not overwriting:
+        failing_at = 1  # there is nothing to move out of the way
     folder = tmp_path / "m"
     if overwriting:
         write_world_model(folder)
@@ -347,8 +353,8 @@ def test_a_half_written_folder_is_never_taken_for_a_checkpoint(
     def save() -> None:
         save_world_model(folder, model, tokenizer, {}, control_rate=5.0, cameras=())
 
-    owner, _, name = f"module.{function}".rpartition(".")
-    place = {"module": module, "module.os": module.os, "module.json": module.json}[owner]
+    owner, _, name = function.rpartition(".")
+    place = {"": module, "os": os, "json": json, "Path": Path}[owner]
     original = getattr(place, name)
     calls = 0
 
@@ -357,23 +363,21 @@ def test_a_half_written_folder_is_never_taken_for_a_checkpoint(
         writes = name != "dumps" or options.get("indent")  # not where a hash is computed
         calls += int(bool(writes))
         if writes and calls == failing_at:
-            raise DiskFullError("disk full")
+            raise (
+                SafetensorError("disk full") if name == "save_file" else DiskFullError("disk full")
+            )
         return original(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(place, name, fail)
-        with pytest.raises(DiskFullError):
+        with pytest.raises(
+            CheckpointError, match=f"{folder} could not be written: disk full.*free space"
+        ):
             save()
 
-    # Renaming the tokenizer comes before renaming the model: both fail while nothing is replaced.
+    assert [path.name for path in tmp_path.iterdir()] == (["m"] if overwriting else [])
     if overwriting:
-        replaced = function == "os.replace" and failing_at == 2
-        if not replaced:
-            assert load_world_model(folder).provenance["dataset"] == "moving_square"
-    else:
-        assert not folder.exists()
-        with pytest.raises(CheckpointError):
-            load_world_model(folder)
+        assert load_world_model(folder).provenance["dataset"] == "moving_square"
     save()
     assert load_world_model(folder).control_rate == 5.0
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -390,6 +394,31 @@ def test_a_partial_folder_is_not_a_checkpoint(tmp_path: Path, name: str) -> None
         for folder in (partial, tmp_path / "n"):
             with pytest.raises(CheckpointError, match="has no"):
                 load(folder)
+
+
+@pytest.mark.parametrize("source", ["run", "run/model"])
+def test_a_tokenizer_is_copied_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    identity = save_tokenizer(tmp_path / "run" / "model", small_tokenizer().eval(), {})
+    folder = tmp_path / "tokens" / "tokenizer"
+    copyfile = shutil.copyfile
+
+    def fail(source: Any, *arguments: Any, **options: Any) -> Any:
+        if "provenance" in str(source):
+            raise DiskFullError("disk full")
+        return copyfile(source, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", fail)
+        with pytest.raises(CheckpointError, match="tokenizer could not be written.*disk full"):
+            copy_tokenizer(tmp_path / source, folder)
+    assert list(folder.parent.iterdir()) == []
+    copy_tokenizer(tmp_path / source, folder)
+    (folder / "left-over").touch()
+    copy_tokenizer(tmp_path / source, folder)
+    assert tokenizer_hash(load_tokenizer(folder)) == identity
+    assert not (folder / "left-over").exists()
 
 
 def test_provenance_is_readable_json(saved: tuple[Path, Load]) -> None:

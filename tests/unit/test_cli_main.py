@@ -1,5 +1,7 @@
 """The dispatcher: help at once, verbs found, errors as one line, Ctrl-C with a word of comfort."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -143,6 +145,31 @@ def test_the_traceback_comes_on_request(
     assert "Traceback (most recent call last)" in message
     assert "raise_recipe_error" in message
     assert message.splitlines()[-1].startswith("error: recipe.yaml")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line(
+    number: int, verb: Callable[[RunVerb], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it arises: not every file is written by tokenwm itself."""
+
+    def run(argv: list[str]) -> int:
+        raise OSError(number, os.strerror(number), "runs/x/last.ckpt")
+
+    verb(run)
+    assert cli.main(["practise"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {os.strerror(number)} (runs/x/last.ckpt); free space")
+    assert message.count("\n") == 1
+
+
+def test_other_failures_of_the_system_keep_their_traceback(verb: Callable[[RunVerb], None]) -> None:
+    def run(argv: list[str]) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    verb(run)
+    with pytest.raises(PermissionError):
+        cli.main(["practise"])
 
 
 def test_a_bug_keeps_its_traceback(verb: Callable[[RunVerb], None]) -> None:

@@ -4,6 +4,7 @@ Nothing heavy is imported here (no torch, no rich), so that ``tokenwm --help`` a
 verb's module is imported when the verb runs.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -30,6 +31,9 @@ EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a user can mend wherever it arises, in Lightning's or matplotlib's files as well."""
 
 TRACEBACK_VARIABLE = "TOKENWM_TRACEBACK"
 
@@ -77,6 +81,15 @@ def run_verb(verb: str, argv: list[str]) -> int:
 
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: {error.strerror}{where}; free space, then run the same command again",
+            file=sys.stderr,
+        )
         return EXIT_ERROR
     except KeyboardInterrupt:
         print(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.checkpoint import load_tokenizer, model_folder, tokenizer_hash
+from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, tokenizer_hash
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     console = Console()
     # Beside the shards, so that training needs one path only; before the manifest, which is what
     # makes the folder a dataset.
-    shutil.copytree(model_folder(arguments.tokenizer), out / "tokenizer", dirs_exist_ok=True)
+    copy_tokenizer(arguments.tokenizer, out / "tokenizer")
     with Progress(console=console) as bar:
         task = bar.add_task("tokenize", total=None)
         tokens = tokenize_shards(

@@ -1,6 +1,7 @@
-"""The one way a file of a dataset is written: whole or not at all."""
+"""The one way files of a dataset and folders of a checkpoint are written: whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,40 @@ def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
             f"{path} could not be written: {error}. Nothing of it was kept; "
             "free space or choose another folder, then run again"
         ) from error
+
+
+@contextmanager
+def make_folder_atomically(folder: Path | str) -> Iterator[Path]:
+    """Fill a sibling folder, which then takes the place of ``folder``; whole or not at all.
+
+    A failure removes it and leaves what was there before; a kill leaves ``{name}.partial``, which
+    the next call removes. Errors pass unchanged.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        replace_folder(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move ``new`` to ``folder``; what was there is kept until the new one is in its place."""
+    older = folder.with_name(folder.name + ".older")
+    shutil.rmtree(older, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, older)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        if older.exists():
+            os.replace(older, folder)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
