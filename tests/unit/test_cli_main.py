@@ -181,17 +181,38 @@ def test_a_bug_keeps_its_traceback(verb: Callable[[RunVerb], None]) -> None:
         cli.main(["practise"])
 
 
-def test_ctrl_c_says_that_work_is_kept(
-    verb: Callable[[RunVerb], None], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["quickstart"], "finished stages and the last checkpoint are kept"),
+        (
+            ["tokenizer", "fit", "--config", "x.yaml"],
+            "the last checkpoint, if there is one yet, is kept",
+        ),
+        (["world-model", "fit"], "the last checkpoint, if there is one yet, is kept"),
+        (["world-model", "test"], "nothing of this run is kept; the same command begins anew"),
+        (["prepare", "recipe.yaml"], "nothing of this run is kept"),
+        (["tokenize", "fit"], "nothing of this run is kept"),
+        (["imagine"], "nothing of this run is kept"),
+        (["evaluate"], "nothing of this run is kept"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(
+    argv: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    verb(run)
-    assert cli.main(["practise"]) == 130
+    module = types.ModuleType(cli.VERBS[argv[0]][0])
+    module.main = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert cli.main(argv) == 130
     message = capsys.readouterr().err
-    assert "kept" in message
-    assert "same command again" in message
+    assert message.startswith(f"\ninterrupted: {said}")
+    assert ("run the same command again to continue" in message) == ("nothing" not in said)
 
 
 @pytest.mark.parametrize("module", ["tokenwm", "tokenwm.cli.main"])

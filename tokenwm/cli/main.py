@@ -18,12 +18,21 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.quickstart",
         "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
     ),
-    "prepare": ("tokenwm.cli.prepare", "turn recorded episodes into shards, as a recipe says"),
+    "prepare": (
+        "tokenwm.cli.prepare",
+        "record or read episodes, as a recipe says, and write frame shards",
+    ),
     "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),
     "tokenize": ("tokenwm.cli.tokenize", "turn frame shards into token shards"),
     "world-model": ("tokenwm.cli.world_model", "fit, validate or test the world model"),
-    "imagine": ("tokenwm.cli.imagine", "imagine a future from an episode, as GIF, MP4 or NPZ"),
-    "evaluate": ("tokenwm.cli.evaluate", "measure a world model on held-out episodes, as a report"),
+    "imagine": (
+        "tokenwm.cli.imagine",
+        "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
+    ),
+    "evaluate": (
+        "tokenwm.cli.evaluate",
+        "compare imagined with recorded episodes, and write a report",
+    ),
 }
 """Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
 
@@ -92,11 +101,23 @@ def run_verb(verb: str, argv: list[str]) -> int:
         )
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: the work so far is kept; run the same command again to continue",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {what_is_kept(verb, argv)}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def what_is_kept(verb: str, argv: list[str]) -> str:
+    """Say what Ctrl-C leaves of a verb's work and what the same command then does."""
+    if verb == "quickstart":
+        return (
+            "finished stages and the last checkpoint are kept; run the same command again to "
+            "continue from there"
+        )
+    if verb in ("tokenizer", "world-model") and argv[:1] == ["fit"]:
+        return (
+            "the last checkpoint, if there is one yet, is kept; run the same command again to "
+            "continue from it"
+        )
+    return "nothing of this run is kept; the same command begins anew"
 
 
 def help_text() -> str:
