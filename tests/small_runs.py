@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def run(
     resume_from: Path | None = None,
     validate_every: int = 2,
     data: dict[str, Any] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
     **trainer: Any,
 ) -> dict[str, Tensor]:
     """Fit a module; returns all weights, buffers and optimizer moments by name."""
@@ -43,7 +44,7 @@ def run(
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=save_at is not None,
-        callbacks=saving,
+        callbacks=[*callbacks, *saving],
         **trainer,
     )
     sizes = {"num_steps": 3, "batch_size": 8, "num_val_batches": 2, "seed": 3, **(data or {})}

@@ -122,36 +122,27 @@ def _figures(metrics: Mapping[str, Any], stage: str) -> str:
 
 
 class Throughput(pl.Callback):
-    """Logs samples per second and model FLOPs utilisation.
+    """Logs samples per second and model FLOPs utilisation while training; validation is left out.
 
     Utilisation is the operations of forward and backward (backward counted as twice the forward)
-    per second over the rate of a large matrix product, measured on the same device at the start.
+    per second over the rate of a large matrix product, measured on the same device.
     """
 
     def __init__(self) -> None:
         self._flops_per_batch = 0.0
         self._peak = float("inf")
+        self._is_paused = False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count operations once, on the first batch, without touching weights or random state."""
-        if self._flops_per_batch:
-            return
-        is_bf16 = "bf16" in str(trainer.precision)
-        self._peak = measured_peak_flops(
-            pl_module.device, torch.bfloat16 if is_bf16 else torch.float32
-        )
-        counter = FlopCounterMode(display=False)
-        pl_module.eval()
-        with counter:  # with gradients on: without, its hooks fail on some modules
-            pl_module._losses(batch)  # type: ignore[operator]
-        pl_module.train()
-        counts = getattr(pl_module, "_counts", None)
-        if counts is not None:
-            pl_module._counts = None  # type: ignore[assignment]
-        self._flops_per_batch = 3.0 * counter.get_total_flops()
-        self._last_time, self._last_step = time.monotonic(), trainer.global_step
+        """Go on with the clock after validation."""
+        if self._is_paused:
+            self._since, self._is_paused = time.monotonic(), False
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock until the next batch begins."""
+        self._is_paused = True
 
     def on_train_batch_end(
         self,
@@ -163,14 +154,42 @@ class Throughput(pl.Callback):
     ) -> None:
         """Log whenever the trainer logs."""
         step = trainer.global_step
-        if step == self._last_step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not self._flops_per_batch:
+            # After the first batch, not before: a pass before would give a VQ codebook its start.
+            self._measure(trainer, pl_module, batch)
+            self._restart(step)
             return
         now = time.monotonic()
-        batches = (step - self._last_step) * trainer.accumulate_grad_batches
-        rate = batches / max(1e-9, now - self._last_time)
+        self._seconds += now - self._since
+        self._since = now
+        self._num_batches += 1
+        if step == self._last_step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        rate = self._num_batches / max(1e-9, self._seconds)
         pl_module.log("train/windows_per_second", rate * len(batch.keys) * trainer.world_size)
         pl_module.log("train/mfu", rate * self._flops_per_batch / self._peak)
-        self._last_time, self._last_step = now, step
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._seconds, self._num_batches, self._last_step = 0.0, 0, step
+        self._since = time.monotonic()
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        """Count operations and find the peak, without touching weights or random state."""
+        device = pl_module.device
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        counter = FlopCounterMode(display=False)
+        modes = [(module, module.training) for module in pl_module.modules()]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._peak = measured_peak_flops(device, dtype)
+            pl_module.eval()
+            with counter:  # with gradients on: without, its hooks fail on some modules
+                pl_module._losses(batch)  # type: ignore[operator]
+        for module, was_training in modes:
+            module.training = was_training
+        if isinstance(pl_module, FrameTokenizerModule):
+            pl_module._counts = None  # of codes: they are summed up over a validation only
+        self._flops_per_batch = 3.0 * counter.get_total_flops()
 
 
 class ExportTokenizer(pl.Callback):

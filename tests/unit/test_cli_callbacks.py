@@ -1,0 +1,82 @@
+"""What the command line adds to training must not change it, and must say what is true."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from tests.small_runs import run
+from tokenwm.cli.callbacks import Throughput
+from tokenwm.tokenizer.frames import FrameTokenizerConfig
+from tokenwm.tokenizer.training import FrameTokenizerModule
+from tokenwm.training import OptimizerConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
+
+
+def make_module(quantizer: str = "vq") -> FrameTokenizerModule:
+    config = FrameTokenizerConfig(
+        channels=(8, 8),
+        patch_size=4,
+        codebook_size=64,
+        quantizer=quantizer,  # type: ignore[arg-type]
+        code_dim=4,
+    )
+    return FrameTokenizerModule(config, optimizer=OptimizerConfig(warmup_steps=2), max_shift=1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_measuring_throughput_does_not_change_training(
+    tmp_path: Path, frame_shards: Path, accumulate: int
+) -> None:
+    """``vq`` takes its codebook from the first batch it sees, with random numbers."""
+    found = []
+    for callbacks in ([], [Throughput()]):
+        torch.manual_seed(0)
+        found.append(
+            run(
+                tmp_path,
+                make_module(),
+                frame_shards,
+                max_steps=3,
+                callbacks=callbacks,
+                accumulate_grad_batches=accumulate,
+            )
+        )
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+class Rates(pl.Callback):
+    """Makes validation slow and keeps what was logged."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_validation_batch_start(self, *arguments: Any) -> None:
+        time.sleep(1.0)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        logged = trainer.callback_metrics.get("train/windows_per_second")
+        if logged is not None:
+            self.found.append(float(logged))
+
+
+def test_validation_is_no_training_time(tmp_path: Path, frame_shards: Path) -> None:
+    rates, module = Rates(), make_module("fsq")
+    throughput = Throughput()
+    run(
+        tmp_path,
+        module,
+        frame_shards,
+        max_steps=5,
+        validate_every=1,
+        data={"num_val_batches": 1},
+        callbacks=[throughput, rates],
+    )
+    assert len(rates.found) == 4  # the first batch is for measuring
+    assert min(rates.found) > 3 * 8  # 8 windows and one second of validation in each step
+    assert all(part.training for part in module.modules())
+    assert module._counts is None
