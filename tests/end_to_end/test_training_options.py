@@ -18,8 +18,8 @@ SHARDED = [
     "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
     "--trainer.strategy.init_args.data_parallel_size=2",
     "--trainer.strategy.init_args.tensor_parallel_size=1",
-    "--trainer.strategy.init_args.save_distributed_checkpoint=false",
 ]
+ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
 
 
 @pytest.fixture
@@ -31,12 +31,14 @@ def tokens(token_shards: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def fit(tokens: Path, folder: Path, *options: str) -> Path:
+def world_model(
+    verb: str, tokens: Path, folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
     config = REPOSITORY / "configs" / "world_model" / "debug.yaml"
-    command = [sys.executable, "-m", "tokenwm", "world-model", "fit", "--config", str(config)]
+    command = [sys.executable, "-m", "tokenwm", "world-model", verb, "--config", str(config)]
     command += ["--data.root", str(tokens), "--trainer.default_root_dir", str(folder)]
     command += ["--trainer.accelerator=cpu", "--trainer.max_steps=6", *options]
-    done = subprocess.run(
+    return subprocess.run(
         command,
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -45,13 +47,21 @@ def fit(tokens: Path, folder: Path, *options: str) -> Path:
         timeout=150,
         check=False,
     )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+def fit(tokens: Path, folder: Path, *options: str) -> Path:
+    done = world_model("fit", tokens, folder, *options)
+    assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stdout}\n{done.stderr}"
     return folder / "model" / "model.safetensors"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(170)
-@pytest.mark.parametrize("strategy", [["--trainer.strategy=ddp"], SHARDED], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy",
+    [["--trainer.strategy=ddp"], [*SHARDED, ONE_FILE], SHARDED],
+    ids=["ddp", "fsdp", "fsdp, a part for each rank"],
+)
 def test_two_processes_train_the_model_of_one(
     tokens: Path, tmp_path: Path, strategy: list[str]
 ) -> None:
@@ -60,16 +70,26 @@ def test_two_processes_train_the_model_of_one(
     same += ["--model.model.reward_weight=0", "--model.model.termination_weight=0"]
     one = fit(tokens, tmp_path / "one", "--data.batch_size=4", *same)
     options = ["--data.batch_size=2", "--trainer.devices=2", *strategy, *same]
+    options += ["--checkpoint_every_n_steps=3"]
     two = fit(tokens, tmp_path / "two", *options)
+    checkpoint = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    assert checkpoint.is_dir() == (strategy is SHARDED)
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
     alone, together = load_file(one), load_file(two)
     assert alone.keys() == together.keys()
     for name, weight in alone.items():
         torch.testing.assert_close(together[name], weight, atol=2e-4, rtol=0, msg=name)
-    # A sharded run can be continued, too.
-    more = [*options, "--trainer.max_steps=8"]
+    # A sharded run can be continued, too. Begun anew, another seed would lead far away.
+    more = [*options, "--trainer.max_steps=8", "--seed_everything=1"]
     assert fit(tokens, tmp_path / "two", *more) == two
     moved = load_file(two)
     assert any(not torch.equal(moved[name], weight) for name, weight in together.items())
+    assert max((moved[name] - weight).abs().max() for name, weight in together.items()) < 0.02
+    if checkpoint.is_dir():
+        other = world_model("validate", tokens, tmp_path / "two", *same)
+        assert other.returncode == 1
+        assert "last.ckpt is a folder with a part for each rank" in other.stderr
+        assert "Traceback" not in other.stderr
 
 
 @pytest.mark.slow

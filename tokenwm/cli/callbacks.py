@@ -1,5 +1,6 @@
 """Lightning callbacks of the command line: progress, throughput, pictures, exported checkpoint."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenwm import __version__
@@ -19,6 +23,7 @@ from tokenwm.checkpoint import (
     save_tokenizer,
     save_world_model,
 )
+from tokenwm.data.atomic import replace_folder
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -192,6 +197,39 @@ class Throughput(pl.Callback):
         self._flops_per_batch = 3.0 * counter.get_total_flops()
 
 
+class ResumingCheckpoint(ModelCheckpoint):
+    """Writes the checkpoint for resuming, whole or not at all, every so many steps.
+
+    Lightning writes a single file so, but not the folder with a part for each rank that its
+    ``ModelParallelStrategy`` makes: killed while it overwrites one, parts of two steps are left.
+
+    Args:
+        path: File or folder; an older one is replaced.
+        every_n_steps: Steps between checkpoints; not validations, a run may have none.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        super().__init__(
+            path.parent,
+            filename=path.stem,
+            every_n_train_steps=every_n_steps,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        path = Path(filepath)
+        partial = path.with_name(path.name + ".partial")
+        if trainer.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        trainer.strategy.barrier()
+        super()._save_checkpoint(trainer, str(partial))
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            replace_folder(partial, path)
+        trainer.strategy.barrier()
+
+
 class ExportTokenizer(pl.Callback):
     """Writes the tokenizer's checkpoint folder when training ends.
 
@@ -230,8 +268,7 @@ class ExportWorldModel(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it."""
         assert isinstance(pl_module, WorldModelModule)
-        # On every rank: where weights are spread over ranks, this gathers them on the first.
-        whole = trainer.strategy.lightning_module_state_dict()
+        whole = gathered_weights(trainer)
         if not trainer.is_global_zero:
             return
         prefix = "world_model."
@@ -314,6 +351,17 @@ class RolloutPictures(pl.Callback):
                 logger.experiment.add_image(
                     "rollout", np.asarray(strip), trainer.global_step, dataformats="HWC"
                 )
+
+
+def gathered_weights(trainer: pl.Trainer) -> dict[str, Any]:
+    """All weights of the module, by name. To be called on every rank; the first one gets them."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return strategy.lightning_module_state_dict()
+    # Not the strategy's own: that gathers nothing if each rank saves its part for resuming.
+    assert strategy.model is not None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(strategy.model, options=options)
 
 
 def _strip(truth: Any, imagined: Any) -> Any:

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.callbacks import (
     ExportTokenizer,
     ExportWorldModel,
+    ResumingCheckpoint,
     Throughput,
     TrainingProgress,
 )
+from tokenwm.data.atomic import older_of
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.errors import TokenwmError
 
@@ -94,14 +97,7 @@ class TrainingCLI(LightningCLI):
             callbacks = [
                 TrainingProgress(self.stage),
                 Throughput(),
-                # Steps, not validations: a run may have no validation split.
-                ModelCheckpoint(
-                    root / "checkpoints",
-                    filename="last",
-                    every_n_train_steps=every,
-                    save_on_train_epoch_end=False,
-                    enable_version_counter=False,
-                ),
+                ResumingCheckpoint(root / LAST_CHECKPOINT, every),
                 *type(self).export(root),
                 *self.added_callbacks,
             ]
@@ -111,8 +107,8 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find the checkpoint to continue from."""
         values = self.config_init["fit"]
-        last = Path(values["trainer"]["default_root_dir"]) / LAST_CHECKPOINT
-        if values["resume"] and not values.get("ckpt_path") and last.is_file():
+        last = last_checkpoint(Path(values["trainer"]["default_root_dir"]))
+        if values["resume"] and not values.get("ckpt_path") and last is not None:
             values["ckpt_path"] = str(last)
         self._read_safely("fit")
 
@@ -134,19 +130,36 @@ class TrainingCLI(LightningCLI):
 
     def _need_checkpoint(self, subcommand: str) -> None:
         values = self.config_init[subcommand]
-        last = Path(values["trainer"]["default_root_dir"]) / LAST_CHECKPOINT
+        root = Path(values["trainer"]["default_root_dir"])
+        last = last_checkpoint(root)
         if not values.get("ckpt_path"):
-            if not last.is_file():
+            if last is None:
                 raise TokenwmError(
-                    f"{last} is not there; give --ckpt_path, or the run's folder as "
-                    "--trainer.default_root_dir: an untrained model has nothing to show"
+                    f"{root / LAST_CHECKPOINT} is not there; give --ckpt_path, or the run's folder "
+                    "as --trainer.default_root_dir: an untrained model has nothing to show"
                 )
             values["ckpt_path"] = str(last)
         self._read_safely(subcommand)
 
     def _read_safely(self, subcommand: str) -> None:
         # Our checkpoints hold tensors and numbers only, so nothing need be unpickled.
-        self.config_init[subcommand]["weights_only"] = True
+        values = self.config_init[subcommand]
+        values["weights_only"] = True
+        path = values.get("ckpt_path")
+        in_parts = path and Path(path).is_dir()
+        if in_parts and not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise TokenwmError(
+                f"{path} is a folder with a part for each rank, which ModelParallelStrategy wrote "
+                "and which nothing else reads; give the same --trainer.strategy as before (the "
+                "number of devices may differ). With its option save_distributed_checkpoint=false "
+                "a checkpoint is one file that any strategy reads"
+            )
+
+
+def last_checkpoint(root: Path) -> Path | None:
+    """The checkpoint to resume a run from: a file, or a folder with a part for each rank."""
+    last = root / LAST_CHECKPOINT
+    return next((path for path in (last, older_of(last)) if path.exists()), None)
 
 
 def keep_earlier_log(path: Path) -> None:

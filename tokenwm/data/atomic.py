@@ -60,10 +60,13 @@ def make_folder_atomically(folder: Path | str) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Move ``new`` to ``folder``; what was there is kept until the new one is in its place."""
-    older = folder.with_name(folder.name + ".older")
-    shutil.rmtree(older, ignore_errors=True)
+    """Move ``new`` to ``folder``; what was there is kept until the new one is in its place.
+
+    If the process is killed in between, it lies in ``{name}.older``, see :func:`older_of`.
+    """
+    older = older_of(folder)
     if folder.exists():
+        _remove(older)
         os.replace(folder, older)
     try:
         os.replace(new, folder)
@@ -71,7 +74,19 @@ def replace_folder(new: Path, folder: Path) -> None:
         if older.exists():
             os.replace(older, folder)
         raise
-    shutil.rmtree(older, ignore_errors=True)
+    _remove(older)
+
+
+def older_of(folder: Path) -> Path:
+    """Where :func:`replace_folder` keeps what is being replaced."""
+    return folder.with_name(folder.name + ".older")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
