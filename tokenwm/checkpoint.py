@@ -72,6 +72,15 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copytree(model_folder(source), partial, dirs_exist_ok=True)
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where a checkpoint came from.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    return _read_object(model_folder(folder) / PROVENANCE)
+
+
 def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> FrameTokenizer:
     """Load a tokenizer in eval mode.
 
@@ -104,6 +113,7 @@ def save_world_model(
     *,
     control_rate: float,
     cameras: tuple[str, ...],
+    tokenizer_provenance: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a world model's checkpoint folder with its tokenizer inside.
@@ -112,9 +122,10 @@ def save_world_model(
         folder: The folder to write; an older one of this name is replaced.
         model: What is saved.
         tokenizer: The tokenizer that made its tokens.
-        provenance: Where model and data came from, JSON values.
+        provenance: Where model and data came from, JSON values; the tokenizer's hash is added.
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras in order.
+        tokenizer_provenance: Where the tokenizer came from, see :func:`read_provenance`.
         weights: The model's state dict, if the model itself holds only a share of it.
 
     Raises:
@@ -130,11 +141,13 @@ def save_world_model(
         "cameras": list(cameras),
     }
     with _writing(folder) as partial:
-        _write(partial, weights or model.state_dict(), config, provenance)
+        identity = {"tokenizer_hash": model.vocabulary.tokenizer_hash}
+        _write(partial, weights or model.state_dict(), config, {**provenance, **identity})
         # JSON, not YAML: the bins of a humanoid are more numbers than OmegaConf reads.
         (partial / VOCABULARY).write_text(json.dumps(model.vocabulary.to_dict()) + "\n")
         (partial / "tokenizer").mkdir()
-        _write_tokenizer(partial / "tokenizer", tokenizer, {"part_of": "world_model"})
+        origin = {**(tokenizer_provenance or {}), "part_of": "world_model"}
+        _write_tokenizer(partial / "tokenizer", tokenizer, origin)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +193,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
         transformer = TransformerConfig(**values.pop("transformer"))
         model = WorldModel(
             WorldModelConfig(transformer=transformer, **values),
-            Vocabulary.from_dict(_read_vocabulary(folder)),
+            Vocabulary.from_dict(_read_object(folder / VOCABULARY)),
         )
         _load_state(model, weights)
         control_rate, cameras = float(config["control_rate"]), tuple(config["cameras"])
@@ -277,14 +290,12 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)
-        provenance = json.loads((folder / PROVENANCE).read_text())
     except (SafetensorError, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    provenance = _read_object(folder / PROVENANCE)
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(f"{folder / CONFIG} has kind {found!r}; expected {kind!r}")
-    if not isinstance(provenance, dict):
-        raise CheckpointError(f"{folder / PROVENANCE} holds no JSON object; the file is damaged")
     if config.get("checkpoint_version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this "
@@ -293,13 +304,13 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
     return {str(k): v for k, v in config.items()}, weights, provenance
 
 
-def _read_vocabulary(folder: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / VOCABULARY).read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / VOCABULARY} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{folder / VOCABULARY} holds no JSON object; the file is damaged")
+        raise CheckpointError(f"{path} holds no JSON object; the file is damaged")
     return values
 
 

@@ -1,5 +1,6 @@
 """The real command line, every verb, on the debug sizes: from a simulator to a report."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from tokenwm.cli.export import code_revision
 
 pytest.importorskip("gym_pusht", reason="needs the pusht extra: pip install 'tokenwm[pusht]'")
 
@@ -103,6 +107,22 @@ def test_both_stages_can_be_validated_from_the_command_line(
     untrained = tokenwm(verb, "test", *source[:4], "--trainer.default_root_dir", str(tmp_path))
     assert untrained.returncode == 1
     assert "an untrained model has nothing to show" in untrained.stderr
+
+
+def test_a_model_says_where_it_comes_from(run_folder: Path) -> None:
+    def provenance(*parts: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(run_folder.joinpath(*parts).read_text())
+        return values
+
+    tokenizer = provenance("tokenizer", "model", "provenance.json")
+    model = provenance("world_model", "model", "provenance.json")
+    assert model["tokenizer_hash"] == tokenizer["tokenizer_hash"]
+    for stage, data in ((tokenizer, "frames"), (model, "tokens")):
+        manifest = (run_folder / data / "manifest.json").read_bytes()
+        assert stage["data_manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+        assert stage["code_revision"] == code_revision()
+    inside = provenance("world_model", "model", "tokenizer", "provenance.json")
+    assert inside == {**tokenizer, "part_of": "world_model"}
 
 
 def test_overwriting_tokens_removes_nothing_else(run_folder: Path) -> None:

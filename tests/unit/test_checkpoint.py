@@ -1,5 +1,6 @@
 """Checkpoint folders: what is written comes back, and nothing else is ever taken for it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from tokenwm.checkpoint import (
     load_tokenizer,
     load_world_model,
     model_folder,
+    read_provenance,
     save_tokenizer,
     save_world_model,
     tokenizer_hash,
@@ -45,7 +47,13 @@ def write_world_model(folder: Path, kind: str = "frame+state") -> WorldModel:
     model.vocabulary = replace(model.vocabulary, tokenizer_hash=tokenizer_hash(tokenizer))
     provenance = {"dataset": "moving_square", "path": Path("somewhere")}
     save_world_model(
-        folder, model, tokenizer, provenance, control_rate=10.0, cameras=("left", "right")
+        folder,
+        model,
+        tokenizer,
+        provenance,
+        control_rate=10.0,
+        cameras=("left", "right"),
+        tokenizer_provenance={"steps": 7, "weights_sha256": "of another file"},
     )
     return model
 
@@ -425,6 +433,18 @@ def test_provenance_is_readable_json(saved: tuple[Path, Load]) -> None:
     folder, _ = saved
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["dataset"] == "moving_square"
+
+
+def test_a_world_model_names_its_tokenizer_and_keeps_where_it_came_from(tmp_path: Path) -> None:
+    model = write_world_model(tmp_path / "m")
+    provenance, inside = read_provenance(tmp_path / "m"), read_provenance(tmp_path / "m/tokenizer")
+    assert provenance["tokenizer_hash"] == model.vocabulary.tokenizer_hash
+    assert inside["tokenizer_hash"] == model.vocabulary.tokenizer_hash
+    assert (inside["steps"], inside["part_of"]) == (7, "world_model")
+    weights = (tmp_path / "m" / "tokenizer" / "model.safetensors").read_bytes()
+    assert inside["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    with pytest.raises(CheckpointError, match="provenance.json cannot be read"):
+        read_provenance(tmp_path / "nowhere")
 
 
 def test_the_bins_of_a_humanoid_fit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lightning callbacks of the command line: progress, throughput, pictures, exported checkpoint."""
+"""Lightning callbacks of the command line: progress, throughput, pictures, resuming."""
 
 import shutil
 import time
@@ -10,19 +10,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenwm import __version__
-from tokenwm.checkpoint import (
-    check_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-    save_world_model,
-)
+from tokenwm.cli.export import tokenizer_of
 from tokenwm.data.atomic import replace_folder
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
@@ -230,64 +222,6 @@ class ResumingCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
 
-class ExportTokenizer(pl.Callback):
-    """Writes the tokenizer's checkpoint folder when training ends.
-
-    Args:
-        folder: Where to.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
-        assert isinstance(pl_module, FrameTokenizerModule)
-        if trainer.is_global_zero:
-            save_tokenizer(self.folder, pl_module.tokenizer, provenance_of(trainer))
-
-
-class ExportWorldModel(pl.Callback):
-    """Writes the world model's checkpoint folder, tokenizer included, when training ends.
-
-    The last model, not the one with the lowest held-out likelihood: on few episodes that one comes
-    long before the model has learned what actions do (docs/quickstart-recipe.md has the figures).
-
-    Args:
-        folder: Where to.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check early that the tokenizer is there and is the right one."""
-        assert isinstance(pl_module, WorldModelModule)
-        check_tokenizer(pl_module.world_model.vocabulary, tokenizer_of(trainer))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
-        assert isinstance(pl_module, WorldModelModule)
-        whole = gathered_weights(trainer)
-        if not trainer.is_global_zero:
-            return
-        prefix = "world_model."
-        manifest = trainer.datamodule.manifest  # type: ignore[attr-defined]
-        save_world_model(
-            self.folder,
-            pl_module.world_model,
-            tokenizer_of(trainer),
-            provenance_of(trainer),
-            control_rate=manifest.control_rate,
-            cameras=manifest.cameras,
-            weights={
-                name.removeprefix(prefix): tensor
-                for name, tensor in whole.items()
-                if name.startswith(prefix)
-            },
-        )
-
-
 class RolloutPictures(pl.Callback):
     """Draws truth, prediction and error of a validation batch, open loop, decoded from tokens.
 
@@ -353,17 +287,6 @@ class RolloutPictures(pl.Callback):
                 )
 
 
-def gathered_weights(trainer: pl.Trainer) -> dict[str, Any]:
-    """All weights of the module, by name. To be called on every rank; the first one gets them."""
-    strategy = trainer.strategy
-    if not isinstance(strategy, ModelParallelStrategy):
-        return strategy.lightning_module_state_dict()
-    # Not the strategy's own: that gathers nothing if each rank saves its part for resuming.
-    assert strategy.model is not None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(strategy.model, options=options)
-
-
 def _strip(truth: Any, imagined: Any) -> Any:
     """``(B, H, cameras, h, w, 3)`` uint8, twice → a picture with truth, imagined, error of each."""
     rows = {}
@@ -372,25 +295,3 @@ def _strip(truth: Any, imagined: Any) -> Any:
         rows[f"truth {number}"], rows[f"imagined {number}"] = frames, guess
         rows[f"error {number}"] = absolute_error(guess, frames)
     return film_strip(rows, [f"+{step}" for step in range(1, truth.shape[1] + 1)])
-
-
-def tokenizer_of(trainer: pl.Trainer) -> FrameTokenizer:
-    """The tokenizer that made the token shards; ``tokenwm tokenize`` puts it beside them."""
-    return load_tokenizer(Path(trainer.datamodule.root) / "tokenizer")  # type: ignore[attr-defined]
-
-
-def provenance_of(trainer: pl.Trainer) -> dict[str, Any]:
-    """Where a checkpoint comes from: code, data, steps, last figures."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {
-        "tokenwm_version": __version__,
-        "torch_version": torch.__version__,
-        "data": str(datamodule.root),
-        "data_name": datamodule.manifest.name,
-        "data_provenance": datamodule.manifest.provenance,
-        "steps": trainer.global_step,
-        "batch_size": datamodule.batch_size,
-        "num_steps": datamodule.num_steps,
-        "metrics": metrics,
-    }

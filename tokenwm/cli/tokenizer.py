@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
-from tokenwm.cli.callbacks import ExportTokenizer
+from tokenwm.cli.export import ExportTokenizer
 from tokenwm.cli.training import TrainingCLI, run
 from tokenwm.tokenizer.training import FrameTokenizerModule
 

@@ -13,13 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.cli.callbacks import (
-    ExportTokenizer,
-    ExportWorldModel,
-    ResumingCheckpoint,
-    Throughput,
-    TrainingProgress,
-)
+from tokenwm.cli.callbacks import ResumingCheckpoint, Throughput, TrainingProgress
+from tokenwm.cli.export import ExportTokenizer, ExportWorldModel
 from tokenwm.data.atomic import older_of
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.errors import TokenwmError

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
-from tokenwm.cli.callbacks import ExportWorldModel, RolloutPictures
+from tokenwm.cli.callbacks import RolloutPictures
+from tokenwm.cli.export import ExportWorldModel
 from tokenwm.cli.training import TrainingCLI, run
 from tokenwm.transformer.training import WorldModelModule
 
