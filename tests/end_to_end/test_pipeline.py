@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.documentation import python_blocks
 from tokenwm.cli.export import code_revision
+from tokenwm.data.shards import ShardReader
 
 pytest.importorskip("gym_pusht", reason="needs the pusht extra: pip install 'tokenwm[pusht]'")
 
@@ -141,17 +143,20 @@ def test_overwriting_tokens_removes_nothing_else(run_folder: Path) -> None:
 
 
 def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
-    import tokenwm as package
-    from tokenwm.data.shards import ShardReader
-
-    model = package.load(run_folder / "world_model")
+    (example,) = python_blocks("README.md")
+    assert example.count("runs/quickstart/") == 1
     reader = ShardReader(run_folder / "frames")
     episode = reader.arrays(reader.keys("test")[0])
-    frames = episode["frames.top"][None, :4, None]
-    context = model.context(frames, episode["action"][None, :4], episode["state"][None, :4])
-    rollout = model.imagine(context, episode["action"][None, 3:8], seed=0)
-    video = model.decode_frames(rollout)
-    assert video.shape == (1, 5, 1, 64, 64, 3)
+    names: dict[str, Any] = {
+        "frames": episode["frames.top"][None, :4, None],
+        "past_actions": episode["action"][None, :3],
+        "states": episode["state"][None, :4],
+        "candidates": np.random.default_rng(0).uniform(0, 512, (64, 3, 2)).astype(np.float32),
+    }
+    exec(example.replace("runs/quickstart", str(run_folder)), names)
+    assert names["video"].shape == (64, 3, 1, 64, 64, 3)
+    assert names["rollout"].reward.shape == (64, 3)
+    assert 0 <= int(names["best"]) < 64
 
 
 @pytest.mark.slow
