@@ -1,8 +1,10 @@
 """The real command line, every verb, on the debug sizes: from a simulator to a report."""
 
+import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.documentation import python_blocks
 from tokenwm.cli.export import code_revision
@@ -127,19 +131,20 @@ def test_a_model_says_where_it_comes_from(run_folder: Path) -> None:
     assert inside == {**tokenizer, "part_of": "world_model"}
 
 
-def test_overwriting_tokens_removes_nothing_else(run_folder: Path) -> None:
+def test_overwriting_tokens_removes_nothing_else(run_folder: Path, tmp_path: Path) -> None:
     tokenizer = ["--tokenizer", str(run_folder / "tokenizer")]
     frames = str(run_folder / "frames")
     done = tokenwm("tokenize", frames, *tokenizer, "--out", frames, "--overwrite")
     assert done.returncode == 1
     assert "would remove" in done.stderr
     assert (run_folder / "frames" / "manifest.json").is_file()
-    tokens = str(run_folder / "tokens")
-    inside = ["--tokenizer", str(run_folder / "tokens" / "tokenizer")]
-    done = tokenwm("tokenize", frames, *inside, "--out", tokens, "--overwrite")
+    tokens = tmp_path / "tokens"  # a copy: other tests train on those of the run
+    shutil.copytree(run_folder / "tokens", tokens)
+    inside = ["--tokenizer", str(tokens / "tokenizer")]
+    done = tokenwm("tokenize", frames, *inside, "--out", str(tokens), "--overwrite")
     assert done.returncode == 1
-    assert (run_folder / "tokens" / "manifest.json").is_file()
-    must("tokenize", frames, *tokenizer, "--out", tokens, "--overwrite")
+    assert (tokens / "manifest.json").is_file()
+    must("tokenize", frames, *tokenizer, "--out", str(tokens), "--overwrite")
 
 
 def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
@@ -157,6 +162,34 @@ def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
     assert names["video"].shape == (64, 3, 1, 64, 64, 3)
     assert names["rollout"].reward.shape == (64, 3)
     assert 0 <= int(names["best"]) < 64
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("verb", "data"), [("tokenizer", "frames"), ("world-model", "tokens")])
+def test_a_killed_run_leads_to_the_weights_of_an_uninterrupted_one(
+    run_folder: Path, tmp_path: Path, verb: str, data: str
+) -> None:
+    """The uninterrupted one is that of the quick start. Bit for bit, after a kill -9."""
+    stage = verb.replace("-", "_")
+    config = REPOSITORY / "configs" / stage / "debug.yaml"
+    command = [verb, "fit", "--config", str(config), "--data.root", str(run_folder / data)]
+    command += ["--model.max_shift", "4"] if verb == "tokenizer" else []
+    command += ["--trainer.default_root_dir", str(tmp_path), "--checkpoint_every_n_steps", "9"]
+    # So it goes on from step 27, with other draws of validation behind it than the whole run.
+    killed = tokenwm(
+        *command, "--trainer.callbacks+=tests.kill.KillAt", "--trainer.callbacks.step=31"
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "model").exists()
+    must(*command)
+    resumed = load_file(tmp_path / "model" / "model.safetensors")
+    whole = load_file(run_folder / stage / "model" / "model.safetensors")
+    assert resumed.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    with (tmp_path / "logs" / "metrics.csv").open() as log:
+        logged = [int(row["step"]) for row in csv.DictReader(log)]
+    assert min(logged) >= 27, "it began anew"
 
 
 @pytest.mark.slow
