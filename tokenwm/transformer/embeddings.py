@@ -26,7 +26,7 @@ def fourier_features(values: Tensor) -> Tensor:
     amplitudes the fine ones outweigh the coarse, and 26 joints tell one training step from every
     other: few episodes are learned by heart instead of understood (measured on the Unitree G1).
     """
-    octave = torch.arange(NUM_FREQUENCIES)
+    octave = torch.arange(NUM_FREQUENCIES, device=values.device)
     angle = values.unsqueeze(-1) * (math.pi * 2.0 ** (octave - 1))
     amplitude = 2.0**-octave
     return torch.cat(
