@@ -137,7 +137,8 @@ class TrainingCLI(LightningCLI):
         self._read_safely(subcommand)
 
     def _read_safely(self, subcommand: str) -> None:
-        # Our checkpoints hold tensors and numbers only, so nothing need be unpickled.
+        # Our checkpoints hold tensors and numbers only, so nothing need be unpickled; the index of
+        # a folder is torch's own, and pickled.
         values = self.config_init[subcommand]
         values["weights_only"] = True
         path = values.get("ckpt_path")
