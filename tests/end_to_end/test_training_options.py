@@ -52,6 +52,7 @@ def world_model(
 def fit(tokens: Path, folder: Path, *options: str) -> Path:
     done = world_model("fit", tokens, folder, *options)
     assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr  # of another rank
     return folder / "model" / "model.safetensors"
 
 

@@ -118,7 +118,9 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Write the model of a run that was stopped between its last step and its end."""
         root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
-        if not (root / "model").exists():
+        # What the first rank finds: the others may look while it is still writing, and gathering
+        # weights without it would wait for it in vain.
+        if not self.trainer.strategy.broadcast((root / "model").exists()):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, ExportTokenizer | ExportWorldModel):
                     callback.on_train_end(self.trainer, self.model)
