@@ -1,5 +1,6 @@
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from tokenwm.data.recipe import Recipe, parse_recipe
+from tokenwm.data.recipe import Recipe, load_recipe, parse_recipe
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 
@@ -202,3 +203,29 @@ def test_push_t_records_contacts() -> None:
     assert episodes[0].action.shape == (41, 2)
     assert np.mean([float(e.metadata["contact_fraction"] or 0) for e in episodes]) > 0.2
     assert source.provenance()["source_packages"].keys() == {"gymnasium", "gym-pusht"}
+
+
+def test_the_pusher_of_the_shipped_recipe_touches_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a fifth of the steps at least. The simulator's figure also counts the block at a wall."""
+    pusht = pytest.importorskip("gym_pusht.envs.pusht", reason="needs the extra 'pusht'").PushTEnv
+    handle, step = pusht._handle_collision, pusht.step
+    touching: list[bool] = []
+
+    def note_contact(env: Any, arbiter: Any, space: Any, data: Any) -> None:
+        touching[-1] |= env.agent in [shape.body for shape in arbiter.shapes]
+        handle(env, arbiter, space, data)
+
+    def note_step(env: Any, action: Any) -> Any:
+        touching.append(False)
+        return step(env, action)
+
+    monkeypatch.setattr(pusht, "_handle_collision", note_contact)
+    monkeypatch.setattr(pusht, "step", note_step)
+    recipe = load_recipe(Path(__file__).parents[3] / "data_recipes" / "pusht.yaml")
+    source = recipe.open_source()
+    for ref in source.episodes()[:10]:
+        source.load(ref)
+    assert len(touching) == 10 * 120
+    assert 0.3 < np.mean(touching) < 0.6
