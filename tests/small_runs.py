@@ -43,9 +43,8 @@ def run(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=save_at is not None,
         callbacks=[*callbacks, *saving],
-        **trainer,
+        **{"enable_checkpointing": save_at is not None, **trainer},
     )
     sizes = {"num_steps": 3, "batch_size": 8, "num_val_batches": 2, "seed": 3, **(data or {})}
     datamodule = EpisodeDataModule(str(root), **sizes)

@@ -246,8 +246,10 @@ def _writing(folder: Path) -> Iterator[Path]:
         with make_folder_atomically(folder) as partial:
             yield partial
     except (OSError, SafetensorError) as error:
+        # shutil gathers a reason for every file; the first is enough.
+        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error
         raise CheckpointError(
-            f"{folder} could not be written: {error}. Nothing of it was kept, and what was there "
+            f"{folder} could not be written: {reason}. Nothing of it was kept, and what was there "
             "before still is; free space or choose another folder, then run again"
         ) from error
 

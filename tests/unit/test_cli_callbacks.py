@@ -1,5 +1,6 @@
 """What the command line adds to training must not change it, and must say what is true."""
 
+import errno
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.small_runs import run
-from tokenwm.cli.callbacks import Throughput
+from tokenwm.cli.callbacks import ResumingCheckpoint, Throughput
 from tokenwm.tokenizer.frames import FrameTokenizerConfig
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import OptimizerConfig
@@ -47,6 +48,32 @@ def test_measuring_throughput_does_not_change_training(
             )
         )
     assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    tmp_path: Path, frame_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    save = pl.Trainer.save_checkpoint
+
+    def save_twice(trainer: pl.Trainer, file: str, *arguments: Any) -> None:
+        if trainer.global_step == 3:
+            Path(file).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "disk full")
+        save(trainer, file, *arguments)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save_twice)
+    with pytest.raises(OSError, match="disk full"):
+        run(
+            tmp_path,
+            make_module(),
+            frame_shards,
+            max_steps=4,
+            callbacks=[ResumingCheckpoint(path, 1)],
+            enable_checkpointing=True,
+        )
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 class Rates(pl.Callback):

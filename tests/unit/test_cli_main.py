@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_line(
     """Wherever it arises: not every file is written by tokenwm itself."""
 
     def run(argv: list[str]) -> int:
-        raise OSError(number, os.strerror(number), "runs/x/last.ckpt")
+        raise OSError(number, os.strerror(number), "/tmp/x", None, "runs/x/last.ckpt")
 
     verb(run)
     assert cli.main(["practise"]) == 1

@@ -1,6 +1,5 @@
 """Lightning callbacks of the command line: progress, throughput, pictures, resuming."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenwm.cli.export import tokenizer_of
-from tokenwm.data.atomic import replace_folder
+from tokenwm.data.atomic import remove_whole, replace_folder
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -192,8 +191,9 @@ class Throughput(pl.Callback):
 class ResumingCheckpoint(ModelCheckpoint):
     """Writes the checkpoint for resuming, whole or not at all, every so many steps.
 
-    Lightning writes a single file so, but not the folder with a part for each rank that its
-    ``ModelParallelStrategy`` makes: killed while it overwrites one, parts of two steps are left.
+    Lightning alone overwrites the earlier one in place where it lies on another disk than temporary
+    files do, and always if it is the folder with a part for each rank that its
+    ``ModelParallelStrategy`` makes: killed meanwhile, a half file or parts of two steps were left.
 
     Args:
         path: File or folder; an older one is replaced.
@@ -213,9 +213,13 @@ class ResumingCheckpoint(ModelCheckpoint):
         path = Path(filepath)
         partial = path.with_name(path.name + ".partial")
         if trainer.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_whole(partial)
         trainer.strategy.barrier()
-        super()._save_checkpoint(trainer, str(partial))
+        try:
+            super()._save_checkpoint(trainer, str(partial))
+        except OSError:
+            remove_whole(partial)
+            raise
         self._last_checkpoint_saved = filepath
         if trainer.is_global_zero:
             replace_folder(partial, path)

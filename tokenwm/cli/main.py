@@ -94,7 +94,8 @@ def run_verb(verb: str, argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        path = error.filename2 or error.filename  # of a copy, its target
+        where = f" ({path})" if path else ""
         print(
             f"error: {error.strerror}{where}; free space, then run the same command again",
             file=sys.stderr,

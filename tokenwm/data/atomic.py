@@ -49,13 +49,13 @@ def make_folder_atomically(folder: Path | str) -> Iterator[Path]:
     """
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_whole(partial)
     try:
         partial.mkdir(parents=True)
         yield partial
         replace_folder(partial, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_whole(partial)
         raise
 
 
@@ -66,7 +66,7 @@ def replace_folder(new: Path, folder: Path) -> None:
     """
     older = older_of(folder)
     if folder.exists():
-        _remove(older)
+        remove_whole(older)
         os.replace(folder, older)
     try:
         os.replace(new, folder)
@@ -74,7 +74,7 @@ def replace_folder(new: Path, folder: Path) -> None:
         if older.exists():
             os.replace(older, folder)
         raise
-    _remove(older)
+    remove_whole(older)
 
 
 def older_of(folder: Path) -> Path:
@@ -82,7 +82,8 @@ def older_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".older")
 
 
-def _remove(path: Path) -> None:
+def remove_whole(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
