@@ -41,7 +41,7 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import decode_steps_speculatively
+from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
@@ -197,7 +197,7 @@ def sequential(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
 
 def speculative(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
     _, decoded = decode_steps_speculatively(model, prefill(model, context), actions, SAMPLING)
-    positions = decoded.num_passes * model.layout.positions_per_step
+    positions = decoded.num_passes * best_span(model, len(actions))
     return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
 
 

@@ -25,7 +25,7 @@ from tokenwm.imagination.decode import (
     prefill,
 )
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import decode_steps_speculatively
+from tokenwm.imagination.speculative import decode_steps_speculatively, is_faster
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
@@ -100,8 +100,8 @@ class TokenWorldModel:
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
-        speculative: Whether many tokens are drawn in a pass (the same tokens, sooner: see
-            :mod:`tokenwm.imagination.speculative`) or one.
+        speculative: Whether many tokens are drawn in a pass or one. The tokens are the same; None
+            takes what :func:`tokenwm.imagination.speculative.is_faster` says.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -111,7 +111,7 @@ class TokenWorldModel:
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
-        self.speculative = True
+        self.speculative: bool | None = None
         self._warned: set[str] = set()
 
     @property
@@ -243,7 +243,10 @@ class TokenWorldModel:
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
     ) -> tuple[DecodeState, DecodedSteps]:
-        decode = decode_steps_speculatively if self.speculative else decode_steps
+        speculative = self.speculative
+        if speculative is None:
+            speculative = is_faster(self.world_model, *actions.shape[:2])
+        decode = decode_steps_speculatively if speculative else decode_steps
         return decode(self.world_model, state, actions, sampling or SamplingConfig())
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:

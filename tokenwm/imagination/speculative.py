@@ -14,6 +14,7 @@ here the noise is counter-based, so a draft is accepted exactly when it is what 
 the result is token-identical.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -47,7 +48,7 @@ def decode_steps_speculatively(
         actions: ``(B, H, A)`` int64 action tokens.
         sampling: How ids are drawn.
         span: Positions that a pass feeds, at most ``L``; fewer waste less after a wrong draft but
-            need more passes. None: ``L``.
+            need more passes. None: as many as cost little, see :func:`best_span`.
 
     Returns:
         The state after the last action, and what the actions led to.
@@ -56,7 +57,7 @@ def decode_steps_speculatively(
         TokenwmError: ``span`` is out of range.
     """
     length = model.layout.positions_per_step
-    span = length if span is None else span
+    span = best_span(model, len(actions)) if span is None else span
     if not 1 <= span <= length:
         raise TokenwmError(f"span={span}; use 1 to {length}, the positions of a step")
     state.cache.reserve(actions.shape[1])
@@ -66,6 +67,29 @@ def decode_steps_speculatively(
         _pass(model, state, stream, sampling, span)
         num_passes += 1
     return stream.finish(model, state, num_passes)
+
+
+CHEAP_POSITIONS = 512
+"""Positions in one pass up to which a CPU takes little longer for more of them (measured)."""
+
+
+def best_span(model: WorldModel, batch_size: int) -> int:
+    """Positions per row and pass: a step, or a quarter of it where many rows keep the CPU busy."""
+    length = model.layout.positions_per_step
+    if model.slot_embedding.device.type != "cpu":
+        return length
+    return max(math.ceil(length / 4), min(length, CHEAP_POSITIONS // batch_size))
+
+
+def is_faster(model: WorldModel, batch_size: int, num_steps: int) -> bool:
+    """Whether speculation is faster than a pass per token.
+
+    Where only the next action is known, every row waits for the one with the most wrong drafts, and
+    on a CPU that does not pay for large batches (docs/performance.md).
+    """
+    on_cpu = model.slot_embedding.device.type == "cpu"
+    few = batch_size * model.layout.positions_per_step <= CHEAP_POSITIONS
+    return not on_cpu or num_steps > 1 or few
 
 
 class _Stream:

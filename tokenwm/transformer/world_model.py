@@ -354,15 +354,13 @@ class WorldModel(nn.Module):
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
         """A copy for inference: no gradients, code tables added up, the transformer in ``dtype``.
 
-        Norms, embeddings, heads and everything about states stay in float32.
+        Embeddings, heads and everything about states stay in float32.
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
             if isinstance(module, CodeTable):
                 module.fold()
-        for module in model.transformer.modules():
-            if isinstance(module, nn.Linear):
-                module.to(dtype)
+        model.transformer.to(dtype)
         return model.requires_grad_(False)
 
     def new_cache(self, batch_size: int) -> KVCache:
