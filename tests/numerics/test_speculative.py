@@ -8,7 +8,13 @@ from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import DecodedSteps, DecodeState, decode_steps, prefill
+from tokenwm.imagination.decode import (
+    DecodedSteps,
+    DecodeState,
+    decode_steps,
+    max_span_steps,
+    prefill,
+)
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.transformer.world_model import Tokens, WorldModel
@@ -68,7 +74,8 @@ def test_any_span_and_any_division_into_calls_give_the_same_future(kind: str) ->
     tokens = random_tokens(model, 5, NUM_STEPS + 1, seed=3)
     context, actions, sampling = steps_of(tokens, slice(2)), tokens.action[:, 1:], SamplingConfig()
     _, expected = decode_steps(model, prefill(model, context), actions, sampling)
-    for span in range(1, model.layout.positions_per_step + 1):
+    longest = max_span_steps(model) * model.layout.positions_per_step
+    for span in range(1, longest + 1):
         state, pieces = prefill(model, context), []
         for part, piece in enumerate(actions.split([1, 3, NUM_STEPS - 4], dim=1)):
             # One piece sequentially: what a wrong draft left in the cache must not be seen.
@@ -104,12 +111,12 @@ def test_a_model_that_copies_needs_one_pass_a_step() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("span", [0, 10])
+@pytest.mark.parametrize("span", [0, 19])
 def test_a_span_out_of_range_is_refused(span: int) -> None:
     model = model_of("frame")
     tokens = random_tokens(model, 1, 2)
     state = prefill(model, steps_of(tokens, slice(1)))
-    with pytest.raises(TokenwmError, match=rf"span={span}; use 1 to 9"):
+    with pytest.raises(TokenwmError, match=rf"span={span}; use 1 to 18"):
         decode_steps_speculatively(model, state, tokens.action[:, :1], SamplingConfig(), span=span)
 
 
@@ -127,7 +134,7 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
     spread = Tokens(*(None if t is None else t.repeat_interleave(num_copies, 0) for t in tokens))  # type: ignore[arg-type]
     _, expected = decode(model, prefill(model, spread), actions, SamplingConfig())
     state = prefill(model, tokens).fork(num_copies, num_steps)
-    assert state.cache.keys.shape[3] <= (WINDOW + 1) * model.layout.positions_per_step
+    assert state.cache.keys.shape[3] <= (WINDOW + 2) * model.layout.positions_per_step
     pieces = []
     for piece in actions.split([1, 2, num_steps - 3], dim=1):
         state, decoded = decode(model, state, piece, SamplingConfig())
@@ -141,7 +148,7 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
 def test_a_short_fork_is_small_and_a_fork_of_a_fork_refused() -> None:
     model = small_world_model("frame", window=20)
     state = prefill(model, random_tokens(model, 1, 20)).fork(100, 2)
-    assert state.cache.keys.shape[1:4] == (100, 2, 4 * model.layout.positions_per_step)
+    assert state.cache.keys.shape[1:4] == (100, 2, 5 * model.layout.positions_per_step)
     assert state.cache.past is not None
     assert len(state.cache.past.keys[0]) == 1
     with pytest.raises(TokenwmError, match="a fork cannot be forked again"):

@@ -106,6 +106,14 @@ class DecodedSteps(NamedTuple):
     num_passes: int
 
 
+def max_span_steps(model: WorldModel) -> int:
+    """Most steps that speculation drafts in one pass, for which the cache keeps room.
+
+    One if there is a state: its draft is hardly ever right, so what follows would be for nothing.
+    """
+    return 1 if model.layout.has_state else 2
+
+
 def prefill(
     model: WorldModel,
     context: Tokens,
@@ -127,7 +135,7 @@ def prefill(
     layout = model.layout
     batch_size, num_steps = context.frame.shape[:2]
     device = context.frame.device
-    cache = model.new_cache(batch_size)
+    cache = model.new_cache(batch_size, ahead=max_span_steps(model))
     embedded = model.embed(context)  # (B, C * L, D)
     length = layout.positions_per_step
     pending = length * num_steps - 2

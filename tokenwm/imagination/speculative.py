@@ -8,7 +8,7 @@ draft (Jacobi iteration: Song et al. 2021), and a slot that was never drawn is d
 token of the previous frame.
 
 A pass is a span of the sequence that knows no frames: each row stands at its own position, a span
-runs on over actions that are given into the next step, and no row waits for another before the
+runs on over actions that are given into the next steps, and no row waits for another before the
 last action. Speculative sampling as in Leviathan et al. (2023) accepts a draft with a probability;
 here the noise is counter-based, so a draft is accepted exactly when it is what sampling gives, and
 the result is token-identical.
@@ -18,6 +18,7 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
@@ -27,6 +28,7 @@ from tokenwm.imagination.decode import (
     draw_frame_tokens,
     draw_state,
     forward_span,
+    max_span_steps,
 )
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.world_model import Tokens, WorldModel
@@ -47,8 +49,8 @@ def decode_steps_speculatively(
         state: The state before; its cache is written to, so it must not be used again.
         actions: ``(B, H, A)`` int64 action tokens.
         sampling: How ids are drawn.
-        span: Positions that a pass feeds, at most ``L``; fewer waste less after a wrong draft but
-            need more passes. None: as many as cost little, see :func:`best_span`.
+        span: Positions that a pass feeds, at most ``max_span_steps`` steps; fewer waste less
+            after a wrong draft but need more passes. None: see :func:`best_span`.
 
     Returns:
         The state after the last action, and what the actions led to.
@@ -56,15 +58,15 @@ def decode_steps_speculatively(
     Raises:
         TokenwmError: ``span`` is out of range.
     """
-    length = model.layout.positions_per_step
     span = best_span(model, len(actions)) if span is None else span
-    if not 1 <= span <= length:
-        raise TokenwmError(f"span={span}; use 1 to {length}, the positions of a step")
+    longest = max_span_steps(model) * model.layout.positions_per_step
+    if not 1 <= span <= longest:
+        raise TokenwmError(f"span={span}; use 1 to {longest} for this model")
     state.cache.reserve(actions.shape[1])
-    stream = _Stream(model, state, actions)
+    stream = _Stream(model, state, actions, span)
     num_passes = 0
     while not stream.is_finished():
-        _pass(model, state, stream, sampling, span)
+        _pass(model, state, stream, sampling)
         num_passes += 1
     return stream.finish(model, state, num_passes)
 
@@ -74,11 +76,14 @@ CHEAP_POSITIONS = 512
 
 
 def best_span(model: WorldModel, batch_size: int) -> int:
-    """Positions per row and pass: a step, or a quarter of it where many rows keep the CPU busy."""
+    """Positions per row and pass: a step and a half, less where many rows keep the CPU busy."""
     length = model.layout.positions_per_step
+    longest = max_span_steps(model) * length
     if model.slot_embedding.device.type != "cpu":
-        return length
-    return max(math.ceil(length / 4), min(length, CHEAP_POSITIONS // batch_size))
+        return longest
+    if batch_size * length > CHEAP_POSITIONS:
+        return math.ceil(length / 2)
+    return min(longest, length * 3 // 2) if batch_size * length <= CHEAP_POSITIONS // 8 else length
 
 
 def is_faster(model: WorldModel, batch_size: int, num_steps: int) -> bool:
@@ -96,35 +101,35 @@ class _Stream:
     """Tokens of the steps being decoded, and how far each row is.
 
     Positions and steps are relative to the state's step. All buffers hold one step before it, which
-    is never read for what matters, the ``H`` steps to decode and one behind, which is never
-    returned. ``frame`` and ``nll`` end with a cell for what belongs nowhere.
+    is never read for what matters, the ``H`` steps to decode and those behind that the last span
+    reaches, which are never returned: ``H + n`` steps. ``frame`` and ``nll`` end with a cell for
+    what belongs nowhere.
 
     Attributes:
-        frame: ``(B, (H + 3) * K + 1)`` int64; decided up to ``filled``, behind it drafts.
+        frame: ``(B, (H + n) * K + 1)`` int64; decided up to ``filled``, behind it drafts.
         nll: The same shape, float32.
-        state: ``(B, H + 3, P)`` int64, or None.
-        action: ``(B, H + 3, A)`` int64.
-        reward: ``(B, H + 1)`` float32.
-        termination: The same.
+        state: ``(B, H + n, P)`` int64, or None.
+        action: ``(B, H + n, A)`` int64.
+        outcome: ``(B, H + 1, D)`` float32, hidden states at the actions, the last for nothing.
         filled: ``(B,)`` int64, first position whose final keys and values are not in the cache; its
             token is decided.
         drafted: ``(B,)`` int64, last position with a draft of its own.
         last: Position of the last token to be decided.
     """
 
-    def __init__(self, model: WorldModel, state: DecodeState, actions: Tensor) -> None:
+    def __init__(self, model: WorldModel, state: DecodeState, actions: Tensor, span: int) -> None:
         layout, (batch, num_steps) = model.layout, actions.shape[:2]
-        steps = num_steps + 3
+        self.span, self.span_steps = span, math.ceil(span / layout.positions_per_step)
+        steps = num_steps + 2 + self.span_steps
         frame = state.frame_tokens[:, None].expand(-1, steps, -1).flatten(1)
         self.frame = torch.cat([frame, frame[:, :1]], dim=1)
         self.nll = torch.zeros(self.frame.shape, device=actions.device)
         self.state: Tensor | None = None
         if state.state_tokens is not None:
             self.state = state.state_tokens[:, None].repeat(1, steps, 1)
-        around = actions.new_zeros(batch, 1, actions.shape[2])
-        self.action = torch.cat([around, actions, around, around], dim=1)
-        self.reward = torch.zeros(batch, num_steps + 1, device=actions.device)
-        self.termination = torch.zeros_like(self.reward)
+        self.action = F.pad(actions, (0, 0, 1, 1 + self.span_steps))
+        shape = (batch, num_steps + 1, state.pending.shape[-1])
+        self.outcome = torch.zeros(shape, device=actions.device)
         self.filled = torch.full((batch,), layout.action_slot - 1, device=actions.device)
         self.drafted = self.filled
         self.last = num_steps * layout.positions_per_step + layout.action_slot - 1
@@ -137,11 +142,11 @@ class _Stream:
         self, model: WorldModel, state: DecodeState, num_passes: int
     ) -> tuple[DecodeState, DecodedSteps]:
         """The state after the last step and what was decoded."""
-        layout, num_steps = model.layout, self.reward.shape[1] - 1
-        shape = (num_steps + 3, layout.num_frame_tokens)
-        frame = torch.unflatten(self.frame[:, :-1], 1, shape)[:, 2:-1]
-        nll = torch.unflatten(self.nll[:, :-1], 1, shape)[:, 2:-1]
-        states = None if self.state is None else self.state[:, 2:-1]
+        layout, num_steps = model.layout, self.outcome.shape[1] - 1
+        shape, decoded_steps = (-1, layout.num_frame_tokens), slice(2, 2 + num_steps)
+        frame = torch.unflatten(self.frame[:, :-1], 1, shape)[:, decoded_steps]
+        nll = torch.unflatten(self.nll[:, :-1], 1, shape)[:, decoded_steps]
+        states = None if self.state is None else self.state[:, decoded_steps]
         pending = model.frame_embedding(frame[:, -1, -1]) + model.slot_embedding[-2] + model.no_hint
         following = replace(
             state,
@@ -153,91 +158,102 @@ class _Stream:
         decoded = DecodedSteps(
             frame,
             states,
-            self.reward[:, :-1],
-            self.termination[:, :-1],
+            model.reward(self.outcome[:, :-1]),
+            model.termination_logit(self.outcome[:, :-1]).sigmoid(),
             nll.mean(-1),
             num_passes,
         )
         return following, decoded
 
 
-def _pass(
-    model: WorldModel, state: DecodeState, stream: _Stream, sampling: SamplingConfig, length: int
-) -> None:
-    """Feed ``length`` positions of every row, draw what they predict, accept what fits."""
-    layout = model.layout
+def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: SamplingConfig) -> None:
+    """Feed a span of every row, draw what its positions predict, accept what fits."""
+    layout, device = model.layout, stream.filled.device
     period, num_frame_tokens = layout.positions_per_step, layout.num_frame_tokens
-    offset = torch.arange(length, device=stream.filled.device)
-    position = stream.filled[:, None] + offset  # (B, Q)
-    step = stream.filled // period
-    following = position + 1
-    next_step, next_slot = following // period, following % period
-    index = (next_slot - layout.first_frame_slot).clamp(0, num_frame_tokens - 1)
+    position = stream.filled[:, None] + torch.arange(stream.span, device=device)  # (B, Q)
+    step = stream.filled // period  # (B,)
+    next_step, next_slot = (position + 1) // period, (position + 1) % period
     tokens = _with_drafts(model, stream, step)
 
-    embedded = model.embed(tokens)  # (B, 3 * L, D)
+    embedded = model.embed(tokens)  # (B, steps * L, D)
     place = (position - (step[:, None] - 1) * period)[..., None].expand(-1, -1, embedded.shape[-1])
     absolute = position + state.step * period
     hidden = forward_span(model, state.cache, embedded.gather(1, place), absolute)  # (B, Q, D)
 
-    within = next_step - step[:, None]  # 0 or 1
-    frames = tokens.frame.flatten(1)  # (B, 3 * K)
-    previous = frames.gather(1, within * num_frame_tokens + index)
-    draft = frames.gather(1, (within + 1) * num_frame_tokens + index)
+    is_frame = (next_slot >= layout.first_frame_slot) & (next_slot < layout.action_slot)
+    index = (next_slot - layout.first_frame_slot).clamp(0, num_frame_tokens - 1)
+    here = (next_step - step[:, None]) * num_frame_tokens + index  # one step before, in tokens
+    frames = tokens.frame.flatten(1)
+    previous, draft = frames.gather(1, here), frames.gather(1, here + num_frame_tokens)
     logits = model.frame_logits(hidden, previous)  # (B, Q, V)
     drawn = draw_frame_tokens(
         model, logits, previous, state, state.step + next_step, next_slot, sampling
     )
     nll = -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
-    is_frame = (next_slot >= layout.first_frame_slot) & (next_slot < layout.action_slot)
     nowhere = stream.frame.shape[1] - 1
     target = torch.where(is_frame, (next_step + 1) * num_frame_tokens + index, nowhere)
     stream.frame.scatter_(1, target, drawn)
     stream.nll.scatter_(1, target, nll)
 
+    is_action = next_slot == 0  # the first slot of a step is predicted at the action before it
+    nowhere = stream.outcome.shape[1] - 1
+    target = torch.where(is_action & (next_step <= nowhere), next_step - 1, nowhere)
+    stream.outcome.scatter_(1, target[..., None].expand_as(hidden), hidden)
+
     # Slots other than the frame's: actions are given, the state is drawn at the action.
     accepted = (drawn == draft) | ~is_frame
-    at_action = layout.action_slot - stream.filled % period  # (B,), < L
-    has_action = at_action < length
-    row = torch.arange(len(step), device=step.device)
-    hidden = hidden[row, at_action.clamp(max=length - 1)]  # (B, D)
-    nowhere = stream.reward.shape[1] - 1
-    outcome = torch.where(has_action, step, nowhere)[:, None]
-    stream.reward.scatter_(1, outcome, model.reward(hidden)[:, None])
-    stream.termination.scatter_(1, outcome, model.termination_logit(hidden).sigmoid()[:, None])
-    if model.state_head is not None and tokens.state is not None and stream.state is not None:
-        state_logits = model.state_head(hidden, tokens.state[:, 1], tokens.action[:, 1])
-        new_state = draw_state(
-            model, state_logits, state, (state.step + step + 1)[:, None], sampling
-        )
-        is_same = (new_state == tokens.state[:, 2]).all(1)
-        accepted = accepted & (is_same[:, None] | (next_slot != layout.state_slot))
-        where = torch.where(has_action, step + 2, stream.state.shape[1] - 1)
-        stream.state[row, where] = new_state
-
+    if stream.state is not None:
+        accepted &= ~is_action | _draw_state(model, state, stream, tokens, hidden, sampling)
     num_accepted = accepted[:, :-1].long().cumprod(1).sum(1)
-    stream.drafted = stream.filled + length
+    stream.drafted = stream.filled + stream.span
     stream.filled = (stream.filled + num_accepted + 1).clamp(max=stream.last)
 
 
+def _draw_state(
+    model: WorldModel,
+    state: DecodeState,
+    stream: _Stream,
+    tokens: Tokens,
+    hidden: Tensor,
+    sampling: SamplingConfig,
+) -> Tensor:
+    """Draw the next state in the rows whose span (of a step at most) reaches the action.
+
+    Returns:
+        ``(B, 1)`` bool, whether it is the draft.
+    """
+    assert model.state_head is not None and tokens.state is not None and stream.state is not None
+    row = torch.arange(len(hidden), device=hidden.device)
+    step = stream.filled // model.layout.positions_per_step
+    at_action = model.layout.action_slot - stream.filled % model.layout.positions_per_step
+    is_reached = at_action < stream.span
+    hidden = hidden[row, at_action.clamp(max=stream.span - 1)]  # (B, D)
+    logits = model.state_head(hidden, tokens.state[:, 1], tokens.action[:, 1])
+    drawn = draw_state(model, logits, state, (state.step + step + 1)[:, None], sampling)
+    stream.state[row, torch.where(is_reached, step + 2, stream.state.shape[1] - 1)] = drawn
+    return (drawn == tokens.state[:, 2]).all(1, keepdim=True)
+
+
 def _with_drafts(model: WorldModel, stream: _Stream, step: Tensor) -> Tokens:
-    """The tokens of the steps before, of and after ``step``, ``(B, 3, ·)``.
+    """The tokens of the step before ``step`` and of all that the span reaches, ``(B, ·, ·)``.
 
     What has no draft of its own gets the token of the step before.
     """
-    layout = model.layout
-    steps = step[:, None] + torch.arange(3, device=step.device)  # (B, 3), in the buffers
-    rows = torch.arange(len(step), device=step.device)[:, None]
-    frames = torch.unflatten(stream.frame[:, :-1], 1, (-1, layout.num_frame_tokens))
-    before, this, after = frames[rows, steps].unbind(1)  # (B, K)
-    slots = torch.arange(layout.first_frame_slot, layout.action_slot, device=step.device)
-    start = step[:, None] * layout.positions_per_step
-    drafted = stream.drafted[:, None]
-    this = torch.where(start + slots <= drafted, this, before)
-    start = start + layout.positions_per_step
-    after = torch.where(start + slots <= drafted, after, this)
-    states = None
-    if stream.state is not None:
-        states = stream.state[rows, steps]
-        states[:, 2] = torch.where(start <= drafted, states[:, 2], states[:, 1])
-    return Tokens(torch.stack([before, this, after], dim=1), states, stream.action[rows, steps])
+    layout, device = model.layout, step.device
+    steps = step[:, None] + torch.arange(2 + stream.span_steps, device=device)  # in the buffers
+    rows = torch.arange(len(step), device=device)[:, None]
+    shape = (-1, layout.num_frame_tokens)
+    frames = list(torch.unflatten(stream.frame[:, :-1], 1, shape)[rows, steps].unbind(1))
+    states = None if stream.state is None else list(stream.state[rows, steps].unbind(1))
+    slots = torch.arange(layout.first_frame_slot, layout.action_slot, device=device)
+    drafted = (stream.drafted - step * layout.positions_per_step)[:, None]
+    for number in range(1, len(frames)):
+        frames[number] = torch.where(slots <= drafted, frames[number], frames[number - 1])
+        if states is not None and number > 1:
+            states[number] = torch.where(drafted >= 0, states[number], states[number - 1])
+        drafted = drafted - layout.positions_per_step
+    return Tokens(
+        torch.stack(frames, dim=1),
+        None if states is None else torch.stack(states, dim=1),
+        stream.action[rows, steps],
+    )

@@ -1,9 +1,9 @@
 """A preallocated ring buffer of keys and values over the last ``window`` steps.
 
 Cell ``position % capacity`` holds the key and value of a position (``step * L + slot``), and the
-ring has room for one step more than the window. So while the positions of a step are written, the
-steps that the one before it attends to are still there; nothing is moved, nothing grows, and
-decoding past the window equals the full forward pass with a sliding mask exactly.
+ring has room for a few steps more than the window. So while the positions of new steps are written,
+the steps that older ones attend to are still there; nothing is moved, nothing grows, and decoding
+past the window equals the full forward pass with a sliding mask exactly.
 
 What a cell holds follows from the positions of the pass alone. Positions that were fed and then
 rejected (a wrong draft, a frame that was only scored) need no clean-up: until they are overwritten
@@ -27,9 +27,9 @@ class KVCache:
     Attributes:
         keys: ``(num_layers, B, kv_heads, capacity, head_dim)``, rotated.
         values: The same shape.
-        capacity: Cells of a ring: ``(window + 1) * L``, or fewer in a fork of few steps.
-        max_span: Most positions that one pass may feed once the ring is full: a step and one
-            position.
+        capacity: Cells of a ring: ``(window + ahead) * L``, or fewer in a fork of few steps.
+        max_span: Most positions that one pass may feed once the ring is full: ``ahead`` steps and
+            one position.
         past: What a fork was forked from, or None.
     """
 
@@ -42,17 +42,19 @@ class KVCache:
         head_dim: int,
         window: int,
         positions_per_step: int,
+        ahead: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         max_steps: int | None = None,
     ) -> None:
         self.window = window
         self.positions_per_step = positions_per_step
-        num_steps = window + 1
+        self.ahead = ahead
+        num_steps = window + ahead
         if max_steps is not None:
             num_steps = min(num_steps, max_steps)
         self.capacity = num_steps * positions_per_step
-        self.max_span = positions_per_step + 1
+        self.max_span = ahead * positions_per_step + 1
         shape = (num_layers, batch_size, num_kv_heads, self.capacity, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -87,9 +89,10 @@ class KVCache:
             head_dim=head_dim,
             window=self.window,
             positions_per_step=self.positions_per_step,
+            ahead=self.ahead,
             dtype=self.keys.dtype,
             device=self.keys.device,
-            max_steps=num_steps + 2,  # the step of the first position, and drafts behind the last
+            max_steps=num_steps + 1 + self.ahead,  # the first position's step; drafts at the end
         )
         forked.past, forked._first, forked._steps_left = self, first, num_steps
         return forked

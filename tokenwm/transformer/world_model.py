@@ -363,7 +363,7 @@ class WorldModel(nn.Module):
         model.transformer.to(dtype)
         return model.requires_grad_(False)
 
-    def new_cache(self, batch_size: int) -> KVCache:
+    def new_cache(self, batch_size: int, ahead: int = 1) -> KVCache:
         """A cache for ``batch_size`` rows on the model's device, of the transformer's type."""
         config = self.config.transformer
         return KVCache(
@@ -373,6 +373,7 @@ class WorldModel(nn.Module):
             head_dim=config.head_dim,
             window=config.window,
             positions_per_step=self.layout.positions_per_step,
+            ahead=ahead,
             dtype=self.transformer.dtype,
             device=self.slot_embedding.device,
         )

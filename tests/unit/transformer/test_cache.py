@@ -15,13 +15,17 @@ def make_cache(window: int, length: int, **changes: object) -> KVCache:
 
 
 @given(
-    window=st.integers(1, 4), length=st.integers(1, 4), num_steps=st.integers(1, 12), data=st.data()
+    window=st.integers(1, 4),
+    length=st.integers(1, 4),
+    num_steps=st.integers(1, 12),
+    ahead=st.integers(1, 3),
+    data=st.data(),
 )
 def test_a_pass_sees_the_window_and_nothing_else(
-    window: int, length: int, num_steps: int, data: st.DataObject
+    window: int, length: int, num_steps: int, ahead: int, data: st.DataObject
 ) -> None:
     """Every value is its own position, so what the mask lets through can be read off."""
-    cache = make_cache(window, length)
+    cache = make_cache(window, length, ahead=ahead)
     begin = 0
     while begin < num_steps * length:
         end = begin + data.draw(st.integers(1, cache.max_span))
