@@ -69,6 +69,29 @@ class DecodeState:
             ),
         )
 
+    def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
+        """Let some rows go on from another state, at the same step, of the same model.
+
+        Args:
+            rows: ``(n,)`` int64.
+            other: A state of ``n`` rows; must not be used again.
+        """
+
+        def put(mine: Tensor, its: Tensor) -> Tensor:
+            return mine.index_copy(0, rows, its)
+
+        self.cache.replace_rows(rows, other.cache)
+        state_tokens = None
+        if self.state_tokens is not None and other.state_tokens is not None:
+            state_tokens = put(self.state_tokens, other.state_tokens)
+        return replace(
+            self,
+            pending=put(self.pending, other.pending),
+            frame_tokens=put(self.frame_tokens, other.frame_tokens),
+            state_tokens=state_tokens,
+            noise_streams=put(self.noise_streams, other.noise_streams),
+        )
+
 
 class StepOutcome(NamedTuple):
     """What one action caused.
@@ -120,6 +143,7 @@ def prefill(
     *,
     seed: int = 0,
     noise_streams: Tensor | None = None,
+    first_step: Tensor | None = None,
 ) -> DecodeState:
     """Read a context of observed steps into a fresh cache.
 
@@ -128,6 +152,9 @@ def prefill(
         context: ``C >= 1`` steps; the action of the last one is not read.
         seed: Seed of all noise.
         noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
+
+        first_step: Scalar int64, number of the first step; 0 by default. Predictions do not depend
+            on it, noise does.
 
     Returns:
         The state at the last observed step.
@@ -139,7 +166,11 @@ def prefill(
     embedded = model.embed(context)  # (B, C * L, D)
     length = layout.positions_per_step
     pending = length * num_steps - 2
-    positions = torch.arange(pending, device=device)
+    first_step = (
+        torch.zeros((), dtype=torch.int64, device=device) if first_step is None else first_step
+    )
+    positions = first_step * length + torch.arange(pending, device=device)
+    cache.begin(positions[0] if pending else first_step * length)
     # The empty ring takes as much as it has room for; a full one, a step at a time.
     begin, end = 0, min(pending, cache.capacity)
     while begin < end:
@@ -149,7 +180,7 @@ def prefill(
         noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(
         cache=cache,
-        step=torch.tensor(num_steps - 1, device=device),
+        step=first_step + (num_steps - 1),
         pending=embedded[:, pending, None],
         frame_tokens=context.frame[:, -1],
         state_tokens=None if context.state is None else context.state[:, -1],

@@ -9,8 +9,9 @@ What a cell holds follows from the positions of the pass alone. Positions that w
 rejected (a wrong draft, a frame that was only scored) need no clean-up: until they are overwritten
 they count as a step that has left the window.
 
-A fork gives every row many continuations. What came before is stored and read once, and each
-continuation has a ring of its own, as large as its steps need.
+Rows may be replaced one by one: a row that begins later than the others sees nothing from before
+its beginning. A fork gives every row many continuations: what came before is stored and read once,
+and each continuation has a ring of its own, as large as its steps need.
 """
 
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.past: KVCache | None = None
-        self._first: Tensor | int = 0
+        self._first = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._steps_left: int | None = None
         self._cells = torch.arange(self.capacity, device=device)
         rings = torch.arange(batch_size * num_kv_heads, device=device) * self.capacity
@@ -94,8 +95,24 @@ class KVCache:
             device=self.keys.device,
             max_steps=num_steps + 1 + self.ahead,  # the first position's step; drafts at the end
         )
-        forked.past, forked._first, forked._steps_left = self, first, num_steps
+        forked.past, forked._steps_left = self, num_steps
+        forked.begin(first)
         return forked
+
+    def begin(self, position: Tensor) -> None:
+        """Say that every row begins at a position (scalar int64): before it there is nothing."""
+        self._first.copy_(position.expand_as(self._first))
+
+    def replace_rows(self, rows: Tensor, other: "KVCache") -> None:
+        """Put the rows of another cache of the same sizes in the place of some of this one's.
+
+        Args:
+            rows: ``(n,)`` int64.
+            other: A cache of ``n`` rows.
+        """
+        self.keys.index_copy_(1, rows, other.keys)
+        self.values.index_copy_(1, rows, other.values)
+        self._first.index_copy_(0, rows, other._first)
 
     def reserve(self, num_steps: int) -> None:
         """Say that so many more steps will be decoded.
@@ -119,15 +136,17 @@ class KVCache:
                 are the same for all rows.
 
         Returns:
-            ``(B or 1, 1, Q, cells)`` bool mask for :meth:`Transformer.forward`; the cells of the
+            ``(B, 1, Q, cells)`` bool mask for :meth:`Transformer.forward`; the cells of the
             past, if any, come before the ring's.
         """
         self._written = (self._rings + (positions % self.capacity)[:, None]).flatten()
         held = self._held(positions[:, -1:])
         mask = self._within_window(held, positions) & (held >= self._first)[:, None]
         if self.past is not None:
-            last = torch.as_tensor(self._first, device=positions.device).view(1, 1) - 1
-            mask = torch.cat([self.past._within_window(self.past._held(last), positions), mask], -1)
+            held = self.past._held(self._first - 1)  # (B, cells)
+            begun = self.past._first.repeat_interleave(len(held) // len(self.past._first), dim=0)
+            before = self.past._within_window(held, positions) & (held >= begun)[:, None]
+            mask = torch.cat([before, mask], dim=-1)
         return mask.unsqueeze(1)
 
     def layer(self, index: int) -> "LayerCache":
@@ -143,7 +162,7 @@ class KVCache:
         """``(B or 1, Q, capacity)``: whether each position may attend to each cell."""
         held, query, length = held[:, None], positions[:, :, None], self.positions_per_step
         oldest = (query // length - (self.window - 1)) * length
-        return (held <= query) & (held >= oldest) & (held >= 0)
+        return (held <= query) & (held >= oldest)
 
 
 class LayerCache(NamedTuple):

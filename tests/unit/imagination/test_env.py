@@ -1,0 +1,267 @@
+"""Imagined episodes as an environment."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.unit.uses.moving_square import make_episode, make_model
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.decode import prefill
+from tokenwm.imagination.rollout import Context, TokenWorldModel
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.transformer.world_model import Tokens
+
+gymnasium = pytest.importorskip("gymnasium")
+from gymnasium.vector import AutoresetMode  # noqa: E402
+
+from tokenwm.imagination.env import ImaginedEpisodes, WorldModelVectorEnv  # noqa: E402
+
+NUM_STARTS, CONTEXT, NUM_ENVS = 5, 3, 4
+KINDS = ["pixels", "tokens", "embeddings"]
+
+
+def starts_of(model: TokenWorldModel) -> Context:
+    episodes = [make_episode(CONTEXT, seed, model.cameras) for seed in range(NUM_STARTS)]
+    frames = [np.stack([e[f"frames.{c}"] for c in model.cameras], axis=1) for e in episodes]
+    states = None
+    if model.vocabulary.state is not None:
+        states = np.stack([e["state"] for e in episodes])
+    return model.context(np.stack(frames), np.stack([e["action"] for e in episodes]), states)
+
+
+@pytest.fixture(scope="module")
+def model() -> TokenWorldModel:
+    return make_model()
+
+
+def make_env(model: TokenWorldModel, **options: Any) -> WorldModelVectorEnv:
+    defaults: dict[str, Any] = {"termination_threshold": 1.1, "max_episode_steps": 100}
+    return WorldModelVectorEnv(model, starts_of(model), NUM_ENVS, **(defaults | options))
+
+
+def actions_for(env: WorldModelVectorEnv, seed: int) -> Any:
+    env.action_space.seed(seed)
+    return env.action_space.sample()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cameras", [("top",), ("top", "side")])
+@pytest.mark.parametrize("has_state", [True, False])
+def test_spaces_hold_what_is_observed(kind: str, cameras: tuple[str, ...], has_state: bool) -> None:
+    env = make_env(make_model(cameras=cameras, has_state=has_state), observation=kind)
+    observation, info = env.reset(seed=1)
+    assert env.observation_space.contains(observation)
+    assert observation.std() > 0
+    for number in range(3):
+        observation, reward, terminated, truncated, info = env.step(actions_for(env, number))
+        assert env.observation_space.contains(observation)
+        assert reward.shape == terminated.shape == truncated.shape == (NUM_ENVS,)
+        assert (reward.dtype, terminated.dtype, truncated.dtype) == (np.float64, bool, bool)
+        assert (info["frame_nll"] > 0).all()
+        assert ("state" in info) == has_state
+    assert env.render()[0].shape == (32, 32 * len(cameras), 3)
+    env.close()
+
+
+def test_a_seed_and_actions_decide_everything(model: TokenWorldModel) -> None:
+    def play(seed: int) -> list[bytes]:
+        env = make_env(model, observation="tokens", max_episode_steps=2)
+        seen = [env.reset(seed=seed)[0].tobytes()]
+        for number in range(6):
+            observation, reward, *_ = env.step(actions_for(env, number))
+            seen += [observation.tobytes(), reward.tobytes()]
+        return seen
+
+    assert play(3) == play(3)
+    assert play(3) != play(4)
+
+
+def test_episodes_end_and_start_anew_in_the_next_step(model: TokenWorldModel) -> None:
+    env = make_env(model, observation="tokens", max_episode_steps=3)
+    env.reset(seed=0)
+    starts = {tokens.tobytes() for tokens in starts_of(model).tokens.frame[:, -1].numpy()}
+    for number in range(1, 9):
+        observation, reward, _, truncated, _ = env.step(actions_for(env, number))
+        assert truncated.all() == (number % 4 == 3)  # three steps, then one to start anew
+        if number % 4 == 0:
+            assert all(row.tobytes() in starts for row in observation)
+            assert (reward == 0).all()
+
+
+def test_episodes_start_anew_in_the_same_step(model: TokenWorldModel) -> None:
+    env = make_env(
+        model, observation="tokens", max_episode_steps=3, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    env.reset(seed=0)
+    starts = {tokens.tobytes() for tokens in starts_of(model).tokens.frame[:, -1].numpy()}
+    for number in range(1, 7):
+        observation, _, _, truncated, info = env.step(actions_for(env, number))
+        assert truncated.all() == (number % 3 == 0)
+        if truncated.all():
+            assert all(row.tobytes() in starts for row in observation)
+            assert info["_final_obs"].all()
+            assert env.single_observation_space.contains(info["final_obs"][0])
+            assert info["final_info"]["frame_nll"].shape == (NUM_ENVS,)
+        else:
+            assert "final_obs" not in info
+
+
+def test_without_autoreset_the_caller_says_which_start_anew(model: TokenWorldModel) -> None:
+    env = make_env(
+        model, observation="tokens", max_episode_steps=1, autoreset_mode=AutoresetMode.DISABLED
+    )
+    env.reset(seed=0)
+    before = env.step(actions_for(env, 0))[0]
+    with pytest.raises(TokenwmError, match=r"episodes \[0, 1, 2, 3\] have ended"):
+        env.step(actions_for(env, 1))
+    mask = np.array([True, False, True, False])
+    after, _ = env.reset(options={"reset_mask": mask})
+    assert (after[~mask] == before[~mask]).all()
+    assert (after[mask] != before[mask]).any()
+    with pytest.raises(TokenwmError, match=r"episodes \[1, 3\] have ended"):
+        env.step(actions_for(env, 2))
+    for wrong in (mask[:2], mask.astype(int), np.zeros(4, dtype=bool)):
+        with pytest.raises(TokenwmError, match="reset_mask"):
+            env.reset(options={"reset_mask": wrong})
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("has_state", [True, False])
+@pytest.mark.parametrize("speculative", [True, False])
+def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
+    has_state: bool, speculative: bool
+) -> None:
+    """Past the window too: nothing of the episode before is seen."""
+    model = make_model(has_state=has_state, window=3)
+    model.speculative = speculative
+    starts = starts_of(model)
+    action = torch.randint(7, (12, NUM_ENVS, 2))
+    undisturbed, restarted = (
+        ImaginedEpisodes(model, starts, NUM_ENVS, termination_threshold=1.1) for _ in range(2)
+    )
+    alone = None
+    for number in range(12):
+        if number == 5:
+            restarted.restart(torch.tensor([2]))
+            row = (starts.tokens.frame[:, -1] == restarted.frame_tokens[2]).all(1).nonzero()[0]
+            tokens = Tokens(*(None if t is None else t[row] for t in starts.tokens))  # type: ignore[arg-type]
+            first = restarted._state.step - (CONTEXT - 1)
+            streams = torch.tensor([NUM_ENVS])
+            alone = prefill(model.world_model, tokens, noise_streams=streams, first_step=first)
+        undisturbed.step(action[number])
+        restarted.step(action[number])
+        others = torch.tensor([0, 1, 3])
+        assert torch.equal(restarted.frame_tokens[others], undisturbed.frame_tokens[others])
+        if alone is not None:
+            alone, _ = model.step(alone, action[number, 2:3], SamplingConfig())
+            assert torch.equal(alone.frame_tokens[0], restarted.frame_tokens[2])
+            assert not torch.equal(restarted.frame_tokens[2], undisturbed.frame_tokens[2])
+
+
+def test_terminations_have_the_models_probability(model: TokenWorldModel) -> None:
+    torch.nn.init.constant_(model.world_model.termination_head.bias, 0.0)
+    torch.nn.init.zeros_(model.world_model.termination_head.weight)
+    episodes = ImaginedEpisodes(model, starts_of(model), 400)
+    ended = episodes.step(torch.zeros(400, 2, dtype=torch.int64)).terminated
+    assert 150 < int(ended.sum()) < 250
+    never = ImaginedEpisodes(model, starts_of(model), 400, termination_threshold=0.6)
+    assert not never.step(torch.zeros(400, 2, dtype=torch.int64)).terminated.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"observation": "smell"}, "observation='smell'; choose pixels, tokens or embeddings"),
+        ({"max_episode_steps": 0}, "max_steps=0"),
+        ({"autoreset_mode": "sometimes"}, "sometimes"),
+    ],
+)
+def test_wrong_options_are_refused(
+    model: TokenWorldModel, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_env(model, **options)
+
+
+def test_gymnasiums_wrappers_work_on_it(model: TokenWorldModel) -> None:
+    from gymnasium.wrappers.vector import ClipReward, RecordEpisodeStatistics
+
+    env = ClipReward(RecordEpisodeStatistics(make_env(model, max_episode_steps=2)), -0.1, 0.1)
+    env.reset(seed=0)
+    for _ in range(2):
+        _, reward, *_, info = env.step(np.ones((NUM_ENVS, 2), dtype=np.float32))
+        assert np.abs(reward).max() <= 0.1
+    assert (info["episode"]["l"] == 2).all()
+
+
+class Agent(nn.Module):
+    """The agent of CleanRL's ``ppo_continuous_action.py`` (Huang et al. 2022)."""
+
+    def __init__(self, num_inputs: int, num_actions: int) -> None:
+        super().__init__()
+
+        def network(num_outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(num_inputs, 64), nn.Tanh(), nn.Linear(64, num_outputs))
+
+        self.critic, self.actor_mean = network(1), network(num_actions)
+        nn.init.zeros_(self.actor_mean[-1].weight)
+        self.actor_logstd = nn.Parameter(torch.zeros(1, num_actions))
+
+    def act(
+        self, x: torch.Tensor, action: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean = self.actor_mean(x)
+        normal = torch.distributions.Normal(mean, self.actor_logstd.exp().expand_as(mean))
+        action = normal.sample() if action is None else action
+        return action, normal.log_prob(action).sum(1), self.critic(x)[:, 0]
+
+
+def test_ppo_learns_in_it_without_an_adapter() -> None:
+    """CleanRL's loop on Gymnasium's interface alone; what it is paid rises."""
+    torch.manual_seed(0)
+    env = WorldModelVectorEnv(
+        make_model(),
+        starts_of(make_model()),
+        32,
+        observation="embeddings",
+        max_episode_steps=6,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        termination_threshold=1.1,
+    )
+    agent = Agent(env.single_observation_space.shape[0], env.single_action_space.shape[0])
+    optimizer = torch.optim.Adam(agent.parameters(), lr=3e-3)
+    observation, _ = env.reset(seed=0)
+    earned = []
+    for _ in range(12):
+        steps = []
+        for _ in range(6):
+            x = torch.from_numpy(observation)
+            with torch.no_grad():
+                action, log_probability, value = agent.act(x)
+            observation, reward, terminated, truncated, _ = env.step(action.numpy())
+            ended = torch.from_numpy(terminated | truncated)
+            steps.append(
+                (x, action, log_probability, value, torch.from_numpy(reward).float(), ended)
+            )
+        xs, actions, old, values, rewards, ends = (torch.stack(p) for p in zip(*steps, strict=True))
+        earned.append(float(rewards.mean()))
+        advantages, last = torch.zeros_like(rewards), torch.zeros(32)
+        following = torch.zeros(32)  # every collection ends with the episodes
+        for t in reversed(range(6)):
+            alive = 1.0 - ends[t].float()
+            last = rewards[t] + 0.99 * following * alive - values[t] + 0.99 * 0.95 * alive * last
+            advantages[t], following = last, values[t]
+        returns = (advantages + values).flatten()
+        scaled = (advantages.flatten() - advantages.mean()) / (advantages.std() + 1e-8)
+        for _ in range(4):
+            _, new, value = agent.act(xs.flatten(0, 1), actions.flatten(0, 1))
+            ratio = (new - old.flatten()).exp()
+            clipped = torch.min(ratio * scaled, ratio.clamp(0.8, 1.2) * scaled).mean()
+            loss = 0.5 * (value - returns).square().mean() - clipped
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert np.mean(earned[-3:]) > np.mean(earned[:3]) + 0.2, earned
