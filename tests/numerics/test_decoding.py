@@ -13,15 +13,9 @@ from tests.small_models import (
     small_world_model,
     steps_of,
 )
-from tokenwm.imagination.decode import (
-    DecodeState,
-    StepOutcome,
-    decode_one_token,
-    decode_step,
-    prefill,
-    score_frame,
-)
+from tokenwm.imagination.decode import decode_one_token, decode_step, prefill, score_frame
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.sequence.layout import attention_mask
 from tokenwm.transformer.world_model import Tokens, WorldModel
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.small_models import random_tokens, small_world_model
-from tokenwm.imagination.decode import DecodedSteps, DecodeState, decode_steps, prefill
+from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
+from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.transformer.world_model import WorldModel
 
 NUM_ROWS = 4000

@@ -8,125 +8,16 @@ last observation position of the current step (its last frame token); it goes th
 together with the action, so a step costs one pass per predicted slot and none more.
 """
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
+from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeState:
-    """Where a batch of imagined futures stands, at an observation that waits for its action.
-
-    Attributes:
-        cache: Keys and values; shared with the states derived from this one (a state is used once).
-        step: Scalar int64, number of the current step since the start of the context.
-        pending: ``(B, 1, D)``, the embedded last observation position of the step.
-        frame_tokens: ``(B, K)`` int64, of the current step.
-        state_tokens: ``(B, P)`` int64, of the current step, or None.
-        noise_streams: ``(B,)`` int64, number of each row's stream of noise.
-        seed: Scalar int64.
-    """
-
-    cache: KVCache
-    step: Tensor
-    pending: Tensor
-    frame_tokens: Tensor
-    state_tokens: Tensor | None
-    noise_streams: Tensor
-    seed: Tensor
-
-    def fork(self, num_copies: int, num_steps: int) -> "DecodeState":
-        """``num_copies`` independent continuations of every row, neighbours of one another.
-
-        What was decoded so far is stored and read once for all of them. The rows' noise streams are
-        numbered anew: 0, 1, 2, ….
-
-        Args:
-            num_copies: Continuations per row.
-            num_steps: Most steps that will be decoded from here.
-        """
-
-        def spread(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(num_copies, dim=0)
-
-        length = self.cache.positions_per_step
-        pending = (self.step + 1) * length - 2
-        return replace(
-            self,
-            cache=self.cache.fork(num_copies, pending, num_steps),
-            pending=spread(self.pending),
-            frame_tokens=spread(self.frame_tokens),
-            state_tokens=None if self.state_tokens is None else spread(self.state_tokens),
-            noise_streams=torch.arange(
-                len(self.pending) * num_copies, device=self.noise_streams.device
-            ),
-        )
-
-    def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
-        """Let some rows go on from another state, at the same step, of the same model.
-
-        Args:
-            rows: ``(n,)`` int64.
-            other: A state of ``n`` rows; must not be used again.
-        """
-
-        def put(mine: Tensor, its: Tensor) -> Tensor:
-            return mine.index_copy(0, rows, its)
-
-        self.cache.replace_rows(rows, other.cache)
-        state_tokens = None
-        if self.state_tokens is not None and other.state_tokens is not None:
-            state_tokens = put(self.state_tokens, other.state_tokens)
-        return replace(
-            self,
-            pending=put(self.pending, other.pending),
-            frame_tokens=put(self.frame_tokens, other.frame_tokens),
-            state_tokens=state_tokens,
-            noise_streams=put(self.noise_streams, other.noise_streams),
-        )
-
-
-class StepOutcome(NamedTuple):
-    """What one action caused.
-
-    Attributes:
-        reward: ``(B,)`` float32, expected reward; zeros if the data had none.
-        termination_probability: ``(B,)`` float32 in [0, 1].
-        frame_nll: ``(B,)`` float32, mean negative log-likelihood of the drawn frame tokens under
-            the model at temperature 1, nats per token: how surprised the model is by what it
-            imagined.
-    """
-
-    reward: Tensor
-    termination_probability: Tensor
-    frame_nll: Tensor
-
-
-class DecodedSteps(NamedTuple):
-    """What ``H`` actions lead to.
-
-    Attributes:
-        frame_tokens: ``(B, H, K)`` int64.
-        state_tokens: ``(B, H, P)`` int64, or None.
-        reward: ``(B, H)`` float32; zeros if the data had none.
-        termination_probability: ``(B, H)`` float32 in [0, 1].
-        frame_nll: ``(B, H)`` float32, nats per token, see :class:`StepOutcome`.
-        num_passes: Passes through the transformer.
-    """
-
-    frame_tokens: Tensor
-    state_tokens: Tensor | None
-    reward: Tensor
-    termination_probability: Tensor
-    frame_nll: Tensor
-    num_passes: int
 
 
 def max_span_steps(model: WorldModel) -> int:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.context import Context, check_context
 from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.rollout import Context, TokenWorldModel, check_context
+from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer

@@ -4,7 +4,8 @@ Actions and states are binned on the host first; from ``start`` on everything st
 """
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,11 @@ from torch import Tensor
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.anchor import anchored
-from tokenwm.imagination.decode import (
-    DecodedSteps,
-    DecodeState,
-    StepOutcome,
-    decode_steps,
-    prefill,
-)
+from tokenwm.imagination.context import Context, check_context, rows_of, spread
+from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively, is_faster
+from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
@@ -33,32 +30,6 @@ from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """Observed steps that imagination starts from.
-
-    Attributes:
-        tokens: ``C`` steps of tokens, ``(B, C, ·)``.
-        anchor: ``(B, cameras, H, W, 3)`` uint8, the last observed frame, or None if only its tokens
-            are known.
-    """
-
-    tokens: Tokens
-    anchor: Tensor | None = None
-
-    def repeat(self, num_candidates: int) -> "Context":
-        """Every row ``num_candidates`` times: as many action sequences from the same start."""
-
-        def spread(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.repeat_interleave(num_candidates, dim=0)
-
-        frame, action = spread(self.tokens.frame), spread(self.tokens.action)
-        assert frame is not None and action is not None
-        return Context(
-            tokens=Tokens(frame, spread(self.tokens.state), action), anchor=spread(self.anchor)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +73,7 @@ class TokenWorldModel:
         provenance: Where model and data came from.
         speculative: Whether many tokens are drawn in a pass or one. The tokens are the same; None
             takes what :func:`tokenwm.imagination.speculative.is_faster` says.
+        max_rows: Most rows that are imagined at once; found by trying when memory runs out.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -112,6 +84,7 @@ class TokenWorldModel:
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
         self.speculative: bool | None = None
+        self.max_rows = sys.maxsize
         self._warned: set[str] = set()
 
     @property
@@ -229,16 +202,56 @@ class TokenWorldModel:
                 f"actions has {sizes['B']} rows for a context of {num_rows}; give as many, or a "
                 "multiple: that many candidates for each row"
             )
-        num_copies = sizes["B"] // num_rows
-        state = self.start(context, seed=seed)
-        if num_copies > 1:
-            state = state.fork(num_copies, sizes["H"])
-            context = context.repeat(num_copies)
-        if noise_streams is not None:
-            check_shape("noise_streams", noise_streams, (sizes["B"],))
-            state = replace(state, noise_streams=noise_streams.to(self.device))
-        _, decoded = self._decode(state, tokens, sampling)
-        return Rollout(**decoded._asdict(), context=context)
+        if noise_streams is None:
+            noise_streams = torch.arange(sizes["B"])
+        check_shape("noise_streams", noise_streams, (sizes["B"],))
+        check_context(self.world_model, context.tokens)
+        decoded = self._imagine(
+            context.tokens, tokens, noise_streams.to(self.device), seed=seed, sampling=sampling
+        )
+        return Rollout(**decoded._asdict(), context=context.repeat(sizes["B"] // num_rows))
+
+    def _imagine(
+        self,
+        context: Tokens,
+        actions: Tensor,
+        streams: Tensor,
+        *,
+        seed: int,
+        sampling: SamplingConfig | None,
+    ) -> DecodedSteps:
+        """Imagine all rows at once, or in two parts if they do not fit into memory.
+
+        Noise belongs to streams and not to rows, so the result is the same.
+        """
+        batch, num_rows = len(actions), len(context.frame)
+        if batch <= self.max_rows:
+            try:
+                state = prefill(self.world_model, context, seed=seed)
+                if batch > num_rows:
+                    state = state.fork(batch // num_rows, actions.shape[1])
+                state = replace(state, noise_streams=streams)
+                return self._decode(state, actions, sampling)[1]
+            except RuntimeError as error:
+                if batch == 1 or not _is_out_of_memory(error):
+                    raise
+            # Outside the except clause, or its traceback would hold on to the memory.
+            self.max_rows = batch // 2
+            logger.warning(
+                "%d imagined rows do not fit into memory; imagining at most %d at once",
+                batch,
+                self.max_rows,
+            )
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        parts = []
+        every = spread(context, batch // num_rows) if num_rows > 1 else context
+        for part in (slice(0, batch // 2), slice(batch // 2, batch)):
+            seen = context if num_rows == 1 else rows_of(every, part)
+            parts.append(
+                self._imagine(seen, actions[part], streams[part], seed=seed, sampling=sampling)
+            )
+        return DecodedSteps.cat(parts)
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
@@ -273,11 +286,14 @@ class TokenWorldModel:
         return self.vocabulary.state.decode(tokens.cpu().numpy())
 
     @torch.inference_mode()
-    def decode_frames(self, rollout: Rollout, *, use_anchor: bool = True) -> Tensor:
+    def decode_frames(
+        self, rollout: Rollout, *, steps: Sequence[int] | None = None, use_anchor: bool = True
+    ) -> Tensor:
         """Pixels of a rollout, only when somebody looks.
 
         Args:
             rollout: From :meth:`imagine`.
+            steps: Which of its steps, in [0, H) or from the end; None for all.
             use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
                 decoded picture has not changed since (see :mod:`tokenwm.imagination.anchor`).
 
@@ -286,7 +302,8 @@ class TokenWorldModel:
         """
         context = rollout.context
         anchor = context.anchor if use_anchor else None
-        return self.decode_tokens(rollout.frame_tokens, context.tokens.frame[:, -1], anchor)
+        tokens = rollout.frame_tokens if steps is None else rollout.frame_tokens[:, list(steps)]
+        return self.decode_tokens(tokens, context.tokens.frame[:, -1], anchor)
 
     @torch.inference_mode()
     def decode_tokens(
@@ -302,12 +319,19 @@ class TokenWorldModel:
         Returns:
             ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
         """
-        steps = [self.tokenizer.decode_to_unit(tokens[:, h]) for h in range(tokens.shape[1])]
-        decoded = torch.stack(steps, dim=1)
-        if anchor is not None and anchor_tokens is not None:
-            anchor_decoded = self.tokenizer.decode_to_unit(anchor_tokens)
-            decoded = anchored(decoded, anchor_decoded[:, None], anchor[:, None].float() / 255.0)
-        return to_uint8(decoded)
+        batch, horizon = tokens.shape[:2]
+        flat = tokens.flatten(0, 1)
+        pixels = flat.new_empty((len(flat), *self.tokenizer.frame_shape), dtype=torch.uint8)
+        for first in range(0, len(flat), self.tokenizer.frames_at_once):
+            last = min(first + self.tokenizer.frames_at_once, len(flat))
+            part = torch.arange(first, last, device=flat.device)
+            decoded = self.tokenizer.decode_to_unit(flat[part])
+            if anchor is not None and anchor_tokens is not None:
+                row = part // horizon
+                anchor_decoded = self.tokenizer.decode_to_unit(anchor_tokens[row])
+                decoded = anchored(decoded, anchor_decoded, anchor[row].float() / 255.0)
+            pixels[part] = to_uint8(decoded)
+        return torch.unflatten(pixels, 0, (batch, horizon))
 
     def _encode(
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
@@ -355,25 +379,8 @@ def load(
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
 
 
-def check_context(model: WorldModel, context: Tokens) -> None:
-    """Check a context before it is read.
-
-    Raises:
-        TokenwmError: The context is empty, or a token is outside its vocabulary.
-    """
-    vocabulary = model.vocabulary
-    if context.frame.shape[1] < 1:
-        raise TokenwmError("the context has no step; at least one observed frame is needed")
-    named = [("frame", context.frame, vocabulary.codebook_size)]
-    named.append(("action", context.action, vocabulary.action.num_values))
-    if vocabulary.state is not None and context.state is not None:
-        named.append(("state", context.state, vocabulary.state.num_values))
-    for name, tokens, limit in named:
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= limit):
-            raise TokenwmError(
-                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; "
-                f"allowed is [0, {limit})"
-            )
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:

@@ -22,15 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import (
-    DecodedSteps,
-    DecodeState,
-    draw_frame_tokens,
-    draw_state,
-    forward_span,
-    max_span_steps,
-)
+from tokenwm.imagination.decode import draw_frame_tokens, draw_state, forward_span, max_span_steps
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 

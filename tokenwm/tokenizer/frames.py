@@ -21,6 +21,10 @@ PIXEL_SCALE = 0.25
 
 About unit variance where something moves.
 """
+DECODER_MEMORY = 256 * 2**20
+"""Bytes that decoding many frames may take at a time."""
+LIVE_FEATURES = 6
+"""Feature maps of the finest stage that a pass of the decoder holds at the same time."""
 DEAD_CODEBOOK_SHARE = 0.05
 """Below this share of codes in use a tokenizer has collapsed, whatever its loss says."""
 
@@ -166,6 +170,18 @@ class FrameTokenizer(nn.Module):
     def tokens_per_frame(self) -> int:
         """``K``, tokens of all cameras of a step."""
         return self.num_cameras * self.tokens_per_camera
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """``(cameras, H, W, 3)``."""
+        return (self.num_cameras, *self.image_size, 3)
+
+    @property
+    def frames_at_once(self) -> int:
+        """How many steps' frames can be decoded together in about ``DECODER_MEMORY``."""
+        per_pixel = max(3.0, self.config.channels[0] / self.config.patch_size**2)  # finest features
+        num_bytes = LIVE_FEATURES * 4 * per_pixel * math.prod(self.frame_shape[:3])
+        return max(1, int(DECODER_MEMORY / num_bytes))
 
     def normalize(self, frames: Tensor) -> Tensor:
         """``(..., cameras, H, W, 3)`` uint8 → ``(B * cameras, 3, H, W)``, centred and scaled."""

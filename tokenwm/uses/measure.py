@@ -15,9 +15,10 @@ from torch import Tensor
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.anchor import anchored
-from tokenwm.imagination.decode import DecodeState, score_frame
+from tokenwm.imagination.decode import score_frame
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.state import DecodeState
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.tokenizer.frames import to_uint8
 from tokenwm.uses.metrics import FloatArray, squared_error, ssim

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.data.shards import ShardReader
-from tokenwm.imagination.rollout import Context, TokenWorldModel
+from tokenwm.imagination.context import Context
+from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.uses.starts import Start
 
 

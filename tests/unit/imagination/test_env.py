@@ -9,8 +9,9 @@ from torch import nn
 
 from tests.unit.uses.moving_square import make_episode, make_model
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.rollout import Context, TokenWorldModel
+from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.world_model import Tokens
 

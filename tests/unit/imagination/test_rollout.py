@@ -9,9 +9,10 @@ import torch
 import tokenwm
 from tests.unit.uses.moving_square import make_episode, make_model, save_model
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import DecodeState
-from tokenwm.imagination.rollout import Context, Rollout, TokenWorldModel
+from tokenwm.imagination.context import Context
+from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.state import DecodeState
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.world_model import Tokens
 
@@ -231,3 +232,75 @@ def test_mistakes_are_named(model: TokenWorldModel, recorded: Mapping[str, Any])
     with pytest.raises(TokenwmError, match="no step"):
         none = (part[:, :0] for part in context.tokens if part is not None)
         model.start(Context(tokens=Tokens(*none)))
+
+
+@pytest.mark.parametrize("num_candidates", [1, 5])
+def test_candidates_of_a_start_are_imagined_as_if_each_had_its_own(
+    model: TokenWorldModel, recorded: Mapping[str, Any], num_candidates: int
+) -> None:
+    rows = [0, 1]
+    context = start_of(model, recorded, rows)
+    generator = np.random.default_rng(0)
+    candidates = generator.uniform(-3, 3, (len(rows) * num_candidates, HORIZON, 2))
+    together = model.imagine(context, candidates, seed=2)
+    expected = model.imagine(context.repeat(num_candidates), candidates, seed=2)
+    assert torch.equal(together.frame_tokens, expected.frame_tokens)
+    assert torch.equal(model.decode_frames(together), model.decode_frames(expected))
+    with pytest.raises(TokenwmError, match="give as many, or a multiple"):
+        model.imagine(context, candidates[:1])
+
+
+def test_some_steps_are_decoded_as_they_are_among_all(
+    model: TokenWorldModel, recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = model.imagine(start_of(model, recorded), future(recorded))
+    every = model.decode_frames(rollout)
+    assert torch.equal(model.decode_frames(rollout, steps=[0, -1]), every[:, [0, -1]])
+    monkeypatch.setattr("tokenwm.tokenizer.frames.DECODER_MEMORY", 1)
+    assert model.tokenizer.frames_at_once == 1
+    one_by_one = model.decode_frames(rollout)
+    assert (one_by_one.int() - every.int()).abs().max() <= 1  # rounding of another batch size
+
+
+@pytest.mark.parametrize(("num_starts", "num_candidates"), [(1, 7), (7, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_what_does_not_fit_into_memory_is_imagined_in_parts(
+    recorded: Mapping[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: RuntimeError,
+    num_starts: int,
+    num_candidates: int,
+) -> None:
+    model = make_model()
+    context = start_of(model, recorded, list(range(num_starts)))
+    size = (num_starts * num_candidates, HORIZON, 2)
+    actions = np.random.default_rng(0).uniform(-3, 3, size)
+    expected = model.imagine(context, actions, seed=4)
+    decode = model._decode
+
+    def with_little_memory(state: DecodeState, actions: torch.Tensor, *rest: Any) -> Any:
+        if len(actions) > 2:
+            raise error
+        return decode(state, actions, *rest)
+
+    monkeypatch.setattr(model, "_decode", with_little_memory)
+    rollout = model.imagine(context, actions, seed=4)
+    assert torch.equal(rollout.frame_tokens, expected.frame_tokens)
+    torch.testing.assert_close(rollout.reward, expected.reward, atol=1e-4, rtol=1e-4)
+    assert "do not fit into memory; imagining at most" in caplog.text
+    assert model.max_rows <= 3
+    caplog.clear()
+    model.imagine(context, actions, seed=4)  # it remembers
+    assert not caplog.text
+
+    monkeypatch.setattr(model, "_decode", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError):
+        model.imagine(context, actions)

@@ -1,0 +1,66 @@
+"""Observed steps, as tokens: where imagination starts."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenwm.errors import TokenwmError
+from tokenwm.transformer.world_model import Tokens, WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Observed steps that imagination starts from.
+
+    Attributes:
+        tokens: ``C`` steps of tokens, ``(B, C, ·)``.
+        anchor: ``(B, cameras, H, W, 3)`` uint8, the last observed frame, or None if only its tokens
+            are known.
+    """
+
+    tokens: Tokens
+    anchor: Tensor | None = None
+
+    def repeat(self, num_candidates: int) -> "Context":
+        """Every row ``num_candidates`` times: as many action sequences from the same start."""
+        anchor = self.anchor
+        if anchor is not None:
+            anchor = anchor.repeat_interleave(num_candidates, dim=0)
+        return Context(tokens=spread(self.tokens, num_candidates), anchor=anchor)
+
+
+def check_context(model: WorldModel, context: Tokens) -> None:
+    """Check a context before it is read.
+
+    Raises:
+        TokenwmError: The context is empty, or a token is outside its vocabulary.
+    """
+    vocabulary = model.vocabulary
+    if context.frame.shape[1] < 1:
+        raise TokenwmError("the context has no step; at least one observed frame is needed")
+    named = [("frame", context.frame, vocabulary.codebook_size)]
+    named.append(("action", context.action, vocabulary.action.num_values))
+    if vocabulary.state is not None and context.state is not None:
+        named.append(("state", context.state, vocabulary.state.num_values))
+    for name, tokens, limit in named:
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= limit):
+            raise TokenwmError(
+                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; "
+                f"allowed is [0, {limit})"
+            )
+
+
+def spread(tokens: Tokens, num_copies: int) -> Tokens:
+    """Every row ``num_copies`` times, next to one another."""
+    frame, state, action = tokens
+    return Tokens(
+        frame.repeat_interleave(num_copies, dim=0),
+        None if state is None else state.repeat_interleave(num_copies, dim=0),
+        action.repeat_interleave(num_copies, dim=0),
+    )
+
+
+def rows_of(tokens: Tokens, rows: slice) -> Tokens:
+    """Some of the rows."""
+    frame, state, action = tokens
+    return Tokens(frame[rows], None if state is None else state[rows], action[rows])
