@@ -1,5 +1,6 @@
 """Speculation changes how fast tokens come and nothing else."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import decode_steps, max_span_steps, prefill
+from tokenwm.imagination.decode import decode_step, decode_steps, max_span_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
@@ -148,3 +149,39 @@ def test_a_short_fork_is_small_and_a_fork_of_a_fork_refused() -> None:
     assert len(state.cache.past.keys[0]) == 1
     with pytest.raises(TokenwmError, match="a fork cannot be forked again"):
         state.fork(2, 2)
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_ten_thousand_steps_take_no_more_memory_than_a_thousand() -> None:
+    model = small_world_model("discrete", num_layers=1, window=WINDOW)
+    nn.init.constant_(model.copy_head.bias, 6.0)
+    actions = random_tokens(model, 1, 100).action
+    state = prefill(model, random_tokens(model, 1, 2))
+    used = []
+    for _ in range(100):
+        state, _ = decode_steps_speculatively(model, state, actions, SamplingConfig())
+        used.append(resident_bytes())
+    assert int(state.step) == 10_001
+    assert used[-1] - used[9] < 4 * 2**20
+    # And what is imagined there is what the full pass says.
+    recent = 3 * WINDOW
+    frames, states, taken = [state.frame_tokens], [state.state_tokens], []
+    for action in actions[:, :recent].unbind(1):
+        state, _ = decode_step(model, state, action, SamplingConfig(temperature=0.0))
+        frames.append(state.frame_tokens)
+        states.append(state.state_tokens)
+        taken.append(action)
+    tokens = Tokens(
+        torch.stack(frames, 1),
+        torch.stack(states, 1),  # type: ignore[arg-type]
+        torch.stack([*taken, taken[-1]], 1),
+    )
+    logits = model(tokens).frame_logits[:, -WINDOW:]  # one layer forgets all but the window
+    assert torch.equal(logits.argmax(-1), tokens.frame[:, -WINDOW:])
