@@ -40,6 +40,7 @@ from tokenwm.transformer.embeddings import (
 )
 from tokenwm.transformer.model import (
     Attention,
+    Dropout,
     Layer,
     RMSNorm,
     SwiGLU,
@@ -86,6 +87,7 @@ CASES = {
         )
         for kind in ("fsq", "vq")
     },
+    "Dropout": Case(lambda: Dropout(0.1), floats(2, 6, 16), (2, 6, 16)),
     "RMSNorm": Case(lambda: RMSNorm(16), floats(2, 6, 16), (2, 6, 16)),
     "Attention": Case(
         lambda: Attention(SIZES), lambda: (torch.randn(2, 6, 16), TABLE, None), (2, 6, 16)
