@@ -40,7 +40,6 @@ from tokenwm.transformer.embeddings import (
 )
 from tokenwm.transformer.model import (
     Attention,
-    Dropout,
     Layer,
     RMSNorm,
     SwiGLU,
@@ -87,7 +86,6 @@ CASES = {
         )
         for kind in ("fsq", "vq")
     },
-    "Dropout": Case(lambda: Dropout(0.1), floats(2, 6, 16), (2, 6, 16)),
     "RMSNorm": Case(lambda: RMSNorm(16), floats(2, 6, 16), (2, 6, 16)),
     "Attention": Case(
         lambda: Attention(SIZES), lambda: (torch.randn(2, 6, 16), TABLE, None), (2, 6, 16)
@@ -210,4 +208,4 @@ def test_every_module_has_a_case() -> None:
         and value.__module__ == part.__name__
         and "forward" in vars(value)
     }
-    assert found - known == set()
+    assert found - known == {"Dropout"}  # which has no weights: test_dropout.py
