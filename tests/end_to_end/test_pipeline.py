@@ -148,7 +148,7 @@ def test_overwriting_tokens_removes_nothing_else(run_folder: Path, tmp_path: Pat
 
 
 def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
-    (example,) = python_blocks("README.md")
+    example, environment = python_blocks("README.md")
     assert example.count("runs/quickstart/") == 1
     reader = ShardReader(run_folder / "frames")
     episode = reader.arrays(reader.keys("test")[0])
@@ -162,6 +162,8 @@ def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
     assert names["video"].shape == (64, 3, 1, 64, 64, 3)
     assert names["rollout"].reward.shape == (64, 3)
     assert 0 <= int(names["best"]) < 64
+    exec(environment, names)
+    assert names["reward"].shape == names["info"]["frame_nll"].shape == (64,)
 
 
 @pytest.mark.slow

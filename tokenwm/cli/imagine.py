@@ -69,6 +69,7 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
             cells.append(f"{float(psnr_from_mse((error**2).mean())):.1f}")
         table.add_row(*cells)
     console.print(table)
+    console.print(f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
 
 
 def parser() -> argparse.ArgumentParser:

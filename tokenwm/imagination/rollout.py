@@ -54,6 +54,11 @@ class Rollout:
     context: Context
     num_passes: int
 
+    @property
+    def tokens_per_pass(self) -> float:
+        """Frame tokens that each row gained per pass, on average: how well drafts were accepted."""
+        return self.frame_tokens[0].numel() / self.num_passes
+
 
 class TokenWorldModel:
     """A world model with its tokenizers, ready to imagine.

@@ -73,6 +73,7 @@ class ImaginedEpisode:
         reward: ``(N, H)`` float32, expected reward of each action; zeros if none was recorded.
         termination_probability: ``(N, H)`` float32, that each action ends the task.
         frame_nll: ``(N, H)`` float32, the model's surprise at what it drew, nats per token.
+        tokens_per_pass: Frame tokens that each future gained per pass, on average.
     """
 
     key: str
@@ -86,6 +87,7 @@ class ImaginedEpisode:
     reward: NDArray[np.float32]
     termination_probability: NDArray[np.float32]
     frame_nll: NDArray[np.float32]
+    tokens_per_pass: float
 
 
 def imagine_episode(
@@ -116,7 +118,7 @@ def imagine_episode(
         frames[None],
         observed["action"][None, : num_context - 1],
         observed["state"][None] if has_state else None,
-    ).repeat(config.num_samples)
+    )
     rollout = model.imagine(
         context,
         np.repeat(action[None], config.num_samples, axis=0),
@@ -140,6 +142,7 @@ def imagine_episode(
         reward=_array(rollout.reward),
         termination_probability=_array(rollout.termination_probability),
         frame_nll=_array(rollout.frame_nll),
+        tokens_per_pass=rollout.tokens_per_pass,
     )
 
 
