@@ -33,6 +33,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.evaluate",
         "compare imagined with recorded episodes, and write a report",
     ),
+    "serve": ("tokenwm.cli.serve", "imagine, score and encode for other processes, over HTTP"),
 }
 """Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
 

@@ -76,7 +76,7 @@ def prefill(
         frame_tokens=context.frame[:, -1],
         state_tokens=None if context.state is None else context.state[:, -1],
         noise_streams=noise_streams,
-        seed=torch.tensor(seed, device=device),
+        seeds=torch.full((batch_size,), seed, device=device),
     )
 
 
@@ -286,8 +286,9 @@ def draw_frame_tokens(
     """
     if sampling.is_greedy:
         return model.point_logits(logits, previous).argmax(-1)
-    streams = state.noise_streams.view(-1, *[1] * (previous.ndim - 1))
-    noise = gumbel_noise(state.seed, streams, step, slot, logits.shape[-1])
+    shape = (-1, *[1] * (previous.ndim - 1))
+    seeds, streams = state.seeds.view(shape), state.noise_streams.view(shape)
+    noise = gumbel_noise(seeds, streams, step, slot, logits.shape[-1])
     return sample(logits, noise, sampling)
 
 
@@ -303,5 +304,6 @@ def draw_state(
         return logits.argmax(-1)
     dimensions = torch.arange(logits.shape[1], device=logits.device)
     slots = model.layout.num_frame_tokens + 2 + dimensions
-    noise = gumbel_noise(state.seed, state.noise_streams[:, None], step, slots, logits.shape[-1])
+    seeds, streams = state.seeds[:, None], state.noise_streams[:, None]
+    noise = gumbel_noise(seeds, streams, step, slots, logits.shape[-1])
     return sample(logits, noise, sampling)

@@ -88,7 +88,7 @@ class ImaginedEpisodes:
         """Start all episodes anew; what follows is a function of the seed and the actions."""
         device = self.model.device
         self._generator = torch.Generator(device).manual_seed(seed)
-        self._num_started = 0
+        self._seed, self._num_started = seed, 0
         tokens, streams = self._draw_starts(self.num_episodes)
         self._state = prefill(self.model.world_model, tokens, seed=seed, noise_streams=streams)
         self._num_context = tokens.frame.shape[1]
@@ -103,6 +103,7 @@ class ImaginedEpisodes:
         new = prefill(
             self.model.world_model,
             tokens,
+            seed=self._seed,
             noise_streams=streams,
             first_step=self._state.step - (self._num_context - 1),
         )

@@ -178,7 +178,7 @@ class TokenWorldModel:
         actions: NDArray[Any] | Tensor,
         *,
         sampling: SamplingConfig | None = None,
-        seed: int = 0,
+        seed: int | Tensor = 0,
         noise_streams: Tensor | None = None,
     ) -> Rollout:
         """Imagine what a sequence of actions leads to, open loop.
@@ -189,7 +189,7 @@ class TokenWorldModel:
                 for every row of the context, next to one another. The context is then read once.
             sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)``
                 is greedy.
-            seed: Seed of all noise.
+            seed: Seed of all noise, or ``(B,)`` int64, one for each row of actions.
             noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by
                 default. Rows with the same number, context and actions have the same future. As
                 many as actions has rows.
@@ -211,31 +211,29 @@ class TokenWorldModel:
             noise_streams = torch.arange(sizes["B"])
         check_shape("noise_streams", noise_streams, (sizes["B"],))
         check_context(self.world_model, context.tokens)
-        decoded = self._imagine(
-            context.tokens, tokens, noise_streams.to(self.device), seed=seed, sampling=sampling
-        )
+        seeds = torch.as_tensor(seed).expand(sizes["B"])
+        noise = seeds.to(self.device), noise_streams.to(self.device)
+        decoded = self._imagine(context.tokens, tokens, noise, sampling)
         return Rollout(**decoded._asdict(), context=context.repeat(sizes["B"] // num_rows))
 
     def _imagine(
         self,
         context: Tokens,
         actions: Tensor,
-        streams: Tensor,
-        *,
-        seed: int,
+        noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
     ) -> DecodedSteps:
         """Imagine all rows at once, or in two parts if they do not fit into memory.
 
-        Noise belongs to streams and not to rows, so the result is the same.
+        Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
         """
         batch, num_rows = len(actions), len(context.frame)
         if batch <= self.max_rows:
             try:
-                state = prefill(self.world_model, context, seed=seed)
+                state = prefill(self.world_model, context)
                 if batch > num_rows:
                     state = state.fork(batch // num_rows, actions.shape[1])
-                state = replace(state, noise_streams=streams)
+                state = replace(state, seeds=noise[0], noise_streams=noise[1])
                 return self._decode(state, actions, sampling)[1]
             except RuntimeError as error:
                 if batch == 1 or not _is_out_of_memory(error):
@@ -253,9 +251,8 @@ class TokenWorldModel:
         every = spread(context, batch // num_rows) if num_rows > 1 else context
         for part in (slice(0, batch // 2), slice(batch // 2, batch)):
             seen = context if num_rows == 1 else rows_of(every, part)
-            parts.append(
-                self._imagine(seen, actions[part], streams[part], seed=seed, sampling=sampling)
-            )
+            mine = noise[0][part], noise[1][part]
+            parts.append(self._imagine(seen, actions[part], mine, sampling))
         return DecodedSteps.cat(parts)
 
     def _decode(
@@ -266,6 +263,23 @@ class TokenWorldModel:
             speculative = is_faster(self.world_model, *actions.shape[:2])
         decode = decode_steps_speculatively if speculative else decode_steps
         return decode(self.world_model, state, actions, sampling or SamplingConfig())
+
+    @torch.inference_mode()
+    def score(self, context: Context) -> Tensor:
+        """How surprised the model is by what was observed, teacher-forced.
+
+        Returns:
+            ``(B, C - 1)`` float32, nats per token of each frame after the first, given all before
+            it (and its state, if there is one).
+
+        Raises:
+            TokenwmError: There is no second frame.
+        """
+        check_context(self.world_model, context.tokens)
+        logits = self.world_model(context.tokens).frame_logits  # (B, C - 1, K, V)
+        target = context.tokens.frame[:, 1:, :, None]
+        nll: Tensor = -logits.log_softmax(-1).gather(-1, target).mean((2, 3))
+        return nll
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.

@@ -65,22 +65,23 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def gumbel_noise(
-    seed: Tensor, streams: Tensor, step: Tensor, slot: Tensor | int, num_values: int
+    seeds: Tensor, streams: Tensor, step: Tensor, slot: Tensor | int, num_values: int
 ) -> Tensor:
     """Standard Gumbel noise for one decision, or many.
 
     Args:
-        seed: Scalar int64.
+        seeds: int64, the seed of each row.
         streams: int64, the number of each row's stream.
         step: int64, the step the decision belongs to.
         slot: Which decision of the step.
         num_values: ``V``, how many ids there are to choose from.
 
     Returns:
-        ``(..., V)`` float32, finite; in front of ``V`` the shape of streams, step and slot,
+        ``(..., V)`` float32, finite; in front of ``V`` the shape of seeds, streams, step and
+        slot,
         broadcast together.
     """
-    key = _mix(seed + _GOLDEN)
+    key = _mix(seeds + _GOLDEN)
     for part in (streams, step, slot):
         key = _mix((key ^ part) + _GOLDEN)
     counter = torch.arange(num_values, device=streams.device)

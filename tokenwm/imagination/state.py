@@ -21,7 +21,7 @@ class DecodeState:
         frame_tokens: ``(B, K)`` int64, of the current step.
         state_tokens: ``(B, P)`` int64, of the current step, or None.
         noise_streams: ``(B,)`` int64, number of each row's stream of noise.
-        seed: Scalar int64.
+        seeds: ``(B,)`` int64, seed of each row's noise.
     """
 
     cache: KVCache
@@ -30,7 +30,7 @@ class DecodeState:
     frame_tokens: Tensor
     state_tokens: Tensor | None
     noise_streams: Tensor
-    seed: Tensor
+    seeds: Tensor
 
     def fork(self, num_copies: int, num_steps: int) -> "DecodeState":
         """``num_copies`` independent continuations of every row, neighbours of one another.
@@ -57,6 +57,7 @@ class DecodeState:
             noise_streams=torch.arange(
                 len(self.pending) * num_copies, device=self.noise_streams.device
             ),
+            seeds=spread(self.seeds),
         )
 
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
@@ -80,6 +81,7 @@ class DecodeState:
             frame_tokens=put(self.frame_tokens, other.frame_tokens),
             state_tokens=state_tokens,
             noise_streams=put(self.noise_streams, other.noise_streams),
+            seeds=put(self.seeds, other.seeds),
         )
 
 

@@ -1,0 +1,1 @@
+"""The world model as a service: wire (arrays in bytes) → batching → server; client for callers."""
