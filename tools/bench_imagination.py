@@ -241,8 +241,15 @@ def floor_seconds(model: WorldModel, batch: int, decoded: Decoded) -> float:
 # --- the benchmark --------------------------------------------------------------------------------
 
 
-def random_model(num_frame_tokens: int, device: torch.device) -> WorldModel:
-    """IRIS's sizes, random weights and a copy prior of 0.9."""
+SIZES = {
+    "small": TransformerConfig(dim=128, num_layers=6, num_heads=2, window=4),
+    "iris": TransformerConfig(dim=256, num_layers=10, num_heads=4, window=20),
+    "base": TransformerConfig(dim=768, num_layers=12, num_heads=12, window=16),
+}
+
+
+def random_model(size: str, num_frame_tokens: int, device: torch.device) -> WorldModel:
+    """Random weights and a copy prior of 0.85."""
     side = round(num_frame_tokens**0.5)
     edges = np.linspace(-1.0, 1.0, 257)[None].repeat(2, axis=0)
     vocabulary = Vocabulary(
@@ -256,7 +263,7 @@ def random_model(num_frame_tokens: int, device: torch.device) -> WorldModel:
         tokenizer_hash="none",
     )
     torch.manual_seed(0)
-    return WorldModel(WorldModelConfig(transformer=TransformerConfig()), vocabulary).to(device)
+    return WorldModel(WorldModelConfig(transformer=SIZES[size]), vocabulary).to(device)
 
 
 def recorded_rows(
@@ -384,6 +391,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--batch-sizes", type=int, nargs="+")
     parser.add_argument("--horizon", type=int, default=16, help="imagined steps")
+    parser.add_argument("--size", choices=SIZES, default="iris", help="of the random model")
     parser.add_argument("--num-frame-tokens", type=int, default=16, help="of the random model")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--generate", action="store_true", help="time transformers' generate too")
@@ -391,7 +399,10 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     whole = None if args.model is None else load(args.model, device)
-    model = random_model(args.num_frame_tokens, device) if whole is None else whole.world_model
+    if whole is None:
+        model = random_model(args.size, args.num_frame_tokens, device)
+    else:
+        model = whole.world_model
     if model.state_head is not None or (whole is not None and args.data is None):
         sys.exit("give --model a model without state, and --data with it")
     sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
