@@ -55,6 +55,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "world-model",
         "imagine",
         "evaluate",
+        "serve",
         "quickstart",
     }
     for name, (module, _) in cli.VERBS.items():
