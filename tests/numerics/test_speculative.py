@@ -185,3 +185,33 @@ def test_ten_thousand_steps_take_no_more_memory_than_a_thousand() -> None:
     )
     logits = model(tokens).frame_logits[:, -WINDOW:]  # one layer forgets all but the window
     assert torch.equal(logits.argmax(-1), tokens.frame[:, -WINDOW:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["frame", "frame+state"])
+def test_speculation_is_exact_in_bfloat16_too(kind: str) -> None:
+    """Where rounding is coarse, one last bit of an input would become another token."""
+    model = small_world_model(kind, dim=256, num_heads=4, window=4).frozen(torch.bfloat16)
+    nn.init.constant_(model.copy_head.bias, 4.0)
+    for seed in range(6):
+        tokens = random_tokens(model, 8, 14, seed=seed)
+        row = Tokens(*(None if t is None else t[:1] for t in tokens))  # type: ignore[arg-type]
+        futures = []
+        for decode, some in [
+            (decode_steps, row),
+            (decode_steps_speculatively, row),
+            (decode_steps_speculatively, tokens),
+        ]:
+            state = prefill(model, steps_of(some, slice(2)), seed=seed)
+            futures.append(decode(model, state, some.action[:, 1:], SamplingConfig())[1])
+        assert torch.equal(futures[0].frame_tokens, futures[1].frame_tokens)
+        assert torch.equal(futures[0].frame_tokens, futures[2].frame_tokens[:1])
+
+
+@torch.no_grad()
+def test_rows_of_a_fork_cannot_be_replaced() -> None:
+    model = small_world_model("frame")
+    state = prefill(model, random_tokens(model, 1, 2))
+    forked = state.fork(3, 2)
+    with pytest.raises(TokenwmError, match="rows of a fork cannot be replaced"):
+        forked.replace_rows(torch.tensor([1]), prefill(model, random_tokens(model, 1, 2)))

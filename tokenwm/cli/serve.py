@@ -31,10 +31,9 @@ def main(argv: list[str]) -> int:
     )
     try:
         server = WorldModelServer(model, (arguments.host, arguments.port), limits)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise TokenwmError(
-            f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror}; choose another "
-            "--port"
+            f"cannot listen on {arguments.host}:{arguments.port}: {error}; choose another --port"
         ) from error
     host, port = server.server_address[:2]
     Console().print(f"serving {arguments.model} on http://{host!s}:{port} (Ctrl-C stops)")

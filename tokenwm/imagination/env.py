@@ -234,20 +234,24 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Start all episodes, or those of ``options["reset_mask"]``, anew.
 
         Args:
-            seed: One for all environments (a list's first counts); None goes on drawing.
+            seed: One for all environments (a list's first counts); None goes on drawing. Not
+                together with a mask.
             options: ``reset_mask``: ``(B,)`` bool.
 
         Raises:
-            TokenwmError: The mask has another shape or type, or names no environment.
+            TokenwmError: The mask has another shape or type, names no environment, or comes with a
+                seed.
         """
         mask = (options or {}).get("reset_mask")
+        first = seed[0] if isinstance(seed, list) else seed
         if mask is None:
             mask = np.ones(self.num_envs, dtype=np.bool_)
-            first = seed[0] if isinstance(seed, list) else seed
             if first is not None:
-                self.episodes.seed(first)
+                self.episodes.seed(int(first))
                 self._ended[:] = False
                 return self._observe(), self._info()
+        elif first is not None:
+            raise TokenwmError("a seed starts all episodes anew; give no reset_mask with it")
         elif mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise TokenwmError(
                 f"reset_mask has shape {mask.shape} and dtype {mask.dtype}; use ({self.num_envs},) "
@@ -287,7 +291,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             info |= self._final(ended, nll)
             self._restart(ended)
-        self._ended = ended
+        self._ended = ended.copy()
         return self._observe(), reward, terminated, truncated, self._info() | info
 
     def render(self) -> tuple[NDArray[np.uint8], ...]:

@@ -230,15 +230,11 @@ class TokenWorldModel:
         batch, num_rows = len(actions), len(context.frame)
         if batch <= self.max_rows:
             try:
-                state = prefill(self.world_model, context)
-                if batch > num_rows:
-                    state = state.fork(batch // num_rows, actions.shape[1])
-                state = replace(state, seeds=noise[0], noise_streams=noise[1])
-                return self._decode(state, actions, sampling)[1]
+                return self._imagine_at_once(context, actions, noise, sampling)
             except RuntimeError as error:
                 if batch == 1 or not _is_out_of_memory(error):
                     raise
-            # Outside the except clause, or its traceback would hold on to the memory.
+            # Outside the except clause: its traceback, and so the memory, is gone here.
             self.max_rows = batch // 2
             logger.warning(
                 "%d imagined rows do not fit into memory; imagining at most %d at once",
@@ -254,6 +250,19 @@ class TokenWorldModel:
             mine = noise[0][part], noise[1][part]
             parts.append(self._imagine(seen, actions[part], mine, sampling))
         return DecodedSteps.cat(parts)
+
+    def _imagine_at_once(
+        self,
+        context: Tokens,
+        actions: Tensor,
+        noise: tuple[Tensor, Tensor],
+        sampling: SamplingConfig | None,
+    ) -> DecodedSteps:
+        state = prefill(self.world_model, context)
+        if len(actions) > len(context.frame):
+            state = state.fork(len(actions) // len(context.frame), actions.shape[1])
+        state = replace(state, seeds=noise[0], noise_streams=noise[1])
+        return self._decode(state, actions, sampling)[1]
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
@@ -276,10 +285,13 @@ class TokenWorldModel:
             TokenwmError: There is no second frame.
         """
         check_context(self.world_model, context.tokens)
-        logits = self.world_model(context.tokens).frame_logits  # (B, C - 1, K, V)
-        target = context.tokens.frame[:, 1:, :, None]
-        nll: Tensor = -logits.log_softmax(-1).gather(-1, target).mean((2, 3))
-        return nll
+        scores = []
+        for row in range(len(context.tokens.frame)):  # memory grows with the square of the steps
+            tokens = rows_of(context.tokens, slice(row, row + 1))
+            logits = self.world_model(tokens).frame_logits  # (1, C - 1, K, V)
+            target = tokens.frame[:, 1:, :, None]
+            scores.append(-logits.log_softmax(-1).gather(-1, target).mean((2, 3)))
+        return torch.cat(scores)
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.

@@ -122,7 +122,7 @@ class DecodedSteps(NamedTuple):
 
     @classmethod
     def cat(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
-        """Rows of one part below those of another; passes add up."""
+        """Rows of one part below those of another; passes are the most that a part made."""
         states = [part.state_tokens for part in parts if part.state_tokens is not None]
         return cls(
             frame_tokens=torch.cat([part.frame_tokens for part in parts]),
@@ -130,5 +130,5 @@ class DecodedSteps(NamedTuple):
             reward=torch.cat([part.reward for part in parts]),
             termination_probability=torch.cat([part.termination_probability for part in parts]),
             frame_nll=torch.cat([part.frame_nll for part in parts]),
-            num_passes=sum(part.num_passes for part in parts),
+            num_passes=max(part.num_passes for part in parts),
         )

@@ -108,8 +108,13 @@ class KVCache:
 
         Args:
             rows: ``(n,)`` int64.
-            other: A cache of ``n`` rows.
+            other: A cache of ``n`` rows, written up to the same step.
+
+        Raises:
+            TokenwmError: One of the two is a fork.
         """
+        if self.past is not None or other.past is not None:
+            raise TokenwmError("rows of a fork cannot be replaced: they share their past")
         self.keys.index_copy_(1, rows, other.keys)
         self.values.index_copy_(1, rows, other.values)
         self._first.index_copy_(0, rows, other._first)

@@ -80,8 +80,21 @@ class ScalarEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(..., A)`` int64 → ``(..., D)``."""
-        out: Tensor = self.layers(self.features[self.dimension, tokens].flatten(-2))
-        return out
+        features = self.features[self.dimension, tokens].flatten(-2)
+        return apply_in_its_type(self.layers, features)
+
+
+def apply_in_its_type(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
+    """Apply layers that may be in float64, in which a frozen model's are, to float32.
+
+    In float32 a product's last bits depend on the number of rows beside a row, and rounded to
+    bfloat16 they may become another token.
+    """
+    if next(layers.parameters()).dtype == torch.float64:
+        out: Tensor = layers(x.double()).to(x.dtype)
+    else:
+        out = layers(x)
+    return out
 
 
 class LinearDynamics(nn.Module):

@@ -236,7 +236,7 @@ class Dropout(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.num_dropped = round(256 * probability)
+        self.num_dropped = min(255, round(256 * probability))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(...)`` → the same shape."""

@@ -23,6 +23,7 @@ from tokenwm.transformer.embeddings import (
     FrameHints,
     RewardHead,
     ScalarEmbedding,
+    apply_in_its_type,
     grid_positions,
 )
 from tokenwm.transformer.model import Transformer, TransformerConfig
@@ -188,7 +189,7 @@ class WorldModel(nn.Module):
             ``(B, T, K, D)``.
         """
         if self.new_state_map is not None and new_state is not None:
-            condition = condition + self.new_state_map(new_state)
+            condition = condition + apply_in_its_type(self.new_state_map, new_state)
         layout = self.layout
         place = self.slot_embedding[layout.first_frame_slot : layout.action_slot]
         out: Tensor = self.hints(previous_frame, place, condition)
@@ -354,12 +355,17 @@ class WorldModel(nn.Module):
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
         """A copy for inference: no gradients, code tables added up, the transformer in ``dtype``.
 
-        Embeddings, heads and everything about states stay in float32.
+        Embeddings, heads and everything about states stay in float32, maps of actions and states
+        are in float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
             if isinstance(module, CodeTable):
                 module.fold()
+            elif isinstance(module, ScalarEmbedding):
+                module.layers.double()
+        if model.new_state_map is not None:
+            model.new_state_map.double()
         model.transformer.to(dtype)
         return model.requires_grad_(False)
 

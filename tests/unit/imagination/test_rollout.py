@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState
 from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens
 
 BATCH, CONTEXT, HORIZON = 7, 3, 8  # steps go past the window of 6
@@ -285,10 +287,14 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
     actions = np.random.default_rng(0).uniform(-3, 3, size)
     expected = model.imagine(context, actions, seed=4)
     decode = model._decode
+    gc.collect()
+    before = sum(type(thing) is KVCache for thing in gc.get_objects())
+    caches: list[int] = []
 
     def with_little_memory(state: DecodeState, actions: torch.Tensor, *rest: Any) -> Any:
         if len(actions) > 2:
-            raise error
+            raise type(error)(*error.args)  # a new one: the old would keep its frames alive
+        caches.append(sum(type(thing) is KVCache for thing in gc.get_objects()))
         return decode(state, actions, *rest)
 
     monkeypatch.setattr(model, "_decode", with_little_memory)
@@ -297,6 +303,7 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
     torch.testing.assert_close(rollout.reward, expected.reward, atol=1e-4, rtol=1e-4)
     assert "do not fit into memory; imagining at most" in caplog.text
     assert model.max_rows <= 3
+    assert max(caches) <= before + 2  # one, and what it was forked from; no failed attempt's
     caplog.clear()
     model.imagine(context, actions, seed=4)  # it remembers
     assert not caplog.text

@@ -344,7 +344,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, model: Token
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         line = ""
-        while "http://" not in line:
+        while "http://" not in line and running.poll() is None:
             line += running.stdout.readline()
         port = int(line.split("http://127.0.0.1:")[1].split()[0])
         client = WorldModelClient(port=port)
@@ -352,3 +352,92 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, model: Token
         client.close()
         running.send_signal(signal.SIGINT)
         assert running.wait(20) == 0
+
+
+def test_a_request_that_is_given_up_does_not_stop_the_others() -> None:
+    """Requests hold arrays, which do not compare."""
+    gate = threading.Event()
+    began = threading.Event()
+
+    def compute(asked: list[Any]) -> list[Any]:
+        began.set()
+        gate.wait(20)
+        return [2 * array for array in asked]
+
+    batcher = Batcher(compute, max_rows=4, max_queued_rows=20)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(batcher.submit, "a", 1, 1, np.arange(3), 20)]
+        began.wait(20)
+        for length, timeout in [(3, 20.0), (4, 20.0), (4, 0.2), (4, 0.2)]:
+            futures.append(pool.submit(batcher.submit, "a", 1, length, np.arange(3), timeout))
+            while batcher.queued_rows < len(futures) - 1:
+                time.sleep(0.001)
+        for late in futures[3:]:
+            with pytest.raises(DeadlineError):
+                late.result()
+        gate.set()
+        for future in futures[:3]:
+            assert (future.result() == 2 * np.arange(3)).all()
+    assert batcher.is_alive
+    batcher.close()
+
+
+def test_a_client_goes_on_after_the_server_closed_its_connection(
+    server: WorldModelServer, client: WorldModelClient
+) -> None:
+    assert client.health() == {"status": "ok"}
+    assert client._connection.sock is not None
+    client._connection.sock.shutdown(socket.SHUT_RDWR)
+    assert client.health() == {"status": "ok"}
+
+
+def test_a_client_is_told_that_its_request_is_too_large(client: WorldModelClient) -> None:
+    with pytest.raises(TokenwmError, match=r"413: the body has \d+ bytes; at most 1048576"):
+        client.encode(np.zeros((4000, 1, 32, 32, 3), dtype=np.uint8))
+    assert client.health() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /health HTTP/1.1\r\nContent-Length: 25\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n",
+        "POST /v1/encode HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n",
+        f"POST /v1/encode HTTP/1.1\r\nContent-Length: {'9' * 5000}\r\n\r\n",
+    ],
+    ids=["body of a GET", "chunks", "a long length"],
+)
+def test_what_is_not_read_does_not_become_the_next_request(
+    server: WorldModelServer, head: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "arrays", "options", "message"),
+    [
+        ("imagine", question(0), {"pixels": [1, 1]}, "each step once"),
+        ("imagine", question(0, 64, 20), {"pixels": list(range(20))}, "at most 1048576 are sent"),
+        ("score", {"past_actions": np.zeros((1, 2000, 2))}, {}, "at most 4096 are scored at once"),
+        ("score", question(0), {"seed": 1}, "unknown: ['seed']"),
+    ],
+)
+def test_answers_stay_within_limits(
+    server: WorldModelServer, path: str, arrays: Any, options: Any, message: str
+) -> None:
+    body = wire.pack(arrays, options)
+    head = f"POST /v1/{path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    status, answer = raw(server, head, body)
+    assert status == 400
+    assert message in answer["error"]
+
+
+def test_limits_are_checked() -> None:
+    with pytest.raises(TokenwmError, match="limits must be at least 1"):
+        Limits(max_rows=0)
+    with pytest.raises(TokenwmError, match="timeout"):
+        Limits(timeout=float("nan"))

@@ -18,7 +18,7 @@ class DeadlineError(TokenwmError):
     """A result did not come in time."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)  # requests hold arrays, which do not compare
 class Job:
     """Something to compute.
 

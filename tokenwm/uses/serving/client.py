@@ -22,7 +22,7 @@ class WorldModelClient:
         timeout: Seconds to wait for an answer.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8600, *, timeout: float = 60.0) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 8600, *, timeout: float = 90.0) -> None:
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def imagine(
@@ -82,20 +82,35 @@ class WorldModelClient:
 
     def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
         try:
-            self._connection.request(method, path, body, {"Content-Type": wire.MEDIA_TYPE})
-            response = self._connection.getresponse()
-            answer = response.read()
+            try:
+                status, answer = self._exchange(method, path, body)
+            except ConnectionError:  # the server closes idle connections; asking again is harmless
+                self._connection.close()
+                status, answer = self._exchange(method, path, body)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             where = f"{self._connection.host}:{self._connection.port}"
             raise TokenwmError(f"{method} {path}: no answer from {where}: {error!r}") from error
-        if response.status != 200:
+        if status != 200:
             try:
                 message = json.loads(answer)["error"]
             except (ValueError, KeyError, TypeError):
                 message = answer[:200].decode(errors="replace")
-            raise TokenwmError(f"{method} {path}: {response.status}: {message}")
+            raise TokenwmError(f"{method} {path}: {status}: {message}")
         return answer
+
+    def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        try:
+            self._connection.request(method, path, body, {"Content-Type": wire.MEDIA_TYPE})
+        except ConnectionError:
+            # A server that refuses a body answers before it has read it, and closes.
+            if self._connection.sock is None:
+                raise
+            response = http.client.HTTPResponse(self._connection.sock, method=method)
+            response.begin()
+        else:
+            response = self._connection.getresponse()
+        return response.status, response.read()
 
 
 def _given(states: NDArray[Any] | None) -> Arrays:

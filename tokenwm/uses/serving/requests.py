@@ -1,5 +1,6 @@
 """What can be asked of a world model over the wire, checked, and how it is answered."""
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +24,26 @@ class Limits:
         max_body_bytes: Of a request.
         max_rows: Imagined rows of a request, and of a batch.
         max_steps: Context steps and actions of a request.
+        max_row_steps: Imagined rows times actions of a request: how long it may take.
+        max_score_positions: Positions of a row to score; memory grows with their square.
         max_queued_rows: Rows that may wait.
         timeout: Seconds until a request is given up, unless it asks for fewer.
+
+    ``max_body_bytes`` holds for the frames in an answer, too.
     """
 
     max_body_bytes: int = 64 * 2**20
     max_rows: int = 1024
     max_steps: int = 1000
+    max_row_steps: int = 2**16
+    max_score_positions: int = 4096
     max_queued_rows: int = 4096
     timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        counts = [value for name, value in vars(self).items() if name != "timeout"]
+        if min(counts) < 1 or not 0.0 < self.timeout <= 86400.0:
+            raise TokenwmError(f"limits must be at least 1 and timeout in (0, 86400] s: {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +111,22 @@ def parse_imagine(
             f"{num_context} context steps and {actions.shape[1]} actions; 1 to {limits.max_steps} "
             "each are allowed"
         )
+    if len(actions) * actions.shape[1] > limits.max_row_steps:
+        raise TokenwmError(
+            f"{len(actions)} rows of {actions.shape[1]} steps asked; rows times steps may be "
+            f"{limits.max_row_steps}"
+        )
     pixels = options.get("pixels", [])
     if not isinstance(pixels, list) or not all(
         type(step) is int and 0 <= step < actions.shape[1] for step in pixels
     ):
         raise TokenwmError(f"pixels={pixels!r}; a list of steps in [0, {actions.shape[1]})")
+    num_bytes = len(actions) * len(pixels) * math.prod(tokenizer.frame_shape)
+    if len(set(pixels)) < len(pixels) or num_bytes > limits.max_body_bytes:
+        raise TokenwmError(
+            f"pixels of {len(pixels)} steps are {num_bytes} bytes; at most {limits.max_body_bytes} "
+            "are sent, each step once"
+        )
     return ImagineRequest(
         frames=frames,
         past_actions=past,
@@ -185,9 +208,17 @@ def score(
     Raises:
         TokenwmError: Something is missing, unknown, too large or of another shape.
     """
+    _check_names("option", options, set(), {"timeout"})
     actions = arrays.get("past_actions")
     if actions is None:
         raise TokenwmError("the array past_actions is missing")
+    if actions.ndim > 1:
+        positions = (actions.shape[1] + 1) * model.world_model.layout.positions_per_step
+        if positions > limits.max_score_positions:
+            raise TokenwmError(
+                f"{actions.shape[1] + 1} steps are {positions} positions; at most "
+                f"{limits.max_score_positions} are scored at once"
+            )
     request = parse_imagine(model, {**arrays, "actions": actions}, options, limits)
     context = model.context(request.frames, request.past_actions, request.states)
     return {"frame_nll": model.score(context).cpu().numpy()}

@@ -6,6 +6,7 @@ are imagined together (:mod:`tokenwm.uses.serving.batching`). Each gets what it 
 
 import json
 import logging
+import socket
 import threading
 import time
 from collections import Counter, defaultdict
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT = 30.0
 """Seconds that a client may be silent in the middle of a request."""
+
+
+DISCARD_SECONDS = 5.0
+"""How long a body that is too large is read on, so that its sender gets to read the refusal."""
+WRITE_BYTES = 2**20
+"""How much of an answer is written at a time."""
 
 
 class _Refusal(TokenwmError):
@@ -46,7 +53,7 @@ class WorldModelServer(ThreadingHTTPServer):
     ========================  =========================================================
 
     Bodies are safetensors; errors are JSON ``{"error": message}`` with 400 (wrong), 404, 411, 413
-    (too large), 503 (too much is waiting; ``Retry-After``) or 504 (not in time).
+    (too large), 500 (a defect), 503 (too much is waiting; ``Retry-After``) or 504 (not in time).
 
     Args:
         model: The world model; nobody else may use it meanwhile.
@@ -56,6 +63,7 @@ class WorldModelServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(
         self, model: TokenWorldModel, address: tuple[str, int], limits: Limits | None = None
@@ -133,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: WorldModelServer
     protocol_version = "HTTP/1.1"
     timeout = SOCKET_TIMEOUT
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
+    _discard_body = False
     POSTS: ClassVar = ("/v1/imagine", "/v1/score", "/v1/encode")
 
     def do_GET(self) -> None:
@@ -142,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond(self._post)
 
     def _get(self) -> tuple[str, bytes]:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # a body that is not read must not become a request
         if self.path == "/health":
             if not self.server.batcher.is_alive:
                 raise _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the worker has stopped")
@@ -153,11 +165,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self) -> tuple[str, bytes]:
         limit = self.server.limits.max_body_bytes
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             raise _Refusal(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing or no number")
-        if int(length) > limit:
-            self.close_connection = True  # what follows is not read
+        if len(length) > 18 or int(length) > limit:
+            self.close_connection = True
+            self._discard_body = True
             raise _Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the body has {length} bytes; at most {limit} are read",
@@ -184,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif isinstance(error, DeadlineError):
                 status = HTTPStatus.GATEWAY_TIMEOUT
             body = json.dumps({"error": str(error)}).encode()
+        except OSError:  # the client has gone
+            raise
         except Exception:
             logger.exception("a request could not be computed")
             status = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -200,7 +215,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        for first in range(0, len(body), WRITE_BYTES):  # the time-out is of each part
+            self.wfile.write(memoryview(body)[first : first + WRITE_BYTES])
+        if self._discard_body:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Read on for a while: who closes on unread data takes back the answer, too."""
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + DISCARD_SECONDS
+        self.connection.settimeout(DISCARD_SECONDS)
+        while time.monotonic() < deadline and self.rfile.read1(WRITE_BYTES):
+            pass
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)

@@ -32,7 +32,15 @@ def unpack(body: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         (length,) = struct.unpack_from("<Q", body)
         header = json.loads(body[8 : 8 + length])
         options = json.loads(header.get("__metadata__", {}).get("options", "{}"))
-    except (SafetensorError, struct.error, ValueError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        struct.error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+    ) as error:
         raise TokenwmError(f"the body is not in the safetensors format: {error}") from error
     if not isinstance(options, dict):
         raise TokenwmError(
