@@ -100,6 +100,8 @@ class _Stream:
     what belongs nowhere.
 
     Attributes:
+        span: ``Q``, positions that a pass feeds.
+        span_steps: Steps that they amount to, rounded up.
         frame: ``(B, (H + n) * K + 1)`` int64; decided up to ``filled``, behind it drafts.
         nll: The same shape, float32.
         state: ``(B, H + n, P)`` int64, or None.
