@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.callbacks import ResumingCheckpoint, Throughput, TrainingProgress
@@ -207,11 +208,23 @@ def launch(
             save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
             parser_kwargs={"prog": f"tokenwm {verb}"},
         )
+        leave_process_group()
     except SystemExit as exit_request:
         # Lightning turns Ctrl-C into exit code 1, as if the run had failed.
         if isinstance(exit_request.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+
+
+def leave_process_group() -> None:
+    """Part from the other ranks, if there are any, once all have got here.
+
+    Lightning does so for NCCL only. Threads of gloo that still run when Python exits abort the
+    process now and then ("terminate called without an active exception"), after all work was done.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def run(
