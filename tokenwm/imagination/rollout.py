@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.anchor import anchored
-from tokenwm.imagination.context import Context, check_context, rows_of, spread
+from tokenwm.imagination.context import Context, check_context, rows_of
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively, is_faster
@@ -243,12 +243,16 @@ class TokenWorldModel:
             )
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        parts = []
-        every = spread(context, batch // num_rows) if num_rows > 1 else context
-        for part in (slice(0, batch // 2), slice(batch // 2, batch)):
-            seen = context if num_rows == 1 else rows_of(every, part)
-            mine = noise[0][part], noise[1][part]
-            parts.append(self._imagine(seen, actions[part], mine, sampling))
+        if num_rows > 1:  # whole contexts, so that candidates go on sharing theirs
+            half = num_rows // 2
+            contexts = rows_of(context, slice(half)), rows_of(context, slice(half, None))
+            cut = half * (batch // num_rows)
+        else:
+            contexts, cut = (context, context), batch // 2
+        parts = [
+            self._imagine(seen, actions[part], (noise[0][part], noise[1][part]), sampling)
+            for seen, part in zip(contexts, (slice(cut), slice(cut, None)), strict=True)
+        ]
         return DecodedSteps.cat(parts)
 
     def _imagine_at_once(
