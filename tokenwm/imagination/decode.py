@@ -43,7 +43,6 @@ def prefill(
         context: ``C >= 1`` steps; the action of the last one is not read.
         seed: Seed of all noise.
         noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
-
         first_step: Scalar int64, number of the first step; 0 by default. Predictions do not depend
             on it, noise does.
 
@@ -62,11 +61,11 @@ def prefill(
     )
     positions = first_step * length + torch.arange(pending, device=device)
     cache.begin(positions[0] if pending else first_step * length)
-    # The empty ring takes as much as it has room for; a full one, a step at a time.
+    # The empty ring takes as much as it has room for, a full one a span at a time.
     begin, end = 0, min(pending, cache.capacity)
     while begin < end:
         forward_span(model, cache, embedded[:, begin:end], positions[None, begin:end])
-        begin, end = end, min(pending, end + length)
+        begin, end = end, min(pending, end + cache.max_span)
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(

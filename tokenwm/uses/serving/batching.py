@@ -84,7 +84,7 @@ class Batcher:
         deadline = time.monotonic() + timeout
         job = Job(key=key, num_rows=num_rows, length=length, request=request, deadline=deadline)
         with self._changed:
-            queued = sum(other.num_rows for other in self._waiting)
+            queued = self.queued_rows
             if self._closed or (self._waiting and queued + num_rows > self.max_queued_rows):
                 raise QueueFullError(
                     f"{queued} rows are waiting and at most {self.max_queued_rows} may; "

@@ -241,8 +241,8 @@ def _check(
     fits = array.ndim == len(shape) and all(
         wanted is None or wanted == size for wanted, size in zip(shape, array.shape, strict=True)
     )
-    kinds = "u" if dtype is not None else "fiu"
-    if not fits or array.dtype.kind not in kinds or (dtype is not None and array.dtype != dtype):
+    is_type = array.dtype.kind in "fiu" if dtype is None else array.dtype == dtype
+    if not fits or not is_type:
         wanted = ", ".join("·" if size is None else str(size) for size in shape)
         raise TokenwmError(
             f"{name} has shape {array.shape} and type {array.dtype}; expected ({wanted}) "

@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT = 30.0
 """Seconds that a client may be silent in the middle of a request."""
-
-
 DISCARD_SECONDS = 5.0
 """How long a body that is too large is read on, so that its sender gets to read the refusal."""
 WRITE_BYTES = 2**20
