@@ -1,13 +1,14 @@
 """Small datasets for the tests of shards, loader and data module."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
+from tokenwm.data.manifest import EpisodeInfo, Feature, Manifest, ShardInfo, dump_manifest
 from tokenwm.data.shard_writer import ShardWriter
 
 SIZE = 8  # pixels
@@ -86,3 +87,12 @@ def write_dataset(
         episodes=episodes,
     ).save(folder)
     return written
+
+
+def update_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the values of a manifest as a stranger could who knows to make its checksum agree."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    change(values)
+    path.write_bytes(dump_manifest(values))
