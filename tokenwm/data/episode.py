@@ -118,6 +118,21 @@ class Episode:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorruptSample:
+    """An episode whose stored bytes are damaged.
+
+    Attributes:
+        root: Dataset it lies in.
+        key: Its name.
+        reason: Shard, key and what is wrong, for people.
+    """
+
+    root: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment:
     """A window of ``T`` consecutive steps of one episode.
 
@@ -125,8 +140,12 @@ class Segment:
         key: Episode the window was cut from.
         start: Step of the episode at which it starts.
         arrays: Field name (see :class:`tokenwm.data.loader.Batch`) → array with leading axis ``T``.
+        source: Name of what it was drawn from, in a mixture of datasets.
+        skipped: Corrupt samples that it stands in for.
     """
 
     key: str
     start: int
     arrays: Mapping[str, NDArray[Any]]
+    source: str = ""
+    skipped: tuple[CorruptSample, ...] = ()

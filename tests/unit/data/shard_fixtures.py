@@ -55,6 +55,7 @@ def write_dataset(
     lengths: Mapping[str, Sequence[int]] | None = None,
     features: Mapping[str, Feature] | None = None,
     max_bytes: int = 12_000,
+    metadata: Callable[[str], Mapping[str, Any]] = lambda key: {},
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Write a dataset and return key → arrays of what was written.
 
@@ -63,6 +64,7 @@ def write_dataset(
         lengths: Split → number of steps of each of its episodes.
         features: What the episodes hold.
         max_bytes: Small enough by default to give several shards.
+        metadata: What an episode's metadata holds besides, by its key.
     """
     lengths = {"train": (7, 12, 3, 9), "val": (8, 6), "test": (5,)} if lengths is None else lengths
     features = FRAME_FEATURES if features is None else features
@@ -74,7 +76,7 @@ def write_dataset(
             for index, num_steps in enumerate(split_lengths):
                 key = f"{split}_{index}"
                 written[key] = make_arrays(features, num_steps, seed=len(written))
-                writer.add(key, written[key], {"task": "push", "index": index})
+                writer.add(key, written[key], {"task": "push", "index": index, **metadata(key)})
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes

@@ -247,7 +247,7 @@ def test_every_argument_is_a_documented_flag() -> None:
     parser.add_class_arguments(EpisodeDataModule, "data")
     text = " ".join(parser.format_help().split())
     for flag, words in {
-        "root": "Dataset folder made by",
+        "root": "Dataset made by",
         "num_steps": "Consecutive steps per window",
         "batch_size": "Windows per batch on each device",
         "val_batch_size": "Windows per validation batch",
@@ -255,6 +255,14 @@ def test_every_argument_is_a_documented_flag() -> None:
         "num_workers": "Processes that read ahead",
         "seed": "Seed of the order",
         "verify": "Whether to check the SHA-256",
+        "weighting": "how often windows of each episode are drawn",
+        "mixture": "Datasets to train on besides",
+        "real_fraction": "Share of the training windows",
+        "on_corrupt": "What an episode with damaged bytes does",
+        "max_corrupt": "Episodes that may be skipped",
+        "cache": "Folder for copies of shards behind a URL",
+        "cache_gigabytes": "What that folder may hold",
+        "start_method": "fork or spawn",
     }.items():
         assert f"--data.{flag}" in text
         assert words in text
