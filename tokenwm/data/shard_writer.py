@@ -63,7 +63,7 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             self.finish()
         else:
             self._discard(error)
@@ -117,7 +117,7 @@ class ShardWriter:
             self._discard(error)
             raise
 
-    def _discard(self, error: BaseException | None) -> None:
+    def _discard(self, error: BaseException) -> None:
         """Remove what was written; the caller shows the error that made it necessary."""
         self._failed = True
         if self._file is not None:

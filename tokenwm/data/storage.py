@@ -5,6 +5,7 @@ that is asked of a storage. fsspec is imported for URLs only.
 """
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from typing import Any, BinaryIO, Protocol
 
 from tokenwm.data.atomic import open_atomically, partials_of
 from tokenwm.errors import ShardError
+
+PIECE_BYTES = 2**20
+"""Bytes of a large file that are in memory at a time."""
 
 
 class Folder(Protocol):
@@ -191,6 +195,19 @@ def read_bytes(folder: Folder, name: str) -> bytes:
     """
     with folder.open(name) as file:
         return file.read()
+
+
+def sha256_of(folder: Folder, name: str) -> str:
+    """SHA-256 of a file as hex digits, read piece by piece.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with folder.open(name) as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_bytes(folder: Folder, name: str, content: bytes) -> None:
