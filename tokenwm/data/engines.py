@@ -183,7 +183,7 @@ def _run_on_slurm(
     shares = [items[index :: max(1, num_workers)] for index in range(max(1, num_workers))]
     jobs = executor.map_array(_call_each, [function] * len(shares), shares)
     try:
-        for job in submitit.helpers.as_completed(jobs):
+        for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
             try:
                 outcome = job.result()
             except submitit.core.utils.UncompletedJobError as error:

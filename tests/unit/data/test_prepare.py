@@ -371,7 +371,14 @@ def test_command_line(dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     arguments = [str(recipe), "--out", str(out), "--workers", "0"]
     assert main([*arguments, "--set", "name=other", "splits.test=0"]) == 0
     printed = capsys.readouterr().out
-    for text in ("other, 10 Hz", "steps/s", "train", "left out: 1 episode", "episode_000005", "is missing"):
+    for text in (
+        "other, 10 Hz",
+        "steps/s",
+        "train",
+        "left out: 1 episode",
+        "episode_000005",
+        "is missing",
+    ):
         assert text in printed
     assert Manifest.load(out).num_episodes("test") == 0
     with pytest.raises(ShardError, match="--overwrite"):
