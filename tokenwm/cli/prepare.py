@@ -65,7 +65,7 @@ def add_engine_options(parser: argparse.ArgumentParser, workers: int | None) -> 
     default = "as many as pay" if workers is None else f"{workers}"
     parser.add_argument(
         "--workers",
-        type=_count,
+        type=count,
         default=workers,
         metavar="N",
         help=f"shards made at once, 0 for in this process (default: {default}); "
@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of the command line, 0 or more."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below zero")

@@ -22,7 +22,7 @@ def check_member(shard: str, member: tarfile.TarInfo) -> None:
         ShardError: Names the shard, the member and the rule.
     """
     where = f"shard {shard}, member {member.name!r}"
-    if not member.isreg():
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):  # isreg() takes sparse ones, too
         raise ShardError(f"{where}: not a regular file; links and folders are not allowed")
     if "/" in member.name or "\\" in member.name or member.name.startswith("."):
         raise ShardError(f"{where}: names with folders are not allowed")
