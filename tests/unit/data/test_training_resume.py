@@ -23,7 +23,7 @@ from tokenwm.data.loader import Batch
 from tokenwm.data.mixture import MixtureItem
 
 NUM_KILLS = 20
-NUM_STEPS = 400
+NUM_STEPS = 300
 PROCESSES = multiprocessing.get_context("forkserver")  # torch and Lightning are imported once
 PROCESSES.set_forkserver_preload([__name__])
 
