@@ -1,7 +1,9 @@
 """A Lightning data module over datasets; resumes at the exact batch."""
 
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +115,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         self.corrupt: dict[str, str] = {}  # "root: key" → reason
         self._readers: list[ShardReader] = []
         self._strata: list[Stratum] = []
-        self._small_files: tempfile.TemporaryDirectory[str] | None = None
+        self._small_files: Path | None = None
 
     @property
     def readers(self) -> list[ShardReader]:
@@ -147,9 +149,11 @@ class EpisodeDataModule(pl.LightningDataModule):
         if not is_url(self.root):
             return Path(self.root)
         if self._small_files is None:
-            self._small_files = tempfile.TemporaryDirectory(prefix="tokenwm-")
-            copy_small_files(self.root, Path(self._small_files.name))
-        return Path(self._small_files.name)
+            folder = Path(tempfile.mkdtemp(prefix="tokenwm-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            copy_small_files(self.root, folder)
+            self._small_files = folder
+        return self._small_files
 
     @property
     def fields(self) -> tuple[str, ...]:

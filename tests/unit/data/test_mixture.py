@@ -262,8 +262,15 @@ class Recorder(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, data: EpisodeDataModule, max_steps: int, **options: Any) -> list[Seen]:
-    model = Recorder()
+def fit(
+    folder: Path,
+    data: EpisodeDataModule,
+    max_steps: int,
+    model: Recorder | None = None,
+    **options: Any,
+) -> list[Seen]:
+    """Train from the last checkpoint in ``folder``, if there is one, and write one at the end."""
+    model = model or Recorder()
     trainer = pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
