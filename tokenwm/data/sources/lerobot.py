@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data import quality
-from tokenwm.data.downsample import Signals, downsample, downsampling_factor
-from tokenwm.data.episode import NAME_PATTERN, Episode, Scalar
+from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources.frames import VideoFrames
 from tokenwm.data.sources.lerobot_files import LAYOUT, LeRobotMeta, read_columns, read_meta
-from tokenwm.data.video import FrameResizer, read_frames
+from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 TERMINATED_COLUMNS = ("next.terminated", "next.done")
@@ -82,16 +80,14 @@ class LeRobotConfig:
         raise SourceError(f"no dataset at {looked}; {hint}{LAYOUT}")
 
 
-class LeRobotSource:
-    """The episodes of one LeRobot folder; see :class:`~tokenwm.data.sources.Source`."""
+class LeRobotSource(RecordedSource):
+    """The episodes of one LeRobot folder."""
 
     def __init__(self, config: LeRobotConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.config = config
-        self.format = episode_format
         self.meta = read_meta(folder)
         _check_features(config, self.meta)
-        self.factor = downsampling_factor(self.meta.rate, episode_format.control_rate)
-        self.num_phases = self.factor
+        super().__init__(episode_format, self.meta.rate)
         self._terminated_column = next(
             (name for name in TERMINATED_COLUMNS if name in self.meta.features), None
         )
@@ -120,12 +116,13 @@ class LeRobotSource:
             for index in wanted
         ]
 
-    def load(self, ref: EpisodeRef) -> Episode:
-        """Load, check and convert one episode.
+    def read(self, ref: EpisodeRef) -> Recording:
+        """Read one parquet file, and name its videos.
 
         Raises:
-            EpisodeError: A file is missing or damaged, or a quality rule is broken.
+            EpisodeError: The file is missing or damaged, or not as long as ``meta/`` says.
         """
+        config = self.config
         columns = self._read_columns(ref)
         num_rows = len(columns["timestamp"])
         if ref.num_rows is not None and num_rows != ref.num_rows:
@@ -133,36 +130,22 @@ class LeRobotSource:
                 f"episode {ref.key}: the parquet file has {num_rows} rows, meta/episodes.jsonl "
                 f"says {ref.num_rows}; they must be equal"
             )
-        if num_rows - ref.phase < 2:
-            raise EpisodeError(f"episode {ref.key}: too short, {num_rows} row(s)")
-        limits = self.format.quality
-        timestamps = columns["timestamp"][:, 0]
-        quality.check_timestamps(ref.key, limits, timestamps=timestamps, rate=self.meta.rate)
-        signals = self._signals(columns, ref.key)
-        # The last row's action is checked too: a NaN there means a broken recording as well.
-        quality.check_signals(
-            ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
+        terminated = self._terminated_column
+        return Recording(
+            num_rows=num_rows,
+            action=columns[config.action],
+            state=None if config.state is None else columns[config.state],
+            reward=None if config.reward is None else columns[config.reward][:, 0],
+            terminated=None if terminated is None else columns[terminated][:, 0],
+            timestamps=columns["timestamp"][:, 0],
+            frames={
+                camera: VideoFrames(
+                    path=self.meta.path(self.meta.video_path, ref.index, video_key=feature)
+                )
+                for camera, feature in config.cameras.items()
+            },
+            task=self._task_of(columns),
         )
-        signals = signals.beginning_at(ref.phase)
-        kept = downsample(signals, self.factor, self.format.action_aggregation)
-        num_steps = len(kept.action)
-        quality.check_num_steps(ref.key, limits, num_steps, self.format.control_rate)
-        truncated = np.zeros(num_steps, dtype=np.bool_)
-        truncated[-2] = not kept.terminated[-2]
-        episode = Episode(
-            key=ref.key,
-            frames=self._read_frames(ref, timestamps),
-            state=kept.state,
-            action=kept.action,
-            reward=kept.reward,
-            terminated=kept.terminated,
-            truncated=truncated,
-            control_rate=self.format.control_rate,
-            task=ref.task or self._task_of(columns),
-            metadata=self._metadata(ref, signals, num_steps),
-        )
-        quality.check_episode(limits, episode)
-        return episode
 
     def describe(self) -> SourceDescription:
         """Names of the dimensions from ``meta/info.json``, units from the recipe."""
@@ -191,57 +174,6 @@ class LeRobotSource:
             optional=["task_index"],
             episode=ref.key,
         )
-
-    def _signals(self, columns: Columns, key: str) -> Signals:
-        config = self.config
-        action = columns[config.action]
-        discrete = action.dtype.kind in "iub"
-        if discrete and (action.shape[1] != 1 or action.min() < 0):
-            raise EpisodeError(
-                f"episode {key}: whole-number actions must be one id >= 0 per row; got "
-                f"{action.shape[1]} column(s) with minimum {action.min()}"
-            )
-        terminated = np.zeros(len(action), dtype=np.bool_)
-        if self._terminated_column is not None:
-            terminated = columns[self._terminated_column][:, 0].astype(np.bool_)
-        state = None if config.state is None else columns[config.state]
-        reward = None if config.reward is None else columns[config.reward][:, 0]
-        return Signals(
-            action=action.astype(np.int64 if discrete else np.float32),
-            state=None if state is None else state.astype(np.float32),
-            reward=None if reward is None else reward.astype(np.float32),
-            terminated=terminated,
-        )
-
-    def _read_frames(
-        self, ref: EpisodeRef, timestamps: NDArray[np.floating[Any]]
-    ) -> dict[str, NDArray[np.uint8]]:
-        frames = {}
-        for camera, feature in self.config.cameras.items():
-            frames[camera], times = read_frames(
-                self.meta.path(self.meta.video_path, ref.index, video_key=feature),
-                first=ref.phase,
-                step=self.factor,
-                resizer=FrameResizer(*self.format.image_size, self.format.resize),
-                episode=ref.key,
-            )
-            quality.check_video_length(
-                ref.key, camera, num_frames=len(times), num_rows=len(timestamps)
-            )
-            quality.check_frame_times(
-                ref.key, camera, frame_times=times, timestamps=timestamps, rate=self.meta.rate
-            )
-        return frames
-
-    def _metadata(self, ref: EpisodeRef, signals: Signals, num_steps: int) -> dict[str, Scalar]:
-        metadata: dict[str, Scalar] = {"source_index": ref.index}
-        if ref.phase:
-            metadata["phase"] = ref.phase
-        if self._terminated_column is not None:
-            # What the rows after the last kept step say about the end has no step to stand at.
-            rest = signals.terminated[(num_steps - 1) * self.factor :]
-            metadata["terminated_after_end"] = bool(rest.any())
-        return metadata
 
     def _task_of(self, columns: Columns) -> str:
         if "task_index" not in columns:
