@@ -23,6 +23,10 @@ Resize = Literal["crop", "stretch"]
 
 SMALL_PICTURE = 128 * 128
 """Below this many pixels more decoding threads cost more than they give."""
+LARGEST_PICTURE = 8192 * 8192
+"""Pixels; more than any camera gives, and a small file can claim any number."""
+MAX_PIXELS = {"max_pixels": str(LARGEST_PICTURE)}
+"""For FFmpeg's decoders: what a header says and what the stream then holds may differ."""
 SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
 """How long before the wanted time a key frame is searched, seconds, one after the other."""
 SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU
@@ -87,6 +91,7 @@ def read_frames(
     *,
     first: int = 0,
     step: int,
+    num_rows: int | None = None,
     resizer: FrameResizer,
     episode: str,
     start: float | None = None,
@@ -102,6 +107,7 @@ def read_frames(
         path: Video file.
         first: First frame to keep, counted from ``start``.
         step: Keep one frame of ``step``, ``>= 1``.
+        num_rows: Frames that there should be; what is beyond is counted and not kept.
         resizer: How to make a frame smaller.
         episode: Key of the episode, for messages.
         start: Presentation time of the first frame of the part, seconds; None for the file's first.
@@ -124,14 +130,17 @@ def read_frames(
             if not container.streams.video:
                 raise EpisodeError(f"episode {episode}: {path} holds no video stream")
             stream = container.streams.video[0]
+            check_size(stream.height, stream.width, f"episode {episode}: {path}")
             stream.codec_context.thread_count = _num_threads(stream.width * stream.height)
             stream.thread_type = "AUTO"
+            stream.codec_context.options = MAX_PIXELS
             frames = container.decode(stream) if start is None else _from(container, stream, start)
             for index, frame in enumerate(itertools.islice(frames, num_frames)):
                 if frame.is_corrupt:
                     raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
                 times.append(np.nan if frame.pts is None else frame.time)
-                if index >= first and (index - first) % step == 0:
+                wanted = num_rows is None or index < num_rows
+                if wanted and index >= first and (index - first) % step == 0:
                     kept.append(resizer(frame))
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(
@@ -141,6 +150,19 @@ def read_frames(
     if not kept:
         raise EpisodeError(f"episode {episode}: {path} holds no frames{_at(start)}")
     return np.stack(kept), np.array(times, dtype=np.float64)
+
+
+def check_size(height: int, width: int, where: str) -> None:
+    """Refuse a picture that is too large to be one of a robot's: it would fill the memory.
+
+    Raises:
+        EpisodeError: It is.
+    """
+    if height * width > LARGEST_PICTURE:
+        raise EpisodeError(
+            f"{where} has pictures of {height} × {width} pixels; at most {LARGEST_PICTURE:,} "
+            "pixels are read"
+        )
 
 
 def _at(start: float | None) -> str:

@@ -235,9 +235,9 @@ def test_too_short_at_the_control_rate(lerobot: Any) -> None:
 def test_features_are_checked_before_anything_is_loaded(lerobot: Any) -> None:
     lerobot.add(0, 6)
     for source, message in (
-        ({"action": "actions"}, "did you mean 'action'.*its features: observation.state, action"),
+        ({"action": "actions"}, "did you mean 'action'.*it has: observation.state, action"),
         ({"state": "observation.images.front"}, "dtype 'video'; numbers are needed"),
-        ({"cameras": {"front": "observation.state"}}, "only 'video' is read"),
+        ({"cameras": {"front": "observation.state"}}, "pictures are needed"),
         ({"reward": "next.reward"}, "source.reward is 'next.reward'"),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -5,6 +5,7 @@ read when an episode is made, the wanted ones only, and made smaller one by one,
 large picture at a time.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.video import FrameResizer, read_frames
+from tokenwm.data.video import MAX_PIXELS, FrameResizer, check_size, read_frames
 from tokenwm.errors import EpisodeError
 
 BLOCK = 16
@@ -28,12 +29,25 @@ FramesAndTimes = tuple[NDArray[np.uint8], NDArray[np.float64]]
 class Frames(Protocol):
     """The pictures of one camera over one recording."""
 
-    def read(self, *, first: int, step: int, resizer: FrameResizer, episode: str) -> FramesAndTimes:
+    def check(self, episode: str) -> None:
+        """See without decoding whether the pictures are there.
+
+        Args:
+            episode: Key of the episode, for messages.
+
+        Raises:
+            EpisodeError: They plainly are not.
+        """
+
+    def read(
+        self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
+    ) -> FramesAndTimes:
         """Read the pictures ``first, first + step, …``.
 
         Args:
             first: First picture to keep, ``>= 0``.
             step: Keep one picture of ``step``, ``>= 1``.
+            num_rows: Pictures that there should be; what is beyond is counted and not kept.
             resizer: How to make a picture smaller.
             episode: Key of the episode, for messages.
 
@@ -60,16 +74,24 @@ class ArrayFrames:
     images: Any
     name: str
 
-    def read(self, *, first: int, step: int, resizer: FrameResizer, episode: str) -> FramesAndTimes:
+    def read(
+        self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
+    ) -> FramesAndTimes:
         """See :meth:`Frames.read`."""
+        self.check(episode)
+        images = itertools.islice(self._images(first, step), len(range(first, num_rows, step)))
+        kept = [resizer.resize_image(image) for image in images]
+        return _stacked(kept, self.name, episode), np.full(len(self.images), np.nan)
+
+    def check(self, episode: str) -> None:
+        """See :meth:`Frames.check`."""
         shape, dtype = tuple(self.images.shape), np.dtype(self.images.dtype)
         if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
             raise EpisodeError(
                 f"episode {episode}: {self.name} is {dtype}{shape}; expected uint8 "
                 "(N, H, W, 3), (N, H, W, 1) or (N, H, W)"
             )
-        kept = [resizer.resize_image(image) for image in self._images(first, step)]
-        return _stacked(kept, self.name, episode), np.full(shape[0], np.nan)
+        check_size(shape[1], shape[2], f"episode {episode}: {self.name}")
 
     def _images(self, first: int, step: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(first, len(self.images), BLOCK * step):
@@ -90,10 +112,15 @@ class EncodedFrames:
     images: Sequence[bytes]
     name: str
 
-    def read(self, *, first: int, step: int, resizer: FrameResizer, episode: str) -> FramesAndTimes:
+    def check(self, episode: str) -> None:
+        """Nothing shows without decoding."""
+
+    def read(
+        self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
+    ) -> FramesAndTimes:
         """See :meth:`Frames.read`."""
         kept = []
-        for index in range(first, len(self.images), step):
+        for index in range(first, min(num_rows, len(self.images)), step):
             where = f"episode {episode}: image {index} of {self.name}"
             kept.append(resizer(decode_image(self.images[index], where)))
         return _stacked(kept, self.name, episode), np.full(len(self.images), np.nan)
@@ -113,12 +140,20 @@ class VideoFrames:
     start: float | None = None
     num_frames: int | None = None
 
-    def read(self, *, first: int, step: int, resizer: FrameResizer, episode: str) -> FramesAndTimes:
+    def check(self, episode: str) -> None:
+        """See :meth:`Frames.check`."""
+        if not self.path.is_file():
+            raise EpisodeError(f"episode {episode}: video {self.path} is missing")
+
+    def read(
+        self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
+    ) -> FramesAndTimes:
         """See :meth:`Frames.read`."""
         return read_frames(
             self.path,
             first=first,
             step=step,
+            num_rows=num_rows,
             resizer=resizer,
             episode=episode,
             start=self.start,
@@ -141,6 +176,7 @@ def decode_image(content: bytes, where: str) -> av.VideoFrame:
         raise EpisodeError(f"{where} is neither PNG nor JPEG; it begins with {content[:4]!r}")
     try:
         context = av.CodecContext.create(str(codec), "r")
+        context.options = MAX_PIXELS
         frames = [*context.decode(av.Packet(content)), *context.decode(None)]  # type: ignore[attr-defined]
     except av.FFmpegError as error:
         raise EpisodeError(f"{where} cannot be decoded: {error}") from error

@@ -4,20 +4,19 @@ Rows map onto our steps one to one: row ``t`` holds ``o_t`` and the ``a_t`` chos
 action of the last row leads nowhere that was recorded and is dropped.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import NAME_PATTERN
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources.columns import RecordedConfig, concatenate, names_of
 from tokenwm.data.sources.frames import VideoFrames
-from tokenwm.data.sources.lerobot_files import LAYOUT, LeRobotMeta, read_columns, read_meta
+from tokenwm.data.sources.lerobot_files import LAYOUT, read_columns, read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
-from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.errors import EpisodeError, RecipeError
 
 TERMINATED_COLUMNS = ("next.terminated", "next.done")
 """Columns that say the task ended; the first one a dataset has is used."""
@@ -26,41 +25,29 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeRobotConfig:
-    """Options of the LeRobot reader.
+class LeRobotConfig(RecordedConfig):
+    """Options of the LeRobot reader; columns are the features of ``meta/info.json``.
 
     Attributes:
-        path: The dataset's folder; relative to the current directory, else to the recipe.
-        cameras: Our name of a camera → video feature of the dataset.
-        state: Feature with the robot's state, or null.
-        action: Feature with the action.
-        reward: Feature with the reward, or null.
         episodes: Indices of the episodes to use; null for all.
-        state_units: Units of the state in words, stored with the data.
-        action_units: Units of the action in words, stored with the data.
-        hint: Where the data can be had; shown if it is not there.
         type: Name of this reader.
     """
 
-    records: ClassVar[bool] = False
-
-    path: str
-    cameras: dict[str, str] = field(default_factory=dict)
-    state: str | None = None
-    action: str = "action"
-    reward: str | None = None
     episodes: tuple[int, ...] | None = None
-    state_units: str = ""
-    action_units: str = ""
-    hint: str = ""
     type: Literal["lerobot"] = "lerobot"
 
-    def __post_init__(self) -> None:
-        if not self.cameras and self.state is None:
-            raise RecipeError("cameras is empty and state is null; at least one of them is needed")
-        for camera in self.cameras:
-            if not NAME_PATTERN.fullmatch(camera):
-                raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
+    @classmethod
+    def recognise(cls, path: Path) -> Recognised | None:
+        """A folder with ``meta/info.json``.
+
+        Raises:
+            SourceError: ``meta/`` is damaged.
+        """
+        if not (path / "meta" / "info.json").is_file():
+            return None
+        meta = read_meta(path)
+        facts = {"format": f"LeRobot {meta.version}", "robot": meta.robot}
+        return Recognised(config=cls(path=str(path)), rate=meta.rate, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "LeRobotSource":
         """Open the dataset.
@@ -69,25 +56,16 @@ class LeRobotConfig:
             SourceError: It is missing, or not laid out as expected.
             RecipeError: A feature the recipe names is not in the dataset, or the rates do not fit.
         """
-        places = [Path(self.path).expanduser()]
-        if folder is not None:
-            places.append(folder / self.path)
-        for place in places:
-            if place.is_dir():
-                return LeRobotSource(self, episode_format, place.resolve())
-        looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
-        hint = f"{self.hint.strip()}; " if self.hint.strip() else ""
-        raise SourceError(f"no dataset at {looked}; {hint}{LAYOUT}")
+        return LeRobotSource(self, episode_format, self.find(folder, LAYOUT))
 
 
 class LeRobotSource(RecordedSource):
     """The episodes of one LeRobot folder."""
 
     def __init__(self, config: LeRobotConfig, episode_format: EpisodeFormat, folder: Path) -> None:
-        self.config = config
         self.meta = read_meta(folder)
-        _check_features(config, self.meta)
-        super().__init__(episode_format, self.meta.rate)
+        super().__init__(config, self.meta.columns(), str(folder), episode_format, self.meta.rate)
+        self._wanted = config.episodes
         self._terminated_column = next(
             (name for name in TERMINATED_COLUMNS if name in self.meta.features), None
         )
@@ -99,7 +77,7 @@ class LeRobotSource(RecordedSource):
             RecipeError: The recipe asks for an episode that is not there.
         """
         known = self.meta.episodes
-        wanted = list(known) if self.config.episodes is None else sorted(set(self.config.episodes))
+        wanted = list(known) if self._wanted is None else sorted(set(self._wanted))
         missing = [index for index in wanted if index not in known]
         if missing:
             raise RecipeError(
@@ -133,8 +111,8 @@ class LeRobotSource(RecordedSource):
         terminated = self._terminated_column
         return Recording(
             num_rows=num_rows,
-            action=columns[config.action],
-            state=None if config.state is None else columns[config.state],
+            action=concatenate(columns, names_of(config.action)),
+            state=concatenate(columns, names_of(config.state)) if config.state else None,
             reward=None if config.reward is None else columns[config.reward][:, 0],
             terminated=None if terminated is None else columns[terminated][:, 0],
             timestamps=columns["timestamp"][:, 0],
@@ -142,19 +120,9 @@ class LeRobotSource(RecordedSource):
                 camera: VideoFrames(
                     path=self.meta.path(self.meta.video_path, ref.index, video_key=feature)
                 )
-                for camera, feature in config.cameras.items()
+                for camera, feature in self.cameras.items()
             },
             task=self._task_of(columns),
-        )
-
-    def describe(self) -> SourceDescription:
-        """Names of the dimensions from ``meta/info.json``, units from the recipe."""
-        config = self.config
-        return SourceDescription(
-            state_names=() if config.state is None else self.meta.names(config.state),
-            action_names=self.meta.names(config.action),
-            state_units=config.state_units,
-            action_units=config.action_units,
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -167,10 +135,11 @@ class LeRobotSource(RecordedSource):
 
     def _read_columns(self, ref: EpisodeRef) -> Columns:
         config = self.config
-        named = (config.action, "timestamp", config.state, config.reward, self._terminated_column)
+        named = (*names_of(config.action), "timestamp", *names_of(config.state))
+        named += (*names_of(config.reward), *names_of(self._terminated_column))
         return read_columns(
             self.meta.path(self.meta.data_path, ref.index),
-            required=[name for name in named if name is not None],
+            required=named,
             optional=["task_index"],
             episode=ref.key,
         )
@@ -179,29 +148,3 @@ class LeRobotSource(RecordedSource):
         if "task_index" not in columns:
             return ""
         return self.meta.tasks.get(int(columns["task_index"][0, 0]), "")
-
-
-def _check_features(config: LeRobotConfig, meta: LeRobotMeta) -> None:
-    """Check that the features a recipe names are there and are of the right kind."""
-    named = {"action": config.action, "state": config.state, "reward": config.reward}
-    named |= {f"cameras.{camera}": feature for camera, feature in config.cameras.items()}
-    for option, feature in named.items():
-        if feature is None:
-            continue
-        if feature not in meta.features:
-            near = difflib.get_close_matches(feature, meta.features, n=1)
-            guess = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(
-                f"source.{option} is {feature!r}, which {meta.folder} does not have; {guess}"
-                f"its features: {', '.join(meta.features)}"
-            )
-        dtype = meta.features[feature].get("dtype")
-        is_camera = option.startswith("cameras.")
-        if is_camera and dtype != "video":
-            raise RecipeError(
-                f"source.{option}: feature {feature!r} has dtype {dtype!r}; only 'video' is read"
-            )
-        if not is_camera and dtype in ("video", "image", "string"):
-            raise RecipeError(
-                f"source.{option}: feature {feature!r} has dtype {dtype!r}; numbers are needed"
-            )

@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from tokenwm.data.sources.columns import Column
 from tokenwm.errors import EpisodeError, SourceError
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1")
@@ -37,6 +38,8 @@ class LeRobotMeta:
 
     Attributes:
         folder: The dataset.
+        version: Version of the format, ``v2.1`` for example.
+        robot: The robot in words; may be empty.
         rate: Rows per second, Hz.
         features: Feature → its ``dtype``, ``shape`` and ``names``.
         data_path: Template of the parquet files' paths.
@@ -47,6 +50,8 @@ class LeRobotMeta:
     """
 
     folder: Path
+    version: str
+    robot: str
     rate: float
     features: Mapping[str, Mapping[str, Any]]
     data_path: str
@@ -68,6 +73,18 @@ class LeRobotMeta:
             raise SourceError(
                 f"{self.folder}/meta/info.json: path template {template!r} is not usable: {error!r}"
             ) from error
+
+    def columns(self) -> dict[str, Column]:
+        """The features, as every reader describes what it has."""
+        return {
+            name: Column(
+                kind=_kind(feature),
+                dtype=str(feature.get("dtype")),
+                shape=tuple(feature.get("shape") or (1,)),
+                names=self.names(name),
+            )
+            for name, feature in self.features.items()
+        }
 
     def names(self, feature: str) -> tuple[str, ...]:
         """Names of a feature's dimensions, or empty if there is not one for each."""
@@ -111,6 +128,8 @@ def read_meta(folder: Path) -> LeRobotMeta:
     try:
         meta = LeRobotMeta(
             folder=folder,
+            version=version,
+            robot=str(info.get("robot_type") or ""),
             rate=float(info["fps"]),
             features=dict(info["features"]),
             data_path=str(info["data_path"]),
@@ -128,6 +147,13 @@ def read_meta(folder: Path) -> LeRobotMeta:
     if not meta.rate > 0 or meta.chunk_size < 1:
         raise SourceError(f"{path}: fps and chunks_size must be above zero")
     return meta
+
+
+def _kind(feature: Mapping[str, Any]) -> Literal["numbers", "pictures", "other"]:
+    dtype, about = feature.get("dtype"), feature.get("info") or {}
+    if dtype == "video":
+        return "other" if about.get("video.is_depth_map") else "pictures"
+    return "other" if dtype in ("image", "string") else "numbers"
 
 
 def read_columns(

@@ -16,6 +16,13 @@ from tokenwm.data import quality
 from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources.columns import (
+    Column,
+    RecordedConfig,
+    dimension_names,
+    names_of,
+    resolve,
+)
 from tokenwm.data.sources.frames import Frames
 from tokenwm.data.video import FrameResizer
 from tokenwm.errors import EpisodeError
@@ -84,18 +91,41 @@ class RecordedSource(ABC):
     A reader says what episodes there are and reads one. Subclasses must be picklable.
 
     Args:
+        config: Options; what they leave open is filled in, see :attr:`config`.
+        columns: What the source holds for every row.
+        where: The source, for messages.
         episode_format: What the episodes are to be.
-        rate: Rows per second of the source, Hz.
+        rate: Rows per second of the source, Hz; None where the format does not record it, then rows
+            are steps.
+
+    Attributes:
+        config: The options, with every column named.
+        rate: Rows per second, Hz.
 
     Raises:
-        RecipeError: The control rate does not divide the source's rate.
+        RecipeError: A column is missing or several could be meant, or the control rate does not
+            divide the source's rate.
     """
 
-    def __init__(self, episode_format: EpisodeFormat, rate: float) -> None:
+    def __init__(
+        self,
+        config: RecordedConfig,
+        columns: Mapping[str, Column],
+        where: str,
+        episode_format: EpisodeFormat,
+        rate: float | None,
+    ) -> None:
+        self.config = resolve(config, columns, where)
+        self.columns = columns
         self.format = episode_format
-        self.rate = rate
-        self.factor = downsampling_factor(rate, episode_format.control_rate)
-        self.num_phases = self.factor
+        self.rate = episode_format.control_rate if rate is None else rate
+        self.num_phases = downsampling_factor(self.rate, episode_format.control_rate)
+
+    @property
+    def cameras(self) -> dict[str, str]:
+        """Our name of a camera → the source's."""
+        assert not isinstance(self.config.cameras, str), "filled in when the source was opened"
+        return self.config.cameras
 
     @abstractmethod
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -110,10 +140,6 @@ class RecordedSource(ABC):
         """
 
     @abstractmethod
-    def describe(self) -> SourceDescription:
-        """Names and units of the numbers."""
-
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Where the data comes from: JSON values, with ``source`` and ``source_checksum``."""
 
@@ -124,6 +150,15 @@ class RecordedSource(ABC):
             EpisodeError: A file is missing or damaged, or a quality rule is broken.
         """
         return to_episode(self.read(ref), ref, self.format, self.rate)
+
+    def describe(self) -> SourceDescription:
+        """Names of the dimensions from the source, units from the recipe."""
+        return SourceDescription(
+            state_names=dimension_names(self.columns, names_of(self.config.state)),
+            action_names=dimension_names(self.columns, names_of(self.config.action)),
+            state_units=self.config.state_units,
+            action_units=self.config.action_units,
+        )
 
 
 def to_episode(
@@ -221,6 +256,7 @@ def _read_frames(
         frames[camera], times = pictures.read(
             first=ref.phase,
             step=factor,
+            num_rows=recording.num_rows,
             resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
             episode=ref.key,
         )
