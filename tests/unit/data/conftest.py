@@ -41,7 +41,7 @@ class LeRobotFolder:
         }
         columns |= {name.replace("__", "."): value for name, value in changes.items()}
         columns = {name: np.asarray(value) for name, value in columns.items() if value is not None}
-        table = pyarrow.table({name: _to_arrow(values) for name, values in columns.items()})
+        table = pyarrow.table({name: to_arrow(values) for name, values in columns.items()})
         path = self.parquet(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, path)
@@ -124,7 +124,7 @@ def write_video(
         container.mux(stream.encode(None))
 
 
-def _to_arrow(values: NDArray[Any]) -> pyarrow.Array:
+def to_arrow(values: NDArray[Any]) -> pyarrow.Array:
     if values.ndim == 1:
         return pyarrow.array(values)
     flat = pyarrow.array(values.reshape(-1))

@@ -1,27 +1,30 @@
-"""LeRobot v2.1 folders (v2.0 differs in its statistics only): parquet + one video per camera.
+"""LeRobot folders of versions 2.0, 2.1 and 3.0: parquet for numbers, videos or images for cameras.
 
 Rows map onto our steps one to one: row ``t`` holds ``o_t`` and the ``a_t`` chosen after it. The
 action of the last row leads nowhere that was recorded and is dropped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from numpy.typing import NDArray
+import numpy as np
 
+from tokenwm.data import quality
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.columns import RecordedConfig, concatenate, names_of
-from tokenwm.data.sources.frames import VideoFrames
-from tokenwm.data.sources.lerobot_files import LAYOUT, read_columns, read_meta
+from tokenwm.data.sources.frames import EncodedFrames, VideoFrames
+from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
+from tokenwm.data.sources.lerobot_meta import LAYOUT, EpisodeRow, read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError
 
 TERMINATED_COLUMNS = ("next.terminated", "next.done")
 """Columns that say the task ended; the first one a dataset has is used."""
 
-Columns = Mapping[str, NDArray[Any]]
+SUCCESS = "next.success"
+TIME, ORDER, TASK = "timestamp", "frame_index", "task_index"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,9 @@ class LeRobotSource(RecordedSource):
         self.meta = read_meta(folder)
         super().__init__(config, self.meta.columns(), str(folder), episode_format, self.meta.rate)
         self._wanted = config.episodes
+        self._files = LeRobotFiles(folder)
         self._terminated_column = next(
-            (name for name in TERMINATED_COLUMNS if name in self.meta.features), None
+            (name for name in TERMINATED_COLUMNS if name in self.columns), None
         )
 
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -95,35 +99,58 @@ class LeRobotSource(RecordedSource):
         ]
 
     def read(self, ref: EpisodeRef) -> Recording:
-        """Read one parquet file, and name its videos.
+        """Read the rows of one episode, and say where its pictures are.
 
         Raises:
-            EpisodeError: The file is missing or damaged, or not as long as ``meta/`` says.
+            EpisodeError: A file is missing or damaged, or not as long as ``meta/`` says.
         """
-        config = self.config
-        columns = self._read_columns(ref)
-        num_rows = len(columns["timestamp"])
-        if ref.num_rows is not None and num_rows != ref.num_rows:
-            raise EpisodeError(
-                f"episode {ref.key}: the parquet file has {num_rows} rows, meta/episodes.jsonl "
-                f"says {ref.num_rows}; they must be equal"
-            )
-        terminated = self._terminated_column
+        config, row = self.config, self.meta.episodes[ref.index]
+        named = [*names_of(config.action), *names_of(config.state), *names_of(config.reward)]
+        named += names_of(self._terminated_column)
+        named += [name for name in (TIME, SUCCESS) if name in self.columns]
+        images = [name for name in self.cameras.values() if self.columns[name].dtype == "image"]
+        path = self._files.find(self.meta.data_path, row.data)
+        table = self._files.read_rows(
+            path,
+            required=[*named, *images],
+            optional=[ORDER, TASK],
+            episode=ref.key,
+            index=ref.index if self.meta.many_per_file else None,
+            num_rows=row.length,
+        )
+        where = f"episode {ref.key}: {path}"
+        extra = [name for name in (ORDER, TASK) if name in table.column_names]
+        columns = to_arrays(table, [*named, *extra], where)
+        if ORDER in columns and (np.diff(columns[ORDER][:, 0].astype(np.int64)) != 1).any():
+            raise EpisodeError(f"{where}: rows are missing or out of order, see {ORDER!r}")
+        done = columns.get(self._terminated_column or "")
         return Recording(
-            num_rows=num_rows,
+            num_rows=row.length,
             action=concatenate(columns, names_of(config.action)),
             state=concatenate(columns, names_of(config.state)) if config.state else None,
-            reward=None if config.reward is None else columns[config.reward][:, 0],
-            terminated=None if terminated is None else columns[terminated][:, 0],
-            timestamps=columns["timestamp"][:, 0],
+            reward=columns[config.reward][:, 0] if config.reward else None,
+            terminated=None if done is None else done[:, 0],
+            timestamps=columns[TIME][:, 0] if TIME in columns else None,
             frames={
-                camera: VideoFrames(
-                    path=self.meta.path(self.meta.video_path, ref.index, video_key=feature)
-                )
-                for camera, feature in self.cameras.items()
+                camera: EncodedFrames(images=to_images(table, name, where), name=name)
+                if name in images
+                else self._video(ref, row, name)
+                for camera, name in self.cameras.items()
             },
-            task=self._task_of(columns),
+            task=self.meta.tasks.get(int(columns[TASK][0, 0]), "") if TASK in columns else "",
+            metadata={"success": bool(columns[SUCCESS].any())} if SUCCESS in columns else {},
         )
+
+    def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
+        part = row.video(feature)
+        only = sum(column.dtype == "video" for column in self.columns.values()) == 1
+        path = self._files.find(self.meta.video_path, part, video_key=feature, only=only)
+        if part.start is None:
+            return VideoFrames(path=path)
+        if part.stop is not None:
+            num_frames = round((part.stop - part.start) * self.rate)
+            quality.check_video_length(ref.key, feature, num_frames=num_frames, num_rows=row.length)
+        return VideoFrames(path=path, start=part.start, num_frames=row.length)
 
     def provenance(self) -> dict[str, Any]:
         """The path as the recipe gives it, and a SHA-256 over the files in ``meta/``."""
@@ -132,19 +159,3 @@ class LeRobotSource(RecordedSource):
             "source_checksum": self.meta.checksum(),
             "source_checksum_over": "meta/",
         }
-
-    def _read_columns(self, ref: EpisodeRef) -> Columns:
-        config = self.config
-        named = (*names_of(config.action), "timestamp", *names_of(config.state))
-        named += (*names_of(config.reward), *names_of(self._terminated_column))
-        return read_columns(
-            self.meta.path(self.meta.data_path, ref.index),
-            required=named,
-            optional=["task_index"],
-            episode=ref.key,
-        )
-
-    def _task_of(self, columns: Columns) -> str:
-        if "task_index" not in columns:
-            return ""
-        return self.meta.tasks.get(int(columns["task_index"][0, 0]), "")
