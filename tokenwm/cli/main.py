@@ -18,6 +18,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.quickstart",
         "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
     ),
+    "inspect": ("tokenwm.cli.inspect", "say what a folder of recordings holds; write a recipe"),
     "prepare": (
         "tokenwm.cli.prepare",
         "record or read episodes, as a recipe says, and write frame shards",

@@ -49,7 +49,13 @@ class LeRobotConfig(RecordedConfig):
         if not (path / "meta" / "info.json").is_file():
             return None
         meta = read_meta(path)
-        facts = {"format": f"LeRobot {meta.version}", "robot": meta.robot}
+        first, last = min(meta.episodes), max(meta.episodes)
+        gaps = last - first + 1 - len(meta.episodes)
+        facts = {
+            "format": f"LeRobot {meta.version}",
+            "robot": meta.robot,
+            "indices": f"{first} to {last}" + (f", {gaps} missing" if gaps else ""),
+        }
         return Recognised(config=cls(path=str(path)), rate=meta.rate, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "LeRobotSource":
