@@ -23,6 +23,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.prepare",
         "record or read episodes, as a recipe says, and write frame shards",
     ),
+    "export-lerobot": ("tokenwm.cli.export_lerobot", "write frame shards as a LeRobot folder"),
     "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),
     "tokenize": ("tokenwm.cli.tokenize", "turn frame shards into token shards"),
     "world-model": ("tokenwm.cli.world_model", "fit, validate or test the world model"),

@@ -1,10 +1,11 @@
 """What a file or folder of recordings holds, and a recipe to begin with."""
 
+import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tokenwm.data import quality
 from tokenwm.data.recipe import SplitConfig, split_keys
 from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
-from tokenwm.data.sources.columns import AmbiguousColumnsError, RecordedConfig, names_of
+from tokenwm.data.sources.columns import AmbiguousColumnsError, RecordedConfig
 from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
@@ -190,7 +191,7 @@ def _open(found: Recognised) -> tuple[RecordedSource, dict[str, tuple[str, ...]]
             ambiguous[error.option] = error.candidates
             several = error.option == "state"
             chosen: Any = error.candidates if several else error.candidates[0]
-            config = replace(config, **{error.option: chosen})
+            config = dataclasses.replace(config, **{error.option: chosen})
             continue
         if not isinstance(source, RecordedSource):
             raise SourceError(f"{type(source).__name__} holds no recordings")
@@ -252,9 +253,10 @@ def starter_recipe(found: Survey) -> str:
         f"  type: {_yaml(getattr(config, 'type', ''))}",
         f"  path: {_yaml(str(Path(config.path).resolve()))}",
         f"  cameras: {_yaml(found.source.cameras)}",
-        f"  state: {_yaml(_columns(config.state))}{notes.get('state', '')}",
-        f"  action: {_yaml(_columns(config.action))}{notes.get('action', '')}",
+        f"  state: {_yaml(config.state)}{notes.get('state', '')}",
+        f"  action: {_yaml(config.action)}{notes.get('action', '')}",
         f"  reward: {_yaml(config.reward)}{notes.get('reward', '')}",
+        *_other_options(config),
         '  state_units: ""                 # for example rad; stored with the data',
         '  action_units: ""',
         f"control_rate: {found.control_rate:.12g}                  # Hz; {why}",
@@ -264,6 +266,16 @@ def starter_recipe(found: Survey) -> str:
         f"licence: {_yaml(found.licence or 'unknown')}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _other_options(config: RecordedConfig) -> list[str]:
+    """Lines for the options of one reader only, where they are not the default."""
+    common = {item.name for item in dataclasses.fields(RecordedConfig)} | {"type"}
+    return [
+        f"  {item.name}: {_yaml(getattr(config, item.name))}"
+        for item in dataclasses.fields(config)
+        if item.name not in common and getattr(config, item.name) != item.default
+    ]
 
 
 def _splits(found: Survey) -> dict[str, Any]:
@@ -282,16 +294,11 @@ def _splits(found: Survey) -> dict[str, Any]:
     return {"val": val, "test": test, "seed": seed}
 
 
-def _columns(option: str | tuple[str, ...] | None) -> str | list[str] | None:
-    names = names_of(option)
-    return list(names) if len(names) > 1 else (names[0] if names else None)
-
-
 def _yaml(value: Any) -> str:
     """A value on one line of YAML, whatever characters a stranger's names hold."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and yaml.safe_load(value) == value:
         return value
