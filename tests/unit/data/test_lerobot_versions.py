@@ -344,6 +344,7 @@ def test_links_cannot_lead_out_except_into_the_hub_cache(tmp_path: Path, version
     "changes",
     [
         {"fps": 1e999},
+        {"fps": 1e300},
         {"fps": -1},
         {"fps": None},
         {"features": []},
@@ -386,6 +387,10 @@ def test_declared_counts_are_not_believed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(EpisodeError, match="has 1000000 rows, meta/ says 6"):
         source.load(source.episodes()[0])
     write_lerobot(tmp_path / "b", [episode(i, 6) for i in range(3)], version="v3.0")
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenwm.data.sources.lerobot_meta.MAX_TABLE_ROWS", 2)
+        with pytest.raises(SourceError, match="claims 3 rows; at most 2 are read"):
+            recipe(tmp_path / "b").open_source()
     monkeypatch.setattr("tokenwm.data.sources.lerobot_files.MAX_NUMBERS", 20)
     source = recipe(tmp_path / "b").open_source()
     with pytest.raises(EpisodeError, match="numbers in one row group; at most 20 are read"):

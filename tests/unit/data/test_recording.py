@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.conftest import write_video
+from tokenwm.data import video
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef
 from tokenwm.data.sources.frames import ArrayFrames, EncodedFrames, VideoFrames
@@ -188,3 +189,44 @@ def test_a_part_beyond_the_end_of_a_video(tmp_path: Path) -> None:
             start=2.0,
             num_frames=3,
         )
+
+
+def test_what_a_stream_holds_may_be_larger_than_its_header_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg itself refuses pictures beyond the limit, before it takes memory for them."""
+    few = {"max_pixels": "100"}
+    monkeypatch.setattr("tokenwm.data.video.MAX_PIXELS", few)
+    monkeypatch.setattr("tokenwm.data.sources.frames.MAX_PIXELS", few)
+    write_video(tmp_path / "a.mp4", 20, 10)
+    image = png(np.zeros((16, 16, 3), np.uint8))
+    for pictures in (
+        VideoFrames(path=tmp_path / "a.mp4"),
+        EncodedFrames(images=[image] * 20, name="a"),
+    ):
+        with pytest.raises(EpisodeError, match="cannot be decoded"):
+            convert(recording(20, frames={"a": pictures}), rate=10)
+
+
+def test_a_key_frame_that_is_shown_late_is_not_taken_for_the_wanted_one(tmp_path: Path) -> None:
+    """Where a container is searched by decoding time, the first place found may be too late."""
+    write_video(tmp_path / "a.mp4", 60, 10, codec_options={"g": "5", "bf": "0", "crf": "8"})
+
+    class Late:
+        """Finds the place one second after the one asked for, as long as there is one before."""
+
+        def __init__(self, container: Any) -> None:
+            self.container = container
+
+        def seek(self, offset: int, *, stream: Any) -> None:
+            late = offset + round(1 / stream.time_base) if offset else 0
+            self.container.seek(late, stream=stream)
+
+        def decode(self, stream: Any) -> Any:
+            return self.container.decode(stream)
+
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        frames = video._from(Late(container), stream, 3.0)
+        times = [float(frame.time) for frame in frames]
+    np.testing.assert_allclose(times, np.arange(30, 60) / 10)

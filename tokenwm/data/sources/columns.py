@@ -193,16 +193,19 @@ def dimension_names(columns: Mapping[str, Column], names: Sequence[str]) -> tupl
 
 
 def camera_names(columns: Iterable[str]) -> dict[str, str]:
-    """Our names of cameras: the last part of the source's, or all of it where that is not unique.
+    """Our names of cameras: the last part of the source's, else all of it, else a number.
 
     Returns:
         Our name → the source's.
     """
     columns = list(columns)
-    short = [_plain(_parts(name)[-1]) for name in columns]
-    if len(set(short)) < len(short):
-        short = [_plain(name) for name in columns]
-    return dict(zip(short, columns, strict=True))
+    for ours in (
+        [_plain(_parts(name)[-1]) for name in columns],
+        [_plain(name) for name in columns],
+    ):
+        if len(set(ours)) == len(columns):
+            return dict(zip(ours, columns, strict=True))
+    return {f"camera_{index}": name for index, name in enumerate(columns)}
 
 
 def _plain(name: str) -> str:

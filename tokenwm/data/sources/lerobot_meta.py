@@ -38,6 +38,9 @@ VIDEO_PATHS = {
 }
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
+LARGEST_RATE = 100_000.0
+MAX_TABLE_ROWS = 10**7
+"""Of a table in ``meta/``, which has a row for each episode or task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +172,8 @@ def read_meta(folder: Path) -> LeRobotMeta:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path} or a file beside it holds a wrong value: {error}") from error
-    if not (meta.rate > 0 and math.isfinite(meta.rate)):
-        raise SourceError(f"{path}: fps is {meta.rate}; expected Hz above zero")
+    if not 0 < meta.rate <= LARGEST_RATE:
+        raise SourceError(f"{path}: fps is {meta.rate}; expected Hz above zero, at most 100,000")
     if not meta.episodes:
         raise SourceError(f"{folder}/meta lists no episodes")
     for template in (meta.data_path, meta.video_path):
@@ -297,6 +300,11 @@ def _read_table(folder: Path, path: Path, drop: str = "\0") -> list[dict[str, An
     try:
         with pyarrow.BufferReader(read_small(folder, path)) as content:
             file = pyarrow.parquet.ParquetFile(content)
+            if file.metadata.num_rows > MAX_TABLE_ROWS:
+                raise SourceError(
+                    f"{path} claims {file.metadata.num_rows:,} rows; at most "
+                    f"{MAX_TABLE_ROWS:,} are read"
+                )
             names = [name for name in file.schema_arrow.names if not name.startswith(drop)]
             rows: list[dict[str, Any]] = file.read(columns=names, use_threads=False).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
