@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenwm.data.sources.columns import dimension_names, names_of
-from tokenwm.data.survey import Survey, starter_recipe, survey
+from tokenwm.data.starter_recipe import starter_recipe
+from tokenwm.data.survey import Survey, survey
 from tokenwm.errors import RecipeError
 
 MOST_PROBLEMS = 20

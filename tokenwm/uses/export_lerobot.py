@@ -15,20 +15,13 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-import tokenwm
 from tokenwm.data.atomic import make_folder_atomically
-from tokenwm.data.manifest import SPLITS, Manifest
+from tokenwm.data.manifest import SPLITS
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources.lerobot_meta import DATA_PATHS, VIDEO_PATHS
 from tokenwm.errors import ShardError
-from tokenwm.uses.lerobot_files import (
-    TableFile,
-    VideoFile,
-    figures,
-    merged,
-    pixel_format,
-    task_table,
-)
+from tokenwm.uses.lerobot_description import card, features, provenance
+from tokenwm.uses.lerobot_files import TableFile, VideoFile, figures, merged, task_table
 
 Version = Literal["v2.1", "v3.0"]
 VERSIONS: tuple[Version, ...] = ("v3.0", "v2.1")
@@ -145,7 +138,7 @@ class _Export:
             {**row, "tokenwm/key": key, "tokenwm/metadata": json.dumps(self.metadata[key])}
         )
         self.figures.append(of_episode)
-        self.features = self.features or self._features(columns)
+        self.features = self.features or features(self.manifest, columns, self._fps())
 
     def _columns(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         metadata = self.metadata[key]
@@ -205,35 +198,6 @@ class _Export:
             return {"episode_chunk": chunk, "episode_index": number}
         return {"chunk_index": chunk, "file_index": number % FILES_PER_CHUNK}
 
-    def _features(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
-        ours = {"observation.state": "state", "action": "action"}
-        features: dict[str, dict[str, Any]] = {}
-        for name, values in columns.items():
-            names = self.manifest.features[ours[name]].names if name in ours else ()
-            features[name] = {
-                "dtype": values.dtype.name,
-                "shape": list(values.shape[1:]) or [1],
-                "names": list(names) or None,
-            }
-        for camera in self.manifest.cameras:
-            shape = self.manifest.features[f"frames.{camera}"].shape
-            features[f"observation.images.{camera}"] = {
-                "dtype": "video",
-                "shape": list(shape),
-                "names": ["height", "width", "channels"],
-                "info": {
-                    "video.height": shape[0],
-                    "video.width": shape[1],
-                    "video.codec": "h264",
-                    "video.pix_fmt": pixel_format(shape[0], shape[1]),
-                    "video.is_depth_map": False,
-                    "video.fps": self._fps(),
-                    "video.channels": 3,
-                    "has_audio": False,
-                },
-            }
-        return features
-
     def _fps(self) -> int | float:
         return int(self.rate) if self.rate.denominator == 1 else float(self.rate)
 
@@ -273,7 +237,7 @@ class _Export:
             whole = {name: merged([e[name] for e in self.figures]) for name in self.figures[0]}
             (meta / "stats.json").write_text(json.dumps(whole, indent=1))
         (meta / "info.json").write_text(json.dumps(info, indent=1))
-        (self.folder / "README.md").write_text(_card(self.manifest))
+        (self.folder / "README.md").write_text(card(self.manifest))
 
     def _episode_rows(self) -> list[dict[str, Any]]:
         return [
@@ -298,28 +262,6 @@ class _Export:
                 splits[split] = f"{first}:{first + count}"
             first += count
         return splits
-
-
-def provenance(manifest: Manifest) -> dict[str, Any]:
-    """Where the episodes come from, for ``info.json``."""
-    return {
-        "tool": f"tokenwm {tokenwm.__version__}",
-        "dataset": manifest.name,
-        "provenance": manifest.provenance,
-        "units": {name: f.units for name, f in manifest.features.items() if f.units},
-        "last_action": "repeats the one before it",
-    }
-
-
-def _card(manifest: Manifest) -> str:
-    licence = str(manifest.provenance.get("licence", "unknown"))
-    return (
-        "---\nlicense: other\ntags: [LeRobot]\n---\n\n"
-        f"# {manifest.name}\n\nWritten by tokenwm {tokenwm.__version__} from frame shards at "
-        f"{manifest.control_rate:g} Hz. Licence of the data: {licence}. Source: "
-        f"{manifest.provenance.get('source', 'unknown')}; the rest of its provenance is in "
-        "`meta/info.json` under `tokenwm`.\n"
-    )
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -388,7 +388,7 @@ def test_declared_counts_are_not_believed(tmp_path: Path, monkeypatch: pytest.Mo
         source.load(source.episodes()[0])
     write_lerobot(tmp_path / "b", [episode(i, 6) for i in range(3)], version="v3.0")
     with monkeypatch.context() as patch:
-        patch.setattr("tokenwm.data.sources.lerobot_meta.MAX_TABLE_ROWS", 2)
+        patch.setattr("tokenwm.data.sources.lerobot_episodes.MAX_TABLE_ROWS", 2)
         with pytest.raises(SourceError, match="claims 3 rows; at most 2 are read"):
             recipe(tmp_path / "b").open_source()
     monkeypatch.setattr("tokenwm.data.sources.lerobot_files.MAX_NUMBERS", 20)

@@ -14,7 +14,8 @@ from tests.unit.data.test_lerobot_versions import episode
 from tokenwm.cli import main as cli
 from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe, parse_recipe
-from tokenwm.data.survey import propose_control_rate, starter_recipe, survey
+from tokenwm.data.starter_recipe import starter_recipe
+from tokenwm.data.survey import propose_control_rate, survey
 from tokenwm.errors import RecipeError, SourceError
 
 

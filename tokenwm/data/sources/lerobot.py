@@ -15,8 +15,9 @@ from tokenwm.data import quality
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.columns import RecordedConfig, concatenate, names_of
 from tokenwm.data.sources.frames import EncodedFrames, VideoFrames
+from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow
 from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
-from tokenwm.data.sources.lerobot_meta import LAYOUT, EpisodeRow, read_meta
+from tokenwm.data.sources.lerobot_meta import read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError
 

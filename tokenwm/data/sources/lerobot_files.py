@@ -12,7 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tokenwm.data.sources.lerobot_meta import Part
+from tokenwm.data.sources.lerobot_episodes import Part
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.templates import fill
 from tokenwm.errors import EpisodeError
