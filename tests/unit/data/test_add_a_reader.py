@@ -82,7 +82,7 @@ class NpzSource(RecordedSource):
         )
 
     def provenance(self) -> dict[str, Any]:
-        return {"source": self.config.path, "source_checksum": None}
+        return {"source": self.config.path, "source_checksum": None, **self.inferred}
 
 
 @pytest.fixture(autouse=True)

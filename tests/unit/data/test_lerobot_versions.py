@@ -275,6 +275,14 @@ def test_other_names_are_found(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert list(got.frames) == ["image"]
     (said,) = caplog.messages
     assert "action: actions, state: state, reward: null, cameras: {image: image}" in said
+    assert source.provenance()["source_inferred"] == {
+        "cameras": {"image": "image"},
+        "state": "state",
+        "action": "actions",
+        "reward": None,
+    }
+    named = {"cameras": {}, "state": "state", "action": "actions", "reward": None}
+    assert "source_inferred" not in recipe(tmp_path / "a", source=named).open_source().provenance()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -165,4 +165,5 @@ class LeRobotSource(RecordedSource):
             "source": self.config.path,
             "source_checksum": self.meta.checksum(),
             "source_checksum_over": "meta/",
+            **self.inferred,
         }

@@ -17,6 +17,7 @@ from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
 from tokenwm.data.sources.columns import (
+    AUTO,
     Column,
     RecordedConfig,
     dimension_names,
@@ -116,6 +117,11 @@ class RecordedSource(ABC):
         rate: float | None,
     ) -> None:
         self.config = resolve(config, columns, where)
+        self._inferred = {
+            option: getattr(self.config, option)
+            for option in ("cameras", "state", "action", "reward")
+            if getattr(config, option) == AUTO
+        }
         self.columns = columns
         self.format = episode_format
         self.rate = episode_format.control_rate if rate is None else rate
@@ -126,6 +132,11 @@ class RecordedSource(ABC):
         """Our name of a camera → the source's."""
         assert not isinstance(self.config.cameras, str), "filled in when the source was opened"
         return self.config.cameras
+
+    @property
+    def inferred(self) -> dict[str, Any]:
+        """Columns that the recipe leaves open, as they were filled in: for the provenance."""
+        return {"source_inferred": self._inferred} if self._inferred else {}
 
     @abstractmethod
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -141,7 +152,7 @@ class RecordedSource(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Where the data comes from: JSON values, with ``source`` and ``source_checksum``."""
+        """Where the data comes from: JSON values, ``source``, ``source_checksum`` and ``inferred``."""
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.
