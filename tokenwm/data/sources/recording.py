@@ -152,7 +152,7 @@ class RecordedSource(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Where the data comes from: JSON values, ``source``, ``source_checksum`` and ``inferred``."""
+        """Where the data comes from: ``source``, ``source_checksum`` and what is ``inferred``."""
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.
