@@ -123,7 +123,7 @@ class _Export:
             "task_index": np.full(num_rows, task_index),
         }
         row = {"episode_index": index, "tasks": [task], "length": num_rows}
-        place, table = self._file("data", index, lambda path: TableFile(path))
+        place, table = self._file("data", TableFile)
         assert isinstance(table, TableFile)
         table.add(columns)
         row |= {"dataset_from_index": self.num_rows, "dataset_to_index": self.num_rows + num_rows}
@@ -131,7 +131,7 @@ class _Export:
         of_episode = {name: figures(values, is_picture=False) for name, values in columns.items()}
         for camera in self.manifest.cameras:
             frames = arrays[f"frames.{camera}"]
-            row |= self._add_video(f"observation.images.{camera}", index, frames)
+            row |= self._add_video(f"observation.images.{camera}", frames)
             of_episode[f"observation.images.{camera}"] = figures(frames, is_picture=True)
         self.num_rows += num_rows
         self.rows.append(
@@ -162,11 +162,10 @@ class _Export:
             columns["next.success"][-2:] = bool(metadata.get("success", False))
         return columns
 
-    def _add_video(self, feature: str, index: int, frames: NDArray[np.uint8]) -> dict[str, Any]:
+    def _add_video(self, feature: str, frames: NDArray[np.uint8]) -> dict[str, Any]:
         height, width = frames.shape[1:3]
         place, video = self._file(
             feature,
-            index,
             lambda path: VideoFile(path, rate=self.rate, height=height, width=width, crf=self.crf),
         )
         assert isinstance(video, VideoFile)
@@ -177,7 +176,7 @@ class _Export:
         return row
 
     def _file(
-        self, name: str, index: int, make: Callable[[Path], TableFile | VideoFile]
+        self, name: str, make: Callable[[Path], TableFile | VideoFile]
     ) -> tuple[dict[str, int], TableFile | VideoFile]:
         """The file that an episode goes into, and what stands for it in the path template."""
         number, file = self._files.get(name, (-1, None))

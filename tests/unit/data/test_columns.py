@@ -63,7 +63,7 @@ def find(*names: str, **options: Any) -> RecordedConfig:
             ["obs/proprio", "obs/object", "actions", "*obs/agentview_image"],
             ("actions", "obs/proprio", None, {"agentview_image": "obs/agentview_image"}),
         ),
-        (["next.state", "state", "action"], ("action", "state", None, {})),
+        (["next.state", "action.state", "state", "action"], ("action", "state", None, {})),
         (["action", "*a", "?language", "?depth"], ("action", None, None, {"a": "a"})),
     ],
 )

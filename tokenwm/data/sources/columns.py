@@ -26,6 +26,7 @@ AUTO: Final = "auto"
 OBSERVATION = ("observation", "observations", "obs")
 ACTION = ("action", "actions")
 STATE = ("state", "states", "proprio")
+NOT_OBSERVED = ("next", *ACTION)
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -237,7 +238,7 @@ def _actions(columns: Mapping[str, Column]) -> list[str]:
 
 def _states(columns: Mapping[str, Column]) -> list[str]:
     """What is called state; else all numbers that were observed."""
-    numbers = [name for name in _numbers(columns) if _parts(name)[0] != "next"]
+    numbers = [name for name in _numbers(columns) if _parts(name)[0] not in NOT_OBSERVED]
     named = [n for n in numbers if _parts(n)[-1] in STATE]
     observed = [n for n in named if _parts(n)[0] in OBSERVATION]
     return observed or named or [n for n in numbers if _parts(n)[0] in OBSERVATION]

@@ -171,11 +171,11 @@ def decode_image(content: bytes, where: str) -> av.VideoFrame:
     Raises:
         EpisodeError: It is neither, or is damaged.
     """
-    codec = next((name for magic, name in IMAGE_CODECS.items() if content[:9].startswith(magic)), 0)
+    codec = next((name for magic, name in IMAGE_CODECS.items() if content.startswith(magic)), "")
     if not codec:
         raise EpisodeError(f"{where} is neither PNG nor JPEG; it begins with {content[:4]!r}")
     try:
-        context = av.CodecContext.create(str(codec), "r")
+        context = av.CodecContext.create(codec, "r")
         context.options = MAX_PIXELS
         frames = [*context.decode(av.Packet(content)), *context.decode(None)]  # type: ignore[attr-defined]
     except av.FFmpegError as error:
