@@ -45,14 +45,17 @@ class ShardReader:
     Args:
         folder: Folder with a ``manifest.json``.
         verify: Check every byte against the manifest first, see :meth:`verify`.
+        manifest: The manifest where it is not written yet; None reads it from the folder.
 
     Raises:
         ShardError: The manifest or a shard is missing, damaged or of another version.
     """
 
-    def __init__(self, folder: Path | str, verify: bool = False) -> None:
+    def __init__(
+        self, folder: Path | str, verify: bool = False, manifest: Manifest | None = None
+    ) -> None:
         self.folder = Path(folder)
-        self.manifest = Manifest.load(folder)
+        self.manifest = Manifest.load(folder) if manifest is None else manifest
         self._episodes = {episode.key: episode for episode in self.manifest.episodes}
         self._maps: dict[str, mmap.mmap] = {}
         self._starts: dict[tuple[str, str], int] = {}

@@ -6,7 +6,7 @@ rules, time alignment, downsampling and pictures are the same for every format a
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenwm.data import quality
 from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
+from tokenwm.data.measures import measure_recording
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
 from tokenwm.data.sources.columns import (
     AUTO,
@@ -226,8 +227,17 @@ def to_episode(
         task=ref.task or recording.task,
         metadata={**metadata, **recording.metadata},
     )
-    quality.check_episode(limits, episode)
-    return episode
+    measured = measure_recording(
+        rate=rate,
+        action=recording.action,
+        state=recording.state,
+        timestamps=timestamps,
+        frames=episode.frames,
+        frame_rate=episode_format.control_rate,
+    )
+    quality.check_episode(limits, replace(episode, measured=measured))
+    # The other phases are the same recording, which is to be told about once.
+    return episode if ref.phase else replace(episode, measured=measured)
 
 
 def _signals(recording: Recording, key: str) -> Signals:

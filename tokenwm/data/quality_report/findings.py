@@ -1,0 +1,264 @@
+"""What the figures mean: each rule with its limit and outcome, and what is to be done.
+
+A finding is a sentence for the person who collected the data, with a remedy. Levels: ``wrong``
+(data was left out, or training on it would mislead) and ``look`` (may be right; somebody who was
+there can tell).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tokenwm.data.manifest import Manifest
+from tokenwm.data.quality import QualityConfig
+from tokenwm.data.quality_report.summary import Measured
+
+Level = Literal["wrong", "look"]
+
+SHOWN = 5
+"""Episodes named in a sentence."""
+REPEATED = 0.05
+"""Report a camera of which a larger part of the frames repeats the one before."""
+SATURATED = 0.2
+"""Report an action that stands at its extremes in a larger part of all steps."""
+SURE = 0.5
+"""A lag with a smaller correlation is shown but not judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that deserves attention.
+
+    Attributes:
+        rule: Name of the rule, see ``RULES``.
+        level: ``wrong`` or ``look``.
+        text: What was found, in a sentence.
+        remedy: What to do about it, in a sentence.
+        episodes: Keys of the episodes concerned; empty for all.
+    """
+
+    rule: str
+    level: Level
+    text: str
+    remedy: str
+    episodes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "episodes": list(self.episodes)}
+
+
+def find(
+    manifest: Manifest, summary: Mapping[str, Any], measured: Measured, config: QualityConfig
+) -> list[Finding]:
+    """Everything that deserves attention, the worst first."""
+    found = [
+        *_left_out(manifest),
+        *_duplicates(manifest, summary),
+        *_lag(summary),
+        *_sensors(manifest, measured),
+        *_actions(manifest, summary, config),
+        *_starts(summary, config),
+    ]
+    return sorted(found, key=lambda finding: finding.level != "wrong")
+
+
+def verdict(manifest: Manifest, findings: Sequence[Finding]) -> str:
+    """The first sentence of the page: is the data fine?"""
+    kept, left_out = len(manifest.episodes), len(manifest.excluded)
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    look = len(findings) - wrong
+    inside = f"All {kept} episodes are in" if not left_out else f"{count(kept, 'episode')} in"
+    if left_out:
+        inside += f", {left_out} left out"
+    if not findings:
+        return f"{inside}, and nothing looks wrong."
+    parts = []
+    if wrong:
+        parts.append(f"{count(wrong, 'thing')} should be mended")
+    if look:
+        parts.append(f"{count(look, 'thing')} deserve{'s' if look == 1 else ''} a look")
+    return f"{inside}; {' and '.join(parts)}."
+
+
+def count(number: int, noun: str) -> str:
+    """``1 episode``, ``2 episodes``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def named(keys: Sequence[str]) -> str:
+    """A few keys, and how many more there are."""
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
+
+
+def dimension(manifest: Manifest, field: str, index: int) -> str:
+    """Name of a dimension, or ``action[3]``."""
+    names = manifest.features[field].names if field in manifest.features else ()
+    return f"{field}[{index}]" + (f" ({names[index]})" if index < len(names) else "")
+
+
+def _left_out(manifest: Manifest) -> Iterator[Finding]:
+    keys = [item.key for item in manifest.excluded]
+    if keys:
+        yield Finding(
+            rule="excluded",
+            level="wrong",
+            text=f"{count(len(keys), 'episode')} could not be used: {named(keys)}.",
+            remedy="The table below gives the reason for each; mend or record them again, then "
+            "prepare the dataset again.",
+            episodes=tuple(keys),
+        )
+
+
+def _duplicates(manifest: Manifest, summary: Mapping[str, Any]) -> Iterator[Finding]:
+    split_of = {episode.key: episode.split for episode in manifest.episodes}
+    equal = [set(group) for group in summary["duplicates"]["equal"]]
+    for rule, groups in (
+        ("duplicates", equal),
+        (
+            "near duplicates",
+            [
+                pair
+                for item in summary["duplicates"]["near"]
+                if not any((pair := {item["first"], item["second"]}) <= group for group in equal)
+            ],
+        ),
+    ):
+        if not groups:
+            continue
+        keys = sorted(set().union(*groups))
+        leaks = any(len({split_of.get(key, "train") for key in group}) > 1 for group in groups)
+        same = "the same recording" if rule == "duplicates" else "almost the same motion"
+        yield Finding(
+            rule=rule,
+            level="wrong" if leaks else "look",
+            text=f"{count(len(keys), 'episode')} hold {same} as another: {named(keys)}."
+            + (" Some are in different splits, so held-out figures are too good." if leaks else ""),
+            remedy="Keep one of each with source.episodes, or record others.",
+            episodes=tuple(keys),
+        )
+
+
+def _lag(summary: Mapping[str, Any]) -> Iterator[Finding]:
+    lag = summary["lag"]
+    if lag is None or lag["correlation"] < SURE:
+        return
+    if lag["rows"] < 0.5:
+        yield Finding(
+            rule="lag",
+            level="wrong",
+            text=f"The state does not follow the action: it is there {_late(-lag['seconds'])} "
+            "the action that should have caused it.",
+            remedy="Record the action when it is sent, not when it has been carried out, and give "
+            "both the time at which they happened.",
+        )
+
+
+def _late(seconds: float) -> str:
+    return f"{seconds:.3f} s before" if seconds > 0.0005 else "together with"
+
+
+def _sensors(manifest: Manifest, measured: Measured) -> Iterator[Finding]:
+    cameras: dict[str, list[tuple[str, float, int]]] = {}
+    frozen_state, constant = [], dict[int, list[str]]()
+    for key, values in measured.items():
+        for camera, about in values["cameras"].items():
+            item = (key, about["repeated"], len(about["frozen"]))
+            cameras.setdefault(camera, []).append(item)
+        state = values["state"]
+        if state is not None:
+            if state["frozen"]:
+                frozen_state.append(key)
+            for index in state["constant"]:
+                constant.setdefault(index, []).append(key)
+    for camera, items in cameras.items():
+        repeated = sum(part for _, part, _ in items) / len(items)
+        if repeated > REPEATED:
+            yield Finding(
+                rule="repeated frames",
+                level="look",
+                text=f"Camera {camera}: {100 * repeated:.0f} % of the frames repeat the one before.",
+                remedy="The camera may be slower than the control rate; lower control_rate or speed "
+                "the camera up.",
+            )
+        still = [key for key, _, stretches in items if stretches]
+        if still:
+            yield Finding(
+                rule="frozen",
+                level="look",
+                text=f"Camera {camera} stands still for a while in {count(len(still), 'episode')}: "
+                f"{named(still)}.",
+                remedy="Right if nothing was to be seen moving; the timeline shows when.",
+                episodes=tuple(still),
+            )
+    if frozen_state:
+        yield Finding(
+            rule="frozen",
+            level="look",
+            text=f"The state stands still for a while in {count(len(frozen_state), 'episode')}: "
+            f"{named(frozen_state)}.",
+            remedy="Right if the robot did not move; the timeline shows when.",
+            episodes=tuple(frozen_state),
+        )
+    for index, keys in sorted(constant.items()):
+        if len(keys) < len(measured):
+            yield Finding(
+                rule="constant state",
+                level="look",
+                text=f"{dimension(manifest, 'state', index)} never changes in {named(keys)}, but "
+                "does in other episodes.",
+                remedy="Look for an encoder that was not connected there.",
+                episodes=tuple(keys),
+            )
+    always = [index for index, keys in sorted(constant.items()) if len(keys) == len(measured)]
+    if always:
+        names = named([dimension(manifest, "state", index) for index in always])
+        yield Finding(
+            rule="constant state",
+            level="look",
+            text=f"{names} never change{'s' if len(always) == 1 else ''} in any episode.",
+            remedy="Right for joints that are not used; leave them out of the state if they are "
+            "many.",
+        )
+
+
+def _actions(
+    manifest: Manifest, summary: Mapping[str, Any], config: QualityConfig
+) -> Iterator[Finding]:
+    held, narrow = [], []
+    for index, about in enumerate(summary["actions"]["dimensions"]):
+        name = dimension(manifest, "action", index)
+        switch = about["at_low"] is not None and about["at_low"] + about["at_high"] >= 1
+        if about["at_low"] is not None and SATURATED < about["at_low"] + about["at_high"] < 1:
+            held.append(f"{name} in {100 * (about['at_low'] + about['at_high']):.0f} %")
+        if about["coverage"] < config.min_action_coverage and not switch:
+            narrow.append(f"{name} ({100 * about['coverage']:.0f} %)")
+    if held:
+        yield Finding(
+            rule="saturation",
+            level="look",
+            text=f"Actions stand at their smallest or largest value: {named(held)} of the steps.",
+            remedy="Right for a hand that is fully open or closed; else widen the limits of the "
+            "controller or move less abruptly.",
+        )
+    if narrow:
+        yield Finding(
+            rule="coverage",
+            level="look",
+            text=f"Actions use little of their own range: {named(narrow)}.",
+            remedy="A model learns the effect of what it has seen; record more varied motion there "
+            "if the robot shall do more.",
+        )
+
+
+def _starts(summary: Mapping[str, Any], config: QualityConfig) -> Iterator[Finding]:
+    about = summary["starts"]
+    if about["distinct"] < config.min_distinct_starts * about["episodes"]:
+        yield Finding(
+            rule="starts",
+            level="look",
+            text=f"Episodes start from {count(about['distinct'], 'distinct place')} only "
+            f"({about['episodes']} looked at).",
+            remedy="Vary where the robot and the objects are at the beginning.",
+        )
