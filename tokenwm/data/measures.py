@@ -193,8 +193,7 @@ def _weighted_median(values: Signal, weights: Signal) -> float:
 def _standardized(values: Signal) -> Signal:
     centred = values - values.mean(axis=0)
     deviation = centred.std(axis=0)
-    deviation[deviation == 0] = 1.0
-    return centred / deviation
+    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
 
 
 def largest_step(state: Signal) -> dict[str, Any] | None:
@@ -272,7 +271,7 @@ def time_deviation(timestamps: NDArray[np.floating[Any]], rate: float) -> float:
 def digest(action: Signal, state: Signal | None, frames: Mapping[str, NDArray[np.uint8]]) -> str:
     """Half a SHA-256 of action and state; pictures count only where there is no state."""
     sha = hashlib.sha256()
-    arrays = {"action": action} | (frames if state is None else {"state": state})
+    arrays = {"action": action, **(frames if state is None else {"state": state})}
     for name, array in arrays.items():
         sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())

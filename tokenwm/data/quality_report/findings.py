@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tokenwm.data.manifest import Manifest
+from tokenwm.data.manifest import Excluded, Manifest
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report.summary import Measured
 
 Level = Literal["wrong", "look"]
 
+PHASE = "_phase"
+"""What follows the key of a recording in the keys of its other phases."""
 SHOWN = 5
 """Episodes named in a sentence."""
 REPEATED = 0.05
@@ -53,7 +55,7 @@ def find(
 ) -> list[Finding]:
     """Everything that deserves attention, the worst first."""
     found = [
-        *_left_out(manifest),
+        *_left_out([item.key for item in excluded_recordings(manifest)]),
         *_duplicates(manifest, summary),
         *_lag(summary),
         *_sensors(manifest, measured),
@@ -63,14 +65,19 @@ def find(
     return sorted(found, key=lambda finding: finding.level != "wrong")
 
 
-def verdict(manifest: Manifest, findings: Sequence[Finding]) -> str:
-    """The first sentence of the page: is the data fine?"""
-    kept, left_out = len(manifest.episodes), len(manifest.excluded)
+def verdict(num_kept: int, num_excluded: int, findings: Sequence[Finding]) -> str:
+    """The first sentence of the page: is the data fine?
+
+    Args:
+        num_kept: Recordings in the dataset.
+        num_excluded: Recordings that were left out.
+        findings: What deserves attention.
+    """
     wrong = sum(finding.level == "wrong" for finding in findings)
     look = len(findings) - wrong
-    inside = f"All {kept} episodes are in" if not left_out else f"{count(kept, 'episode')} in"
-    if left_out:
-        inside += f", {left_out} left out"
+    total = num_kept + num_excluded
+    inside = f"{num_kept:,} of {count(total, 'episode')} are in" if num_excluded else ""
+    inside = inside or (f"All {num_kept:,} episodes are in" if total > 1 else "The episode is in")
     if not findings:
         return f"{inside}, and nothing looks wrong."
     parts = []
@@ -79,6 +86,14 @@ def verdict(manifest: Manifest, findings: Sequence[Finding]) -> str:
     if look:
         parts.append(f"{count(look, 'thing')} deserve{'s' if look == 1 else ''} a look")
     return f"{inside}; {' and '.join(parts)}."
+
+
+def excluded_recordings(manifest: Manifest) -> list[Excluded]:
+    """What was left out, a recording once and not again for each of its other phases."""
+    keys = {item.key for item in manifest.excluded}
+    return [
+        item for item in manifest.excluded if item.key.partition(PHASE)[0] not in keys - {item.key}
+    ]
 
 
 def count(number: int, noun: str) -> str:
@@ -93,13 +108,12 @@ def named(keys: Sequence[str]) -> str:
 
 
 def dimension(manifest: Manifest, field: str, index: int) -> str:
-    """Name of a dimension, or ``action[3]``."""
+    """The name of a dimension, else ``action[3]``."""
     names = manifest.features[field].names if field in manifest.features else ()
-    return f"{field}[{index}]" + (f" ({names[index]})" if index < len(names) else "")
+    return names[index] if index < len(names) else f"{field}[{index}]"
 
 
-def _left_out(manifest: Manifest) -> Iterator[Finding]:
-    keys = [item.key for item in manifest.excluded]
+def _left_out(keys: Sequence[str]) -> Iterator[Finding]:
     if keys:
         yield Finding(
             rule="excluded",
@@ -178,9 +192,9 @@ def _sensors(manifest: Manifest, measured: Measured) -> Iterator[Finding]:
             yield Finding(
                 rule="repeated frames",
                 level="look",
-                text=f"Camera {camera}: {100 * repeated:.0f} % of the frames repeat the one before.",
-                remedy="The camera may be slower than the control rate; lower control_rate or speed "
-                "the camera up.",
+                text=f"Camera {camera}: {100 * repeated:.0f} % of the frames equal the one before.",
+                remedy="The camera may be slower than the control rate, or frames were dropped; "
+                "lower control_rate, or speed the camera up.",
             )
         still = [key for key, _, stretches in items if stretches]
         if still:

@@ -18,7 +18,7 @@ from tokenwm.data.quality_report.findings import count, dimension
 from tokenwm.data.quality_report.summary import recordings
 from tokenwm.data.shards import ShardReader
 
-MAX_PICTURES = 180
+MAX_PICTURES = 72
 """Pictures on the page: three per episode and camera."""
 MAX_LINES = 100
 """Episodes in the timeline."""
@@ -38,6 +38,8 @@ def page(reader: ShardReader, report: Mapping[str, Any]) -> str:
     flagged = {key for found in report["findings"] for key in found["episodes"]}
     per_episode = 3 * max(1, len(manifest.cameras))
     pictured = choose(keys, flagged, MAX_PICTURES // per_episode) if manifest.cameras else []
+    tasks = {key: str(reader.metadata(key).get("task", "")) for key in pictured}
+    one_task = set(tasks.values()) if len(set(tasks.values())) == 1 else {""}
     lines = choose(keys, flagged, MAX_LINES)
     levels = [found["level"] for found in report["findings"]]
     return PAGE.substitute(
@@ -48,9 +50,12 @@ def page(reader: ShardReader, report: Mapping[str, Any]) -> str:
         findings=_findings(report["findings"]),
         tiles=_tiles(manifest, report),
         excluded=_excluded(report["excluded"]),
-        card_width=f"{min(100 * per_episode, 900) // max(1, len(manifest.cameras))}px",
+        task=escape("".join(f"“{task}” " for task in one_task if task)),
         pictures_note=_note(len(pictured), len(keys)) if manifest.cameras else "No camera.",
-        episodes="".join(_episode(reader, key, key in flagged) for key in pictured),
+        episodes="".join(
+            _episode(reader, key, key in flagged, "" if task in one_task else task)
+            for key, task in tasks.items()
+        ),
         timeline_note=_note(len(lines), len(keys)),
         timeline=pictures.timeline([_line(reader, report, key) for key in lines]),
         lag=_lag(manifest, report["summary"]["lag"]),
@@ -109,7 +114,7 @@ def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
         (
             "recordings in",
             f"{summary['recordings']:,}",
-            f"{len(manifest.excluded):,} left out; "
+            f"{len(report['excluded']):,} left out; "
             + ", ".join(f"{about['episodes']} {split}" for split, about in splits.items()),
         ),
         (
@@ -158,7 +163,7 @@ def _excluded(excluded: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def _episode(reader: ShardReader, key: str, is_flagged: bool) -> str:
+def _episode(reader: ShardReader, key: str, is_flagged: bool, task: str) -> str:
     about = reader.episode(key)
     seconds = about.num_steps / reader.manifest.control_rate
     moments = [0, about.num_steps // 2, about.num_steps - 1]
@@ -170,7 +175,6 @@ def _episode(reader: ShardReader, key: str, is_flagged: bool) -> str:
             for step, frame in zip(moments, strip, strict=True)
         )
         strips.append(f"<div>{images}</div>")
-    task = str(reader.metadata(key).get("task", ""))
     note = f"{about.split}, {seconds:.1f} s" + (f" · {task}" if task else "")
     return (
         f'<div class="episode{" flagged" if is_flagged else ""}">{"".join(strips)}'
@@ -220,9 +224,9 @@ def _lag(manifest: Manifest, lag: Mapping[str, Any] | None) -> str:
         )
     text = (
         f"Changes of the state follow changes of the action by {lag['seconds']:.3f} s "
-        f"({lag['rows']:.1f} rows of the recording; correlation {lag['correlation']:.2f}), in the "
-        f"median of {count(lag['episodes'], 'episode')}. An action that is carried out at once shows "
-        "in the next row. Each dimension of the action against the same one of the state:"
+        f"({lag['rows']:.1f} rows of the recording, correlation {lag['correlation']:.2f}; median "
+        f"of {count(lag['episodes'], 'episode')}). An action that is carried out at once shows in "
+        "the next row. Each dimension of the action against the same one of the state:"
     )
     names = [dimension(manifest, "action", index) for index in range(len(lag["dimensions"]))]
     values = dict(zip(names, lag["dimensions"], strict=True))

@@ -118,7 +118,7 @@ def bars(values: Mapping[str, float | None], unit: str) -> str:
         left, right = zero + min(0.0, value) * scale, zero + max(0.0, value) * scale
         parts.append(
             f'<rect x="{left:.1f}" y="{y + 3}" width="{right - left:.1f}" height="{ROW - 6}"/>'
-            f'<text x="{right + 6:.1f}" y="{y + 12}">{value:.3g} {unit}</text>'
+            f'<text x="{right + 6:.1f}" y="{y + 12}">{value:.2f} {unit}</text>'
         )
     return "".join(parts) + "</svg>"
 

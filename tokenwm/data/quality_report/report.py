@@ -47,14 +47,15 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
     reader = ShardReader(folder, manifest=manifest)
     summary = summarize(reader, measured, config.near_duplicate)
     found = finding.find(manifest, summary, measured, config)
+    excluded = finding.excluded_recordings(manifest)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "tool": f"tokenwm {tokenwm.__version__}",
         "name": manifest.name,
-        "verdict": finding.verdict(manifest, found),
+        "verdict": finding.verdict(summary["recordings"], len(excluded), found),
         "findings": [item.to_dict() for item in found],
         "rules": outcomes(manifest, summary, measured, config),
-        "excluded": [{"key": item.key, "reason": item.reason} for item in manifest.excluded],
+        "excluded": [{"key": item.key, "reason": item.reason} for item in excluded],
         "splits": {
             split: {"episodes": manifest.num_episodes(split), "steps": manifest.num_steps(split)}
             for split in SPLITS

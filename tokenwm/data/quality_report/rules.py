@@ -31,7 +31,7 @@ RULES = (
     Rule(title="fixed rate", key="timestamp_tolerance", failing="left out"),
     Rule(title="shortest episode, steps", key="min_steps", failing="left out"),
     Rule(title="camera or state that never changes", key="allow_frozen", failing="left out"),
-    Rule(title="stands still while the robot moves, s", key="max_frozen_seconds", failing="left out"),
+    Rule(title="still while the robot moves, s", key="max_frozen_seconds", failing="left out"),
     Rule(title="encoder out and back, usual steps", key="max_spike", failing="left out"),
     Rule(title="step of the state", key="max_state_step", failing="left out"),
     Rule(title="absolute action", key="max_action_abs", failing="left out"),

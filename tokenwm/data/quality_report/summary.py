@@ -82,8 +82,8 @@ def summarize(reader: ShardReader, measured: Measured, near_duplicate: float) ->
 
 
 def recordings(manifest: Manifest, measured: Measured) -> list[str]:
-    """Keys of the episodes in the dataset, without the other phases of the same recording."""
-    keys = [episode.key for episode in manifest.episodes]
+    """Keys of the episodes in the dataset, sorted, without other phases of the same recording."""
+    keys = sorted(episode.key for episode in manifest.episodes)
     return [key for key in keys if key in measured] or keys
 
 
@@ -127,8 +127,7 @@ def _in_deviations(values: NDArray[Any]) -> NDArray[np.float32]:
     """Divide by the standard deviation of each dimension; those that never change are dropped."""
     deviation = values.reshape(-1, values.shape[-1]).std(axis=0)
     moving = deviation > 0
-    result: NDArray[np.float32] = values[..., moving] / deviation[moving]
-    return result
+    return (values[..., moving] / deviation[moving]).astype(np.float32)
 
 
 def equal_recordings(measured: Measured) -> list[list[str]]:
@@ -201,7 +200,7 @@ def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any
     """
     if num_values is not None:
         counts = np.bincount(rows[:, 0], minlength=num_values)
-        entry = {"low": 0, "high": num_values - 1, "at_low": None, "at_high": None}
+        entry: dict[str, Any] = {"low": 0, "high": num_values - 1, "at_low": None, "at_high": None}
         entry |= {"counts": counts.tolist(), "coverage": _coverage(counts)}
         return {"steps": len(rows), "effective_dimensions": None, "dimensions": [entry]}
     dimensions = []
