@@ -42,6 +42,7 @@ def measure_recording(
     timestamps: NDArray[np.floating[Any]] | None,
     frames: Mapping[str, NDArray[np.uint8]],
     frame_rate: float,
+    source_repeated: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """Everything that is measured on one recording of finite numbers.
 
@@ -52,16 +53,18 @@ def measure_recording(
         timestamps: ``(N,)`` seconds, or None where none are recorded.
         frames: Camera → ``(T, H, W, 3)`` uint8, those that are kept.
         frame_rate: Kept frames per second, Hz.
+        source_repeated: Camera → part of the source's frames that equal the one before; None where
+            not all were looked at.
 
     Returns:
         JSON values: ``rows``, ``seconds``, ``digest`` (equal for equal recordings),
         ``time_deviation`` (of a row from its even place, seconds, or None), ``lag`` (see
         :func:`estimate_lag`), ``saturation`` (see :func:`saturation`), ``state`` (``repeated``,
-        ``constant``, ``step``, ``spike``, ``frozen``, or None) and ``cameras`` (camera →
-        ``frames``, ``repeated``, ``frozen_fraction``, ``frozen``). ``constant`` lists dimensions,
-        ``repeated`` is the fraction of rows that equal the one before, ``frozen`` a list of
-        ``[start, stop, moving]``: from when to when, seconds, a signal stood still, and whether
-        what it should show was moving meanwhile.
+        ``constant``, ``step``, ``spike``, ``frozen``, or None) and ``cameras`` (camera → ``frames``,
+        ``repeated``, ``source_repeated``, ``frozen_fraction``, ``frozen``). ``constant`` lists
+        dimensions; ``repeated`` is the part of kept frames, or of rows, that equal the one before;
+        ``frozen`` is a list of ``[start, stop, moving]``: from when to when, seconds, a signal
+        stood still, and whether what it should show was moving meanwhile.
     """
     num_rows = len(action) if state is None else len(state)
     continuous = action.dtype.kind not in "iub"
@@ -75,6 +78,7 @@ def measure_recording(
         cameras[camera] = {
             "frames": len(pictures),
             "repeated": _repeated(pictures),
+            "source_repeated": (source_repeated or {}).get(camera),
             "frozen_fraction": _short(num_still / len(pictures)),
             "frozen": _with_motion(still, frame_rate, moving, rate),
         }
@@ -193,7 +197,9 @@ def _weighted_median(values: Signal, weights: Signal) -> float:
 def _standardized(values: Signal) -> Signal:
     centred = values - values.mean(axis=0)
     deviation = centred.std(axis=0)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    result: Signal = np.zeros_like(centred)
+    np.divide(centred, deviation, out=result, where=deviation > 0)
+    return result
 
 
 def largest_step(state: Signal) -> dict[str, Any] | None:

@@ -58,6 +58,7 @@ def find(
         *_left_out([item.key for item in excluded_recordings(manifest)]),
         *_duplicates(manifest, summary),
         *_lag(summary),
+        *_repeated(summary),
         *_sensors(manifest, measured),
         *_actions(manifest, summary, config),
         *_starts(summary, config),
@@ -173,39 +174,45 @@ def _late(seconds: float) -> str:
     return f"{seconds:.3f} s before" if seconds > 0.0005 else "together with"
 
 
+def _repeated(summary: Mapping[str, Any]) -> Iterator[Finding]:
+    for camera, about in summary["cameras"].items():
+        kept, source = about["kept"], about["source"] or 0.0
+        if max(kept, source) <= REPEATED:
+            continue
+        harmless = "; at the control rate none of it is left" if kept <= REPEATED else ""
+        in_source = f" ({100 * source:.0f} % in the source)" if source > REPEATED else ""
+        yield Finding(
+            rule="repeated frames",
+            level="look",
+            text=f"Camera {camera}: {100 * kept:.1f} % of the frames equal the one before"
+            f"{in_source}.",
+            remedy="A camera slower than its recording, dropped frames, or an encoder that skips "
+            f"small changes{harmless}.",
+        )
+
+
 def _sensors(manifest: Manifest, measured: Measured) -> Iterator[Finding]:
-    cameras: dict[str, list[tuple[str, float, int]]] = {}
+    cameras: dict[str, list[str]] = {}
     frozen_state, constant = [], dict[int, list[str]]()
     for key, values in measured.items():
         for camera, about in values["cameras"].items():
-            item = (key, about["repeated"], len(about["frozen"]))
-            cameras.setdefault(camera, []).append(item)
+            if about["frozen"]:
+                cameras.setdefault(camera, []).append(key)
         state = values["state"]
         if state is not None:
             if state["frozen"]:
                 frozen_state.append(key)
             for index in state["constant"]:
                 constant.setdefault(index, []).append(key)
-    for camera, items in cameras.items():
-        repeated = sum(part for _, part, _ in items) / len(items)
-        if repeated > REPEATED:
-            yield Finding(
-                rule="repeated frames",
-                level="look",
-                text=f"Camera {camera}: {100 * repeated:.0f} % of the frames equal the one before.",
-                remedy="The camera may be slower than the control rate, or frames were dropped; "
-                "lower control_rate, or speed the camera up.",
-            )
-        still = [key for key, _, stretches in items if stretches]
-        if still:
-            yield Finding(
-                rule="frozen",
-                level="look",
-                text=f"Camera {camera} stands still for a while in {count(len(still), 'episode')}: "
-                f"{named(still)}.",
-                remedy="Right if nothing was to be seen moving; the timeline shows when.",
-                episodes=tuple(still),
-            )
+    for camera, still in cameras.items():
+        yield Finding(
+            rule="frozen",
+            level="look",
+            text=f"Camera {camera} stands still for a while in {count(len(still), 'episode')}: "
+            f"{named(still)}.",
+            remedy="Right if nothing was to be seen moving; the timeline shows when.",
+            episodes=tuple(still),
+        )
     if frozen_state:
         yield Finding(
             rule="frozen",

@@ -108,7 +108,11 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
 def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
     summary, splits = report["summary"], report["splits"]
     lag, starts, actions = summary["lag"], summary["starts"], summary["actions"]
-    repeated = max(summary["cameras"].values(), default=None)
+    cameras = summary["cameras"].values()
+    repeated = max((about["kept"] for about in cameras), default=None)
+    in_source = max(
+        (about["source"] for about in cameras if about["source"] is not None), default=None
+    )
     effective = actions["effective_dimensions"]
     tiles = [
         (
@@ -127,7 +131,7 @@ def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
         (
             "repeated frames",
             "–" if repeated is None else f"{100 * repeated:.1f} %",
-            "of the camera with the most",
+            "" if in_source is None else f"{100 * in_source:.0f} % in the source",
         ),
         (
             "distinct starts",

@@ -77,7 +77,9 @@ def outcomes(
         if lag is None
         else f"{lag['lowest']:.3g} to {lag['highest']:.3g} s",
         "repeated frames, part": ", ".join(
-            f"{camera} {part:.3g}" for camera, part in summary["cameras"].items()
+            f"{camera} {about['kept']:.3g}"
+            + ("" if about["source"] is None else f" (in the source {about['source']:.3g})")
+            for camera, about in summary["cameras"].items()
         ),
         "state dimensions that never change": f"{len(constant) or 'none'}",
         "equal recordings": f"{sum(map(len, equal)) or 'none'}",

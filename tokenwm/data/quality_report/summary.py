@@ -112,7 +112,7 @@ def sample(reader: ShardReader, keys: Sequence[str]) -> Sampled:
 
 def _view(reader: ShardReader, key: str, points: NDArray[Any]) -> NDArray[np.float32]:
     if "state" in reader.manifest.features:
-        return reader.arrays(key, ["state"])["state"][points].astype(np.float32)
+        return np.asarray(reader.arrays(key, ["state"])["state"][points], dtype=np.float32)
     views = []
     for point in points.tolist():
         frames = reader.frames(key, point, point + 1)[0]  # (cameras, H, W, 3)
@@ -127,7 +127,7 @@ def _in_deviations(values: NDArray[Any]) -> NDArray[np.float32]:
     """Divide by the standard deviation of each dimension; those that never change are dropped."""
     deviation = values.reshape(-1, values.shape[-1]).std(axis=0)
     moving = deviation > 0
-    return (values[..., moving] / deviation[moving]).astype(np.float32)
+    return np.asarray(values[..., moving] / deviation[moving], dtype=np.float32)
 
 
 def equal_recordings(measured: Measured) -> list[list[str]]:
@@ -260,13 +260,24 @@ def lag_over_episodes(measured: Measured) -> dict[str, Any] | None:
     }
 
 
-def repeated_frames(measured: Measured) -> dict[str, float]:
-    """Camera → fraction of frames that repeat the one before, mean over episodes."""
-    fractions = defaultdict(list)
+def repeated_frames(measured: Measured) -> dict[str, dict[str, float | None]]:
+    """Camera → part of the frames that equal the one before, mean over episodes.
+
+    Returns:
+        ``kept``, of the frames in the dataset, and ``source``, of those in the source; None where
+        not all of these were looked at.
+    """
+    parts: dict[str, dict[str, list[float]]] = {}
     for values in measured.values():
         for camera, about in values["cameras"].items():
-            fractions[camera].append(about["repeated"])
-    return {camera: _short(np.mean(values)) for camera, values in sorted(fractions.items())}
+            lists = parts.setdefault(camera, {"kept": [], "source": []})
+            lists["kept"].append(about["repeated"])
+            if about["source_repeated"] is not None:
+                lists["source"].append(about["source_repeated"])
+    return {
+        camera: {name: _short(np.mean(part)) if part else None for name, part in lists.items()}
+        for camera, lists in sorted(parts.items())
+    }
 
 
 def worst(measured: Measured) -> dict[str, dict[str, Any]]:

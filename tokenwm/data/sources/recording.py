@@ -26,7 +26,7 @@ from tokenwm.data.sources.columns import (
     resolve,
 )
 from tokenwm.data.sources.frames import Frames
-from tokenwm.data.video import FrameResizer
+from tokenwm.data.video import FrameResizer, FramesRead
 from tokenwm.errors import EpisodeError
 
 
@@ -215,9 +215,10 @@ def to_episode(
     if recording.terminated is not None and len(recording.terminated) > last_kept:
         rest = recording.terminated[last_kept:]
         metadata["terminated_after_end"] = bool(rest.any())
+    read = _read_frames(recording, ref, episode_format, rate, factor)
     episode = Episode(
         key=ref.key,
-        frames=_read_frames(recording, ref, episode_format, rate, factor),
+        frames={camera: frames.kept for camera, frames in read.items()},
         state=kept.state,
         action=kept.action,
         reward=kept.reward,
@@ -234,6 +235,7 @@ def to_episode(
         timestamps=timestamps,
         frames=episode.frames,
         frame_rate=episode_format.control_rate,
+        source_repeated={camera: frames.repeated for camera, frames in read.items()},
     )
     quality.check_episode(limits, replace(episode, measured=measured))
     # The other phases are the same recording, which is to be told about once.
@@ -268,19 +270,20 @@ def _signals(recording: Recording, key: str) -> Signals:
 
 def _read_frames(
     recording: Recording, ref: EpisodeRef, episode_format: EpisodeFormat, rate: float, factor: int
-) -> dict[str, NDArray[np.uint8]]:
+) -> dict[str, FramesRead]:
     timestamps = recording.timestamps
     if timestamps is None:
         timestamps = np.arange(recording.num_rows) / rate
     frames = {}
     for camera, pictures in recording.frames.items():
-        frames[camera], times = pictures.read(
+        frames[camera] = pictures.read(
             first=ref.phase,
             step=factor,
             num_rows=recording.num_rows,
             resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
             episode=ref.key,
         )
+        times = frames[camera].times
         quality.check_video_length(
             ref.key, camera, num_frames=len(times), num_rows=recording.num_rows
         )
