@@ -175,13 +175,11 @@ def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
     An encoder that is given the same picture twice skips the second one, so they are equal to the
     last bit, save at key frames.
     """
-    planes = [
-        np.frombuffer(memoryview(picture.planes[0]), np.uint8).reshape(
-            -1, picture.planes[0].line_size
-        )
-        for picture in (frame, other)
-    ]
-    return np.array_equal(*(plane[::4, : frame.width] for plane in planes))
+
+    def lines(plane: Any) -> NDArray[np.uint8]:
+        return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[::4, : frame.width]
+
+    return np.array_equal(lines(frame.planes[0]), lines(other.planes[0]))
 
 
 def check_size(height: int, width: int, where: str) -> None:

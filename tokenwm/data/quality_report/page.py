@@ -110,9 +110,7 @@ def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
     lag, starts, actions = summary["lag"], summary["starts"], summary["actions"]
     cameras = summary["cameras"].values()
     repeated = max((about["kept"] for about in cameras), default=None)
-    in_source = max(
-        (about["source"] for about in cameras if about["source"] is not None), default=None
-    )
+    in_source = max((about["source"] or 0.0 for about in cameras), default=0.0)
     effective = actions["effective_dimensions"]
     tiles = [
         (
@@ -131,7 +129,7 @@ def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
         (
             "repeated frames",
             "–" if repeated is None else f"{100 * repeated:.1f} %",
-            "" if in_source is None else f"{100 * in_source:.0f} % in the source",
+            f"{100 * in_source:.0f} % in the source" if in_source else "equal the one before",
         ),
         (
             "distinct starts",
@@ -201,7 +199,11 @@ def _line(reader: ShardReader, report: Mapping[str, Any], key: str) -> pictures.
     sensors = [(f"camera {name}", item, True) for name, item in measured["cameras"].items()]
     if measured["state"] is not None:
         sensors.append(("state", measured["state"], False))
-    repeated = [item["repeated"] for _, item, is_camera in sensors if is_camera]
+    repeated = [
+        item["repeated"] if item["source_repeated"] is None else item["source_repeated"]
+        for _, item, is_camera in sensors
+        if is_camera
+    ]
     lag = measured["lag"]
     return pictures.Line(
         key=key,
@@ -215,7 +217,7 @@ def _line(reader: ShardReader, report: Mapping[str, Any], key: str) -> pictures.
         figures=(
             f"{measured['seconds']:.1f} s",
             f"{lag['seconds']:.2f} s" if lag else "–",
-            f"{100 * max(repeated):.1f} %" if repeated else "–",
+            f"{100 * max(repeated):.0f} %" if repeated else "–",
         ),
     )
 
