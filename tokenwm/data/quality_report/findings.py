@@ -129,22 +129,16 @@ def _left_out(keys: Sequence[str]) -> Iterator[Finding]:
 def _duplicates(manifest: Manifest, summary: Mapping[str, Any]) -> Iterator[Finding]:
     split_of = {episode.key: episode.split for episode in manifest.episodes}
     equal = [set(group) for group in summary["duplicates"]["equal"]]
-    for rule, groups in (
-        ("duplicates", equal),
-        (
-            "near duplicates",
-            [
-                pair
-                for item in summary["duplicates"]["near"]
-                if not any((pair := {item["first"], item["second"]}) <= group for group in equal)
-            ],
-        ),
+    pairs = [{pair["first"], pair["second"]} for pair in summary["duplicates"]["near"]]
+    near = [pair for pair in pairs if not any(pair <= group for group in equal)]
+    for rule, same, groups in (
+        ("duplicates", "the same recording", equal),
+        ("near duplicates", "almost the same motion", near),
     ):
         if not groups:
             continue
         keys = sorted(set().union(*groups))
-        leaks = any(len({split_of.get(key, "train") for key in group}) > 1 for group in groups)
-        same = "the same recording" if rule == "duplicates" else "almost the same motion"
+        leaks = any(len({split_of[key] for key in group}) > 1 for group in groups)
         yield Finding(
             rule=rule,
             level="wrong" if leaks else "look",

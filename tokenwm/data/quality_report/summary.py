@@ -125,7 +125,7 @@ def _view(reader: ShardReader, key: str, points: NDArray[Any]) -> NDArray[np.flo
 
 def _in_deviations(values: NDArray[Any]) -> NDArray[np.float32]:
     """Divide by the standard deviation of each dimension; those that never change are dropped."""
-    deviation = values.reshape(-1, values.shape[-1]).std(axis=0)
+    deviation = values.std(axis=(0, 1))
     moving = deviation > 0
     return np.asarray(values[..., moving] / deviation[moving], dtype=np.float32)
 
