@@ -161,7 +161,7 @@ def read_frames(
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(
             f"episode {episode}: {path} cannot be decoded after {len(times)} frame(s), it is "
-            f"truncated or damaged: {error}"
+            f"truncated or damaged, copy or export it again: {error}"
         ) from error
     if not kept:
         raise EpisodeError(f"episode {episode}: {path} holds no frames{_at(start)}")

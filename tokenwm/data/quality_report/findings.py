@@ -173,15 +173,18 @@ def _repeated(summary: Mapping[str, Any]) -> Iterator[Finding]:
         kept, source = about["kept"], about["source"] or 0.0
         if max(kept, source) <= REPEATED:
             continue
-        harmless = "; at the control rate none of it is left" if kept <= REPEATED else ""
-        in_source = f" ({100 * source:.0f} % in the source)" if source > REPEATED else ""
+        text = f"{100 * kept:.0f} % of the frames equal the one before."
+        if source > REPEATED:
+            text = f"{100 * source:.0f} % of the source's frames equal the one before, and " + (
+                f"{100 * kept:.0f} % of those kept."
+            )
         yield Finding(
             rule="repeated frames",
             level="look",
-            text=f"Camera {camera}: {100 * kept:.1f} % of the frames equal the one before"
-            f"{in_source}.",
+            text=f"Camera {camera}: {text}",
             remedy="A camera slower than its recording, dropped frames, or an encoder that skips "
-            f"small changes{harmless}.",
+            "small changes"
+            + ("; at this control rate it does no harm." if kept <= REPEATED else "."),
         )
 
 
@@ -216,25 +219,29 @@ def _sensors(manifest: Manifest, measured: Measured) -> Iterator[Finding]:
             remedy="Right if the robot did not move; the timeline shows when.",
             episodes=tuple(frozen_state),
         )
+    yield from _constant(manifest, constant, len(measured))
+
+
+def _constant(
+    manifest: Manifest, constant: Mapping[int, Sequence[str]], num_recordings: int
+) -> Iterator[Finding]:
+    """Dimensions of the state that never change; those of the same episodes in one sentence."""
+    together: dict[tuple[str, ...], list[str]] = {}
     for index, keys in sorted(constant.items()):
-        if len(keys) < len(measured):
-            yield Finding(
-                rule="constant state",
-                level="look",
-                text=f"{dimension(manifest, 'state', index)} never changes in {named(keys)}, but "
-                "does in other episodes.",
-                remedy="Look for an encoder that was not connected there.",
-                episodes=tuple(keys),
-            )
-    always = [index for index, keys in sorted(constant.items()) if len(keys) == len(measured)]
-    if always:
-        names = named([dimension(manifest, "state", index) for index in always])
+        together.setdefault(tuple(keys), []).append(dimension(manifest, "state", index))
+    for keys, names in together.items():
+        everywhere = len(keys) == num_recordings
+        never = f"{named(names)} never change{'s' if len(names) == 1 else ''}"
         yield Finding(
             rule="constant state",
             level="look",
-            text=f"{names} never change{'s' if len(always) == 1 else ''} in any episode.",
-            remedy="Right for joints that are not used; leave them out of the state if they are "
-            "many.",
+            text=f"{never} in any episode."
+            if everywhere
+            else f"{never} in {named(keys)}, but {'does' if len(names) == 1 else 'do'} elsewhere.",
+            remedy="Right for joints that are not used."
+            if everywhere
+            else "Look for an encoder that was not connected there.",
+            episodes=() if everywhere else keys,
         )
 
 

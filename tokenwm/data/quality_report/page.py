@@ -4,6 +4,7 @@ Every text that comes from the data is escaped. Pictures are capped, so the page
 episodes is as large as that of fifty; the page says what it leaves out.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.data.manifest import Manifest
+from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.quality_report import pictures
 from tokenwm.data.quality_report.findings import count, dimension
 from tokenwm.data.quality_report.summary import recordings
@@ -44,11 +45,11 @@ def page(reader: ShardReader, report: Mapping[str, Any]) -> str:
     levels = [found["level"] for found in report["findings"]]
     return PAGE.substitute(
         name=escape(manifest.name),
-        subtitle=escape(_subtitle(manifest)),
+        subtitle=escape(_subtitle(manifest, keys)),
         level="wrong" if "wrong" in levels else "look" if levels else "",
         verdict=escape(report["verdict"]),
         findings=_findings(report["findings"]),
-        tiles=_tiles(manifest, report),
+        tiles=_tiles(report, Counter(reader.episode(key).split for key in keys)),
         excluded=_excluded(report["excluded"]),
         task=escape("".join(f"“{task}” " for task in one_task if task)),
         pictures_note=_note(len(pictured), len(keys)) if manifest.cameras else "No camera.",
@@ -82,12 +83,13 @@ def _note(shown: int, all_of_them: int) -> str:
     return f"Shown are {shown:,} of {all_of_them:,}; the others are in quality.json."
 
 
-def _subtitle(manifest: Manifest) -> str:
+def _subtitle(manifest: Manifest, keys: Sequence[str]) -> str:
     provenance = manifest.provenance
-    steps = sum(episode.num_steps for episode in manifest.episodes)
+    lengths = {episode.key: episode.num_steps for episode in manifest.episodes}
+    minutes = sum(lengths[key] for key in keys) / manifest.control_rate / 60
     parts = [
-        f"{count(steps, 'step')} at {manifest.control_rate:g} Hz, "
-        f"{steps / manifest.control_rate / 60:.1f} minutes",
+        f"{minutes:.1f} minutes recorded; {count(sum(lengths.values()), 'step')} at "
+        f"{manifest.control_rate:g} Hz",
         f"cameras: {', '.join(manifest.cameras) or 'none'}",
         f"source: {provenance.get('source', 'unknown')}",
         f"licence: {provenance.get('licence', 'unknown')}",
@@ -105,8 +107,8 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
     return f"<ol>{items}</ol>" if items else ""
 
 
-def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
-    summary, splits = report["summary"], report["splits"]
+def _tiles(report: Mapping[str, Any], num_of: Mapping[str, int]) -> str:
+    summary = report["summary"]
     lag, starts, actions = summary["lag"], summary["starts"], summary["actions"]
     cameras = summary["cameras"].values()
     repeated = max((about["kept"] for about in cameras), default=None)
@@ -117,7 +119,7 @@ def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
             "recordings in",
             f"{summary['recordings']:,}",
             f"{len(report['excluded']):,} left out; "
-            + ", ".join(f"{about['episodes']} {split}" for split, about in splits.items()),
+            + ", ".join(f"{num_of.get(split, 0)} {split}" for split in SPLITS),
         ),
         (
             "state follows action by",
@@ -154,14 +156,14 @@ def _tiles(manifest: Manifest, report: Mapping[str, Any]) -> str:
 def _excluded(excluded: Sequence[Mapping[str, str]]) -> str:
     if not excluded:
         return ""
-    rows = "".join(
-        f"<tr><td>{escape(item['key'])}</td><td>{escape(item['reason'])}</td></tr>"
-        for item in excluded[:MAX_EXCLUDED]
-    )
+    rows = []
+    for item in excluded[:MAX_EXCLUDED]:
+        reason = item["reason"].removeprefix(f"episode {item['key']}: ")
+        rows.append(f"<tr><td>{escape(item['key'])}</td><td>{escape(reason)}</td></tr>")
     note = _note(min(len(excluded), MAX_EXCLUDED), len(excluded))
     return (
         f"<h2>Left out</h2>{note}<table><thead><tr><th>episode</th><th>why, and what to do</th>"
-        f"</tr></thead><tbody>{rows}</tbody></table>"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -248,17 +250,17 @@ def _actions(manifest: Manifest, summary: Mapping[str, Any]) -> str:
     if actions["effective_dimensions"] is not None:
         text += (
             f"The {len(actions['dimensions'])} dimensions move like "
-            f"{actions['effective_dimensions']:.1f} independent ones. Coverage: part of its range "
-            "that a dimension fills evenly. Limits: part of the steps at the smallest or largest "
+            f"{actions['effective_dimensions']:.1f} independent ones. Covers: part of its range "
+            "that a dimension fills evenly. Limits: part of the steps at its smallest or largest "
             "value. "
         )
     about = actions["dimensions"]
     items = []
     for index, item in enumerate(about[:MAX_DIMENSIONS]):
         name = dimension(manifest, "action", index)
-        figures = f"coverage {100 * item['coverage']:.0f} %"
+        figures = f"covers {100 * item['coverage']:.0f} %"
         if item["at_low"] is not None:
-            figures += f", limits {100 * min(1.0, item['at_low'] + item['at_high']):.1f} %"
+            figures += f", limits {100 * min(1.0, item['at_low'] + item['at_high']):.0f} %"
         items.append(
             f"<div><h3>{escape(name)}</h3>{pictures.histogram(item['counts'], name)}"
             f"<span><i>{item['low']:.3g}</i><i>{item['high']:.3g}</i></span>"
