@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tokenwm.data import measures
+from tokenwm.data.lag import estimate_lag
 from tokenwm.data.measures import (
     digest,
     equal_stretches,
-    estimate_lag,
     largest_spike,
     largest_step,
     measure_recording,

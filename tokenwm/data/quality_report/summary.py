@@ -175,13 +175,14 @@ def starts(sampled: Sampled, limit: float) -> dict[str, Any]:
     first = sampled.views[:, 0].astype(np.float64)
     if not first.size:  # nothing ever moves
         return {"episodes": len(first), "distinct": 1, "spread": 0.0}
-    distinct: list[NDArray[np.float64]] = []
-    for view in first:
-        gaps = [float(np.sqrt(((view - other) ** 2).mean())) for other in distinct]
-        if not gaps or min(gaps) > limit:
-            distinct.append(view)
+    near_one = np.zeros(len(first), dtype=np.bool_)
+    distinct = 0
+    for index, view in enumerate(first):
+        if not near_one[index]:
+            distinct += 1
+            near_one |= np.sqrt(((first - view) ** 2).mean(axis=1)) <= limit
     spread = _short(first.std(axis=0).mean())
-    return {"episodes": len(first), "distinct": len(distinct), "spread": spread}
+    return {"episodes": len(first), "distinct": distinct, "spread": spread}
 
 
 def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any]:
