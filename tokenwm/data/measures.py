@@ -55,12 +55,12 @@ def measure_recording(
     Returns:
         JSON values: ``rows``, ``seconds``, ``digest`` (equal for equal recordings),
         ``time_deviation`` (of a row from its even place, seconds, or None), ``lag`` (see
-        :func:`~tokenwm.data.lag.estimate_lag`), ``saturation`` (see :func:`saturation`), ``state`` (``repeated``,
-        ``constant``, ``step``, ``spike``, ``frozen``, or None) and ``cameras`` (camera →
-        ``frames``, ``repeated``, ``source_repeated``, ``frozen_fraction``, ``frozen``). Of these
-        ``constant`` lists dimensions; ``repeated`` is the part of rows, or of kept frames, that
-        equal the one before; ``frozen`` lists ``[start, stop, moving]``: from when to when,
-        seconds, a signal stood still, and whether what it should show was moving meanwhile.
+        :func:`~tokenwm.data.lag.estimate_lag`), ``saturation`` (see :func:`saturation`),
+        ``state`` (``repeated``, ``constant``, ``step``, ``spike``, ``frozen``, or None) and
+        ``cameras`` (camera → ``frames``, ``repeated``, ``source_repeated``, ``frozen_fraction``,
+        ``frozen``). Of these ``constant`` lists dimensions; ``repeated`` is the part of rows, or of
+        kept frames, that equal the one before; ``frozen`` lists ``[start, stop, moving]``: from
+        when to when, seconds, a signal stood still, and whether what it should show was moving.
     """
     num_rows = len(action) if state is None else len(state)
     continuous = action.dtype.kind not in "iub"
