@@ -323,7 +323,7 @@ def test_many_episodes_make_no_long_page(
     text = (tmp_path / "quality.html").read_text()
     assert text.count("data:image/jpeg") == page.MAX_PICTURES
     assert "Shown are 24 of 300; the others are in quality.json." in text
-    assert "Shown are 100 of 300" in text and "Shown are 200 of 900" in text
+    assert "Shown are 40 of 300" in text and "Shown are 200 of 900" in text
     assert len(text) < 400_000
     assert len(json.loads((tmp_path / "quality.json").read_text())["excluded"]) == 900
 

@@ -21,7 +21,7 @@ from tokenwm.data.shards import ShardReader
 
 MAX_PICTURES = 72
 """Pictures on the page: three per episode and camera."""
-MAX_LINES = 100
+MAX_LINES = 40
 """Episodes in the timeline."""
 MAX_EXCLUDED = 200
 MAX_DIMENSIONS = 64

@@ -170,9 +170,9 @@ def starts(sampled: Sampled, limit: float) -> dict[str, Any]:
     """How much the first observations differ.
 
     Returns:
-        ``episodes`` (at most 200); ``distinct``, of which no two are nearer than ``limit`` standard deviations;
-        ``spread``, the standard deviation of first values over that of all values, mean over
-        dimensions: 1 if episodes start anywhere they ever go, 0 if always at the same place.
+        ``episodes`` (at most 200); ``distinct``, of which no two are nearer than ``limit`` standard
+        deviations; ``spread``, the standard deviation of first values over that of all values, mean
+        over dimensions: 1 if episodes start anywhere they ever go, 0 if always at the same place.
     """
     stride = math.ceil(len(sampled.keys) / MAX_STARTS)
     first = sampled.views[::stride, 0].astype(np.float64)
