@@ -104,5 +104,6 @@ def _standardized(values: Signal) -> Signal:
     centred = values - values.mean(axis=0)
     deviation = centred.std(axis=0)
     result: Signal = np.zeros_like(centred)
-    np.divide(centred, deviation, out=result, where=deviation > 0)
+    # A constant's deviation need not be exactly zero, its range is.
+    np.divide(centred, deviation, out=result, where=np.ptp(values, axis=0) > 0)
     return result

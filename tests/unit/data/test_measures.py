@@ -79,7 +79,9 @@ def test_a_lag_that_cannot_be_told_is_none() -> None:
     assert estimate_lag(action[:15], action[:15], RATE) is None  # too short
     assert estimate_lag(np.ones((100, 2)), action, RATE) is None  # nothing moves
     assert estimate_lag(rng.normal(size=(2000, 2)), rng.normal(size=(2000, 2)), RATE) is None
-    half = estimate_lag(np.stack([action[:, 0], np.ones(100)], axis=1), action, RATE)
+    constant = np.full(100, 0.1)  # the mean of these is not exactly 0.1
+    assert estimate_lag(np.stack([constant, constant], axis=1), action, RATE) is None
+    half = estimate_lag(np.stack([action[:, 0], constant], axis=1), action, RATE)
     assert half is not None and half["dimensions"] == [0.0, None]
 
 

@@ -102,12 +102,14 @@ def sample(reader: ShardReader, keys: Sequence[str]) -> Sampled:
         rows.append(values)
         views.append(_view(reader, key, points))
         continuous = values.dtype == np.float32
-        actions.append(values[np.minimum(points, len(values) - 1)] if continuous else [[]] * 8)
+        actions.append(
+            values[np.minimum(points, len(values) - 1)] if continuous else [[]] * NUM_POINTS
+        )
     return Sampled(
         keys=keys,
         lengths=np.array([reader.episode(key).num_steps for key in keys]),
         views=_in_deviations(np.stack(views)),
-        actions=_in_deviations(np.array(actions, dtype=np.float32)),
+        actions=_in_deviations(np.stack(actions)),
         rows=np.concatenate(rows),
     )
 
@@ -126,10 +128,10 @@ def _view(reader: ShardReader, key: str, points: NDArray[Any]) -> NDArray[np.flo
 
 
 def _in_deviations(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Divide by the standard deviation of each dimension; those that never change are dropped."""
-    deviation = values.std(axis=(0, 1))
-    moving = deviation > 0
-    return np.asarray(values[..., moving] / deviation[moving], dtype=np.float32)
+    """Standard scores ``(E, NUM_POINTS, D)``; dimensions that never change are dropped."""
+    moving = values[..., np.ptp(values, axis=(0, 1)) > 0].astype(np.float64)
+    scores = (moving - moving.mean(axis=(0, 1))) / moving.std(axis=(0, 1))
+    return np.asarray(scores, dtype=np.float32)
 
 
 def equal_recordings(measured: Measured) -> list[list[str]]:
