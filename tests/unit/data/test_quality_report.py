@@ -106,6 +106,7 @@ def test_good_data(tmp_path: Path, good: Episodes) -> None:
     on_disk = json.loads((tmp_path / "quality.json").read_text())
     assert on_disk == json.loads(json.dumps(report))
     assert on_disk["schema_version"] == 1
+    assert quality_report.read(tmp_path) == on_disk
 
 
 def test_the_page_needs_no_network_and_no_script(tmp_path: Path, good: Episodes) -> None:
@@ -360,6 +361,8 @@ def test_a_stuck_camera_in_a_real_video(lerobot: Any, make_video: Any, tmp_path:
 
 
 def test_a_report_that_cannot_be_written_again(tmp_path: Path, good: Episodes) -> None:
+    manifest, _ = write_dataset(tmp_path, good)
+    manifest.save(tmp_path)
     with pytest.raises(ShardError, match=r"quality.json cannot be read .*prepare the dataset"):
         quality_report.rewrite(tmp_path)
     (tmp_path / "quality.json").write_text('{"schema_version": 99, "measured": {}}')

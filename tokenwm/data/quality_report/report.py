@@ -74,10 +74,19 @@ def rewrite(folder: Path | str) -> dict[str, Any]:
     Raises:
         ShardError: There is no dataset, its shards are damaged, or it has no readable report.
     """
+    return write(folder, Manifest.load(folder), read(folder)["measured"])
+
+
+def read(folder: Path | str) -> dict[str, Any]:
+    """What the ``quality.json`` of a dataset holds.
+
+    Raises:
+        ShardError: There is none, it is damaged, or of another version.
+    """
     path = Path(folder) / REPORT_NAME
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        version, measured = report["schema_version"], report["measured"]
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = report["schema_version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ShardError(f"{path} cannot be read ({error}); prepare the dataset again") from error
     if version != SCHEMA_VERSION:
@@ -85,7 +94,7 @@ def rewrite(folder: Path | str) -> dict[str, Any]:
             f"{path} has schema version {version}, this is version {SCHEMA_VERSION}; prepare the "
             "dataset again"
         )
-    return write(folder, Manifest.load(folder), measured)
+    return report
 
 
 def _config(manifest: Manifest) -> QualityConfig:
