@@ -73,7 +73,7 @@ def growing_cache(model: WorldModel, context: Tokens, actions: Tensor) -> Decode
     layout, window = model.layout, model.config.transformer.window
     keep = window * layout.positions_per_step
     cache: list[tuple[Tensor, Tensor]] = []
-    embedded = model.embed(context)[:, :-1]  # the last action is still to come
+    embedded = model.embed(context)[0][:, :-1]  # the last action is still to come
     hidden = _grow(model, cache, embedded, 0, keep)
     frame, frames = context.frame[:, -1], []
     step = context.frame.shape[1] - 1

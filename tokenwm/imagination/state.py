@@ -121,6 +121,24 @@ class DecodedSteps(NamedTuple):
     num_passes: int
 
     @classmethod
+    def of_steps(
+        cls, states: Sequence[DecodeState], outcomes: Sequence[StepOutcome], num_passes: int
+    ) -> "DecodedSteps":
+        """From the state after each action and what it caused."""
+        known = [state.state_tokens for state in states if state.state_tokens is not None]
+        reward, termination, nll = (
+            torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)
+        )
+        return cls(
+            frame_tokens=torch.stack([state.frame_tokens for state in states], dim=1),
+            state_tokens=torch.stack(known, dim=1) if known else None,
+            reward=reward,
+            termination_probability=termination,
+            frame_nll=nll,
+            num_passes=num_passes,
+        )
+
+    @classmethod
     def cat(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
         """Rows of one part below those of another; passes are the most that a part made."""
         states = [part.state_tokens for part in parts if part.state_tokens is not None]

@@ -14,6 +14,7 @@ from tokenwm.sequence.layout import attention_mask, interleave, predictors, shif
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
     CodeHead,
@@ -42,6 +43,9 @@ class WorldModelConfig:
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
+        draft_layers: Layers of the head that predicts all tokens of the next frame at once (see
+            :class:`~tokenwm.transformer.draft.DraftHead`); 0 for none.
+        draft_weight: Weight of its loss.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -49,9 +53,18 @@ class WorldModelConfig:
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
+    draft_layers: int = 0
+    draft_weight: float = 0.3
 
     def __post_init__(self) -> None:
-        weights = (self.state_weight, self.reward_weight, self.termination_weight)
+        weights = (
+            self.state_weight,
+            self.reward_weight,
+            self.termination_weight,
+            self.draft_weight,
+        )
+        if self.draft_layers < 0:
+            raise TokenwmError(f"draft_layers={self.draft_layers}; use 0 (no head) or more")
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"
@@ -81,11 +94,14 @@ class Predictions(NamedTuple):
         state_logits: ``(B, T - 1, P, bins)`` float32, or None.
         outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are
             read from it.
+        draft_logits: As ``frame_logits``, without knowing any token of the frame; None without a
+            draft head.
     """
 
     frame_logits: Tensor
     state_logits: Tensor | None
     outcome_hidden: Tensor
+    draft_logits: Tensor | None
 
 
 class Losses(NamedTuple):
@@ -100,6 +116,7 @@ class Losses(NamedTuple):
         state_nll: Nats per state token; zero without state.
         reward: Two-hot cross-entropy; zero without reward.
         termination: Binary cross-entropy.
+        draft_nll: As ``frame_nll``, of the draft head; zero without.
     """
 
     total: Tensor
@@ -110,6 +127,7 @@ class Losses(NamedTuple):
     state_nll: Tensor
     reward: Tensor
     termination: Tensor
+    draft_nll: Tensor
 
 
 class WorldModel(nn.Module):
@@ -140,6 +158,9 @@ class WorldModel(nn.Module):
             positions = grid_positions(vocabulary.num_cameras, vocabulary.grid, dim)
             self.slot_embedding[self.layout.first_frame_slot : self.layout.action_slot] += positions
         self.transformer = Transformer(config.transformer)
+        self.draft_head: DraftHead | None = None
+        if config.draft_layers > 0:
+            self.draft_head = DraftHead(config.transformer, config.draft_layers)
         self.frame_head = CodeHead(*codes)
         self.copy_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.copy_head.weight)
@@ -195,19 +216,24 @@ class WorldModel(nn.Module):
         out: Tensor = self.hints(previous_frame, place, condition)
         return out
 
-    def embed(self, tokens: Tokens) -> Tensor:
-        """Embed whole steps: ``(B, T * L, D)``."""
+    def embed(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Embed whole steps.
+
+        Returns:
+            The positions ``(B, T * L, D)``, and the hints ``(B, T, K, D)`` of the frame slots of
+            the step after each.
+        """
         action = self.embed_action(tokens.action)
         state = self.embed_state(tokens.state)
         sequence = interleave(self.layout, self.frame_embedding(tokens.frame), state, action)
         condition = self.condition(state, action)
         # The last step's hints are for a step that is not there; only its action slot reads one.
         next_state = None if state is None else state.roll(-1, dims=1)
-        hints = self.frame_hints(tokens.frame, condition, next_state)
+        frame_hints = hints = self.frame_hints(tokens.frame, condition, next_state)
         if state is not None:
             hints = torch.cat([condition.unsqueeze(2), hints], dim=2)  # (B, T, J, D)
         slots = self.slot_embedding.repeat(tokens.frame.shape[1], 1)
-        return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint)
+        return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint), frame_hints
 
     # --- heads ------------------------------------------------------------------------------------
 
@@ -247,6 +273,24 @@ class WorldModel(nn.Module):
         tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
         return logits.scatter_add(-1, place, tilt)
 
+    def draft_logits(self, hidden: Tensor, hints: Tensor, previous: Tensor) -> Tensor:
+        """Logits of all tokens of the next frame, none of which is known yet.
+
+        Args:
+            hidden: ``(..., D)`` at the action.
+            hints: ``(..., K, D)`` of the slots, see :meth:`embed`.
+            previous: ``(..., K)`` int64, the frame at that action.
+
+        Returns:
+            ``(..., K, V)`` float32.
+
+        Raises:
+            TokenwmError: The model has no draft head.
+        """
+        if self.draft_head is None:
+            raise TokenwmError("this model has no draft head; train one with model.draft_layers: 1")
+        return self.frame_logits(self.draft_head(hidden, hints), previous)
+
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
 
@@ -283,7 +327,8 @@ class WorldModel(nn.Module):
         mask = None
         if num_steps > window:
             mask = attention_mask(self.layout, num_steps, window).to(device)
-        hidden = self.transformer(self.embed(tokens), steps, mask)  # (B, T * L, D)
+        embedded, hints = self.embed(tokens)
+        hidden = self.transformer(embedded, steps, mask)  # (B, T * L, D)
         predicting = predictors(self.layout, hidden)  # (B, T-1, J, D)
         first = self.layout.first_frame_slot
         state_logits = None
@@ -291,10 +336,16 @@ class WorldModel(nn.Module):
             state_logits = self.state_head(
                 predicting[:, :, 0], tokens.state[:, :-1], tokens.action[:, :-1]
             )
+        previous = tokens.frame[:, :-1]
+        outcome_hidden = hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot]
+        draft_logits = None
+        if self.draft_head is not None:
+            draft_logits = self.draft_logits(outcome_hidden[:, :-1], hints[:, :-1], previous)
         return Predictions(
-            self.frame_logits(predicting[:, :, first:], tokens.frame[:, :-1]),
+            self.frame_logits(predicting[:, :, first:], previous),
             state_logits,
-            hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot],
+            outcome_hidden,
+            draft_logits,
         )
 
     def losses(
@@ -326,7 +377,13 @@ class WorldModel(nn.Module):
         with torch.no_grad():
             nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
         zero = total.new_zeros(())
-        state_nll, reward_loss = zero, zero
+        state_nll, reward_loss, draft_nll = zero, zero, zero
+        if predictions.draft_logits is not None:
+            draft = self.point_logits(predictions.draft_logits, previous)
+            draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
+            total = total + self.config.draft_weight * draft_loss
+            with torch.no_grad():
+                draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
         if predictions.state_logits is not None and tokens.state is not None:
             state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
         valid_outcome = action_valid.float()
@@ -350,13 +407,14 @@ class WorldModel(nn.Module):
             state_nll=state_nll.detach(),
             reward=reward_loss.detach(),
             termination=termination.detach(),
+            draft_nll=draft_nll,
         )
 
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
-        """A copy for inference: no gradients, code tables added up, the transformer in ``dtype``.
+        """A copy for inference: no gradients, tables added up, the transformer in ``dtype``.
 
-        Embeddings, heads and everything about states stay in float32, maps of actions and states
-        are in float64 (see :func:`apply_in_its_type`).
+        So is the draft head. Embeddings, the other heads and everything about states stay in
+        float32, maps of actions and states are in float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
@@ -367,6 +425,8 @@ class WorldModel(nn.Module):
         if model.new_state_map is not None:
             model.new_state_map.double()
         model.transformer.to(dtype)
+        if model.draft_head is not None:
+            model.draft_head.to(dtype)
         return model.requires_grad_(False)
 
     def new_cache(self, batch_size: int, ahead: int = 1) -> KVCache:
