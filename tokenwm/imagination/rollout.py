@@ -20,7 +20,7 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.decode import compile_passes, decode_steps, prefill
 from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively, is_faster
@@ -297,8 +297,7 @@ class TokenWorldModel:
         Args:
             batch_sizes: Rows that will be imagined at once.
         """
-        options = {"cpp_wrapper": True} if self.device.type == "cpu" else {}
-        self.world_model.transformer.compile(dynamic=False, options=options)
+        compile_passes(self.world_model)
         for batch_size in batch_sizes:
             start = time.perf_counter()
             context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)

@@ -60,6 +60,18 @@ class DecodeState:
             seeds=spread(self.seeds),
         )
 
+    def take_rows(self, rows: Tensor) -> "DecodeState":
+        """A copy of some rows, ``(n,)`` int64; not of a fork."""
+        return replace(
+            self,
+            cache=self.cache.take_rows(rows),
+            pending=self.pending[rows],
+            frame_tokens=self.frame_tokens[rows],
+            state_tokens=None if self.state_tokens is None else self.state_tokens[rows],
+            noise_streams=self.noise_streams[rows],
+            seeds=self.seeds[rows],
+        )
+
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 
