@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
@@ -17,16 +16,19 @@ from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
-    CodeHead,
     CodeTable,
-    ContinuousHead,
-    DiscreteHead,
     FrameHints,
-    RewardHead,
     ScalarEmbedding,
     apply_in_its_type,
     grid_positions,
 )
+from tokenwm.transformer.heads import (
+    CodeHead,
+    ContinuousHead,
+    DiscreteHead,
+    RewardHead,
+)
+from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.model import Transformer, TransformerConfig
 
 
@@ -102,32 +104,6 @@ class Predictions(NamedTuple):
     state_logits: Tensor | None
     outcome_hidden: Tensor
     draft_logits: Tensor | None
-
-
-class Losses(NamedTuple):
-    """Losses and counts of a batch; all scalars.
-
-    Attributes:
-        total: What is minimised.
-        frame_nll: Mean negative log-likelihood of frame tokens, nats per token, unweighted.
-        frame_accuracy: Share of frame tokens that greedy decoding gets right.
-        changed_accuracy: The same over tokens that differ from the previous frame's.
-        persistence_accuracy: Share of tokens that equal the previous frame's.
-        state_nll: Nats per state token; zero without state.
-        reward: Two-hot cross-entropy; zero without reward.
-        termination: Binary cross-entropy.
-        draft_nll: As ``frame_nll``, of the draft head; zero without.
-    """
-
-    total: Tensor
-    frame_nll: Tensor
-    frame_accuracy: Tensor
-    changed_accuracy: Tensor
-    persistence_accuracy: Tensor
-    state_nll: Tensor
-    reward: Tensor
-    termination: Tensor
-    draft_nll: Tensor
 
 
 class WorldModel(nn.Module):
@@ -365,49 +341,13 @@ class WorldModel(nn.Module):
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
         """
-        predictions = self(tokens)
-        follows = action_valid[:, :-1].float()  # (B, T-1)
-        target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
-        changed = (target != previous).float()
-        weight = 1.0 + (self.config.changed_token_weight - 1.0) * changed
-        point = self.point_logits(predictions.frame_logits, previous)
-        right = (point.argmax(-1) == target).float()
-        valid = follows.unsqueeze(-1)
-        total = _mean(_cross_entropy(point, target), valid * weight)
-        with torch.no_grad():
-            nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
-        zero = total.new_zeros(())
-        state_nll, reward_loss, draft_nll = zero, zero, zero
-        if predictions.draft_logits is not None:
-            draft = self.point_logits(predictions.draft_logits, previous)
-            draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
-            total = total + self.config.draft_weight * draft_loss
-            with torch.no_grad():
-                draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
-        if predictions.state_logits is not None and tokens.state is not None:
-            state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
-        valid_outcome = action_valid.float()
-        if self.reward_head is not None and reward is not None:
-            reward_loss = _mean(
-                self.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome
-            )
-        logit = self.termination_logit(predictions.outcome_hidden)
-        termination = _mean(
-            F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"),
-            valid_outcome,
-        )
-        config = self.config
-        total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
-        return Losses(
-            total=total + config.termination_weight * termination,
-            frame_nll=_mean(nll, valid),
-            frame_accuracy=_mean(right, valid),
-            changed_accuracy=_mean(right, valid * changed),
-            persistence_accuracy=_mean(1.0 - changed, valid),
-            state_nll=state_nll.detach(),
-            reward=reward_loss.detach(),
-            termination=termination.detach(),
-            draft_nll=draft_nll,
+        return losses_of(
+            self,
+            self(tokens),
+            tokens,
+            action_valid=action_valid,
+            reward=reward,
+            terminated=terminated,
         )
 
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
@@ -443,14 +383,3 @@ class WorldModel(nn.Module):
             dtype=self.transformer.dtype,
             device=self.slot_embedding.device,
         )
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
-    loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    return loss.view_as(target)
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    weights = weights.expand_as(values)
-    return (values * weights).sum() / weights.sum().clamp(min=1e-8)

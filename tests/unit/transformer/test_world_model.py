@@ -17,8 +17,9 @@ from tests.small_models import (
     steps_of,
 )
 from tokenwm.errors import TokenwmError
+from tokenwm.transformer.losses import Losses
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Losses, Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 
 BATCH, NUM_STEPS = 3, 5
 
