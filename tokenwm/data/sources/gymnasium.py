@@ -86,6 +86,10 @@ class GymnasiumConfig:
                 raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
         get_policy(self.policy)
 
+    @classmethod
+    def recognise(cls, path: Path) -> None:
+        """No file or folder is a simulator."""
+
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "GymnasiumSource":
         """Make the recorder; ``folder`` is not used.
 
