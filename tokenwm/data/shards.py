@@ -42,7 +42,7 @@ from tokenwm.data.shard_members import (
     MAX_NPY_HEADER,
     bytes_per_step,
     check_member,
-    check_values,
+    impossible_values,
     member_size,
     npy_header_size,
 )
@@ -87,6 +87,10 @@ class ShardReader:
         self.manifest = Manifest.load(folder)
         self._episodes = {episode.key: episode for episode in self.manifest.episodes}
         self._shards = {shard.path: shard for shard in self.manifest.shards}
+        self._stored = {  # of each field: type in the shard, bytes per step
+            name: (np.dtype(feature.dtype).newbyteorder("<"), bytes_per_step(feature))
+            for name, feature in self.manifest.features.items()
+        }
         self._starts: dict[tuple[str, str], int] = {}
         self._files: ShardFiles
         if not is_url(folder):
@@ -151,17 +155,20 @@ class ShardReader:
         if self._check_episodes:
             self.check_episode(key)
         self._locate(episode, [name for name in names if (key, name) not in self._starts])
-        ranges = []
+        count, ranges = stop - start, []
         for name in names:
-            step_bytes = bytes_per_step(self.manifest.features[name])
+            _, step_bytes = self._stored[name]
             first = self._starts[key, name] + start * step_bytes
-            ranges.append((first, (stop - start) * step_bytes))
+            ranges.append((first, count * step_bytes))
         result = {}
         for name, part in zip(names, self._read(episode, ranges), strict=True):
-            feature = self.manifest.features[name]
-            stored = part.view(np.dtype(feature.dtype).newbyteorder("<"))
-            array = stored.reshape(stop - start, *feature.shape).astype(feature.dtype, copy=False)
-            check_values(array, feature, f"{self._where(episode)}, field {name}, from step {start}")
+            feature, (dtype, _) = self.manifest.features[name], self._stored[name]
+            stored = part.view(dtype).reshape(count, *feature.shape)
+            array = stored.astype(feature.dtype, copy=False)
+            wrong = impossible_values(array, feature)
+            if wrong is not None:
+                where = f"{self._where(episode)}, field {name}, from step {start}"
+                raise CorruptSampleError(f"{where}: {wrong}")
             result[name] = array
         return result
 
@@ -175,7 +182,7 @@ class ShardReader:
             ShardError: As :meth:`arrays`.
         """
         names = [f"frames.{camera}" for camera in self.manifest.cameras]
-        return np.stack(list(self.arrays(key, names, start, stop).values()), axis=1)
+        return stack_cameras(list(self.arrays(key, names, start, stop).values()))
 
     def metadata(self, key: str) -> dict[str, Scalar]:
         """The JSON member of an episode.
@@ -370,3 +377,8 @@ class ShardReader:
                 size,
                 f"{self._where(episode)}, field {name}",
             )
+
+
+def stack_cameras(frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """``(T, H, W, 3)`` of each camera → ``(T, cameras, H, W, 3)``; one camera is not copied."""
+    return frames[0][:, None] if len(frames) == 1 else np.stack(frames, axis=1)
