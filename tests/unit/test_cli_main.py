@@ -49,7 +49,10 @@ def test_help_lists_every_verb(argv: list[str], capsys: pytest.CaptureFixture[st
 
 def test_the_verbs_are_the_documented_ones() -> None:
     assert set(cli.VERBS) == {
+        "export-lerobot",
+        "inspect",
         "prepare",
+        "verify-shards",
         "tokenizer",
         "tokenize",
         "world-model",
@@ -103,7 +106,7 @@ def test_a_verb_gets_the_rest_and_gives_the_exit_code(
         ("worldmodel", "did you mean 'world-model'?"),
         ("tokenise", "did you mean 'tokenize'?"),
         ("prepar", "did you mean 'prepare'?"),
-        ("zzz", "verbs: quickstart, prepare"),
+        ("zzz", "verbs: quickstart, inspect"),
         ("--set", "verbs: "),
     ],
 )

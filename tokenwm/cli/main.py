@@ -18,6 +18,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.quickstart",
         "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
     ),
+    "inspect": ("tokenwm.cli.inspect", "say what a folder of recordings holds; write a recipe"),
     "prepare": (
         "tokenwm.cli.prepare",
         "record or read episodes, as a recipe says, and write frame shards",
@@ -26,6 +27,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.verify_shards",
         "check every byte of a dataset, and name what is damaged",
     ),
+    "export-lerobot": ("tokenwm.cli.export_lerobot", "write frame shards as a LeRobot folder"),
     "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),
     "tokenize": ("tokenwm.cli.tokenize", "turn frame shards into token shards"),
     "world-model": ("tokenwm.cli.world_model", "fit, validate or test the world model"),

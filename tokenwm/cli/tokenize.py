@@ -1,17 +1,23 @@
 """``tokenwm tokenize FRAMES --tokenizer CHECKPOINT --out DIR``: frame shards → token shards."""
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, tokenizer_hash
+from tokenwm.cli.prepare import add_engine_options
+from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
+
+WORTH_WORKERS = 20_000
+"""Steps from which on encoding takes longer than starting processes for it."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,20 +41,21 @@ def main(argv: list[str]) -> int:
         use_state=not arguments.no_state,
     )
     if (out / MANIFEST_NAME).exists():
-        remove_tokens(out, keep=(arguments.frames, arguments.tokenizer))
+        remove_tokens(out, keep=(Path(arguments.frames), arguments.tokenizer))
     console = Console()
     # Beside the shards, so that training needs one path only; before the manifest, which is what
     # makes the folder a dataset.
     copy_tokenizer(arguments.tokenizer, out / "tokenizer")
-    with Progress(console=console) as bar:
-        task = bar.add_task("tokenize", total=None)
+    with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
             arguments.frames,
             out,
             tokenizer,
             vocabulary,
             num_shifted_copies=arguments.shifted_copies,
-            progress=lambda done, total, key: bar.update(task, completed=done, total=total),
+            engine=arguments.engine,
+            num_workers=_num_workers(arguments, manifest),
+            progress=progress,
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
     console.print(
@@ -58,6 +65,16 @@ def main(argv: list[str]) -> int:
         highlight=False,
     )
     return 0
+
+
+def _num_workers(arguments: argparse.Namespace, manifest: Manifest) -> int:
+    """As many as asked for, else one per core where the work is worth starting processes."""
+    if arguments.workers is not None:
+        return int(arguments.workers)
+    on_cpu = torch.device(arguments.device).type == "cpu"
+    num_steps = sum(episode.num_steps for episode in manifest.episodes)
+    num_steps *= 1 + arguments.shifted_copies
+    return (os.cpu_count() or 1) if on_cpu and num_steps > WORTH_WORKERS else 0
 
 
 def remove_tokens(folder: Path, keep: tuple[Path, ...]) -> None:
@@ -76,9 +93,10 @@ def remove_tokens(folder: Path, keep: tuple[Path, ...]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenwm tokenize",
-        description="Encode frame shards once, before the world model is trained.",
+        description="Encode frame shards once, before the world model is trained. Interrupted, the "
+        "same command continues.",
     )
-    parser.add_argument("frames", type=Path, help="folder of frame shards made by tokenwm prepare")
+    parser.add_argument("frames", metavar="DIR|URL", help="frame shards made by tokenwm prepare")
     parser.add_argument(
         "--tokenizer",
         type=Path,
@@ -121,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="copies of every training episode with frames moved by a few pixels, for few episodes "
         "(default: %(default)s)",
     )
+    add_engine_options(parser, None)
     parser.add_argument(
         "--device", default="cpu", help="device that encodes (default: %(default)s)"
     )

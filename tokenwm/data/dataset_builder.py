@@ -91,7 +91,7 @@ class FrameShardMaker:
             shard.add(ref.key, arrays, {"task": result.task, **result.metadata})
             if result.is_discrete:
                 largest_action = max(largest_action, int(result.action.max()))
-            measured[ref.key] = dict(getattr(result, "measured", {}))
+            measured[ref.key] = dict(result.measured)
             if task.split == "train":
                 figures.add(result)
                 for name, value in result.metadata.items():

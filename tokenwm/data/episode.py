@@ -47,6 +47,8 @@ class Episode:
         control_rate: Steps per second, Hz.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, JSON scalars only.
+        measured: What was measured on the recording at the source's rate, JSON values, see
+            :func:`tokenwm.data.measures.measure_recording`; for the report, not kept in shards.
     """
 
     key: str
@@ -59,6 +61,7 @@ class Episode:
     control_rate: float
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:

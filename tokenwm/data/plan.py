@@ -10,7 +10,7 @@ from tokenwm.data.sources import EpisodeRef, Source
 
 MANY_SHARDS = 64
 """Shards a dataset should have at least, so that many processes can make and read it."""
-SHARD_BYTES = (8 * 2**20, 256 * 2**20)
+SHARD_BYTES = (2 * 2**20, 256 * 2**20)
 """Smallest and largest size aimed at, counted for one camera."""
 UNKNOWN_ROWS = 100
 """Rows taken for an episode whose source declares none."""

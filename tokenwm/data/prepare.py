@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenwm
-from tokenwm.data import shard_tasks
+from tokenwm.data import quality_report, shard_tasks
 from tokenwm.data.dataset_builder import DatasetMerger, FrameShardMaker, Layout, first_layout
 from tokenwm.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from tokenwm.data.plan import PlannedShard, make_plan
@@ -88,6 +88,7 @@ def prepare(
         for name in bad:
             folder.remove(shard_tasks.record_name(name))
         raise
+    quality_report.write(out_dir, manifest, merger.measured)
     manifest.save(out_dir)
     shard_tasks.end(folder)
     return manifest

@@ -68,6 +68,7 @@ class ShardReader:
         cache: Folder for copies of a URL's shards, see
             :class:`tokenwm.data.shard_files.CachedFiles`; None reads by ranges.
         cache_bytes: What the cache may hold; None for no limit.
+        manifest: The manifest where it is not written yet; None reads it from the folder.
 
     Raises:
         ShardError: The manifest or a shard is missing, damaged or of another version.
@@ -78,13 +79,14 @@ class ShardReader:
         folder: Path | str,
         verify: bool = False,
         *,
+        manifest: Manifest | None = None,
         check_episodes: bool = False,
         cache: Path | str | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         self.root = str(folder)
         self.folder = Path(folder)
-        self.manifest = Manifest.load(folder)
+        self.manifest = Manifest.load(folder) if manifest is None else manifest
         self._episodes = {episode.key: episode for episode in self.manifest.episodes}
         self._shards = {shard.path: shard for shard in self.manifest.shards}
         self._stored = {  # of each field: type in the shard, bytes per step

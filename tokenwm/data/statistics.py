@@ -15,7 +15,7 @@ from tokenwm.data.episode import Episode
 
 NUM_QUANTILES = 1001
 """Evenly spaced quantiles kept per dimension, from 0 (minimum) to 1 (maximum)."""
-MAX_ROWS = 200_000
+MAX_ROWS = 100_000
 """Rows kept to compute quantiles from; exact up to here, beyond it a uniform sample."""
 
 Arrays = dict[str, NDArray[Any]]
@@ -110,7 +110,7 @@ class ContinuousStatistics:
         self._kept.append(rows)
         self._priorities.append(priorities)
         self._num_kept += len(rows)
-        if self._num_kept > 2 * self.max_rows:
+        if self._num_kept > 1.5 * self.max_rows:
             self._thin()
 
     def _thin(self) -> None:

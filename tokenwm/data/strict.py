@@ -1,5 +1,6 @@
 """Plain values, as a YAML or JSON file holds them, made into dataclasses; nothing is guessed."""
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -44,7 +45,13 @@ def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> An
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return inner(next(a for a in arguments if a is not type(None)), value, where)
+        choices = [kind for kind in arguments if kind is not type(None)]
+        if len(choices) == 1:
+            return inner(choices[0], value, where)
+        for kind in choices:
+            with contextlib.suppress(TokenwmError):
+                return inner(kind, value, where)
+        raise TokenwmError(f"{where} is {show(value)}; expected {_describe(hint)}")
     if origin is Literal and value in arguments:
         return value
     if origin in (list, tuple) and isinstance(value, list):
@@ -93,7 +100,13 @@ def _checked_keys(hint: Any, value: Any, where: str, allow_defaults: bool) -> Ma
 
 def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    simple = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    simple = {
+        type(None): "null",
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }
     if hint in simple:
         return simple[hint]
     if origin is Literal:
@@ -102,4 +115,8 @@ def _describe(hint: Any) -> str:
         return f"a list of {len(arguments)} entries, each {_describe(arguments[0])}"
     if origin in (list, tuple):
         return f"a list, each entry {_describe(arguments[0])}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(kind) for kind in arguments)
+    if origin is dict:
+        return f"keys and values, each {_describe(arguments[1])}"
     return "keys and values"

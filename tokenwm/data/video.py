@@ -4,11 +4,13 @@ Both go through one FFmpeg filter graph (crop, antialiased area scaling, RGB), s
 video and a frame from a simulator are made smaller in exactly the same way.
 """
 
+import itertools
 import multiprocessing
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import av.filter
@@ -21,7 +23,27 @@ Resize = Literal["crop", "stretch"]
 
 SMALL_PICTURE = 128 * 128
 """Below this many pixels more decoding threads cost more than they give."""
+LARGEST_PICTURE = 8192 * 8192
+"""Pixels; more than any camera gives, and a small file can claim any number."""
+MAX_PIXELS = {"max_pixels": str(LARGEST_PICTURE)}
+"""For FFmpeg's decoders: what a header says and what the stream then holds may differ."""
+SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
+"""How long before the wanted time a key frame is searched, seconds, one after the other."""
 SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU
+
+
+class FramesRead(NamedTuple):
+    """What is known of one camera once its pictures are read.
+
+    Attributes:
+        kept: The wanted pictures, ``(K, height, width, 3)`` uint8.
+        times: Time of *every* picture, ``(N,)`` seconds, NaN where none is recorded.
+        repeated: Part of the pictures that equal the one before; None if not all were looked at.
+    """
+
+    kept: NDArray[np.uint8]
+    times: NDArray[np.float64]
+    repeated: float | None = None
 
 
 class FrameResizer:
@@ -79,23 +101,35 @@ class FrameResizer:
 
 
 def read_frames(
-    path: Path, *, first: int = 0, step: int, resizer: FrameResizer, episode: str
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Decode a video from start to end and keep the frames ``first, first + step, …``.
+    path: Path,
+    *,
+    first: int = 0,
+    step: int,
+    num_rows: int | None = None,
+    resizer: FrameResizer,
+    episode: str,
+    start: float | None = None,
+    num_frames: int | None = None,
+) -> FramesRead:
+    """Decode a video, or a part of it, and keep the frames ``first, first + step, …``.
 
-    Every frame is decoded, since one frame needs those before it, and since only then is it known
-    that the video is whole; only the kept ones are converted.
+    Every frame of the part is decoded, since one frame needs those before it, and since only then
+    is it known that the video is whole; only the kept ones are converted. Of what lies before the
+    part no more is decoded than FFmpeg needs to get there.
 
     Args:
         path: Video file.
-        first: First frame to keep.
+        first: First frame to keep, counted from ``start``.
         step: Keep one frame of ``step``, ``>= 1``.
+        num_rows: Frames that there should be; what is beyond is counted and not kept.
         resizer: How to make a frame smaller.
         episode: Key of the episode, for messages.
+        start: Presentation time of the first frame of the part, seconds; None for the file's first.
+        num_frames: Frames of the part; None for all to the end.
 
     Returns:
-        The kept frames ``(N, height, width, 3)`` uint8, and the presentation time of *every* frame,
-        ``(num_frames,)`` seconds, NaN where the video records none.
+        The kept frames and the presentation time of *every* frame of the part, of which there are
+        less than ``num_frames`` if the file ends before.
 
     Raises:
         EpisodeError: The video is missing, unreadable or damaged.
@@ -104,27 +138,91 @@ def read_frames(
         raise EpisodeError(f"episode {episode}: video {path} is missing")
     kept: list[NDArray[np.uint8]] = []
     times: list[float] = []
+    num_repeated, before = 0, None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise EpisodeError(f"episode {episode}: {path} holds no video stream")
             stream = container.streams.video[0]
+            check_size(stream.height, stream.width, f"episode {episode}: {path}")
             stream.codec_context.thread_count = _num_threads(stream.width * stream.height)
             stream.thread_type = "AUTO"
-            for index, frame in enumerate(container.decode(stream)):
+            stream.codec_context.options = MAX_PIXELS
+            frames = container.decode(stream) if start is None else _from(container, stream, start)
+            for index, frame in enumerate(itertools.islice(frames, num_frames)):
                 if frame.is_corrupt:
                     raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
                 times.append(np.nan if frame.pts is None else frame.time)
-                if index >= first and (index - first) % step == 0:
+                num_repeated += before is not None and _looks_like(frame, before)
+                before = frame
+                wanted = num_rows is None or index < num_rows
+                if wanted and index >= first and (index - first) % step == 0:
                     kept.append(resizer(frame))
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(
             f"episode {episode}: {path} cannot be decoded after {len(times)} frame(s), it is "
-            f"truncated or damaged: {error}"
+            f"truncated or damaged, copy or export it again: {error}"
         ) from error
     if not kept:
-        raise EpisodeError(f"episode {episode}: {path} holds no frames")
-    return np.stack(kept), np.array(times, dtype=np.float64)
+        raise EpisodeError(f"episode {episode}: {path} holds no frames{_at(start)}")
+    repeated = num_repeated / max(1, len(times) - 1)
+    return FramesRead(np.stack(kept), np.array(times, dtype=np.float64), repeated)
+
+
+def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
+    """Whether two decoded frames are equal in every fourth line of their first plane.
+
+    An encoder that is given the same picture twice skips the second one, so they are equal to the
+    last bit, save at key frames.
+    """
+
+    def lines(plane: Any) -> NDArray[np.uint8]:
+        return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[::4, : frame.width]
+
+    return np.array_equal(lines(frame.planes[0]), lines(other.planes[0]))
+
+
+def check_size(height: int, width: int, where: str) -> None:
+    """Refuse a picture that is too large to be one of a robot's: it would fill the memory.
+
+    Raises:
+        EpisodeError: It is.
+    """
+    if height * width > LARGEST_PICTURE:
+        raise EpisodeError(
+            f"{where} has pictures of {height} × {width} pixels; at most {LARGEST_PICTURE:,} "
+            "pixels are read"
+        )
+
+
+def _at(start: float | None) -> str:
+    return "" if start is None else f" from {start:g} s on"
+
+
+def _from(container: Any, stream: Any, start: float) -> Iterator[av.VideoFrame]:
+    """The frames from the one shown at ``start`` on; none if there is no such frame.
+
+    Containers are searched by decoding time, so a key frame that is found may be *shown* after the
+    wanted frame; then an earlier one is tried, at last the beginning.
+    """
+    period = 1 / float(stream.average_rate or 30)
+    earliest = start - period / 2
+    for margin in SEEK_MARGINS:
+        place = max(0.0, start - margin)
+        container.seek(round(place / stream.time_base), stream=stream)
+        frames = container.decode(stream)
+        num_before = 0
+        for frame in frames:
+            if frame.time is None or frame.time < earliest:
+                num_before += 1
+                continue
+            if frame.time < earliest + period:
+                yield frame
+                yield from frames
+                return
+            break
+        if num_before or place == 0:
+            return
 
 
 def _num_threads(num_pixels: int) -> int:

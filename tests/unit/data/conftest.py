@@ -41,7 +41,7 @@ class LeRobotFolder:
         }
         columns |= {name.replace("__", "."): value for name, value in changes.items()}
         columns = {name: np.asarray(value) for name, value in columns.items() if value is not None}
-        table = pyarrow.table({name: _to_arrow(values) for name, values in columns.items()})
+        table = pyarrow.table({name: to_arrow(values) for name, values in columns.items()})
         path = self.parquet(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(table, path)
@@ -106,6 +106,7 @@ def write_video(
     *,
     images: NDArray[np.uint8] | None = None,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> None:
     """Write an H.264 video of ``images``, else of 48 × 64 px with rising brightness."""
     if images is None:
@@ -113,7 +114,8 @@ def write_video(
         images = np.broadcast_to(levels[:, None, None, None], (num_frames, 48, 64, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "8", "preset": "fast"})
+        coding = codec_options or {"crf": "8", "preset": "fast"}
+        stream = container.add_stream("libx264", rate=fps, options=coding)
         stream.width, stream.height, stream.pix_fmt = images.shape[2], images.shape[1], "yuv420p"
         stream.codec_context.time_base = Fraction(1, fps)
         for image in images:
@@ -122,7 +124,7 @@ def write_video(
         container.mux(stream.encode(None))
 
 
-def _to_arrow(values: NDArray[Any]) -> pyarrow.Array:
+def to_arrow(values: NDArray[Any]) -> pyarrow.Array:
     if values.ndim == 1:
         return pyarrow.array(values)
     flat = pyarrow.array(values.reshape(-1))

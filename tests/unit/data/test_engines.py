@@ -43,8 +43,12 @@ def engine_options(
 
 EVERY_ENGINE = pytest.mark.parametrize(
     "engine_options",
-    [("local", 0), ("local", 2), ("ray", 2), ("slurm", 2)],
-    ids=["inline", "pool", "ray", "slurm"],
+    [
+        pytest.param(("local", 0), id="inline"),
+        pytest.param(("local", 2), id="pool"),
+        pytest.param(("ray", 2), id="ray"),
+        pytest.param(("slurm", 2), id="slurm", marks=pytest.mark.slow),
+    ],
     indirect=True,
 )
 

@@ -79,7 +79,18 @@ def test_overrides_go_on_top_of_the_file(tmp_path: Path) -> None:
         ({"source": {"type": "lerobt", "path": "x"}}, "did you mean 'lerobot'"),
         ({"source": {"path": "x"}}, "'type' chooses the reader"),
         ({"source": {"type": "lerobot", "cameras": {"a": "b"}}}, "'source.path' is missing"),
-        ({"source": {"type": "lerobot", "path": "x"}}, "source.cameras is empty and state is null"),
+        (
+            {"source": {"type": "lerobot", "path": "x", "cameras": {}, "state": None}},
+            "source.cameras is empty and state is null",
+        ),
+        (
+            {"source": {"type": "lerobot", "path": "x", "state": 3}},
+            "source.state is '3' .*expected text or a list, each entry text or null",
+        ),
+        (
+            {"source": {"type": "lerobot", "path": "x", "cameras": ["a"]}},
+            "expected keys and values, each text or one of auto",
+        ),
         ({"control_rate": "ten"}, r"control_rate is 'ten' \(str\); expected a number"),
         ({"control_rate": True}, "expected a number"),
         ({"control_rate": 0}, "expected Hz > 0"),

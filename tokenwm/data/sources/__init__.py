@@ -7,8 +7,8 @@ A reader is a module here with two classes: a frozen dataclass of its options (t
 
 import difflib
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -109,6 +109,23 @@ class Source(Protocol):
         """Where the data comes from: JSON values, with ``source`` and ``source_checksum``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """What a reader makes of a path, from names and headers alone.
+
+    Attributes:
+        config: Options with which the reader opens it.
+        rate: Rows per second, Hz; None where the format does not record it.
+        facts: What else is plain, in words: name of the fact → the fact.
+        licence: Licence that the data states; empty if none.
+    """
+
+    config: "SourceConfig"
+    rate: float | None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+
+
 class SourceConfig(Protocol):
     """Options of one reader: a frozen dataclass whose fields are the keys under ``source:``.
 
@@ -118,6 +135,13 @@ class SourceConfig(Protocol):
     """
 
     records: ClassVar[bool]
+
+    @classmethod
+    def recognise(cls, path: Path) -> Recognised | None:
+        """Say what a file or folder is if it is of this reader's format; None if it is not.
+
+        Reads names and headers only. A damaged dataset of the format is a SourceError.
+        """
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> Source:
         """Make the source; ``folder`` is where the recipe lies, for relative paths.
@@ -141,3 +165,19 @@ def source_config_class(name: Any) -> type[SourceConfig]:
     module, _, attribute = SOURCES[name].partition(":")
     config_class: type[SourceConfig] = getattr(importlib.import_module(module), attribute)
     return config_class
+
+
+def recognise(path: Path) -> list[Recognised]:
+    """Ask every reader whether a file or folder is of its format.
+
+    Args:
+        path: A file or folder that exists.
+
+    Returns:
+        What the readers that know it say; none, or more than one, is possible.
+
+    Raises:
+        SourceError: It is of a known format and damaged.
+    """
+    answers = (source_config_class(name).recognise(path) for name in SOURCES)
+    return [answer for answer in answers if answer is not None]

@@ -1,68 +1,63 @@
-"""LeRobot v2.1 folders (v2.0 differs in its statistics only): parquet + one video per camera.
+"""LeRobot folders of versions 2.0, 2.1 and 3.0: parquet for numbers, videos or images for cameras.
 
 Rows map onto our steps one to one: row ``t`` holds ``o_t`` and the ``a_t`` chosen after it. The
 action of the last row leads nowhere that was recorded and is dropped.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenwm.data import quality
-from tokenwm.data.downsample import Signals, downsample, downsampling_factor
-from tokenwm.data.episode import NAME_PATTERN, Episode, Scalar
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
-from tokenwm.data.sources.lerobot_files import LAYOUT, LeRobotMeta, read_columns, read_meta
-from tokenwm.data.video import FrameResizer, read_frames
-from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources.columns import RecordedConfig, concatenate, names_of
+from tokenwm.data.sources.frames import EncodedFrames, VideoFrames
+from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow
+from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
+from tokenwm.data.sources.lerobot_meta import read_meta
+from tokenwm.data.sources.recording import RecordedSource, Recording
+from tokenwm.errors import EpisodeError, RecipeError
 
 TERMINATED_COLUMNS = ("next.terminated", "next.done")
 """Columns that say the task ended; the first one a dataset has is used."""
 
-Columns = Mapping[str, NDArray[Any]]
+SUCCESS = "next.success"
+TIME, ORDER, TASK = "timestamp", "frame_index", "task_index"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeRobotConfig:
-    """Options of the LeRobot reader.
+class LeRobotConfig(RecordedConfig):
+    """Options of the LeRobot reader; columns are the features of ``meta/info.json``.
 
     Attributes:
-        path: The dataset's folder; relative to the current directory, else to the recipe.
-        cameras: Our name of a camera → video feature of the dataset.
-        state: Feature with the robot's state, or null.
-        action: Feature with the action.
-        reward: Feature with the reward, or null.
         episodes: Indices of the episodes to use; null for all.
-        state_units: Units of the state in words, stored with the data.
-        action_units: Units of the action in words, stored with the data.
-        hint: Where the data can be had; shown if it is not there.
         type: Name of this reader.
     """
 
-    records: ClassVar[bool] = False
-
-    path: str
-    cameras: dict[str, str] = field(default_factory=dict)
-    state: str | None = None
-    action: str = "action"
-    reward: str | None = None
     episodes: tuple[int, ...] | None = None
-    state_units: str = ""
-    action_units: str = ""
-    hint: str = ""
     type: Literal["lerobot"] = "lerobot"
 
-    def __post_init__(self) -> None:
-        if not self.cameras and self.state is None:
-            raise RecipeError("cameras is empty and state is null; at least one of them is needed")
-        for camera in self.cameras:
-            if not NAME_PATTERN.fullmatch(camera):
-                raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
+    @classmethod
+    def recognise(cls, path: Path) -> Recognised | None:
+        """A folder with ``meta/info.json``.
+
+        Raises:
+            SourceError: ``meta/`` is damaged.
+        """
+        if not (path / "meta" / "info.json").is_file():
+            return None
+        meta = read_meta(path)
+        first, last = min(meta.episodes), max(meta.episodes)
+        gaps = last - first + 1 - len(meta.episodes)
+        facts = {
+            "format": f"LeRobot {meta.version}",
+            "robot": meta.robot,
+            "indices": f"{first} to {last}" + (f", {gaps} missing" if gaps else ""),
+        }
+        return Recognised(config=cls(path=str(path)), rate=meta.rate, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "LeRobotSource":
         """Open the dataset.
@@ -71,29 +66,19 @@ class LeRobotConfig:
             SourceError: It is missing, or not laid out as expected.
             RecipeError: A feature the recipe names is not in the dataset, or the rates do not fit.
         """
-        places = [Path(self.path).expanduser()]
-        if folder is not None:
-            places.append(folder / self.path)
-        for place in places:
-            if place.is_dir():
-                return LeRobotSource(self, episode_format, place.resolve())
-        looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
-        hint = f"{self.hint.strip()}; " if self.hint.strip() else ""
-        raise SourceError(f"no dataset at {looked}; {hint}{LAYOUT}")
+        return LeRobotSource(self, episode_format, self.find(folder, LAYOUT))
 
 
-class LeRobotSource:
-    """The episodes of one LeRobot folder; see :class:`~tokenwm.data.sources.Source`."""
+class LeRobotSource(RecordedSource):
+    """The episodes of one LeRobot folder."""
 
     def __init__(self, config: LeRobotConfig, episode_format: EpisodeFormat, folder: Path) -> None:
-        self.config = config
-        self.format = episode_format
         self.meta = read_meta(folder)
-        _check_features(config, self.meta)
-        self.factor = downsampling_factor(self.meta.rate, episode_format.control_rate)
-        self.num_phases = self.factor
+        super().__init__(config, self.meta.columns(), str(folder), episode_format, self.meta.rate)
+        self._wanted = config.episodes
+        self._files = LeRobotFiles(folder)
         self._terminated_column = next(
-            (name for name in TERMINATED_COLUMNS if name in self.meta.features), None
+            (name for name in TERMINATED_COLUMNS if name in self.columns), None
         )
 
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -103,7 +88,7 @@ class LeRobotSource:
             RecipeError: The recipe asks for an episode that is not there.
         """
         known = self.meta.episodes
-        wanted = list(known) if self.config.episodes is None else sorted(set(self.config.episodes))
+        wanted = list(known) if self._wanted is None else sorted(set(self._wanted))
         missing = [index for index in wanted if index not in known]
         if missing:
             raise RecipeError(
@@ -120,59 +105,59 @@ class LeRobotSource:
             for index in wanted
         ]
 
-    def load(self, ref: EpisodeRef) -> Episode:
-        """Load, check and convert one episode.
+    def read(self, ref: EpisodeRef) -> Recording:
+        """Read the rows of one episode, and say where its pictures are.
 
         Raises:
-            EpisodeError: A file is missing or damaged, or a quality rule is broken.
+            EpisodeError: A file is missing or damaged, or not as long as ``meta/`` says.
         """
-        columns = self._read_columns(ref)
-        num_rows = len(columns["timestamp"])
-        if ref.num_rows is not None and num_rows != ref.num_rows:
-            raise EpisodeError(
-                f"episode {ref.key}: the parquet file has {num_rows} rows, meta/episodes.jsonl "
-                f"says {ref.num_rows}; they must be equal"
-            )
-        if num_rows - ref.phase < 2:
-            raise EpisodeError(f"episode {ref.key}: too short, {num_rows} row(s)")
-        limits = self.format.quality
-        timestamps = columns["timestamp"][:, 0]
-        quality.check_timestamps(ref.key, limits, timestamps=timestamps, rate=self.meta.rate)
-        signals = self._signals(columns, ref.key)
-        # The last row's action is checked too: a NaN there means a broken recording as well.
-        quality.check_signals(
-            ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
+        config, row = self.config, self.meta.episodes[ref.index]
+        named = [*names_of(config.action), *names_of(config.state), *names_of(config.reward)]
+        named += names_of(self._terminated_column)
+        named += [name for name in (TIME, SUCCESS) if name in self.columns]
+        images = [name for name in self.cameras.values() if self.columns[name].dtype == "image"]
+        path = self._files.find(self.meta.data_path, row.data)
+        table = self._files.read_rows(
+            path,
+            required=[*named, *images],
+            optional=[ORDER, TASK],
+            episode=ref.key,
+            index=ref.index if self.meta.many_per_file else None,
+            num_rows=row.length,
         )
-        signals = signals.beginning_at(ref.phase)
-        kept = downsample(signals, self.factor, self.format.action_aggregation)
-        num_steps = len(kept.action)
-        quality.check_num_steps(ref.key, limits, num_steps, self.format.control_rate)
-        truncated = np.zeros(num_steps, dtype=np.bool_)
-        truncated[-2] = not kept.terminated[-2]
-        episode = Episode(
-            key=ref.key,
-            frames=self._read_frames(ref, timestamps),
-            state=kept.state,
-            action=kept.action,
-            reward=kept.reward,
-            terminated=kept.terminated,
-            truncated=truncated,
-            control_rate=self.format.control_rate,
-            task=ref.task or self._task_of(columns),
-            metadata=self._metadata(ref, signals, num_steps),
+        where = f"episode {ref.key}: {path}"
+        extra = [name for name in (ORDER, TASK) if name in table.column_names]
+        columns = to_arrays(table, [*named, *extra], where)
+        if ORDER in columns and (np.diff(columns[ORDER][:, 0].astype(np.int64)) != 1).any():
+            raise EpisodeError(f"{where}: rows are missing or out of order, see {ORDER!r}")
+        done = columns.get(self._terminated_column or "")
+        return Recording(
+            num_rows=row.length,
+            action=concatenate(columns, names_of(config.action)),
+            state=concatenate(columns, names_of(config.state)) if config.state else None,
+            reward=columns[config.reward][:, 0] if config.reward else None,
+            terminated=None if done is None else done[:, 0],
+            timestamps=columns[TIME][:, 0] if TIME in columns else None,
+            frames={
+                camera: EncodedFrames(images=to_images(table, name, where), name=name)
+                if name in images
+                else self._video(ref, row, name)
+                for camera, name in self.cameras.items()
+            },
+            task=self.meta.tasks.get(int(columns[TASK][0, 0]), "") if TASK in columns else "",
+            metadata={"success": bool(columns[SUCCESS].any())} if SUCCESS in columns else {},
         )
-        quality.check_episode(limits, episode)
-        return episode
 
-    def describe(self) -> SourceDescription:
-        """Names of the dimensions from ``meta/info.json``, units from the recipe."""
-        config = self.config
-        return SourceDescription(
-            state_names=() if config.state is None else self.meta.names(config.state),
-            action_names=self.meta.names(config.action),
-            state_units=config.state_units,
-            action_units=config.action_units,
-        )
+    def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
+        part = row.video(feature)
+        only = sum(column.dtype == "video" for column in self.columns.values()) == 1
+        path = self._files.find(self.meta.video_path, part, video_key=feature, only=only)
+        if part.start is None:
+            return VideoFrames(path=path)
+        if part.stop is not None:
+            num_frames = round((part.stop - part.start) * self.rate)
+            quality.check_video_length(ref.key, feature, num_frames=num_frames, num_rows=row.length)
+        return VideoFrames(path=path, start=part.start, num_frames=row.length)
 
     def provenance(self) -> dict[str, Any]:
         """The path as the recipe gives it, and a SHA-256 over the files in ``meta/``."""
@@ -180,96 +165,5 @@ class LeRobotSource:
             "source": self.config.path,
             "source_checksum": self.meta.checksum(),
             "source_checksum_over": "meta/",
+            **self.inferred,
         }
-
-    def _read_columns(self, ref: EpisodeRef) -> Columns:
-        config = self.config
-        named = (config.action, "timestamp", config.state, config.reward, self._terminated_column)
-        return read_columns(
-            self.meta.path(self.meta.data_path, ref.index),
-            required=[name for name in named if name is not None],
-            optional=["task_index"],
-            episode=ref.key,
-        )
-
-    def _signals(self, columns: Columns, key: str) -> Signals:
-        config = self.config
-        action = columns[config.action]
-        discrete = action.dtype.kind in "iub"
-        if discrete and (action.shape[1] != 1 or action.min() < 0):
-            raise EpisodeError(
-                f"episode {key}: whole-number actions must be one id >= 0 per row; got "
-                f"{action.shape[1]} column(s) with minimum {action.min()}"
-            )
-        terminated = np.zeros(len(action), dtype=np.bool_)
-        if self._terminated_column is not None:
-            terminated = columns[self._terminated_column][:, 0].astype(np.bool_)
-        state = None if config.state is None else columns[config.state]
-        reward = None if config.reward is None else columns[config.reward][:, 0]
-        return Signals(
-            action=action.astype(np.int64 if discrete else np.float32),
-            state=None if state is None else state.astype(np.float32),
-            reward=None if reward is None else reward.astype(np.float32),
-            terminated=terminated,
-        )
-
-    def _read_frames(
-        self, ref: EpisodeRef, timestamps: NDArray[np.floating[Any]]
-    ) -> dict[str, NDArray[np.uint8]]:
-        frames = {}
-        for camera, feature in self.config.cameras.items():
-            frames[camera], times = read_frames(
-                self.meta.path(self.meta.video_path, ref.index, video_key=feature),
-                first=ref.phase,
-                step=self.factor,
-                resizer=FrameResizer(*self.format.image_size, self.format.resize),
-                episode=ref.key,
-            )
-            quality.check_video_length(
-                ref.key, camera, num_frames=len(times), num_rows=len(timestamps)
-            )
-            quality.check_frame_times(
-                ref.key, camera, frame_times=times, timestamps=timestamps, rate=self.meta.rate
-            )
-        return frames
-
-    def _metadata(self, ref: EpisodeRef, signals: Signals, num_steps: int) -> dict[str, Scalar]:
-        metadata: dict[str, Scalar] = {"source_index": ref.index}
-        if ref.phase:
-            metadata["phase"] = ref.phase
-        if self._terminated_column is not None:
-            # What the rows after the last kept step say about the end has no step to stand at.
-            rest = signals.terminated[(num_steps - 1) * self.factor :]
-            metadata["terminated_after_end"] = bool(rest.any())
-        return metadata
-
-    def _task_of(self, columns: Columns) -> str:
-        if "task_index" not in columns:
-            return ""
-        return self.meta.tasks.get(int(columns["task_index"][0, 0]), "")
-
-
-def _check_features(config: LeRobotConfig, meta: LeRobotMeta) -> None:
-    """Check that the features a recipe names are there and are of the right kind."""
-    named = {"action": config.action, "state": config.state, "reward": config.reward}
-    named |= {f"cameras.{camera}": feature for camera, feature in config.cameras.items()}
-    for option, feature in named.items():
-        if feature is None:
-            continue
-        if feature not in meta.features:
-            near = difflib.get_close_matches(feature, meta.features, n=1)
-            guess = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(
-                f"source.{option} is {feature!r}, which {meta.folder} does not have; {guess}"
-                f"its features: {', '.join(meta.features)}"
-            )
-        dtype = meta.features[feature].get("dtype")
-        is_camera = option.startswith("cameras.")
-        if is_camera and dtype != "video":
-            raise RecipeError(
-                f"source.{option}: feature {feature!r} has dtype {dtype!r}; only 'video' is read"
-            )
-        if not is_camera and dtype in ("video", "image", "string"):
-            raise RecipeError(
-                f"source.{option}: feature {feature!r} has dtype {dtype!r}; numbers are needed"
-            )

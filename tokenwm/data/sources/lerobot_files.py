@@ -1,180 +1,240 @@
-"""The files of a LeRobot v2 folder: ``meta/``, path templates and parquet columns."""
+"""The files of a LeRobot folder: found where the templates say or by name; rows of parquet."""
 
-import hashlib
-import json
+import logging
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tokenwm.errors import EpisodeError, SourceError
+from tokenwm.data.sources.lerobot_episodes import Part
+from tokenwm.data.sources.paths import inside
+from tokenwm.data.sources.templates import fill
+from tokenwm.errors import EpisodeError
 
-SUPPORTED_VERSIONS = ("v2.0", "v2.1")
-META_FILES = ("info.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl")
-LAYOUT = (
-    "expected layout (LeRobot v2.1): meta/info.json, meta/episodes.jsonl, meta/tasks.jsonl, "
-    "data/chunk-000/episode_000000.parquet, "
-    "videos/chunk-000/observation.images.NAME/episode_000000.mp4"
-)
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class EpisodeRow:
-    """One line of ``meta/episodes.jsonl``: number of rows and the tasks in words."""
-
-    length: int
-    tasks: tuple[str, ...]
+MAX_NUMBERS = 2**30
+"""Most numbers of one row group: a small file can claim any number of rows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeRobotMeta:
-    """What ``meta/`` says about a dataset.
-
-    Attributes:
-        folder: The dataset.
-        rate: Rows per second, Hz.
-        features: Feature → its ``dtype``, ``shape`` and ``names``.
-        data_path: Template of the parquet files' paths.
-        video_path: Template of the videos' paths.
-        chunk_size: Episodes per chunk folder.
-        episodes: Episode index → its line.
-        tasks: Task index → the task in words.
-    """
-
-    folder: Path
-    rate: float
-    features: Mapping[str, Mapping[str, Any]]
-    data_path: str
-    video_path: str
-    chunk_size: int
-    episodes: Mapping[int, EpisodeRow]
-    tasks: Mapping[int, str]
-
-    def path(self, template: str, index: int, **names: str) -> Path:
-        """Fill a path template in for one episode.
-
-        Raises:
-            SourceError: The template asks for something unknown.
-        """
-        values = {"episode_chunk": index // self.chunk_size, "episode_index": index, **names}
-        try:
-            return self.folder / template.format(**values)
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
-            raise SourceError(
-                f"{self.folder}/meta/info.json: path template {template!r} is not usable: {error!r}"
-            ) from error
-
-    def names(self, feature: str) -> tuple[str, ...]:
-        """Names of a feature's dimensions, or empty if there is not one for each."""
-        names = self.features[feature].get("names")
-        # In the wild: a list, a list in a list, {"motors": [...]}, or {name: position}.
-        if isinstance(names, Mapping):
-            values = list(names.values())
-            names = values[0] if values and isinstance(values[0], list) else list(names)
-        if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
-            names = names[0]
-        shape = self.features[feature].get("shape") or [0]
-        if isinstance(names, list) and len(names) == shape[0]:
-            return tuple(str(name) for name in names)
-        return ()
-
-    def checksum(self) -> str:
-        """SHA-256 over names and bytes of the files in ``meta/``, as hex digits."""
-        digest = hashlib.sha256()
-        for name in META_FILES:
-            path = self.folder / "meta" / name
-            if path.is_file():
-                content = path.read_bytes()
-                digest.update(f"{name}:{len(content)}:".encode() + content)
-        return digest.hexdigest()
-
-
-def read_meta(folder: Path) -> LeRobotMeta:
-    """Read ``meta/`` of a dataset.
-
-    Raises:
-        SourceError: A file is missing, damaged, or of another version of the format.
-    """
-    path = folder / "meta" / "info.json"
-    info = _read_object(path)
-    version = info.get("codebase_version")
-    if version not in SUPPORTED_VERSIONS:
-        raise SourceError(
-            f"{path}: codebase_version is {version!r}; this reader knows "
-            f"{' and '.join(SUPPORTED_VERSIONS)} only, convert the dataset with lerobot's own tools"
-        )
-    try:
-        meta = LeRobotMeta(
-            folder=folder,
-            rate=float(info["fps"]),
-            features=dict(info["features"]),
-            data_path=str(info["data_path"]),
-            video_path=str(info.get("video_path") or ""),
-            chunk_size=int(info.get("chunks_size", 1000)),
-            episodes=_read_episodes(folder / "meta" / "episodes.jsonl"),
-            tasks=_read_tasks(folder / "meta" / "tasks.jsonl"),
-        )
-    except KeyError as error:
-        raise SourceError(f"{path}: key {error} is missing; {LAYOUT}") from error
-    except (TypeError, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{path} or a file beside it holds a wrong value: {error}") from error
-    if not meta.rate > 0 or meta.chunk_size < 1:
-        raise SourceError(f"{path}: fps and chunks_size must be above zero")
-    return meta
-
-
-def read_columns(
-    path: Path, *, required: Iterable[str], optional: Iterable[str], episode: str
-) -> dict[str, NDArray[Any]]:
-    """Read columns of numbers from the parquet file of one episode.
+class LeRobotFiles:
+    """Finds files, and reads rows; keeps the last row group that it read.
 
     Args:
-        path: The file.
-        required: Columns that must be there.
-        optional: Columns that may be missing.
-        episode: Key of the episode, for messages.
+        folder: The dataset.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._by_name: dict[str, list[Path]] | None = None
+        self._said: set[str] = set()
+        self._last: tuple[Any, pyarrow.Table] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    def find(self, template: str, part: Part, *, video_key: str = "", only: bool = False) -> Path:
+        """The file that a template means; if it is not there, the only one of its name.
+
+        Args:
+            template: Path template, checked.
+            part: What to fill in.
+            video_key: Feature of a video; empty for a table.
+            only: Whether the dataset has no other video feature.
+
+        Returns:
+            The path; where the template says if there is no such file anywhere.
+
+        Raises:
+            EpisodeError: Several files in other places have this name.
+            SourceError: It leads out of the dataset.
+        """
+        path = self.folder / fill(template, part.values, video_key)
+        if path.is_file():
+            return inside(self.folder, path)
+        # A name such as file-000 is of use within its chunk only, an episode's anywhere.
+        chunk = part.values.get("chunk_index")
+        needed = [] if chunk is None else [{f"chunk-{chunk:03d}"}]
+        if video_key and not only:
+            needed.append({video_key, video_key.rpartition(".")[2]})
+        found = [
+            other
+            for other in self._named(path.name)
+            if all(names & set(other.relative_to(self.folder).parts) for names in needed)
+        ]
+        if len(found) > 1:
+            places = ", ".join(map(str, found[:5]))
+            raise EpisodeError(
+                f"{path} is missing, and several files could be it: {places}; move the right one "
+                "to its place"
+            )
+        if not found:
+            return path
+        if template not in self._said:
+            self._said.add(template)
+            logger.warning(
+                "%s: files are not where meta/info.json says (%s); found by name, for example %s",
+                self.folder,
+                template,
+                found[0],
+            )
+        return inside(self.folder, found[0])
+
+    def _named(self, name: str) -> list[Path]:
+        if self._by_name is None:
+            self._by_name = {}
+            for place, folders, names in os.walk(self.folder):
+                folders.sort()
+                for file in sorted(names):
+                    if not Path(place).is_relative_to(self.folder / "meta"):
+                        self._by_name.setdefault(file, []).append(Path(place) / file)
+        return self._by_name.get(name, [])
+
+    def read_rows(
+        self,
+        path: Path,
+        *,
+        required: Iterable[str],
+        optional: Iterable[str],
+        episode: str,
+        index: int | None,
+        num_rows: int,
+    ) -> pyarrow.Table:
+        """Read the rows of one episode.
+
+        Args:
+            path: Parquet file.
+            required: Columns that must be there.
+            optional: Columns that may be missing.
+            episode: Key of the episode, for messages.
+            index: Take the rows with this ``episode_index``; None for all rows of the file.
+            num_rows: Rows that there should be.
+
+        Returns:
+            ``num_rows`` rows of the columns.
+
+        Raises:
+            EpisodeError: The file or a column is missing or damaged, or there are more or fewer
+                rows.
+        """
+        where = f"episode {episode}: {path}"
+        if not path.is_file():
+            raise EpisodeError(f"{where} is missing")
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                present = file.schema_arrow.names
+                key = () if index is None else ("episode_index",)
+                for name in (*required, *key):
+                    if name not in present:
+                        raise EpisodeError(
+                            f"{where} has no column {name!r}; it has {', '.join(present)}"
+                        )
+                names = [*required, *(name for name in optional if name in present), *key]
+                if index is None:
+                    # Before anything is read: the count may be absurd.
+                    _check_count(where, file.metadata.num_rows, num_rows)
+                groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, index)]
+                parts = []
+                for group in groups:
+                    table = self._read_group(file, path, group, list(dict.fromkeys(names)), where)
+                    if index is not None:
+                        table = table.filter(pyarrow.compute.equal(table["episode_index"], index))
+                    parts.append(table)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise EpisodeError(f"{where} cannot be read: {error}") from error
+        if not parts:
+            raise EpisodeError(f"{where} holds no row of it")
+        table = pyarrow.concat_tables(parts)
+        _check_count(where, table.num_rows, num_rows)
+        return table
+
+    def _read_group(self, file: Any, path: Path, group: int, names: list[str], where: str) -> Any:
+        key = (path, group, names)
+        roots = {name.split(".")[0] for name in names}
+        if self._last is None or self._last[0] != key:
+            about = file.metadata.row_group(group)
+            columns = [about.column(i) for i in range(about.num_columns)]
+            numbers = sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in roots)
+            if numbers > MAX_NUMBERS:
+                raise EpisodeError(
+                    f"{where} claims {numbers:,} numbers in one row group; at most "
+                    f"{MAX_NUMBERS:,} are read"
+                )
+            self._last = None  # not two at a time
+            self._last = (key, file.read_row_group(group, columns=names, use_threads=False))
+        return self._last[1]
+
+
+def to_arrays(table: pyarrow.Table, names: Iterable[str], where: str) -> dict[str, NDArray[Any]]:
+    """Columns of numbers.
+
+    Args:
+        table: The rows.
+        names: Columns.
+        where: Episode and file, for messages.
 
     Returns:
         Column → ``(rows, width)`` in the file's own dtype; a scalar column has width 1.
 
     Raises:
-        EpisodeError: The file or a column is missing or damaged, or rows differ in length.
+        EpisodeError: A column holds something else, misses values, or its rows differ in length.
     """
-    if not path.is_file():
-        raise EpisodeError(f"episode {episode}: {path} is missing")
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            for name in required:
-                if name not in present:
-                    raise EpisodeError(
-                        f"episode {episode}: {path} has no column {name!r}; "
-                        f"it has {', '.join(present)}"
-                    )
-            names = dict.fromkeys([*required, *(name for name in optional if name in present)])
-            table = file.read(columns=list(names), use_threads=False)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise EpisodeError(f"episode {episode}: {path} cannot be read: {error}") from error
     columns = {}
     for name in names:
         try:
             columns[name] = _to_array(table.column(name).combine_chunks(), table.num_rows)
         except (ValueError, pyarrow.ArrowException) as error:
-            raise EpisodeError(f"episode {episode}: column {name!r} of {path} {error}") from error
+            raise EpisodeError(f"{where}: column {name!r} {error}") from error
     return columns
 
 
+def to_images(table: pyarrow.Table, name: str, where: str) -> list[bytes]:
+    """A column of encoded images, as bytes or as LeRobot's pairs of bytes and path.
+
+    Raises:
+        EpisodeError: It holds something else, or an image is not in the file.
+    """
+    images = []
+    for index, value in enumerate(table.column(name).to_pylist()):
+        content = value.get("bytes") if isinstance(value, Mapping) else value
+        if not isinstance(content, bytes):
+            raise EpisodeError(f"{where}: image {index} of {name!r} is not stored in the file")
+        images.append(content)
+    return images
+
+
+def _check_count(where: str, found: int, declared: int) -> None:
+    if found != declared:
+        raise EpisodeError(f"{where} has {found} rows, meta/ says {declared}; they must be equal")
+
+
+def _may_hold(file: Any, group: int, index: int | None) -> bool:
+    """Whether a row group may hold rows of an episode, from what the file says about itself."""
+    if index is None:
+        return True
+    about = file.metadata.row_group(group)
+    columns = [about.column(i) for i in range(about.num_columns)]
+    statistics = next(c.statistics for c in columns if c.path_in_schema == "episode_index")
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return bool(statistics.min <= index <= statistics.max)
+
+
 def _to_array(column: Any, num_rows: int) -> NDArray[Any]:
-    is_nested = pyarrow.types.is_nested(column.type)
-    values = column.flatten() if is_nested else column
-    if column.null_count or values.null_count:
+    values = column
+    while not values.null_count and pyarrow.types.is_nested(values.type):
+        if not pyarrow.types.is_fixed_size_list(values.type):
+            lengths = np.asarray(values.value_lengths())
+            if len(lengths) and (lengths != lengths[0]).any():
+                raise ValueError("has rows of different lengths")
+        values = values.flatten()
+    if values.null_count:
         raise ValueError("has missing values")
     if not (
         pyarrow.types.is_floating(values.type)
@@ -182,55 +242,5 @@ def _to_array(column: Any, num_rows: int) -> NDArray[Any]:
         or pyarrow.types.is_boolean(values.type)
     ):
         raise ValueError(f"holds {values.type}; expected numbers")
-    if is_nested and not pyarrow.types.is_fixed_size_list(column.type):
-        lengths = np.asarray(column.value_lengths())
-        if len(lengths) and (lengths != lengths[0]).any():
-            raise ValueError("has rows of different lengths")
     numbers = np.asarray(values.to_numpy(zero_copy_only=False))
     return numbers.reshape(num_rows, len(numbers) // max(num_rows, 1))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {LAYOUT}") from None
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read: {error}; {LAYOUT}") from error
-    if not isinstance(values, dict):
-        raise SourceError(f"{path} does not hold keys and values; {LAYOUT}")
-    return values
-
-
-def _read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, each with the given keys."""
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {LAYOUT}") from None
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read: {error}; {LAYOUT}") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or any(key not in row for key in keys):
-            raise SourceError(f"{path}, line {number}: expected an object with {', '.join(keys)}")
-    return rows
-
-
-def _read_episodes(path: Path) -> dict[int, EpisodeRow]:
-    episodes: dict[int, EpisodeRow] = {}
-    for row in _read_lines(path, "episode_index", "length"):
-        index = int(row["episode_index"])
-        if index in episodes:
-            raise SourceError(f"{path}: episode_index {index} appears twice")
-        tasks = tuple(str(task) for task in row.get("tasks") or ())
-        episodes[index] = EpisodeRow(length=int(row["length"]), tasks=tasks)
-    if not episodes:
-        raise SourceError(f"{path} lists no episodes")
-    return dict(sorted(episodes.items()))
-
-
-def _read_tasks(path: Path) -> dict[int, str]:
-    if not path.is_file():
-        return {}
-    rows = _read_lines(path, "task_index", "task")
-    return {int(row["task_index"]): str(row["task"]) for row in rows}

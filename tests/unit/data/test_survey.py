@@ -1,0 +1,157 @@
+"""``tokenwm inspect``: what is said about a folder, and a recipe that works as it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.unit.data.lerobot_writer import WrittenEpisode, write_lerobot
+from tests.unit.data.test_lerobot import G1_DATA
+from tests.unit.data.test_lerobot_versions import episode
+from tokenwm.cli import main as cli
+from tokenwm.data.prepare import prepare
+from tokenwm.data.recipe import load_recipe, parse_recipe
+from tokenwm.data.starter_recipe import starter_recipe
+from tokenwm.data.survey import propose_control_rate, survey
+from tokenwm.errors import RecipeError, SourceError
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_what_is_said_is_so_and_the_recipe_works(
+    tmp_path: Path, version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my arm (2)"
+    written = [
+        episode(index, 20, cameras=("front", "wrist"), extra=True, task=index % 2)
+        for index in (4, 5, 6, 8, 9, 10, 11)
+    ]
+    tasks = ("wave", "[red]stop\x1b[2J")
+    write_lerobot(folder, written, version=version, tasks=tasks, per_video_file=1)
+    (folder / "LICENSE").write_text("\nApache License\nVersion 2.0\n")
+    lost = sorted((folder / "videos").glob("**/*wrist*/**/*.mp4"))[2]
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("**/*")}
+
+    found = survey(folder)
+    assert len(found.refs) == 7
+    assert found.num_rows == 6 * 20
+    assert (found.rate, found.control_rate) == (30, 10)
+    assert found.facts["indices"] == "4 to 11, 1 missing"
+    assert found.licence == "Apache License"
+    assert found.tasks == {tasks[0]: 3, tasks[1]: 3}
+    assert list(found.problems) == ["episode_000006"]
+    good = [item for item in written if item.index != 6]
+    actions = np.concatenate([item.columns["action"] for item in good])
+    np.testing.assert_allclose(found.ranges["action"], [actions.min(0), actions.max(0)])
+    assert not found.discrete and not found.ambiguous
+
+    recipe_file = tmp_path / "recipe.yaml"
+    assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file)]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "camera front",
+        "observation.images.wrist",
+        "30 Hz",
+        "Apache License",
+        "is missing",
+    ):
+        assert part in out
+    assert "task, 3 episode(s): [red]stop\N{REPLACEMENT CHARACTER}[2J" in out
+    assert "\x1b[2J" not in out
+    manifest = prepare(load_recipe(recipe_file), tmp_path / "out")
+    assert len(manifest.episodes) == 6
+    assert [item.key for item in manifest.excluded] == ["episode_000006"]
+    assert manifest.cameras == ("front", "wrist")
+    assert manifest.provenance["licence"] == "Apache License"
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("**/*")} == before
+    # It is written once: what a user changed is not lost.
+    assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file)]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_episodes_are_divided_so_that_prepare_takes_them(tmp_path: Path, count: int) -> None:
+    write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(count)], version="v3.0")
+    recipe = parse_recipe(yaml.safe_load(starter_recipe(survey(tmp_path / "a"))))
+    assert len(prepare(recipe, tmp_path / "out").episodes) == count
+
+
+def test_ambiguous_columns_are_listed_and_guessed_without_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = dict(episode(0, 12).columns)
+    columns["observation.gripper"] = np.arange(12, dtype=np.float32)
+    columns["observation.arm\nlicence: MIT"] = columns.pop("observation.state")
+    written = [WrittenEpisode(index=i, columns=columns) for i in range(3)]
+    write_lerobot(tmp_path / "a", written, version="v2.1")
+    recipe = {"name": "a", "control_rate": 30}
+    source = {"type": "lerobot", "path": str(tmp_path / "a")}
+    with pytest.raises(RecipeError, match=r"source.state is not given .*: observation.gripper, ob"):
+        parse_recipe({**recipe, "source": source}).open_source()
+    found = survey(tmp_path / "a")
+    assert set(found.ambiguous) == {"state"}
+    values = yaml.safe_load(starter_recipe(found))
+    assert values["source"]["state"] == list(found.ambiguous["state"])
+    assert values["licence"] == "unknown"
+    opened = parse_recipe(values).open_source()
+    assert opened.load(opened.episodes()[0]).state.shape == (4, 3)
+    assert cli.main(["inspect", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    assert "several columns could be the state" in out
+    assert "a recipe to begin with" in out
+
+
+def test_only_some_episodes_of_many_are_read(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(9)], version="v3.0")
+    found = survey(tmp_path / "a", num_episodes=3)
+    assert list(found.looked_into) == ["episode_000000", "episode_000004", "episode_000008"]
+    assert len(survey(tmp_path / "a", num_episodes=0).looked_into) == 9
+
+
+def test_what_cannot_be_inspected(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        survey(tmp_path / "nothing")
+    with pytest.raises(SourceError, match="of no format that a reader knows: lerobot"):
+        survey(tmp_path)
+    write_lerobot(tmp_path / "a", [episode(0, 12)], version="v2.1")
+    next((tmp_path / "a").glob("videos/**/*.mp4")).unlink()
+    with pytest.raises(RecipeError, match=r"no episode of .* can be used: .*is missing"):
+        starter_recipe(survey(tmp_path / "a"))
+    info = tmp_path / "a" / "meta" / "info.json"
+    values = json.loads(info.read_text())
+    del values["features"]["action"]
+    info.write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match="no column called action; its numbers: observation.stat"):
+        survey(tmp_path / "a")
+
+
+def test_control_rates_near_ten() -> None:
+    wanted = {30: 10, 20: 10, 50: 10, 10: 10, 3: 3, 25: 12.5, 60: 10, 15: 7.5, 7: 7, None: 10}
+    assert {rate: propose_control_rate(rate) for rate in wanted} == wanted
+
+
+def test_licence_in_the_header_of_a_readme(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "a", [episode(0, 12)], version="v2.1")
+    readme = tmp_path / "a" / "README.md"
+    readme.write_text("---\ntags: [LeRobot]\nlicense: cc-by-4.0\n---\n# Data\n")
+    assert survey(tmp_path / "a").licence == "cc-by-4.0"
+    readme.write_text("license: none of a header\n")
+    assert survey(tmp_path / "a").licence == ""
+
+
+@pytest.mark.skipif(not G1_DATA.is_dir(), reason=f"the G1 recordings are not at {G1_DATA}")
+def test_real_robot_with_the_shortest_recipe() -> None:
+    source: dict[str, Any] = {"type": "lerobot", "path": str(G1_DATA)}
+    recipe = parse_recipe({"name": "g1", "source": source, "control_rate": 10})
+    opened = recipe.open_source()
+    refs = opened.episodes()
+    got = opened.load(min(refs, key=lambda ref: ref.num_rows or 0))
+    assert list(got.frames) == ["cam_high"]
+    assert got.state is not None and got.state.shape[1] == got.action.shape[1] == 26
+    found = survey(G1_DATA)
+    assert found.num_rows == 7812 and not found.problems
+    assert found.licence == "MIT License"
+    assert found.facts["indices"] == "10 to 33"

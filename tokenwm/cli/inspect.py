@@ -1,0 +1,141 @@
+"""``tokenwm inspect PATH``: what a file or folder of recordings holds, and a recipe for it."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tokenwm.data.sources.columns import dimension_names, names_of
+from tokenwm.data.starter_recipe import starter_recipe
+from tokenwm.data.survey import Survey, survey
+from tokenwm.errors import RecipeError
+
+MOST_PROBLEMS = 20
+MOST_TASKS = 10
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.recipe is not None and arguments.recipe.exists():
+        raise RecipeError(f"{arguments.recipe} exists already; choose another name for the recipe")
+    found = survey(arguments.path, num_episodes=arguments.episodes)
+    console = Console()
+    print_survey(console, found)
+    recipe = starter_recipe(found)
+    if arguments.recipe is None:
+        console.print("\na recipe to begin with (write it to a file with --recipe FILE):\n")
+        console.print(recipe, markup=False, highlight=False, soft_wrap=True)
+    else:
+        arguments.recipe.write_text(recipe, encoding="utf-8")
+        console.print(
+            f"recipe: {arguments.recipe}; next: tokenwm prepare {arguments.recipe} --out DIR",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    return 0
+
+
+def print_survey(console: Console, found: Survey) -> None:
+    """Show facts, cameras, ranges, tasks and problems."""
+    source = found.source
+    seen, every = len(found.looked_into), len(found.refs)
+    rows = found.num_rows if seen == every else sum(ref.num_rows or 0 for ref in found.refs)
+    rate = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
+    table = Table(title=printable(source.config.path), show_header=False)
+    for name, fact in found.facts.items():
+        table.add_row(name, printable(fact))
+    table.add_row("episodes", f"{every:,}" + ("" if seen == every else f", looked into {seen:,}"))
+    if rows:
+        length = f", {rows / found.rate / 60:.1f} minutes" if found.rate else ""
+        table.add_row("steps", f"{rows:,}{length}")
+    table.add_row("rate", rate)
+    for camera, column in source.cameras.items():
+        shape = " × ".join(map(str, source.columns[column].shape[:2]))
+        table.add_row(f"camera {camera}", printable(f"{column}, {shape}"))
+    for option in ("state", "action", "reward"):
+        names = names_of(getattr(source.config, option))
+        table.add_row(option, printable(", ".join(names) or "none"))
+    others = sorted(set(source.columns) - _used(found))
+    table.add_row("not used", printable(", ".join(others) or "none"))
+    table.add_row("licence", printable(found.licence or "not stated"))
+    console.print(table)
+    _print_ranges(console, found)
+    _print_tasks(console, found)
+    for option, columns in found.ambiguous.items():
+        console.print(f"several columns could be the {option}: {printable(', '.join(columns))}")
+    _print_problems(console, found)
+
+
+def _used(found: Survey) -> set[str]:
+    config = found.source.config
+    return {
+        *found.source.cameras.values(),
+        *names_of(config.state),
+        *names_of(config.action),
+        *names_of(config.reward),
+    }
+
+
+def _print_ranges(console: Console, found: Survey) -> None:
+    table = Table(title="ranges")
+    table.add_column("number")
+    for heading in ("smallest", "largest"):
+        table.add_column(heading, justify="right")
+    for option, (low, high) in found.ranges.items():
+        columns = names_of(getattr(found.source.config, option))
+        names = dimension_names(found.source.columns, columns)
+        for index, (least, most) in enumerate(zip(low, high, strict=True)):
+            name = f" {names[index]}" if len(names) == len(low) else ""
+            place = "" if len(low) == 1 else f"[{index}]"
+            table.add_row(printable(f"{option}{place}{name}"), f"{least:.4g}", f"{most:.4g}")
+    console.print(table)
+    if found.discrete:
+        console.print("actions are discrete: ids counted from 0")
+
+
+def _print_tasks(console: Console, found: Survey) -> None:
+    tasks = sorted(found.tasks.items(), key=lambda item: -item[1])
+    for task, count in tasks[:MOST_TASKS]:
+        if task:
+            console.print(f"task, {count} episode(s): {printable(task)}")
+    if len(tasks) > MOST_TASKS:
+        console.print(f"and {len(tasks) - MOST_TASKS} more tasks")
+
+
+def _print_problems(console: Console, found: Survey) -> None:
+    if not found.problems:
+        console.print("no problem found; pictures of one episode were decoded, prepare decodes all")
+        return
+    table = Table(title=f"would be left out: {len(found.problems)} episode(s)")
+    table.add_column("episode")
+    table.add_column("reason", overflow="fold")
+    for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
+        table.add_row(key, printable(reason))
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """Text of a stranger, for the terminal: no control characters, no markup."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenwm inspect",
+        description="Say what a file or folder of recordings holds, and write a recipe for it "
+        "(see docs/data.md). Nothing in it is changed.",
+    )
+    parser.add_argument("path", type=Path, help="file or folder of recordings")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write a starter recipe there")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=100,
+        metavar="N",
+        help="read the numbers of N episodes, evenly spread; 0 for all (default: %(default)s)",
+    )
+    return parser

@@ -1,0 +1,285 @@
+"""Which column of a source is the action, the state, the reward and which are cameras.
+
+A recipe names them, or leaves that to us (``auto``, the default): then what is unambiguous is taken
+and said, and what is not is an error that lists the candidates. The same for every format.
+"""
+
+import dataclasses
+import difflib
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.errors import RecipeError, SourceError
+
+logger = logging.getLogger(__name__)
+
+AUTO: Final = "auto"
+OBSERVATION = ("observation", "observations", "obs")
+ACTION = ("action", "actions")
+STATE = ("state", "states", "proprio")
+NOT_OBSERVED = ("next", *ACTION)
+BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
+class AmbiguousColumnsError(RecipeError):
+    """Several columns could be what the recipe does not name.
+
+    Attributes:
+        option: ``state``, ``action`` or ``reward``.
+        candidates: The columns.
+    """
+
+    def __init__(self, option: str, candidates: Sequence[str], where: str, remedy: str) -> None:
+        super().__init__(
+            f"source.{option} is not given and several columns of {where} could be it: "
+            f"{', '.join(candidates)}; {remedy}"
+        )
+        self.option = option
+        self.candidates = tuple(candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """Something a source holds for every row.
+
+    Attributes:
+        kind: ``numbers``, ``pictures``, or ``other`` for what we have no use for (text, depth).
+        dtype: Type in the source, for messages.
+        shape: Shape of one row; ``()`` for a scalar.
+        names: One name per entry if there are ``n`` numbers per row, or empty.
+    """
+
+    kind: Literal["numbers", "pictures", "other"]
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedConfig:
+    """Options that every reader of recordings has.
+
+    Attributes:
+        path: The dataset's file or folder; relative to the current directory, else to the recipe.
+        cameras: Our name of a camera → the source's name of it; ``auto`` takes all.
+        state: Column with the robot's state; a list is put side by side; null for none.
+        action: Column with the action; a list is put side by side.
+        reward: Column with the reward, or null.
+        state_units: Units of the state in words, stored with the data.
+        action_units: Units of the action in words, stored with the data.
+        hint: Where the data can be had; shown if it is not there.
+    """
+
+    records: ClassVar[bool] = False
+
+    path: str
+    cameras: dict[str, str] | Literal["auto"] = AUTO
+    state: str | tuple[str, ...] | None = AUTO
+    action: str | tuple[str, ...] = AUTO
+    reward: str | None = AUTO
+    state_units: str = ""
+    action_units: str = ""
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.cameras and not self.state:
+            raise RecipeError("cameras is empty and state is null; at least one of them is needed")
+        if not self.action:
+            raise RecipeError("action is empty; name a column, or leave it out to have it found")
+        for camera in () if isinstance(self.cameras, str) else self.cameras:
+            if not NAME_PATTERN.fullmatch(camera):
+                raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
+
+    def find(self, folder: Path | None, layout: str) -> Path:
+        """The file or folder that ``path`` means.
+
+        Args:
+            folder: Where the recipe lies.
+            layout: What is expected there, for the message.
+
+        Raises:
+            SourceError: It does not exist.
+        """
+        places = [Path(self.path).expanduser()]
+        if folder is not None:
+            places.append(folder / self.path)
+        for place in places:
+            if place.exists():
+                return place.resolve()
+        looked = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+        hint = f"{self.hint.strip()}; " if self.hint.strip() else ""
+        raise SourceError(f"no dataset at {looked}; {hint}{layout}")
+
+
+Config = TypeVar("Config", bound=RecordedConfig)
+
+
+def names_of(option: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that ``state``, ``action`` or ``reward`` names."""
+    if option is None:
+        return ()
+    return (option,) if isinstance(option, str) else tuple(option)
+
+
+def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config:
+    """Fill in what the recipe leaves to us, and check what it names.
+
+    Args:
+        config: The options; may hold ``auto``.
+        columns: What the source has.
+        where: The source, for messages.
+
+    Returns:
+        The options, without ``auto``.
+
+    Raises:
+        RecipeError: A named column is not there or not of the right kind, there is no action, or
+            several columns could be meant (:class:`AmbiguousColumnsError`).
+    """
+    found: dict[str, Any] = {}
+    if config.action == AUTO:
+        found["action"] = _one("action", _actions(columns), where)
+        if found["action"] is None:
+            raise RecipeError(
+                f"source.action is not given, and {where} has no column called action; its "
+                f"numbers: {', '.join(_numbers(columns)) or 'none'}"
+            )
+    if config.state == AUTO:
+        found["state"] = _one("state", _states(columns), where)
+    if config.reward == AUTO:
+        found["reward"] = _one("reward", _called(columns, ("reward", "rewards")), where)
+    if config.cameras == AUTO:
+        found["cameras"] = camera_names(n for n, c in columns.items() if c.kind == "pictures")
+    try:
+        config = dataclasses.replace(config, **found)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{where} has neither pictures nor a column that is plainly the state, its columns: "
+            f"{', '.join(columns)}; name what to use with source.cameras or source.state"
+        ) from error
+    _check(config, columns, where)
+    if any(found.values()):
+        chosen = ", ".join(f"{option}: {_shown(value)}" for option, value in found.items())
+        logger.warning("%s: taken as the recipe does not name them: %s", where, chosen)
+    return config
+
+
+def concatenate(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any]:
+    """Put columns side by side.
+
+    Args:
+        arrays: Column → ``(N, ...)``.
+        names: Which, in order; at least one.
+
+    Returns:
+        ``(N, width)``; one column keeps its type.
+    """
+    flat = [arrays[name].reshape(len(arrays[name]), -1) for name in names]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+
+def dimension_names(columns: Mapping[str, Column], names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the entries of columns put side by side; empty if one has no names."""
+    parts = [columns[name].names for name in names]
+    return tuple(name for part in parts for name in part) if all(parts) else ()
+
+
+def camera_names(columns: Iterable[str]) -> dict[str, str]:
+    """Our names of cameras: the last part of the source's, else all of it, else a number.
+
+    Returns:
+        Our name → the source's.
+    """
+    columns = list(columns)
+    for ours in (
+        [_plain(_parts(name)[-1]) for name in columns],
+        [_plain(name) for name in columns],
+    ):
+        if len(set(ours)) == len(columns):
+            return dict(zip(ours, columns, strict=True))
+    return {f"camera_{index}": name for index, name in enumerate(columns)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "camera"
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"[./]", name)
+
+
+def _numbers(columns: Mapping[str, Column]) -> list[str]:
+    return [
+        name
+        for name, column in columns.items()
+        if column.kind == "numbers" and _parts(name)[-1] not in BOOKKEEPING
+    ]
+
+
+def _called(columns: Mapping[str, Column], words: Sequence[str]) -> list[str]:
+    return [name for name in _numbers(columns) if _parts(name)[-1] in words]
+
+
+def _actions(columns: Mapping[str, Column]) -> list[str]:
+    """What is called action; else what ends so; else the parts of an action."""
+    named = _called(columns, ACTION)
+    parts = [name for name in _numbers(columns) if _parts(name)[0] in ACTION]
+    return [name for name in named if name in ACTION] or named or parts
+
+
+def _states(columns: Mapping[str, Column]) -> list[str]:
+    """What is called state; else all numbers that were observed."""
+    numbers = [name for name in _numbers(columns) if _parts(name)[0] not in NOT_OBSERVED]
+    named = [n for n in numbers if _parts(n)[-1] in STATE]
+    observed = [n for n in named if _parts(n)[0] in OBSERVATION]
+    return observed or named or [n for n in numbers if _parts(n)[0] in OBSERVATION]
+
+
+def _one(option: str, candidates: Sequence[str], where: str) -> str | None:
+    if len(candidates) > 1:
+        several = "" if option == "reward" else ", or a list of those to put side by side"
+        none = "" if option == "action" else ", or null for none"
+        raise AmbiguousColumnsError(
+            option, candidates, where, f"set source.{option} to one of them{several}{none}"
+        )
+    return candidates[0] if candidates else None
+
+
+def _check(config: RecordedConfig, columns: Mapping[str, Column], where: str) -> None:
+    named = [("action", name) for name in names_of(config.action)]
+    named += [("state", name) for name in names_of(config.state)]
+    named += [("reward", name) for name in names_of(config.reward)]
+    assert not isinstance(config.cameras, str)
+    named += [(f"cameras.{camera}", name) for camera, name in config.cameras.items()]
+    for option, name in named:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(
+                f"source.{option} is {name!r}, which {where} does not have; {guess}"
+                f"it has: {', '.join(columns)}"
+            )
+        wanted = "pictures" if option.startswith("cameras.") else "numbers"
+        if columns[name].kind != wanted:
+            raise RecipeError(
+                f"source.{option}: {name!r} has dtype {columns[name].dtype!r}; {wanted} are needed"
+            )
+        if option == "reward" and math.prod(columns[name].shape) != 1:
+            raise RecipeError(
+                f"source.reward: {name!r} has shape {columns[name].shape}; one number is needed"
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value)

@@ -1,0 +1,170 @@
+"""What ``meta/`` of a LeRobot folder says, in versions 2.0, 2.1 and 3.0.
+
+Version 2 has one parquet file and one video per camera for each episode, and JSON lines. Version 3
+puts many episodes into one file and describes them in parquet files.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenwm.data.sources.columns import Column
+from tokenwm.data.sources.lerobot_episodes import (
+    LAYOUT,
+    READ_EPISODES,
+    READ_TASKS,
+    EpisodeRow,
+    read_object,
+)
+from tokenwm.data.sources.paths import read_small
+from tokenwm.data.sources.templates import check_template
+from tokenwm.errors import SourceError
+
+SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
+DATA_PATHS = {
+    2: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    3: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+}
+VIDEO_PATHS = {
+    2: "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+LARGEST_DIMENSION = 10**6
+"""Of a feature's shape; no robot has more."""
+LARGEST_RATE = 100_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotMeta:
+    """What ``meta/`` says about a dataset.
+
+    Attributes:
+        folder: The dataset.
+        version: Version of the format, ``v2.1`` for example.
+        robot: The robot in words; may be empty.
+        rate: Rows per second, Hz.
+        features: Feature → its ``dtype``, ``shape`` and ``names``.
+        data_path: Template of the parquet files' paths.
+        video_path: Template of the videos' paths.
+        episodes: Episode index → what is said about it.
+        tasks: Task index → the task in words.
+    """
+
+    folder: Path
+    version: str
+    robot: str
+    rate: float
+    features: Mapping[str, Mapping[str, Any]]
+    data_path: str
+    video_path: str
+    episodes: Mapping[int, EpisodeRow]
+    tasks: Mapping[int, str]
+
+    @property
+    def many_per_file(self) -> bool:
+        """Whether a file holds many episodes (version 3) or one."""
+        return self.version.startswith("v3")
+
+    def columns(self) -> dict[str, Column]:
+        """The features, as every reader describes what it has."""
+        return {
+            name: Column(
+                kind=_kind(feature),
+                dtype=str(feature.get("dtype")),
+                shape=tuple(feature.get("shape") or (1,)),
+                names=_names(feature),
+            )
+            for name, feature in self.features.items()
+        }
+
+    def checksum(self) -> str:
+        """SHA-256 over names and bytes of the files in ``meta/``, as hex digits."""
+        names = ["info.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl"]
+        if self.many_per_file:
+            meta = self.folder / "meta"
+            names = ["info.json", "stats.json", "tasks.parquet"]
+            names += sorted(str(p.relative_to(meta)) for p in meta.glob("episodes/**/*.parquet"))
+        digest = hashlib.sha256()
+        for name in names:
+            path = self.folder / "meta" / name
+            if path.is_file():
+                content = read_small(self.folder, path)
+                digest.update(f"{name}:{len(content)}:".encode() + content)
+        return digest.hexdigest()
+
+
+def read_meta(folder: Path) -> LeRobotMeta:
+    """Read ``meta/`` of a dataset.
+
+    Raises:
+        SourceError: A file is missing, damaged, of another version of the format, or leads out of
+            the folder.
+    """
+    path = folder / "meta" / "info.json"
+    info = read_object(folder, path)
+    version = info.get("codebase_version")
+    if version not in SUPPORTED_VERSIONS:
+        raise SourceError(
+            f"{path}: codebase_version is {version!r}; this reader knows "
+            f"{', '.join(SUPPORTED_VERSIONS)} only, convert the dataset with lerobot's own tools"
+        )
+    major = int(version[1])
+    try:
+        meta = LeRobotMeta(
+            folder=folder,
+            version=version,
+            robot=str(info.get("robot_type") or ""),
+            rate=float(info["fps"]),
+            features={name: _feature(name, about) for name, about in info["features"].items()},
+            data_path=str(info.get("data_path") or DATA_PATHS[major]),
+            video_path=str(info.get("video_path") or VIDEO_PATHS[major]),
+            episodes=dict(sorted(READ_EPISODES[major](folder, int(info.get("chunks_size", 1000))))),
+            tasks=READ_TASKS[major](folder),
+        )
+    except KeyError as error:
+        raise SourceError(f"{path}: key {error} is missing; {LAYOUT}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path} or a file beside it holds a wrong value: {error}") from error
+    if not 0 < meta.rate <= LARGEST_RATE:
+        raise SourceError(f"{path}: fps is {meta.rate}; expected Hz above zero, at most 100,000")
+    if not meta.episodes:
+        raise SourceError(f"{folder}/meta lists no episodes")
+    for template in (meta.data_path, meta.video_path):
+        check_template(template, meta.episodes[min(meta.episodes)].data.values, str(path))
+    return meta
+
+
+def _feature(name: str, about: Any) -> Mapping[str, Any]:
+    shape = about.get("shape") or [1]
+    if not all(type(n) is int and 1 <= n <= LARGEST_DIMENSION for n in shape):
+        raise SourceError(
+            f"feature {name!r} of meta/info.json has shape {str(shape)[:80]}; expected whole "
+            f"numbers in [1, {LARGEST_DIMENSION:,}]"
+        )
+    return dict(about)
+
+
+def _kind(feature: Mapping[str, Any]) -> Literal["numbers", "pictures", "other"]:
+    about = feature.get("info") or feature.get("video_info") or {}
+    if feature.get("dtype") in ("video", "image"):
+        return "other" if about.get("video.is_depth_map") else "pictures"
+    return "other" if feature.get("dtype") == "string" else "numbers"
+
+
+def _names(feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a feature's dimensions, or empty if there is not one for each."""
+    names = feature.get("names")
+    # In the wild: a list, a list in a list, {"motors": [...]}, or {name: position}.
+    if isinstance(names, Mapping):
+        values = list(names.values())
+        names = values[0] if values and isinstance(values[0], list) else list(names)
+    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
+        names = names[0]
+    shape = feature.get("shape") or [0]
+    if isinstance(names, list) and len(names) == shape[0]:
+        return tuple(str(name) for name in names)
+    return ()

@@ -1,0 +1,51 @@
+"""Files of a dataset that a stranger may have made: only what lies inside its folder is read."""
+
+import os
+from pathlib import Path
+
+from tokenwm.errors import SourceError
+
+MAX_META_BYTES = 256 * 2**20
+"""Descriptions of a dataset that are larger are no descriptions."""
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """Follow links and ``..``, and refuse what they lead out of the dataset.
+
+    A copy in the cache of the Hugging Face hub consists of links to the ``blobs`` folder of the
+    same dataset; these are followed.
+
+    Args:
+        folder: The dataset.
+        path: A file in it; need not exist.
+
+    Raises:
+        SourceError: It lies elsewhere.
+    """
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        roots.append((folder.parent.parent / "blobs").resolve())
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in roots):
+        raise SourceError(
+            f"{path} leads out of the dataset, to {target}; only files inside {folder} are read. "
+            "If they belong to it, copy them there"
+        )
+    return path
+
+
+def read_small(folder: Path, path: Path) -> bytes:
+    """The content of a file that describes a dataset.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        OSError: It cannot be read.
+        SourceError: It lies outside the dataset or is absurdly large.
+    """
+    size = os.stat(inside(folder, path)).st_size
+    if size > MAX_META_BYTES:
+        raise SourceError(
+            f"{path} has {size:,} bytes; at most {MAX_META_BYTES:,} are read of a file that "
+            "describes a dataset"
+        )
+    return path.read_bytes()

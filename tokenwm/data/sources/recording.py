@@ -1,0 +1,293 @@
+"""What every reader of recordings gives, and the one way from there to an Episode.
+
+A reader says what lies in its files, at the files' own rate, as a :class:`Recording`. Quality
+rules, time alignment, downsampling and pictures are the same for every format and are done here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data import quality
+from tokenwm.data.downsample import Signals, downsample, downsampling_factor
+from tokenwm.data.episode import Episode, Scalar
+from tokenwm.data.measures import measure_recording
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources.columns import (
+    AUTO,
+    Column,
+    RecordedConfig,
+    dimension_names,
+    names_of,
+    resolve,
+)
+from tokenwm.data.sources.frames import Frames
+from tokenwm.data.video import FrameResizer, FramesRead
+from tokenwm.errors import EpisodeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One episode as its source holds it: ``N`` observations at the source's own rate.
+
+    Row ``t`` of an action, reward or termination belongs to the action chosen *after* observation
+    ``t``. These arrays have ``N`` rows, or ``N - 1`` where the format records nothing after the
+    last observation. A format that stores them otherwise shifts them in its reader.
+
+    Attributes:
+        num_rows: ``N``, observations.
+        action: ``(N, action_dim)`` or ``(N - 1, action_dim)``, real numbers; or whole numbers in
+            one column, ids ``>= 0``.
+        frames: Camera → its ``N`` pictures, read when the episode is made.
+        state: ``(N, state_dim)`` numbers, or None.
+        reward: ``(N,)`` or ``(N - 1,)`` numbers, or None where none is recorded.
+        terminated: ``(N,)`` or ``(N - 1,)`` bool, or None where the format does not say.
+        timestamps: ``(N,)`` seconds, or None where the format records no time.
+        task: What the robot was asked to do, in words; may be empty.
+        metadata: Anything else worth keeping, for example ``success``.
+    """
+
+    num_rows: int
+    action: NDArray[Any]
+    frames: Mapping[str, Frames] = field(default_factory=dict)
+    state: NDArray[Any] | None = None
+    reward: NDArray[Any] | None = None
+    terminated: NDArray[Any] | None = None
+    timestamps: NDArray[np.floating[Any]] | None = None
+    task: str = ""
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def check(self, episode: str) -> None:
+        """Check that all arrays belong to ``N`` observations.
+
+        Args:
+            episode: Key of the episode, for messages.
+
+        Raises:
+            EpisodeError: One does not.
+        """
+        for name, num_axes, belongs_to_action in (
+            ("action", 2, True),
+            ("state", 2, False),
+            ("reward", 1, True),
+            ("terminated", 1, True),
+            ("timestamps", 1, False),
+        ):
+            array = getattr(self, name)
+            allowed = (self.num_rows, self.num_rows - 1)[: 1 + belongs_to_action]
+            if array is not None and (array.ndim != num_axes or len(array) not in allowed):
+                raise EpisodeError(
+                    f"episode {episode}: {name} is {array.dtype}{array.shape} for {self.num_rows} "
+                    f"observations; expected {num_axes} axes, the first of "
+                    f"{' or '.join(map(str, allowed))} rows"
+                )
+
+
+class RecordedSource(ABC):
+    """Base of the sources that hold recordings; see :class:`~tokenwm.data.sources.Source`.
+
+    A reader says what episodes there are and reads one. Subclasses must be picklable.
+
+    Args:
+        config: Options; what they leave open is filled in, see :attr:`config`.
+        columns: What the source holds for every row.
+        where: The source, for messages.
+        episode_format: What the episodes are to be.
+        rate: Rows per second of the source, Hz; None where the format does not record it, then rows
+            are steps.
+
+    Attributes:
+        config: The options, with every column named.
+        rate: Rows per second, Hz.
+
+    Raises:
+        RecipeError: A column is missing or several could be meant, or the control rate does not
+            divide the source's rate.
+    """
+
+    def __init__(
+        self,
+        config: RecordedConfig,
+        columns: Mapping[str, Column],
+        where: str,
+        episode_format: EpisodeFormat,
+        rate: float | None,
+    ) -> None:
+        self.config = resolve(config, columns, where)
+        self._inferred = {
+            option: getattr(self.config, option)
+            for option in ("cameras", "state", "action", "reward")
+            if getattr(config, option) == AUTO
+        }
+        self.columns = columns
+        self.format = episode_format
+        self.rate = episode_format.control_rate if rate is None else rate
+        self.num_phases = downsampling_factor(self.rate, episode_format.control_rate)
+
+    @property
+    def cameras(self) -> dict[str, str]:
+        """Our name of a camera → the source's."""
+        assert not isinstance(self.config.cameras, str), "filled in when the source was opened"
+        return self.config.cameras
+
+    @property
+    def inferred(self) -> dict[str, Any]:
+        """Columns that the recipe leaves open, as they were filled in: for the provenance."""
+        return {"source_inferred": self._inferred} if self._inferred else {}
+
+    @abstractmethod
+    def episodes(self) -> Sequence[EpisodeRef]:
+        """All episodes, in a fixed order."""
+
+    @abstractmethod
+    def read(self, ref: EpisodeRef) -> Recording:
+        """Read the numbers of one episode; pictures are decoded later, by ``load``.
+
+        Raises:
+            EpisodeError: A file is missing or damaged.
+        """
+
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """Where the data comes from: ``source``, ``source_checksum`` and what is ``inferred``."""
+
+    def load(self, ref: EpisodeRef) -> Episode:
+        """Load, check and convert one episode.
+
+        Raises:
+            EpisodeError: A file is missing or damaged, or a quality rule is broken.
+        """
+        return to_episode(self.read(ref), ref, self.format, self.rate)
+
+    def describe(self) -> SourceDescription:
+        """Names of the dimensions from the source, units from the recipe."""
+        return SourceDescription(
+            state_names=dimension_names(self.columns, names_of(self.config.state)),
+            action_names=dimension_names(self.columns, names_of(self.config.action)),
+            state_units=self.config.state_units,
+            action_units=self.config.action_units,
+        )
+
+
+def to_episode(
+    recording: Recording, ref: EpisodeRef, episode_format: EpisodeFormat, rate: float
+) -> Episode:
+    """Check a recording at its own rate, and make it an episode at the control rate.
+
+    Args:
+        recording: What the source holds.
+        ref: Which episode it is, and at which row downsampling begins.
+        episode_format: What the episode is to be.
+        rate: Rows per second of the recording, Hz; a whole multiple of the control rate.
+
+    Raises:
+        EpisodeError: A quality rule is broken, or pictures are missing or damaged.
+        RecipeError: The rates, or the aggregation and the kind of action, do not go together.
+    """
+    factor = downsampling_factor(rate, episode_format.control_rate)
+    limits = episode_format.quality
+    if recording.num_rows - ref.phase < 2:
+        raise EpisodeError(f"episode {ref.key}: too short, {recording.num_rows} row(s)")
+    recording.check(ref.key)
+    timestamps = recording.timestamps
+    if timestamps is not None:
+        quality.check_timestamps(ref.key, limits, timestamps=timestamps, rate=rate)
+    signals = _signals(recording, ref.key)
+    # The last row's action is checked too: a NaN there means a broken recording as well.
+    quality.check_signals(
+        ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
+    )
+    signals = signals.beginning_at(ref.phase)
+    kept = downsample(signals, factor, episode_format.action_aggregation)
+    num_steps = len(kept.action)
+    quality.check_num_steps(ref.key, limits, num_steps, episode_format.control_rate)
+    truncated = np.zeros(num_steps, dtype=np.bool_)
+    truncated[-2] = not kept.terminated[-2]
+    metadata: dict[str, Scalar] = {"source_index": ref.index}
+    if ref.phase:
+        metadata["phase"] = ref.phase
+    # What the rows after the last kept step say about the end has no step to stand at.
+    last_kept = ref.phase + (num_steps - 1) * factor
+    if recording.terminated is not None and len(recording.terminated) > last_kept:
+        rest = recording.terminated[last_kept:]
+        metadata["terminated_after_end"] = bool(rest.any())
+    read = _read_frames(recording, ref, episode_format, rate, factor)
+    episode = Episode(
+        key=ref.key,
+        frames={camera: frames.kept for camera, frames in read.items()},
+        state=kept.state,
+        action=kept.action,
+        reward=kept.reward,
+        terminated=kept.terminated,
+        truncated=truncated,
+        control_rate=episode_format.control_rate,
+        task=ref.task or recording.task,
+        metadata={**metadata, **recording.metadata},
+    )
+    measured = measure_recording(
+        rate=rate,
+        action=recording.action,
+        state=recording.state,
+        timestamps=timestamps,
+        frames=episode.frames,
+        frame_rate=episode_format.control_rate,
+        source_repeated={camera: frames.repeated for camera, frames in read.items()},
+    )
+    quality.check_episode(limits, replace(episode, measured=measured))
+    # The other phases are the same recording, which is to be told about once.
+    return episode if ref.phase else replace(episode, measured=measured)
+
+
+def _signals(recording: Recording, key: str) -> Signals:
+    """The numbers in our types, with ``N`` rows each: a row that is not recorded is zero."""
+    num_rows = recording.num_rows
+
+    def padded(array: NDArray[Any], dtype: type) -> NDArray[Any]:
+        rest = [(0, num_rows - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return np.pad(array.astype(dtype), rest)
+
+    action = recording.action
+    discrete = action.dtype.kind in "iub"
+    if discrete and (action.shape[1] != 1 or action.min() < 0):
+        raise EpisodeError(
+            f"episode {key}: whole-number actions must be one id >= 0 per row; got "
+            f"{action.shape[1]} column(s) with minimum {action.min()}"
+        )
+    reward, terminated, state = recording.reward, recording.terminated, recording.state
+    if terminated is None:
+        terminated = np.zeros(num_rows, dtype=np.bool_)
+    return Signals(
+        action=padded(action, np.int64 if discrete else np.float32),
+        state=None if state is None else state.astype(np.float32),
+        reward=None if reward is None else padded(reward, np.float32),
+        terminated=padded(terminated, np.bool_),
+    )
+
+
+def _read_frames(
+    recording: Recording, ref: EpisodeRef, episode_format: EpisodeFormat, rate: float, factor: int
+) -> dict[str, FramesRead]:
+    timestamps = recording.timestamps
+    if timestamps is None:
+        timestamps = np.arange(recording.num_rows) / rate
+    frames = {}
+    for camera, pictures in recording.frames.items():
+        frames[camera] = pictures.read(
+            first=ref.phase,
+            step=factor,
+            num_rows=recording.num_rows,
+            resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
+            episode=ref.key,
+        )
+        times = frames[camera].times
+        quality.check_video_length(
+            ref.key, camera, num_frames=len(times), num_rows=recording.num_rows
+        )
+        quality.check_frame_times(
+            ref.key, camera, frame_times=times, timestamps=timestamps, rate=rate
+        )
+    return frames

@@ -1,0 +1,93 @@
+"""A recipe to begin with, for what :mod:`tokenwm.data.survey` found."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tokenwm.data.recipe import SplitConfig, split_keys
+from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.survey import IMAGE_SIZE, Survey
+from tokenwm.errors import RecipeError
+
+PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./ -]+")
+
+
+def starter_recipe(found: Survey) -> str:
+    """A recipe that ``tokenwm prepare`` takes as it is: YAML with comments.
+
+    Raises:
+        RecipeError: No episode can be used.
+    """
+    config = found.source.config
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.path).resolve().stem).strip("_")
+    rate = found.rate
+    possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))
+    why = f"the source has {rate:g}; possible are {possible}, …" if rate else "not recorded: set it"
+    notes = {
+        option: f"  # a guess among {_yaml(list(columns))}"
+        for option, columns in found.ambiguous.items()
+    }
+    lines = [
+        "# Written by `tokenwm inspect`; every choice can be changed. Reference: docs/data.md",
+        f"name: {_yaml(name or 'dataset')}",
+        "source:",
+        f"  type: {_yaml(getattr(config, 'type', ''))}",
+        f"  path: {_yaml(str(Path(config.path).resolve()))}",
+        f"  cameras: {_yaml(found.source.cameras)}",
+        f"  state: {_yaml(config.state)}{notes.get('state', '')}",
+        f"  action: {_yaml(config.action)}{notes.get('action', '')}",
+        f"  reward: {_yaml(config.reward)}{notes.get('reward', '')}",
+        *_other_options(config),
+        '  state_units: ""                 # for example rad; stored with the data',
+        '  action_units: ""',
+        f"control_rate: {found.control_rate:.12g}                  # Hz; {why}",
+        "action_aggregation: last          # last for targets, sum for differences",
+        f"image_size: {_yaml(list(IMAGE_SIZE))}              # height, width",
+        f"splits: {_yaml(_splits(found))}",
+        f"licence: {_yaml(found.licence or 'unknown')}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _other_options(config: RecordedConfig) -> list[str]:
+    """Lines for the options of one reader only, where they are not the default."""
+    common = {item.name for item in dataclasses.fields(RecordedConfig)} | {"type"}
+    return [
+        f"  {item.name}: {_yaml(getattr(config, item.name))}"
+        for item in dataclasses.fields(config)
+        if item.name not in common and getattr(config, item.name) != item.default
+    ]
+
+
+def _splits(found: Survey) -> dict[str, Any]:
+    """Fractions and a seed that leave a good episode in every split."""
+    keys = [ref.key for ref in found.refs]
+    good = len(keys) - len(found.problems)
+    if good < 1:
+        reason = next(iter(found.problems.values()), "it has none")
+        raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
+    val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)
+    for seed in range(100):
+        split_of = split_keys(keys, SplitConfig(val=val, test=test, seed=seed))
+        left = {split for key, split in split_of.items() if key not in found.problems}
+        if left == set(split_of.values()):
+            break
+    return {"val": val, "test": test, "seed": seed}
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line of YAML, whatever characters a stranger's names hold."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    style = '"' if isinstance(value, str) else None
+    text = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)
+    return str(text).removesuffix("...\n").strip()

@@ -1,0 +1,228 @@
+"""What a file or folder of recordings holds."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data import quality
+from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
+from tokenwm.data.sources.columns import AmbiguousColumnsError, RecordedConfig
+from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
+from tokenwm.errors import EpisodeError, SourceError
+
+GOOD_RATES = (5.0, 15.0)
+"""Hz; slower and much is missed between two steps, faster and two frames hardly differ."""
+UNKNOWN_RATE = 10.0
+"""Hz, where the format records none."""
+IMAGE_SIZE = (64, 64)
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        source: The opened source, every column named.
+        rate: Rows per second, Hz; None where the format does not record it.
+        facts: What the reader says in words: name → fact.
+        licence: As the data states it; empty if it states none.
+        refs: All episodes.
+        looked_into: Keys of the episodes whose numbers were read.
+        num_rows: Rows of the episodes looked into.
+        ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
+        discrete: Whether actions are ids.
+        tasks: Task in words → number of episodes.
+        ambiguous: Option of the recipe → columns that could be meant; one was taken.
+        problems: Key of an episode → why it would be left out.
+    """
+
+    source: RecordedSource
+    rate: float | None
+    facts: Mapping[str, str]
+    licence: str
+    refs: Sequence[EpisodeRef]
+    looked_into: Sequence[str]
+    num_rows: int
+    ranges: Mapping[str, NDArray[np.float64]]
+    discrete: bool
+    tasks: Mapping[str, int]
+    ambiguous: Mapping[str, Sequence[str]]
+    problems: Mapping[str, str]
+
+    @property
+    def control_rate(self) -> float:
+        """The control rate that the starter recipe proposes, Hz."""
+        return self.source.format.control_rate
+
+
+def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
+    """Look into a file or folder of recordings.
+
+    Args:
+        path: What to look into.
+        num_episodes: Read the numbers of this many episodes, evenly spread; 0 for all.
+
+    Raises:
+        SourceError: It does not exist, no reader knows it, several do, or it is damaged.
+        RecipeError: It has no action, or neither pictures nor a state.
+    """
+    path = Path(path).expanduser()
+    found = _recognised(path)
+    source, ambiguous = _open(found)
+    refs = list(source.episodes())
+    looked = refs
+    if 0 < num_episodes < len(refs):
+        looked = [refs[i] for i in np.linspace(0, len(refs) - 1, num_episodes).round().astype(int)]
+    figures = _Figures()
+    for ref in looked:
+        figures.add(source, ref)
+    return Survey(
+        source=source,
+        rate=found.rate,
+        facts={name: fact for name, fact in found.facts.items() if fact},
+        licence=found.licence or _licence(path),
+        refs=refs,
+        looked_into=[ref.key for ref in looked],
+        num_rows=figures.num_rows,
+        ranges=figures.ranges,
+        discrete=figures.discrete,
+        tasks=figures.tasks,
+        ambiguous=ambiguous,
+        problems=figures.problems,
+    )
+
+
+@dataclass(kw_only=True)
+class _Figures:
+    """What is gathered while recordings pass by."""
+
+    num_rows: int = 0
+    discrete: bool = False
+    decoded: bool = False
+    ranges: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    tasks: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
+        try:
+            recording = source.read(ref)
+            _check(source, ref, recording)
+            if not self.decoded:
+                # One episode is enough to see that the pictures are of a kind we can decode.
+                to_episode(recording, ref, source.format, source.rate)
+                self.decoded = True
+        except EpisodeError as error:
+            self.problems[ref.key] = str(error)
+            return
+        self.num_rows += recording.num_rows
+        self.tasks[ref.task or recording.task] += 1
+        self.discrete = recording.action.dtype.kind in "iub"
+        for name in ("state", "action", "reward"):
+            values = getattr(recording, name)
+            if values is not None:
+                values = values.reshape(len(values), -1).astype(np.float64)
+                low, high = values.min(axis=0), values.max(axis=0)
+                old = self.ranges.get(name)
+                if old is not None and old.shape[1] == len(low):
+                    low, high = np.minimum(low, old[0]), np.maximum(high, old[1])
+                self.ranges[name] = np.stack([low, high])
+
+
+def _check(source: RecordedSource, ref: EpisodeRef, recording: Recording) -> None:
+    """The checks of an episode that need no picture to be decoded."""
+    limits = source.format.quality
+    recording.check(ref.key)
+    if recording.timestamps is not None:
+        quality.check_timestamps(ref.key, limits, timestamps=recording.timestamps, rate=source.rate)
+    quality.check_signals(
+        ref.key, limits, action=recording.action, state=recording.state, reward=recording.reward
+    )
+    for pictures in recording.frames.values():
+        pictures.check(ref.key)
+
+
+def _recognised(path: Path) -> Recognised:
+    if not path.exists():
+        raise SourceError(f"{path} does not exist")
+    found = recognise(path)
+    if not found:
+        raise SourceError(
+            f"{path} is of no format that a reader knows: {', '.join(SOURCES)}; see "
+            "docs/data.md for what each looks like"
+        )
+    if len(found) > 1:
+        kinds = ", ".join(str(getattr(item.config, "type", "?")) for item in found)
+        raise SourceError(
+            f"{path} could be one of {kinds}; write a recipe with the right source.type"
+        )
+    return found[0]
+
+
+def _open(found: Recognised) -> tuple[RecordedSource, dict[str, tuple[str, ...]]]:
+    """Open a source; where several columns could be meant, take what loses nothing, and say so."""
+    config = found.config
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    while True:
+        try:
+            source = config.open(
+                EpisodeFormat(
+                    control_rate=propose_control_rate(found.rate),
+                    action_aggregation="last",
+                    image_size=IMAGE_SIZE,
+                    resize="crop",
+                    quality=quality.QualityConfig(),
+                ),
+                None,
+            )
+        except AmbiguousColumnsError as error:
+            assert isinstance(config, RecordedConfig)
+            ambiguous[error.option] = error.candidates
+            several = error.option == "state"
+            chosen: Any = error.candidates if several else error.candidates[0]
+            config = dataclasses.replace(config, **{error.option: chosen})
+            continue
+        if not isinstance(source, RecordedSource):
+            raise SourceError(f"{type(source).__name__} holds no recordings")
+        return source, ambiguous
+
+
+def propose_control_rate(rate: float | None) -> float:
+    """A control rate that divides the source's and suits most tasks, near 10 Hz."""
+    if rate is None:
+        return UNKNOWN_RATE
+    low, high = GOOD_RATES
+    rates = [rate / n for n in range(1, 1 + int(max(1.0, rate / low)))]
+    good = [r for r in rates if low <= r <= high and math.isclose(r, round(r, 1))]
+    return min(good, key=lambda r: abs(math.log(r / UNKNOWN_RATE)), default=rate)
+
+
+def _licence(path: Path) -> str:
+    """The licence that a folder states: in the header of README.md, else a file's first line."""
+    if not path.is_dir():
+        return ""
+    readme = path / "README.md"
+    header, _, _ = _beginning(readme).partition("\n---")
+    stated = re.search(r"^license:[ \t]*(\S.*?)[ \t]*$", header, re.MULTILINE)
+    if stated and header.startswith("---"):
+        return stated.group(1)[:100]
+    for name in LICENCE_FILES:
+        lines = [line.strip() for line in _beginning(path / name).splitlines()]
+        if any(lines):
+            return next(line for line in lines if line)[:100]
+    return ""
+
+
+def _beginning(file: Path) -> str:
+    if not file.is_file() or file.is_symlink():
+        return ""
+    with file.open(encoding="utf-8", errors="replace") as content:
+        return content.read(10_000)

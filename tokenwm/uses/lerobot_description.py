@@ -1,0 +1,68 @@
+"""What a LeRobot folder says about itself: features, provenance, a card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+import tokenwm
+from tokenwm.data.manifest import Manifest
+from tokenwm.uses.lerobot_files import pixel_format
+
+OURS = {"observation.state": "state", "action": "action"}
+"""LeRobot's name of a feature → ours, where both have names for its dimensions."""
+
+
+def features(
+    manifest: Manifest, columns: Mapping[str, NDArray[Any]], fps: float
+) -> dict[str, dict[str, Any]]:
+    """Type, shape and names of every column and every camera, for ``info.json``."""
+    described: dict[str, dict[str, Any]] = {}
+    for name, values in columns.items():
+        names = manifest.features[OURS[name]].names if name in OURS else ()
+        described[name] = {
+            "dtype": values.dtype.name,
+            "shape": list(values.shape[1:]) or [1],
+            "names": list(names) or None,
+        }
+    for camera in manifest.cameras:
+        height, width, channels = manifest.features[f"frames.{camera}"].shape
+        described[f"observation.images.{camera}"] = {
+            "dtype": "video",
+            "shape": [height, width, channels],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": height,
+                "video.width": width,
+                "video.codec": "h264",
+                "video.pix_fmt": pixel_format(height, width),
+                "video.is_depth_map": False,
+                "video.fps": fps,
+                "video.channels": channels,
+                "has_audio": False,
+            },
+        }
+    return described
+
+
+def provenance(manifest: Manifest) -> dict[str, Any]:
+    """Where the episodes come from, for ``info.json``."""
+    return {
+        "tool": f"tokenwm {tokenwm.__version__}",
+        "dataset": manifest.name,
+        "provenance": manifest.provenance,
+        "units": {name: f.units for name, f in manifest.features.items() if f.units},
+        "last_action": "repeats the one before it",
+    }
+
+
+def card(manifest: Manifest) -> str:
+    """``README.md``, as the Hugging Face hub shows it."""
+    licence = str(manifest.provenance.get("licence", "unknown"))
+    return (
+        "---\nlicense: other\ntags: [LeRobot]\n---\n\n"
+        f"# {manifest.name}\n\nWritten by tokenwm {tokenwm.__version__} from frame shards at "
+        f"{manifest.control_rate:g} Hz. Licence of the data: {licence}. Source: "
+        f"{manifest.provenance.get('source', 'unknown')}; the rest of its provenance is in "
+        "`meta/info.json` under `tokenwm`.\n"
+    )
