@@ -82,13 +82,15 @@ def peak_memory() -> int:
 # --- preparation ----------------------------------------------------------------------------------
 
 
-def time_prepare(recipe: Recipe, out: Path, num_workers: int) -> Figures:
+def time_prepare(recipe: Recipe, out: Path, num_workers: int, num_frames: int) -> Figures:
+    """``num_frames`` are those of the source, so that the rate can be compared with the floor."""
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     manifest = prepare(recipe, out, num_workers=num_workers)
     seconds = time.perf_counter() - start
-    num_frames = sum(e.num_steps for e in manifest.episodes) * len(manifest.cameras)
-    return {"seconds": seconds, "frames_per_second": num_frames / seconds, "frames": num_frames}
+    stored = sum(episode.num_steps for episode in manifest.episodes) * len(manifest.cameras)
+    rate = num_frames / seconds
+    return {"seconds": seconds, "frames_per_second": rate, "stored_frames": stored}
 
 
 def time_decode(recipe: Recipe) -> Figures:
@@ -350,7 +352,7 @@ def time_memory(work: Path, num_episodes: int) -> list[Figures]:
             REPOSITORY / "data_recipes" / "pusht.yaml",
             [f"source.num_episodes={num_episodes * factor}", "source.max_steps=60"],
         )
-        made = measured(time_prepare, recipe, work / "memory", 1)
+        made = measured(time_prepare, recipe, work / "memory", 1, 60 * num_episodes * factor)
         results.append({"what": "prepare", "times": factor, **made})
         shutil.rmtree(work / "random", ignore_errors=True)
         root = write_random(work / "random", 40 * factor)
@@ -417,9 +419,10 @@ def main() -> None:
     args = parser.parse_args()
     recipe = load_recipe(args.recipe, args.overrides)
     frames, tokens = args.work / "frames", args.work / "tokens"
-    preparation = [{"way": "decode_only", **measured(time_decode, recipe)}]
+    floor = measured(time_decode, recipe)
+    preparation = [{"way": "decode_only", **floor}]
     for workers in (1, 2):
-        figures = measured(time_prepare, recipe, frames, workers)
+        figures = measured(time_prepare, recipe, frames, workers, floor["frames"])
         preparation.append({"way": f"prepare_{workers}", **figures})
     report: Figures = {
         "what": "data",

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tokenwm.data.episode import CorruptSample, Segment
 from tokenwm.data.manifest import EpisodeInfo, Manifest
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.shards import ShardReader, stack_cameras
 from tokenwm.errors import ShardError
 
 BATCH_FIELDS = (
@@ -129,6 +129,10 @@ class WindowDataset(Dataset[Segment]):
                 "prepare it with another `splits` in the recipe"
             )
         self.fields = _resolve_fields(self.reader, fields)
+        self._cameras = [f"frames.{camera}" for camera in self.manifest.cameras]
+        self._stored_fields = [name for name in self.fields if name != "frames"]
+        if "frames" in self.fields:
+            self._stored_fields += self._cameras
         lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
         self.windows_per_episode = np.maximum(lengths - num_steps + 1, 1)
         self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each
@@ -162,12 +166,13 @@ class WindowDataset(Dataset[Segment]):
         key, start = self.locate(index)
         length = self.reader.episode(key).num_steps
         stop = min(start + self.num_steps, length)
+        stored = self.reader.arrays(key, self._stored_fields, start, stop)
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.fields:
             if name == "frames":
-                arrays[name] = self._pad(self.reader.frames(key, start, stop))
+                arrays[name] = self._pad(stack_cameras([stored[c] for c in self._cameras]))
             else:
-                arrays[name] = self._pad(self.reader.arrays(key, [name], start, stop)[name])
+                arrays[name] = self._pad(stored[name])
         steps = np.arange(start, start + self.num_steps)
         arrays["step_valid"] = steps < length
         arrays["action_valid"] = steps < length - 1

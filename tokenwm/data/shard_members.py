@@ -94,16 +94,11 @@ def bytes_per_step(feature: Feature) -> int:
     return math.prod(feature.shape) * np.dtype(feature.dtype).itemsize
 
 
-def check_values(array: NDArray[Any], feature: Feature, where: str) -> None:
-    """Find damage that headers do not show: ids that would be out of range later, NaN, infinity.
-
-    Raises:
-        CorruptSampleError: A value is impossible; ``where`` names shard, episode and field.
-    """
+def impossible_values(array: NDArray[Any], feature: Feature) -> str | None:
+    """Damage that headers do not show, in words: ids out of range, NaN, infinity."""
     limit = feature.num_values
     if limit is not None and not 0 <= array.min() <= array.max() < limit:
-        raise CorruptSampleError(
-            f"{where}: ids from {array.min()} to {array.max()} are outside [0, {limit})"
-        )
+        return f"ids from {array.min()} to {array.max()} are outside [0, {limit})"
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CorruptSampleError(f"{where}: NaN or infinity, which no dataset is made with")
+        return "NaN or infinity, which no dataset is made with"
+    return None

@@ -224,7 +224,7 @@ def test_damage_is_found_before_training(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     model = Recorder()
-    with pytest.raises(ShardError, match=r"train-000001\.tar is damaged"):
+    with pytest.raises(ShardError, match=r"train-000001\.tar.*is damaged"):
         make_trainer(tmp_path, 2).fit(model, make_data(tmp_path / "data"))
     assert model.trained == []
     make_trainer(tmp_path, 2).fit(model, make_data(tmp_path / "data", verify=False))
