@@ -84,7 +84,7 @@ class ShardReader:
         cache_bytes: int | None = None,
     ) -> None:
         self.root = str(folder)
-        self.folder = Path(folder)
+        self.folder = Path(self.root.removeprefix("file://"))
         self.manifest = Manifest.load(folder) if manifest is None else manifest
         self._episodes = {episode.key: episode for episode in self.manifest.episodes}
         self._shards = {shard.path: shard for shard in self.manifest.shards}
