@@ -168,6 +168,8 @@ def test_a_state_that_is_stuck_for_a_while() -> None:
     with pytest.raises(EpisodeError, match=r"state is frozen from 3\.00 to 4\.50 s while actions"):
         check_episode(CONFIG, make_episode(moving_frames(60), state=state))
     check_episode(CONFIG, make_episode(moving_frames(60), state=state, action=state.copy()))
+    never = make_episode(moving_frames(60), state=np.ones_like(state))
+    check_episode(QualityConfig(allow_frozen=True), never)  # else check_signals refuses it
 
 
 def test_a_jumping_encoder() -> None:
