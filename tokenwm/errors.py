@@ -21,6 +21,14 @@ class ShardError(TokenwmError):
     """A shard or a manifest is missing, damaged, unsafe, or of another schema version."""
 
 
+class CorruptSampleError(ShardError):
+    """The stored bytes of one episode are damaged; the message names its shard and key."""
+
+
+class EngineError(TokenwmError):
+    """What tasks should run on is not installed, or lost one of them."""
+
+
 class CheckpointError(TokenwmError):
     """A checkpoint is missing, damaged, or does not belong to the data or tokenizer at hand."""
 

@@ -149,8 +149,7 @@ class TrainingModule(pl.LightningModule):
     def _shards(self) -> list[str]:
         """SHA-256 of every shard of the data at hand."""
         datamodule: Any = getattr(self._trainer, "datamodule", None)  # no trainer, no data
-        manifest = getattr(datamodule, "manifest", None)
-        return [] if manifest is None else [shard.sha256 for shard in manifest.shards]
+        return list(getattr(datamodule, "shard_digests", ()))
 
     def on_train_start(self) -> None:
         """Take the seed that the process was given, unless a run is resumed."""

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-CHOSEN_BY_THE_USER = {"ale_py", "gym_pusht", "gymnasium", "lpips"}
+CHOSEN_BY_THE_USER = {"ale_py", "fsspec", "gym_pusht", "gymnasium", "lpips", "ray", "submitit"}
 """Imported inside functions, from optional extras."""
 
 

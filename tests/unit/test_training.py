@@ -181,10 +181,9 @@ def test_other_shards_than_those_trained_on_are_refused() -> None:
     from types import SimpleNamespace
 
     def module_over(sha256: str, fn: str = "fit") -> TrainingModule:
-        manifest = SimpleNamespace(shards=[SimpleNamespace(sha256=sha256)])
         module = TrainingModule(OptimizerConfig())
         module._trainer = SimpleNamespace(  # type: ignore[assignment]
-            datamodule=SimpleNamespace(manifest=manifest), state=SimpleNamespace(fn=fn)
+            datamodule=SimpleNamespace(shard_digests=[sha256]), state=SimpleNamespace(fn=fn)
         )
         return module
 

@@ -39,7 +39,7 @@ class _Export(pl.Callback):
         """Note code and data as they are now; both may have changed when training ends."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         manifest = datamodule.manifest
-        file = Path(datamodule.root) / MANIFEST_NAME
+        file = datamodule.folder / MANIFEST_NAME
         self._origin = {
             "tokenwm_version": tokenwm.__version__,
             "code_revision": code_revision(),
@@ -134,7 +134,8 @@ def tokenizer_of(trainer: pl.Trainer) -> FrameTokenizer:
 
 def tokenizer_folder(trainer: pl.Trainer) -> Path:
     """Where ``tokenwm tokenize`` puts the tokenizer: beside the token shards."""
-    return Path(trainer.datamodule.root) / "tokenizer"  # type: ignore[attr-defined]
+    folder: Path = trainer.datamodule.folder  # type: ignore[attr-defined]
+    return folder / "tokenizer"
 
 
 def code_revision(folder: Path = Path(tokenwm.__file__).parents[1]) -> str | None:

@@ -23,6 +23,10 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.prepare",
         "record or read episodes, as a recipe says, and write frame shards",
     ),
+    "verify-shards": (
+        "tokenwm.cli.verify_shards",
+        "check every byte of a dataset, and name what is damaged",
+    ),
     "export-lerobot": ("tokenwm.cli.export_lerobot", "write frame shards as a LeRobot folder"),
     "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),
     "tokenize": ("tokenwm.cli.tokenize", "turn frame shards into token shards"),
@@ -121,6 +125,8 @@ def what_is_kept(verb: str, argv: list[str]) -> str:
             "the last checkpoint, if there is one yet, is kept; run the same command again to "
             "continue from it"
         )
+    if verb in ("prepare", "tokenize"):
+        return "finished shards are kept; run the same command again to continue from there"
     return "nothing of this run is kept; the same command begins anew"
 
 

@@ -4,66 +4,63 @@ import argparse
 import os
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
+from rich.table import Table
 
+from tokenwm.cli.progress import show_progress
+from tokenwm.data import quality_report
+from tokenwm.data.engines import ENGINES
 from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.prepare import prepare
+from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipe import load_recipe
+from tokenwm.data.storage import join, open_folder
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    recipe = load_recipe(arguments.recipe, arguments.set)
+    strict = ["quality.strict=true"] if arguments.strict else []
+    recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
     console = Console()
-    columns = (
-        TextColumn("[bold]{task.fields[name]}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        # Only the message gives way where the window is narrow.
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
-    )
-    with Progress(*columns, console=console, expand=True) as bar:
-        task = bar.add_task("starting", total=None, name=recipe.name)
-
-        def show(done: int, total: int, message: str) -> None:
-            bar.update(task, completed=done, total=total, description=message)
-
+    with show_progress(console, recipe.name) as progress:
         manifest = prepare(
             recipe,
             arguments.out,
             num_workers=arguments.workers,
-            progress=show,
+            progress=progress,
             overwrite=arguments.overwrite,
+            engine=arguments.engine,
         )
     print_summary(console, manifest)
     console.print(f"dataset: {arguments.out}", soft_wrap=True, highlight=False)
+    print_verdict(console, arguments.out)
     return 0
+
+
+def print_verdict(console: Console, dataset: str) -> None:
+    """Show what the quality report begins with, and where it is."""
+    if open_folder(dataset).size(REPORT_NAME) is None:
+        return  # prepared before there were reports
+    verdict = quality_report.read(dataset)["verdict"]
+    page = join(dataset, PAGE_NAME)
+    console.print(
+        f"quality: {verdict} Report: {page}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def print_summary(console: Console, manifest: Manifest) -> None:
     """Show how many episodes and steps there are, and what was left out and why."""
     table = Table(title=f"{manifest.name}, {manifest.control_rate:g} Hz")
     table.add_column("split")
-    for heading in ("episodes", "steps", "minutes", "MB"):
+    for heading in ("episodes", "steps", "minutes", "shards", "MB"):
         table.add_column(heading, justify="right")
     for split in SPLITS:
         steps = manifest.num_steps(split)
-        size = sum(shard.num_bytes for shard in manifest.shards if shard.split == split)
-        minutes = steps / manifest.control_rate / 60
-        episodes = manifest.num_episodes(split)
-        table.add_row(split, f"{episodes}", f"{steps:,}", f"{minutes:.1f}", f"{size / 1e6:.1f}")
+        shards = [shard.num_bytes for shard in manifest.shards if shard.split == split]
+        minutes = f"{steps / manifest.control_rate / 60:.1f}"
+        episodes = f"{manifest.num_episodes(split)}"
+        megabytes = f"{sum(shards) / 1e6:.1f}"
+        table.add_row(split, episodes, f"{steps:,}", minutes, f"{len(shards)}", megabytes)
     console.print(table)
     means = manifest.extra.get("train_metadata_mean", {})
     for name, value in means.items():
@@ -78,21 +75,37 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     console.print(table)
 
 
+def add_engine_options(parser: argparse.ArgumentParser, workers: int | None) -> None:
+    """The options that say where shards are made; the result does not depend on them."""
+    default = "as many as pay" if workers is None else f"{workers}"
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=workers,
+        metavar="N",
+        help=f"shards made at once, 0 for in this process (default: {default}); "
+        "the result does not depend on it",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="where they are made: processes on this machine, a Ray cluster, Slurm jobs "
+        "(default: %(default)s; see docs/data.md)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenwm prepare",
-        description="Turn recorded episodes into shards, as a recipe says (see docs/data.md).",
+        description="Turn recorded episodes into shards, as a recipe says (see docs/data.md). "
+        "Interrupted, the same command continues.",
     )
     parser.add_argument("recipe", help="recipe file, for example data_recipes/pusht.yaml")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the dataset")
     parser.add_argument(
-        "--workers",
-        type=_count,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that load episodes, 0 for none (default: %(default)s); "
-        "the result does not depend on it",
+        "--out", required=True, metavar="DIR|URL", help="folder of the dataset, or an fsspec URL"
     )
+    add_engine_options(parser, os.cpu_count() or 1)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -102,12 +115,18 @@ def _parser() -> argparse.ArgumentParser:
         help="override values of the recipe, for example --set image_size=[128,128]",
     )
     parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first bad episode instead of leaving it out (quality.strict=true)",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace another dataset in the folder"
     )
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of the command line, 0 or more."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below zero")

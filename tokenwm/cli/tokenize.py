@@ -1,25 +1,34 @@
 """``tokenwm tokenize FRAMES --tokenizer CHECKPOINT --out DIR``: frame shards → token shards."""
 
 import argparse
-import shutil
+import os
 from pathlib import Path
 
+import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, tokenizer_hash
+from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, model_folder, tokenizer_hash
+from tokenwm.cli.prepare import add_engine_options
+from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
+from tokenwm.data.shard_files import is_url
+from tokenwm.data.shard_writer import remove_own_files
+from tokenwm.data.storage import join, open_folder, write_bytes
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
+
+WORTH_WORKERS = 20_000
+"""Steps from which on encoding takes longer than starting processes for it."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_freed_memory()
-    out: Path = arguments.out
-    if (out / MANIFEST_NAME).exists() and not arguments.overwrite:
+    out: str = arguments.out
+    exists = open_folder(out).size(MANIFEST_NAME) is not None
+    if exists and not arguments.overwrite:
         raise TokenwmError(
             f"{out} holds a dataset already; choose another --out, or pass --overwrite"
         )
@@ -34,21 +43,22 @@ def main(argv: list[str]) -> int:
         method=arguments.bins,
         use_state=not arguments.no_state,
     )
-    if (out / MANIFEST_NAME).exists():
-        remove_tokens(out, keep=(arguments.frames, arguments.tokenizer))
+    if exists:
+        remove_tokens(out)
     console = Console()
     # Beside the shards, so that training needs one path only; before the manifest, which is what
     # makes the folder a dataset.
-    copy_tokenizer(arguments.tokenizer, out / "tokenizer")
-    with Progress(console=console) as bar:
-        task = bar.add_task("tokenize", total=None)
+    _copy_tokenizer(arguments.tokenizer, join(out, "tokenizer"))
+    with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
             arguments.frames,
             out,
             tokenizer,
             vocabulary,
             num_shifted_copies=arguments.shifted_copies,
-            progress=lambda done, total, key: bar.update(task, completed=done, total=total),
+            engine=arguments.engine,
+            num_workers=_num_workers(arguments, manifest),
+            progress=progress,
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
     console.print(
@@ -60,25 +70,43 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def remove_tokens(folder: Path, keep: tuple[Path, ...]) -> None:
+def _num_workers(arguments: argparse.Namespace, manifest: Manifest) -> int:
+    """As many as asked for, else one per core where the work is worth starting processes."""
+    if arguments.workers is not None:
+        return int(arguments.workers)
+    on_cpu = torch.device(arguments.device).type == "cpu"
+    num_steps = sum(episode.num_steps for episode in manifest.episodes)
+    num_steps *= 1 + arguments.shifted_copies
+    return (os.cpu_count() or 1) if on_cpu and num_steps > WORTH_WORKERS else 0
+
+
+def _copy_tokenizer(source: Path, target: str) -> None:
+    if not is_url(target):
+        copy_tokenizer(source, Path(target.removeprefix("file://")))
+        return
+    folder = open_folder(target)
+    for path in sorted(model_folder(source).iterdir()):
+        write_bytes(folder, path.name, path.read_bytes())
+
+
+def remove_tokens(dataset: str) -> None:
     """Remove token shards, and nothing else.
 
     Raises:
-        TokenwmError: The folder holds something else, or what is to be kept.
+        TokenwmError: The folder holds something else.
     """
-    inside = [path for path in keep if path.resolve().is_relative_to(folder.resolve())]
-    if Manifest.load(folder).kind != "tokens" or inside:
-        what = f"{inside[0]}, which is needed" if inside else "frames, not tokens"
-        raise TokenwmError(f"--overwrite would remove {folder}, but it holds {what}")
-    shutil.rmtree(folder)
+    if Manifest.load(dataset).kind != "tokens":
+        raise TokenwmError(f"--overwrite would remove {dataset}, but it holds frames, not tokens")
+    remove_own_files(dataset)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenwm tokenize",
-        description="Encode frame shards once, before the world model is trained.",
+        description="Encode frame shards once, before the world model is trained. Interrupted, the "
+        "same command continues.",
     )
-    parser.add_argument("frames", type=Path, help="folder of frame shards made by tokenwm prepare")
+    parser.add_argument("frames", metavar="DIR|URL", help="frame shards made by tokenwm prepare")
     parser.add_argument(
         "--tokenizer",
         type=Path,
@@ -87,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run or checkpoint folder of the tokenizer",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the token shards"
+        "--out", required=True, metavar="DIR|URL", help="folder of the token shards"
     )
     parser.add_argument(
         "--action-bins",
@@ -121,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         help="copies of every training episode with frames moved by a few pixels, for few episodes "
         "(default: %(default)s)",
     )
+    add_engine_options(parser, None)
     parser.add_argument(
         "--device", default="cpu", help="device that encodes (default: %(default)s)"
     )

@@ -15,6 +15,7 @@ from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.callbacks import ResumingCheckpoint, Throughput, TrainingProgress
+from tokenwm.cli.data_counts import DataCounts
 from tokenwm.cli.export import ExportTokenizer, ExportWorldModel
 from tokenwm.data.atomic import older_of
 from tokenwm.data.datamodule import EpisodeDataModule
@@ -93,6 +94,7 @@ class TrainingCLI(LightningCLI):
             callbacks = [
                 TrainingProgress(self.stage),
                 Throughput(),
+                DataCounts(),
                 ResumingCheckpoint(root / LAST_CHECKPOINT, every),
                 *type(self).export(root),
                 *self.added_callbacks,

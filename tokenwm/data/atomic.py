@@ -1,6 +1,8 @@
 """The one way files of a dataset and folders of a checkpoint are written: whole or not at all."""
 
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +11,23 @@ from typing import BinaryIO
 
 from tokenwm.errors import ShardError
 
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+"""Names of half-written files; their random part keeps two processes that write one file apart."""
+
 
 @contextmanager
 def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
     """Write a file so that it appears under ``path`` whole or not at all.
 
-    The bytes go to ``.{name}.partial`` beside it, are synced to disk, and are then renamed. A
-    failure removes the partial file; a kill leaves it, and nothing reads files of that name.
+    The bytes go to ``.{name}.{random}.partial`` beside it, are synced to disk, and are then
+    renamed. A failure removes the partial file; a kill leaves it (see :func:`partials_of`), and
+    nothing reads files of that name.
 
     Raises:
         ShardError: The file cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         try:
             with open(partial, "wb") as file:
@@ -38,6 +44,13 @@ def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
             f"{path} could not be written: {error}. Nothing of it was kept; "
             "free space or choose another folder, then run again"
         ) from error
+
+
+def partials_of(folder: Path) -> list[Path]:
+    """Half-written files in a folder: what :func:`open_atomically` leaves when it is killed."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if PARTIAL.fullmatch(path.name))
 
 
 @contextmanager

@@ -1,17 +1,25 @@
-"""A Lightning data module over a dataset folder; resumes at the exact batch."""
+"""A Lightning data module over datasets; resumes at the exact batch."""
 
 import logging
-from typing import Any
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from tokenwm.data.episode import Segment
-from tokenwm.data.loader import GlobalOrderSampler, WindowDataset, collate, evenly_spaced
+from tokenwm.data.episode import CorruptSample, Segment
+from tokenwm.data.loader import Batch, WindowDataset, collate
 from tokenwm.data.manifest import Manifest
+from tokenwm.data.mixture import MixedWindows, MixtureItem, Stratum, make_strata
+from tokenwm.data.order import GlobalOrderSampler, Weighting, evenly_spaced
+from tokenwm.data.shard_files import copy_small_files, is_url
 from tokenwm.data.shards import ShardReader
-from tokenwm.errors import ShardError
+from tokenwm.errors import CorruptSampleError, ShardError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +37,8 @@ class EpisodeDataModule(pl.LightningDataModule):
     an accumulated step has lost the gradients of its first part.
 
     Args:
-        root: Dataset folder made by `tokenwm prepare` (frames) or `tokenwm tokenize` (tokens).
+        root: Dataset made by `tokenwm prepare` (frames) or `tokenwm tokenize` (tokens): a folder or
+            a URL. Validation windows and all that a model must know of its data come from here.
         num_steps: Consecutive steps per window, in steps at the control rate of the dataset.
         batch_size: Windows per batch on each device.
         val_batch_size: Windows per validation batch; the same as batch_size if not given.
@@ -37,10 +46,25 @@ class EpisodeDataModule(pl.LightningDataModule):
         num_workers: Processes that read ahead; 0 reads in the training process, which is enough
             while the data fits into memory.
         seed: Seed of the order of the training windows.
-        verify: Whether to check the SHA-256 of every shard before training.
+        verify: Whether to check the SHA-256 of every shard before training; shards behind a URL are
+            checked when they are copied to the cache.
+        weighting: Function (episodes, step) -> how often windows of each episode are drawn; by
+            default all windows are drawn alike.
+        mixture: Datasets to train on besides, each with its weight: windows drawn from it for each
+            window of the first.
+        real_fraction: Share of the training windows that recorded episodes have, in [0, 1]; the
+            rest are synthetic. Not given: as the weights make it.
+        on_corrupt: What an episode with damaged bytes does: error stops, skip lets another window
+            stand in for it and counts. With skip each episode is checked when it is first read,
+            instead of all before training.
+        max_corrupt: Episodes that may be skipped before training stops.
+        cache: Folder for copies of shards behind a URL; by default ranges of them are read.
+        cache_gigabytes: What that folder may hold; shards beyond it are read by ranges.
+        start_method: How the processes that read ahead are started: fork or spawn.
 
     Raises:
-        ShardError: The folder holds no finished dataset, or a damaged one.
+        ShardError: The folder holds no finished dataset, or a damaged one, or the datasets of a
+            mixture do not fit together.
     """
 
     def __init__(
@@ -53,6 +77,14 @@ class EpisodeDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         verify: bool = True,
+        weighting: Weighting | None = None,
+        mixture: list[MixtureItem] | None = None,
+        real_fraction: float | None = None,
+        on_corrupt: Literal["error", "skip"] = "error",
+        max_corrupt: int = 10,
+        cache: str | None = None,
+        cache_gigabytes: float | None = None,
+        start_method: Literal["fork", "spawn"] = "fork",
     ) -> None:
         super().__init__()
         for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
@@ -63,6 +95,9 @@ class EpisodeDataModule(pl.LightningDataModule):
                 f"num_val_batches {num_val_batches} and val_batch_size {val_batch_size} must be "
                 "at least 1"
             )
+        if not 0 <= seed < 2**64:
+            raise ShardError(f"seed {seed} is outside [0, 2**64)")
+        self.items = [MixtureItem(root=root, weighting=weighting), *(mixture or [])]
         self.root = root
         self.num_steps = num_steps
         self.batch_size = batch_size
@@ -71,15 +106,54 @@ class EpisodeDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.verify = verify
-        self._manifest: Manifest | None = None
-        self._datasets: dict[str, WindowDataset] = {}
+        self.real_fraction = real_fraction
+        self.on_corrupt = on_corrupt
+        self.max_corrupt = max_corrupt
+        self.cache = cache
+        self.cache_gigabytes = cache_gigabytes
+        self.start_method = start_method
+        self.corrupt: dict[str, str] = {}  # "root: key" → reason
+        self._readers: list[ShardReader] = []
+        self._strata: list[Stratum] = []
+        self._small_files: Path | None = None
+
+    @property
+    def readers(self) -> list[ShardReader]:
+        """A reader of every dataset, the main one first; known before any Trainer exists."""
+        if not self._readers:
+            gigabytes = self.cache_gigabytes
+            self._readers = [
+                ShardReader(
+                    item.root,
+                    check_episodes=self.on_corrupt == "skip",
+                    cache=self.cache,
+                    cache_bytes=None if gigabytes is None else int(gigabytes * 1e9),
+                )
+                for item in self.items
+            ]
+        return self._readers
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of the dataset; known before any Trainer exists."""
-        if self._manifest is None:
-            self._manifest = Manifest.load(self.root)
-        return self._manifest
+        """The manifest of the main dataset."""
+        return self.readers[0].manifest
+
+    @property
+    def shard_digests(self) -> list[str]:
+        """SHA-256 of every shard of every dataset: what a run was trained on."""
+        return [shard.sha256 for reader in self.readers for shard in reader.manifest.shards]
+
+    @property
+    def folder(self) -> Path:
+        """Where the main dataset's files lie, but its shards if its root is a URL."""
+        if not is_url(self.root):
+            return Path(str(self.root).removeprefix("file://"))
+        if self._small_files is None:
+            folder = Path(tempfile.mkdtemp(prefix="tokenwm-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            copy_small_files(self.root, folder)
+            self._small_files = folder
+        return self._small_files
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -88,27 +162,42 @@ class EpisodeDataModule(pl.LightningDataModule):
             return tuple(name for name in TOKEN_FIELDS if name in self.manifest.features)
         return ("frames",)
 
+    @property
+    def strata(self) -> list[Stratum]:
+        """What training windows are drawn from."""
+        if not self._strata:
+            items = list(zip(self.items, self.readers, strict=True))
+            self._strata = make_strata(
+                items, self.num_steps, self.fields, self.seed, self.real_fraction
+            )
+        return self._strata
+
     def prepare_data(self) -> None:
-        """Check the dataset; Lightning calls this once per machine."""
-        if self.verify:
-            ShardReader(self.root, verify=True)
-            num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
-            logger.info("%s: %.1f MB verified", self.root, num_bytes / 1e6)
+        """Check the datasets; Lightning calls this once per machine."""
+        if not self.verify or self.on_corrupt == "skip":
+            return
+        for reader in self.readers:
+            if is_url(reader.root):
+                continue
+            reader.verify()
+            num_bytes = sum(shard.num_bytes for shard in reader.manifest.shards)
+            logger.info("%s: %.1f MB verified", reader.root, num_bytes / 1e6)
 
     def train_dataloader(self) -> Loader:
         """Endless batches that begin at the trainer's global step."""
-        dataset = self._dataset("train")
         rank, world_size = self._rank()
         # Asked anew at each iteration, since `limit_train_batches` makes Lightning iterate again.
         sampler = GlobalOrderSampler(
-            num_windows=len(dataset),
+            orders=[stratum.order for stratum in self.strata],
+            shares=[stratum.share for stratum in self.strata],
             batch_size=self.batch_size,
-            seed=self.seed,
             start_step=self._num_batches_seen,
             rank=rank,
             world_size=world_size,
         )
-        return self._loader(dataset, sampler)
+        for stratum in self.strata:
+            logger.info("%s: %.2f %% of the windows", stratum.name, 100 * float(stratum.share))
+        return self._loader([(part.name, part.windows) for part in self.strata], sampler)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The same windows every time; none when fitting a dataset without a val split."""
@@ -122,10 +211,43 @@ class EpisodeDataModule(pl.LightningDataModule):
         """The same windows every time."""
         return self._fixed_loader("test")
 
-    def _dataset(self, split: str) -> WindowDataset:
-        if split not in self._datasets:
-            self._datasets[split] = WindowDataset(self.root, split, self.num_steps, self.fields)
-        return self._datasets[split]
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count what was skipped; all ranks together, so that all of them stop.
+
+        Raises:
+            CorruptSampleError: More than ``max_corrupt`` episodes were skipped.
+        """
+        if self.on_corrupt == "skip":
+            for sample in self._of_all_ranks(batch.skipped):
+                name = f"{sample.root}: {sample.key}"
+                if name not in self.corrupt:
+                    self.corrupt[name] = sample.reason
+                    logger.warning("skipped, %d so far: %s", len(self.corrupt), sample.reason)
+            if len(self.corrupt) > self.max_corrupt:
+                raise CorruptSampleError(
+                    f"{len(self.corrupt)} episodes are damaged, more than max_corrupt "
+                    f"{self.max_corrupt}; the last one: {list(self.corrupt.values())[-1]}"
+                )
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was skipped so far; the place in the data follows from the global step."""
+        return {"corrupt": dict(self.corrupt)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on counting."""
+        self.corrupt = dict(state_dict.get("corrupt", {}))
+
+    def _of_all_ranks(self, samples: Sequence[CorruptSample]) -> list[CorruptSample]:
+        if self.trainer is None or self._rank()[1] == 1:
+            return list(samples)
+        strategy = self.trainer.strategy
+        count = torch.tensor(len(samples), device=strategy.root_device)
+        if not strategy.reduce(count, reduce_op="sum"):  # nearly always: then one number is all
+            return []
+        parts: list[Any] = [None] * self._rank()[1]
+        torch.distributed.all_gather_object(parts, list(samples))
+        return [sample for part in parts for sample in part]
 
     def _num_batches_seen(self) -> int:
         if self.trainer is None:
@@ -138,21 +260,23 @@ class EpisodeDataModule(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _fixed_loader(self, split: str) -> Loader:
-        dataset = self._dataset(split)
+        windows = WindowDataset(self.readers[0], split, self.num_steps, self.fields)
         rank, world_size = self._rank()
         size = self.val_batch_size
-        windows = evenly_spaced(len(dataset), self.num_val_batches * size, rank, world_size)
-        batches = [windows[first : first + size] for first in range(0, len(windows), size)]
-        return self._loader(dataset, batches)
+        chosen = evenly_spaced(len(windows), self.num_val_batches * size, rank, world_size)
+        places = [(0, window) for window in chosen]
+        batches = [places[first : first + size] for first in range(0, len(places), size)]
+        return self._loader([(self.manifest.name, windows)], batches)
 
-    def _loader(self, dataset: WindowDataset, batches: Any) -> Loader:
+    def _loader(self, parts: Sequence[tuple[str, WindowDataset]], batches: Any) -> Loader:
         # Always a batch sampler of our own: Lightning then refuses, rather than quietly adds, a
         # distributed sampler on top of the split by rank that is already made here.
         return DataLoader(
-            dataset,
+            MixedWindows(parts, skip_corrupt=self.on_corrupt == "skip"),
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=self.num_workers,
+            multiprocessing_context=self.start_method if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -1,137 +1,199 @@
-"""Episodes on their way to the shards: figures gathered, exclusions noted, the manifest made."""
+"""The two halves of making a dataset: episodes → one shard, and all shards' records → manifest."""
 
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.atomic import open_atomically
 from tokenwm.data.episode import Episode
-from tokenwm.data.manifest import Excluded, Feature, Manifest
+from tokenwm.data.manifest import EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
+from tokenwm.data.plan import Plan, PlannedShard
 from tokenwm.data.recipe import Recipe
-from tokenwm.data.shard_writer import ShardWriter
-from tokenwm.data.sources import SourceDescription
-from tokenwm.data.statistics import ContinuousStatistics, DiscreteStatistics, MeanFrame
+from tokenwm.data.shard_file import ShardFile
+from tokenwm.data.shard_tasks import Extra, Record
+from tokenwm.data.sources import EpisodeRef, Source, SourceDescription
+from tokenwm.data.statistics import EpisodeFigures
+from tokenwm.data.storage import Folder, write_bytes
 from tokenwm.errors import EpisodeError, SourceError
 
 logger = logging.getLogger(__name__)
 
+Layout = dict[str, tuple[tuple[int, ...], str]]
+"""Field → shape of one step and dtype."""
 
-class DatasetBuilder:
-    """What is gathered while episodes pass by on their way to the shards."""
 
-    def __init__(self, recipe: Recipe, description: SourceDescription) -> None:
+def load(source: Source, ref: EpisodeRef) -> Episode | EpisodeError:
+    """Load an episode, or give the reason why it cannot be used."""
+    try:
+        return source.load(ref)
+    except EpisodeError as error:
+        return error
+
+
+def first_layout(source: Source, refs: Sequence[EpisodeRef], strict: bool) -> Layout:
+    """The layout that every episode must have: that of the first usable one of the source.
+
+    Found before the tasks begin, so that it does not depend on which of them is the fastest. Empty
+    if no episode can be used.
+
+    Raises:
+        EpisodeError: An episode before it breaks a rule and the recipe is strict.
+    """
+    for ref in refs:
+        result = load(source, ref)
+        if isinstance(result, Episode):
+            return _layout(_arrays(result))
+        if strict:
+            raise result
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameShardMaker:
+    """Loads the episodes of a shard; a picklable, pure function of the task.
+
+    Attributes:
+        source: Where they come from.
+        layout: What every episode must have, see :func:`first_layout`.
+        strict: Whether a bad episode stops the run.
+    """
+
+    source: Source
+    layout: Layout
+    strict: bool
+
+    def __call__(self, task: PlannedShard, shard: ShardFile) -> Extra:
+        """Add the usable episodes; hand over figures, and what was left out and why.
+
+        Raises:
+            EpisodeError: An episode breaks a rule and the recipe is strict.
+        """
+        figures = EpisodeFigures(task.name)
+        excluded: dict[str, str] = {}
+        measured: dict[str, dict[str, Any]] = {}
+        metadata: dict[str, list[float]] = {}
+        largest_action = -1
+        for ref in task.refs:
+            result = load(self.source, ref)
+            if isinstance(result, Episode):
+                arrays = _arrays(result)
+                result = self._mismatch(ref.key, _layout(arrays)) or result
+            if isinstance(result, EpisodeError):
+                if self.strict:
+                    raise result
+                excluded[ref.key] = str(result)
+                continue
+            shard.add(ref.key, arrays, {"task": result.task, **result.metadata})
+            if result.is_discrete:
+                largest_action = max(largest_action, int(result.action.max()))
+            measured[ref.key] = dict(result.measured)
+            if task.split == "train":
+                figures.add(result)
+                for name, value in result.metadata.items():
+                    if isinstance(value, bool | float):
+                        metadata.setdefault(name, []).append(float(value))
+        values = {
+            "excluded": excluded,
+            "measured": measured,
+            "metadata": metadata,
+            "largest_action": largest_action,
+        }
+        return Extra(values=values, arrays=figures.to_arrays())
+
+    def _mismatch(self, key: str, layout: Layout) -> EpisodeError | None:
+        if layout == self.layout:
+            return None
+        differing = dict.fromkeys(sorted(name for name, _ in layout.items() ^ self.layout.items()))
+        return EpisodeError(
+            f"episode {key}: {', '.join(differing)} differs in shape or type from the first "
+            f"usable episode: {layout}, not {self.layout}"
+        )
+
+
+class DatasetMerger:
+    """Gathers the records of all shards, in plan order, and makes the manifest of them.
+
+    Attributes:
+        measured: Key → what the quality checks measured on the recording.
+    """
+
+    def __init__(
+        self, recipe: Recipe, description: SourceDescription, plan: Plan, layout: Layout
+    ) -> None:
         self.recipe = recipe
         self.description = description
-        self.excluded: list[Excluded] = []
-        self.shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-        self.figures: dict[str, ContinuousStatistics | DiscreteStatistics] = {}
-        self.mean_frames: dict[str, MeanFrame] = {}
-        self.metadata: dict[str, list[float]] = {}
-        self.largest_action = -1
+        self.plan = plan
+        self.layout = layout
+        self.measured: dict[str, dict[str, Any]] = {}
+        self._shards: list[ShardInfo] = []
+        self._episodes: list[EpisodeInfo] = []
+        self._reasons: dict[str, str] = {}
+        self._figures = EpisodeFigures()
+        self._metadata: dict[str, list[float]] = {}
+        self._largest_action = -1
 
-    def add(
-        self,
-        result: Episode | EpisodeError,
-        key: str,
-        split: str,
-        writers: Mapping[str, ShardWriter],
-    ) -> str:
-        """Write one episode, or note why not; returns what happened, in words."""
-        if not isinstance(result, EpisodeError):
-            arrays = _arrays(result)
-            try:
-                self._check_shapes(key, arrays)
-            except EpisodeError as error:
-                result = error
-        if isinstance(result, EpisodeError):
-            if self.recipe.quality.strict:
-                raise result
-            self.excluded.append(Excluded(key=key, reason=str(result)))
-            logger.warning("left out: %s", result)
-            return f"{key} left out"
-        writers[split].add(key, arrays, {"task": result.task, **result.metadata})
-        if result.is_discrete:
-            self.largest_action = max(self.largest_action, int(result.action.max()))
-        if split == "train":
-            self._add_figures(result)
-        return f"{key}: {result.num_steps} steps → {split}"
+    def add(self, record: Record) -> None:
+        """Add the next shard of the plan."""
+        if record.shard is not None:
+            self._shards.append(record.shard)
+        self._episodes += record.episodes
+        for reason in record.values["excluded"].values():
+            logger.warning("left out: %s", reason)
+        self._reasons |= record.values["excluded"]
+        self.measured |= record.values["measured"]
+        self._figures.merge(record.arrays)
+        for name, values in record.values["metadata"].items():
+            self._metadata.setdefault(name, []).extend(values)
+        self._largest_action = max(self._largest_action, record.values["largest_action"])
 
-    def finish(
-        self,
-        out_dir: Path,
-        writers: Mapping[str, ShardWriter],
-        split_of: Mapping[str, str],
-        provenance: dict[str, Any],
-    ) -> Manifest:
-        """Close the shards and make the manifest."""
-        shards, episodes = [], []
-        for writer in writers.values():
-            new_shards, new_episodes = writer.finish()
-            shards += new_shards
-            episodes += new_episodes
-        reasons = "; ".join(item.reason for item in self.excluded[:3])
-        for split in dict.fromkeys(split_of.values()):
-            if not any(episode.split == split for episode in episodes):
+    def finish(self, folder: Folder, provenance: dict[str, Any]) -> Manifest:
+        """Write the mean pictures and make the manifest.
+
+        Raises:
+            SourceError: A split has lost all its episodes.
+        """
+        excluded = [
+            Excluded(key=ref.key, reason=self._reasons[ref.key])
+            for ref in self.plan.refs
+            if ref.key in self._reasons
+        ]
+        left = {episode.split for episode in self._episodes}
+        for split in dict.fromkeys(self.plan.split_of.values()):
+            if split not in left:
+                reasons = "; ".join(item.reason for item in excluded[:3])
                 raise SourceError(
-                    f"{self.recipe.name}: no episode is left for split {split}, "
-                    f"{len(self.excluded)} of {len(split_of)} were left out: {reasons}. "
-                    "Mend them, or choose the good ones with source.episodes or another splits.seed"
+                    f"{self.recipe.name}: no episode is left for split {split}, {len(excluded)} "
+                    f"of {len(self.plan.refs)} were left out: {reasons}. Mend them, or choose the "
+                    "good ones with source.episodes or another splits.seed"
                 )
-        statistics = {name: figures.result() for name, figures in self.figures.items()}
-        for camera, mean_frame in self.mean_frames.items():
+        figures = self._figures
+        statistics = {name: figures.numbers[name].result() for name in sorted(figures.numbers)}
+        for camera, mean_frame in figures.mean_frames.items():
             statistics[f"frames.{camera}"] = {
                 "count": mean_frame.count,
-                "mean_frame": _write_mean_frame(out_dir, camera, mean_frame.result()),
+                "mean_frame": _write_mean_frame(folder, camera, mean_frame.result()),
             }
-        means = {name: float(np.mean(values)) for name, values in self.metadata.items()}
+        means = {name: float(np.mean(values)) for name, values in self._metadata.items()}
         return Manifest(
             kind="frames",
             name=self.recipe.name,
             control_rate=self.recipe.control_rate,
-            features={name: self._feature(name) for name in self.shapes},
+            features={name: self._feature(name) for name in self.layout},
             statistics=statistics,
-            shards=shards,
-            episodes=episodes,
-            excluded=self.excluded,
+            shards=self._shards,
+            episodes=self._episodes,
+            excluded=excluded,
             provenance=provenance,
             extra={"train_metadata_mean": means},
         )
 
-    def _check_shapes(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        shapes = {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
-        if not self.shapes:
-            self.shapes = shapes
-        if shapes != self.shapes:
-            differing = sorted(name for name, _ in shapes.items() ^ self.shapes.items())
-            raise EpisodeError(
-                f"episode {key}: {', '.join(dict.fromkeys(differing))} differs in shape or type "
-                f"from the episodes before: {shapes}, not {self.shapes}"
-            )
-
-    def _add_figures(self, episode: Episode) -> None:
-        values: dict[str, NDArray[Any]] = {"action": episode.action[:-1]}
-        if episode.state is not None:
-            values["state"] = episode.state
-        if episode.reward is not None:
-            values["reward"] = episode.reward[:-1, None]
-        for name, rows in values.items():
-            discrete = np.issubdtype(rows.dtype, np.integer)
-            kind = DiscreteStatistics if discrete else ContinuousStatistics
-            self.figures.setdefault(name, kind()).add(rows)
-        for camera, frames in episode.frames.items():
-            self.mean_frames.setdefault(camera, MeanFrame()).add(frames)
-        for name, value in episode.metadata.items():
-            if isinstance(value, bool | float):
-                self.metadata.setdefault(name, []).append(float(value))
-
     def _feature(self, name: str) -> Feature:
-        shape, dtype = self.shapes[name]
+        shape, dtype = self.layout[name]
         about = self.description
         if name.startswith("frames."):
             return Feature(kind="frames", shape=shape, dtype=dtype)
@@ -140,7 +202,7 @@ class DatasetBuilder:
             units = about.state_units
             return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
         if name == "action" and dtype == "int64":
-            num_values = max(about.num_actions or 0, self.largest_action + 1)
+            num_values = max(about.num_actions or 0, self._largest_action + 1)
             return Feature(kind="discrete", shape=shape, dtype=dtype, num_values=num_values)
         if name == "action":
             names = about.action_names if len(about.action_names) == shape[0] else ()
@@ -149,6 +211,10 @@ class DatasetBuilder:
         if name == "reward":
             return Feature(kind="continuous", shape=shape, dtype=dtype)
         return Feature(kind="flag", shape=shape, dtype=dtype)
+
+
+def _layout(arrays: Mapping[str, NDArray[Any]]) -> Layout:
+    return {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
 
 
 def _arrays(episode: Episode) -> dict[str, NDArray[Any]]:
@@ -165,10 +231,9 @@ def _arrays(episode: Episode) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _write_mean_frame(out_dir: Path, camera: str, mean: NDArray[np.float32]) -> dict[str, str]:
+def _write_mean_frame(folder: Folder, camera: str, mean: NDArray[np.float32]) -> dict[str, str]:
     buffer = io.BytesIO()
     np.save(buffer, mean, allow_pickle=False)
     name = f"mean_frame.{camera}.npy"
-    with open_atomically(out_dir / name) as file:
-        file.write(buffer.getvalue())
+    write_bytes(folder, name, buffer.getvalue())
     return {"file": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}

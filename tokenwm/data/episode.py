@@ -47,6 +47,8 @@ class Episode:
         control_rate: Steps per second, Hz.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, JSON scalars only.
+        measured: What was measured on the recording at the source's rate, JSON values, see
+            :func:`tokenwm.data.measures.measure_recording`; for the report, not kept in shards.
     """
 
     key: str
@@ -59,6 +61,7 @@ class Episode:
     control_rate: float
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
@@ -118,6 +121,21 @@ class Episode:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorruptSample:
+    """An episode whose stored bytes are damaged.
+
+    Attributes:
+        root: Dataset it lies in.
+        key: Its name.
+        reason: Shard, key and what is wrong, for people.
+    """
+
+    root: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment:
     """A window of ``T`` consecutive steps of one episode.
 
@@ -125,8 +143,12 @@ class Segment:
         key: Episode the window was cut from.
         start: Step of the episode at which it starts.
         arrays: Field name (see :class:`tokenwm.data.loader.Batch`) → array with leading axis ``T``.
+        source: Name of what it was drawn from, in a mixture of datasets.
+        skipped: Corrupt samples that it stands in for.
     """
 
     key: str
     start: int
     arrays: Mapping[str, NDArray[Any]]
+    source: str = ""
+    skipped: tuple[CorruptSample, ...] = ()

@@ -1,12 +1,7 @@
-"""Windows of episodes as batches, in an order that depends on (seed, position) and nothing else.
+"""Windows of episodes, and batches of them; :mod:`tokenwm.data.order` says in which order."""
 
-There is no state to save: the windows of training step ``s`` are a pure function of the seed and
-``s``, so a stopped run goes on exactly where it was by starting its sampler at that step.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from tokenwm.data.episode import Segment
-from tokenwm.data.manifest import Manifest
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.episode import CorruptSample, Segment
+from tokenwm.data.manifest import EpisodeInfo, Manifest
+from tokenwm.data.shards import ShardReader, stack_cameras
 from tokenwm.errors import ShardError
 
 BATCH_FIELDS = (
@@ -57,6 +52,8 @@ class Batch:
         frame_tokens: ``(B, T, K)`` int64.
         state_tokens: ``(B, T, P)`` int64.
         action_tokens: ``(B, T, A)`` int64.
+        sources: ``B`` names of what a window was drawn from, in a mixture of datasets.
+        skipped: Corrupt samples that windows of this batch stand in for.
     """
 
     keys: tuple[str, ...]
@@ -72,6 +69,8 @@ class Batch:
     frame_tokens: Tensor | None = None
     state_tokens: Tensor | None = None
     action_tokens: Tensor | None = None
+    sources: tuple[str, ...] = ()
+    skipped: tuple[CorruptSample, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch with every tensor on ``device``; dtypes stay as they are."""
@@ -98,10 +97,11 @@ class WindowDataset(Dataset[Segment]):
     that is padded. Windows are numbered by episode in the order of the manifest, then by start.
 
     Args:
-        folder: Dataset folder.
+        source: Dataset folder, or a reader of one.
         split: ``train``, ``val`` or ``test``.
         num_steps: ``T``, steps per window, at least 1.
         fields: Names out of ``BATCH_FIELDS``; None for all that the dataset has.
+        keys: Episodes of the split to take; None for all.
 
     Raises:
         ShardError: The dataset is missing or damaged, the split is empty, a field is not there, or
@@ -110,32 +110,42 @@ class WindowDataset(Dataset[Segment]):
 
     def __init__(
         self,
-        folder: Path | str,
+        source: Path | str | ShardReader,
         split: str,
         num_steps: int,
         fields: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None,
     ) -> None:
         if num_steps < 1:
             raise ShardError(f"num_steps is {num_steps}; a window has at least 1 step")
-        self.reader = ShardReader(folder)
+        self.reader = source if isinstance(source, ShardReader) else ShardReader(source)
         self.split = split
         self.num_steps = num_steps
-        self._keys = self.reader.keys(split)
+        self._keys = self.reader.keys(split) if keys is None else list(keys)
         if not self._keys:
             counts = {name: self.manifest.num_episodes(name) for name in ("train", "val", "test")}
             raise ShardError(
-                f"{folder} has no episodes in split {split!r} (episodes: {counts}); "
+                f"{self.reader.root} has no episodes in split {split!r} (episodes: {counts}); "
                 "prepare it with another `splits` in the recipe"
             )
         self.fields = _resolve_fields(self.reader, fields)
+        self._cameras = [f"frames.{camera}" for camera in self.manifest.cameras]
+        self._stored_fields = [name for name in self.fields if name != "frames"]
+        if "frames" in self.fields:
+            self._stored_fields += self._cameras
         lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
-        windows = np.maximum(lengths - num_steps + 1, 1)
-        self._ends = np.cumsum(windows)  # one past the last window of each episode
+        self.windows_per_episode = np.maximum(lengths - num_steps + 1, 1)
+        self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the dataset."""
         return self.reader.manifest
+
+    @property
+    def episodes(self) -> list[EpisodeInfo]:
+        """The episodes, in the order in which windows are numbered."""
+        return [self.reader.episode(key) for key in self._keys]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -156,12 +166,13 @@ class WindowDataset(Dataset[Segment]):
         key, start = self.locate(index)
         length = self.reader.episode(key).num_steps
         stop = min(start + self.num_steps, length)
+        stored = self.reader.arrays(key, self._stored_fields, start, stop)
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.fields:
             if name == "frames":
-                arrays[name] = self._pad(self.reader.frames(key, start, stop))
+                arrays[name] = self._pad(stack_cameras([stored[c] for c in self._cameras]))
             else:
-                arrays[name] = self._pad(self.reader.arrays(key, [name], start, stop)[name])
+                arrays[name] = self._pad(stored[name])
         steps = np.arange(start, start + self.num_steps)
         arrays["step_valid"] = steps < length
         arrays["action_valid"] = steps < length - 1
@@ -183,12 +194,10 @@ def _resolve_fields(reader: ShardReader, names: Sequence[str] | None) -> tuple[s
     )
     for name in names or ():
         if name not in available:
-            raise ShardError(
-                f"{reader.folder} has no field {name!r}; it has {', '.join(available)}"
-            )
+            raise ShardError(f"{reader.root} has no field {name!r}; it has {', '.join(available)}")
     if len({features[name].shape for name in cameras}) > 1:
         shapes = {name: features[name].shape for name in cameras}
-        raise ShardError(f"{reader.folder}: cameras differ in size, {shapes}; use one image_size")
+        raise ShardError(f"{reader.root}: cameras differ in size, {shapes}; use one image_size")
     return available if names is None else tuple(names)
 
 
@@ -203,103 +212,7 @@ def collate(segments: Sequence[Segment]) -> Batch:
     return Batch(
         keys=tuple(segment.key for segment in segments),
         start=torch.tensor([segment.start for segment in segments], dtype=torch.int64),
+        sources=tuple(segment.source for segment in segments),
+        skipped=tuple(sample for segment in segments for sample in segment.skipped),
         **tensors,
     )
-
-
-@lru_cache(maxsize=2)  # a batch at the border of two epochs needs both
-def _permutation(epoch: int, seed: int, num_windows: int) -> NDArray[np.int64]:
-    # Sorting raw Philox words, not Generator.permutation: NumPy promises the same raw words in all
-    # versions, but not the same shuffles, and a run may be resumed after an upgrade.
-    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_windows)
-    return np.argsort(np.asarray(words), kind="stable")
-
-
-def window_at(position: int, seed: int, num_windows: int) -> int:
-    """The window at a place of the endless shuffled sequence of windows.
-
-    Args:
-        position: Place in the sequence, at least 0; epoch ``position // num_windows``.
-        seed: In ``[0, 2**64)``; another seed gives another order.
-        num_windows: Windows in the dataset, at least 1.
-
-    Returns:
-        Number of a window in ``[0, num_windows)``; each occurs once per epoch.
-    """
-    epoch, place = divmod(position, num_windows)
-    return int(_permutation(epoch, seed, num_windows)[place])
-
-
-class GlobalOrderSampler(Sampler[list[int]]):
-    """Endless batches of window numbers; all ranks together walk one global sequence.
-
-    Step ``s`` takes places ``[s * batch_size * world_size, (s + 1) * batch_size * world_size)`` and
-    rank ``r`` the ``r``-th run of ``batch_size`` of them. So the same global batch is seen whatever
-    the number of ranks, as long as ``batch_size * world_size`` stays the same.
-
-    Args:
-        num_windows: Windows in the dataset.
-        batch_size: Windows per step on this rank.
-        seed: Seed of the order, in ``[0, 2**64)``.
-        start_step: First step to yield, 0 for a fresh run; or a function that says so, asked at
-            each new iteration.
-        rank: Number of this process, in ``[0, world_size)``.
-        world_size: Number of processes.
-
-    Raises:
-        ShardError: An argument is out of range.
-    """
-
-    def __init__(
-        self,
-        num_windows: int,
-        batch_size: int,
-        seed: int,
-        start_step: int | Callable[[], int] = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if num_windows < 1 or batch_size < 1:
-            raise ShardError(
-                f"num_windows {num_windows} and batch_size {batch_size} must be at least 1"
-            )
-        if not 0 <= rank < world_size:
-            raise ShardError(f"rank {rank} is outside [0, world_size {world_size})")
-        if not 0 <= seed < 2**64:
-            raise ShardError(f"seed {seed} is outside [0, 2**64)")
-        self.num_windows = num_windows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.start_step() if callable(self.start_step) else self.start_step
-        while True:
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield [
-                window_at(position, self.seed, self.num_windows)
-                for position in range(first, first + self.batch_size)
-            ]
-            step += 1
-
-
-def evenly_spaced(num_windows: int, count: int, rank: int = 0, world_size: int = 1) -> list[int]:
-    """A fixed choice of windows for validation, spread over the whole split.
-
-    Args:
-        num_windows: Windows in the split.
-        count: Windows wanted, all ranks together; fewer if the split has fewer.
-        rank: Number of this process.
-        world_size: Number of processes. Every rank gets equally many windows, since uneven ranks
-            would wait for each other forever; a few may be given twice to get there.
-
-    Returns:
-        Ascending window numbers of this rank.
-    """
-    count = min(count, num_windows)
-    count = -(-count // world_size) * world_size
-    # The middles of `count` equal stretches: neither end of the split is favoured.
-    chosen = [(2 * i + 1) * num_windows // (2 * count) for i in range(count)]
-    return chosen[rank::world_size]

@@ -1,10 +1,12 @@
 """The manifest: what a dataset folder holds.
 
 A folder is a dataset if and only if it has a ``manifest.json``, and that is written last. Reading
-is strict: an unknown key, a wrong type or another schema version is an error, never a guess. See
+is strict: an unknown key, a wrong type or another schema version is an error, never a guess. Its
+last line is the SHA-256 of all the bytes before it, so a damaged manifest is never read either. See
 :mod:`tokenwm.data.shards` for the tar files themselves.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -13,13 +15,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tokenwm.data.atomic import open_atomically
 from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
 from tokenwm.data.strict import build
 from tokenwm.errors import ShardError, TokenwmError
 
-SCHEMA_VERSION = 1
-"""Version of the manifest and of the shards; see CHANGELOG.md for what changed with each."""
+SCHEMA_VERSION = 2
+"""Version of the manifest and of the shards; see CHANGELOG.md for what changed with each.
+
+Version 1, which had no checksum of the manifest and none per episode, is still read.
+"""
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "val", "test")
@@ -27,6 +32,8 @@ ALLOWED_DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32")
 FIELD_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 """Names of fields: ``action``, or ``frames.<camera>`` with one dot."""
 SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
+DIGEST_KEY = ',\n"sha256": "'
+"""What stands before the digest at the end of the manifest's text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,8 @@ class EpisodeInfo:
         num_steps: ``T``, steps in the episode.
         offsets: Field → byte offset in the tar at which the data of its npy member starts.
         metadata_offset: The same for the JSON member.
+        crc32: CRC-32 of the episode's bytes in the tar, from the header of its JSON member to the
+            end of its last member's padding; None in datasets of schema version 1.
     """
 
     key: str
@@ -90,6 +99,7 @@ class EpisodeInfo:
     num_steps: int
     offsets: dict[str, int]
     metadata_offset: int
+    crc32: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,40 +160,49 @@ class Manifest:
     def save(self, folder: Path | str) -> None:
         """Write ``manifest.json`` atomically; do so last, it is what makes the folder a dataset.
 
+        Args:
+            folder: Path or URL.
+
         Raises:
             ShardError: A value is inconsistent or not JSON, or the file cannot be written.
         """
-        path = Path(folder) / MANIFEST_NAME
+        where = join(folder, MANIFEST_NAME)
         try:
-            text = _dump(asdict(self))
+            content = dump_manifest({**asdict(self), "schema_version": SCHEMA_VERSION})
         except (TypeError, ValueError) as error:
-            raise ShardError(f"{path}: not a value that JSON can hold: {error}") from error
-        _parse(text, path)
-        with open_atomically(path) as file:
-            file.write(text.encode())
+            raise ShardError(f"{where}: not a value that JSON can hold: {error}") from error
+        parse_manifest(content, where)
+        write_bytes(open_folder(folder), MANIFEST_NAME, content)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
         """Read and check ``manifest.json``.
 
+        Args:
+            folder: Path or URL.
+
         Raises:
             ShardError: It is missing, damaged, inconsistent, or of another schema version.
         """
-        path = Path(folder) / MANIFEST_NAME
+        where = join(folder, MANIFEST_NAME)
         try:
-            text = path.read_text(encoding="utf-8")
+            content = read_bytes(open_folder(folder), MANIFEST_NAME)
         except FileNotFoundError:
             raise ShardError(
                 f"{folder} holds no {MANIFEST_NAME}, so it is not a finished dataset; "
                 f"run `tokenwm prepare RECIPE --out {folder}` first"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ShardError(f"{path} cannot be read: {error}") from error
-        return _parse(text, path)
+        except OSError as error:
+            raise ShardError(f"{where} cannot be read: {error}") from error
+        return parse_manifest(content, where)
 
 
-def _dump(values: dict[str, Any]) -> str:
-    """JSON with one line per entry of the lists, so that a diff of two manifests is readable."""
+def dump_manifest(values: dict[str, Any]) -> bytes:
+    """Plain values of a manifest as the bytes of its file.
+
+    JSON with one line per entry of the lists, so that a diff of two manifests is readable; the last
+    line is the digest of what is before it.
+    """
 
     def compact(value: Any) -> str:
         return json.dumps(value, allow_nan=False, default=_plain)
@@ -198,7 +217,8 @@ def _dump(values: dict[str, Any]) -> str:
         else:
             text = compact(value)
         lines.append(f"{compact(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    text = "{\n" + ",\n".join(lines)
+    return f'{text}{DIGEST_KEY}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
 
 
 def _plain(value: Any) -> Any:
@@ -207,23 +227,39 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} {value!r}")
 
 
-def _parse(text: str, path: Path) -> Manifest:
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Check the bytes of a ``manifest.json``; ``where`` names it in messages.
+
+    Raises:
+        ShardError: It is damaged, inconsistent, or of another schema version.
+    """
     try:
+        text = content.decode()
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ShardError(f"{path} is not JSON: {error}; make the dataset again") from error
+        raise ShardError(f"{where} is not JSON: {error}; make the dataset again") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
         raise ShardError(
-            f"{path}: schema_version is {version!r}, this tokenwm reads {SCHEMA_VERSION} only; "
-            "make the dataset again with `tokenwm prepare`, or use the tokenwm that wrote it"
+            f"{where}: schema_version is {version!r}, this tokenwm reads 1 to {SCHEMA_VERSION} "
+            "only; make the dataset again with `tokenwm prepare`, or use the tokenwm that wrote it"
         )
+    if version == SCHEMA_VERSION:
+        body, _, digest = text.rpartition(DIGEST_KEY)
+        if digest != hashlib.sha256(body.encode()).hexdigest() + '"\n}\n':
+            raise ShardError(
+                f"{where} is damaged or was changed after it was written: the SHA-256 at its end "
+                "is not that of its content; copy it again or make the dataset again"
+            )
+        del values["sha256"]
     try:
+        if version == 1:
+            values["episodes"] = [{**episode, "crc32": None} for episode in values["episodes"]]
         # A program wrote it, so a key with a default may not be missing either.
         manifest: Manifest = build(Manifest, values, allow_defaults=False)
-    except TokenwmError as error:
-        raise ShardError(f"{path}: {error}; make the dataset again") from error
-    _check_consistency(manifest, str(path))
+    except (TokenwmError, KeyError, TypeError) as error:
+        raise ShardError(f"{where}: {error}; make the dataset again") from error
+    _check_consistency(manifest, where)
     return manifest
 
 

@@ -1,140 +1,126 @@
-"""Recipe → a folder of frame shards.
+"""Recipe → a folder of frame shards, by tasks that any engine runs; see ``shard_tasks.py``.
 
-Episodes are loaded by any number of processes and written in the order of the source, so the result
-is the same to the byte whatever their number. The manifest is written last: a run that is stopped
-or that fails leaves no dataset, and the next one starts from clean ground. A finished dataset of
-the same recipe and source is kept as it is, so running again is cheap.
+The same recipe and source give the same bytes whatever the number of workers, their order or the
+engine. The manifest is written last. A run that is stopped leaves its finished shards, and the next
+one of the same recipe and source continues from there; a finished dataset is kept as it is.
 """
 
 import contextlib
 import json
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import tokenwm
-from tokenwm.data.dataset_builder import DatasetBuilder
-from tokenwm.data.episode import Episode
-from tokenwm.data.manifest import MANIFEST_NAME, SPLITS, Manifest
-from tokenwm.data.recipe import Recipe, split_keys
-from tokenwm.data.shard_writer import ShardWriter, remove_own_files
-from tokenwm.data.sources import EpisodeRef, Source
-from tokenwm.errors import EpisodeError, ShardError, SourceError
-
-Progress = Callable[[int, int, str], None]
-"""Called with (episodes done, episodes in all, what happened)."""
-
-EPISODES_AHEAD = 2
-"""Episodes per process that may wait to be written; bounds the memory."""
+from tokenwm.data import quality_report, shard_tasks
+from tokenwm.data.dataset_builder import DatasetMerger, FrameShardMaker, Layout, first_layout
+from tokenwm.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from tokenwm.data.plan import PlannedShard, make_plan
+from tokenwm.data.recipe import Recipe
+from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
+from tokenwm.data.sources import Source
+from tokenwm.data.storage import Folder, open_folder
+from tokenwm.errors import ShardError, SourceError
 
 
 def prepare(
     recipe: Recipe,
     out_dir: Path | str,
     num_workers: int = 0,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     overwrite: bool = False,
+    engine: str = "local",
 ) -> Manifest:
-    """Make a dataset.
+    """Make a dataset, or continue where an earlier run stopped.
 
     Args:
         recipe: What to make.
-        out_dir: Folder of the dataset; made if missing.
-        num_workers: Processes that load episodes; 0 loads in this one. Processes are spawned, so a
-            script that calls this with more than 0 needs ``if __name__ == "__main__":``.
-        progress: Called after each episode.
+        out_dir: Folder of the dataset, a path or an fsspec URL; made if missing.
+        num_workers: Tasks that run at once. The local engine runs fewer than 2 in this process and
+            spawns processes for more, so a script that calls this needs
+            ``if __name__ == "__main__":``.
+        progress: Called after each shard.
         overwrite: Replace a finished dataset of another recipe or source.
+        engine: One of :data:`~tokenwm.data.engines.ENGINES`.
 
     Returns:
         The manifest, as written. Episodes that break a quality rule are in ``excluded``.
 
     Raises:
-        SourceError: The source is missing or none of its episodes can be used.
+        SourceError: The source is missing, has changed, or none of its episodes can be used.
         RecipeError: The recipe does not fit the source.
         EpisodeError: An episode breaks a rule and the recipe is strict.
         ShardError: The folder holds another dataset, or writing failed.
+        EngineError: The engine is not installed, or lost a worker.
     """
-    out_dir = Path(out_dir)
+    folder = open_folder(out_dir)
     source = recipe.open_source()
-    refs = list(source.episodes())
-    split_of = split_keys([ref.key for ref in refs], recipe.splits)
-    if recipe.all_phases:
-        refs = _with_phases(refs, split_of, source.num_phases)
-    provenance = {
+    plan = make_plan(recipe, source)
+    provenance = _provenance(recipe, source)
+    finished = _finished(folder, out_dir, provenance, overwrite)
+    if finished is not None:
+        shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
+        return finished
+    folder.remove(MANIFEST_NAME)
+    parts = {**provenance, "schema_version": SCHEMA_VERSION, "shards": plan.to_json()}
+    notes = shard_tasks.begin(folder, parts)
+    strict = recipe.quality.strict
+    layout = _from_notes(notes) or first_layout(source, plan.refs, strict)
+    shard_tasks.note(folder, parts, {"layout": layout})
+    job = ShardJob[PlannedShard](
+        folder=folder,
+        plan=shard_tasks.digest_of(parts),
+        make=FrameShardMaker(source=source, layout=layout, strict=strict),
+    )
+    merger = DatasetMerger(recipe, source.describe(), plan, layout)
+    records = run_shard_tasks(
+        job, plan.shards, engine=engine, num_workers=num_workers, progress=progress
+    )
+    bad: list[str] = []
+    for task, record in zip(plan.shards, records, strict=True):
+        merger.add(record)
+        if record.values["excluded"]:
+            bad.append(task.name)
+    _check_unchanged(recipe, provenance)
+    try:
+        manifest = merger.finish(folder, provenance)
+    except SourceError:
+        # When the episodes are mended, what this run thought of them must not be kept.
+        for name in bad:
+            folder.remove(shard_tasks.record_name(name))
+        raise
+    quality_report.write(out_dir, manifest, merger.measured)
+    manifest.save(out_dir)
+    shard_tasks.end(folder)
+    return manifest
+
+
+def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """Where the data comes from and how it is made, as the JSON values that a manifest holds."""
+    values = {
         **source.provenance(),
         "licence": recipe.licence,
         "tool": f"tokenwm {tokenwm.__version__}",
         "recipe": recipe.to_dict(),
     }
-    finished = _finished(out_dir, provenance, overwrite)
-    if finished is not None:
-        if progress is not None:
-            progress(len(refs), len(refs), "already prepared")
-        return finished
-    remove_own_files(out_dir)
-    dataset = DatasetBuilder(recipe, source.describe())
-    try:
-        with contextlib.ExitStack() as stack:
-            writers = {name: stack.enter_context(ShardWriter(out_dir, name)) for name in SPLITS}
-            results = stack.enter_context(
-                contextlib.closing(_load_all(source, refs, min(num_workers, len(refs))))
-            )
-            for done, (ref, result) in enumerate(zip(refs, results, strict=True), start=1):
-                message = dataset.add(result, ref.key, split_of[ref.key], writers)
-                if progress is not None:
-                    progress(done, len(refs), message)
-            manifest = dataset.finish(out_dir, writers, split_of, provenance)
-            manifest.save(out_dir)
-    except BaseException:
-        # The writers have removed their shards; what else was made goes too.
-        remove_own_files(out_dir)
-        raise
-    return manifest
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
-def _with_phases(
-    refs: Sequence[EpisodeRef], split_of: dict[str, str], num_phases: int
-) -> list[EpisodeRef]:
-    """Add the other phases of training episodes, each behind its own, also to ``split_of``."""
-    every = []
-    for ref in refs:
-        every.append(ref)
-        if split_of[ref.key] == "train":
-            others = [
-                replace(ref, key=f"{ref.key}_phase{phase}", phase=phase)
-                for phase in range(1, num_phases)
-            ]
-            split_of.update({other.key: "train" for other in others})
-            every += others
-    return every
-
-
-def _finished(out_dir: Path, provenance: dict[str, Any], overwrite: bool) -> Manifest | None:
+def _finished(
+    folder: Folder, out_dir: Path | str, provenance: dict[str, Any], overwrite: bool
+) -> Manifest | None:
     """The manifest of a dataset that is there already and is what is asked for."""
-    if not (out_dir / MANIFEST_NAME).exists():
+    if folder.size(MANIFEST_NAME) is None:
         return None
     differing = ["the manifest, which is damaged"]
     with contextlib.suppress(ShardError):
         manifest = Manifest.load(out_dir)
-        wanted = json.loads(json.dumps(provenance))
         differing = sorted(
             key
-            for key in wanted.keys() | manifest.provenance.keys()
-            if wanted.get(key) != manifest.provenance.get(key) and key != "tool"
+            for key in provenance.keys() | manifest.provenance.keys()
+            if provenance.get(key) != manifest.provenance.get(key) and key != "tool"
         )
-        complete = all(
-            (out_dir / shard.path).is_file()
-            and (out_dir / shard.path).stat().st_size == shard.num_bytes
-            for shard in manifest.shards
-        )
-        if not complete:
+        if any(folder.size(shard.path) != shard.num_bytes for shard in manifest.shards):
             differing.append("the shards, which are not all there")
         if not differing:
             return manifest
@@ -146,56 +132,17 @@ def _finished(out_dir: Path, provenance: dict[str, Any], overwrite: bool) -> Man
     return None
 
 
-def _load_all(
-    source: Source, refs: Sequence[EpisodeRef], num_workers: int
-) -> Generator[Episode | EpisodeError, None, None]:
-    """Load episodes in order, a few ahead of the one being written."""
-    if num_workers < 2:
-        for ref in refs:
-            yield _load(source, ref)
-        return
-    pool = ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(source,),
-    )
-    waiting: deque[Future[Episode | EpisodeError]] = deque()
-    remaining = iter(refs)
-    try:
-        for ref in islice(remaining, EPISODES_AHEAD * num_workers):
-            waiting.append(pool.submit(_load_in_worker, ref))
-        while waiting:
-            result = waiting.popleft().result()
-            for ref in islice(remaining, 1):
-                waiting.append(pool.submit(_load_in_worker, ref))
-            yield result
-    except BrokenProcessPool as error:
+def _from_notes(notes: dict[str, Any]) -> Layout:
+    layout = notes.get("layout", {})
+    return {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
+
+
+def _check_unchanged(recipe: Recipe, provenance: dict[str, Any]) -> None:
+    """Check that the source is still what it was when the plan was made."""
+    now = _provenance(recipe, recipe.open_source())
+    changed = sorted(key for key in provenance if now.get(key) != provenance[key])
+    if changed:
         raise SourceError(
-            "a process that loads episodes died, most likely for lack of memory; "
-            "run again with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _load(source: Source, ref: EpisodeRef) -> Episode | EpisodeError:
-    try:
-        return source.load(ref)
-    except EpisodeError as error:
-        return error
-
-
-_worker_source: Source | None = None
-
-
-def _start_worker(source: Source) -> None:
-    """Keep the source in this worker process, and leave Ctrl-C to the parent."""
-    global _worker_source
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker_source = source
-
-
-def _load_in_worker(ref: EpisodeRef) -> Episode | EpisodeError:
-    assert _worker_source is not None
-    return _load(_worker_source, ref)
+            f"{recipe.name}: the source changed while it was read ({', '.join(changed)}); "
+            "run the same command again when nothing writes to it any more"
+        )

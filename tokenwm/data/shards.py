@@ -2,7 +2,7 @@
 
 One sample per episode: ``{key}.json`` and ``{key}.{field}.npy`` for every field. Keys have no dot,
 so webdataset's split at the first dot gives key and field. The tar is not compressed and the
-manifest records where each member starts, so a window of a few steps is a slice of a memory map.
+manifest records where each member starts, so a window of a few steps is a few reads of its bytes.
 
 Nothing read here can run code: members are npy (never with pickle) and JSON only. The same input
 gives the same bytes, because headers hold no time, owner or random name.
@@ -16,13 +16,11 @@ gives the same bytes, because headers hold no time, owner or random name.
     ShardReader(folder).arrays(key, ["action"], start=3, stop=15)
 """
 
-import hashlib
-import io
+import errno
 import json
-import math
-import mmap
 import tarfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +28,84 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
-from tokenwm.data.manifest import MANIFEST_NAME, EpisodeInfo, Feature, Manifest, ShardInfo
-from tokenwm.errors import ShardError
+from tokenwm.data.manifest import EpisodeInfo, Manifest, ShardInfo
+from tokenwm.data.shard_files import (
+    CachedFiles,
+    LocalFiles,
+    Range,
+    RemoteFiles,
+    ShardFiles,
+    is_url,
+)
+from tokenwm.data.shard_members import (
+    MAX_NPY_HEADER,
+    bytes_per_step,
+    impossible_values,
+    member_size,
+    npy_header_size,
+)
+from tokenwm.data.storage import join, open_folder
+from tokenwm.data.verify import find_problems
+from tokenwm.errors import CorruptSampleError, ShardError
 
-ALLOWED_SUFFIXES = ("npy", "json")
-MAX_NPY_HEADER = 4096
+READ_BYTES = 2**20
+"""Bytes read at a time where a checksum is computed."""
 
 
 class ShardReader:
-    """Reads windows of episodes from a dataset folder.
+    """Reads windows of episodes from a dataset.
 
-    Cheap to make and to pickle: a file is mapped when first touched, and each process maps its own.
+    Cheap to make and to pickle: a shard is opened when first touched, by each process for itself.
+    What is read is checked as far as it costs little: headers, lengths, ids in their range, numbers
+    finite. Pictures can be checked by sums only: ``verify`` and ``check_episodes``.
 
     Args:
-        folder: Folder with a ``manifest.json``.
+        folder: Folder with a ``manifest.json``, or the URL of one, see :mod:`tokenwm.data.storage`.
         verify: Check every byte against the manifest first, see :meth:`verify`.
+        check_episodes: Check every byte of an episode when it is first touched, see
+            :meth:`check_episode`. Of a URL only copies in a cache are checked, when they are made.
+        cache: Folder for copies of a URL's shards, see
+            :class:`tokenwm.data.shard_files.CachedFiles`; None reads by ranges.
+        cache_bytes: What the cache may hold; None for no limit.
+        manifest: The manifest where it is not written yet; None reads it from the folder.
 
     Raises:
         ShardError: The manifest or a shard is missing, damaged or of another version.
     """
 
-    def __init__(self, folder: Path | str, verify: bool = False) -> None:
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(folder)
+    def __init__(
+        self,
+        folder: Path | str,
+        verify: bool = False,
+        *,
+        manifest: Manifest | None = None,
+        check_episodes: bool = False,
+        cache: Path | str | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        self.root = str(folder)
+        self.folder = Path(self.root.removeprefix("file://"))
+        self.manifest = Manifest.load(folder) if manifest is None else manifest
         self._episodes = {episode.key: episode for episode in self.manifest.episodes}
-        self._maps: dict[str, mmap.mmap] = {}
+        self._shards = {shard.path: shard for shard in self.manifest.shards}
+        self._stored = {  # of each field: type in the shard, bytes per step
+            name: (np.dtype(feature.dtype).newbyteorder("<"), bytes_per_step(feature))
+            for name, feature in self.manifest.features.items()
+        }
         self._starts: dict[tuple[str, str], int] = {}
-        for shard in self.manifest.shards:
-            self._check_size(shard)
+        self._files: ShardFiles
+        if not is_url(folder):
+            self._files = LocalFiles(self.folder)
+            for shard in self.manifest.shards:  # of a URL each would be a request
+                self._check_size(shard)
+        elif cache is None:
+            self._files = RemoteFiles(self.root)
+        else:
+            self._files = CachedFiles(self.root, self.manifest.shards, Path(cache), cache_bytes)
+        self._check_episodes = check_episodes and not is_url(folder)
+        self._checked: dict[str, CorruptSampleError | None] = {}
         if verify:
             self.verify()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
 
     def keys(self, split: str | None = None) -> list[str]:
         """Keys of the episodes of one split (or of all), in the order of the manifest."""
@@ -75,7 +118,7 @@ class ShardReader:
             ShardError: There is no such episode.
         """
         if key not in self._episodes:
-            raise ShardError(f"{self.folder} has no episode {key!r} among {len(self._episodes)}")
+            raise ShardError(f"{self.root} has no episode {key!r} among {len(self._episodes)}")
         return self._episodes[key]
 
     def arrays(
@@ -105,25 +148,29 @@ class ShardReader:
             raise ShardError(
                 f"episode {key}: steps [{start}, {stop}) are outside [0, {episode.num_steps})"
             )
-        result = {}
-        for name in self.manifest.features if fields is None else fields:
+        names = tuple(self.manifest.features if fields is None else fields)
+        for name in names:
             if name not in self.manifest.features:
                 known = ", ".join(self.manifest.features)
-                raise ShardError(f"{self.folder} has no field {name!r}; it has {known}")
-            feature = self.manifest.features[name]
-            data = self._starts.get((key, name))
-            if data is None:
-                data = self._starts[key, name] = self._locate(episode, name, feature)
-            dtype = np.dtype(feature.dtype).newbyteorder("<")
-            width = math.prod(feature.shape)
-            view = np.frombuffer(
-                self._map(episode.shard),
-                dtype=dtype,
-                count=(stop - start) * width,
-                offset=data + start * width * dtype.itemsize,
-            )
-            # A copy, because the map is read-only and must not be kept open by a batch.
-            result[name] = view.reshape(stop - start, *feature.shape).astype(feature.dtype)
+                raise ShardError(f"{self.root} has no field {name!r}; it has {known}")
+        if self._check_episodes:
+            self.check_episode(key)
+        self._locate(episode, [name for name in names if (key, name) not in self._starts])
+        count, ranges = stop - start, []
+        for name in names:
+            _, step_bytes = self._stored[name]
+            first = self._starts[key, name] + start * step_bytes
+            ranges.append((first, count * step_bytes))
+        result = {}
+        for name, part in zip(names, self._read(episode, ranges), strict=True):
+            feature, (dtype, _) = self.manifest.features[name], self._stored[name]
+            stored = part.view(dtype).reshape(count, *feature.shape)
+            array = stored.astype(feature.dtype, copy=False)
+            wrong = impossible_values(array, feature)
+            if wrong is not None:
+                where = f"{self._where(episode)}, field {name}, from step {start}"
+                raise CorruptSampleError(f"{where}: {wrong}")
+            result[name] = array
         return result
 
     def frames(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
@@ -136,7 +183,7 @@ class ShardReader:
             ShardError: As :meth:`arrays`.
         """
         names = [f"frames.{camera}" for camera in self.manifest.cameras]
-        return np.stack(list(self.arrays(key, names, start, stop).values()), axis=1)
+        return stack_cameras(list(self.arrays(key, names, start, stop).values()))
 
     def metadata(self, key: str) -> dict[str, Scalar]:
         """The JSON member of an episode.
@@ -145,148 +192,157 @@ class ShardReader:
             ShardError: The shard is damaged.
         """
         episode = self.episode(key)
-        size = self._member_size(episode, f"{key}.json", episode.metadata_offset)
-        start = episode.metadata_offset
+        name, start = f"{key}.json", episode.metadata_offset
+        (header,) = self._read(episode, [self._head_range(episode, name, start)])
+        size = self._member_size(episode, name, start, header.tobytes())
+        (content,) = self._read(episode, [(start, size)])
         try:
-            values = json.loads(self._map(episode.shard)[start : start + size])
+            values = json.loads(content.tobytes())
         except ValueError as error:
-            raise ShardError(f"{episode.shard}: {key}.json is damaged: {error}") from error
+            raise CorruptSampleError(
+                f"{self._where(episode)}: {name} is damaged: {error}"
+            ) from error
         if not isinstance(values, dict):
-            raise ShardError(f"{episode.shard}: {key}.json is not an object")
+            raise CorruptSampleError(f"{self._where(episode)}: {name} is not an object")
         return values
 
-    def verify(self) -> None:
-        """Check every byte of every shard against the manifest, and every member's name and type.
+    def is_synthetic(self, key: str) -> bool:
+        """Whether an episode was imagined by a model: ``synthetic: true`` in its metadata.
+
+        ``synthetic`` in the manifest's ``extra`` says so for all episodes and saves reading them.
 
         Raises:
-            ShardError: Names the shard and what differs.
+            ShardError: The mark is neither true nor false, or the shard is damaged.
+        """
+        mark = self.manifest.extra.get("synthetic")
+        if mark is None:
+            mark = self.metadata(key).get("synthetic", False)
+        if not isinstance(mark, bool):
+            raise ShardError(
+                f"{self.root}, episode {key}: synthetic is {mark!r}, not true or false"
+            )
+        return mark
+
+    def check_episode(self, key: str) -> None:
+        """Compare all bytes of an episode with its checksum in the manifest, once.
+
+        Raises:
+            CorruptSampleError: They differ.
+        """
+        if key not in self._checked:
+            try:
+                self._check_crc(self.episode(key))
+                self._checked[key] = None
+            except CorruptSampleError as error:
+                self._checked[key] = error
+        found = self._checked[key]
+        if found is not None:
+            raise found
+
+    def _check_crc(self, episode: EpisodeInfo) -> None:
+        if episode.crc32 is None:  # a dataset of schema version 1
+            return
+        field, last = max(episode.offsets.items(), key=lambda item: item[1])
+        name = f"{episode.key}.{field}.npy"
+        (header,) = self._read(episode, [self._head_range(episode, name, last)])
+        size = self._member_size(episode, name, last, header.tobytes())
+        end = last + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        position, _ = self._head_range(episode, f"{episode.key}.json", episode.metadata_offset)
+        actual = 0
+        while position < end:
+            count = min(READ_BYTES, end - position)
+            (part,) = self._read(episode, [(position, count)])
+            actual = zlib.crc32(part.data, actual)
+            position += count
+        if actual != episode.crc32:
+            raise CorruptSampleError(
+                f"{self._where(episode)} is damaged: CRC-32 is {actual:08x}, the manifest says "
+                f"{episode.crc32:08x}; copy the shard again or make the dataset again"
+            )
+
+    def verify(self) -> None:
+        """Check every byte of the dataset against the manifest.
+
+        Raises:
+            ShardError: Names the first file, or episode, that differs and how.
         """
         listed = {shard.path for shard in self.manifest.shards}
-        for path in sorted(self.folder.glob("*.tar")):
-            if path.name not in listed:
-                raise ShardError(
-                    f"{path} is not in {MANIFEST_NAME}; it is left from another run, remove it"
-                )
-        for shard in self.manifest.shards:
-            self._check_size(shard)
-            _check_digest(self.folder / shard.path, shard.sha256)
-            self._check_members(shard)
-        for name, figures in self.manifest.statistics.items():
-            for value in figures.values():
-                if isinstance(value, dict) and "sha256" in value:
-                    file = str(value.get("file"))
-                    if Path(file).name != file:
-                        raise ShardError(f"statistics of {name}: {file!r} is not a plain file name")
-                    _check_digest(self.folder / file, value["sha256"])
-
-    def _check_members(self, shard: ShardInfo) -> None:
-        path = self.folder / shard.path
-        found: dict[str, int] = {}
-        try:
-            with tarfile.open(path, mode="r:") as tar:
-                for member in tar:
-                    check_member(shard.path, member)
-                    if member.name in found:
-                        raise ShardError(f"{path}: member {member.name} appears twice")
-                    found[member.name] = member.offset_data
-        except (tarfile.TarError, OSError) as error:
-            raise ShardError(f"{path} is not a readable tar: {error}; make it again") from error
-        expected: dict[str, int] = {}
-        for episode in self.manifest.episodes:
-            if episode.shard == shard.path:
-                expected[f"{episode.key}.json"] = episode.metadata_offset
-                for name, offset in episode.offsets.items():
-                    expected[f"{episode.key}.{name}.npy"] = offset
-                    self._locate(episode, name, self.manifest.features[name])
-        if found != expected:
-            differing = sorted(name for name, _ in found.items() ^ expected.items())
-            raise ShardError(f"{path}: members differ from the manifest: {differing[:5]}")
+        problems = [
+            problem
+            for problem in find_problems(self.root, num_workers=0)
+            # What else lies in the folder is nobody's business here, but for shards of another run.
+            if problem.file in listed or problem.file.endswith((".tar", ".npy"))
+        ]
+        if problems:
+            first = problems[0]
+            episode = f", episode {first.key}" if first.key else ""
+            raise ShardError(
+                f"{join(self.root, first.file)}{episode}: {first.message} ({len(problems)} such "
+                "problems, see tokenwm verify-shards); copy it again or make the dataset again"
+            )
 
     def _check_size(self, shard: ShardInfo) -> None:
-        path = self.folder / shard.path
-        if not path.is_file():
+        path = join(self.root, shard.path)
+        size = open_folder(self.root).size(shard.path)
+        if size is None:
             raise ShardError(f"shard {path} is missing; copy it again or make the dataset again")
-        size = path.stat().st_size
         if size != shard.num_bytes:
             raise ShardError(
                 f"shard {path} has {size} bytes, the manifest says {shard.num_bytes}; "
                 "copy it again or make the dataset again"
             )
 
-    def _map(self, shard: str) -> mmap.mmap:
-        mapped = self._maps.get(shard)
-        if mapped is None:
-            try:
-                with open(self.folder / shard, "rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise ShardError(f"shard {self.folder / shard} cannot be read: {error}") from error
-            self._maps[shard] = mapped
-        return mapped
+    def _where(self, episode: EpisodeInfo) -> str:
+        return f"shard {join(self.root, episode.shard)}, episode {episode.key}"
 
-    def _member_size(self, episode: EpisodeInfo, name: str, offset: int) -> int:
-        """Size of the member whose data starts at ``offset``, after checking its tar header."""
-        mapped = self._map(episode.shard)
-        where = f"shard {self.folder / episode.shard}, member {name} at offset {offset}"
-        header = mapped[max(0, offset - tarfile.BLOCKSIZE) : offset]
+    def _read(self, episode: EpisodeInfo, ranges: Sequence[Range]) -> list[NDArray[np.uint8]]:
         try:
-            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
-        except (tarfile.TarError, UnicodeDecodeError) as error:
-            raise ShardError(f"{where}: no tar header there ({error}); make it again") from error
-        if member.name != name or not member.isreg():
-            raise ShardError(f"{where}: the tar has {member.name!r} there; make it again")
-        if not 0 <= member.size <= len(mapped) - offset:
-            raise ShardError(f"{where}: {member.size} bytes reach past the end of the file")
-        return int(member.size)
+            return self._files.read(episode.shard, ranges)
+        except EOFError as error:
+            raise CorruptSampleError(
+                f"{self._where(episode)}: {error}; copy the shard again"
+            ) from error
+        except OSError as error:
+            where = self._where(episode)
+            kind = CorruptSampleError if error.errno == errno.EIO else ShardError
+            raise kind(f"{where}: the shard cannot be read: {error}") from error
 
-    def _locate(self, episode: EpisodeInfo, name: str, feature: Feature) -> int:
-        """Offset of the first array byte of a field, after checking the npy header against it."""
-        offset = episode.offsets[name]
-        size = self._member_size(episode, f"{episode.key}.{name}.npy", offset)
-        where = f"shard {self.folder / episode.shard}, episode {episode.key}, field {name}"
-        stream = io.BytesIO(self._map(episode.shard)[offset : offset + min(size, MAX_NPY_HEADER)])
-        try:
-            if np.lib.format.read_magic(stream) != (1, 0):
-                raise ValueError("not npy version 1.0")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise ShardError(f"{where}: the npy header is damaged: {error}") from error
-        if dtype.hasobject:
-            raise ShardError(f"{where}: the array holds pickled objects; they are never loaded")
-        expected = (episode.num_steps, *feature.shape)
-        if dtype != np.dtype(feature.dtype).newbyteorder("<") or shape != expected or fortran:
-            raise ShardError(
-                f"{where}: {dtype}{shape} in the shard, {feature.dtype}{expected} in the manifest"
+    def _member_size(self, episode: EpisodeInfo, name: str, offset: int, head: bytes) -> int:
+        """Size of the member whose data starts at ``offset``; ``head`` is the block before."""
+        room = self._shards[episode.shard].num_bytes - offset
+        where = self._where_member(episode, name, offset)
+        return member_size(head[: tarfile.BLOCKSIZE], name, room, where)
+
+    def _head_range(self, episode: EpisodeInfo, name: str, offset: int, more: int = 0) -> Range:
+        """Where the header of a member lies, and ``more`` bytes of its data as far as there are."""
+        num_bytes = self._shards[episode.shard].num_bytes
+        if not tarfile.BLOCKSIZE <= offset <= num_bytes:
+            where = self._where_member(episode, name, offset)
+            raise CorruptSampleError(f"{where}: outside of the file of {num_bytes} bytes")
+        return offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE + min(more, num_bytes - offset)
+
+    def _where_member(self, episode: EpisodeInfo, name: str, offset: int) -> str:
+        return f"shard {join(self.root, episode.shard)}, member {name} at offset {offset}"
+
+    def _locate(self, episode: EpisodeInfo, names: Sequence[str]) -> None:
+        """Find the first array byte of fields, after checking their headers."""
+        if not names:
+            return
+        members = [(f"{episode.key}.{name}.npy", episode.offsets[name]) for name in names]
+        ranges = [self._head_range(episode, *member, MAX_NPY_HEADER) for member in members]
+        heads = self._read(episode, ranges)
+        for name, (member, offset), part in zip(names, members, heads, strict=True):
+            head = part.tobytes()
+            size = self._member_size(episode, member, offset, head)
+            self._starts[episode.key, name] = offset + npy_header_size(
+                head[tarfile.BLOCKSIZE :],
+                episode.num_steps,
+                self.manifest.features[name],
+                size,
+                f"{self._where(episode)}, field {name}",
             )
-        if stream.tell() + math.prod(shape) * dtype.itemsize != size:
-            raise ShardError(f"{where}: {size} bytes do not hold {dtype}{shape}")
-        return offset + stream.tell()
 
 
-def check_member(shard: str, member: tarfile.TarInfo) -> None:
-    """Refuse a tar member that is not a plain ``key.field.npy`` or ``key.json``.
-
-    Raises:
-        ShardError: Names the shard, the member and the rule.
-    """
-    where = f"shard {shard}, member {member.name!r}"
-    if not member.isreg():
-        raise ShardError(f"{where}: not a regular file; links and folders are not allowed")
-    if "/" in member.name or "\\" in member.name or member.name.startswith("."):
-        raise ShardError(f"{where}: names with folders are not allowed")
-    suffix = member.name.rpartition(".")[2]
-    if suffix not in ALLOWED_SUFFIXES:
-        raise ShardError(f"{where}: only {', '.join(ALLOWED_SUFFIXES)} are allowed, not {suffix!r}")
-
-
-def _check_digest(path: Path, expected: str) -> None:
-    try:
-        with open(path, "rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read: {error}") from error
-    if actual != expected:
-        raise ShardError(
-            f"{path} is damaged: SHA-256 is {actual[:16]}…, the manifest says {expected[:16]}…; "
-            "copy it again or make the dataset again"
-        )
+def stack_cameras(frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """``(T, H, W, 3)`` of each camera → ``(T, cameras, H, W, 3)``; one camera is not copied."""
+    return frames[0][:, None] if len(frames) == 1 else np.stack(frames, axis=1)

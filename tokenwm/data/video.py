@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import av.filter
@@ -30,6 +30,20 @@ MAX_PIXELS = {"max_pixels": str(LARGEST_PICTURE)}
 SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
 """How long before the wanted time a key frame is searched, seconds, one after the other."""
 SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU
+
+
+class FramesRead(NamedTuple):
+    """What is known of one camera once its pictures are read.
+
+    Attributes:
+        kept: The wanted pictures, ``(K, height, width, 3)`` uint8.
+        times: Time of *every* picture, ``(N,)`` seconds, NaN where none is recorded.
+        repeated: Part of the pictures that equal the one before; None if not all were looked at.
+    """
+
+    kept: NDArray[np.uint8]
+    times: NDArray[np.float64]
+    repeated: float | None = None
 
 
 class FrameResizer:
@@ -96,7 +110,7 @@ def read_frames(
     episode: str,
     start: float | None = None,
     num_frames: int | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+) -> FramesRead:
     """Decode a video, or a part of it, and keep the frames ``first, first + step, …``.
 
     Every frame of the part is decoded, since one frame needs those before it, and since only then
@@ -114,9 +128,8 @@ def read_frames(
         num_frames: Frames of the part; None for all to the end.
 
     Returns:
-        The kept frames ``(K, height, width, 3)`` uint8, and the presentation time of *every* frame
-        of the part, ``(N,)`` seconds, NaN where the video records none. ``N`` is below
-        ``num_frames`` if the file ends before.
+        The kept frames and the presentation time of *every* frame of the part, of which there are
+        less than ``num_frames`` if the file ends before.
 
     Raises:
         EpisodeError: The video is missing, unreadable or damaged.
@@ -125,6 +138,7 @@ def read_frames(
         raise EpisodeError(f"episode {episode}: video {path} is missing")
     kept: list[NDArray[np.uint8]] = []
     times: list[float] = []
+    num_repeated, before = 0, None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -139,17 +153,33 @@ def read_frames(
                 if frame.is_corrupt:
                     raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
                 times.append(np.nan if frame.pts is None else frame.time)
+                num_repeated += before is not None and _looks_like(frame, before)
+                before = frame
                 wanted = num_rows is None or index < num_rows
                 if wanted and index >= first and (index - first) % step == 0:
                     kept.append(resizer(frame))
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(
             f"episode {episode}: {path} cannot be decoded after {len(times)} frame(s), it is "
-            f"truncated or damaged: {error}"
+            f"truncated or damaged, copy or export it again: {error}"
         ) from error
     if not kept:
         raise EpisodeError(f"episode {episode}: {path} holds no frames{_at(start)}")
-    return np.stack(kept), np.array(times, dtype=np.float64)
+    repeated = num_repeated / max(1, len(times) - 1)
+    return FramesRead(np.stack(kept), np.array(times, dtype=np.float64), repeated)
+
+
+def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
+    """Whether two decoded frames are equal in every fourth line of their first plane.
+
+    An encoder that is given the same picture twice skips the second one, so they are equal to the
+    last bit, save at key frames.
+    """
+
+    def lines(plane: Any) -> NDArray[np.uint8]:
+        return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[::4, : frame.width]
+
+    return np.array_equal(lines(frame.planes[0]), lines(other.planes[0]))
 
 
 def check_size(height: int, width: int, where: str) -> None:

@@ -1,9 +1,7 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
-import contextlib
 import hashlib
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwm.data.manifest import SPLITS, EpisodeInfo, Feature, Manifest, ShardInfo
-from tokenwm.data.shard_writer import ShardWriter, remove_own_files
+import tokenwm
+from tokenwm.data import shard_tasks
+from tokenwm.data.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    EpisodeInfo,
+    Feature,
+    Manifest,
+    ShardInfo,
+)
+from tokenwm.data.shard_file import ShardFile
+from tokenwm.data.shard_tasks import Extra, ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
-from tokenwm.errors import TokenwmError
+from tokenwm.data.storage import open_folder, sha256_of
+from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
     BinMethod,
@@ -26,7 +35,6 @@ from tokenwm.tokenizer.actions import (
 )
 from tokenwm.tokenizer.frames import FrameTokenizer
 
-Progress = Callable[[int, int, str], None]
 FRAMES_PER_PASS = 256
 MAX_SHIFT = 4
 """Pixels by which shifted copies are moved at most: about half a token of the ``small`` size."""
@@ -83,54 +91,81 @@ def make_vocabulary(
 
 
 def tokenize_shards(
-    frames_folder: Path,
-    out_folder: Path,
+    frames_folder: Path | str,
+    out_folder: Path | str,
     tokenizer: FrameTokenizer,
     vocabulary: Vocabulary,
     *,
     num_shifted_copies: int = 0,
-    progress: Progress | None = None,
+    engine: str = "local",
+    num_workers: int = 0,
+    progress: ShowProgress | None = None,
 ) -> Manifest:
-    """Encode every episode of frame shards.
+    """Encode every episode of frame shards, each shard in a task of its own.
 
     Few episodes are soon learned by heart. Copies whose frames are moved by a few pixels give a
     world model more of them: it has to look where things are instead of recognising the step.
 
+    A run that was stopped is continued. On a CPU a task uses one thread, so that the tokens do not
+    depend on the number of cores; more workers use more of them.
+
     Args:
-        frames_folder: Dataset folder of kind ``frames``.
-        out_folder: Where the token shards go; must not hold a dataset yet.
+        frames_folder: Dataset of kind ``frames``, a path or a URL.
+        out_folder: Where the token shards go, a path or a URL; must not hold a dataset yet.
         tokenizer: Frame tokenizer in eval mode; its device does the work.
         vocabulary: From :func:`make_vocabulary`.
         num_shifted_copies: Copies of every training episode besides itself, each with its frames
             moved by its own shift of up to ``MAX_SHIFT`` pixels.
-        progress: Called with (episodes done, episodes in all, key).
+        engine: See :func:`tokenwm.data.engines.run_tasks`.
+        num_workers: See there; a device other than the CPU works in this process.
+        progress: Called after each shard.
 
     Returns:
         The manifest of the token shards.
 
     Raises:
-        TokenwmError: The frames do not fit the tokenizer.
+        TokenwmError: The frames do not fit the tokenizer, or the device not the workers.
         ShardError: A shard is damaged, or cannot be written.
     """
-    reader = ShardReader(frames_folder, verify=True)
+    frames = Manifest.load(frames_folder)
+    # Without a checksum per episode, everything has to be read before the first one is used.
+    reader = ShardReader(frames_folder, verify=frames.schema_version == 1)
     _check_frames(reader, tokenizer)
-    wanted = _episodes_to_write(reader, num_shifted_copies)
-    with contextlib.ExitStack() as stack:  # if one writer fails, all remove what they wrote
-        writers = {split: stack.enter_context(ShardWriter(out_folder, split)) for split in SPLITS}
-        # No manifest is there, or the writers had refused: what lies there a killed run has left.
-        remove_own_files(out_folder)
-        for done, (split, key, copy) in enumerate(wanted, start=1):
-            _write_episode(writers[split], reader, key, copy, tokenizer, vocabulary)
-            if progress is not None:
-                progress(done, len(wanted), key)
-        finished = [writer.finish() for writer in writers.values()]
-        tokens = _tokens_manifest(
-            reader.manifest,
-            vocabulary,
-            shards=[shard for shards, _ in finished for shard in shards],
-            episodes=[episode for _, episodes in finished for episode in episodes],
+    tasks = _tasks(reader, num_shifted_copies)
+    device = tokenizer.mean_frame.device.type
+    if device != "cpu" and (num_workers > 1 or engine != "local"):
+        raise TokenwmError(
+            f"device {device} encodes in one process; leave --workers and --engine away"
         )
-        tokens.save(out_folder)
+    folder = open_folder(out_folder)
+    if folder.size(MANIFEST_NAME) is not None:
+        raise ShardError(
+            f"{out_folder} is a finished dataset already; choose another folder, or remove it"
+        )
+    plan = {
+        "tool": f"tokenwm {tokenwm.__version__}",
+        "schema_version": SCHEMA_VERSION,
+        "frames": sha256_of(open_folder(frames_folder), MANIFEST_NAME),
+        "vocabulary": vocabulary.to_dict(),
+        "num_shifted_copies": num_shifted_copies,
+    }
+    shard_tasks.begin(folder, plan)
+    job = ShardJob[TokenShard](
+        folder=folder,
+        plan=shard_tasks.digest_of(plan),
+        make=TokenShardMaker(reader=reader, tokenizer=tokenizer, vocabulary=vocabulary),
+    )
+    records = list(
+        run_shard_tasks(job, tasks, engine=engine, num_workers=num_workers, progress=progress)
+    )
+    tokens = _tokens_manifest(
+        reader.manifest,
+        vocabulary,
+        shards=[record.shard for record in records if record.shard is not None],
+        episodes=[episode for record in records for episode in record.episodes],
+    )
+    tokens.save(out_folder)
+    shard_tasks.end(folder)
     return tokens
 
 
@@ -164,40 +199,83 @@ def shift_of(key: str, copy: int) -> tuple[int, int]:
 def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
     manifest = reader.manifest
     if manifest.kind != "frames":
-        raise TokenwmError(f"{reader.folder} holds {manifest.kind}; only frames can be tokenized")
+        raise TokenwmError(f"{reader.root} holds {manifest.kind}; only frames can be tokenized")
     if len(manifest.cameras) != tokenizer.num_cameras:
         raise TokenwmError(
-            f"{reader.folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
+            f"{reader.root} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
             f"trained for {tokenizer.num_cameras} camera(s)"
         )
 
 
-def _episodes_to_write(reader: ShardReader, num_shifted_copies: int) -> list[tuple[str, str, int]]:
-    """(Split, key, copy) in the order they are written."""
+@dataclass(frozen=True, kw_only=True)
+class TokenShard:
+    """The episodes of one token shard; see :class:`~tokenwm.data.shard_tasks.ShardTask`.
+
+    Attributes:
+        name: File name, that of the frame shard.
+        episodes: Key of a frame episode and number of a copy of it, in order.
+    """
+
+    name: str
+    episodes: tuple[tuple[str, int], ...]
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes to write, copies included."""
+        return len(self.episodes)
+
+
+def _tasks(reader: ShardReader, num_shifted_copies: int) -> list[TokenShard]:
     if num_shifted_copies < 0:
         raise TokenwmError(f"num_shifted_copies={num_shifted_copies}; use 0 (none) or more")
+    episodes: dict[str, list[tuple[str, int]]] = {}
+    for episode in reader.manifest.episodes:
+        copies = 1 + (num_shifted_copies if episode.split == "train" else 0)
+        of_shard = episodes.setdefault(episode.shard, [])
+        of_shard += [(episode.key, copy) for copy in range(copies)]
     return [
-        (split, key, copy)
-        for split in SPLITS
-        for key in reader.keys(split)
-        for copy in range(1 + (num_shifted_copies if split == "train" else 0))
+        TokenShard(name=shard.path, episodes=tuple(episodes.get(shard.path, ())))
+        for shard in reader.manifest.shards
     ]
 
 
-def _write_episode(
-    writer: ShardWriter,
-    reader: ShardReader,
-    key: str,
-    copy: int,
-    tokenizer: FrameTokenizer,
-    vocabulary: Vocabulary,
-) -> None:
-    shift = shift_of(key, copy)
-    arrays = _tokenize_episode(reader, key, tokenizer, vocabulary, shift)
-    metadata = reader.metadata(key)
-    if copy > 0:
-        metadata = {**metadata, "shifted_down": shift[0], "shifted_right": shift[1]}
-    writer.add(f"{key}_shift{copy}" if copy else key, arrays, metadata)
+@dataclass(frozen=True, kw_only=True)
+class TokenShardMaker:
+    """Encodes the episodes of a shard; a picklable, pure function of the task.
+
+    Attributes:
+        reader: The frames.
+        tokenizer: Encodes them.
+        vocabulary: Encodes states and actions.
+    """
+
+    reader: ShardReader
+    tokenizer: FrameTokenizer
+    vocabulary: Vocabulary
+
+    def __call__(self, task: TokenShard, shard: ShardFile) -> Extra:
+        """Encode and add every episode.
+
+        Raises:
+            ShardError: An episode is damaged.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for key, copy in task.episodes:
+                self._add(key, copy, shard)
+        finally:
+            torch.set_num_threads(threads)
+        return Extra()
+
+    def _add(self, key: str, copy: int, shard: ShardFile) -> None:
+        self.reader.check_episode(key)
+        shift = shift_of(key, copy)
+        arrays = _tokenize_episode(self.reader, key, self.tokenizer, self.vocabulary, shift)
+        metadata = self.reader.metadata(key)
+        if copy > 0:
+            metadata = {**metadata, "shifted_down": shift[0], "shifted_right": shift[1]}
+        shard.add(f"{key}_shift{copy}" if copy else key, arrays, metadata)
 
 
 def _tokenize_episode(

@@ -121,7 +121,7 @@ class FrameTokenizerModule(TrainingModule):
             raise TokenwmError(f"{datamodule.root} has no camera; a frame tokenizer needs one")
         size = (shape[0], shape[1])
         self.tokenizer = FrameTokenizer(self.tokenizer_config, size, len(manifest.cameras))
-        self.tokenizer.mean_frame.copy_(mean_frames(datamodule.root, manifest))
+        self.tokenizer.mean_frame.copy_(mean_frames(datamodule.folder, manifest))
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_training:
             self.tokenizer.compile()

@@ -55,7 +55,7 @@ class WorldModelModule(TrainingModule):
         vocabulary = read_vocabulary(datamodule.manifest, datamodule.root)
         self.world_model = WorldModel(self.model_config, vocabulary)
         if self.trainer.state.fn == "fit":  # elsewhere a checkpoint brings all weights
-            fit_dynamics(self.world_model, ShardReader(datamodule.root))
+            fit_dynamics(self.world_model, datamodule.readers[0])
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             if mesh.size() != self.trainer.world_size:

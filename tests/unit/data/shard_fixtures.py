@@ -1,13 +1,14 @@
 """Small datasets for the tests of shards, loader and data module."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
+from tokenwm.data.manifest import EpisodeInfo, Feature, Manifest, ShardInfo, dump_manifest
 from tokenwm.data.shard_writer import ShardWriter
 
 SIZE = 8  # pixels
@@ -54,6 +55,7 @@ def write_dataset(
     lengths: Mapping[str, Sequence[int]] | None = None,
     features: Mapping[str, Feature] | None = None,
     max_bytes: int = 12_000,
+    metadata: Callable[[str], Mapping[str, Any]] = lambda key: {},
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Write a dataset and return key → arrays of what was written.
 
@@ -62,6 +64,7 @@ def write_dataset(
         lengths: Split → number of steps of each of its episodes.
         features: What the episodes hold.
         max_bytes: Small enough by default to give several shards.
+        metadata: What an episode's metadata holds besides, by its key.
     """
     lengths = {"train": (7, 12, 3, 9), "val": (8, 6), "test": (5,)} if lengths is None else lengths
     features = FRAME_FEATURES if features is None else features
@@ -73,7 +76,7 @@ def write_dataset(
             for index, num_steps in enumerate(split_lengths):
                 key = f"{split}_{index}"
                 written[key] = make_arrays(features, num_steps, seed=len(written))
-                writer.add(key, written[key], {"task": "push", "index": index})
+                writer.add(key, written[key], {"task": "push", "index": index, **metadata(key)})
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes
@@ -86,3 +89,12 @@ def write_dataset(
         episodes=episodes,
     ).save(folder)
     return written
+
+
+def update_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the values of a manifest as a stranger could who knows to make its checksum agree."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    change(values)
+    path.write_bytes(dump_manifest(values))

@@ -1,4 +1,5 @@
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,134 +11,11 @@ from torch.utils.data import DataLoader
 
 from tests.unit.data.shard_fixtures import FRAME_FEATURES, TOKEN_FEATURES, write_dataset
 from tokenwm.data.episode import Segment
-from tokenwm.data.loader import (
-    Batch,
-    GlobalOrderSampler,
-    WindowDataset,
-    collate,
-    evenly_spaced,
-    window_at,
-)
+from tokenwm.data.loader import Batch, WindowDataset, collate
 from tokenwm.data.manifest import Feature
+from tokenwm.data.mixture import MixedWindows
+from tokenwm.data.order import GlobalOrderSampler, ShuffledOrder
 from tokenwm.errors import ShardError
-
-seeds = st.integers(0, 2**64 - 1)
-GOLDEN_ORDER = [4, 1, 3, 2, 5, 0, 3, 1, 2, 5, 4, 0]
-
-# The order
-
-
-@given(num_windows=st.integers(1, 300), seed=seeds, epoch=st.integers(0, 2**40))
-@settings(deadline=None)
-def test_each_epoch_is_a_permutation(num_windows: int, seed: int, epoch: int) -> None:
-    first = epoch * num_windows
-    seen = [window_at(first + i, seed, num_windows) for i in range(num_windows)]
-    assert sorted(seen) == list(range(num_windows))
-
-
-def test_epochs_and_seeds_differ_and_are_shuffled() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return [window_at(epoch * 100 + i, seed, 100) for i in range(100)]
-
-    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)] + [list(range(100))]
-    for one, other in itertools.combinations(orders, 2):
-        # Two independent permutations agree in one place on average.
-        assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
-
-
-def test_the_order_never_changes() -> None:
-    """A change here means that no run of an earlier version resumes: say so in the CHANGELOG."""
-    assert [window_at(position, 7, 6) for position in range(12)] == GOLDEN_ORDER
-
-
-def test_places_can_be_asked_for_in_any_order() -> None:
-    forward = [window_at(position, 3, 10) for position in range(100)]
-    backward = [window_at(position, 3, 10) for position in reversed(range(100))]
-    assert forward == backward[::-1]
-
-
-@given(
-    num_windows=st.integers(1, 100),
-    seed=seeds,
-    per_rank=st.integers(1, 4),
-    start=st.integers(0, 200),
-)
-@settings(deadline=None)
-def test_ranks_together_see_the_global_sequence(
-    num_windows: int, seed: int, per_rank: int, start: int
-) -> None:
-    num_steps = 5
-    sequences = []
-    for world_size in (1, 2, 4):
-        batch_size = 4 * per_rank // world_size
-        ranks = [
-            iter(GlobalOrderSampler(num_windows, batch_size, seed, start, rank, world_size))
-            for rank in range(world_size)
-        ]
-        steps = [[next(rank) for rank in ranks] for _ in range(num_steps)]
-        assert all(len(batch) == batch_size for step in steps for batch in step)
-        sequences.append([window for step in steps for batch in step for window in batch])
-    first = start * 4 * per_rank
-    expected = [window_at(first + i, seed, num_windows) for i in range(num_steps * 4 * per_rank)]
-    assert sequences == [expected] * 3
-
-
-@given(
-    num_windows=st.integers(1, 50),
-    seed=seeds,
-    start=st.integers(0, 60),
-    world_size=st.integers(1, 3),
-)
-@settings(deadline=None)
-def test_starting_late_is_the_tail_of_starting_at_zero(
-    num_windows: int, seed: int, start: int, world_size: int
-) -> None:
-    for rank in range(world_size):
-        whole = GlobalOrderSampler(num_windows, 3, seed, 0, rank, world_size)
-        late = GlobalOrderSampler(num_windows, 3, seed, start, rank, world_size)
-        tail = itertools.islice(whole, start, start + 8)
-        assert list(tail) == list(itertools.islice(late, 8))
-
-
-def test_the_start_may_be_a_function_asked_at_each_iteration() -> None:
-    step = 0
-    sampler = GlobalOrderSampler(20, 2, seed=0, start_step=lambda: step)
-    whole = list(itertools.islice(sampler, 10))
-    step = 4
-    assert list(itertools.islice(sampler, 6)) == whole[4:]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_windows": 0}, "num_windows 0"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"rank": 2, "world_size": 2}, r"rank 2 is outside \[0, world_size 2\)"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": 2**64}, "seed"),
-    ],
-)
-def test_sampler_refuses(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ShardError, match=message):
-        GlobalOrderSampler(**{"num_windows": 5, "batch_size": 2, "seed": 0, **arguments})
-
-
-@given(num_windows=st.integers(1, 200), count=st.integers(1, 300), world_size=st.integers(1, 5))
-@settings(deadline=None)
-def test_evenly_spaced(num_windows: int, count: int, world_size: int) -> None:
-    ranks = [evenly_spaced(num_windows, count, rank, world_size) for rank in range(world_size)]
-    assert len({len(rank) for rank in ranks}) == 1
-    together = sorted(window for rank in ranks for window in rank)
-    assert together[0] >= 0
-    assert together[-1] < num_windows
-    wanted = min(count, num_windows)
-    assert wanted <= len(together) < wanted + world_size
-    gaps = np.diff(together)
-    if len(gaps):
-        assert gaps.max() - gaps.min() <= 1  # evenly, up to rounding
-    if world_size == 1:
-        assert len(set(together)) == wanted
-
 
 # The windows
 
@@ -286,8 +164,10 @@ def test_workers_give_the_same_batches(tmp_path: Path, context: str) -> None:
 
     def first_batches(num_workers: int) -> list[Batch]:
         loader = DataLoader(
-            dataset,
-            batch_sampler=GlobalOrderSampler(len(dataset), 3, seed=1, start_step=2),
+            MixedWindows([("all", dataset)]),
+            batch_sampler=GlobalOrderSampler(
+                [ShuffledOrder(len(dataset), seed=1)], [Fraction(1)], 3, start_step=2
+            ),
             collate_fn=collate,
             num_workers=num_workers,
             multiprocessing_context=context if num_workers else None,

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.data.shard_fixtures import write_dataset
+from tests.unit.data.shard_fixtures import update_manifest, write_dataset
 from tokenwm.data.manifest import Excluded, Manifest
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError
 
 
@@ -64,7 +65,7 @@ Damage = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda m: m.update(schema_version=2), r"schema_version is 2, this tokenwm reads 1"),
+        (lambda m: m.update(schema_version=3), r"schema_version is 3, this tokenwm reads 1"),
         (lambda m: m.pop("schema_version"), r"schema_version is None"),
         (lambda m: m.update(schema_version=True), r"schema_version is True"),
         (lambda m: m.update(statistcs={}), r"unknown key 'statistcs'.*statistics"),
@@ -95,10 +96,7 @@ Damage = Callable[[dict[str, Any]], object]
 )
 def test_damage_is_named(tmp_path: Path, damage: Damage, message: str) -> None:
     write_dataset(tmp_path)
-    path = tmp_path / "manifest.json"
-    values = json.loads(path.read_text())
-    damage(values)
-    path.write_text(json.dumps(values))
+    update_manifest(tmp_path, damage)
     with pytest.raises(ShardError, match=message):
         Manifest.load(tmp_path)
 
@@ -108,3 +106,39 @@ def test_what_is_not_a_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ShardError, match=r"manifest\.json"):
         Manifest.load(tmp_path)
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    """Also where it still makes sense: one flipped bit anywhere."""
+    write_dataset(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = path.read_bytes()
+    for place in [2, 40, len(content) // 2, len(content) - 30]:
+        for bit in (1, 4):
+            changed = bytearray(content)
+            changed[place] ^= bit
+            path.write_bytes(changed)
+            with pytest.raises(ShardError, match=r"manifest\.json"):
+                Manifest.load(tmp_path)
+    path.write_bytes(content.replace(b"10.0", b"20.0", 1))
+    with pytest.raises(ShardError, match="damaged or was changed after it was written"):
+        Manifest.load(tmp_path)
+    path.write_text(json.dumps(json.loads(content)))
+    with pytest.raises(ShardError, match="damaged or was changed after it was written"):
+        Manifest.load(tmp_path)
+
+
+def test_the_first_schema_version_is_still_read(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text())
+    for episode in values["episodes"]:
+        del episode["crc32"]
+    del values["sha256"]
+    path.write_text(json.dumps({**values, "schema_version": 1}))
+    manifest = Manifest.load(tmp_path)
+    assert manifest.schema_version == 1
+    assert {episode.crc32 for episode in manifest.episodes} == {None}
+    ShardReader(tmp_path, verify=True)
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path).schema_version == 2

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 
 from tokenwm.cli.prepare import main
-from tokenwm.data import shard_writer
+from tokenwm.data.atomic import partials_of
 from tokenwm.data.manifest import Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe
+from tokenwm.data.shard_file import ShardFile
+from tokenwm.data.shard_tasks import Progress
 from tokenwm.data.shards import ShardReader
-from tokenwm.data.statistics import ContinuousStatistics, DiscreteStatistics, MeanFrame
 from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError
 
 RECIPES = Path(__file__).parents[3] / "data_recipes"
@@ -32,10 +34,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_from_recordings_to_shards(dataset: Any, tmp_path: Path) -> None:
-    messages: list[tuple[int, int, str]] = []
+    messages: list[Progress] = []
     out = tmp_path / "out"
     recipe = dataset.recipe(source={"state_units": "rad"})
-    manifest = prepare(recipe, out, progress=lambda *message: messages.append(message))
+    manifest = prepare(recipe, out, progress=messages.append)
     assert manifest == Manifest.load(out)
     assert [manifest.num_episodes(split) for split in ("train", "val", "test")] == [4, 1, 1]
     assert manifest.control_rate == 10.0
@@ -43,8 +45,11 @@ def test_from_recordings_to_shards(dataset: Any, tmp_path: Path) -> None:
     assert list(manifest.features) == ["frames.front", "state", "action", "terminated", "truncated"]
     assert manifest.features["state"].units == "rad"
     assert manifest.features["action"].names == ("action_0", "action_1", "action_2")
-    assert [done for done, _, _ in messages] == [1, 2, 3, 4, 5, 6]
-    assert {total for _, total, _ in messages} == {6}
+    made = [message for message in messages if message.stage == "shards"]
+    assert [message.done for message in made] == [0, 4, 5, 6]  # one shard a split
+    assert {message.total for message in made} == {6}
+    assert made[-1].new_steps == sum(episode.num_steps for episode in manifest.episodes)
+    assert [message.done for message in messages if message.stage == "merge"] == [1, 2, 3]
     reader = ShardReader(out, verify=True)
     source = recipe.open_source()
     for ref in source.episodes():
@@ -134,15 +139,21 @@ def test_strict_recipe_stops(dataset: Any, tmp_path: Path, num_workers: int) -> 
     dataset.video(2).unlink()
     with pytest.raises(EpisodeError, match="episode_000002: video .* is missing"):
         prepare(dataset.recipe(quality={"strict": True}), tmp_path / "out", num_workers)
-    assert contents(tmp_path / "out") == {}
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_split_that_loses_all_its_episodes_is_an_error(dataset: Any, tmp_path: Path) -> None:
-    for index in range(6):
-        dataset.video(index).unlink()
+    videos = {dataset.video(index): dataset.video(index).read_bytes() for index in range(6)}
+    for path in videos:
+        path.unlink()
     with pytest.raises(SourceError, match="no episode is left for split .* 6 of 6 were left out"):
         prepare(dataset.recipe(), tmp_path / "out")
-    assert contents(tmp_path / "out") == {}
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    for path, content in videos.items():
+        path.write_bytes(content)
+    assert (
+        prepare(dataset.recipe(), tmp_path / "out").excluded == []
+    )  # mended, it is looked at anew
 
 
 def test_too_few_episodes(lerobot: Any, tmp_path: Path) -> None:
@@ -174,14 +185,15 @@ class FullDisk:
         self.file.__exit__(*error)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("file_that_fails", ["train-000000.tar", "test-000000.tar", "mean_frame"])
-def test_disk_full_leaves_nothing(
+@pytest.mark.parametrize(
+    "file_that_fails",
+    ["unfinished", "train-000000.tar", "test-000000.tar", "record", "mean_frame", "manifest"],
+)
+def test_disk_full_leaves_nothing_half_written(
     dataset: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     file_that_fails: str,
-    num_workers: int,
 ) -> None:
     import builtins
 
@@ -191,7 +203,7 @@ def test_disk_full_leaves_nothing(
         file = real_open(path, mode, *args, **kwargs)
         name = str(path) if isinstance(path, str | Path) else ""
         if "w" in mode and file_that_fails in name:
-            return FullDisk(file, room=1000)
+            return FullDisk(file, room=100)
         return file
 
     out = tmp_path / "out"
@@ -201,29 +213,86 @@ def test_disk_full_leaves_nothing(
     with pytest.raises(
         ShardError, match="could not be written.*No space left on device.*free space"
     ):
-        prepare(dataset.recipe(), out, num_workers)
+        prepare(dataset.recipe(), out)
     monkeypatch.undo()
-    assert contents(out) == {"notes.txt": b"mine"}
+    assert partials_of(out) == []
     with pytest.raises(ShardError, match="not a finished dataset"):
         ShardReader(out)
-    prepare(dataset.recipe(), out)  # and with room again it simply works
-    ShardReader(out, verify=True)
+    prepare(dataset.recipe(), out)  # and with room again it simply goes on
+    prepare(dataset.recipe(), tmp_path / "clean")
+    assert contents(out) == {**contents(tmp_path / "clean"), "notes.txt": b"mine"}
 
 
-def test_interrupted_run_leaves_nothing_and_can_be_run_again(dataset: Any, tmp_path: Path) -> None:
-    def interrupt(done: int, total: int, message: str) -> None:
-        if done == 3:
+def test_an_interrupted_run_is_continued(dataset: Any, tmp_path: Path) -> None:
+    def interrupt(now: Progress) -> None:
+        if now.done == 5:
             raise KeyboardInterrupt
 
+    out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        prepare(dataset.recipe(), tmp_path / "out", progress=interrupt)
-    assert contents(tmp_path / "out") == {}
+        prepare(dataset.recipe(), out, progress=interrupt)
+    assert not (out / "manifest.json").exists()
     # After a kill there was no time to clean up.
-    (tmp_path / "out" / "train-000000.tar").write_bytes(b"half")
-    (tmp_path / "out" / ".val-000000.tar.partial").write_bytes(b"half")
-    prepare(dataset.recipe(), tmp_path / "out")
+    (out / ".test-000000.tar.01234567.partial").write_bytes(b"half")
+    written = (out / "train-000000.tar").stat().st_mtime_ns
+    seen: list[Progress] = []
+    prepare(dataset.recipe(), out, progress=seen.append)
+    kept = [now.message for now in seen if "kept" in now.message]
+    assert kept == ["train-000000.tar kept", "val-000000.tar kept"]
+    assert (out / "train-000000.tar").stat().st_mtime_ns == written
     prepare(dataset.recipe(), tmp_path / "clean")
-    assert contents(tmp_path / "out") == contents(tmp_path / "clean")
+    assert contents(out) == contents(tmp_path / "clean")
+    assert not [name for name in contents(out) if name.startswith(".")]
+
+
+def stop_after(done: int) -> Callable[[Progress], None]:
+    def stop(now: Progress) -> None:
+        if now.stage == "shards" and now.done >= done:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_source_that_changed_in_between_is_noticed(
+    dataset: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataset.recipe(), out, progress=stop_after(4))
+    dataset.add(6, 20)
+    prepare(dataset.recipe(), out)
+    assert "source_checksum, shards changed since" in caplog.text
+    prepare(dataset.recipe(), tmp_path / "clean")
+    assert contents(out) == contents(tmp_path / "clean")
+
+
+def test_a_source_that_changes_while_it_is_read_is_an_error(dataset: Any, tmp_path: Path) -> None:
+    def change(now: Progress) -> None:
+        if now.done == 4:
+            dataset.write_meta(robot_type="other")
+
+    with pytest.raises(SourceError, match=r"changed while it was read \(source_checksum\)"):
+        prepare(dataset.recipe(), tmp_path / "out", progress=change)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["shard", "record", "cut", "missing"])
+def test_what_is_not_whole_is_made_again(dataset: Any, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataset.recipe(), out, progress=stop_after(5))
+    path = out / (".train-000000.record.npz" if damage == "record" else "train-000000.tar")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:3000] if damage == "cut" else content)
+    seen: list[Progress] = []
+    prepare(dataset.recipe(), out, progress=seen.append)
+    assert [now.message for now in seen if "kept" in now.message] == ["val-000000.tar kept"]
+    prepare(dataset.recipe(), tmp_path / "clean")
+    assert contents(out) == contents(tmp_path / "clean")
 
 
 def test_finished_dataset_is_kept_if_nothing_changed(
@@ -233,7 +302,7 @@ def test_finished_dataset_is_kept_if_nothing_changed(
     first = prepare(dataset.recipe(), out)
     before = contents(out)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer.ShardWriter, "add", None)  # nothing may be written
+        patch.setattr(ShardFile, "add", None)  # nothing may be written
         assert prepare(dataset.recipe(), out) == first
     with pytest.raises(
         ShardError, match=r"differs in recipe\); choose another folder, or .*overwrite"
@@ -302,42 +371,22 @@ def test_command_line(dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     arguments = [str(recipe), "--out", str(out), "--workers", "0"]
     assert main([*arguments, "--set", "name=other", "splits.test=0"]) == 0
     printed = capsys.readouterr().out
-    for text in ("other, 10 Hz", "train", "left out: 1 episode", "episode_000005", "is missing"):
+    for text in (
+        "other, 10 Hz",
+        "steps/s",
+        "train",
+        "left out: 1 episode",
+        "episode_000005",
+        "is missing",
+    ):
         assert text in printed
     assert Manifest.load(out).num_episodes("test") == 0
     with pytest.raises(ShardError, match="--overwrite"):
         main(arguments)
     assert main([*arguments, "--overwrite"]) == 0
+    with pytest.raises(EpisodeError, match="episode_000005: video .* is missing"):
+        main([*arguments, "--strict", "--overwrite"])
     with pytest.raises(RecipeError, match="unknown key 'nome'"):
         main([*arguments, "--set", "nome=x"])
     with pytest.raises(SystemExit):
         main([str(recipe)])
-
-
-def test_statistics_stay_exact_when_rows_are_thinned_out() -> None:
-    values = np.random.default_rng(0).normal(1000.0, 0.5, (5000, 2)).astype(np.float32)
-    figures = ContinuousStatistics(max_rows=1000)
-    for start in range(0, 5000, 37):
-        figures.add(values[start : start + 37])
-    figures.add(values[:0])
-    result = figures.result()
-    assert result["count"] == 5000
-    np.testing.assert_allclose(result["mean"], values.mean(axis=0, dtype=np.float64), rtol=1e-9)
-    np.testing.assert_allclose(result["std"], values.std(axis=0, dtype=np.float64), rtol=1e-6)
-    quantiles = np.array(result["quantiles"])
-    np.testing.assert_array_equal(quantiles[:, 0].astype(np.float32), values.min(axis=0))
-    np.testing.assert_array_equal(quantiles[:, -1].astype(np.float32), values.max(axis=0))
-    np.testing.assert_allclose(quantiles[:, 500], np.median(values, axis=0), atol=0.05)
-    assert (np.diff(quantiles, axis=1) >= 0).all()
-
-
-def test_small_statistics() -> None:
-    assert ContinuousStatistics().result() == {"count": 0}
-    counts = DiscreteStatistics()
-    counts.add(np.array([[0], [2]]))
-    counts.add(np.array([[0]]))
-    assert counts.result() == {"count": 3, "counts": [2, 0, 1]}
-    mean = MeanFrame()
-    mean.add(np.zeros((1, 2, 2, 3), np.uint8))
-    mean.add(np.full((3, 2, 2, 3), 200, np.uint8))
-    np.testing.assert_array_equal(mean.result(), 150)

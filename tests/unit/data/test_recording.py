@@ -168,9 +168,9 @@ def test_a_part_of_a_video_is_exact_wherever_its_key_frames_are(
     options = {"g": str(group), "bf": str(bframes), "crf": "8", "preset": "ultrafast"}
     write_video(path, 60, fps, codec_options=options)
     resizer = FrameResizer(SIZE, SIZE, "crop")
-    whole, whole_times = read_frames(path, step=1, resizer=resizer, episode="e")
+    whole, whole_times, _ = read_frames(path, step=1, resizer=resizer, episode="e")
     np.testing.assert_allclose(whole.mean(axis=(1, 2, 3)), 10 + 4 * np.arange(60), atol=3)
-    frames, times = read_frames(
+    frames, times, _ = read_frames(
         path, step=1, resizer=resizer, episode="e", start=start / fps, num_frames=count
     )
     shown = slice(start, start + count)

@@ -14,7 +14,7 @@ def test_the_wanted_frames_are_kept_and_all_are_counted(
     tmp_path: Path, make_video: MakeVideo
 ) -> None:
     make_video(tmp_path / "a.mp4", 20, 30)
-    frames, times = read_frames(
+    frames, times, _ = read_frames(
         tmp_path / "a.mp4", step=3, resizer=FrameResizer(16, 16, "crop"), episode="e"
     )
     assert frames.shape == (7, 16, 16, 3)
@@ -29,7 +29,7 @@ def test_colours_survive(tmp_path: Path, make_video: MakeVideo) -> None:
     images = np.zeros((3, 48, 64, 3), np.uint8)
     images[:] = (200, 60, 30)
     make_video(tmp_path / "a.mp4", 3, 10, images=images)
-    frames, _ = read_frames(
+    frames, _, _ = read_frames(
         tmp_path / "a.mp4", step=1, resizer=FrameResizer(8, 8, "crop"), episode="e"
     )
     np.testing.assert_allclose(frames[1].mean(axis=(0, 1)), (200, 60, 30), atol=4)

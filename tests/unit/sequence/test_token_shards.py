@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tests.small_datasets import LENGTHS, write_token_shards
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import tokenizer_hash
 from tokenwm.data.manifest import Feature, Manifest
+from tokenwm.data.shard_tasks import Progress, ShowProgress
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence import token_shards as module
@@ -82,16 +84,13 @@ def test_passes_of_any_size_give_the_same_tokens(
 
 def test_progress_counts_the_episodes(frame_shards: Path, tmp_path: Path) -> None:
     tokenizer = small_tokenizer().eval()
-    seen: list[tuple[int, int, str]] = []
-    tokenize_shards(
-        frame_shards,
-        tmp_path,
-        tokenizer,
-        vocabulary_of(frame_shards, tokenizer),
-        progress=lambda *args: seen.append(args),
-    )
-    assert [(done, total) for done, total, _ in seen] == [(i + 1, 5) for i in range(5)]
-    assert seen[0][2] == "train_0"
+    seen: list[Progress] = []
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, progress=seen.append)
+    made = [now for now in seen if now.stage == "shards"]
+    assert [(now.done, now.total) for now in made] == [(0, 5), (3, 5), (4, 5), (5, 5)]
+    assert made[1].message == "train-000000.tar written"
+    assert made[-1].new_steps == sum(sum(lengths) for lengths in LENGTHS.values())
 
 
 def test_training_episodes_get_shifted_copies(
@@ -190,7 +189,7 @@ def test_what_a_killed_run_left_is_cleared_away(
     frame_shards: Path, token_shards: Path, tmp_path: Path
 ) -> None:
     """It may have got further than this one will: more shifted copies, more shards."""
-    for name in ("train-000000.tar", "train-000001.tar", ".val-000000.tar.partial"):
+    for name in ("train-000000.tar", "train-000001.tar", ".val-000000.tar.01234567.partial"):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     write_token_shards(frame_shards, tmp_path)
@@ -199,17 +198,58 @@ def test_what_a_killed_run_left_is_cleared_away(
     assert {path.name for path in tmp_path.iterdir()} == names | {"notes.txt"}
 
 
-def test_a_run_that_fails_leaves_no_shards(frame_shards: Path, tmp_path: Path) -> None:
-    tokenizer = small_tokenizer().eval()
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def interrupt(done: int, total: int, key: str) -> None:
-        if done == total:  # the train split is written by then
+
+def test_a_stopped_run_is_continued(frame_shards: Path, token_shards: Path, tmp_path: Path) -> None:
+    def interrupt(now: Progress) -> None:
+        if now.done == 4:
             raise KeyboardInterrupt
 
-    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    def run(folder: Path, progress: ShowProgress) -> None:
+        tokenizer = small_tokenizer().eval()
+        vocabulary = Vocabulary.from_dict(Manifest.load(token_shards).extra["vocabulary"])
+        tokenize_shards(frame_shards, folder, tokenizer, vocabulary, progress=progress)
+
     with pytest.raises(KeyboardInterrupt):
-        tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+        run(tmp_path, interrupt)
+    seen: list[Progress] = []
+    run(tmp_path, seen.append)
+    kept = [now.message for now in seen if "kept" in now.message]
+    assert kept == ["train-000000.tar kept", "val-000000.tar kept"]
+    assert contents(tmp_path) == contents(token_shards)
+
+
+def test_workers_give_the_same_bytes(
+    frame_shards: Path, token_shards: Path, tmp_path: Path
+) -> None:
+    tokenizer = small_tokenizer().eval()
+    vocabulary = Vocabulary.from_dict(Manifest.load(token_shards).extra["vocabulary"])
+    threads = torch.get_num_threads()
+    tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, num_workers=2)
+    assert contents(tmp_path) == contents(token_shards)
+    tokenize_shards(frame_shards, tmp_path / "inline", tokenizer, vocabulary)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_device_that_works_in_one_process(frame_shards: Path, tmp_path: Path) -> None:
+    tokenizer = small_tokenizer().eval()
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    tokenizer.to("meta")
+    with pytest.raises(TokenwmError, match="device meta encodes in one process"):
+        tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, num_workers=2)
+
+
+def test_a_damaged_frame_episode_is_named(frame_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(frame_shards, tmp_path / "frames")
+    path = tmp_path / "frames" / "train-000000.tar"
+    content = bytearray(path.read_bytes())
+    place = ShardReader(frame_shards).episode("train_1").offsets["frames.top"] + 500
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=r"train-000000\.tar, episode train_1 is damaged"):
+        write_token_shards(tmp_path / "frames", tmp_path / "tokens")
 
 
 def test_a_finished_dataset_is_not_touched(frame_shards: Path, tmp_path: Path) -> None:

@@ -15,15 +15,13 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.video import MAX_PIXELS, FrameResizer, check_size, read_frames
+from tokenwm.data.video import MAX_PIXELS, FrameResizer, FramesRead, check_size, read_frames
 from tokenwm.errors import EpisodeError
 
 BLOCK = 16
 """Kept pictures that are read from an array at once: HDF5 is slow one by one."""
 IMAGE_CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
 """First bytes of an encoded image → FFmpeg's name of its format."""
-
-FramesAndTimes = tuple[NDArray[np.uint8], NDArray[np.float64]]
 
 
 class Frames(Protocol):
@@ -41,7 +39,7 @@ class Frames(Protocol):
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
-    ) -> FramesAndTimes:
+    ) -> FramesRead:
         """Read the pictures ``first, first + step, …``.
 
         Args:
@@ -52,9 +50,7 @@ class Frames(Protocol):
             episode: Key of the episode, for messages.
 
         Returns:
-            The kept pictures ``(K, height, width, 3)`` uint8, and the time of *every* picture of
-            the recording, ``(N,)`` seconds, NaN where none is recorded; ``N`` says how many there
-            are.
+            The kept pictures, and how many there are.
 
         Raises:
             EpisodeError: Pictures are missing, damaged, or none.
@@ -76,12 +72,12 @@ class ArrayFrames:
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
-    ) -> FramesAndTimes:
+    ) -> FramesRead:
         """See :meth:`Frames.read`."""
         self.check(episode)
         images = itertools.islice(self._images(first, step), len(range(first, num_rows, step)))
         kept = [resizer.resize_image(image) for image in images]
-        return _stacked(kept, self.name, episode), np.full(len(self.images), np.nan)
+        return FramesRead(_stacked(kept, self.name, episode), np.full(len(self.images), np.nan))
 
     def check(self, episode: str) -> None:
         """See :meth:`Frames.check`."""
@@ -117,13 +113,16 @@ class EncodedFrames:
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
-    ) -> FramesAndTimes:
+    ) -> FramesRead:
         """See :meth:`Frames.read`."""
         kept = []
         for index in range(first, min(num_rows, len(self.images)), step):
             where = f"episode {episode}: image {index} of {self.name}"
             kept.append(resizer(decode_image(self.images[index], where)))
-        return _stacked(kept, self.name, episode), np.full(len(self.images), np.nan)
+        same = [a == b for a, b in itertools.pairwise(self.images)]
+        repeated = sum(same) / max(1, len(same))
+        times = np.full(len(self.images), np.nan)
+        return FramesRead(_stacked(kept, self.name, episode), times, repeated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ class VideoFrames:
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
-    ) -> FramesAndTimes:
+    ) -> FramesRead:
         """See :meth:`Frames.read`."""
         return read_frames(
             self.path,

@@ -6,7 +6,7 @@ rules, time alignment, downsampling and pictures are the same for every format a
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenwm.data import quality
 from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
+from tokenwm.data.measures import measure_recording
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
 from tokenwm.data.sources.columns import (
     AUTO,
@@ -25,7 +26,7 @@ from tokenwm.data.sources.columns import (
     resolve,
 )
 from tokenwm.data.sources.frames import Frames
-from tokenwm.data.video import FrameResizer
+from tokenwm.data.video import FrameResizer, FramesRead
 from tokenwm.errors import EpisodeError
 
 
@@ -214,9 +215,10 @@ def to_episode(
     if recording.terminated is not None and len(recording.terminated) > last_kept:
         rest = recording.terminated[last_kept:]
         metadata["terminated_after_end"] = bool(rest.any())
+    read = _read_frames(recording, ref, episode_format, rate, factor)
     episode = Episode(
         key=ref.key,
-        frames=_read_frames(recording, ref, episode_format, rate, factor),
+        frames={camera: frames.kept for camera, frames in read.items()},
         state=kept.state,
         action=kept.action,
         reward=kept.reward,
@@ -226,8 +228,18 @@ def to_episode(
         task=ref.task or recording.task,
         metadata={**metadata, **recording.metadata},
     )
-    quality.check_episode(limits, episode)
-    return episode
+    measured = measure_recording(
+        rate=rate,
+        action=recording.action,
+        state=recording.state,
+        timestamps=timestamps,
+        frames=episode.frames,
+        frame_rate=episode_format.control_rate,
+        source_repeated={camera: frames.repeated for camera, frames in read.items()},
+    )
+    quality.check_episode(limits, replace(episode, measured=measured))
+    # The other phases are the same recording, which is to be told about once.
+    return episode if ref.phase else replace(episode, measured=measured)
 
 
 def _signals(recording: Recording, key: str) -> Signals:
@@ -258,19 +270,20 @@ def _signals(recording: Recording, key: str) -> Signals:
 
 def _read_frames(
     recording: Recording, ref: EpisodeRef, episode_format: EpisodeFormat, rate: float, factor: int
-) -> dict[str, NDArray[np.uint8]]:
+) -> dict[str, FramesRead]:
     timestamps = recording.timestamps
     if timestamps is None:
         timestamps = np.arange(recording.num_rows) / rate
     frames = {}
     for camera, pictures in recording.frames.items():
-        frames[camera], times = pictures.read(
+        frames[camera] = pictures.read(
             first=ref.phase,
             step=factor,
             num_rows=recording.num_rows,
             resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
             episode=ref.key,
         )
+        times = frames[camera].times
         quality.check_video_length(
             ref.key, camera, num_frames=len(times), num_rows=recording.num_rows
         )

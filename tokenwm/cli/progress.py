@@ -1,0 +1,51 @@
+"""The progress of making shards: one line per stage, with rate and time left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
+from rich.text import Text
+
+from tokenwm.data.shard_tasks import Progress, ShowProgress
+
+
+class Rate(ProgressColumn):
+    """Steps per second and time left, both of what this run has done itself."""
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        elapsed = task.finished_time if task.finished else task.elapsed
+        now: Progress = task.fields["now"]
+        text = f"{int(task.elapsed or 0)} s"
+        if elapsed and now.new_steps:
+            text += f", {now.new_steps / elapsed:,.0f} steps/s"
+        if elapsed and now.done > now.kept and not task.finished:
+            left = int(elapsed * (now.total - now.done) / (now.done - now.kept))
+            text += f", {left // 60}:{left % 60:02} left"
+        return Text(text)
+
+
+@contextmanager
+def show_progress(console: Console, title: str) -> Iterator[ShowProgress]:
+    """Show what is handed to the function that this gives."""
+    columns = (
+        TextColumn("[bold]{task.fields[title]}"),
+        TextColumn("{task.fields[now].stage}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        Rate(),
+        # Only the message gives way where the window is narrow.
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+    )
+    with Bar(*columns, console=console, expand=True) as bar:
+        stages: dict[str, TaskID] = {}
+
+        def show(now: Progress) -> None:
+            if now.stage not in stages:
+                stages[now.stage] = bar.add_task("", total=now.total, title=title, now=now)
+            bar.update(stages[now.stage], completed=now.done, description=now.message, now=now)
+
+        yield show

@@ -1,0 +1,116 @@
+"""Writing the report, and writing it again for a dataset that has one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenwm
+from tokenwm.data.manifest import SPLITS, Manifest
+from tokenwm.data.quality import QualityConfig
+from tokenwm.data.quality_report import findings as finding
+from tokenwm.data.quality_report.page import page
+from tokenwm.data.quality_report.rules import outcomes
+from tokenwm.data.quality_report.summary import Measured, summarize
+from tokenwm.data.shards import ShardReader
+from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
+from tokenwm.data.strict import build
+from tokenwm.errors import ShardError
+
+SCHEMA_VERSION = 1
+"""Version of ``quality.json``; see CHANGELOG.md."""
+REPORT_NAME = "quality.json"
+PAGE_NAME = "quality.html"
+
+
+def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[str, Any]:
+    """Write ``quality.json`` and ``quality.html`` of a frame dataset.
+
+    The same shards and figures give the same bytes. The manifest need not be in the folder yet.
+
+    Args:
+        folder: Folder with the shards, a path or a URL.
+        manifest: What they hold.
+        measured: Key → ``Episode.measured`` of the episodes that were kept, in any order; those
+            without figures (other phases of a recording) may be missing or empty.
+
+    Returns:
+        What ``quality.json`` holds; ``verdict`` is one line for the person at the terminal.
+
+    Raises:
+        ShardError: A shard is damaged or a file cannot be written.
+    """
+    kept = {episode.key for episode in manifest.episodes}
+    measured = {key: measured[key] for key in sorted(measured) if measured[key] and key in kept}
+    config = _config(manifest)
+    reader = ShardReader(folder, manifest=manifest)
+    summary = summarize(reader, measured, config.near_duplicate)
+    found = finding.find(manifest, summary, measured, config)
+    excluded = finding.excluded_recordings(manifest)
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "tool": f"tokenwm {tokenwm.__version__}",
+        "name": manifest.name,
+        "verdict": finding.verdict(summary["recordings"], len(excluded), found),
+        "findings": [item.to_dict() for item in found],
+        "rules": outcomes(manifest, summary, measured, config),
+        "excluded": [{"key": item.key, "reason": item.reason} for item in excluded],
+        "splits": {
+            split: {"episodes": manifest.num_episodes(split), "steps": manifest.num_steps(split)}
+            for split in SPLITS
+        },
+        "summary": summary,
+        "measured": measured,
+    }
+    files = open_folder(folder)
+    write_bytes(files, REPORT_NAME, _dump(report).encode())
+    write_bytes(files, PAGE_NAME, page(reader, report).encode())
+    return report
+
+
+def rewrite(folder: Path | str) -> dict[str, Any]:
+    """Write the report of a finished dataset again, from the figures in its ``quality.json``.
+
+    Raises:
+        ShardError: There is no dataset, its shards are damaged, or it has no readable report.
+    """
+    return write(folder, Manifest.load(folder), read(folder)["measured"])
+
+
+def read(folder: Path | str) -> dict[str, Any]:
+    """What the ``quality.json`` of a dataset holds.
+
+    Raises:
+        ShardError: There is none, it is damaged, or of another version.
+    """
+    path = join(folder, REPORT_NAME)
+    try:
+        report: dict[str, Any] = json.loads(read_bytes(open_folder(folder), REPORT_NAME))
+        version = report["schema_version"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ShardError(f"{path} cannot be read ({error}); prepare the dataset again") from error
+    if version != SCHEMA_VERSION:
+        raise ShardError(
+            f"{path} has schema version {version}, this is version {SCHEMA_VERSION}; prepare the "
+            "dataset again"
+        )
+    return report
+
+
+def _config(manifest: Manifest) -> QualityConfig:
+    """The limits in the recipe that made the dataset; its defaults where it is of an older tool."""
+    recipe = manifest.provenance.get("recipe", {})
+    values = recipe.get("quality", {}) if isinstance(recipe, Mapping) else {}
+    config: QualityConfig = build(QualityConfig, values, "quality", allow_defaults=True)
+    return config
+
+
+def _dump(report: Mapping[str, Any]) -> str:
+    """JSON that a person can read: one line per episode, since there may be ten thousand."""
+    head = json.dumps({**report, "measured": None}, indent=1, ensure_ascii=False, allow_nan=False)
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(values, ensure_ascii=False, allow_nan=False)}"
+        for key, values in report["measured"].items()
+    ]
+    body = "{\n" + ",\n".join(lines) + "\n }"
+    return head.removesuffix("null\n}") + body + "\n}\n"
