@@ -304,7 +304,8 @@ class WorldModel(nn.Module):
         if num_steps > window:
             mask = attention_mask(self.layout, num_steps, window).to(device)
         embedded, hints = self.embed(tokens)
-        hidden = self.transformer(embedded, steps, mask)  # (B, T * L, D)
+        hidden = self.transformer(embedded.to(self.transformer.dtype), steps, mask)
+        hidden = hidden.to(embedded.dtype)  # (B, T * L, D)
         predicting = predictors(self.layout, hidden)  # (B, T-1, J, D)
         first = self.layout.first_frame_slot
         state_logits = None
