@@ -14,7 +14,7 @@ from tokenwm.cli.prepare import add_engine_options
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
 from tokenwm.errors import TokenwmError
-from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
+from tokenwm.sequence.token_shards import borrow_vocabulary, make_vocabulary, tokenize_shards
 
 WORTH_WORKERS = 20_000
 """Steps from which on encoding takes longer than starting processes for it."""
@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
         method=arguments.bins,
         use_state=not arguments.no_state,
     )
+    if arguments.vocabulary_of is not None:
+        vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
     if (out / MANIFEST_NAME).exists():
         remove_tokens(out, keep=(Path(arguments.frames), arguments.tokenizer))
     console = Console()
@@ -127,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         default="uniform",
         help="even bins over the range of the training data, or as many values in each "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vocabulary-of",
+        type=Path,
+        metavar="DIR",
+        help="take the bins of these token shards, so that both can be mixed in training",
     )
     parser.add_argument(
         "--no-state", action="store_true", help="leave proprioception out of the sequence"
