@@ -376,13 +376,13 @@ def fit(stage: str, root: Path, run: Path, num_steps: int) -> float:
     """Windows per second of a stage with its ``small`` config."""
     shutil.rmtree(run, ignore_errors=True)
     config = REPOSITORY / "configs" / stage.replace("-", "_") / "small.yaml"
-    options = [f"--trainer.max_steps={num_steps}", f"--trainer.val_check_interval={num_steps}"]
+    options = [f"--trainer.max_steps={num_steps}", "--trainer.limit_val_batches=0"]
     options += ["--trainer.log_every_n_steps=10", "--trainer.default_root_dir", str(run)]
     tokenwm(stage, "fit", "--config", str(config), "--data.root", str(root), *options)
     with open(run / "logs" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     found = [row["train/windows_per_second"] for row in rows if row["train/windows_per_second"]]
-    return float(found[-1])
+    return float(found[-1]) if found else 0.0
 
 
 # --- all of it ------------------------------------------------------------------------------------
@@ -439,15 +439,15 @@ def main() -> None:
     frames, tokens, run = (args.work / name for name in ("frames", "tokens", "tokenizer"))
     if "preparation" in args.parts:
         report["preparation"] = measure_preparation(recipe, frames)
-    prepare(recipe, frames)  # finished already, or needed below
-    if "training" in args.parts or not (tokens / "manifest.json").exists():
-        rates_needed = {"frames": fit("tokenizer", frames, run, args.steps)}
+    if "training" in args.parts or "loading" in args.parts:
+        prepare(recipe, frames)  # if it is not there yet
+        steps = args.steps if "training" in args.parts else 2
+        rates_needed = {"frames": fit("tokenizer", frames, run, steps)}
         make = ["tokenize", str(frames), "--tokenizer", str(run), "--out", str(tokens)]
         tokenwm(*make, "--overwrite")
-        if "training" in args.parts:
-            world_model = args.work / "world_model"
-            rates_needed["tokens"] = fit("world-model", tokens, world_model, args.steps)
-            report["training_windows_per_second"] = rates_needed
+    if "training" in args.parts:
+        rates_needed["tokens"] = fit("world-model", tokens, args.work / "world_model", args.steps)
+        report["training_windows_per_second"] = rates_needed
     if "loading" in args.parts:
         report["loading"] = [
             *measure_loading("frames", frames, 1, 64, recipe),
