@@ -45,12 +45,19 @@ def small_vocabulary(
 
 
 def small_world_model(
-    kind: str = "frame+state", *, seed: int = 0, has_reward: bool = True, **transformer: int | bool
+    kind: str = "frame+state",
+    *,
+    seed: int = 0,
+    has_reward: bool = True,
+    draft_layers: int = 0,
+    **transformer: int | bool,
 ) -> WorldModel:
     """A world model in eval mode: 3 layers, grouped queries, a window of 3 steps."""
     sizes = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "window": 3}
     torch.manual_seed(seed)
-    config = WorldModelConfig(transformer=TransformerConfig(**{**sizes, **transformer}))
+    config = WorldModelConfig(
+        transformer=TransformerConfig(**{**sizes, **transformer}), draft_layers=draft_layers
+    )
     model = WorldModel(config, small_vocabulary(kind, has_reward=has_reward))
     shake(model)
     # At 8 the copy prior would drown everything else in greedy futures.

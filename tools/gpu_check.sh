@@ -91,11 +91,8 @@ pytest_gpu() {
 if wanted tests; then run_step pytest pytest_gpu; fi
 
 if wanted bench; then
-  for bench in tools/bench_*.py; do
-    [[ -e "$bench" ]] || continue
-    name="$(basename "$bench" .py)"
-    run_step "$name" "$PYTHON" "$bench" --json "$results/$name.json"
-  done
+  run_step bench_imagination "$PYTHON" tools/bench_imagination.py --compile \
+    --json "$results/bench_imagination.json"
 fi
 
 if wanted train; then
@@ -103,6 +100,9 @@ if wanted train; then
     --size debug --minutes "$MINUTES" --out "$scratch/quickstart"
   metrics="$(find "$scratch/quickstart" -name metrics.json 2> /dev/null | head -n 1 || true)"
   if [[ -n "$metrics" ]]; then cp "$metrics" "$results/train_metrics.json"; fi
+  run_step bench_approximations "$PYTHON" tools/bench_approximations.py \
+    --model "$scratch/quickstart/world_model" --data "$scratch/quickstart/frames" \
+    --json "$results/bench_approximations.json"
 fi
 
 "$PYTHON" - "$steps" "$results/summary.json" << 'PYTHON_END'

@@ -107,11 +107,32 @@ def test_outcomes_depend_on_their_action_and_not_on_what_follows(model: WorldMod
                 assert not seen[t + 1 :].any()
 
 
+def test_drafts_know_their_action_and_no_token_of_their_frame(model: WorldModel) -> None:
+    drafting = small_world_model(
+        "frame" if model.vocabulary.state is None else "frame+state", draft_layers=1
+    )
+    predictions, (frame, action, state) = predict(drafting)
+    assert predictions.draft_logits is not None
+    for t in range(NUM_STEPS - 1):
+        for index in range(drafting.layout.num_frame_tokens):
+            logits = predictions.draft_logits[0, t, index]
+            seen = influence(logits, frame)
+            assert seen[t].all()
+            assert not seen[t + 1 :].any()
+            seen = influence(logits, action)
+            assert seen[t]
+            assert not seen[t + 1 :].any()
+            if state is not None:  # comes before the frame in a step
+                seen = influence(logits, state)
+                assert seen[: t + 2][-2:].all()
+                assert not seen[t + 2 :].any()
+
+
 def test_a_hint_goes_to_the_one_position_that_predicts_its_slot(model: WorldModel) -> None:
     """Hints made from frame ``t`` are used for the slots of frame ``t + 1`` and nowhere else."""
     tokens = random_tokens(model, 1, NUM_STEPS)
     with captured(model.hints) as hints:
-        embedded = model.embed(tokens)[0]  # (T * L, D)
+        embedded = model.embed(tokens)[0][0]  # (T * L, D)
     layout = model.layout
     used = 0
     for position in range(NUM_STEPS * layout.positions_per_step):

@@ -43,7 +43,7 @@ def full_hidden(model: WorldModel, tokens: Tokens) -> Tensor:
     length = model.layout.positions_per_step
     steps = torch.arange(num_steps).repeat_interleave(length)
     mask = attention_mask(model.layout, num_steps, model.config.transformer.window)
-    hidden: Tensor = model.transformer(model.embed(tokens), steps, mask)
+    hidden: Tensor = model.transformer(model.embed(tokens)[0], steps, mask)
     return hidden.unflatten(1, (num_steps, length))
 
 
@@ -52,7 +52,7 @@ def cached_hidden(model: WorldModel, tokens: Tokens) -> Tensor:
     """The same, position by position through the ring buffer."""
     num_rows, num_steps = tokens.frame.shape[:2]
     length = model.layout.positions_per_step
-    embedded = model.embed(tokens).unflatten(1, (num_steps, length))
+    embedded = model.embed(tokens)[0].unflatten(1, (num_steps, length))
     cache = model.new_cache(num_rows)
     hidden = torch.zeros_like(embedded)
     for step in range(num_steps):

@@ -30,13 +30,15 @@ from tokenwm.tokenizer.networks import (
 from tokenwm.tokenizer.quantizer import CodebookQuantizer, FiniteScalarQuantizer
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
+    FrameHints,
+    ScalarEmbedding,
+)
+from tokenwm.transformer.heads import (
     CodeHead,
     ContinuousHead,
     DiscreteHead,
-    FrameHints,
     LinearDynamics,
     RewardHead,
-    ScalarEmbedding,
 )
 from tokenwm.transformer.model import (
     Attention,

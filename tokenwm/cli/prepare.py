@@ -1,20 +1,19 @@
 """``tokenwm prepare RECIPE --out DIR``: recorded episodes → frame shards."""
 
 import argparse
-import json
 import os
 
 from rich.console import Console
 from rich.table import Table
 
 from tokenwm.cli.progress import show_progress
+from tokenwm.data import quality_report
 from tokenwm.data.engines import ENGINES
 from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipe import load_recipe
-from tokenwm.data.storage import join, open_folder, read_bytes
-from tokenwm.errors import ShardError
+from tokenwm.data.storage import join, open_folder
 
 
 def main(argv: list[str]) -> int:
@@ -40,13 +39,9 @@ def main(argv: list[str]) -> int:
 
 def print_verdict(console: Console, dataset: str) -> None:
     """Show what the quality report begins with, and where it is."""
-    try:
-        report = json.loads(read_bytes(open_folder(dataset), REPORT_NAME))
-        verdict = str(report["verdict"])
-    except FileNotFoundError:  # prepared before there were reports
-        return
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ShardError(f"{join(dataset, REPORT_NAME)} cannot be read: {error}") from error
+    if open_folder(dataset).size(REPORT_NAME) is None:
+        return  # prepared before there were reports
+    verdict = quality_report.read(dataset)["verdict"]
     page = join(dataset, PAGE_NAME)
     console.print(
         f"quality: {verdict} Report: {page}", soft_wrap=True, highlight=False, markup=False

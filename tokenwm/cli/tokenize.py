@@ -2,17 +2,19 @@
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, tokenizer_hash
+from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, model_folder, tokenizer_hash
 from tokenwm.cli.prepare import add_engine_options
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
+from tokenwm.data.shard_files import is_url
+from tokenwm.data.shard_writer import remove_own_files
+from tokenwm.data.storage import join, open_folder, write_bytes
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import borrow_vocabulary, make_vocabulary, tokenize_shards
 
@@ -24,8 +26,9 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_freed_memory()
-    out: Path = arguments.out
-    if (out / MANIFEST_NAME).exists() and not arguments.overwrite:
+    out: str = arguments.out
+    exists = open_folder(out).size(MANIFEST_NAME) is not None
+    if exists and not arguments.overwrite:
         raise TokenwmError(
             f"{out} holds a dataset already; choose another --out, or pass --overwrite"
         )
@@ -42,12 +45,12 @@ def main(argv: list[str]) -> int:
     )
     if arguments.vocabulary_of is not None:
         vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
-    if (out / MANIFEST_NAME).exists():
-        remove_tokens(out, keep=(Path(arguments.frames), arguments.tokenizer))
+    if exists:
+        remove_tokens(out)
     console = Console()
     # Beside the shards, so that training needs one path only; before the manifest, which is what
     # makes the folder a dataset.
-    copy_tokenizer(arguments.tokenizer, out / "tokenizer")
+    _copy_tokenizer(arguments.tokenizer, join(out, "tokenizer"))
     with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
             arguments.frames,
@@ -79,17 +82,24 @@ def _num_workers(arguments: argparse.Namespace, manifest: Manifest) -> int:
     return (os.cpu_count() or 1) if on_cpu and num_steps > WORTH_WORKERS else 0
 
 
-def remove_tokens(folder: Path, keep: tuple[Path, ...]) -> None:
+def _copy_tokenizer(source: Path, target: str) -> None:
+    if not is_url(target):
+        copy_tokenizer(source, Path(target.removeprefix("file://")))
+        return
+    folder = open_folder(target)
+    for path in sorted(model_folder(source).iterdir()):
+        write_bytes(folder, path.name, path.read_bytes())
+
+
+def remove_tokens(dataset: str) -> None:
     """Remove token shards, and nothing else.
 
     Raises:
-        TokenwmError: The folder holds something else, or what is to be kept.
+        TokenwmError: The folder holds something else.
     """
-    inside = [path for path in keep if path.resolve().is_relative_to(folder.resolve())]
-    if Manifest.load(folder).kind != "tokens" or inside:
-        what = f"{inside[0]}, which is needed" if inside else "frames, not tokens"
-        raise TokenwmError(f"--overwrite would remove {folder}, but it holds {what}")
-    shutil.rmtree(folder)
+    if Manifest.load(dataset).kind != "tokens":
+        raise TokenwmError(f"--overwrite would remove {dataset}, but it holds frames, not tokens")
+    remove_own_files(dataset)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run or checkpoint folder of the tokenizer",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the token shards"
+        "--out", required=True, metavar="DIR|URL", help="folder of the token shards"
     )
     parser.add_argument(
         "--action-bins",

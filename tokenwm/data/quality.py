@@ -257,7 +257,8 @@ def check_measured(key: str, config: QualityConfig, measured: Mapping[str, Any])
     for camera, about in measured["cameras"].items():
         _check_camera(key, config, camera, about)
     if state is not None:
-        _check_stretches(key, config, "state", state["frozen"], "actions change")
+        if state["repeated"] < 1:  # one that never changes is for check_signals to judge
+            _check_stretches(key, config, "state", state["frozen"], "actions change")
         _check_encoders(key, config, state)
     lag = measured["lag"]
     if config.max_lag is not None and lag is not None and abs(lag["seconds"]) > config.max_lag:

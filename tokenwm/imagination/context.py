@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 
@@ -58,6 +60,21 @@ def spread(tokens: Tokens, num_copies: int) -> Tokens:
         None if state is None else state.repeat_interleave(num_copies, dim=0),
         action.repeat_interleave(num_copies, dim=0),
     )
+
+
+def zero_tokens(
+    vocabulary: Vocabulary, batch_size: int, num_steps: int, device: torch.device
+) -> tuple[Tokens, Tensor]:
+    """A context of one step, and ``(B, num_steps, A)`` actions, that mean nothing: to warm up."""
+
+    def zeros(steps: int, count: int) -> Tensor:
+        return torch.zeros(batch_size, steps, count, dtype=torch.int64, device=device)
+
+    state = None
+    if vocabulary.state is not None:
+        state = zeros(1, vocabulary.state.num_dimensions)
+    actions = zeros(num_steps, vocabulary.action.num_dimensions)
+    return Tokens(zeros(1, vocabulary.tokens_per_frame), state, actions[:, :1]), actions
 
 
 def rows_of(tokens: Tokens, rows: slice) -> Tokens:

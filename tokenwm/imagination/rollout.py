@@ -5,6 +5,7 @@ Actions and states are binned on the host first; from ``start`` on everything st
 
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +18,17 @@ from torch import Tensor
 
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
-from tokenwm.imagination.anchor import anchored
-from tokenwm.imagination.context import Context, check_context, rows_of
-from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
+from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
+from tokenwm.imagination.decode import compile_passes, decode_steps, prefill
+from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively, is_faster
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
-from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
+from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class TokenWorldModel:
         provenance: Where model and data came from.
         speculative: Whether many tokens are drawn in a pass or one. The tokens are the same; None
             takes what :func:`tokenwm.imagination.speculative.is_faster` says.
+        approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
+            default, is exact.
         max_rows: Most rows that are imagined at once; found by trying when memory runs out.
     """
 
@@ -89,6 +93,7 @@ class TokenWorldModel:
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
         self.speculative: bool | None = None
+        self.approximation: Approximation | None = None
         self.max_rows = sys.maxsize
         self._warned: set[str] = set()
 
@@ -271,11 +276,34 @@ class TokenWorldModel:
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
     ) -> tuple[DecodeState, DecodedSteps]:
+        model, sampling = self.world_model, sampling or SamplingConfig()
+        if self.approximation is not None:
+            return decode_steps_approximately(model, state, actions, sampling, self.approximation)
         speculative = self.speculative
         if speculative is None:
-            speculative = is_faster(self.world_model, *actions.shape[:2])
+            speculative = is_faster(model, *actions.shape[:2])
         decode = decode_steps_speculatively if speculative else decode_steps
-        return decode(self.world_model, state, actions, sampling or SamplingConfig())
+        return decode(model, state, actions, sampling)
+
+    @torch.inference_mode()
+    def compile(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Compile the transformer's pass with ``torch.compile``, and warm it up.
+
+        Worth it for a model that lives long and imagines few rows at once (docs/performance.md has
+        figures). Another batch size than those given is compiled when it is first met; a context is
+        read uncompiled. Compiled code is kept on disk by torch (``TORCHINDUCTOR_CACHE_DIR``), so
+        another process starts faster. A CPU needs a C++ compiler.
+
+        Args:
+            batch_sizes: Rows that will be imagined at once.
+        """
+        compile_passes(self.world_model)
+        for batch_size in batch_sizes:
+            start = time.perf_counter()
+            context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)
+            for num_steps in (1, 2):  # a single step may be decoded in another way
+                self._decode(prefill(self.world_model, context), actions[:, :num_steps], None)
+            logger.info("compiled for %d row(s) in %.0f s", batch_size, time.perf_counter() - start)
 
     @torch.inference_mode()
     def score(self, context: Context) -> Tensor:
@@ -330,7 +358,7 @@ class TokenWorldModel:
             rollout: From :meth:`imagine`.
             steps: Which of its steps, in [0, H) or from the end; None for all.
             use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
-                decoded picture has not changed since (see :mod:`tokenwm.imagination.anchor`).
+                decoded picture has not changed since (see :mod:`tokenwm.imagination.pixels`).
 
         Returns:
             ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
@@ -344,29 +372,8 @@ class TokenWorldModel:
     def decode_tokens(
         self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
-        """Decode ``(B, H, K)`` tokens, anchored if an anchor frame is given.
-
-        Args:
-            tokens: ``(B, H, K)`` int64.
-            anchor_tokens: ``(B, K)`` int64, tokens of the anchor frame.
-            anchor: ``(B, cameras, height, width, 3)`` uint8, a real frame.
-
-        Returns:
-            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
-        """
-        batch, horizon = tokens.shape[:2]
-        flat = tokens.flatten(0, 1)
-        pixels = flat.new_empty((len(flat), *self.tokenizer.frame_shape), dtype=torch.uint8)
-        for first in range(0, len(flat), self.tokenizer.frames_at_once):
-            last = min(first + self.tokenizer.frames_at_once, len(flat))
-            part = torch.arange(first, last, device=flat.device)
-            decoded = self.tokenizer.decode_to_unit(flat[part])
-            if anchor is not None and anchor_tokens is not None:
-                row = part // horizon
-                anchor_decoded = self.tokenizer.decode_to_unit(anchor_tokens[row])
-                decoded = anchored(decoded, anchor_decoded, anchor[row].float() / 255.0)
-            pixels[part] = to_uint8(decoded)
-        return torch.unflatten(pixels, 0, (batch, horizon))
+        """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
+        return decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor)
 
     def _encode(
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]

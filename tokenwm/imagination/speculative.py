@@ -14,6 +14,7 @@ here the noise is counter-based, so a draft is accepted exactly when it is what 
 the result is token-identical.
 """
 
+import copy
 import math
 from dataclasses import replace
 
@@ -52,17 +53,42 @@ def decode_steps_speculatively(
     Raises:
         TokenwmError: ``span`` is out of range.
     """
-    span = best_span(model, len(actions)) if span is None else span
     longest = max_span_steps(model) * model.layout.positions_per_step
-    if not 1 <= span <= longest:
+    if span is not None and not 1 <= span <= longest:
         raise TokenwmError(f"span={span}; use 1 to {longest} for this model")
     state.cache.reserve(actions.shape[1])
-    stream = _Stream(model, state, actions, span)
+    stream = _Stream(model, state, actions)
+    num_passes = _run(model, state, stream, sampling, span)
+    return stream.finish(model, state, num_passes)
+
+
+def _run(
+    model: WorldModel,
+    state: DecodeState,
+    stream: "_Stream",
+    sampling: SamplingConfig,
+    span: int | None,
+) -> int:
+    """Pass after pass until every row has decided its last token; returns their number.
+
+    On a CPU, where time is proportional to rows, those that are done are left out as soon as they
+    are half of all.
+    """
+    can_leave_out = stream.filled.device.type == "cpu" and state.cache.past is None
+    stream.span = best_span(model, len(stream.filled)) if span is None else span
     num_passes = 0
-    while not stream.is_finished():
+    while True:
         _pass(model, state, stream, sampling)
         num_passes += 1
-    return stream.finish(model, state, num_passes)
+        waiting = (stream.filled < stream.last).nonzero()[:, 0]  # waits for the device
+        if len(waiting) == 0:
+            return num_passes
+        if can_leave_out and len(waiting) <= len(stream.filled) // 2:
+            some, rest = state.take_rows(waiting), stream.take_rows(waiting)
+            num_passes += _run(model, some, rest, sampling, span)
+            stream.replace_rows(waiting, rest)
+            state.cache.replace_rows(waiting, some.cache)
+            return num_passes
 
 
 CHEAP_POSITIONS = 512
@@ -101,7 +127,6 @@ class _Stream:
 
     Attributes:
         span: ``Q``, positions that a pass feeds.
-        span_steps: Steps that they amount to, rounded up.
         frame: ``(B, (H + n) * K + 1)`` int64; decided up to ``filled``, behind it drafts.
         nll: The same shape, float32.
         state: ``(B, H + n, P)`` int64, or None.
@@ -113,26 +138,37 @@ class _Stream:
         last: Position of the last token to be decided.
     """
 
-    def __init__(self, model: WorldModel, state: DecodeState, actions: Tensor, span: int) -> None:
+    def __init__(self, model: WorldModel, state: DecodeState, actions: Tensor) -> None:
         layout, (batch, num_steps) = model.layout, actions.shape[:2]
-        self.span, self.span_steps = span, math.ceil(span / layout.positions_per_step)
-        steps = num_steps + 2 + self.span_steps
+        self.span = 0
+        longest = max_span_steps(model)
+        steps = num_steps + 2 + longest
         frame = state.frame_tokens[:, None].expand(-1, steps, -1).flatten(1)
         self.frame = torch.cat([frame, frame[:, :1]], dim=1)
         self.nll = torch.zeros(self.frame.shape, device=actions.device)
         self.state: Tensor | None = None
         if state.state_tokens is not None:
             self.state = state.state_tokens[:, None].repeat(1, steps, 1)
-        self.action = F.pad(actions, (0, 0, 1, 1 + self.span_steps))
+        self.action = F.pad(actions, (0, 0, 1, 1 + longest))
         shape = (batch, num_steps + 1, state.pending.shape[-1])
         self.outcome = torch.zeros(shape, device=actions.device)
         self.filled = torch.full((batch,), layout.action_slot - 1, device=actions.device)
         self.drafted = self.filled
         self.last = num_steps * layout.positions_per_step + layout.action_slot - 1
 
-    def is_finished(self) -> bool:
-        """Whether every row has decided its last token. Waits for the device."""
-        return bool((self.filled == self.last).all())
+    def take_rows(self, rows: Tensor) -> "_Stream":
+        """A copy of some rows."""
+        taken = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(taken, name, value[rows])
+        return taken
+
+    def replace_rows(self, rows: Tensor, other: "_Stream") -> None:
+        """Put the rows of another stream in the place of some of this one's."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.index_copy(0, rows, getattr(other, name)))
 
     def finish(
         self, model: WorldModel, state: DecodeState, num_passes: int
@@ -171,7 +207,7 @@ def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: Samp
     next_step, next_slot = (position + 1) // period, (position + 1) % period
     tokens = _with_drafts(model, stream, step)
 
-    embedded = model.embed(tokens)  # (B, steps * L, D)
+    embedded, hints = model.embed(tokens)  # (B, steps * L, D), (B, steps, K, D)
     place = (position - (step[:, None] - 1) * period)[..., None].expand(-1, -1, embedded.shape[-1])
     absolute = position + state.step * period
     hidden = forward_span(model, state.cache, embedded.gather(1, place), absolute)  # (B, Q, D)
@@ -202,7 +238,50 @@ def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: Samp
         accepted &= ~is_action | _draw_state(model, state, stream, tokens, hidden, sampling)
     num_accepted = accepted[:, :-1].long().cumprod(1).sum(1)
     stream.drafted = stream.filled + stream.span
+    if model.draft_head is not None:
+        _draft(model, state, stream, tokens, hidden, hints, num_accepted, sampling)
     stream.filled = (stream.filled + num_accepted + 1).clamp(max=stream.last)
+
+
+def _draft(
+    model: WorldModel,
+    state: DecodeState,
+    stream: _Stream,
+    tokens: Tokens,
+    hidden: Tensor,
+    hints: Tensor,
+    num_accepted: Tensor,
+    sampling: SamplingConfig,
+) -> None:
+    """Let the draft head guess the next frame in the rows whose accepted span has an action.
+
+    Where the pass itself has drawn a slot, that is the better draft.
+    """
+    assert model.draft_head is not None
+    layout = model.layout
+    period, rows = layout.positions_per_step, torch.arange(len(hidden), device=hidden.device)
+    # The last action among the positions that were fed rightly, if there is one.
+    first_action = layout.action_slot - stream.filled % period  # (B,)
+    step = (num_accepted - first_action).div(period, rounding_mode="floor").clamp(min=0)
+    at_action = first_action + step * period
+    is_known = at_action <= num_accepted
+    step = step + 1  # in `tokens`
+    previous = tokens.frame[rows, step]  # (B, K)
+    at_action = at_action.clamp(max=stream.span - 1)
+    logits = model.draft_logits(hidden[rows, at_action], hints[rows, step], previous)
+    following = stream.filled // period + step  # (B,)
+    slots = torch.arange(layout.first_frame_slot, layout.action_slot, device=hidden.device)
+    number = (state.step + following)[:, None]
+    drawn = draw_frame_tokens(model, logits, previous, state, number, slots, sampling)
+    position = following[:, None] * period + slots  # (B, K)
+    is_new = is_known[:, None] & (position > stream.drafted[:, None])
+    index = torch.arange(layout.num_frame_tokens, device=hidden.device)
+    target = (following[:, None] + 1) * layout.num_frame_tokens + index
+    nowhere = stream.frame.shape[1] - 1
+    stream.frame.scatter_(1, torch.where(is_new, target, nowhere), drawn)
+    stream.drafted = torch.where(
+        is_known, torch.maximum(stream.drafted, position[:, -1]), stream.drafted
+    )
 
 
 def _draw_state(
@@ -236,7 +315,8 @@ def _with_drafts(model: WorldModel, stream: _Stream, step: Tensor) -> Tokens:
     What has no draft of its own gets the token of the step before.
     """
     layout, device = model.layout, step.device
-    steps = step[:, None] + torch.arange(2 + stream.span_steps, device=device)  # in the buffers
+    num_steps = 2 + math.ceil(stream.span / layout.positions_per_step)
+    steps = step[:, None] + torch.arange(num_steps, device=device)  # in the buffers
     rows = torch.arange(len(step), device=device)[:, None]
     shape = (-1, layout.num_frame_tokens)
     frames = list(torch.unflatten(stream.frame[:, :-1], 1, shape)[rows, steps].unbind(1))

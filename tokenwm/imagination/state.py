@@ -60,6 +60,18 @@ class DecodeState:
             seeds=spread(self.seeds),
         )
 
+    def take_rows(self, rows: Tensor) -> "DecodeState":
+        """A copy of some rows, ``(n,)`` int64; not of a fork."""
+        return replace(
+            self,
+            cache=self.cache.take_rows(rows),
+            pending=self.pending[rows],
+            frame_tokens=self.frame_tokens[rows],
+            state_tokens=None if self.state_tokens is None else self.state_tokens[rows],
+            noise_streams=self.noise_streams[rows],
+            seeds=self.seeds[rows],
+        )
+
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 
@@ -119,6 +131,24 @@ class DecodedSteps(NamedTuple):
     termination_probability: Tensor
     frame_nll: Tensor
     num_passes: int
+
+    @classmethod
+    def of_steps(
+        cls, states: Sequence[DecodeState], outcomes: Sequence[StepOutcome], num_passes: int
+    ) -> "DecodedSteps":
+        """From the state after each action and what it caused."""
+        known = [state.state_tokens for state in states if state.state_tokens is not None]
+        reward, termination, nll = (
+            torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)
+        )
+        return cls(
+            frame_tokens=torch.stack([state.frame_tokens for state in states], dim=1),
+            state_tokens=torch.stack(known, dim=1) if known else None,
+            reward=reward,
+            termination_probability=termination,
+            frame_nll=nll,
+            num_passes=num_passes,
+        )
 
     @classmethod
     def cat(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":

@@ -228,10 +228,10 @@ def shift_of(key: str, copy: int) -> tuple[int, int]:
 def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
     manifest = reader.manifest
     if manifest.kind != "frames":
-        raise TokenwmError(f"{reader.folder} holds {manifest.kind}; only frames can be tokenized")
+        raise TokenwmError(f"{reader.root} holds {manifest.kind}; only frames can be tokenized")
     if len(manifest.cameras) != tokenizer.num_cameras:
         raise TokenwmError(
-            f"{reader.folder} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
+            f"{reader.root} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
             f"trained for {tokenizer.num_cameras} camera(s)"
         )
 

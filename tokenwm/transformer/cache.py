@@ -14,6 +14,7 @@ its beginning. A fork gives every row many continuations: what came before is st
 and each continuation has a ring of its own, as large as its steps need.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -102,6 +103,19 @@ class KVCache:
     def begin(self, position: Tensor) -> None:
         """Say that every row begins at a position (scalar int64): before it there is nothing."""
         self._first.copy_(position.expand_as(self._first))
+
+    def take_rows(self, rows: Tensor) -> "KVCache":
+        """A copy of some rows, ``(n,)`` int64; :meth:`replace_rows` puts them back.
+
+        Raises:
+            TokenwmError: This is a fork.
+        """
+        if self.past is not None:
+            raise TokenwmError("rows of a fork cannot be taken: they share their past")
+        taken = copy.copy(self)
+        taken.keys, taken.values = self.keys[:, rows], self.values[:, rows]
+        taken._first, taken._rings = self._first[rows], self._rings[: len(rows)]
+        return taken
 
     def replace_rows(self, rows: Tensor, other: "KVCache") -> None:
         """Put the rows of another cache of the same sizes in the place of some of this one's.

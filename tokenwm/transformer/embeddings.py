@@ -1,7 +1,4 @@
-"""Embeddings and heads that know what their tokens mean.
-
-Space for frames, order for real values.
-"""
+"""Embeddings that know what their tokens mean: space for frames, order for real values."""
 
 import math
 
@@ -97,123 +94,6 @@ def apply_in_its_type(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
     return out
 
 
-class LinearDynamics(nn.Module):
-    """Where a state goes if it moves linearly: ``s' = s + W [s, a] + b``, in scaled units.
-
-    Least squares finds ``W`` from a few hundred steps, which gradients on tokens do not: on 18
-    episodes of a Unitree G1 it predicts 26 joints 20 steps ahead with an error of 5 bins of 256
-    where the transformer alone had 28. What is not linear is left to the head's other part.
-    """
-
-    centers: Tensor
-    action_features: Tensor
-    dimension: Tensor
-    action_dimension: Tensor
-
-    def __init__(self, state: ContinuousTokenizer, action: ScalarTokenizer) -> None:
-        super().__init__()
-        centers, _ = center_features(state)
-        self.register_buffer("centers", centers, persistent=False)
-        if isinstance(action, ContinuousTokenizer):
-            features = center_features(action)[0].unsqueeze(-1)
-        else:
-            features = one_hot_ids(action)
-        self.register_buffer("action_features", features, persistent=False)
-        self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
-        self.register_buffer("action_dimension", torch.arange(len(features)), persistent=False)
-        self.drift = nn.Linear(len(centers) + features.shape[0] * features.shape[-1], len(centers))
-        nn.init.zeros_(self.drift.weight)
-
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """``(..., P)`` and ``(..., A)`` int64 → expected next state, ``(..., P)`` float32.
-
-        In units in which the outer edges of the bins are -1 and 1.
-        """
-        with torch.autocast(state.device.type, enabled=False):  # bfloat16 is as coarse as the bins
-            value, inputs = self._inputs(state, action)
-            out: Tensor = value + self.drift(inputs)
-        return out
-
-    @torch.no_grad()
-    def fit(self, *, state: Tensor, action: Tensor, next_state: Tensor) -> None:
-        """Least squares over ``N`` steps, with a little ridge.
-
-        Args:
-            state: ``(N, P)`` int64.
-            action: ``(N, A)`` int64.
-            next_state: ``(N, P)`` int64.
-        """
-        value, inputs = self._inputs(state, action)
-        ones = torch.ones(len(inputs), 1, device=inputs.device)
-        x = torch.cat([inputs, ones], dim=1).double()
-        y = (self.centers[self.dimension, next_state] - value).double()
-        ridge = 1e-4 * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        weights = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T  # (P, inputs + 1)
-        self.drift.weight.copy_(weights[:, :-1])
-        self.drift.bias.copy_(weights[:, -1])
-
-    def _inputs(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled state ``(..., P)`` and the inputs of the linear map."""
-        value = self.centers[self.dimension, state]
-        features = self.action_features[self.action_dimension, action].flatten(-2)
-        return value, torch.cat([value, features], dim=-1)
-
-
-class ContinuousHead(nn.Module):
-    """Logits over the bins of every state dimension, all read from one hidden state.
-
-    A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins),
-    and a Laplace prior around where linear dynamics lead, with a learned sharpness per dimension,
-    makes learning start there; before :meth:`LinearDynamics.fit`, at persistence.
-    """
-
-    features: Tensor
-    centers: Tensor
-
-    def __init__(self, tokenizer: ContinuousTokenizer, action: ScalarTokenizer, dim: int) -> None:
-        super().__init__()
-        self.dynamics = LinearDynamics(tokenizer, action)
-        centers, features = center_features(tokenizer)
-        self.register_buffer("centers", centers, persistent=False)
-        self.register_buffer("features", features, persistent=False)
-        self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
-        nn.init.zeros_(self.coefficients.weight)
-        # Its logarithm, that is; checkpoints know it by this name.
-        self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))
-
-    def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
-        """Compute logits.
-
-        Args:
-            hidden: ``(..., D)``.
-            previous: ``(..., P)`` int64, the state tokens of the step before.
-            action: ``(..., A)`` int64, the action taken there.
-
-        Returns:
-            ``(..., P, bins)`` float32.
-        """
-        coefficients = self.coefficients(hidden).float().unflatten(-1, (len(self.centers), -1))
-        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features)
-        expected: Tensor = self.dynamics(previous, action)
-        distance = (self.centers - expected.unsqueeze(-1)).abs()
-        return logits - self.sharpness.exp().unsqueeze(-1) * distance
-
-
-class DiscreteHead(nn.Module):
-    """Logits over the ids of every discrete state dimension."""
-
-    def __init__(self, num_dimensions: int, num_values: int, dim: int) -> None:
-        super().__init__()
-        self.num_dimensions = num_dimensions
-        self.logits = nn.Linear(dim, num_dimensions * num_values)
-        nn.init.zeros_(self.logits.weight)
-
-    def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
-        """``(..., D)`` → ``(..., P, ids)``; ``previous`` and ``action`` are not used."""
-        out: Tensor = self.logits(hidden).float().unflatten(-1, (self.num_dimensions, -1))
-        return out
-
-
 def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
     """One-hot digits of every code, ``(V, sum(levels))``; ``(V, 0)`` if codes have no digits.
 
@@ -274,18 +154,6 @@ class CodeEmbedding(CodeTable):
         return F.embedding(tokens, self.vectors())
 
 
-class CodeHead(CodeTable):
-    """Logits of all codes, linear in the hidden state. Starts at zero."""
-
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(codebook_size, levels, dim, scale=0.0)
-        self.bias = nn.Parameter(torch.zeros(codebook_size))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., D)`` → ``(..., V)``."""
-        return F.linear(hidden, self.vectors(), self.bias)
-
-
 class FrameHints(nn.Module):
     """For every slot of the next frame, what is known about it before it is drawn.
 
@@ -335,45 +203,3 @@ def grid_positions(num_cameras: int, grid: tuple[int, int], dim: int) -> Tensor:
     table = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
     table = F.pad(table, (0, dim - table.shape[1]))
     return table.repeat(num_cameras, 1)
-
-
-def symlog(x: Tensor) -> Tensor:
-    """``sign(x) * log(1 + |x|)`` (Hafner et al. 2023)."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """Inverse of :func:`symlog`."""
-    return x.sign() * x.abs().expm1()
-
-
-class RewardHead(nn.Module):
-    """Symlog two-hot regression (DreamerV3, Hafner et al. 2023, eq. 9 and 10).
-
-    Deviation: the expectation is taken in symlog space, then mapped back once.
-    """
-
-    bins: Tensor
-
-    def __init__(self, dim: int, num_bins: int = 255, limit: float = 20.0) -> None:
-        super().__init__()
-        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins), persistent=False)
-        self.logits = nn.Linear(dim, num_bins)
-        nn.init.zeros_(self.logits.weight)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., D)`` → expected reward ``(...)`` float32."""
-        return symexp(self.logits(hidden).float().softmax(-1) @ self.bins)
-
-    def loss(self, hidden: Tensor, reward: Tensor) -> Tensor:
-        """Cross-entropy ``(...)`` against the two-hot encoding of ``reward`` ``(...)``."""
-        target = symlog(reward.float()).clamp(self.bins[0], self.bins[-1])
-        width = self.bins[1] - self.bins[0]
-        place = (target - self.bins[0]) / width
-        below = place.floor().long().clamp(max=len(self.bins) - 2)
-        weight = place - below
-        log_probabilities = self.logits(hidden).float().log_softmax(-1)
-        low = log_probabilities.gather(-1, below.unsqueeze(-1)).squeeze(-1)
-        high = log_probabilities.gather(-1, below.unsqueeze(-1) + 1).squeeze(-1)
-        loss: Tensor = -((1 - weight) * low + weight * high)
-        return loss

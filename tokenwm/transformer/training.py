@@ -14,8 +14,9 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.training import OptimizerConfig, TrainingModule
-from tokenwm.transformer.embeddings import ContinuousHead
-from tokenwm.transformer.world_model import Losses, Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.heads import ContinuousHead
+from tokenwm.transformer.losses import Losses
+from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 
 MAX_DYNAMICS_EPISODES = 500
 """Training episodes that linear dynamics are fitted to at most; more change nothing."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
@@ -14,18 +13,22 @@ from tokenwm.sequence.layout import attention_mask, interleave, predictors, shif
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
-    CodeHead,
     CodeTable,
-    ContinuousHead,
-    DiscreteHead,
     FrameHints,
-    RewardHead,
     ScalarEmbedding,
     apply_in_its_type,
     grid_positions,
 )
+from tokenwm.transformer.heads import (
+    CodeHead,
+    ContinuousHead,
+    DiscreteHead,
+    RewardHead,
+)
+from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.model import Transformer, TransformerConfig
 
 
@@ -42,6 +45,9 @@ class WorldModelConfig:
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
+        draft_layers: Layers of the head that predicts all tokens of the next frame at once (see
+            :class:`~tokenwm.transformer.draft.DraftHead`); 0 for none.
+        draft_weight: Weight of its loss.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -49,9 +55,18 @@ class WorldModelConfig:
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
+    draft_layers: int = 0
+    draft_weight: float = 0.3
 
     def __post_init__(self) -> None:
-        weights = (self.state_weight, self.reward_weight, self.termination_weight)
+        weights = (
+            self.state_weight,
+            self.reward_weight,
+            self.termination_weight,
+            self.draft_weight,
+        )
+        if self.draft_layers < 0:
+            raise TokenwmError(f"draft_layers={self.draft_layers}; use 0 (no head) or more")
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"
@@ -81,35 +96,14 @@ class Predictions(NamedTuple):
         state_logits: ``(B, T - 1, P, bins)`` float32, or None.
         outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are
             read from it.
+        draft_logits: As ``frame_logits``, without knowing any token of the frame; None without a
+            draft head.
     """
 
     frame_logits: Tensor
     state_logits: Tensor | None
     outcome_hidden: Tensor
-
-
-class Losses(NamedTuple):
-    """Losses and counts of a batch; all scalars.
-
-    Attributes:
-        total: What is minimised.
-        frame_nll: Mean negative log-likelihood of frame tokens, nats per token, unweighted.
-        frame_accuracy: Share of frame tokens that greedy decoding gets right.
-        changed_accuracy: The same over tokens that differ from the previous frame's.
-        persistence_accuracy: Share of tokens that equal the previous frame's.
-        state_nll: Nats per state token; zero without state.
-        reward: Two-hot cross-entropy; zero without reward.
-        termination: Binary cross-entropy.
-    """
-
-    total: Tensor
-    frame_nll: Tensor
-    frame_accuracy: Tensor
-    changed_accuracy: Tensor
-    persistence_accuracy: Tensor
-    state_nll: Tensor
-    reward: Tensor
-    termination: Tensor
+    draft_logits: Tensor | None
 
 
 class WorldModel(nn.Module):
@@ -140,6 +134,9 @@ class WorldModel(nn.Module):
             positions = grid_positions(vocabulary.num_cameras, vocabulary.grid, dim)
             self.slot_embedding[self.layout.first_frame_slot : self.layout.action_slot] += positions
         self.transformer = Transformer(config.transformer)
+        self.draft_head: DraftHead | None = None
+        if config.draft_layers > 0:
+            self.draft_head = DraftHead(config.transformer, config.draft_layers)
         self.frame_head = CodeHead(*codes)
         self.copy_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.copy_head.weight)
@@ -195,19 +192,24 @@ class WorldModel(nn.Module):
         out: Tensor = self.hints(previous_frame, place, condition)
         return out
 
-    def embed(self, tokens: Tokens) -> Tensor:
-        """Embed whole steps: ``(B, T * L, D)``."""
+    def embed(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Embed whole steps.
+
+        Returns:
+            The positions ``(B, T * L, D)``, and the hints ``(B, T, K, D)`` of the frame slots of
+            the step after each.
+        """
         action = self.embed_action(tokens.action)
         state = self.embed_state(tokens.state)
         sequence = interleave(self.layout, self.frame_embedding(tokens.frame), state, action)
         condition = self.condition(state, action)
         # The last step's hints are for a step that is not there; only its action slot reads one.
         next_state = None if state is None else state.roll(-1, dims=1)
-        hints = self.frame_hints(tokens.frame, condition, next_state)
+        frame_hints = hints = self.frame_hints(tokens.frame, condition, next_state)
         if state is not None:
             hints = torch.cat([condition.unsqueeze(2), hints], dim=2)  # (B, T, J, D)
         slots = self.slot_embedding.repeat(tokens.frame.shape[1], 1)
-        return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint)
+        return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint), frame_hints
 
     # --- heads ------------------------------------------------------------------------------------
 
@@ -247,6 +249,24 @@ class WorldModel(nn.Module):
         tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
         return logits.scatter_add(-1, place, tilt)
 
+    def draft_logits(self, hidden: Tensor, hints: Tensor, previous: Tensor) -> Tensor:
+        """Logits of all tokens of the next frame, none of which is known yet.
+
+        Args:
+            hidden: ``(..., D)`` at the action.
+            hints: ``(..., K, D)`` of the slots, see :meth:`embed`.
+            previous: ``(..., K)`` int64, the frame at that action.
+
+        Returns:
+            ``(..., K, V)`` float32.
+
+        Raises:
+            TokenwmError: The model has no draft head.
+        """
+        if self.draft_head is None:
+            raise TokenwmError("this model has no draft head; train one with model.draft_layers: 1")
+        return self.frame_logits(self.draft_head(hidden, hints), previous)
+
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
 
@@ -283,7 +303,8 @@ class WorldModel(nn.Module):
         mask = None
         if num_steps > window:
             mask = attention_mask(self.layout, num_steps, window).to(device)
-        hidden = self.transformer(self.embed(tokens), steps, mask)  # (B, T * L, D)
+        embedded, hints = self.embed(tokens)
+        hidden = self.transformer(embedded, steps, mask)  # (B, T * L, D)
         predicting = predictors(self.layout, hidden)  # (B, T-1, J, D)
         first = self.layout.first_frame_slot
         state_logits = None
@@ -291,10 +312,16 @@ class WorldModel(nn.Module):
             state_logits = self.state_head(
                 predicting[:, :, 0], tokens.state[:, :-1], tokens.action[:, :-1]
             )
+        previous = tokens.frame[:, :-1]
+        outcome_hidden = hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot]
+        draft_logits = None
+        if self.draft_head is not None:
+            draft_logits = self.draft_logits(outcome_hidden[:, :-1], hints[:, :-1], previous)
         return Predictions(
-            self.frame_logits(predicting[:, :, first:], tokens.frame[:, :-1]),
+            self.frame_logits(predicting[:, :, first:], previous),
             state_logits,
-            hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot],
+            outcome_hidden,
+            draft_logits,
         )
 
     def losses(
@@ -314,49 +341,20 @@ class WorldModel(nn.Module):
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
         """
-        predictions = self(tokens)
-        follows = action_valid[:, :-1].float()  # (B, T-1)
-        target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
-        changed = (target != previous).float()
-        weight = 1.0 + (self.config.changed_token_weight - 1.0) * changed
-        point = self.point_logits(predictions.frame_logits, previous)
-        right = (point.argmax(-1) == target).float()
-        valid = follows.unsqueeze(-1)
-        total = _mean(_cross_entropy(point, target), valid * weight)
-        with torch.no_grad():
-            nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
-        zero = total.new_zeros(())
-        state_nll, reward_loss = zero, zero
-        if predictions.state_logits is not None and tokens.state is not None:
-            state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
-        valid_outcome = action_valid.float()
-        if self.reward_head is not None and reward is not None:
-            reward_loss = _mean(
-                self.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome
-            )
-        logit = self.termination_logit(predictions.outcome_hidden)
-        termination = _mean(
-            F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"),
-            valid_outcome,
-        )
-        config = self.config
-        total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
-        return Losses(
-            total=total + config.termination_weight * termination,
-            frame_nll=_mean(nll, valid),
-            frame_accuracy=_mean(right, valid),
-            changed_accuracy=_mean(right, valid * changed),
-            persistence_accuracy=_mean(1.0 - changed, valid),
-            state_nll=state_nll.detach(),
-            reward=reward_loss.detach(),
-            termination=termination.detach(),
+        return losses_of(
+            self,
+            self(tokens),
+            tokens,
+            action_valid=action_valid,
+            reward=reward,
+            terminated=terminated,
         )
 
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
-        """A copy for inference: no gradients, code tables added up, the transformer in ``dtype``.
+        """A copy for inference: no gradients, tables added up, the transformer in ``dtype``.
 
-        Embeddings, heads and everything about states stay in float32, maps of actions and states
-        are in float64 (see :func:`apply_in_its_type`).
+        So is the draft head. Embeddings, the other heads and everything about states stay in
+        float32, maps of actions and states are in float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
@@ -367,6 +365,8 @@ class WorldModel(nn.Module):
         if model.new_state_map is not None:
             model.new_state_map.double()
         model.transformer.to(dtype)
+        if model.draft_head is not None:
+            model.draft_head.to(dtype)
         return model.requires_grad_(False)
 
     def new_cache(self, batch_size: int, ahead: int = 1) -> KVCache:
@@ -383,14 +383,3 @@ class WorldModel(nn.Module):
             dtype=self.transformer.dtype,
             device=self.slot_embedding.device,
         )
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
-    loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    return loss.view_as(target)
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    weights = weights.expand_as(values)
-    return (values * weights).sum() / weights.sum().clamp(min=1e-8)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.anchor import anchored
 from tokenwm.imagination.decode import score_frame
+from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState

@@ -1,8 +1,8 @@
 """Prepares in processes of its own, which are killed.
 
 ``python -m tests.unit.data.prepare_child lines FOLDER COUNT`` forks a process per kill, since
-imports cost more than a run; each kills itself with signal 9 before a random line of
-``tokenwm/data`` is run. ``… pool FOLDER`` prepares with two workers, to be killed from outside.
+imports cost more than a run; each kills itself with signal 9 before a random line is run.
+``… pool FOLDER`` prepares with two workers, to be killed from outside.
 """
 
 import os
@@ -19,18 +19,21 @@ from tokenwm.data import plan
 from tokenwm.data.manifest import Manifest
 from tokenwm.data.prepare import prepare
 
-CODE = str(Path(tokenwm.__file__).parent / "data")
+FOLDER = os.path.join(os.path.dirname(tokenwm.__file__), "data")
+NAMES = ("atomic", "dataset_builder", "engines", "prepare", "shard_file", "shard_tasks", "storage")
+CODE = {os.path.join(FOLDER, f"{name}.py") for name in NAMES}
+"""Where processes are killed: the files that write something, or say what is written when."""
 
 
 class LineCounter:
-    """A trace function that counts lines of ``tokenwm/data`` and kills the process at one."""
+    """A trace function that counts lines of ``CODE`` and kills the process at one."""
 
     def __init__(self, last: int | None) -> None:
         self.count = 0
         self.last = last
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(CODE):
+        if frame.f_code.co_filename not in CODE:
             return None
         if event == "line":
             self.count += 1

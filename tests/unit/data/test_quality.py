@@ -1,3 +1,5 @@
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from tokenwm.data.quality import (
     check_timestamps,
     check_video_length,
 )
+from tokenwm.data.quality_report.rules import RULES
 from tokenwm.errors import EpisodeError, RecipeError
 
+DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 CONFIG = QualityConfig()
 ACTION = np.arange(40, dtype=np.float32).reshape(20, 2)
 STATE = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -168,6 +172,8 @@ def test_a_state_that_is_stuck_for_a_while() -> None:
     with pytest.raises(EpisodeError, match=r"state is frozen from 3\.00 to 4\.50 s while actions"):
         check_episode(CONFIG, make_episode(moving_frames(60), state=state))
     check_episode(CONFIG, make_episode(moving_frames(60), state=state, action=state.copy()))
+    never = make_episode(moving_frames(60), state=np.ones_like(state))
+    check_episode(QualityConfig(allow_frozen=True), never)  # else check_signals refuses it
 
 
 def test_a_jumping_encoder() -> None:
@@ -213,6 +219,13 @@ def test_a_saturated_action() -> None:
             QualityConfig(max_saturation=0.3), make_episode(moving_frames(60), action=action[:, :1])
         )
     check_episode(CONFIG, make_episode(moving_frames(60), action=action))
+
+
+def test_every_limit_is_in_the_report_and_in_the_docs() -> None:
+    keys = {field.name for field in fields(QualityConfig)} - {"strict"}
+    assert {rule.key for rule in RULES} - {""} == keys
+    text = DOCS.read_text()
+    assert [key for key in keys if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from tokenwm.transformer.world_model import Tokens
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.vector import AutoresetMode  # noqa: E402
 
-from tokenwm.imagination.env import ImaginedEpisodes, WorldModelVectorEnv  # noqa: E402
+from tokenwm.imagination.env import WorldModelVectorEnv  # noqa: E402
+from tokenwm.imagination.episodes import ImaginedEpisodes  # noqa: E402
 
 NUM_STARTS, CONTEXT, NUM_ENVS = 5, 3, 4
 KINDS = ["pixels", "tokens", "embeddings"]

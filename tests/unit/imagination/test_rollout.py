@@ -1,4 +1,6 @@
 import gc
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 import tokenwm
 from tests.unit.uses.moving_square import make_episode, make_model, save_model
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
@@ -310,4 +313,38 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
 
     monkeypatch.setattr(model, "_decode", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(RuntimeError):
+        model.imagine(context, actions)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch, of itself
+def test_a_compiled_model_imagines_the_same(
+    recorded: Mapping[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    plain, compiled = make_model(), make_model()
+    with caplog.at_level(logging.INFO, "tokenwm"):
+        compiled.compile([1])
+    assert "compiled for 1 row(s) in" in caplog.text
+    expected, got = (
+        model.imagine(start_of(model, recorded, [0]), future(recorded, [0]), seed=3)
+        for model in (plain, compiled)
+    )
+    assert torch.equal(got.frame_tokens, expected.frame_tokens)
+    torch.testing.assert_close(got.frame_nll, expected.frame_nll, atol=1e-4, rtol=1e-4)
+
+
+def test_an_approximation_is_used_when_it_is_set_and_only_then(
+    recorded: Mapping[str, Any],
+) -> None:
+    model = make_model()
+    assert model.approximation is None
+    context, actions = start_of(model, recorded), future(recorded)
+    exact = model.imagine(context, actions)
+    model.approximation = Approximation(num_passes=2)
+    rough = model.imagine(context, actions)
+    assert rough.num_passes == 2 * HORIZON
+    assert not torch.equal(rough.frame_tokens, exact.frame_tokens)
+    model.approximation = Approximation(num_passes=1)
+    with pytest.raises(TokenwmError, match="draft head"):
         model.imagine(context, actions)

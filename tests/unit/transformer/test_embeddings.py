@@ -12,17 +12,19 @@ from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.quantizer import FSQ_LEVELS, build_quantizer
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
-    CodeHead,
-    ContinuousHead,
-    DiscreteHead,
     FrameHints,
-    LinearDynamics,
-    RewardHead,
     ScalarEmbedding,
     center_features,
     digit_table,
     fourier_features,
     grid_positions,
+)
+from tokenwm.transformer.heads import (
+    CodeHead,
+    ContinuousHead,
+    DiscreteHead,
+    LinearDynamics,
+    RewardHead,
     symexp,
     symlog,
 )

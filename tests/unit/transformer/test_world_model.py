@@ -17,8 +17,9 @@ from tests.small_models import (
     steps_of,
 )
 from tokenwm.errors import TokenwmError
+from tokenwm.transformer.losses import Losses
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Losses, Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 
 BATCH, NUM_STEPS = 3, 5
 
@@ -77,21 +78,23 @@ def test_weighted_training_finds_calibrated_probabilities() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", VOCABULARIES)
-def test_losses_equal_hand_computed_ones(kind: str) -> None:
+@pytest.mark.parametrize("draft_layers", [0, 2])
+def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
     weights = {
         "changed_token_weight": 3.0,
         "state_weight": 0.5,
         "reward_weight": 0.25,
         "termination_weight": 0.125,
+        "draft_weight": 0.75,
     }
-    model = weighted(small_world_model(kind), **weights)
+    model = weighted(small_world_model(kind, draft_layers=draft_layers), **weights)
     batch = make_batch(model)
     tokens: Tokens = batch["tokens"]
     predictions = model(tokens)
     losses = model.losses(**batch)
 
     nlls, point_nlls, weight, right, changed = [], [], [], [], []
-    state_nlls, rewards, ends = [], [], []
+    state_nlls, rewards, ends, draft_nlls, draft_point_nlls = [], [], [], [], []
     for row in range(BATCH):
         for t in range(NUM_STEPS - 1):
             for slot in range(model.layout.num_frame_tokens):
@@ -101,6 +104,11 @@ def test_losses_equal_hand_computed_ones(kind: str) -> None:
                 logits = logits.clone()
                 logits[before] -= math.log(3.0)
                 point_nlls.append(-logits.log_softmax(-1)[truth])
+                if predictions.draft_logits is not None:
+                    draft = predictions.draft_logits[row, t, slot].clone()
+                    draft_nlls.append(-draft.log_softmax(-1)[truth])
+                    draft[before] -= math.log(3.0)
+                    draft_point_nlls.append(-draft.log_softmax(-1)[truth])
                 changed.append(float(truth != before))
                 weight.append(1.0 + 2.0 * changed[-1])
                 right.append(float(logits.argmax() == truth))
@@ -123,8 +131,13 @@ def test_losses_equal_hand_computed_ones(kind: str) -> None:
 
     frame_loss = mean(point_nlls, weight)
     state_nll = mean(state_nlls) if state_nlls else torch.tensor(0.0)
+    draft_loss = mean(draft_point_nlls, weight) if draft_layers else torch.tensor(0.0)
     expected = Losses(
-        total=frame_loss + 0.5 * state_nll + 0.25 * mean(rewards) + 0.125 * mean(ends),
+        total=frame_loss
+        + 0.5 * state_nll
+        + 0.25 * mean(rewards)
+        + 0.125 * mean(ends)
+        + 0.75 * draft_loss,
         frame_nll=mean(nlls),
         frame_accuracy=mean(right),
         changed_accuracy=mean(right, changed),
@@ -132,6 +145,7 @@ def test_losses_equal_hand_computed_ones(kind: str) -> None:
         state_nll=state_nll,
         reward=mean(rewards),
         termination=mean(ends),
+        draft_nll=mean(draft_nlls) if draft_layers else torch.tensor(0.0),
     )
     for name, value in expected._asdict().items():
         torch.testing.assert_close(getattr(losses, name), value, atol=1e-4, rtol=1e-4, msg=name)

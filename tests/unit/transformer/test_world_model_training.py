@@ -67,7 +67,7 @@ def test_training_lowers_the_loss_and_logs_it(tmp_path: Path, token_shards: Path
     validated = [line for line in logged if "val/loss" in line]
     assert validated
     names = {"frame_nll", "frame_accuracy", "changed_accuracy", "persistence_accuracy"}
-    names |= {"state_nll", "reward", "termination", "loss"}
+    names |= {"state_nll", "reward", "termination", "draft_nll", "loss"}
     assert {name.removeprefix("val/") for name in validated[0]} == names
 
 

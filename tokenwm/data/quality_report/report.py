@@ -13,7 +13,7 @@ from tokenwm.data.quality_report.page import page
 from tokenwm.data.quality_report.rules import outcomes
 from tokenwm.data.quality_report.summary import Measured, summarize
 from tokenwm.data.shards import ShardReader
-from tokenwm.data.storage import open_folder, write_bytes
+from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
 from tokenwm.data.strict import build
 from tokenwm.errors import ShardError
 
@@ -83,9 +83,9 @@ def read(folder: Path | str) -> dict[str, Any]:
     Raises:
         ShardError: There is none, it is damaged, or of another version.
     """
-    path = Path(folder) / REPORT_NAME
+    path = join(folder, REPORT_NAME)
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(read_bytes(open_folder(folder), REPORT_NAME))
         version = report["schema_version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ShardError(f"{path} cannot be read ({error}); prepare the dataset again") from error

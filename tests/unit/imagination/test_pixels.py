@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenwm.imagination.anchor import CHANGE_SCALE, NEIGHBOURHOOD, anchored
+from tokenwm.imagination.pixels import CHANGE_SCALE, NEIGHBOURHOOD, anchored
 
 SHAPE = (2, 3, 1, 8, 8, 3)  # (B, H, cameras, height, width, 3)
 

@@ -1,0 +1,51 @@
+"""``tokenwm tokenize``: a folder or a URL, with the tokenizer beside the shards."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.small_models import small_tokenizer
+from tokenwm.checkpoint import save_tokenizer
+from tokenwm.cli.tokenize import main
+from tokenwm.data.manifest import Manifest
+from tokenwm.data.storage import join, open_folder, read_bytes
+from tokenwm.data.verify import find_problems
+from tokenwm.errors import TokenwmError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_tokenizer(tmp_path / "checkpoint", small_tokenizer(), {})
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_to_a_folder_or_a_url(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    out = str(tmp_path / "tokens")
+    if kind == "memory":
+        pytest.importorskip("fsspec", reason="fsspec is not installed (extra 'remote')")
+        out = f"memory://{uuid.uuid4().hex}"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", out]
+    assert main([*arguments, "--workers", "0"]) == 0
+    assert find_problems(out) == []
+    beside = open_folder(join(out, "tokenizer"))
+    assert beside.names() == sorted(path.name for path in checkpoint.iterdir())
+    for name in beside.names():
+        assert read_bytes(beside, name) == (checkpoint / name).read_bytes()
+    with pytest.raises(TokenwmError, match="holds a dataset already; choose another --out"):
+        main(arguments)
+    assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
+    manifest = Manifest.load(out)
+    assert "state_tokens" not in manifest.features
+    assert manifest.num_episodes("train") == 6
+    assert find_problems(out) == []
+
+
+def test_frames_are_not_overwritten(frame_shards: Path, checkpoint: Path) -> None:
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(frame_shards)]
+    with pytest.raises(TokenwmError, match="would remove .*, but it holds frames"):
+        main([*arguments, "--overwrite"])
+    assert Manifest.load(frame_shards).kind == "frames"

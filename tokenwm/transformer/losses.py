@@ -1,0 +1,102 @@
+"""What the world model is trained on: losses and counts of a batch."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tokenwm.transformer.world_model import Predictions, Tokens, WorldModel
+
+
+class Losses(NamedTuple):
+    """Losses and counts of a batch; all scalars.
+
+    Attributes:
+        total: What is minimised.
+        frame_nll: Mean negative log-likelihood of frame tokens, nats per token, unweighted.
+        frame_accuracy: Share of frame tokens that greedy decoding gets right.
+        changed_accuracy: The same over tokens that differ from the previous frame's.
+        persistence_accuracy: Share of tokens that equal the previous frame's.
+        state_nll: Nats per state token; zero without state.
+        reward: Two-hot cross-entropy; zero without reward.
+        termination: Binary cross-entropy.
+        draft_nll: As ``frame_nll``, of the draft head; zero without.
+    """
+
+    total: Tensor
+    frame_nll: Tensor
+    frame_accuracy: Tensor
+    changed_accuracy: Tensor
+    persistence_accuracy: Tensor
+    state_nll: Tensor
+    reward: Tensor
+    termination: Tensor
+    draft_nll: Tensor
+
+
+def losses_of(
+    model: "WorldModel",
+    predictions: "Predictions",
+    tokens: "Tokens",
+    *,
+    action_valid: Tensor,
+    reward: Tensor | None,
+    terminated: Tensor,
+) -> Losses:
+    """Losses of a batch; see :meth:`WorldModel.losses`."""
+    follows = action_valid[:, :-1].float()  # (B, T-1)
+    target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
+    changed = (target != previous).float()
+    weight = 1.0 + (model.config.changed_token_weight - 1.0) * changed
+    point = model.point_logits(predictions.frame_logits, previous)
+    right = (point.argmax(-1) == target).float()
+    valid = follows.unsqueeze(-1)
+    total = _mean(_cross_entropy(point, target), valid * weight)
+    with torch.no_grad():
+        nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
+    zero = total.new_zeros(())
+    state_nll, reward_loss, draft_nll = zero, zero, zero
+    if predictions.draft_logits is not None:
+        draft = model.point_logits(predictions.draft_logits, previous)
+        draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
+        total = total + model.config.draft_weight * draft_loss
+        with torch.no_grad():
+            draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
+    if predictions.state_logits is not None and tokens.state is not None:
+        state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
+    valid_outcome = action_valid.float()
+    if model.reward_head is not None and reward is not None:
+        reward_loss = _mean(
+            model.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome
+        )
+    logit = model.termination_logit(predictions.outcome_hidden)
+    termination = _mean(
+        F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"),
+        valid_outcome,
+    )
+    config = model.config
+    total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
+    return Losses(
+        total=total + config.termination_weight * termination,
+        frame_nll=_mean(nll, valid),
+        frame_accuracy=_mean(right, valid),
+        changed_accuracy=_mean(right, valid * changed),
+        persistence_accuracy=_mean(1.0 - changed, valid),
+        state_nll=state_nll.detach(),
+        reward=reward_loss.detach(),
+        termination=termination.detach(),
+        draft_nll=draft_nll,
+    )
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
+    loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+    return loss.view_as(target)
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    weights = weights.expand_as(values)
+    return (values * weights).sum() / weights.sum().clamp(min=1e-8)

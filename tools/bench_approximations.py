@@ -1,0 +1,152 @@
+"""What fewer passes per frame cost in quality and gain in time, on held-out episodes; prints JSON.
+
+Every way of decoding imagines the same starts under the same noise. Quality beside persistence and
+the tokenizer's reconstruction: PSNR against what was recorded, by horizon; the share of tokens that
+equal exact sampling's; and how surprised the exact model is by what was drawn (nats per token; its
+own samples set the scale, frames that do not fit together surprise it more).
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenwm import load
+from tokenwm.allocator import keep_freed_memory
+from tokenwm.data.shards import ShardReader
+from tokenwm.imagination.approximate import Approximation
+from tokenwm.imagination.context import Context
+from tokenwm.imagination.rollout import Rollout, TokenWorldModel
+from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.transformer.world_model import Tokens
+from tokenwm.uses.metrics import psnr_from_mse, squared_error
+from tokenwm.uses.recordings import load_rows
+from tokenwm.uses.starts import choose_split, choose_starts
+
+
+def ways_of(model: TokenWorldModel) -> dict[str, tuple[Approximation | None, SamplingConfig]]:
+    """Name → how to decode. The first is what the others are compared with."""
+    sampling, width = SamplingConfig(), model.vocabulary.grid[1]
+    least = 2 if model.world_model.draft_head is None else 1
+    ways: dict[str, tuple[Approximation | None, SamplingConfig]] = {
+        "exact": (None, sampling),
+        "greedy": (None, SamplingConfig(temperature=0.0)),
+    }
+    for count in sorted({least, 2, 3, 4, 6, 8}):
+        ways[f"{count} passes"] = (Approximation(num_passes=count), sampling)
+    for delay in range(1, min(width, 4)):
+        ways[f"diagonal, delay {delay}"] = (Approximation(row_delay=delay), sampling)
+    return ways
+
+
+def surprise(model: TokenWorldModel, context: Context, rollout: Rollout, actions: Tensor) -> float:
+    """Mean nats per token of imagined frames under the exact model, teacher-forced."""
+    seen, num_context = context.tokens, context.tokens.frame.shape[1]
+    states = None
+    if seen.state is not None and rollout.state_tokens is not None:
+        states = torch.cat([seen.state, rollout.state_tokens], dim=1)
+    whole = Tokens(
+        torch.cat([seen.frame, rollout.frame_tokens], dim=1),
+        states,
+        torch.cat([seen.action[:, :-1], actions, actions[:, -1:]], dim=1),
+    )
+    return float(model.score(Context(tokens=whole))[:, num_context - 1 :].mean())
+
+
+def by_horizon(pictures: Tensor, truth: Tensor, horizons: list[int]) -> dict[int, float]:
+    """Mean PSNR, dB, of ``(B, H, ...)`` pictures at some horizons, counted from 1."""
+    return {
+        h: float(
+            psnr_from_mse(squared_error(pictures[:, h - 1], truth[:, h - 1]).cpu().numpy()).mean()
+        )
+        for h in horizons
+    }
+
+
+def measure(args: argparse.Namespace, model: TokenWorldModel) -> dict[str, Any]:
+    """All ways of decoding, from the same starts."""
+    reader = ShardReader(args.data)
+    num_context = model.world_model.config.transformer.window
+    num_steps = num_context + args.horizon
+    starts = choose_starts(
+        reader, choose_split(reader.manifest, "test"), num_steps=num_steps, num_starts=4
+    ).rows
+    rows = [starts[index % len(starts)] for index in range(min(args.rows, len(starts)))]
+    recorded = load_rows(model, reader, rows, np.arange(len(rows)), num_steps)
+    context = recorded.context(model, num_context)
+    actions = recorded.action[:, num_context - 1 : num_steps - 1]
+    action_tokens = model.encode_actions(actions)
+    truth = recorded.frames[:, num_context:]
+    horizons = [h for h in (1, 5, 10, 20) if h <= args.horizon]
+    last = recorded.frames[:, num_context - 1 : num_context]
+    rebuilt = model.decode_tokens(model.tokenizer.encode_frames(truth))
+    results: list[dict[str, Any]] = [
+        {"way": "persistence", "psnr": by_horizon(last.expand_as(truth), truth, horizons)},
+        {"way": "reconstruction", "psnr": by_horizon(rebuilt, truth, horizons)},
+    ]
+    exact: Tensor | None = None
+    for name, (approximation, sampling) in ways_of(model).items():
+        model.approximation = approximation
+        times = []
+        for _ in range(args.repetitions + 1):
+            start = time.perf_counter()
+            rollout = model.imagine(context, actions, sampling=sampling)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        tokens = rollout.frame_tokens
+        exact = tokens if exact is None else exact
+        pictures = model.decode_frames(rollout)
+        results.append(
+            {
+                "way": name,
+                "passes_per_step": rollout.num_passes / args.horizon,
+                "ms_per_step": 1e3 * statistics.median(times[1:]) / args.horizon,
+                "psnr": by_horizon(pictures, truth, horizons),
+                "tokens_equal_to_exact": float((tokens == exact).float().mean()),
+                "surprise_of_the_exact_model": surprise(model, context, rollout, action_tokens),
+            }
+        )
+    return {
+        "what": "approximations",
+        "date": time.strftime("%Y-%m-%d"),
+        "model": str(args.model),
+        "draft_layers": model.world_model.config.draft_layers,
+        "dtype": args.dtype,
+        "rows": len(rows),
+        "context_steps": num_context,
+        "horizon": args.horizon,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "results": results,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="trained world model")
+    parser.add_argument("--data", type=Path, required=True, help="frame shards with test episodes")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--rows", type=int, default=64, help="starts to imagine from")
+    parser.add_argument("--horizon", type=int, default=20, help="imagined steps")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    keep_freed_memory()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = measure(args, load(args.model, device, dtype=getattr(torch, args.dtype)))
+    text = json.dumps(report, indent=2)
+    if args.json:
+        args.json.write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
