@@ -17,8 +17,8 @@ Loading, from frame shards and from token shards:
     webdataset     plain webdataset: whole episodes, cut into windows, a shuffle buffer of 1000
     source_files   a map-style dataset over the source: parquet rows, and the window's frames
                    decoded from the video (LeRobot sources only)
-Training (--train): windows per second that the ``small`` configs take, what the loader must give.
-Memory (--memory): the peak of preparing and of loading a dataset, and one ten times as large.
+Training: windows per second that the ``small`` configs take, what the loader must give.
+Memory: the peak of preparing and of loading a dataset, and one ten times as large.
 """
 
 import argparse
@@ -50,6 +50,7 @@ from tokenwm.data.recipe import Recipe, load_recipe
 from tokenwm.data.shard_writer import ShardWriter
 
 REPOSITORY = Path(__file__).parents[1]
+PARTS = ("preparation", "training", "loading", "memory")
 Figures = dict[str, Any]
 
 
@@ -144,7 +145,7 @@ def time_loader(root: Path, num_steps: int, batch_size: int, num_workers: int) -
     return time_batches(batches, batch_size, warm_up=2 + 2 * num_workers)
 
 
-def time_batches(batches: Iterator[Batch], size: int, warm_up: int, seconds: float = 4) -> Figures:
+def time_batches(batches: Iterator[Batch], size: int, warm_up: int, seconds: float = 3) -> Figures:
     num_bytes = 0
     for batch in itertools.islice(batches, warm_up):
         num_bytes = bytes_of(batch)
@@ -244,7 +245,7 @@ def time_webdataset(root: Path, num_steps: int, batch_size: int) -> Figures:
         for tensor in first.values()
     )
     start, done = time.perf_counter(), 0
-    while (taken := time.perf_counter() - start) < 4:
+    while (taken := time.perf_counter() - start) < 3:
         next(batches)
         done += 1
     return rates(done * batch_size, done * num_bytes, taken)
@@ -299,7 +300,7 @@ def time_source_files(recipe: Recipe, num_steps: int, batch_size: int) -> Figure
     dataset = SourceWindows(recipe, num_steps)
     batches = iter(DataLoader(dataset, batch_size, shuffle=True))
     start, done, num_bytes = time.perf_counter(), 0, 0
-    while (taken := time.perf_counter() - start) < 10:
+    while (taken := time.perf_counter() - start) < 5:
         batch = next(batches)
         done, num_bytes = done + 1, num_bytes + batch["frames"].numel()
     return rates(done * batch_size, num_bytes, taken)
@@ -344,7 +345,7 @@ def load_all(root: Path) -> Figures:
     return {"bytes": sum(shard.num_bytes for shard in data.manifest.shards)}
 
 
-def time_memory(work: Path, num_episodes: int) -> list[Figures]:
+def measure_memory(work: Path, num_episodes: int = 10) -> list[Figures]:
     """Peak memory of preparing Push-T and of loading, once and ten times as much."""
     results = []
     for factor in (1, 10):
@@ -375,13 +376,13 @@ def fit(stage: str, root: Path, run: Path, num_steps: int) -> float:
     """Windows per second of a stage with its ``small`` config."""
     shutil.rmtree(run, ignore_errors=True)
     config = REPOSITORY / "configs" / stage.replace("-", "_") / "small.yaml"
-    options = [f"--trainer.max_steps={num_steps}", f"--trainer.val_check_interval={num_steps}"]
+    options = [f"--trainer.max_steps={num_steps}", "--trainer.limit_val_batches=0"]
     options += ["--trainer.log_every_n_steps=10", "--trainer.default_root_dir", str(run)]
     tokenwm(stage, "fit", "--config", str(config), "--data.root", str(root), *options)
     with open(run / "logs" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     found = [row["train/windows_per_second"] for row in rows if row["train/windows_per_second"]]
-    return float(found[-1])
+    return float(found[-1]) if found else 0.0
 
 
 # --- all of it ------------------------------------------------------------------------------------
@@ -408,22 +409,25 @@ def measure_loading(
     return results
 
 
+def measure_preparation(recipe: Recipe, out: Path) -> list[Figures]:
+    floor = measured(time_decode, recipe)
+    results = [{"way": "decode_only", **floor}]
+    for workers in (1, 2):
+        figures = measured(time_prepare, recipe, out, workers, floor["frames"])
+        results.append({"way": f"prepare_{workers}", **figures})
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=REPOSITORY / "data_recipes" / "pusht.yaml")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="of both stages")
-    parser.add_argument("--memory", type=int, default=0, metavar="EPISODES", help="of Push-T")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--steps", type=int, default=60, help="of training, of each stage")
     args = parser.parse_args()
     recipe = load_recipe(args.recipe, args.overrides)
-    frames, tokens = args.work / "frames", args.work / "tokens"
-    floor = measured(time_decode, recipe)
-    preparation = [{"way": "decode_only", **floor}]
-    for workers in (1, 2):
-        figures = measured(time_prepare, recipe, frames, workers, floor["frames"])
-        preparation.append({"way": f"prepare_{workers}", **figures})
     report: Figures = {
         "what": "data",
         "date": time.strftime("%Y-%m-%d"),
@@ -431,21 +435,27 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "recipe": recipe.name,
-        "preparation": preparation,
     }
-    run = args.work / "tokenizer"
-    need = {"frames": fit("tokenizer", frames, run, max(20, args.train))}
-    tokenwm("tokenize", str(frames), "--tokenizer", str(run), "--out", str(tokens), "--overwrite")
-    if args.train:
-        need["tokens"] = fit("world-model", tokens, args.work / "world_model", args.train)
-        report["training_windows_per_second"] = need
-    report["loading"] = [
-        *measure_loading("frames", frames, 1, 64, recipe),
-        *measure_loading("frames", frames, 6, 12, recipe),
-        *measure_loading("tokens", tokens, 6, 12, recipe),
-    ]
-    if args.memory:
-        report["memory"] = time_memory(args.work, args.memory)
+    frames, tokens, run = (args.work / name for name in ("frames", "tokens", "tokenizer"))
+    if "preparation" in args.parts:
+        report["preparation"] = measure_preparation(recipe, frames)
+    if "training" in args.parts or "loading" in args.parts:
+        prepare(recipe, frames)  # if it is not there yet
+        steps = args.steps if "training" in args.parts else 2
+        rates_needed = {"frames": fit("tokenizer", frames, run, steps)}
+        make = ["tokenize", str(frames), "--tokenizer", str(run), "--out", str(tokens)]
+        tokenwm(*make, "--overwrite")
+    if "training" in args.parts:
+        rates_needed["tokens"] = fit("world-model", tokens, args.work / "world_model", args.steps)
+        report["training_windows_per_second"] = rates_needed
+    if "loading" in args.parts:
+        report["loading"] = [
+            *measure_loading("frames", frames, 1, 64, recipe),
+            *measure_loading("frames", frames, 6, 12, recipe),
+            *measure_loading("tokens", tokens, 6, 12, recipe),
+        ]
+    if "memory" in args.parts:
+        report["memory"] = measure_memory(args.work)
     text = json.dumps(report, indent=2)
     if args.json:
         args.json.write_text(text + "\n")

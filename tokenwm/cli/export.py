@@ -49,6 +49,11 @@ class _Export(pl.Callback):
             "data_manifest_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "data_provenance": manifest.provenance,
         }
+        if len(datamodule.items) > 1 or datamodule.real_fraction is not None:
+            self._origin["data_mixture"] = [
+                {"data": part.windows.reader.root, "name": part.name, "share": float(part.share)}
+                for part in datamodule.strata
+            ]
 
     def _provenance(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Code, data, steps, last figures."""

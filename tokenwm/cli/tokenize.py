@@ -16,7 +16,7 @@ from tokenwm.data.shard_files import is_url
 from tokenwm.data.shard_writer import remove_own_files
 from tokenwm.data.storage import join, open_folder, write_bytes
 from tokenwm.errors import TokenwmError
-from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
+from tokenwm.sequence.token_shards import borrow_vocabulary, make_vocabulary, tokenize_shards
 
 WORTH_WORKERS = 20_000
 """Steps from which on encoding takes longer than starting processes for it."""
@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
         method=arguments.bins,
         use_state=not arguments.no_state,
     )
+    if arguments.vocabulary_of is not None:
+        vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
     if exists:
         remove_tokens(out)
     console = Console()
@@ -137,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         default="uniform",
         help="even bins over the range of the training data, or as many values in each "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vocabulary-of",
+        type=Path,
+        metavar="DIR",
+        help="take the bins of these token shards, so that both can be mixed in training",
     )
     parser.add_argument(
         "--no-state", action="store_true", help="leave proprioception out of the sequence"

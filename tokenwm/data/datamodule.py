@@ -147,7 +147,7 @@ class EpisodeDataModule(pl.LightningDataModule):
     def folder(self) -> Path:
         """Where the main dataset's files lie, but its shards if its root is a URL."""
         if not is_url(self.root):
-            return Path(str(self.root).removeprefix("file://"))
+            return self.readers[0].folder
         if self._small_files is None:
             folder = Path(tempfile.mkdtemp(prefix="tokenwm-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

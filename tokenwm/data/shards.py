@@ -44,12 +44,9 @@ from tokenwm.data.shard_members import (
     member_size,
     npy_header_size,
 )
-from tokenwm.data.storage import join, open_folder
+from tokenwm.data.storage import PIECE_BYTES, join, open_folder
 from tokenwm.data.verify import find_problems
 from tokenwm.errors import CorruptSampleError, ShardError
-
-READ_BYTES = 2**20
-"""Bytes read at a time where a checksum is computed."""
 
 
 class ShardReader:
@@ -250,7 +247,7 @@ class ShardReader:
         position, _ = self._head_range(episode, f"{episode.key}.json", episode.metadata_offset)
         actual = 0
         while position < end:
-            count = min(READ_BYTES, end - position)
+            count = min(PIECE_BYTES, end - position)
             (part,) = self._read(episode, [(position, count)])
             actual = zlib.crc32(part.data, actual)
             position += count

@@ -16,6 +16,7 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence import token_shards as module
 from tokenwm.sequence.token_shards import (
+    borrow_vocabulary,
     fit_scalar_tokenizer,
     make_vocabulary,
     read_vocabulary,
@@ -258,6 +259,19 @@ def test_a_finished_dataset_is_not_touched(frame_shards: Path, tmp_path: Path) -
     with pytest.raises(ShardError, match="finished dataset already"):
         write_token_shards(frame_shards, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_bins_can_be_those_of_another_dataset(frame_shards: Path, token_shards: Path) -> None:
+    theirs = read_vocabulary(Manifest.load(token_shards), "there")
+    edges = np.array([[-9.0, 0.0, 9.0]] * theirs.action.num_dimensions)
+    own = replace(theirs, action=replace(theirs.action, edges=edges))
+    assert borrow_vocabulary(token_shards, own).to_dict() == theirs.to_dict()
+    with pytest.raises(TokenwmError, match=r"does not fit: tokenizer_hash is .* there and other h"):
+        borrow_vocabulary(token_shards, replace(own, tokenizer_hash="other"))
+    with pytest.raises(TokenwmError, match="does not fit: action is .* there and"):
+        borrow_vocabulary(token_shards, replace(own, action=replace(own.action, units="m")))
+    with pytest.raises(TokenwmError, match="holds frames"):
+        borrow_vocabulary(frame_shards, own)
 
 
 def test_frames_carry_no_vocabulary(frame_shards: Path) -> None:
