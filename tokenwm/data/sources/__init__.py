@@ -20,6 +20,7 @@ from tokenwm.errors import RecipeError
 
 SOURCES: dict[str, str] = {
     "lerobot": "tokenwm.data.sources.lerobot:LeRobotConfig",
+    "robomimic": "tokenwm.data.sources.robomimic:RobomimicConfig",
     "gymnasium": "tokenwm.data.sources.gymnasium:GymnasiumConfig",
 }
 """``source.type`` → ``module:class`` of its options; imported when used, readers are heavy."""
