@@ -4,6 +4,7 @@ HDF5 has five ways to lead elsewhere: external links, soft links through them, e
 virtual datasets and object references. Each is refused.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -168,6 +169,15 @@ def text_of(attributes: Any, name: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
+
+
+def parse_object(text: str | bytes) -> Mapping[str, Any]:
+    """Keys and values of a JSON text; none if it is something else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, Mapping) else {}
 
 
 def _array(group: Any, name: str, episode: str) -> Any:

@@ -6,7 +6,6 @@ rows map onto our steps one to one, and where ``next_obs`` is recorded its last 
 observation more, with which the last action, reward and end are kept too.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from tokenwm.data.sources.hdf5 import (
     is_hdf5,
     member,
     open_hdf5,
+    parse_object,
     read_numbers,
     stored_frames,
     text_of,
@@ -104,7 +104,7 @@ class RobomimicSource(RecordedSource):
         following = {name for name in columns if name.startswith(NEXT_OBS)}
         hidden = following | ({SIMULATOR} - set(names_of(config.state)))
         columns = {name: column for name, column in columns.items() if name not in hidden}
-        rate = config.rows_per_second(_rate(_parsed(self.about)), str(path))
+        rate = config.rows_per_second(_rate(parse_object(self.about)), str(path))
         super().__init__(config, columns, str(path), episode_format, rate)
         self.terminated = config.terminated
         if self.terminated == AUTO:
@@ -203,23 +203,15 @@ def _listed(file: Any, mask: str) -> set[str]:
     return {str(name, "utf-8", "replace") for name in array[()]}
 
 
-def _parsed(text: str) -> Mapping[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, Mapping) else {}
-
-
 def _environment(file: Any) -> Mapping[str, Any]:
-    return _parsed(text_of(member(file, "data").attrs, "env_args"))
+    return parse_object(text_of(member(file, "data").attrs, "env_args"))
 
 
 def _rate(about: Mapping[str, Any]) -> float | None:
     """The ``control_freq`` of robosuite, Hz."""
     arguments = about.get("env_kwargs")
     rate = arguments.get("control_freq") if isinstance(arguments, Mapping) else None
-    return float(rate) if type(rate) in (int, float) and 0 < rate < math.inf else None
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else None
 
 
 def _task(attributes: Any) -> str:
@@ -229,7 +221,7 @@ def _task(attributes: Any) -> str:
         ("problem_info", "language_instruction"),
         ("env_args", "env_lang"),
     ):
-        task = _parsed(text_of(attributes, text)).get(key)
+        task = parse_object(text_of(attributes, text)).get(key)
         if isinstance(task, list):
             task = "".join(map(str, task))
         if isinstance(task, str) and task:
