@@ -21,6 +21,8 @@ from tokenwm.errors import RecipeError
 SOURCES: dict[str, str] = {
     "lerobot": "tokenwm.data.sources.lerobot:LeRobotConfig",
     "robomimic": "tokenwm.data.sources.robomimic:RobomimicConfig",
+    "minari": "tokenwm.data.sources.minari:MinariConfig",
+    "dreamer": "tokenwm.data.sources.dreamer:DreamerConfig",
     "gymnasium": "tokenwm.data.sources.gymnasium:GymnasiumConfig",
 }
 """``source.type`` → ``module:class`` of its options; imported when used, readers are heavy."""
