@@ -23,6 +23,7 @@ SOURCES: dict[str, str] = {
     "robomimic": "tokenwm.data.sources.robomimic:RobomimicConfig",
     "minari": "tokenwm.data.sources.minari:MinariConfig",
     "dreamer": "tokenwm.data.sources.dreamer:DreamerConfig",
+    "videos": "tokenwm.data.sources.videos:VideosConfig",
     "gymnasium": "tokenwm.data.sources.gymnasium:GymnasiumConfig",
 }
 """``source.type`` → ``module:class`` of its options; imported when used, readers are heavy."""

@@ -286,13 +286,13 @@ def _open_images(pieces: Sequence[Piece], name: str) -> Iterator[NDArray[Any]]:
     yield _read(pieces, [name])[name]
 
 
-def _ids(action: NDArray[Any], key: str) -> NDArray[np.int64]:
+def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
     """Rows of zeros with a single one → ``(N, 1)`` its place."""
     good = ((action == 0) | (action == 1)).all(axis=1) & (action.sum(axis=1) == 1)
     if not good.all():
         row = int(np.argmin(good))
         raise EpisodeError(f"episode {key}: action {action[row][:8]} of row {row} is not one-hot")
-    return action.argmax(axis=1).astype(np.int64)[:, None]
+    return np.argmax(action, axis=1).astype(np.int64)[:, None]
 
 
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
