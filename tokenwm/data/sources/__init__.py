@@ -24,6 +24,7 @@ SOURCES: dict[str, str] = {
     "minari": "tokenwm.data.sources.minari:MinariConfig",
     "dreamer": "tokenwm.data.sources.dreamer:DreamerConfig",
     "videos": "tokenwm.data.sources.videos:VideosConfig",
+    "rlds": "tokenwm.data.sources.rlds:RldsConfig",
     "gymnasium": "tokenwm.data.sources.gymnasium:GymnasiumConfig",
 }
 """``source.type`` → ``module:class`` of its options; imported when used, readers are heavy."""

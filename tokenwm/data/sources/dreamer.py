@@ -292,7 +292,8 @@ def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
     if not good.all():
         row = int(np.argmin(good))
         raise EpisodeError(f"episode {key}: action {action[row][:8]} of row {row} is not one-hot")
-    return np.argmax(action, axis=1).astype(np.int64)[:, None]
+    ids: NDArray[Any] = np.argmax(action, axis=1).astype(np.int64)
+    return ids[:, None]
 
 
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
