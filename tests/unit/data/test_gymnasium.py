@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import Recipe, load_recipe, parse_recipe
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 
@@ -229,3 +231,40 @@ def test_the_pusher_of_the_shipped_recipe_touches_the_block(
         source.load(ref)
     assert len(touching) == 10 * 120
     assert 0.3 < np.mean(touching) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "discrete"),
+    [
+        ("atari_pong", "ale_py", True),
+        ("atari_breakout", "ale_py", True),
+        ("mujoco_reacher", "mujoco", False),
+    ],
+)
+def test_shipped_recipes_record(name: str, package: str, discrete: bool, tmp_path: Path) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed (extra 'atari' or 'mujoco')")
+    path = Path(__file__).parents[3] / "data_recipes" / f"{name}.yaml"
+    recipe = load_recipe(path, ["source.num_episodes=3", "source.max_steps=20"])
+    manifest = prepare(recipe, tmp_path)
+    assert not manifest.excluded
+    feature = manifest.features["action"]
+    assert (feature.kind == "discrete") == discrete
+    reader = ShardReader(tmp_path, verify=True)
+    source = recipe.open_source()
+    for ref in source.episodes():
+        again, arrays = source.load(ref), reader.arrays(ref.key)
+        assert len(arrays["action"]) == 21
+        for camera, frames in again.frames.items():
+            assert frames.std() > 5 and np.ptp(frames, axis=0).max() > 20  # something moves
+            np.testing.assert_array_equal(frames, arrays[f"frames.{camera}"])
+        np.testing.assert_array_equal(again.action, arrays["action"])
+
+
+def test_the_smooth_policy_wanders() -> None:
+    recipe = make_recipe(policy="smooth", max_steps=200)
+    action = load(recipe).action[:-1]
+    assert np.abs(action).max() == 1 and np.ptp(action, axis=0).min() > 1.5
+    steps = np.abs(np.diff(action, axis=0)).mean()
+    assert steps < 0.5 * np.abs(np.diff(load(make_recipe(max_steps=200)).action, axis=0)).mean()
+    with pytest.raises(RecipeError, match="policy smooth needs a bounded box of actions"):
+        load(make_recipe({"discrete": True}, policy="smooth"))
