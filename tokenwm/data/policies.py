@@ -29,7 +29,8 @@ def smooth_policy(env: Any, rng: np.random.Generator) -> NextAction:
     Uniform noise averages out, so a robot trembles in place; this one moves through its workspace.
     """
     space = env.action_space
-    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    low: Any = getattr(space, "low", None)
+    high: Any = getattr(space, "high", None)
     if low is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise RecipeError(f"policy smooth needs a bounded box of actions; this one is {space}")
     keep = 0.9
@@ -88,6 +89,10 @@ POLICIES: dict[str, Policy] = {
     "smooth": smooth_policy,
     "pusht_pusher": pusht_pusher,
 }
+
+
+READ_THE_SIMULATOR = frozenset({"pusht_pusher"})
+"""Policies that need more of the environment than its action space."""
 
 
 def get_policy(name: str) -> Policy:

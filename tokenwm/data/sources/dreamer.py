@@ -177,6 +177,7 @@ class DreamerSource(RecordedSource):
             "source": self.config.path,
             "source_checksum": checksum_of_sizes(self.folder, self.paths),
             "source_checksum_over": "names and sizes of the files",
+            **self.inferred,
         }
 
 

@@ -147,6 +147,7 @@ class MinariSource(RecordedSource):
             "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
             "source_checksum_over": "name and size of the file",
             "source_environment": self.environment,
+            **self.inferred,
         }
 
 

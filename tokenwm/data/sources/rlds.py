@@ -164,6 +164,7 @@ class RldsSource(RecordedSource):
             "source": self.config.path,
             "source_checksum": checksum_of_sizes(self.folder, paths),
             "source_checksum_over": "names and sizes of the files",
+            **self.inferred,
         }
 
 

@@ -164,6 +164,7 @@ class RobomimicSource(RecordedSource):
             "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
             "source_checksum_over": "name and size of the file",
             "source_environment": self.about,
+            **self.inferred,
         }
 
 

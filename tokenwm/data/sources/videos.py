@@ -218,6 +218,7 @@ class VideosSource(RecordedSource):
             "source": self.config.path,
             "source_checksum": checksum_of_sizes(self.folder, self.files.all()),
             "source_checksum_over": "names and sizes of the files",
+            **self.inferred,
         }
 
 
