@@ -8,7 +8,16 @@ import tomllib
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-CHOSEN_BY_THE_USER = {"ale_py", "fsspec", "gym_pusht", "gymnasium", "lpips", "ray", "submitit"}
+CHOSEN_BY_THE_USER = {
+    "ale_py",
+    "fsspec",
+    "gym_pusht",
+    "gymnasium",
+    "h5py",
+    "lpips",
+    "ray",
+    "submitit",
+}
 """Imported inside functions, from optional extras."""
 
 

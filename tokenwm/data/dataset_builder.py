@@ -16,7 +16,7 @@ from tokenwm.data.plan import Plan, PlannedShard
 from tokenwm.data.recipe import Recipe
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_tasks import Extra, Record
-from tokenwm.data.sources import EpisodeRef, Source, SourceDescription
+from tokenwm.data.sources import EpisodeRef, Source, SourceDescription, load_each
 from tokenwm.data.statistics import EpisodeFigures
 from tokenwm.data.storage import Folder, write_bytes
 from tokenwm.errors import EpisodeError, SourceError
@@ -78,8 +78,7 @@ class FrameShardMaker:
         measured: dict[str, dict[str, Any]] = {}
         metadata: dict[str, list[float]] = {}
         largest_action = -1
-        for ref in task.refs:
-            result = load(self.source, ref)
+        for ref, result in zip(task.refs, load_each(self.source, task.refs), strict=True):
             if isinstance(result, Episode):
                 arrays = _arrays(result)
                 result = self._mismatch(ref.key, _layout(arrays)) or result

@@ -23,6 +23,28 @@ def random_policy(env: Any, rng: np.random.Generator) -> NextAction:
     return cast(NextAction, env.action_space.sample)
 
 
+def smooth_policy(env: Any, rng: np.random.Generator) -> NextAction:
+    """Wander through a bounded box of actions: noise of which each step keeps nine tenths.
+
+    Uniform noise averages out, so a robot trembles in place; this one moves through its workspace.
+    """
+    space = env.action_space
+    low: Any = getattr(space, "low", None)
+    high: Any = getattr(space, "high", None)
+    if low is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise RecipeError(f"policy smooth needs a bounded box of actions; this one is {space}")
+    keep = 0.9
+    noise = rng.normal(size=space.shape)
+
+    def next_action() -> NDArray[Any]:
+        nonlocal noise
+        noise = keep * noise + np.sqrt(1 - keep**2) * rng.normal(size=space.shape)
+        middle, half = (low + high) / 2, (high - low) / 2
+        return np.asarray(np.clip(middle + half * 0.6 * noise, low, high), dtype=space.dtype)
+
+    return next_action
+
+
 def pusht_pusher(env: Any, rng: np.random.Generator) -> NextAction:
     """Explore the Push-T table and push the block about, in phases of random length and speed.
 
@@ -62,7 +84,15 @@ def pusht_pusher(env: Any, rng: np.random.Generator) -> NextAction:
     return next_action
 
 
-POLICIES: dict[str, Policy] = {"random": random_policy, "pusht_pusher": pusht_pusher}
+POLICIES: dict[str, Policy] = {
+    "random": random_policy,
+    "smooth": smooth_policy,
+    "pusht_pusher": pusht_pusher,
+}
+
+
+READ_THE_SIMULATOR = frozenset({"pusht_pusher"})
+"""Policies that need more of the environment than its action space."""
 
 
 def get_policy(name: str) -> Policy:

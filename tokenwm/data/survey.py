@@ -201,7 +201,7 @@ def propose_control_rate(rate: float | None) -> float:
         return UNKNOWN_RATE
     low, high = GOOD_RATES
     rates = [rate / n for n in range(1, 1 + int(max(1.0, rate / low)))]
-    good = [r for r in rates if low <= r <= high and math.isclose(r, round(r, 1))]
+    good = [r for r in rates if low <= r <= high and math.isclose(r, round(r, 2))]
     return min(good, key=lambda r: abs(math.log(r / UNKNOWN_RATE)), default=rate)
 
 

@@ -27,6 +27,10 @@ LARGEST_PICTURE = 8192 * 8192
 """Pixels; more than any camera gives, and a small file can claim any number."""
 MAX_PIXELS = {"max_pixels": str(LARGEST_PICTURE)}
 """For FFmpeg's decoders: what a header says and what the stream then holds may differ."""
+CONTAINERS = frozenset(
+    {"mp4", "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "gif"}
+)
+"""Names of FFmpeg's formats that hold pictures; playlists, which name other files, are none."""
 SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
 """How long before the wanted time a key frame is searched, seconds, one after the other."""
 SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU
@@ -180,6 +184,33 @@ def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
         return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[::4, : frame.width]
 
     return np.array_equal(lines(frame.planes[0]), lines(other.planes[0]))
+
+
+def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
+    """What a video file holds, without decoding it.
+
+    Args:
+        path: Video file.
+        where: Episode or file, for messages.
+
+    Returns:
+        Number of frames, frames per second (rounded to 1/1000 Hz), and ``(height, width)``.
+
+    Raises:
+        EpisodeError: It is missing, unreadable or no video.
+    """
+    try:
+        with av.open(str(path)) as container:
+            formats = set(container.format.name.split(","))
+            if not formats & CONTAINERS or not container.streams.video:
+                raise EpisodeError(f"{where}: {path} is no video file ({container.format.name})")
+            stream = container.streams.video[0]
+            rate = round(float(stream.average_rate or 0), 3)
+            # Some containers do not say how many frames they hold.
+            num_frames = stream.frames or sum(1 for p in container.demux(stream) if p.size)
+            return num_frames, rate, (stream.height, stream.width)
+    except (av.FFmpegError, OSError) as error:
+        raise EpisodeError(f"{where}: {path} cannot be read: {error}") from error
 
 
 def check_size(height: int, width: int, where: str) -> None:

@@ -19,7 +19,7 @@ from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
-from tokenwm.data.sources.columns import Column, RecordedConfig, concatenate, names_of
+from tokenwm.data.sources.columns import Column, RecordedConfig
 from tokenwm.data.sources.frames import ArrayFrames
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError
@@ -64,14 +64,9 @@ class NpzSource(RecordedSource):
                 arrays = dict(file)
         except (OSError, ValueError) as error:
             raise EpisodeError(f"episode {ref.key}: cannot be read: {error}") from error
-        config = self.config
-        state = concatenate(arrays, names_of(config.state)) if config.state else None
-        reward = arrays[config.reward] if config.reward else None
         return Recording(
             num_rows=len(arrays["action"]) + 1,
-            action=concatenate(arrays, names_of(config.action)),
-            state=state,
-            reward=reward,
+            **self.signals(arrays),
             terminated=arrays["ended"],
             frames={
                 camera: ArrayFrames(images=arrays[name], name=name)

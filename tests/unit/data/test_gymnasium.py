@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from tokenwm.data.episode import Episode
+from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import Recipe, load_recipe, parse_recipe
+from tokenwm.data.shards import ShardReader
+from tokenwm.data.sources import load_each
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 
@@ -229,3 +233,90 @@ def test_the_pusher_of_the_shipped_recipe_touches_the_block(
         source.load(ref)
     assert len(touching) == 10 * 120
     assert 0.3 < np.mean(touching) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "discrete"),
+    [
+        ("atari_pong", "ale_py", True),
+        ("atari_breakout", "ale_py", True),
+        ("mujoco_reacher", "mujoco", False),
+    ],
+)
+def test_shipped_recipes_record(name: str, package: str, discrete: bool, tmp_path: Path) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed (extra 'atari' or 'mujoco')")
+    path = Path(__file__).parents[3] / "data_recipes" / f"{name}.yaml"
+    recipe = load_recipe(path, ["source.num_episodes=3", "source.max_steps=20"])
+    manifest = prepare(recipe, tmp_path)
+    assert not manifest.excluded
+    feature = manifest.features["action"]
+    assert (feature.kind == "discrete") == discrete
+    reader = ShardReader(tmp_path, verify=True)
+    source = recipe.open_source()
+    for ref in source.episodes()[:1]:
+        again, arrays = source.load(ref), reader.arrays(ref.key)
+        assert len(arrays["action"]) == 21
+        for camera, frames in again.frames.items():
+            assert frames.std() > 5 and np.ptp(frames, axis=0).max() > 20  # something moves
+            np.testing.assert_array_equal(frames, arrays[f"frames.{camera}"])
+        np.testing.assert_array_equal(again.action, arrays["action"])
+
+
+def test_the_smooth_policy_wanders() -> None:
+    recipe = make_recipe(policy="smooth", max_steps=200)
+    action = load(recipe).action[:-1]
+    assert np.abs(action).max() == 1 and np.ptp(action, axis=0).min() > 1.5
+    steps = np.abs(np.diff(action, axis=0)).mean()
+    assert steps < 0.5 * np.abs(np.diff(load(make_recipe(max_steps=200)).action, axis=0)).mean()
+    with pytest.raises(RecipeError, match="policy smooth needs a bounded box of actions"):
+        load(make_recipe({"discrete": True}, policy="smooth"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "camera", "policy", "package"),
+    [
+        ("CartPole-v1", None, "random", "gymnasium"),  # ends after 9 to 60 steps
+        ("ALE/Breakout-v5", "observation", "random", "ale_py"),
+        ("Reacher-v5", "render", "smooth", "mujoco"),
+    ],
+)
+def test_episodes_are_the_same_however_many_run_at_once(
+    env_id: str, camera: str | None, policy: str, package: str
+) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    options = {
+        "env_id": env_id,
+        "cameras": {"eye": camera} if camera else {},
+        "state": None if env_id.startswith("ALE") else "observation",
+        "policy": policy,
+        "num_episodes": 2 if camera else 4,
+        "max_steps": 8 if camera else 40,
+    }
+    one = make_recipe(**options).open_source()
+    alone = [one.load(ref) for ref in one.episodes()]
+    several = make_recipe(**options, num_envs=2 if camera else 3).open_source()
+    together = list(load_each(several, several.episodes()))
+    assert len({episode.num_steps for episode in alone}) > 1 or camera
+    for a, b in zip(alone, together, strict=True):
+        assert isinstance(b, Episode)
+        for name, value in vars(a).items():
+            if name == "frames":
+                value, other = value.get("eye"), b.frames.get("eye")
+            else:
+                other = getattr(b, name)
+            np.testing.assert_array_equal(value, other, err_msg=name)
+
+
+def test_a_policy_that_reads_the_simulator_runs_beside_it() -> None:
+    with pytest.raises(RecipeError, match="policy pusht_pusher reads the simulator"):
+        make_recipe(policy="pusht_pusher", num_envs=2)
+
+
+def test_a_bad_episode_costs_no_other_of_its_group() -> None:
+    recipe = make_recipe(
+        env_id="CartPole-v1", cameras={}, state="observation", num_envs=3, max_steps=40
+    )
+    recipe = parse_recipe(recipe.to_dict() | {"quality": {"min_steps": 20}})
+    source = recipe.open_source()
+    kinds = [type(result) for result in load_each(source, source.episodes())]
+    assert set(kinds) == {Episode, EpisodeError}

@@ -7,19 +7,24 @@ A reader is a module here with two classes: a frozen dataclass of its options (t
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import Episode
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.video import Resize
-from tokenwm.errors import RecipeError
+from tokenwm.errors import EpisodeError, RecipeError
 
 SOURCES: dict[str, str] = {
     "lerobot": "tokenwm.data.sources.lerobot:LeRobotConfig",
+    "robomimic": "tokenwm.data.sources.robomimic:RobomimicConfig",
+    "minari": "tokenwm.data.sources.minari:MinariConfig",
+    "dreamer": "tokenwm.data.sources.dreamer:DreamerConfig",
+    "videos": "tokenwm.data.sources.videos:VideosConfig",
+    "rlds": "tokenwm.data.sources.rlds:RldsConfig",
     "gymnasium": "tokenwm.data.sources.gymnasium:GymnasiumConfig",
 }
 """``source.type`` → ``module:class`` of its options; imported when used, readers are heavy."""
@@ -107,6 +112,34 @@ class Source(Protocol):
 
     def provenance(self) -> dict[str, Any]:
         """Where the data comes from: JSON values, with ``source`` and ``source_checksum``."""
+
+
+@runtime_checkable
+class LoadsTogether(Protocol):
+    """A source that can load several episodes at once.
+
+    Attributes:
+        num_together: How many at most.
+    """
+
+    num_together: int
+
+    def load_together(self, refs: Sequence[EpisodeRef]) -> list[Episode | EpisodeError]:
+        """Load some: each the same as by itself, or why it cannot be used."""
+
+
+def load_each(source: Source, refs: Sequence[EpisodeRef]) -> Iterator[Episode | EpisodeError]:
+    """Load episodes in order, several at once where the source can; a bad one is its error."""
+    together = source.num_together if isinstance(source, LoadsTogether) else 1
+    for start in range(0, len(refs), together):
+        group = refs[start : start + together]
+        if isinstance(source, LoadsTogether) and len(group) > 1:
+            yield from source.load_together(group)
+            continue
+        try:
+            yield source.load(group[0])
+        except EpisodeError as error:
+            yield error
 
 
 @dataclass(frozen=True, kw_only=True)

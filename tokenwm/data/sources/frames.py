@@ -6,7 +6,8 @@ large picture at a time.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from tokenwm.errors import EpisodeError
 
 BLOCK = 16
 """Kept pictures that are read from an array at once: HDF5 is slow one by one."""
+BLOCK_BYTES = 64 * 2**20
+"""Most memory for that, as long as one picture is smaller."""
 IMAGE_CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
 """First bytes of an encoded image → FFmpeg's name of its format."""
 
@@ -90,10 +93,43 @@ class ArrayFrames:
         check_size(shape[1], shape[2], f"episode {episode}: {self.name}")
 
     def _images(self, first: int, step: int) -> Iterator[NDArray[np.uint8]]:
-        for start in range(first, len(self.images), BLOCK * step):
-            for image in np.asarray(self.images[start : start + BLOCK * step])[::step]:
+        size = int(np.prod(self.images.shape[1:]))
+        block = step * max(1, min(BLOCK, BLOCK_BYTES // max(1, size * step)))
+        for start in range(first, len(self.images), block):
+            for image in np.asarray(self.images[start : start + block])[::step]:
                 grey = image.ndim == 2 or image.shape[2] == 1
                 yield np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2) if grey else image
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFrames:
+    """Pictures in an array of a file, which is opened when they are read and closed again.
+
+    Attributes:
+        open: Opens it; gives what :class:`ArrayFrames` takes, or raises an EpisodeError.
+        name: What it is called in the source, for messages.
+    """
+
+    open: Callable[[], AbstractContextManager[Any]]
+    name: str
+
+    def check(self, episode: str) -> None:
+        """A reader has seen that the array is there."""
+
+    def read(
+        self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
+    ) -> FramesRead:
+        """See :meth:`Frames.read`."""
+        with self.open() as images:
+            frames = ArrayFrames(images=images, name=self.name)
+            try:
+                return frames.read(
+                    first=first, step=step, num_rows=num_rows, resizer=resizer, episode=episode
+                )
+            except (OSError, RuntimeError) as error:
+                raise EpisodeError(
+                    f"episode {episode}: {self.name} cannot be read: {error}"
+                ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

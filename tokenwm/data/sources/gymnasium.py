@@ -7,34 +7,26 @@ processes.
 See :mod:`tokenwm.data.environments` for which environments can be made.
 """
 
-import dataclasses
 import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tokenwm.data import quality
 from tokenwm.data.environments import (
     RENDER,
-    as_rgb,
     check_action_space,
     check_env_id,
-    encode_action,
     make_environment,
     packages_of,
-    pick,
 )
-from tokenwm.data.episode import NAME_PATTERN, Episode, Scalar
-from tokenwm.data.measures import measure_recording
-from tokenwm.data.policies import get_policy
+from tokenwm.data.episode import NAME_PATTERN, Episode
+from tokenwm.data.policies import READ_THE_SIMULATOR, get_policy
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
-from tokenwm.data.video import FrameResizer
-from tokenwm.errors import RecipeError
+from tokenwm.data.sources.gymnasium_recorder import EpisodeRecorder, record, record_together
+from tokenwm.errors import EpisodeError, RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +44,8 @@ class GymnasiumConfig:
         policy: Name of a policy in ``tokenwm/data/policies.py``.
         num_episodes: Episodes to record.
         max_steps: Most environment steps of an episode; it has one more observation.
+        num_envs: Simulators that run at once where episodes are loaded one after the other, each in
+            a process of its own; changes no episode. The policy must not read the simulator.
         seed: Changes every episode.
         state_units: Units of the state in words, stored with the data.
         action_units: Units of the action in words, stored with the data.
@@ -68,6 +62,7 @@ class GymnasiumConfig:
     policy: str = "random"
     num_episodes: int = 100
     max_steps: int = 100
+    num_envs: int = 1
     seed: int = 0
     state_units: str = ""
     action_units: str = ""
@@ -76,7 +71,7 @@ class GymnasiumConfig:
 
     def __post_init__(self) -> None:
         check_env_id(self.env_id)
-        for name in ("num_episodes", "max_steps"):
+        for name in ("num_episodes", "max_steps", "num_envs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.seed < 0:
@@ -87,6 +82,11 @@ class GymnasiumConfig:
             if not NAME_PATTERN.fullmatch(camera):
                 raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
         get_policy(self.policy)
+        if self.num_envs > 1 and self.policy in READ_THE_SIMULATOR:
+            raise RecipeError(
+                f"num_envs is {self.num_envs}, and policy {self.policy} reads the simulator, which "
+                "runs in another process then; leave num_envs out and use --workers"
+            )
 
     @classmethod
     def recognise(cls, path: Path) -> None:
@@ -109,6 +109,7 @@ class GymnasiumSource:
 
     def __init__(self, config: GymnasiumConfig, episode_format: EpisodeFormat) -> None:
         self.config = config
+        self.num_together = config.num_envs
         self.format = episode_format
         env = _make(config)
         try:
@@ -138,28 +139,29 @@ class GymnasiumSource:
         Raises:
             EpisodeError: A quality rule is broken.
         """
+        recorder = EpisodeRecorder(self.config, self.format, ref)
         env = _make(self.config)
         try:
-            episode = _Recording(self, ref).run(env)
+            record(self.config, recorder, env)
         finally:
             env.close()
-        limits = self.format.quality
-        quality.check_signals(
-            ref.key, limits, action=episode.action, state=episode.state, reward=episode.reward
-        )
-        measured = measure_recording(
-            rate=self.format.control_rate,
-            action=episode.action[:-1],
-            state=episode.state,
-            timestamps=None,
-            frames=episode.frames,
-            frame_rate=self.format.control_rate,
-        )
-        episode = dataclasses.replace(episode, measured=measured)
-        # A simulator drops no frames and has no faulty encoders: what looks so is so.
-        limits = dataclasses.replace(limits, max_frozen_seconds=None, max_spike=None)
-        quality.check_episode(limits, episode)
-        return episode
+        return recorder.finish()
+
+    def load_together(self, refs: Sequence[EpisodeRef]) -> list[Episode | EpisodeError]:
+        """Record several episodes at once.
+
+        Returns:
+            For each what :meth:`load` gives, to the byte, or raises.
+        """
+        recorders = [EpisodeRecorder(self.config, self.format, ref) for ref in refs]
+        record_together(self.config, recorders, partial(_make, self.config))
+        results: list[Episode | EpisodeError] = []
+        for recorder in recorders:
+            try:
+                results.append(recorder.finish())
+            except EpisodeError as error:
+                results.append(error)
+        return results
 
     def describe(self) -> SourceDescription:
         """Number of discrete actions, and units from the recipe."""
@@ -182,79 +184,6 @@ class GymnasiumSource:
             "source_checksum": None,
             "source_packages": {name: importlib.metadata.version(name) for name in packages},
         }
-
-
-class _Recording:
-    """The arrays of one episode while it is recorded."""
-
-    def __init__(self, source: GymnasiumSource, ref: EpisodeRef) -> None:
-        self.config = source.config
-        self.format = source.format
-        self.ref = ref
-        self.resizers = {
-            camera: FrameResizer(*source.format.image_size, source.format.resize)
-            for camera in self.config.cameras
-        }
-        self.frames: dict[str, list[NDArray[np.uint8]]] = {c: [] for c in self.config.cameras}
-        self.state: list[NDArray[np.float32]] = []
-        self.action: list[NDArray[Any]] = []
-        self.reward: list[float] = []
-
-    def run(self, env: Any) -> Episode:
-        env_seed, policy_seed = np.random.SeedSequence(
-            [self.config.seed, self.ref.index]
-        ).generate_state(2)
-        observation, info = env.reset(seed=int(env_seed) % 2**31)
-        next_action = get_policy(self.config.policy)(env, np.random.default_rng(policy_seed))
-        self._observe(env, observation)
-        terminated = truncated = False
-        had_contact: list[bool] = []
-        for _ in range(self.config.max_steps):
-            action = next_action()
-            observation, reward, terminated, truncated, info = env.step(action)
-            self.action.append(encode_action(env.action_space, action))
-            self.reward.append(float(reward))
-            self._observe(env, observation)
-            if "n_contacts" in info:
-                had_contact.append(bool(np.mean(info["n_contacts"]) > 0))
-            if terminated or truncated:
-                break
-        metadata: dict[str, Scalar] = {
-            "seed": self.config.seed,
-            "source_index": self.ref.index,
-            "return": float(sum(self.reward)),
-        }
-        if had_contact:
-            metadata["contact_fraction"] = float(np.mean(had_contact))
-        if "is_success" in info:
-            metadata["success"] = bool(info["is_success"])
-        return self._episode(bool(terminated), metadata)
-
-    def _episode(self, terminated: bool, metadata: dict[str, Scalar]) -> Episode:
-        num_steps = len(self.action) + 1
-        flags = np.zeros((2, num_steps), dtype=np.bool_)
-        flags[0 if terminated else 1, -2] = True
-        return Episode(
-            key=self.ref.key,
-            frames={camera: np.stack(frames) for camera, frames in self.frames.items()},
-            state=np.stack(self.state) if self.state else None,
-            action=np.stack([*self.action, np.zeros_like(self.action[0])]),
-            reward=np.array([*self.reward, 0.0], dtype=np.float32),
-            terminated=flags[0],
-            truncated=flags[1],
-            control_rate=self.format.control_rate,
-            task=self.ref.task,
-            metadata=metadata,
-        )
-
-    def _observe(self, env: Any, observation: Any) -> None:
-        for camera, key in self.config.cameras.items():
-            image = env.render() if key == RENDER else pick(observation, key, f"cameras.{camera}")
-            image = as_rgb(image, f"cameras.{camera}: {key}")
-            self.frames[camera].append(self.resizers[camera].resize_image(image))
-        if self.config.state is not None:
-            values = np.asarray(pick(observation, self.config.state, "state"))
-            self.state.append(values.astype(np.float32).reshape(-1))
 
 
 def _make(config: GymnasiumConfig) -> Any:

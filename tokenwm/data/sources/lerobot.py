@@ -13,7 +13,7 @@ import numpy as np
 
 from tokenwm.data import quality
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
-from tokenwm.data.sources.columns import RecordedConfig, concatenate, names_of
+from tokenwm.data.sources.columns import RecordedConfig, names_of
 from tokenwm.data.sources.frames import EncodedFrames, VideoFrames
 from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow
 from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
@@ -111,9 +111,8 @@ class LeRobotSource(RecordedSource):
         Raises:
             EpisodeError: A file is missing or damaged, or not as long as ``meta/`` says.
         """
-        config, row = self.config, self.meta.episodes[ref.index]
-        named = [*names_of(config.action), *names_of(config.state), *names_of(config.reward)]
-        named += names_of(self._terminated_column)
+        row = self.meta.episodes[ref.index]
+        named = [*self.numbers, *names_of(self._terminated_column)]
         named += [name for name in (TIME, SUCCESS) if name in self.columns]
         images = [name for name in self.cameras.values() if self.columns[name].dtype == "image"]
         path = self._files.find(self.meta.data_path, row.data)
@@ -133,9 +132,7 @@ class LeRobotSource(RecordedSource):
         done = columns.get(self._terminated_column or "")
         return Recording(
             num_rows=row.length,
-            action=concatenate(columns, names_of(config.action)),
-            state=concatenate(columns, names_of(config.state)) if config.state else None,
-            reward=columns[config.reward][:, 0] if config.reward else None,
+            **self.signals(columns),
             terminated=None if done is None else done[:, 0],
             timestamps=columns[TIME][:, 0] if TIME in columns else None,
             frames={

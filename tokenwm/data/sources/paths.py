@@ -1,6 +1,8 @@
 """Files of a dataset that a stranger may have made: only what lies inside its folder is read."""
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenwm.errors import SourceError
@@ -49,3 +51,12 @@ def read_small(folder: Path, path: Path) -> bytes:
             "describes a dataset"
         )
     return path.read_bytes()
+
+
+def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:
+    """SHA-256 over names and sizes of files, as hex digits: their bytes are too many to sum up."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}:{path.stat().st_size}:".encode())
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ from tokenwm.data.sources.columns import (
     AUTO,
     Column,
     RecordedConfig,
+    concatenate,
     dimension_names,
     names_of,
     resolve,
@@ -138,6 +139,26 @@ class RecordedSource(ABC):
     def inferred(self) -> dict[str, Any]:
         """Columns that the recipe leaves open, as they were filled in: for the provenance."""
         return {"source_inferred": self._inferred} if self._inferred else {}
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns of numbers that :meth:`signals` needs, each once."""
+        config = self.config
+        named = [*names_of(config.action), *names_of(config.state), *names_of(config.reward)]
+        return tuple(dict.fromkeys(named))
+
+    def signals(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """The arguments ``action``, ``state`` and ``reward`` of a :class:`Recording`.
+
+        Args:
+            arrays: Column → ``(N, ...)``, at least those in :attr:`numbers`.
+        """
+        config = self.config
+        return {
+            "action": concatenate(arrays, names_of(config.action)),
+            "state": concatenate(arrays, names_of(config.state)) if config.state else None,
+            "reward": arrays[config.reward].reshape(-1) if config.reward else None,
+        }
 
     @abstractmethod
     def episodes(self) -> Sequence[EpisodeRef]:

@@ -1,0 +1,217 @@
+"""HDF5 files that a stranger may have made: nothing outside the file is read.
+
+HDF5 has five ways to lead elsewhere: external links, soft links through them, external storage,
+virtual datasets and object references. Each is refused.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.sources.arrays import as_numbers, check_claims, column_of
+from tokenwm.data.sources.columns import Column
+from tokenwm.data.sources.frames import StoredFrames
+from tokenwm.errors import EpisodeError, SourceError, TokenwmError
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAX_DEPTH = 8
+MAX_OBJECTS = 10_000
+"""Groups and arrays of one episode; links can make a small file look endless."""
+MAX_TEXT = 2**20
+"""Characters of a text about the data."""
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(SIGNATURE)) == SIGNATURE
+
+
+@contextmanager
+def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[Any]:
+    """Open a file for reading.
+
+    Raises:
+        SourceError: h5py is not installed.
+        TokenwmError: It cannot be read, or holds a wrong value; of the given class.
+    """
+    try:
+        import h5py
+    except ImportError as missing:
+        raise SourceError(
+            f"{path} needs h5py, which cannot be imported ({missing}); pip install 'tokenwm[hdf5]'"
+        ) from missing
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except EpisodeError as problem:
+        raise error(str(problem)) from problem
+    except TokenwmError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:
+        # What h5py says of damaged files.
+        raise error(f"{path} cannot be read: {problem}") from problem
+
+
+def member(group: Any, name: str) -> Any:
+    """A group or an array inside a group, ``a/b/c``; None if there is none.
+
+    Raises:
+        EpisodeError: On the way there is a link, or its values lie in another file.
+    """
+    import h5py
+
+    for part in name.split("/"):
+        if not isinstance(group, h5py.Group):
+            return None
+        link = group.get(part, getlink=True)
+        where = f"{group.file.filename}: {group.name.rstrip('/')}/{part}"
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise EpisodeError(
+                f"{where} is a link; only what lies in the file itself is read. Copy what it "
+                "leads to into the file (h5py: copy with expand_external=True)"
+            )
+        group = group[part]
+    if isinstance(group, h5py.Dataset) and (group.external or group.is_virtual):
+        raise EpisodeError(f"{where}: its values lie in other files; only the file itself is read")
+    return group
+
+
+def arrays_in(group: Any, prefix: str = "") -> dict[str, Any]:
+    """All arrays in a group and the groups in it: path from the group → h5py dataset.
+
+    Raises:
+        EpisodeError: There are links in it, or it is absurdly deep or large.
+    """
+    import h5py
+
+    found: dict[str, Any] = {}
+    waiting = [(group, prefix, 0)]
+    seen = 0
+    while waiting:
+        place, path, depth = waiting.pop(0)
+        for name in place:
+            seen += 1
+            if depth > MAX_DEPTH or seen > MAX_OBJECTS:
+                raise EpisodeError(
+                    f"{group.file.filename}: {group.name} holds more than {MAX_OBJECTS:,} arrays "
+                    f"or {MAX_DEPTH} levels"
+                )
+            item = member(place, name)
+            if isinstance(item, h5py.Dataset):
+                found[path + name] = item
+            elif isinstance(item, h5py.Group):
+                waiting.append((item, f"{path}{name}/", depth + 1))
+    return found
+
+
+def columns_in(arrays: Mapping[str, Any]) -> dict[str, Column]:
+    """What arrays with one row per step hold; what has no rows is left out."""
+    return {
+        name: column_of(array.dtype, tuple(array.shape[1:]))
+        for name, array in arrays.items()
+        if array.shape
+    }
+
+
+def read_numbers(group: Any, name: str, num_rows: int | None, episode: str) -> NDArray[Any]:
+    """An array of numbers, ``(N, width)`` in its own type.
+
+    Args:
+        group: The episode.
+        name: Path of the array in it.
+        num_rows: ``N``, or None for any.
+        episode: Key of the episode, for messages.
+
+    Raises:
+        EpisodeError: It is missing, damaged, absurdly large, no numbers, or has other rows.
+    """
+    array = _array(group, name, episode)
+    where = f"episode {episode}: {name}"
+    check_claims(array.shape, where)
+    if array.dtype.kind not in "biuf":
+        raise EpisodeError(f"{where} holds {array.dtype}; expected numbers")
+    return as_numbers(np.asarray(array[()]), num_rows, where)
+
+
+def stored_frames(group: Any, name: str, episode: str, last: str | None = None) -> StoredFrames:
+    """Pictures in an array, ``(N, H, W, 3)`` or grey.
+
+    Args:
+        group: The episode.
+        name: Path of the array in it.
+        episode: Key of the episode, for messages.
+        last: Another array, of which the last picture follows those of the first.
+
+    Raises:
+        EpisodeError: An array is missing.
+    """
+    places = [_array(group, item, episode).name for item in (name, last) if item is not None]
+    return StoredFrames(open=partial(_open_pictures, Path(group.file.filename), places), name=name)
+
+
+def text_of(attributes: Any, name: str) -> str:
+    """A text in the attributes of a file or group; empty if there is none or it is absurdly long.
+
+    Texts are for people and for JSON; nothing in them is run.
+    """
+    value = attributes.get(name)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
+
+
+def parse_object(text: str | bytes) -> Mapping[str, Any]:
+    """Keys and values of a JSON text; none if it is something else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, Mapping) else {}
+
+
+def _array(group: Any, name: str, episode: str) -> Any:
+    import h5py
+
+    array = member(group, name)
+    if not isinstance(array, h5py.Dataset):
+        raise EpisodeError(f"episode {episode}: {group.file.filename} has no array {name!r} of it")
+    return array
+
+
+@contextmanager
+def _open_pictures(path: Path, places: Sequence[str]) -> Iterator[Any]:
+    with open_hdf5(path, EpisodeError) as file:
+        first, *others = (member(file, place.lstrip("/")) for place in places)
+        yield _Followed(first, others[0]) if others else first
+
+
+class _Followed:
+    """The rows of an array and behind them the last row of another, sliced like one array."""
+
+    def __init__(self, rows: Any, other: Any) -> None:
+        if rows.shape != other.shape or rows.dtype != other.dtype:
+            raise EpisodeError(
+                f"{rows.name} is {rows.dtype}{rows.shape} and {other.name} is "
+                f"{other.dtype}{other.shape}; they must be alike"
+            )
+        self.rows, self.other = rows, other
+        self.shape, self.dtype = (len(rows) + 1, *rows.shape[1:]), rows.dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(len(self))
+        rows = self.rows[start : min(stop, len(self.rows))]
+        return np.concatenate([rows, self.other[-1:]]) if stop == len(self) else rows

@@ -1,0 +1,230 @@
+"""HDF5 files as robomimic, robosuite, LIBERO and MimicGen write them: one group per demonstration.
+
+``data/demo_i/{actions,rewards,dones,obs/*}`` have one row per step: ``actions[t]`` was chosen
+after ``obs[t]`` and led to ``next_obs[t]``; ``rewards[t]`` and ``dones[t]`` are what it caused. So
+rows map onto our steps one to one, and where ``next_obs`` is recorded its last row is one
+observation more, with which the last action, reward and end are kept too.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig
+from tokenwm.data.sources.columns import AUTO, names_of
+from tokenwm.data.sources.hdf5 import (
+    arrays_in,
+    columns_in,
+    is_hdf5,
+    member,
+    open_hdf5,
+    parse_object,
+    read_numbers,
+    stored_frames,
+    text_of,
+)
+from tokenwm.data.sources.paths import checksum_of_sizes
+from tokenwm.data.sources.recording import RecordedSource, Recording
+from tokenwm.errors import EpisodeError, RecipeError, SourceError
+
+LAYOUT = "expected: an HDF5 file with data/demo_0/actions, data/demo_0/obs/NAME, …"
+OBS, NEXT_OBS = "obs/", "next_obs/"
+SIMULATOR = "states"
+"""MuJoCo's whole state: a column only if a recipe names it, no robot observes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobomimicConfig(RatedConfig):
+    """Options of the robomimic reader; columns are arrays of ``data/demo_i``, e.g. ``obs/object``.
+
+    Attributes:
+        terminated: Column that says that the task ended. ``auto`` takes ``dones`` if it is there;
+            null if ``dones`` only marks where recording stopped.
+        mask: Use the demonstrations that ``mask/NAME`` of the file lists, for example ``train``;
+            null for all.
+        type: Name of this reader.
+    """
+
+    terminated: str | None = AUTO
+    mask: str | None = None
+    type: Literal["robomimic"] = "robomimic"
+
+    @classmethod
+    def recognise(cls, path: Path) -> Recognised | None:
+        """An HDF5 file with a group ``data`` whose groups hold ``actions``.
+
+        Raises:
+            SourceError: It is damaged, or h5py is not installed.
+        """
+        if not is_hdf5(path):
+            return None
+        with open_hdf5(path) as file:
+            if not _demonstrations(file):
+                return None
+            about = _environment(file)
+        facts = {"format": "robomimic HDF5", "environment": str(about.get("env_name", ""))}
+        return Recognised(config=cls(path=str(path)), rate=_rate(about), facts=facts)
+
+    def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RobomimicSource":
+        """Open the file.
+
+        Raises:
+            SourceError: It is missing, or not laid out as expected.
+            RecipeError: A column the recipe names is not there, or the rates do not fit.
+        """
+        return RobomimicSource(self, episode_format, self.find(folder, LAYOUT))
+
+
+class RobomimicSource(RecordedSource):
+    """The demonstrations in one file."""
+
+    def __init__(self, config: RobomimicConfig, episode_format: EpisodeFormat, path: Path) -> None:
+        self.path = path
+        with open_hdf5(path) as file:
+            self.groups = _demonstrations(file)
+            if not self.groups:
+                raise SourceError(f"{path} has no demonstrations; {LAYOUT}")
+            wanted = _listed(file, config.mask) if config.mask is not None else set(self.groups)
+            self.num_rows = {
+                name: len(member(file, f"data/{name}/actions")) for name in self.groups
+            }
+            arrays = arrays_in(member(file, f"data/{self.groups[0]}"))
+            self.about = text_of(member(file, "data").attrs, "env_args")
+            self.task = _task(member(file, "data").attrs)
+            columns = columns_in(arrays)
+        self._wanted = [name for name in self.groups if name in wanted]
+        following = {name for name in columns if name.startswith(NEXT_OBS)}
+        hidden = following | ({SIMULATOR} - set(names_of(config.state)))
+        columns = {name: column for name, column in columns.items() if name not in hidden}
+        rate = config.rows_per_second(_rate(parse_object(self.about)), str(path))
+        super().__init__(config, columns, str(path), episode_format, rate)
+        self.terminated = config.terminated
+        if self.terminated == AUTO:
+            self.terminated = "dones" if "dones" in columns else None
+        elif self.terminated is not None and self.terminated not in columns:
+            raise RecipeError(
+                f"source.terminated is {self.terminated!r}, which {path} does not have; it has: "
+                f"{', '.join(columns)}"
+            )
+        observed = [*names_of(self.config.state), *self.cameras.values()]
+        self.has_last = all(_next(name) in following for name in observed)
+
+    def episodes(self) -> Sequence[EpisodeRef]:
+        """The demonstrations, in the order of their numbers."""
+        return [
+            EpisodeRef(key=name, index=_number(name), num_rows=self.num_rows[name] + self.has_last)
+            for name in self._wanted
+        ]
+
+    def read(self, ref: EpisodeRef) -> Recording:
+        """Read the numbers of one demonstration.
+
+        Raises:
+            EpisodeError: An array is missing, damaged, or as long as no other.
+        """
+        num_actions = self.num_rows[ref.key]
+        with open_hdf5(self.path, EpisodeError) as file:
+            group = member(file, f"data/{ref.key}")
+
+            def numbers(name: str) -> NDArray[Any]:
+                return read_numbers(group, name, num_actions, ref.key)
+
+            arrays = {name: numbers(name) for name in self.numbers}
+            if self.has_last:
+                for name in names_of(self.config.state):
+                    arrays[name] = np.concatenate([arrays[name], numbers(_next(name))[-1:]])
+            done = None if self.terminated is None else numbers(self.terminated)
+            frames = {
+                camera: stored_frames(
+                    group, name, ref.key, last=_next(name) if self.has_last else None
+                )
+                for camera, name in self.cameras.items()
+            }
+            task = _task(group.attrs)
+        return Recording(
+            num_rows=num_actions + self.has_last,
+            **self.signals(arrays),
+            terminated=None if done is None else done[:, 0] > 0,
+            frames=frames,
+            task=task or self.task,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """The path, its size, and what the file says about its environment, as text."""
+        return {
+            "source": self.config.path,
+            "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
+            "source_checksum_over": "name and size of the file",
+            "source_environment": self.about,
+            **self.inferred,
+        }
+
+
+def _demonstrations(file: Any) -> list[str]:
+    """Names of the groups of ``data`` that hold actions, in the order of their numbers."""
+    import h5py
+
+    data = member(file, "data")
+    if not isinstance(data, h5py.Group):
+        return []
+    names = [
+        name
+        for name in data
+        if NAME_PATTERN.fullmatch(name)
+        and isinstance(member(data, f"{name}/actions"), h5py.Dataset)
+        and len(member(data, f"{name}/actions").shape) > 0
+    ]
+    return sorted(names, key=lambda name: (_number(name), name))
+
+
+def _number(name: str) -> int:
+    number = re.search(r"\d{1,15}$", name)
+    return int(number.group()) if number else 0
+
+
+def _next(name: str) -> str:
+    return NEXT_OBS + name.removeprefix(OBS) if name.startswith(OBS) else ""
+
+
+def _listed(file: Any, mask: str) -> set[str]:
+    """The demonstrations that a mask lists."""
+    known = member(file, "mask")
+    array = None if known is None else member(known, mask)
+    if array is None or array.ndim != 1 or array.dtype.kind not in "SO" or len(array) > MAX_ROWS:
+        names = ", ".join(known) if known is not None else "none"
+        raise RecipeError(f"source.mask is {mask!r}; {file.filename} has the masks: {names}")
+    return {str(name, "utf-8", "replace") for name in array[()]}
+
+
+def _environment(file: Any) -> Mapping[str, Any]:
+    return parse_object(text_of(member(file, "data").attrs, "env_args"))
+
+
+def _rate(about: Mapping[str, Any]) -> float | None:
+    """The ``control_freq`` of robosuite, Hz."""
+    arguments = about.get("env_kwargs")
+    rate = arguments.get("control_freq") if isinstance(arguments, Mapping) else None
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else None
+
+
+def _task(attributes: Any) -> str:
+    """What is to be done, where RoboCasa, LIBERO or robomimic write it."""
+    for text, key in (
+        ("ep_meta", "lang"),
+        ("problem_info", "language_instruction"),
+        ("env_args", "env_lang"),
+    ):
+        task = parse_object(text_of(attributes, text)).get(key)
+        if isinstance(task, list):
+            task = "".join(map(str, task))
+        if isinstance(task, str) and task:
+            return task
+    return ""

@@ -1,0 +1,119 @@
+"""Tables beside videos: CSV, parquet or NPZ, one for each episode or one for all.
+
+Columns such as ``action_0, action_1, …`` are one column ``action`` here.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from tokenwm.data.sources.arrays import MAX_NUMBERS
+from tokenwm.data.sources.columns import Column
+from tokenwm.data.sources.npz import read_arrays, read_headers
+from tokenwm.data.sources.paths import read_small
+from tokenwm.errors import EpisodeError, SourceError
+
+SUFFIXES = (".csv", ".parquet", ".npz")
+NUMBERED = re.compile(r"(?P<name>.+?)[._]?\[?(?P<number>\d{1,6})\]?")
+Table = Mapping[str, NDArray[Any]]
+"""Column → ``(N,)`` text, or ``(N, ...)`` numbers."""
+
+
+def read_table(folder: Path, path: Path) -> Table:
+    """Read all of a table; the last two are kept, since one may hold many episodes.
+
+    Args:
+        folder: The dataset.
+        path: A file in it, of a suffix in :data:`SUFFIXES`.
+
+    Raises:
+        EpisodeError: It is damaged, absurdly large, or lies outside the folder.
+    """
+    try:
+        about = path.stat()
+        return _read(folder, path, about.st_mtime_ns, about.st_size)
+    except (SourceError, OSError, ValueError, pyarrow.ArrowException) as error:
+        if isinstance(error, EpisodeError):
+            raise
+        raise EpisodeError(f"{path} cannot be read: {error}") from error
+
+
+def columns_of(table: Table) -> dict[str, Column]:
+    """What a table holds: numbers, or text, of which we have no use as such."""
+    return {
+        name: Column(
+            kind="numbers" if array.dtype.kind in "biuf" and array.size else "other",
+            dtype=str(array.dtype),
+            shape=array.shape[1:] or (1,),
+        )
+        for name, array in table.items()
+    }
+
+
+@lru_cache(maxsize=2)
+def _read(folder: Path, path: Path, _time: int, _size: int) -> Table:
+    if path.suffix == ".npz":
+        read_small(folder, path)
+        headers = read_headers(path)
+        return read_arrays(path, [name for name, header in headers.items() if header.shape])
+    content = pyarrow.BufferReader(read_small(folder, path))
+    if path.suffix == ".csv":
+        table = pyarrow.csv.read_csv(content, pyarrow.csv.ReadOptions(use_threads=False))
+    else:
+        table = _read_parquet(content, path)
+    arrays = {name: _to_array(table.column(name), name) for name in table.column_names}
+    return _grouped(arrays)
+
+
+def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
+    with pyarrow.parquet.ParquetFile(content) as file:
+        about = file.metadata
+        numbers = sum(
+            about.row_group(group).column(column).num_values
+            for group in range(about.num_row_groups)
+            for column in range(about.num_columns)
+        )
+        if numbers > MAX_NUMBERS:
+            raise EpisodeError(
+                f"{path} claims {numbers:,} numbers; at most {MAX_NUMBERS:,} are read"
+            )
+        return file.read(use_threads=False)
+
+
+def _to_array(column: Any, name: str) -> NDArray[Any]:
+    column = column.combine_chunks()
+    if column.null_count:
+        raise EpisodeError(f"column {name!r} has missing values")
+    if pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type):
+        rows = column.to_pylist()
+        if len({len(row) for row in rows}) > 1:
+            raise EpisodeError(f"column {name!r} has rows of different lengths")
+        return np.array(rows)
+    if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    if pyarrow.types.is_boolean(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False)).astype(bool)
+    return np.array([str(value) for value in column.to_pylist()])
+
+
+def _grouped(arrays: dict[str, NDArray[Any]]) -> Table:
+    """Put columns that are numbered from 0 side by side under their common name."""
+    parts: dict[str, dict[int, str]] = {}
+    for name, array in arrays.items():
+        match = NUMBERED.fullmatch(name)
+        if match and array.ndim == 1 and array.dtype.kind in "biuf":
+            parts.setdefault(match["name"], {})[int(match["number"])] = name
+    table = dict(arrays)
+    for common, numbered in parts.items():
+        if sorted(numbered) == list(range(len(numbered))) and common not in arrays:
+            names = [numbered[i] for i in range(len(numbered))]
+            table[common] = np.column_stack([table.pop(name) for name in names])
+    return table

@@ -1,0 +1,84 @@
+"""What lies where in a folder of videos and tables."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenwm.data.sources.paths import inside
+from tokenwm.data.sources.tables import SUFFIXES
+from tokenwm.data.video import probe
+from tokenwm.errors import EpisodeError, SourceError
+
+LAYOUT = "expected: a folder of videos, EPISODE.mp4 or CAMERA/EPISODE.mp4, and tables EPISODE.csv"
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+ONLY_CAMERA = "video"
+"""Name of a camera whose videos lie in no folder of their own."""
+
+
+class VideoFolder:
+    """What lies where in a folder of videos.
+
+    Attributes:
+        videos: Episode → camera → video.
+        of_episode: Episode → its table.
+        others: Tables that are named as no episode.
+
+    Raises:
+        SourceError: A file is a link that leads out of the folder, or two are of the same episode
+            and camera.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.videos: dict[str, dict[str, Path]] = {}
+        tables = []
+        for place, folders, names in os.walk(folder):
+            folders.sort()
+            for name in sorted(names):
+                path = Path(place) / name
+                if path.suffix.lower() in VIDEO_SUFFIXES:
+                    self._add(inside(folder, path))
+                elif path.suffix in SUFFIXES:
+                    tables.append(inside(folder, path))
+        self.videos = dict(sorted(self.videos.items(), key=lambda item: _natural(item[0])))
+        self.of_episode = {path.stem: path for path in tables if path.stem in self.videos}
+        self.others = [path for path in tables if path.stem not in self.videos]
+
+    def _add(self, path: Path) -> None:
+        place = path.parent.relative_to(self.folder)
+        camera = place.as_posix() if place.parts else ONLY_CAMERA
+        cameras = self.videos.setdefault(path.stem, {})
+        if camera in cameras:
+            raise SourceError(f"{path} and {cameras[camera].name} are of one episode and camera")
+        cameras[camera] = path
+
+    @property
+    def cameras(self) -> list[str]:
+        """Cameras of any episode, sorted."""
+        return sorted({camera for cameras in self.videos.values() for camera in cameras})
+
+    def probe(self) -> tuple[int, float, tuple[int, int]]:
+        """Frames, rate and size of the first video that can be read.
+
+        Raises:
+            SourceError: None can.
+        """
+        problem = None
+        for cameras in self.videos.values():
+            for path in cameras.values():
+                try:
+                    return probe(path, path.stem)
+                except EpisodeError as error:
+                    problem = problem or error
+        raise SourceError(f"{self.folder} holds no video that can be read: {problem}; {LAYOUT}")
+
+    def all(self) -> list[Path]:
+        """All videos and tables."""
+        videos = [path for cameras in self.videos.values() for path in cameras.values()]
+        return [*videos, *self.of_episode.values(), *self.others]
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts ``run_2`` before ``run_10``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]

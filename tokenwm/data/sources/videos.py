@@ -1,0 +1,250 @@
+"""A folder of videos, one for each episode and camera, with or without tables of numbers.
+
+A video is named after its episode; if there are several cameras, each has a folder. Numbers lie in
+a table named as the episode, or in one table for all with a column that names the episode. Row
+``t`` belongs to frame ``t``: its action was chosen after that frame. Without any table every step
+has the one discrete action 0.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources.arrays import RatedConfig, as_numbers, check_claims
+from tokenwm.data.sources.columns import AUTO, Column
+from tokenwm.data.sources.frames import VideoFrames
+from tokenwm.data.sources.paths import checksum_of_sizes, inside
+from tokenwm.data.sources.recording import RecordedSource, Recording
+from tokenwm.data.sources.tables import SUFFIXES, Table, columns_of, read_table
+from tokenwm.data.sources.video_files import LAYOUT, VIDEO_SUFFIXES, VideoFolder
+from tokenwm.data.video import probe
+from tokenwm.errors import EpisodeError, RecipeError, SourceError
+
+logger = logging.getLogger(__name__)
+
+NO_ACTION = "action"
+"""Column of zeros where there are no tables."""
+EPISODE_COLUMNS = ("episode", "episode_id", "episode_index", "video", "file", "filename")
+TERMINATED_COLUMNS = ("terminated", "is_terminal", "done")
+TIME, TASK = "timestamp", "task"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideosConfig(RatedConfig):
+    """Options of the reader of videos; columns are those of the tables, cameras are folders.
+
+    Attributes:
+        table: The one table for all episodes, a path in the folder; null if every episode has its
+            own, or if there is only one table.
+        episode_column: Column of it that names the episode: name or number of the video. ``auto``
+            takes the first of ``episode``, ``episode_id``, ``episode_index``, ``video``, …
+        terminated: Column that says that the task ended; ``auto`` takes ``terminated``,
+            ``is_terminal`` or ``done``; null for none.
+        type: Name of this reader.
+    """
+
+    table: str | None = None
+    episode_column: str = AUTO
+    terminated: str | None = AUTO
+    type: Literal["videos"] = "videos"
+
+    @classmethod
+    def recognise(cls, path: Path) -> Recognised | None:
+        """A folder with videos that is of no format which has videos beside other things.
+
+        Raises:
+            SourceError: A file is a link that leads out of the folder, or no video can be read.
+        """
+        if not path.is_dir() or (path / "meta" / "info.json").exists():
+            return None
+        files = VideoFolder(path)
+        if not files.videos:
+            return None
+        config = cls(path=str(path))
+        tables = "one for each episode" if files.of_episode else ""
+        if not files.of_episode:
+            tables = "one for all" if files.others else "none: every step has the action 0"
+        facts = {"format": "videos", "tables": tables}
+        return Recognised(config=config, rate=files.probe()[1], facts=facts)
+
+    def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
+        """Open the folder.
+
+        Raises:
+            SourceError: It is missing, or holds no video.
+            RecipeError: A column the recipe names is not there, or the rates do not fit.
+        """
+        return VideosSource(self, episode_format, self.find(folder, LAYOUT))
+
+
+class VideosSource(RecordedSource):
+    """The episodes of one folder."""
+
+    def __init__(self, config: VideosConfig, episode_format: EpisodeFormat, folder: Path) -> None:
+        self.folder = folder
+        self.files = VideoFolder(folder)
+        _, rate, size = self.files.probe()
+        self.names = list(self.files.videos)
+        plain = all(map(NAME_PATTERN.fullmatch, self.names))
+        self.keys = self.names if plain else [f"episode_{i:06d}" for i in range(len(self.names))]
+        self.table = self._only_table(config)
+        first = self._first_table()
+        columns = {
+            camera: Column(kind="pictures", dtype="video", shape=(*size, 3))
+            for camera in self.files.cameras
+        }
+        for camera in columns.keys() & first.keys():
+            raise RecipeError(
+                f"{camera!r} is a folder of videos and a column of a table; rename one"
+            )
+        columns |= columns_of(first)
+        self.has_tables = bool(first)
+        if not self.has_tables:
+            logger.warning(
+                "%s has no tables: every step gets the one discrete action 0, so a model learns "
+                "how the videos go on and nothing about actions",
+                folder,
+            )
+            columns[NO_ACTION] = Column(kind="numbers", dtype="int64", shape=(1,))
+        self.episode_column = _named(
+            "episode_column", config.episode_column, EPISODE_COLUMNS, first
+        )
+        if self.table is not None and self.episode_column is None:
+            raise RecipeError(
+                f"source.episode_column is not given, and no column of {self.table} plainly names "
+                f"the episode; it has: {', '.join(first)}"
+            )
+        self.terminated = _named("terminated", config.terminated, TERMINATED_COLUMNS, first)
+        known = config.rows_per_second(rate or None, str(folder))
+        super().__init__(config, columns, str(folder), episode_format, known)
+
+    def _only_table(self, config: VideosConfig) -> Path | None:
+        if config.table is not None:
+            path = inside(self.folder, self.folder / config.table)
+            if path.suffix not in SUFFIXES or not path.is_file():
+                raise RecipeError(
+                    f"source.table: there is no {path}; expected one of {', '.join(SUFFIXES)}"
+                )
+            return path
+        if self.files.of_episode or not self.files.others:
+            return None
+        if len(self.files.others) > 1:
+            names = ", ".join(str(path.relative_to(self.folder)) for path in self.files.others[:9])
+            raise SourceError(
+                f"{self.folder} has several tables and none is named as an episode: {names}; name "
+                "the one for all episodes with source.table"
+            )
+        return self.files.others[0]
+
+    def _first_table(self) -> Table:
+        """The table for all, or that of the first episode whose table can be read."""
+        if self.table is not None:
+            return read_table(self.folder, self.table)
+        problem = None
+        for path in self.files.of_episode.values():
+            try:
+                return read_table(self.folder, path)
+            except EpisodeError as error:
+                problem = problem or error
+        if problem is not None:
+            raise SourceError(f"no table can be read: {problem}")
+        return {}
+
+    def episodes(self) -> Sequence[EpisodeRef]:
+        """One for each name of a video, in the order of names and numbers in them."""
+        return [EpisodeRef(key=key, index=index) for index, key in enumerate(self.keys)]
+
+    def read(self, ref: EpisodeRef) -> Recording:
+        """Read the numbers of one episode, and count the frames.
+
+        Raises:
+            EpisodeError: A video or a table is missing or damaged.
+        """
+        name = self.names[ref.index]
+        videos = self.files.videos[name]
+        for column in self.cameras.values():
+            if column not in videos:
+                raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
+        path = next(iter(videos[column] for column in self.cameras.values()), None)
+        table = self._rows(name, ref.key) if self.has_tables else {}
+        if path is not None:
+            num_rows = probe(path, f"episode {ref.key}")[0]
+        else:
+            num_rows = max((len(array) for array in table.values()), default=0)
+        if not self.has_tables:
+            table = {NO_ACTION: np.zeros(num_rows, dtype=np.int64)}
+
+        where = f"episode {ref.key}: the table of {name}"
+        arrays = {column: _numbers(table, column, where) for column in self.numbers}
+        ends = None if self.terminated is None else _numbers(table, self.terminated, where)
+        task = table.get(TASK)
+        return Recording(
+            num_rows=num_rows,
+            **self.signals(arrays),
+            terminated=None if ends is None else ends[:, 0] > 0,
+            timestamps=_numbers(table, TIME, where)[:, 0] if TIME in table else None,
+            frames={camera: VideoFrames(path=videos[c]) for camera, c in self.cameras.items()},
+            task=str(task[0]) if task is not None and len(task) and task.dtype.kind == "U" else "",
+            metadata={"file": name},
+        )
+
+    def _rows(self, name: str, key: str) -> Table:
+        """The rows of an episode."""
+        if self.table is None:
+            if name not in self.files.of_episode:
+                raise EpisodeError(f"episode {key}: {name} has no table, and others have")
+            return read_table(self.folder, self.files.of_episode[name])
+        table = read_table(self.folder, self.table)
+        labels = table[self.episode_column or ""]
+        meant = [label for label in np.unique(labels) if _means(str(label), name)]
+        rows = np.isin(labels, meant)
+        if not rows.any():
+            raise EpisodeError(
+                f"episode {key}: {self.table} has no row with {name} in {self.episode_column!r}"
+            )
+        return {column: array[rows] for column, array in table.items()}
+
+    def provenance(self) -> dict[str, Any]:
+        """The path, and a SHA-256 over names and sizes of the videos and tables."""
+        return {
+            "source": self.config.path,
+            "source_checksum": checksum_of_sizes(self.folder, self.files.all()),
+            "source_checksum_over": "names and sizes of the files",
+            **self.inferred,
+        }
+
+
+def _means(label: str, name: str) -> bool:
+    """Whether a label means an episode: by its name, its file, or the last number in its name."""
+    if Path(label).suffix.lower() in VIDEO_SUFFIXES:
+        label = Path(label).stem
+    numbers = re.findall("[0-9]+", name)
+    return label == name or (label.isdecimal() and bool(numbers) and int(numbers[-1]) == int(label))
+
+
+def _named(option: str, value: str | None, candidates: Sequence[str], table: Table) -> str | None:
+    """The column that an option names, or the first candidate there is.
+
+    Raises:
+        RecipeError: It is not there.
+    """
+    if value == AUTO:
+        return next((name for name in candidates if name in table), None)
+    if value is not None and value not in table:
+        raise RecipeError(f"source.{option} is {value!r}; the tables have: {', '.join(table)}")
+    return value
+
+
+def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
+    if column not in table:
+        raise EpisodeError(f"{where} has no column {column!r}; it has: {', '.join(table)}")
+    check_claims(table[column].shape, f"{where}: {column}")
+    return as_numbers(table[column], None, f"{where}: {column}")
