@@ -286,6 +286,7 @@ class SourceWindows(Dataset[dict[str, torch.Tensor]]):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
+            assert stream.time_base is not None
             container.seek(round(wanted[0] / self.fps / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if round(float(frame.time) * self.fps) >= wanted[len(frames)]:

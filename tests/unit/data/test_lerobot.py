@@ -111,9 +111,14 @@ def test_names_as_found_in_the_wild(lerobot: Any) -> None:
         assert lerobot.recipe().open_source().describe().action_names == ()
 
 
-def test_checksum_covers_the_meta_files(lerobot: Any) -> None:
+def test_checksum_covers_the_meta_files_and_the_sizes_of_others(lerobot: Any) -> None:
     lerobot.add(0, 6)
-    before = lerobot.recipe().open_source().provenance()
+    video, before = lerobot.video(0), lerobot.recipe().open_source().provenance()
+    content = video.read_bytes()
+    video.write_bytes(content + b"0")
+    changed = lerobot.recipe().open_source().provenance()
+    assert changed["source_checksum"] != before["source_checksum"]
+    video.write_bytes(content)
     assert before["source"] == str(lerobot.folder)
     assert before == lerobot.recipe().open_source().provenance()
     lerobot.add(1, 6)

@@ -161,6 +161,6 @@ class LeRobotSource(RecordedSource):
         return {
             "source": self.config.path,
             "source_checksum": self.meta.checksum(),
-            "source_checksum_over": "meta/",
+            "source_checksum_over": "meta/, names and sizes of tables and videos",
             **self.inferred,
         }

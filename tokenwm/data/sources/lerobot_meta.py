@@ -18,7 +18,7 @@ from tokenwm.data.sources.lerobot_episodes import (
     EpisodeRow,
     read_object,
 )
-from tokenwm.data.sources.paths import read_small
+from tokenwm.data.sources.paths import checksum_of_sizes, read_small
 from tokenwm.data.sources.templates import check_template
 from tokenwm.errors import SourceError
 
@@ -80,7 +80,10 @@ class LeRobotMeta:
         }
 
     def checksum(self) -> str:
-        """SHA-256 over names and bytes of the files in ``meta/``, as hex digits."""
+        """SHA-256, as hex digits.
+
+        Over names and bytes of the files in ``meta/``, names and sizes of tables and videos.
+        """
         names = ["info.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl"]
         if self.many_per_file:
             meta = self.folder / "meta"
@@ -92,6 +95,11 @@ class LeRobotMeta:
             if path.is_file():
                 content = read_small(self.folder, path)
                 digest.update(f"{name}:{len(content)}:".encode() + content)
+        meta = self.folder / "meta"
+        kinds = ("*.parquet", "*.mp4")
+        paths = [path for kind in kinds for path in self.folder.rglob(kind) if path.is_file()]
+        rest = [path for path in paths if not path.is_relative_to(meta)]
+        digest.update(checksum_of_sizes(self.folder, rest).encode())
         return digest.hexdigest()
 
 
