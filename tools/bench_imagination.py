@@ -213,9 +213,6 @@ def measure(
     }
     if model.draft_head is not None:
         engines["passes_1_bf16"] = (in_passes(1), half)
-        without = model.frozen(torch.bfloat16)
-        without.draft_head = None
-        engines["speculative_bf16_without_draft_head"] = (speculative, without)
     if batch == 1:
         engines["no_cache"] = (no_cache, model)
     if args.compile:

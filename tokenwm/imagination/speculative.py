@@ -207,7 +207,7 @@ def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: Samp
     next_step, next_slot = (position + 1) // period, (position + 1) % period
     tokens = _with_drafts(model, stream, step)
 
-    embedded, hints = model.embed(tokens)  # (B, steps * L, D), (B, steps, K, D)
+    embedded, _ = model.embed(tokens)  # (B, steps * L, D)
     place = (position - (step[:, None] - 1) * period)[..., None].expand(-1, -1, embedded.shape[-1])
     absolute = position + state.step * period
     hidden = forward_span(model, state.cache, embedded.gather(1, place), absolute)  # (B, Q, D)
@@ -238,50 +238,7 @@ def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: Samp
         accepted &= ~is_action | _draw_state(model, state, stream, tokens, hidden, sampling)
     num_accepted = accepted[:, :-1].long().cumprod(1).sum(1)
     stream.drafted = stream.filled + stream.span
-    if model.draft_head is not None:
-        _draft(model, state, stream, tokens, hidden, hints, num_accepted, sampling)
     stream.filled = (stream.filled + num_accepted + 1).clamp(max=stream.last)
-
-
-def _draft(
-    model: WorldModel,
-    state: DecodeState,
-    stream: _Stream,
-    tokens: Tokens,
-    hidden: Tensor,
-    hints: Tensor,
-    num_accepted: Tensor,
-    sampling: SamplingConfig,
-) -> None:
-    """Let the draft head guess the next frame in the rows whose accepted span has an action.
-
-    Where the pass itself has drawn a slot, that is the better draft.
-    """
-    assert model.draft_head is not None
-    layout = model.layout
-    period, rows = layout.positions_per_step, torch.arange(len(hidden), device=hidden.device)
-    # The last action among the positions that were fed rightly, if there is one.
-    first_action = layout.action_slot - stream.filled % period  # (B,)
-    step = (num_accepted - first_action).div(period, rounding_mode="floor").clamp(min=0)
-    at_action = first_action + step * period
-    is_known = at_action <= num_accepted
-    step = step + 1  # in `tokens`
-    previous = tokens.frame[rows, step]  # (B, K)
-    at_action = at_action.clamp(max=stream.span - 1)
-    logits = model.draft_logits(hidden[rows, at_action], hints[rows, step], previous)
-    following = stream.filled // period + step  # (B,)
-    slots = torch.arange(layout.first_frame_slot, layout.action_slot, device=hidden.device)
-    number = (state.step + following)[:, None]
-    drawn = draw_frame_tokens(model, logits, previous, state, number, slots, sampling)
-    position = following[:, None] * period + slots  # (B, K)
-    is_new = is_known[:, None] & (position > stream.drafted[:, None])
-    index = torch.arange(layout.num_frame_tokens, device=hidden.device)
-    target = (following[:, None] + 1) * layout.num_frame_tokens + index
-    nowhere = stream.frame.shape[1] - 1
-    stream.frame.scatter_(1, torch.where(is_new, target, nowhere), drawn)
-    stream.drafted = torch.where(
-        is_known, torch.maximum(stream.drafted, position[:, -1]), stream.drafted
-    )
 
 
 def _draw_state(
