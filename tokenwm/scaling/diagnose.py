@@ -13,6 +13,8 @@ from tokenwm.scaling.solve import Array
 
 OUTLIER = 3.5
 """Robust standard deviations from the law at which a run is reported. It stays in the fit."""
+ROUNDING = 1e-4
+"""Least robust standard deviation: printed losses are hardly more exact."""
 SYSTEMATIC = 4.0
 """Standard errors at which the mean residual of a size or token budget speaks against the law."""
 HELD_OUT = 0.2
@@ -58,7 +60,7 @@ class HoldOut:
 def find_outliers(fit: ParametricFit) -> list[Outlier]:
     """Runs that many deviations from the law, farthest first."""
     shrink = np.sqrt(np.maximum(1.0 - fit.leverage, 1e-3))
-    deviations = fit.residuals / (max(fit.spread, 1e-12) * shrink)
+    deviations = fit.residuals / (max(fit.spread, ROUNDING) * shrink)
     far = np.flatnonzero(np.abs(deviations) > OUTLIER)
     return [
         Outlier(
@@ -70,11 +72,12 @@ def find_outliers(fit: ParametricFit) -> list[Outlier]:
     ]
 
 
-def find_misfit(seen: Observations, residuals: Array) -> list[str]:
-    """Say which sizes or token budgets have residuals that all go one way.
+def find_misfit(seen: Observations, fit: ParametricFit) -> list[str]:
+    """Say which sizes or token budgets have residuals that go one way.
 
     A law that holds leaves noise; one that does not leaves a pattern.
     """
+    residuals, noise = fit.residuals, max(fit.spread, ROUNDING)
     found = []
     for name, values in (("parameters", seen.log_n), ("tokens", seen.log_d)):
         order = np.argsort(values, kind="stable")
@@ -83,8 +86,8 @@ def find_misfit(seen: Observations, residuals: Array) -> list[str]:
             if len(group) < 4:
                 continue
             mean = float(residuals[group].mean())
-            error = float(residuals[group].std(ddof=1) / np.sqrt(len(group)))
-            if abs(mean) > SYSTEMATIC * max(error, 1e-12) and abs(mean) > 1e-3:
+            error = max(noise, float(residuals[group].std(ddof=1))) / np.sqrt(len(group))
+            if abs(mean) > SYSTEMATIC * error:
                 side = "above" if mean > 0 else "below"
                 found.append(
                     f"the {len(group)} runs with {np.exp(values[group].mean()):.3g} {name} lie "

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenwm.scaling.estimate import Estimate
-from tokenwm.scaling.lines import Line, weighted_line
+from tokenwm.scaling.estimate import Draws, Estimate
+from tokenwm.scaling.lines import Line, resampled_counts, weighted_line
 from tokenwm.scaling.select import Observations, num_distinct
 
 LEAST_RUNS = 4
@@ -31,9 +31,7 @@ class EnvelopeFit:
     reason: str = ""
 
 
-def fit_envelope(
-    seen: Observations, *, num_replicates: int, seed: int, confidence: float
-) -> EnvelopeFit:
+def fit_envelope(seen: Observations, draws: Draws) -> EnvelopeFit:
     """Find the envelope and fit lines; intervals come from drawing its runs with replacement.
 
     The envelope goes from grid point to grid point, so its optimum is only as fine as the grid.
@@ -47,16 +45,13 @@ def fit_envelope(
             f"{LEAST_RUNS} runs of {LEAST_SIZES} sizes are needed"
         )
         return EnvelopeFit(members=members, reason=reason)
-    random = np.random.default_rng(seed)
-    counts = random.multinomial(
-        len(members), np.full(len(members), 1.0 / len(members)), size=num_replicates
-    ).astype(float)
+    counts = resampled_counts(np.random.default_rng(draws.seed), draws, len(members))
     size = weighted_line(log_c, log_n, counts)
     return EnvelopeFit(
         members=members,
         size=size,
         loss=weighted_line(log_c, seen.log_loss[chosen], counts),
-        exponent=Estimate.of(size.slope, size.replicates[:, 1], confidence),
+        exponent=Estimate.of(size.slope, size.replicates[:, 1], draws.confidence),
     )
 
 

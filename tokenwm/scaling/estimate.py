@@ -1,10 +1,25 @@
-"""A figure with its interval."""
+"""A figure with its interval, and how intervals are drawn."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from tokenwm.scaling.solve import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How intervals are drawn.
+
+    Attributes:
+        num_replicates: Of a bootstrap.
+        seed: Of its random numbers.
+        confidence: Of the interval, 0 to 1.
+    """
+
+    num_replicates: int
+    seed: int
+    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Approach 2: at each level of compute a parabola of log loss over log N, and its lowest point."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.scaling.estimate import Estimate
+from tokenwm.scaling.estimate import Draws, Estimate
 from tokenwm.scaling.lines import Line, fit_line
 from tokenwm.scaling.select import SAME, Observations, num_distinct
 from tokenwm.scaling.solve import Array
@@ -16,6 +16,8 @@ LEAST_SIZES = 4
 """A parabola has three numbers; a fourth size is the least that can contradict it."""
 LEAST_LEVELS = 3
 """Levels that a line through their optima takes."""
+LEAST_CERTAIN = 0.8
+"""Share of replicates in which the optimum of a level must stay between its sizes."""
 NUM_INTERPOLATED = 7
 """Levels where losses are interpolated along the runs of each size."""
 
@@ -80,32 +82,29 @@ class IsoFlopFit:
     reason: str = ""
 
 
-def fit_isoflop(
-    seen: Observations, spread: float, *, num_replicates: int, seed: int, confidence: float
-) -> IsoFlopFit:
+def fit_isoflop(seen: Observations, spread: float, draws: Draws) -> IsoFlopFit:
     """Fit a parabola at each level, and lines through their lowest points.
 
     Args:
         seen: The runs.
         spread: Standard deviation of log loss from run to run. For the intervals all is fitted
             again with normal noise of this size on the losses that the parabolas say.
-        num_replicates: Of the intervals.
-        seed: Of the noise.
-        confidence: Of the intervals.
+        draws: Of the noise.
     """
     profiles, interpolated = window_profiles(seen), False
     if len(profiles) < LEAST_LEVELS:
         profiles, interpolated = interpolated_profiles(seen), True
-    noise = np.random.default_rng(seed).standard_normal((num_replicates, len(seen.log_n)))
+    random = np.random.default_rng(draws.seed)
+    noise = spread * random.standard_normal((draws.num_replicates, len(seen.log_n)))
     levels, optima, losses = [], [], []
     for profile in profiles:
         level, design = _fit_level(profile, seen)
+        shaken = (np.linalg.pinv(design) @ (profile.mix @ noise.T))[:3].T + level.parabola
+        lowest, depth = _lowest_point(shaken, profile)
+        level = _unless_vague(level, float(np.isfinite(lowest).mean()))
         levels.append(level)
         if not level.reason:
-            coefficients = np.linalg.pinv(design) @ (profile.mix @ (spread * noise).T)
-            shaken = coefficients[:3].T + level.parabola
-            lowest, depth = _lowest_point(shaken)
-            optima.append(profile.log_n.mean() + lowest)
+            optima.append(lowest)
             losses.append(depth)
     used = [level for level in levels if not level.reason]
     if len(used) < LEAST_LEVELS:
@@ -115,14 +114,20 @@ def fit_isoflop(
         )
         return IsoFlopFit(levels=tuple(levels), interpolated=interpolated, reason=reason)
     log_c = np.array([level.profile.log_c for level in used])
-    size = fit_line(log_c, np.array([level.log_n for level in used]), np.array(optima).T)
-    loss = fit_line(log_c, np.array([level.log_loss for level in used]), np.array(losses).T)
+    places = np.array([level.log_n for level in used])
+    # A flat parabola says little about its lowest point, so it counts little.
+    weights = 1.0 / np.maximum(np.nanvar(optima, axis=1), 1e-12)
+    depths = np.array([level.log_loss for level in used])
+    # Optima also scatter because no parabola is the true shape: levels are reweighted as well.
+    shuffled = weights * random.exponential(size=(draws.num_replicates, len(used)))
+    size = fit_line(log_c, places, weights, np.array(optima).T, shuffled)
+    loss = fit_line(log_c, depths, weights, np.array(losses).T, shuffled)
     return IsoFlopFit(
         levels=tuple(levels),
         interpolated=interpolated,
         size=size,
         loss=loss,
-        exponent=Estimate.of(size.slope, size.replicates[:, 1], confidence),
+        exponent=Estimate.of(size.slope, size.replicates[:, 1], draws.confidence),
     )
 
 
@@ -209,26 +214,37 @@ def _fit_level(profile: Profile, seen: Observations) -> tuple[Level, Array]:
     measured = profile.mix @ seen.log_loss
     coefficients = np.linalg.pinv(design) @ measured
     parabola = coefficients[:3]
-    (lowest,), (depth,) = _lowest_point(parabola[None])
+    (lowest,), (depth,) = _lowest_point(parabola[None], profile)
     reason = ""
-    if not np.isfinite(lowest):
+    if parabola[2] <= 0:
         reason = "its parabola opens downwards"
-    elif not away.min() < lowest < away.max():
-        side = "below the smallest" if lowest <= away.min() else "above the largest"
+    elif not np.isfinite(lowest):
+        side = "below the smallest" if parabola[1] > 0 else "above the largest"
         reason = f"its optimum lies {side} of its sizes, at the edge of the grid"
     level = Level(
         profile=profile,
         log_losses=measured - design[:, 3:] @ coefficients[3:],
         parabola=parabola,
-        log_n=float(profile.log_n.mean() + lowest),
+        log_n=float(lowest),
         log_loss=float(depth),
         reason=reason,
     )
     return level, design
 
 
-def _lowest_point(parabolas: Array) -> tuple[Array, Array]:
-    """Place and height of the lowest points of (R, 3); NaN for what opens downwards."""
+def _lowest_point(parabolas: Array, profile: Profile) -> tuple[Array, Array]:
+    """Log N and log loss of the lowest points of (R, 3); NaN for those not between the sizes."""
     constant, linear, square = parabolas.T
     square = np.where(square > 0, square, np.nan)
-    return -linear / (2.0 * square), constant - linear**2 / (4.0 * square)
+    log_n = profile.log_n.mean() - linear / (2.0 * square)
+    between = (profile.log_n.min() < log_n) & (log_n < profile.log_n.max())
+    depth = constant - linear**2 / (4.0 * square)
+    return np.where(between, log_n, np.nan), np.where(between, depth, np.nan)
+
+
+def _unless_vague(level: Level, share: float) -> Level:
+    """The level, not to be used if noise takes its optimum out of its sizes too often."""
+    if level.reason or share >= LEAST_CERTAIN:
+        return level
+    reason = f"noise takes its optimum out of its sizes in {100 * (1 - share):.0f} % of replicates"
+    return replace(level, reason=reason)

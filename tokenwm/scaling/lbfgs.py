@@ -70,9 +70,8 @@ def minimise(
         going = quiet < 5
         if not going.any():
             break
-        active, quiet, found, slope, misfit = (
-            values[going] for values in (active, quiet, moved, new_slope, after)
-        )
+        active, quiet = active[going], quiet[going]
+        found, slope, misfit = moved[going], new_slope[going], after[going]
         steps, changes = steps[:, going], changes[:, going]
     return result
 

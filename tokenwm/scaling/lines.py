@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenwm.scaling.estimate import Estimate
+from tokenwm.scaling.estimate import Draws, Estimate
 from tokenwm.scaling.solve import Array
 
 
@@ -31,30 +31,39 @@ class Line:
         return Estimate.of(self.height + offset * self.slope, replicates, confidence)
 
 
-def fit_line(x: Array, y: Array, replicates: Array) -> Line:
-    """Least squares.
+def fit_line(
+    x: Array, y: Array, weights: Array, replicates: Array, replicate_weights: Array
+) -> Line:
+    """Weighted least squares.
 
     Args:
         x: (m,).
         y: (m,).
+        weights: Of the points, (m,).
         replicates: Other values of y to put a line through, (R, m); NaN where a point is missing.
+        replicate_weights: Of the points there, (R, m).
     """
     centre = float(x.mean())
-    height, slope = _weighted(x - centre, y[None], np.ones((1, len(x))))[0]
+    height, slope = _weighted(x - centre, y[None], weights[None])[0]
     present = np.isfinite(replicates)
+    shaken = np.where(present, replicates, 0.0)
     return Line(
         centre=centre,
         height=float(height),
         slope=float(slope),
-        replicates=_weighted(x - centre, np.where(present, replicates, 0.0), present.astype(float)),
+        replicates=_weighted(x - centre, shaken, present * replicate_weights),
     )
 
 
 def weighted_line(x: Array, y: Array, weights: Array) -> Line:
     """Least squares; replicates are fits with ``weights`` (R, m), such as counts of resampling."""
-    line = fit_line(x, y, np.empty((0, len(x))))
-    replicates = _weighted(x - line.centre, np.broadcast_to(y, weights.shape), weights)
-    return Line(centre=line.centre, height=line.height, slope=line.slope, replicates=replicates)
+    return fit_line(x, y, np.ones(len(x)), np.broadcast_to(y, weights.shape), weights)
+
+
+def resampled_counts(random: np.random.Generator, draws: Draws, number: int) -> Array:
+    """How often each of ``number`` points is drawn, with replacement, (R, number)."""
+    shares = np.full(number, 1.0 / number)
+    return random.multinomial(number, shares, size=draws.num_replicates).astype(float)
 
 
 def _weighted(x: Array, y: Array, weights: Array) -> Array:

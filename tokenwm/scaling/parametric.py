@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenwm.scaling import lbfgs
+from tokenwm.scaling.estimate import Draws
 from tokenwm.scaling.law import Laws
 from tokenwm.scaling.select import Observations
 from tokenwm.scaling.solve import (
@@ -98,9 +99,7 @@ def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> A
     return found.reshape(num_problems, num_replicates, 5)
 
 
-def fit_parametric(
-    seen: Observations, *, delta: float = DELTA, num_replicates: int, seed: int
-) -> ParametricFit:
+def fit_parametric(seen: Observations, *, delta: float = DELTA, draws: Draws) -> ParametricFit:
     """Fit the law by two independent solvers, and again for every bootstrap replicate."""
     problem = problem_of(seen, delta)
     projected = project(problem)
@@ -111,7 +110,7 @@ def fit_parametric(
     best = candidates[[objective(candidates, problem).argmin()]]
     misfit = float(objective(best, problem)[0])
     means = float(seen.log_n.mean()), float(seen.log_d.mean())
-    replicates = resample(best, problem, num_replicates, seed)[0]
+    replicates = resample(best, problem, draws.num_replicates, draws.seed)[0]
     prediction, shares = predict(best, problem.x, problem.y)
     residuals = seen.log_loss - prediction[0]
     return ParametricFit(

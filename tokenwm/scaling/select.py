@@ -59,7 +59,7 @@ def select(
         raise SweepError(f"no run '{unknown[0]}' to exclude; runs: {_some(points)}")
     if not 0 <= drop_highest_loss < len(points):
         raise SweepError(
-            f"{drop_highest_loss} runs cannot be dropped: there are {len(points)}; at least one stays"
+            f"{drop_highest_loss} of {len(points)} runs cannot be dropped: at least one must stay"
         )
     reasons = {path: f"excluded by the user: {reason}" for path, reason in exclude.items()}
     by_loss = sorted(points, key=lambda point: point.loss, reverse=True)

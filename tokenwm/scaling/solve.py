@@ -137,7 +137,7 @@ def _damped_step(parameters: Array, damping: Array, problem: Problem) -> Array:
     system = curvature + ridge[..., None] * np.eye(5)
     step = -np.linalg.solve(system, weighted @ residuals[..., None])[..., 0]
     # A doubling or halving of the loss a step is enough; farther the quadratic is no guide.
-    return np.clip(step, -0.7, 0.7)
+    return np.asarray(np.clip(step, -0.7, 0.7))
 
 
 def project(problem: Problem, *, coarse: int = 14, zooms: int = 4) -> Array:
@@ -167,7 +167,7 @@ def project(problem: Problem, *, coarse: int = 14, zooms: int = 4) -> Array:
             spacing /= 2.0
             around = _square(spacing * np.arange(-3, 4))
             grid = np.clip(np.log(best[:, None, 3:]) + around, low, high)
-    return best
+    return np.asarray(best)
 
 
 def _square(side: Array) -> Array:
