@@ -10,11 +10,10 @@ from rich.table import Table
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.columns import COLUMN_OF
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep
-from tokenwm.scaling.plain import law_estimates
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
 from tokenwm.scaling.runs import read_points
-from tokenwm.scaling.wording import choice_rows, headline, number, with_interval
+from tokenwm.scaling.wording import choice_rows, headline, law_rows, number, with_interval
 
 
 def main(argv: list[str]) -> int:
@@ -62,8 +61,8 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     law = Table(title=f"L = E + A/N^α + B/D^β from {len(fit.points)} runs", box=None)
     for heading in ("", "value", percent):
         law.add_column(heading, justify="right")
-    for key, item in law_estimates(fit).items():
-        law.add_row(key, number(item.value), f"{number(item.low)} – {number(item.high)}")
+    for row in law_rows(fit):
+        law.add_row(*row)
     console.print(law)
     methods = Table(title=f"for {number(fit.budget)} FLOPs", box=None)
     for heading in ("method", "N* ~ C to the", "N*", "loss"):

@@ -201,6 +201,19 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
     )
 
 
+def law_estimates(fit: SweepFit) -> dict[str, Estimate]:
+    """E, A, B, α and β, each with its interval."""
+    one, many = fit.parametric.law, fit.parametric.replicates
+    confidence = fit.config.confidence
+    return {
+        "E": Estimate.of(float(one.irreducible[0]), many.irreducible, confidence),
+        "A": exponential(Estimate.of(float(one.log_a[0]), many.log_a, confidence)),
+        "B": exponential(Estimate.of(float(one.log_b[0]), many.log_b, confidence)),
+        "alpha": Estimate.of(float(one.alpha[0]), many.alpha, confidence),
+        "beta": Estimate.of(float(one.beta[0]), many.beta, confidence),
+    }
+
+
 def _held_out(
     points: list[RunPoint], seen: Observations, config: FitConfig
 ) -> tuple[HoldOut | None, str]:

@@ -10,9 +10,8 @@ import numpy as np
 import tokenwm
 from tokenwm.scaling.estimate import Estimate
 from tokenwm.scaling.fit import SweepFit
-from tokenwm.scaling.plain import law_estimates
 from tokenwm.scaling.solve import Array
-from tokenwm.scaling.wording import choice_rows, headline, number, with_interval
+from tokenwm.scaling.wording import choice_rows, headline, law_rows, number, with_interval
 from tokenwm.uses.plot_style import PAGE_STYLE, Plot, figure_html
 
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -48,7 +47,7 @@ def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
         solvers=escape(_solvers(fit)),
         law=_table(
             ["", "value", f"{100 * fit.config.confidence:.0f} % interval"],
-            [[key, number(item.value), _ends(item)] for key, item in law_estimates(fit).items()],
+            law_rows(fit),
         ),
         levels=_levels(fit),
         num_runs=len(fit.points),

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 import tokenwm
-from tokenwm.scaling.estimate import Estimate, exponential
-from tokenwm.scaling.fit import SweepFit
+from tokenwm.scaling.fit import SweepFit, law_estimates
 from tokenwm.scaling.isoflop import Level
-from tokenwm.scaling.law import Laws
 from tokenwm.scaling.lines import Line
 
 FORMAT_VERSION = 1
@@ -77,20 +75,6 @@ def as_plain(fit: SweepFit) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _plain(values)
     return plain
-
-
-def law_estimates(fit: SweepFit) -> dict[str, Any]:
-    """E, A, B, α and β, each with its interval."""
-
-    def columns(laws: Laws) -> dict[str, Any]:
-        return {"E": laws.irreducible, "A": laws.log_a, "B": laws.log_b} | {
-            "alpha": laws.alpha,
-            "beta": laws.beta,
-        }
-
-    one, many = columns(fit.parametric.law), columns(fit.parametric.replicates)
-    result = {key: Estimate.of(float(one[key][0]), many[key], fit.config.confidence) for key in one}
-    return {key: exponential(item) if key in "AB" else item for key, item in result.items()}
 
 
 def _runs(fit: SweepFit) -> list[dict[str, Any]]:

@@ -97,6 +97,7 @@ def _optimum(fit: SweepFit) -> Plot:
             ends.append(_band(axes, log_c, heights, replicates, confidence, colour, name))
     axes.axvline(fit.budget, color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
     axes.set(xscale="log", yscale="log", xlabel="FLOPs of training (dotted: the budget)")
+    _counts(axes.yaxis)
     label_ends(axes, ends)
     return Plot(
         name="frontier",
@@ -127,10 +128,11 @@ def _parabolas(fit: SweepFit) -> Plot:
         axes.scatter(np.exp(profile.log_n), np.exp(level.log_losses), s=13, color=colour)
         if not level.reason:
             place = np.exp(level.log_n), np.exp(level.log_loss)
-            axes.scatter(*place, s=60, marker="*", color=colour, edgecolors="white", zorder=4)
+            axes.scatter(*place, s=90, marker="*", color=colour, edgecolors="white", zorder=4)
         label = f"{number(np.exp(profile.log_c))} FLOPs"
         ends.append(LineEnd(value=float(curve[-1]), label=label, colour=colour))
     axes.set(xscale="log", yscale="log", xlabel="parameters N")
+    _counts(axes.xaxis)
     _plain_ticks(axes)
     label_ends(axes, ends)
     how = (
@@ -207,11 +209,11 @@ def _exponents(fit: SweepFit) -> Plot:
     figure, axes = new_figure()
     axes.scatter(laws.alpha, laws.beta, s=9, color=BLUE, alpha=0.35, linewidths=0)
     axes.scatter(law.alpha, law.beta, s=70, marker="*", color=RED, zorder=3)
-    axes.set(xlabel="α, exponent of size", ylabel="β, exponent of data")
+    axes.set(xlabel="α, exponent of size")
     _limit(axes, laws.alpha, laws.beta)
     return Plot(
         name="bootstrap_exponents",
-        title="Bootstrap: the two exponents",
+        title="Bootstrap: β, exponent of data, against α",
         caption="Each point is the law fitted with other weights on the runs; the star is the fit. "
         "A long thin cloud means that the runs fix a combination of the two only.",
         png=to_png(figure),
@@ -229,11 +231,12 @@ def _sizes(fit: SweepFit) -> Plot:
         )
     axes.scatter(*clouds[0], s=9, color=BLUE, alpha=0.35, linewidths=0)
     axes.scatter(*clouds[1], s=70, marker="*", color=RED, zorder=3)
-    axes.set(xscale="log", xlabel="best size N*, parameters", ylabel="expected loss")
+    axes.set(xscale="log", xlabel="best size N*, parameters")
     _limit(axes, *clouds[0])
+    _counts(axes.xaxis)
     return Plot(
         name="bootstrap_sizes",
-        title=f"Bootstrap: what {number(fit.budget)} FLOPs buy",
+        title=f"Bootstrap: loss that {number(fit.budget)} FLOPs buy, against size",
         caption="Best size and its expected loss, nats per token, of each replicate; the star is "
         "the fit.",
         png=to_png(figure),
@@ -321,6 +324,20 @@ def _plain_ticks(axes: Any) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _counts(axis: Any) -> None:
+    """Write 10M, not 10⁷, along an axis of parameters; between decades only where few fit."""
+    from matplotlib.ticker import FuncFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    subdivided = low > 0 and high / low < 10.0
+    axis.set_minor_formatter(
+        FuncFormatter(
+            lambda value, _: number(value) if subdivided and str(value)[0] in "1235" else ""
+        )
+    )
 
 
 def _limit(axes: Any, x: Array, y: Array) -> None:

@@ -3,23 +3,24 @@
 import math
 
 from tokenwm.scaling.estimate import Estimate
-from tokenwm.scaling.fit import SweepFit
+from tokenwm.scaling.fit import SweepFit, law_estimates
 from tokenwm.scaling.recommend import Choice
 
 SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def number(value: float) -> str:
-    """Three digits, with k, M, G, T up to 10¹⁵ and powers of ten beyond."""
+def number(value: float, digits: int = 3) -> str:
+    """So many digits, with k, M, G, T up to 10¹⁵ and powers of ten beyond."""
     if not math.isfinite(value):
         return "–"
     if abs(value) >= 1e15 or 0 < abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     for scale, suffix in SUFFIXES:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g}{suffix}"
-    return f"{value:.3g}"
+        # What rounds up to the next suffix gets it.
+        if float(f"{abs(value):.{digits - 1}e}") >= scale:
+            return f"{value / scale:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
 
 
 def with_interval(estimate: Estimate | None, digits: int | None = None) -> str:
@@ -27,7 +28,7 @@ def with_interval(estimate: Estimate | None, digits: int | None = None) -> str:
     if estimate is None:
         return "–"
     write = number if digits is None else (lambda value: f"{value:.{digits}f}")
-    if not math.isfinite(estimate.low):
+    if not math.isfinite(estimate.low) or estimate.high - estimate.low <= 1e-9 * estimate.high:
         return write(estimate.value)
     return f"{write(estimate.value)} ({write(estimate.low)} – {write(estimate.high)})"
 
@@ -75,6 +76,18 @@ def _in_words(choice: Choice) -> str:
         f"D = {with_interval(choice.num_tokens)} tokens, for a loss of "
         f"{with_interval(choice.loss, 3)} nats per token"
     )
+
+
+def law_rows(fit: SweepFit) -> list[tuple[str, str, str]]:
+    """The numbers of the law: name, value, interval; four digits, as papers print them."""
+    return [
+        (name, _in_full(item.value), f"{_in_full(item.low)} – {_in_full(item.high)}")
+        for name, item in zip(("E", "A", "B", "α", "β"), law_estimates(fit).values(), strict=True)
+    ]
+
+
+def _in_full(value: float) -> str:
+    return f"{value:.4g}" if value < 1e4 else f"{value:.3e}"
 
 
 def choice_rows(choice: Choice) -> list[tuple[str, str]]:
