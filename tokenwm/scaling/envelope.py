@@ -59,7 +59,8 @@ def envelope(seen: Observations) -> tuple[int, ...]:
     """Indices of the runs with less loss than every run of no more compute, by rising compute."""
     members: list[int] = []
     lowest = np.inf
-    for index in np.lexsort((seen.log_loss, seen.log_c)):
+    # Rounded, since equal compute need not be equal to the last bit.
+    for index in np.lexsort((seen.log_loss, seen.log_c.round(9))):
         if seen.log_loss[index] < lowest:
             members.append(int(index))
             lowest = seen.log_loss[index]
