@@ -68,17 +68,16 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     for heading in ("method", "N* ~ C to the", "N*", "loss"):
         methods.add_column(heading)
     for method in fit.methods:
-        figures = (
-            (method.reason, "", "")
-            if method.reason
-            else (
-                with_interval(method.exponent, 3),
-                with_interval(method.num_parameters),
-                with_interval(method.loss, 3),
-            )
+        methods.add_row(
+            method.name,
+            with_interval(method.exponent, 3),
+            with_interval(method.num_parameters),
+            with_interval(method.loss, 3),
         )
-        methods.add_row(method.name, *figures)
     console.print(methods)
+    for method in fit.methods:
+        if method.reason:
+            console.print(f"• no {method.name}: {method.reason}", highlight=False)
     if not fit.recommendation.refusals:
         for label, figure in choice_rows(fit.recommendation.choice):
             console.print(f"{label:>22}  {figure}", highlight=False)

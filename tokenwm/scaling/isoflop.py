@@ -14,6 +14,8 @@ WIDTH = 1.25
 """Runs whose FLOPs differ by no more than this factor are one level of compute."""
 LEAST_SIZES = 4
 """A parabola has three numbers; a fourth size is the least that can contradict it."""
+LEAST_INTERPOLATED = 3
+"""Where losses are interpolated; noise then decides how far its lowest point can be trusted."""
 LEAST_LEVELS = 3
 """Levels that a line through their optima takes."""
 LEAST_CERTAIN = 0.8
@@ -109,8 +111,8 @@ def fit_isoflop(seen: Observations, spread: float, draws: Draws) -> IsoFlopFit:
     used = [level for level in levels if not level.reason]
     if len(used) < LEAST_LEVELS:
         reason = (
-            f"{len(used)} levels of compute have {LEAST_SIZES} sizes and an optimum between "
-            f"them; {LEAST_LEVELS} are needed"
+            f"{len(used)} levels of compute have enough sizes and an optimum between them; "
+            f"{LEAST_LEVELS} are needed"
         )
         return IsoFlopFit(levels=tuple(levels), interpolated=interpolated, reason=reason)
     log_c = np.array([level.profile.log_c for level in used])
@@ -165,14 +167,14 @@ def interpolated_profiles(seen: Observations) -> list[Profile]:
     cuts = np.flatnonzero(np.diff(seen.log_n[order]) > np.log1p(SAME)) + 1
     sizes = [_Size.of(group, seen) for group in np.split(order, cuts)]
     sizes = [size for size in sizes if len(size.log_c) >= 2]
-    if len(sizes) < LEAST_SIZES:
+    if len(sizes) < LEAST_INTERPOLATED:
         return []
-    low = sorted(size.log_c[0] for size in sizes)[LEAST_SIZES - 1]
-    high = sorted((size.log_c[-1] for size in sizes), reverse=True)[LEAST_SIZES - 1]
+    low = sorted(size.log_c[0] for size in sizes)[LEAST_INTERPOLATED - 1]
+    high = sorted((size.log_c[-1] for size in sizes), reverse=True)[LEAST_INTERPOLATED - 1]
     profiles = []
     for log_c in np.linspace(low, high, NUM_INTERPOLATED) if low < high else []:
         reaching = [size for size in sizes if size.log_c[0] <= log_c <= size.log_c[-1]]
-        if len(reaching) >= LEAST_SIZES:
+        if len(reaching) >= LEAST_INTERPOLATED:
             profiles.append(
                 Profile(
                     log_c=float(log_c),

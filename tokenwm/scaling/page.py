@@ -42,6 +42,9 @@ def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
         budget_note=escape(_budget_note(fit)),
         choices=_choices(fit),
         methods=_methods(fit),
+        silent=_list(
+            "Without an answer", [f"{m.name}: {m.reason}" for m in fit.methods if m.reason]
+        ),
         plots="".join(figure_html(plot, plot.title) for plot in plots),
         replicates=fit.config.num_replicates,
         solvers=escape(_solvers(fit)),
@@ -133,7 +136,7 @@ def _choices(fit: SweepFit) -> str:
 
 
 def _methods(fit: SweepFit) -> str:
-    head = ["method", "N* grows as C to the", "N* for the budget", "loss, nats per token", ""]
+    head = ["method", "N* grows as C to the", "N* for the budget", "loss, nats per token"]
     return _table(
         head,
         [
@@ -142,7 +145,6 @@ def _methods(fit: SweepFit) -> str:
                 with_interval(method.exponent, 3),
                 with_interval(method.num_parameters),
                 with_interval(method.loss, 3),
-                method.reason,
             ]
             for method in fit.methods
         ],

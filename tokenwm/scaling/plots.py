@@ -1,20 +1,23 @@
 """Plots of a fitted sweep. Matplotlib is imported when needed."""
 
-from typing import Any
-
 import numpy as np
 
 from tokenwm.scaling.downstream import Downstream
+from tokenwm.scaling.drawing import (
+    count_ticks,
+    draw_band,
+    heights_of,
+    interval_of,
+    limit_to_cloud,
+    plain_ticks,
+    shades,
+    spread_out,
+)
 from tokenwm.scaling.fit import SweepFit
 from tokenwm.scaling.law import best_log_n
-from tokenwm.scaling.lines import Line
-from tokenwm.scaling.select import SAME
-from tokenwm.scaling.solve import Array
 from tokenwm.scaling.wording import number
 from tokenwm.uses.plot_style import CYCLE, FAINT, INK, LineEnd, Plot, label_ends, new_figure, to_png
 
-MOST_NAMED = 7
-"""Sizes or levels of compute that are drawn as lines and named."""
 BLUE, RED, GREEN, PINK, ORANGE, SKY = CYCLE
 
 
@@ -33,11 +36,11 @@ def make_plots(fit: SweepFit) -> list[Plot]:
 def _losses(fit: SweepFit) -> Plot:
     figure, axes = new_figure()
     seen, law = fit.seen, fit.parametric.law
-    colours = _shades(seen.log_n)
+    colours = shades(seen.log_n)
     axes.scatter(np.exp(seen.log_c), np.exp(seen.log_loss), c=colours, s=16, zorder=3)
     ends = []
-    centres = _spread_out(seen.log_n)
-    for centre, colour in zip(centres, _shades(centres), strict=True):
+    centres = spread_out(seen.log_n)
+    for centre, colour in zip(centres, shades(centres), strict=True):
         per_token = fit.cost.log_flops_per_token(centre)
         log_c = np.linspace(seen.log_d.min(), seen.log_d.max(), 60) + per_token
         log_c = log_c[(log_c >= seen.log_c.min() - 0.3) & (log_c <= seen.log_c.max() + 0.3)]
@@ -54,7 +57,7 @@ def _losses(fit: SweepFit) -> Plot:
     axes.plot(np.exp(log_c), best, color=INK, linewidth=2, linestyle=(0, (4, 2)))
     ends.append(LineEnd(value=float(best[-1]), label="best size", colour=INK))
     axes.set(xscale="log", yscale="log", xlabel="FLOPs of training")
-    _plain_ticks(axes)
+    plain_ticks(axes)
     label_ends(axes, ends)
     return Plot(
         name="loss_flops",
@@ -72,7 +75,7 @@ def _optimum(fit: SweepFit) -> Plot:
     axes.scatter(np.exp(seen.log_c), np.exp(seen.log_n), s=7, color="#C8C8C8", zorder=1)
     many = np.stack([best_log_n(fit.parametric.replicates, fit.cost, value) for value in log_c])
     best = best_log_n(fit.parametric.law, fit.cost, log_c)
-    ends = [_band(axes, log_c, best, many.T, confidence, BLUE, "parametric law")]
+    ends = [draw_band(axes, log_c, best, many.T, confidence, BLUE, "parametric law")]
     chosen = [level for level in fit.isoflop.levels if not level.reason]
     places = [
         (
@@ -93,11 +96,11 @@ def _optimum(fit: SweepFit) -> Plot:
     for name, colour, line, x, y in places:
         axes.scatter(np.exp(x), np.exp(y), s=20, facecolors="white", edgecolors=colour, zorder=4)
         if line is not None:
-            heights, replicates = _heights(line, log_c)
-            ends.append(_band(axes, log_c, heights, replicates, confidence, colour, name))
+            heights, replicates = heights_of(line, log_c)
+            ends.append(draw_band(axes, log_c, heights, replicates, confidence, colour, name))
     axes.axvline(fit.budget, color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
     axes.set(xscale="log", yscale="log", xlabel="FLOPs of training (dotted: the budget)")
-    _counts(axes.yaxis)
+    count_ticks(axes.yaxis)
     label_ends(axes, ends)
     return Plot(
         name="frontier",
@@ -112,8 +115,8 @@ def _parabolas(fit: SweepFit) -> Plot:
     figure, axes = new_figure()
     levels = fit.isoflop.levels
     compute = np.array([level.profile.log_c for level in levels])
-    shown = _spread_out(compute)
-    colours = _shades(shown)
+    shown = spread_out(compute)
+    colours = shades(shown)
     ends = []
     for level in levels:
         profile = level.profile
@@ -132,8 +135,8 @@ def _parabolas(fit: SweepFit) -> Plot:
         label = f"{number(np.exp(profile.log_c))} FLOPs"
         ends.append(LineEnd(value=float(curve[-1]), label=label, colour=colour))
     axes.set(xscale="log", yscale="log", xlabel="parameters N")
-    _counts(axes.xaxis)
-    _plain_ticks(axes)
+    count_ticks(axes.xaxis)
+    plain_ticks(axes)
     label_ends(axes, ends)
     how = (
         "Losses are interpolated along the runs of each size. " if fit.isoflop.interpolated else ""
@@ -155,7 +158,7 @@ def _residuals(fit: SweepFit) -> Plot:
     axes.axhspan(-spread, spread, color=FAINT, alpha=0.15, linewidth=0)
     axes.axhline(0.0, color=FAINT, linewidth=1)
     area = 14.0 + 160.0 * fit.parametric.leverage
-    axes.scatter(flops, percent, s=area, c=_shades(fit.seen.log_n), alpha=0.85, linewidths=0)
+    axes.scatter(flops, percent, s=area, c=shades(fit.seen.log_n), alpha=0.85, linewidths=0)
     far = [outlier.index for outlier in fit.outliers]
     axes.scatter(flops[far], percent[far], s=110, facecolors="none", edgecolors=RED, linewidths=1.4)
     axes.set(xscale="log", xlabel="FLOPs of training")
@@ -210,7 +213,7 @@ def _exponents(fit: SweepFit) -> Plot:
     axes.scatter(laws.alpha, laws.beta, s=9, color=BLUE, alpha=0.35, linewidths=0)
     axes.scatter(law.alpha, law.beta, s=70, marker="*", color=RED, zorder=3)
     axes.set(xlabel="α, exponent of size")
-    _limit(axes, laws.alpha, laws.beta)
+    limit_to_cloud(axes, laws.alpha, laws.beta)
     return Plot(
         name="bootstrap_exponents",
         title="Bootstrap: β, exponent of data, against α",
@@ -231,9 +234,9 @@ def _sizes(fit: SweepFit) -> Plot:
         )
     axes.scatter(*clouds[0], s=9, color=BLUE, alpha=0.35, linewidths=0)
     axes.scatter(*clouds[1], s=70, marker="*", color=RED, zorder=3)
-    axes.set(xscale="log", xlabel="best size N*, parameters")
-    _limit(axes, *clouds[0])
-    _counts(axes.xaxis)
+    axes.set(xlabel="best size N*, parameters")
+    limit_to_cloud(axes, *clouds[0])
+    count_ticks(axes.xaxis)
     return Plot(
         name="bootstrap_sizes",
         title=f"Bootstrap: loss that {number(fit.budget)} FLOPs buy, against size",
@@ -249,13 +252,13 @@ def _downstream(fit: SweepFit, item: Downstream) -> Plot:
     seen = fit.seen
     members = list(item.members)
     log_c = np.linspace(seen.log_c[members].min(), seen.log_c[members].max(), 40)
-    heights, replicates = _heights(item.line, log_c)
+    heights, replicates = heights_of(item.line, log_c)
     if item.is_power_law:
         heights, replicates = np.exp(heights), np.exp(replicates)
-    low, high = _interval(replicates, fit.config.confidence)
+    low, high = interval_of(replicates, fit.config.confidence)
     axes.plot(np.exp(log_c), heights, color=BLUE, linewidth=2)
     axes.fill_between(np.exp(log_c), low, high, color=BLUE, alpha=0.15, linewidth=0)
-    axes.scatter(np.exp(seen.log_c), item.values, s=16, c=_shades(seen.log_n), zorder=3)
+    axes.scatter(np.exp(seen.log_c), item.values, s=16, c=shades(seen.log_n), zorder=3)
     axes.set(xscale="log", xlabel="FLOPs of training")
     form = "power law" if item.is_power_law else "line over log C"
     label_ends(axes, [LineEnd(value=float(heights[-1]), label=form, colour=BLUE)])
@@ -269,81 +272,3 @@ def _downstream(fit: SweepFit, item: Downstream) -> Plot:
         + (" on the loss envelope." if len(members) < np.isfinite(item.values).sum() else "."),
         png=to_png(figure),
     )
-
-
-def _heights(line: Line, x: Array) -> tuple[Array, Array]:
-    """Heights (m,) of a line and of its replicates (R, m)."""
-    offsets = x - line.centre
-    replicates = line.replicates[:, :1] + line.replicates[:, 1:] * offsets
-    return line.height + line.slope * offsets, replicates
-
-
-def _interval(replicates: Array, confidence: float) -> Array:
-    tail = 50.0 * (1.0 - confidence)
-    return np.asarray(np.nanpercentile(replicates, [tail, 100.0 - tail], axis=0))
-
-
-def _band(
-    axes: Any,
-    log_c: Array,
-    heights: Array,
-    replicates: Array,
-    confidence: float,
-    colour: str,
-    name: str,
-) -> LineEnd:
-    low, high = _interval(replicates, confidence)
-    axes.plot(np.exp(log_c), np.exp(heights), color=colour, linewidth=1.8)
-    axes.fill_between(
-        np.exp(log_c), np.exp(low), np.exp(high), color=colour, alpha=0.13, linewidth=0
-    )
-    return LineEnd(value=float(np.exp(heights[-1])), label=name, colour=colour)
-
-
-def _shades(values: Array) -> list[Any]:
-    """Colours from dark (lowest) to light, told apart in grey as well."""
-    import matplotlib
-
-    spread = np.ptp(values)
-    places = (values - values.min()) / spread if spread > 0 else np.zeros(len(values))
-    return list(matplotlib.colormaps["viridis"](0.05 + 0.8 * places))
-
-
-def _spread_out(values: Array) -> Array:
-    """Of distinct values no more than ``MOST_NAMED``, evenly spread, ends included."""
-    ordered = np.sort(values)
-    distinct = ordered[np.concatenate([[True], np.diff(ordered) > np.log1p(SAME)])]
-    count = min(MOST_NAMED, len(distinct))
-    return np.asarray(distinct[np.linspace(0, len(distinct) - 1, count).round().astype(int)])
-
-
-def _plain_ticks(axes: Any) -> None:
-    """Losses as plain numbers on a logarithmic axis that spans less than a decade."""
-    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _counts(axis: Any) -> None:
-    """Write 10M, not 10⁷, along an axis of parameters; between decades only where few fit."""
-    from matplotlib.ticker import FuncFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    subdivided = low > 0 and high / low < 10.0
-    axis.set_minor_formatter(
-        FuncFormatter(
-            lambda value, _: number(value) if subdivided and str(value)[0] in "1235" else ""
-        )
-    )
-
-
-def _limit(axes: Any, x: Array, y: Array) -> None:
-    """Show the middle 98 % of a cloud, whose few far points would squeeze the rest."""
-    for values, setter in ((x, axes.set_xlim), (y, axes.set_ylim)):
-        low, high = np.nanpercentile(values, [1, 99])
-        room = 0.15 * (high - low)
-        if high > low and (low - room > 0 or setter == axes.set_ylim):
-            setter(low - room, high + room)

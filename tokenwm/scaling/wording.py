@@ -15,7 +15,7 @@ def number(value: float, digits: int = 3) -> str:
         return "–"
     if abs(value) >= 1e15 or 0 < abs(value) < 1e-3:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        return f"{float(mantissa):g}e{int(exponent)}"
     for scale, suffix in SUFFIXES:
         # What rounds up to the next suffix gets it.
         if float(f"{abs(value):.{digits - 1}e}") >= scale:
