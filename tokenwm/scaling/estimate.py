@@ -52,7 +52,8 @@ class Estimate:
         return self.high / self.low if self.low > 0 else float("inf")
 
 
+@np.errstate(over="ignore")
 def exponential(estimate: Estimate) -> Estimate:
-    """The estimate of exp of what was estimated; percentiles go along."""
+    """The estimate of exp of what was estimated; percentiles go along, to infinity if need be."""
     value, low, high = np.exp([estimate.value, estimate.low, estimate.high])
     return Estimate(value=float(value), low=float(low), high=float(high))

@@ -135,11 +135,18 @@ class SweepFit:
     seconds: float
 
     @property
+    def has_optimum(self) -> bool:
+        """Whether the law, and most of its replicates, have a best size for the budget."""
+        size = self.recommendation.choice.num_parameters
+        return bool(np.isfinite([size.value, size.low, size.high]).all())
+
+    @property
     def budget(self) -> float:
         """FLOPs of training that the recommendation is for."""
         return self.recommendation.budget
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # see recommend()
 def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
     """Fit the runs that were read, check the fit, and recommend.
 

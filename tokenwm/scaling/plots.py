@@ -21,15 +21,20 @@ from tokenwm.uses.plot_style import CYCLE, FAINT, INK, LineEnd, Plot, label_ends
 BLUE, RED, GREEN, PINK, ORANGE, SKY = CYCLE
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def make_plots(fit: SweepFit) -> list[Plot]:
     """All plots that the sweep has figures for."""
-    plots = [_losses(fit), _optimum(fit)]
+    plots = [_losses(fit)]
+    if fit.has_optimum:
+        plots.append(_optimum(fit))
     if fit.isoflop.levels:
         plots.append(_parabolas(fit))
     plots.append(_residuals(fit))
     if fit.holdout is not None:
         plots.append(_holdout(fit))
-    plots += [_exponents(fit), _sizes(fit)]
+    plots.append(_exponents(fit))
+    if fit.has_optimum:
+        plots.append(_sizes(fit))
     return plots + [_downstream(fit, item) for item in fit.downstream if item.line is not None]
 
 
@@ -51,11 +56,12 @@ def _losses(fit: SweepFit) -> Plot:
         ends.append(
             LineEnd(value=float(loss[-1]), label=f"N = {number(np.exp(centre))}", colour=colour)
         )
-    log_c = np.linspace(seen.log_c.min(), seen.log_c.max(), 80)
-    log_n = best_log_n(law, fit.cost, log_c)
-    best = law.loss(log_n, log_c - fit.cost.log_flops_per_token(log_n))
-    axes.plot(np.exp(log_c), best, color=INK, linewidth=2, linestyle=(0, (4, 2)))
-    ends.append(LineEnd(value=float(best[-1]), label="best size", colour=INK))
+    if fit.has_optimum:
+        log_c = np.linspace(seen.log_c.min(), seen.log_c.max(), 80)
+        log_n = best_log_n(law, fit.cost, log_c)
+        best = law.loss(log_n, log_c - fit.cost.log_flops_per_token(log_n))
+        axes.plot(np.exp(log_c), best, color=INK, linewidth=2, linestyle=(0, (4, 2)))
+        ends.append(LineEnd(value=float(best[-1]), label="best size", colour=INK))
     axes.set(xscale="log", yscale="log", xlabel="FLOPs of training")
     plain_ticks(axes)
     label_ends(axes, ends)

@@ -100,6 +100,8 @@ class Recommendation:
     warnings: tuple[str, ...]
 
 
+# A law without an optimum makes infinities and NaN; these are what is then refused.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def recommend(
     fit: ParametricFit,
     cost: TrainingCost,
@@ -151,8 +153,7 @@ def measured_machine(points: Sequence[RunPoint]) -> Machine:
 
 
 def _optimum(laws: Laws, cost: TrainingCost, log_c: float) -> tuple[Array, Array]:
-    with np.errstate(invalid="ignore"):
-        log_n = best_log_n(laws, cost, log_c)
+    log_n = best_log_n(laws, cost, log_c)
     log_n = np.where((laws.alpha > 0) & (laws.beta > 0), log_n, np.nan)
     return log_n, log_c - cost.log_flops_per_token(log_n)
 
@@ -206,10 +207,9 @@ def _lifetime(
     places, spent, saved = [], [], []
     for laws in (fit.law, fit.replicates):
         trained_n, trained_d = _optimum(laws, cost, log_budget)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            target = np.log(laws.loss(trained_n, trained_d))
-            log_n = cheapest_log_n(laws, cost, target, log_imagined)
-            places.append((log_n, log_tokens_needed(laws, log_n, target)))
+        target = np.log(laws.loss(trained_n, trained_d))
+        log_n = cheapest_log_n(laws, cost, target, log_imagined)
+        places.append((log_n, log_tokens_needed(laws, log_n, target)))
         per_token = cost.log_flops_per_token(log_n)
         imagining = per_token + log_imagined - np.log(3.0)
         total = np.logaddexp(per_token + places[-1][1], imagining)

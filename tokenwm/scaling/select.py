@@ -14,6 +14,8 @@ MAX_EPOCHS = 4.0
 """Repeats up to which data count as new (Muennighoff et al. 2023)."""
 LEAST_RUNS = 7
 """Two more than the five numbers of the law."""
+FEW_RUNS = 15
+"""Below it the law goes through too large a share of the runs for them to show their noise."""
 LEAST_VALUES = 3
 """Sizes, and token budgets, that a power law with a floor takes."""
 SAME = 0.02
@@ -134,6 +136,11 @@ def check_design(points: Sequence[RunPoint]) -> list[str]:
 
 def _warnings(points: Sequence[RunPoint], seen: Observations) -> list[str]:
     warnings = []
+    if len(points) < FEW_RUNS:
+        warnings.append(
+            f"{len(points)} runs for five numbers: the intervals are too short; {FEW_RUNS} runs "
+            "or more would show the noise"
+        )
     repeated = [p for p in points if p.num_epochs is not None and p.num_epochs > MAX_EPOCHS]
     if repeated:
         most = max(point.num_epochs or 0.0 for point in repeated)

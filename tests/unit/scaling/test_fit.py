@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.small_sweeps import (
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep, law_estimates
 from tokenwm.scaling.recommend import Imagination, Machine
+from tokenwm.scaling.report import write_fit
 from tokenwm.scaling.runs import Points, RunPoint
 
 BUDGET = 1e16
@@ -139,6 +141,26 @@ def test_no_recommendation_if_size_does_not_matter() -> None:
     worse = [replace(p, loss=p.loss * (p.num_parameters / 1e6) ** 0.02) for p in points]
     assert fitted(points).recommendation.refusals
     assert fitted(worse).recommendation.refusals
+
+
+@pytest.mark.parametrize("loss", ["constant", "random", "rising"])
+def test_runs_without_a_law_are_refused_and_still_reported(loss: str, tmp_path: Path) -> None:
+    random_loss = np.random.default_rng(0).uniform(1, 9, 25)
+    points = [
+        replace(
+            point,
+            loss={
+                "constant": 2.0,
+                "random": float(random_loss[index]),
+                "rising": float(np.log(point.num_parameters)),
+            }[loss],
+        )
+        for index, point in enumerate(grid_points())
+    ]
+    fit = fitted(points, num_replicates=100, imagination=Imagination(steps=1e9, tokens_per_step=66))
+    assert fit.recommendation.refusals
+    files = write_fit(tmp_path, loss, fit)
+    assert "No recommendation" in files.index.read_text()
 
 
 def test_data_that_would_repeat_are_warned_about() -> None:

@@ -86,5 +86,7 @@ def test_repeated_data_and_narrow_grids_are_warned_about() -> None:
     repeated = [replace(point, num_epochs=6.0) for point in grid_points()[:3]]
     (warning,) = check_design([*repeated, *grid_points()[3:]])
     assert "3 of 25 runs saw their data more than 4 times (up to 6.0)" in warning
+    (few,) = check_design(grid_points(SIZES[::2], TOKENS[::2]))
+    assert "9 runs for five numbers: the intervals are too short" in few
     narrow = check_design(grid_points((1e6, 2e6, 3e6, 4e6), TOKENS))
     assert any("size spans a factor of 4.0 only" in warning for warning in narrow)
