@@ -22,6 +22,8 @@ DELTA = 1e-3
 """Hoffmann et al. 2022: residuals of log loss beyond it count by their size."""
 SAME_MINIMUM = 1e-3
 """Relative difference of two misfits below which they are one minimum."""
+EXACT = 1e-5
+"""Residual of log loss that counts as none: without noise every misfit is many times the least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,7 @@ def fit_parametric(seen: Observations, *, delta: float = DELTA, draws: Draws) ->
     candidates = descend(np.stack([projected[0], searched[misfits.argmin()]]), problem)
     best = candidates[[objective(candidates, problem).argmin()]]
     misfit = float(objective(best, problem)[0])
+    exact = 0.5 * EXACT**2 * len(seen.log_loss)
     means = float(seen.log_n.mean()), float(seen.log_d.mean())
     replicates = resample(best, problem, draws.num_replicates, draws.seed)[0]
     prediction, shares = predict(best, problem.x, problem.y)
@@ -120,7 +123,7 @@ def fit_parametric(seen: Observations, *, delta: float = DELTA, draws: Draws) ->
         misfit_projection=float(objective(projected, problem)[0]),
         misfit_lbfgs=float(misfits.min()),
         num_starts=len(starts),
-        num_agreeing=int((misfits <= misfit * (1.0 + SAME_MINIMUM)).sum()),
+        num_agreeing=int((misfits <= misfit * (1.0 + SAME_MINIMUM) + exact).sum()),
         residuals=residuals,
         leverage=_leverage(jacobian(shares, problem.x, problem.y)[0]),
         spread=robust_spread(residuals, num_fitted=5),
