@@ -181,25 +181,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN=REASON",
         help="leave out runs by name; the reason is kept in the report",
     )
-    result.add_argument(
-        "--delta",
-        type=positive,
-        default=1e-3,
-        help="of the Huber loss, in log loss (default: %(default)s)",
-    )
-    result.add_argument(
-        "--replicates",
-        type=int,
-        default=500,
-        metavar="R",
-        help="of every bootstrap (default: %(default)s)",
-    )
-    result.add_argument(
-        "--confidence", type=float, default=0.9, help="of intervals (default: %(default)s)"
-    )
-    result.add_argument(
-        "--seed", type=int, default=0, help="of every bootstrap (default: %(default)s)"
-    )
+    _add_bootstrap_arguments(result)
     result.add_argument(
         "--out",
         type=Path,
@@ -234,4 +216,26 @@ def _add_cost_arguments(target: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="FLOPS",
         help="throughput of training, for hours (default: that of the largest runs)",
+    )
+
+
+def _add_bootstrap_arguments(target: argparse.ArgumentParser) -> None:
+    target.add_argument(
+        "--delta",
+        type=positive,
+        default=1e-3,
+        help="of the Huber loss, in log loss (default: %(default)s)",
+    )
+    target.add_argument(
+        "--replicates",
+        type=int,
+        default=500,
+        metavar="R",
+        help="of every bootstrap (default: %(default)s)",
+    )
+    target.add_argument(
+        "--confidence", type=float, default=0.9, help="of intervals (default: %(default)s)"
+    )
+    target.add_argument(
+        "--seed", type=int, default=0, help="of every bootstrap (default: %(default)s)"
     )

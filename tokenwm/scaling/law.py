@@ -48,17 +48,6 @@ class Laws:
             + np.exp(self.log_b - self.beta * log_d)
         )
 
-    def one(self, index: int) -> "Laws":
-        """The law of one row, as R = 1."""
-        part = slice(index, index + 1)
-        return Laws(
-            irreducible=self.irreducible[part],
-            log_a=self.log_a[part],
-            log_b=self.log_b[part],
-            alpha=self.alpha[part],
-            beta=self.beta[part],
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCost:
