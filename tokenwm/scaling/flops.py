@@ -20,7 +20,6 @@ from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.networks import SpatialAttention
 from tokenwm.transformer.heads import ContinuousHead
-from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 BACKWARD = 2.0
@@ -55,7 +54,8 @@ class FlopCount:
 
     Attributes:
         components: The parts; every weight is in exactly one.
-        num_tokens: Tokens that the batch predicts, D per step; of a frame tokenizer, those it makes.
+        num_tokens: Tokens that the batch predicts, D per step; of a frame tokenizer, those that it
+            makes.
     """
 
     components: tuple[Component, ...]
