@@ -27,7 +27,9 @@ _EXPECTED_WARNINGS = (
     ".*is not resumable.*",  # it is: its order follows from the global step
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Checkpoint directory .* exists and is not empty",
-    "The dirpath has changed from",  # a run begins from the checkpoint of another one
+    # A run that begins from the checkpoint of another one has other ideas of where and how often.
+    "The dirpath has changed from",
+    "Be aware that when using `ckpt_path`.*ResumingCheckpoint",
     "LightningCLI's args parameter is intended",
 )
 LAST_CHECKPOINT = "checkpoints/last.ckpt"

@@ -29,13 +29,12 @@ from tokenwm.scaling.sweep import (
 from tokenwm.sequence.vocabulary import Vocabulary
 
 WIDTH_STEP = 8
-MOST_WIDTH = 16384
 WIDTH_PER_LAYER = 24
 LEAST_LAYERS = 2
 HEAD_WIDTH = 48
 TOKEN_EXPONENT = 0.25
 REFERENCE_WIDTH = 128
-WIDTH_EXPONENT = 0.5
+WIDTH_EXPONENT = 0.75
 CHECK_FACTORS = (0.5, 2.0)
 """Learning rates beside the rule's that check it."""
 MOST_EPOCHS = 4.0
@@ -142,7 +141,7 @@ def choose_widths(request: Request, training: Training, vocabulary: Vocabulary) 
     """Widths whose models are nearest to the parameters asked for.
 
     Raises:
-        SweepError: Two of them are the same, or the range cannot be reached.
+        SweepError: Two of them are the same, or no model is as small as the smallest.
     """
     spread = math.log(request.most_parameters / request.least_parameters)
     shares = [index / max(1, request.num_sizes - 1) for index in range(request.num_sizes)]
@@ -160,12 +159,14 @@ def _width_for(target: float, training: Training, vocabulary: Vocabulary) -> int
         size = shape_of(steps * WIDTH_STEP)
         return size.flops(training, vocabulary).num_matmul_parameters
 
-    low, high = 1, MOST_WIDTH // WIDTH_STEP  # parameters(low) <= target < parameters(high)
-    if not 0.5 * parameters(low) <= target < parameters(high):
+    low, high = 1, 2  # parameters(low) <= target < parameters(high), from here on
+    if target < 0.5 * parameters(low):
         raise SweepError(
-            f"{target:.3g} matmul parameters cannot be reached: these tokens need at least "
-            f"{parameters(low)}, and at most {parameters(high):.3g} are planned"
+            f"{target:.3g} matmul parameters are too few: these tokens need at least "
+            f"{parameters(low)}"
         )
+    while parameters(high) <= target:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if parameters(middle) <= target else (low, middle)
