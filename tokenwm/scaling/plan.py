@@ -15,6 +15,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from tokenwm.errors import SweepError
 from tokenwm.scaling.sweep import (
@@ -28,7 +29,7 @@ from tokenwm.scaling.sweep import (
 )
 from tokenwm.sequence.vocabulary import Vocabulary
 
-WIDTH_STEP = 8
+MOST_WIDTH = 16384
 WIDTH_PER_LAYER = 24
 LEAST_LAYERS = 2
 HEAD_WIDTH = 48
@@ -141,7 +142,7 @@ def choose_widths(request: Request, training: Training, vocabulary: Vocabulary) 
     """Widths whose models are nearest to the parameters asked for.
 
     Raises:
-        SweepError: Two of them are the same, or no model is as small as the smallest.
+        SweepError: Two of them are the same, or no model is as small, or as large.
     """
     spread = math.log(request.most_parameters / request.least_parameters)
     shares = [index / max(1, request.num_sizes - 1) for index in range(request.num_sizes)]
@@ -155,11 +156,11 @@ def choose_widths(request: Request, training: Training, vocabulary: Vocabulary) 
 
 
 def _width_for(target: float, training: Training, vocabulary: Vocabulary) -> int:
-    def parameters(steps: int) -> int:
-        size = shape_of(steps * WIDTH_STEP)
-        return size.flops(training, vocabulary).num_matmul_parameters
+    def parameters(index: int) -> int:
+        return shape_of(widths[index]).flops(training, vocabulary).num_matmul_parameters
 
-    low, high = 1, 2  # parameters(low) <= target < parameters(high), from here on
+    widths = possible_widths()
+    low, high = 0, 1  # parameters(low) <= target < parameters(high), from here on
     if target < 0.5 * parameters(low):
         raise SweepError(
             f"{target:.3g} matmul parameters are too few: these tokens need at least "
@@ -167,23 +168,35 @@ def _width_for(target: float, training: Training, vocabulary: Vocabulary) -> int
         )
     while parameters(high) <= target:
         low, high = high, 2 * high
+        if high >= len(widths):
+            raise SweepError(f"{target:.3g} matmul parameters need a width above {MOST_WIDTH}")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if parameters(middle) <= target else (low, middle)
-    nearest = min((low, high), key=lambda steps: abs(math.log(parameters(steps) / target)))
-    return nearest * WIDTH_STEP
+    return widths[min((low, high), key=lambda index: abs(math.log(parameters(index) / target)))]
+
+
+@cache
+def possible_widths() -> list[int]:
+    """Multiples of 8 that can be divided into heads of a sensible width."""
+    widths = range(8, MOST_WIDTH + 1, 8)
+    return [dim for dim in widths if dim < HEAD_WIDTH or _heads_of(dim) is not None]
+
+
+def _heads_of(dim: int) -> int | None:
+    """The number of heads that makes them nearest to ``HEAD_WIDTH`` wide, within a factor of 2."""
+    least, most = math.ceil(dim / (2 * HEAD_WIDTH)), 2 * dim // HEAD_WIDTH
+    possible = [heads for heads in range(least, most + 1) if dim % (2 * heads) == 0]
+    return min(possible, key=lambda n: abs(math.log(dim / n / HEAD_WIDTH)), default=None)
 
 
 def shape_of(dim: int) -> Size:
-    """Layers and heads of a width; without name, budgets and times."""
-    layers = max(LEAST_LAYERS, round(dim / WIDTH_PER_LAYER))
-    possible = [heads for heads in range(1, dim // 8 + 1) if dim % (2 * heads) == 0]
-    heads = min(possible, key=lambda count: abs(dim / count - HEAD_WIDTH))
+    """Layers and heads of a possible width; without name, budgets and times."""
     return Size(
         name="unnamed",
         dim=dim,
-        num_layers=layers,
-        num_heads=heads,
+        num_layers=max(LEAST_LAYERS, round(dim / WIDTH_PER_LAYER)),
+        num_heads=_heads_of(dim) or 1,
         learning_rate=1.0,
         token_budgets=(1,),
         seconds_per_step=1.0,
