@@ -80,26 +80,24 @@ def main(argv: list[str]) -> int:
 def print_plan(
     console: Console, sweep: Sweep, data: TokenData, costs: Sequence[RunCost], parallel: int
 ) -> None:
-    """A row for each size, and what all of it takes."""
+    """A row for each size (its shape is width/layers/heads), and what all of it takes."""
     table = Table(title=f"{sweep.name}: {len(costs)} runs", box=None)
-    table.add_column("size")
-    headings = ("parameters", "width", "layers", "heads", "learning rate", "tokens", "epochs")
-    for heading in (*headings, "FLOPs", "of 6ND", "hours"):
-        table.add_column(heading, justify="right")
+    table.add_column("size", no_wrap=True)
+    headings = ("N", "shape", "rate", "tokens D", "epochs", "FLOPs C", "C/6ND", "hours")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
     for size in sweep.sizes:
         own = [cost for cost in costs if cost.run.size.name == size.name]
         laws = [cost for cost in own if not cost.run.name.startswith(CHECKS_FOLDER)]
         count = size.flops(sweep.training, data.vocabulary)
         table.add_row(
             size.name,
-            f"{count.num_matmul_parameters:,}",
-            str(size.dim),
-            str(size.num_layers),
-            str(size.num_heads),
-            _between([size.learning_rate, *size.check_learning_rates], "{:.3g}".format),
+            short_number(count.num_matmul_parameters),
+            f"{size.dim}/{size.num_layers}/{size.num_heads}",
+            f"{size.learning_rate:g}",
             _between([cost.num_tokens for cost in laws], short_number),
             _between([cost.num_epochs for cost in laws], "{:.1f}".format),
-            f"{sum(cost.own_flops for cost in own):.2e}",
+            f"{sum(cost.own_flops for cost in own):.2g}",
             f"{count.training / count.six_nd:.2f}",
             f"{sum(cost.own_seconds for cost in own) / 3600:.2f}",
         )
@@ -109,7 +107,7 @@ def print_plan(
     hours = hours_of(costs, parallel)
     console.print(
         f"{flops:.2e} FLOPs ({alone:.2e} without shared trunks); about {hours:.2f} hours with "
-        f"{parallel} run(s) at once; {short_number(data.num_train_tokens)} different tokens to "
+        f"{parallel} run(s) at once, if they do not slow each other; {short_number(data.num_train_tokens)} different tokens to "
         "train on",
         highlight=False,
     )

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     sweep = load_sweep(arguments.sweep)
     # Runs may be executed on other machines, in other folders.
-    sweep = replace(sweep, data=str(Path(sweep.data).resolve()))
+    sweep = replace(sweep, data=str((arguments.data or Path(sweep.data)).resolve()))
     runs = runs_of(sweep, TokenData.load(sweep.data).vocabulary)
     folder: Path = arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sweep", type=Path, help="sweep file, from tokenwm sweep plan")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
+    parser.add_argument(
+        "--data", type=Path, metavar="TOKENS", help="token shards (default: those the file names)"
+    )
     parser.add_argument(
         "--engine",
         choices=["local", "ray", "slurm"],
