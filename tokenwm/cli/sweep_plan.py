@@ -104,11 +104,10 @@ def print_plan(
     console.print(table)
     flops = sum(cost.own_flops for cost in costs)
     alone = sum(cost.flops for cost in costs)
-    hours = hours_of(costs, parallel)
     console.print(
-        f"{flops:.2e} FLOPs ({alone:.2e} without shared trunks); about {hours:.2f} hours with "
-        f"{parallel} run(s) at once, if they do not slow each other; {short_number(data.num_train_tokens)} different tokens to "
-        "train on",
+        f"{flops:.2e} FLOPs ({alone:.2e} without shared trunks); about "
+        f"{hours_of(costs, parallel):.2f} hours with {parallel} run(s) at once if they do not slow "
+        f"each other; {short_number(data.num_train_tokens)} different tokens to train on",
         highlight=False,
     )
 

@@ -6,6 +6,7 @@ import torch
 
 from tokenwm.checkpoint import load_world_model
 from tokenwm.data.loader import WindowDataset, collate, evenly_spaced
+from tokenwm.data.manifest import Manifest
 from tokenwm.imagination.rollout import load
 from tokenwm.transformer.world_model import Tokens
 from tokenwm.uses.evaluate import evaluate
@@ -14,7 +15,7 @@ from tokenwm.uses.measure import EvaluationConfig
 WINDOWS_AT_ONCE = 64
 FIELDS = ("frame_tokens", "state_tokens", "action_tokens", "reward", "terminated")
 PSNR_HORIZONS = (1, 5, 10)
-"""Imagined steps after which pictures are compared."""
+"""Imagined steps after which pictures are compared, where episodes are long enough."""
 
 
 @torch.no_grad()
@@ -78,12 +79,20 @@ def downstream_metrics(model: Path, frames: Path, device: str = "cpu") -> dict[s
     Raises:
         TokenwmError: The frames do not fit the model, or no episode is long enough.
     """
+    context = EvaluationConfig.num_context_frames
+    episodes = Manifest.load(frames).episodes
+    longest = max((item.num_steps for item in episodes if item.split == "val"), default=0)
     config = EvaluationConfig(
-        split="val", imagination_horizon=max(PSNR_HORIZONS), num_starts=2, num_examples=0
+        split="val",
+        # At least 1: too short episodes are evaluate's to refuse.
+        imagination_horizon=max(1, min(PSNR_HORIZONS[-1], longest - context)),
+        num_starts=2,
+        num_examples=0,
     )
     found = evaluate(load(model, torch.device(device)), frames, config)
     psnr = found.psnr["model"].mean
-    metrics = {f"rollout_psnr@{horizon}": float(psnr[horizon - 1]) for horizon in PSNR_HORIZONS}
+    horizons = [horizon for horizon in PSNR_HORIZONS if horizon <= config.imagination_horizon]
+    metrics = {f"rollout_psnr@{horizon}": float(psnr[horizon - 1]) for horizon in horizons}
     metrics["effective_horizon"] = float(found.horizons.effective_horizon)
     if found.reward_error is not None:
         metrics["reward_error"] = float(found.reward_error["model"].mean.mean())
