@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from tokenwm.checkpoint import load_world_model
-from tokenwm.data.loader import WindowDataset, collate, evenly_spaced
+from tokenwm.data.loader import WindowDataset, collate
 from tokenwm.data.manifest import Manifest
+from tokenwm.data.order import evenly_spaced
 from tokenwm.imagination.rollout import load
 from tokenwm.transformer.world_model import Tokens
 from tokenwm.uses.evaluate import evaluate

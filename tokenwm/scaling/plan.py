@@ -147,7 +147,12 @@ def choose_widths(request: Request, training: Training, vocabulary: Vocabulary) 
     spread = math.log(request.most_parameters / request.least_parameters)
     shares = [index / max(1, request.num_sizes - 1) for index in range(request.num_sizes)]
     targets = [request.least_parameters * math.exp(spread * share) for share in shares]
-    widths = [_width_for(target, training, vocabulary) for target in targets]
+
+    @cache
+    def parameters(dim: int) -> int:
+        return shape_of(dim).flops(training, vocabulary).num_matmul_parameters
+
+    widths = [_width_for(target, parameters) for target in targets]
     if len(set(widths)) < len(widths):
         raise SweepError(
             f"widths {widths} would be used twice: take fewer sizes or a wider range of parameters"
@@ -155,25 +160,22 @@ def choose_widths(request: Request, training: Training, vocabulary: Vocabulary) 
     return widths
 
 
-def _width_for(target: float, training: Training, vocabulary: Vocabulary) -> int:
-    def parameters(index: int) -> int:
-        return shape_of(widths[index]).flops(training, vocabulary).num_matmul_parameters
-
+def _width_for(target: float, parameters: Callable[[int], int]) -> int:
     widths = possible_widths()
-    low, high = 0, 1  # parameters(low) <= target < parameters(high), from here on
-    if target < 0.5 * parameters(low):
+    if target < 0.5 * parameters(widths[0]):
         raise SweepError(
             f"{target:.3g} matmul parameters are too few: these tokens need at least "
-            f"{parameters(low)}"
+            f"{parameters(widths[0])}"
         )
-    while parameters(high) <= target:
+    low, high = 0, 1
+    while parameters(widths[high]) <= target:  # large models take long to build: none in vain
         low, high = high, 2 * high
         if high >= len(widths):
             raise SweepError(f"{target:.3g} matmul parameters need a width above {MOST_WIDTH}")
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(middle) <= target else (low, middle)
-    return widths[min((low, high), key=lambda index: abs(math.log(parameters(index) / target)))]
+        low, high = (middle, high) if parameters(widths[middle]) <= target else (low, middle)
+    return min(widths[low : high + 1], key=lambda dim: abs(math.log(parameters(dim) / target)))
 
 
 @cache

@@ -121,7 +121,7 @@ def test_repeated_data_and_few_sizes_are_warned_about() -> None:
         ({"num_sizes": 0}, "num_sizes=0"),
         ({"budget_ratio": 1.0}, "budget_ratio=1"),
         ({"most_parameters": 1e4}, "most_parameters=10000 must be above"),
-        ({"num_sizes": 40}, "would be used twice"),
+        ({"num_sizes": 20, "most_parameters": 4e4}, "would be used twice"),
         ({"least_parameters": 100.0}, "100 matmul parameters are too few"),
     ],
 )

@@ -38,6 +38,7 @@ def test_a_resumed_run_with_workers_and_accumulation(tmp_path: Path, token_shard
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 def test_a_short_run_may_begin_from_a_long_one(tmp_path: Path, token_shards: Path) -> None:
     """Their decays apart, runs of all lengths are one run, bit for bit."""
     shared = last_shared_step(make_module().optimizer_config, 8)
