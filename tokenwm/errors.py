@@ -35,3 +35,7 @@ class CheckpointError(TokenwmError):
 
 class ShapeError(TokenwmError):
     """A tensor does not have the shape that the border it crosses asks for."""
+
+
+class SweepError(TokenwmError):
+    """Runs of a sweep cannot be planned, read, or answer what is asked of them."""

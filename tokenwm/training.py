@@ -73,6 +73,35 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
     return config.final_fraction + (1.0 - config.final_fraction) * shape
 
 
+def last_shared_step(config: OptimizerConfig, num_steps: int) -> int:
+    """Step up to which a ``wsd`` run of ``num_steps`` is the same as any longer one.
+
+    After so many steps the weights, the moments and the learning rate do not depend on how long the
+    run will be, so runs of several lengths may begin from one checkpoint of the longest of them
+    (Hägele et al. 2024) and end, bit for bit, where each would have ended by itself.
+
+    Args:
+        config: The schedule.
+        num_steps: Optimizer steps in all.
+
+    Raises:
+        TokenwmError: The schedule is not ``wsd``, or its decay begins before its warm-up ends.
+    """
+    if config.schedule != "wsd":
+        raise TokenwmError(f"schedule={config.schedule!r} depends on the run's length throughout")
+    stable = (1.0 - config.decay_fraction) * (num_steps - config.warmup_steps)
+    step = config.warmup_steps + math.floor(stable)
+    # Not 1 by a last bit: that learning rate already is another one.
+    while step > config.warmup_steps and learning_rate_factor(config, step, num_steps) != 1.0:
+        step -= 1
+    if step <= config.warmup_steps:
+        raise TokenwmError(
+            f"{num_steps} steps are too few for warmup_steps={config.warmup_steps} and "
+            f"decay_fraction={config.decay_fraction}"
+        )
+    return step
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Divide parameters into decayed matrices and the rest (vectors, embeddings)."""
     embeddings = {

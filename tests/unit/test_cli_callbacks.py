@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.small_runs import run
-from tokenwm.cli.callbacks import ResumingCheckpoint, Throughput
+from tokenwm.cli.callbacks import Throughput
+from tokenwm.cli.checkpoints import ResumingCheckpoint
 from tokenwm.tokenizer.frames import FrameTokenizerConfig
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import OptimizerConfig

@@ -59,6 +59,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "imagine",
         "evaluate",
         "serve",
+        "sweep",
         "quickstart",
     }
     for name, (module, _) in cli.VERBS.items():

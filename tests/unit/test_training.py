@@ -16,6 +16,7 @@ from tokenwm.errors import CheckpointError, TokenwmError
 from tokenwm.training import (
     OptimizerConfig,
     TrainingModule,
+    last_shared_step,
     learning_rate_factor,
     parameter_groups,
 )
@@ -58,6 +59,42 @@ def test_the_factor_at_its_landmarks(schedule: Any) -> None:
     assert at[85] == pytest.approx(late)
     if schedule == "wsd":
         assert at[97] == pytest.approx(0.1 + 0.9 * 13 / 25)
+
+
+@given(
+    warmup=st.integers(0, 30),
+    share=st.floats(0.01, 0.95),
+    num_steps=st.integers(40, 5000),
+    longer=st.integers(0, 3000),
+)
+def test_up_to_the_last_shared_step_runs_of_all_lengths_are_the_same(
+    warmup: int, share: float, num_steps: int, longer: int
+) -> None:
+    config = OptimizerConfig(warmup_steps=warmup, schedule="wsd", decay_fraction=share)
+    try:
+        shared = last_shared_step(config, num_steps)
+    except TokenwmError:
+        assert (1 - share) * (num_steps - warmup) < 2
+        return
+    for step in range(shared + 1):
+        factor = learning_rate_factor(config, step, num_steps)
+        assert factor == learning_rate_factor(config, step, num_steps + longer)
+    assert learning_rate_factor(config, shared + 2, num_steps) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "num_steps", "message"),
+    [
+        ({"schedule": "cosine"}, 100, "depends on the run's length"),
+        ({"warmup_steps": 50}, 40, "40 steps are too few for warmup_steps=50"),
+        ({"warmup_steps": 5, "decay_fraction": 1.0}, 40, "decay_fraction=1.0"),
+    ],
+)
+def test_lengths_that_share_nothing_are_refused(
+    change: dict[str, Any], num_steps: int, message: str
+) -> None:
+    with pytest.raises(TokenwmError, match=message):
+        last_shared_step(OptimizerConfig(**change), num_steps)
 
 
 @pytest.mark.parametrize(

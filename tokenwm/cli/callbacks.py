@@ -1,4 +1,4 @@
-"""Lightning callbacks of the command line: progress, throughput, pictures, resuming."""
+"""Lightning callbacks of the command line: progress, throughput, pictures."""
 
 import time
 from collections.abc import Mapping
@@ -8,16 +8,15 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenwm.cli.export import tokenizer_of
-from tokenwm.data.atomic import remove_whole, replace_folder
+from tokenwm.data.loader import Batch
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
+from tokenwm.scaling.flops import FlopCount, tokenizer_flops, world_model_flops
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
@@ -120,8 +119,8 @@ def _figures(metrics: Mapping[str, Any], stage: str) -> str:
 class Throughput(pl.Callback):
     """Logs samples per second and model FLOPs utilisation while training; validation is left out.
 
-    Utilisation is the operations of forward and backward (backward counted as twice the forward)
-    per second over the rate of a large matrix product, measured on the same device.
+    Utilisation is the operations of forward and backward (:mod:`tokenwm.scaling.flops`) per second
+    over the rate of a large matrix product, measured on the same device.
     """
 
     def __init__(self) -> None:
@@ -151,7 +150,6 @@ class Throughput(pl.Callback):
         """Log whenever the trainer logs."""
         step = trainer.global_step
         if not self._flops_per_batch:
-            # After the first batch, not before: a pass before would give a VQ codebook its start.
             self._measure(trainer, pl_module, batch)
             self._restart(step)
             return
@@ -170,60 +168,26 @@ class Throughput(pl.Callback):
         self._seconds, self._num_batches, self._last_step = 0.0, 0, step
         self._since = time.monotonic()
 
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        """Count operations and find the peak, without touching weights or random state."""
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch) -> None:
+        """Count operations and find the peak, without touching random state."""
         device = pl_module.device
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        counter = FlopCounterMode(display=False)
-        modes = [(module, module.training) for module in pl_module.modules()]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._peak = measured_peak_flops(device, dtype)
-            pl_module.eval()
-            with counter:  # with gradients on: without, its hooks fail on some modules
-                pl_module._losses(batch)  # type: ignore[operator]
-        for module, was_training in modes:
-            module.training = was_training
-        if isinstance(pl_module, FrameTokenizerModule):
-            pl_module._counts = None  # of codes: they are summed up over a validation only
-        self._flops_per_batch = 3.0 * counter.get_total_flops()
+            self._flops_per_batch = _flops_of(pl_module, batch).training
 
 
-class ResumingCheckpoint(ModelCheckpoint):
-    """Writes the checkpoint for resuming, whole or not at all, every so many steps.
-
-    Lightning alone overwrites the earlier one in place where it lies on another disk than temporary
-    files do, and always if it is the folder with a part for each rank that its
-    ``ModelParallelStrategy`` makes: killed meanwhile, a half file or parts of two steps were left.
-
-    Args:
-        path: File or folder; an older one is replaced.
-        every_n_steps: Steps between checkpoints; not validations, a run may have none.
-    """
-
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        super().__init__(
-            path.parent,
-            filename=path.stem,
-            every_n_train_steps=every_n_steps,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
+def _flops_of(module: pl.LightningModule, batch: Batch) -> FlopCount:
+    rows, num_steps = batch.step_valid.shape
+    if isinstance(module, WorldModelModule):
+        return world_model_flops(
+            module.model_config,
+            module.world_model.vocabulary,
+            num_steps=num_steps,
+            batch_size=rows,
         )
-
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        path = Path(filepath)
-        partial = path.with_name(path.name + ".partial")
-        if trainer.is_global_zero:
-            remove_whole(partial)
-        trainer.strategy.barrier()
-        try:
-            super()._save_checkpoint(trainer, str(partial))
-        except OSError:
-            remove_whole(partial)
-            raise
-        self._last_checkpoint_saved = filepath
-        if trainer.is_global_zero:
-            replace_folder(partial, path)
-        trainer.strategy.barrier()
+    assert isinstance(module, FrameTokenizerModule)
+    return tokenizer_flops(module.tokenizer, rows * num_steps)
 
 
 class RolloutPictures(pl.Callback):

@@ -39,6 +39,10 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.evaluate",
         "compare imagined with recorded episodes, and write a report",
     ),
+    "sweep": (
+        "tokenwm.cli.sweep",
+        "plan, run and fit scaling laws: which size and how many tokens for a budget",
+    ),
     "serve": ("tokenwm.cli.serve", "imagine, score and encode for other processes, over HTTP"),
 }
 """Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
@@ -119,6 +123,11 @@ def what_is_kept(verb: str, argv: list[str]) -> str:
         return (
             "finished stages and the last checkpoint are kept; run the same command again to "
             "continue from there"
+        )
+    if (verb, argv[:1]) == ("sweep", ["run"]):
+        return (
+            "finished runs and the last checkpoints of others are kept; run the same command again "
+            "to continue"
         )
     if verb in ("tokenizer", "world-model") and argv[:1] == ["fit"]:
         return (

@@ -14,7 +14,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.cli.callbacks import ResumingCheckpoint, Throughput, TrainingProgress
+from tokenwm.cli.callbacks import Throughput, TrainingProgress
+from tokenwm.cli.checkpoints import KeptCheckpoints, ResumingCheckpoint
 from tokenwm.cli.data_counts import DataCounts
 from tokenwm.cli.export import ExportTokenizer, ExportWorldModel
 from tokenwm.data.atomic import older_of
@@ -26,6 +27,9 @@ _EXPECTED_WARNINGS = (
     ".*is not resumable.*",  # it is: its order follows from the global step
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Checkpoint directory .* exists and is not empty",
+    # A run that begins from the checkpoint of another one has other ideas of where and how often.
+    "The dirpath has changed from",
+    "Be aware that when using `ckpt_path`.*ResumingCheckpoint",
     "LightningCLI's args parameter is intended",
 )
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
@@ -67,6 +71,13 @@ class TrainingCLI(LightningCLI):
             help="Steps between checkpoints for resuming, written to checkpoints/last.ckpt.",
         )
         parser.add_argument(
+            "--keep_checkpoints_at",
+            type=list[int],
+            default=[],
+            help="Steps whose checkpoint stays, as checkpoints/step-N.ckpt: where shorter runs of "
+            "the schedule wsd can begin their decay (--ckpt_path).",
+        )
+        parser.add_argument(
             "--resume",
             type=bool,
             default=True,
@@ -95,6 +106,7 @@ class TrainingCLI(LightningCLI):
                 TrainingProgress(self.stage),
                 Throughput(),
                 DataCounts(),
+                KeptCheckpoints(root, self._get(self.config_init, "keep_checkpoints_at")),
                 ResumingCheckpoint(root / LAST_CHECKPOINT, every),
                 *type(self).export(root),
                 *self.added_callbacks,

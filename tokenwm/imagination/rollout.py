@@ -23,7 +23,7 @@ from tokenwm.imagination.context import Context, check_context, rows_of, zero_to
 from tokenwm.imagination.decode import compile_passes, decode_steps, prefill
 from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import decode_steps_speculatively, is_faster
+from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
@@ -78,8 +78,7 @@ class TokenWorldModel:
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
-        speculative: Whether many tokens are drawn in a pass or one. The tokens are the same; None
-            takes what :func:`tokenwm.imagination.speculative.is_faster` says.
+        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
         approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
             default, is exact.
         max_rows: Most rows that are imagined at once; found by trying when memory runs out.
@@ -92,7 +91,7 @@ class TokenWorldModel:
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
-        self.speculative: bool | None = None
+        self.speculative = True
         self.approximation: Approximation | None = None
         self.max_rows = sys.maxsize
         self._warned: set[str] = set()
@@ -279,10 +278,7 @@ class TokenWorldModel:
         model, sampling = self.world_model, sampling or SamplingConfig()
         if self.approximation is not None:
             return decode_steps_approximately(model, state, actions, sampling, self.approximation)
-        speculative = self.speculative
-        if speculative is None:
-            speculative = is_faster(model, *actions.shape[:2])
-        decode = decode_steps_speculatively if speculative else decode_steps
+        decode = decode_steps_speculatively if self.speculative else decode_steps
         return decode(model, state, actions, sampling)
 
     @torch.inference_mode()
@@ -301,8 +297,7 @@ class TokenWorldModel:
         for batch_size in batch_sizes:
             start = time.perf_counter()
             context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)
-            for num_steps in (1, 2):  # a single step may be decoded in another way
-                self._decode(prefill(self.world_model, context), actions[:, :num_steps], None)
+            self._decode(prefill(self.world_model, context), actions, None)
             logger.info("compiled for %d row(s) in %.0f s", batch_size, time.perf_counter() - start)
 
     @torch.inference_mode()

@@ -106,17 +106,6 @@ def best_span(model: WorldModel, batch_size: int) -> int:
     return min(longest, length * 3 // 2) if batch_size * length <= CHEAP_POSITIONS // 8 else length
 
 
-def is_faster(model: WorldModel, batch_size: int, num_steps: int) -> bool:
-    """Whether speculation is faster than a pass per token.
-
-    Where only the next action is known, every row waits for the one with the most wrong drafts, and
-    on a CPU that does not pay for large batches (docs/performance.md).
-    """
-    on_cpu = model.slot_embedding.device.type == "cpu"
-    few = batch_size * model.layout.positions_per_step <= CHEAP_POSITIONS
-    return not on_cpu or num_steps > 1 or few
-
-
 class _Stream:
     """Tokens of the steps being decoded, and how far each row is.
 

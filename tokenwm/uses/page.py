@@ -14,7 +14,7 @@ from typing import Any
 from tokenwm.uses.headline import HEADLINE_HORIZON, headline, table_horizons, with_interval
 from tokenwm.uses.metrics import Curve
 from tokenwm.uses.pictures import ERROR_RANGE
-from tokenwm.uses.plot_style import Plot
+from tokenwm.uses.plot_style import PAGE_STYLE, Plot, figure_html
 from tokenwm.uses.plots import LABELS
 from tokenwm.uses.results import Evaluation, Example
 
@@ -42,6 +42,7 @@ def page(
     first, *rest = headline(evaluation)
     split, name = str(provenance["split"]), str(provenance["data_name"])
     return PAGE.substitute(
+        style=PAGE_STYLE,
         title=escape(f"{name}: world model report"),
         name=escape(name),
         subtitle=escape(
@@ -127,12 +128,7 @@ def _embed(path: Path, kind: str) -> str:
 
 
 def _figure(plot: Plot) -> str:
-    source = base64.b64encode(plot.png).decode()
-    return (
-        f"<figure><h3>{escape(plot.title)}</h3>"
-        f'<img alt="{escape(plot.title)} against horizon" src="data:image/png;base64,{source}">'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
-    )
+    return figure_html(plot, f"{plot.title} against horizon")
 
 
 def table_rows(evaluation: Evaluation) -> list[Row]:

@@ -7,7 +7,7 @@ import torch
 
 from tests.small_runs import assert_resume_is_exact, run
 from tokenwm.errors import TokenwmError
-from tokenwm.training import OptimizerConfig
+from tokenwm.training import OptimizerConfig, last_shared_step
 from tokenwm.transformer import training as module_under_test
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.training import WorldModelModule
@@ -36,6 +36,21 @@ def test_a_resumed_run_with_workers_and_accumulation(tmp_path: Path, token_shard
         data={"num_workers": 1, "batch_size": 2},
         accumulate_grad_batches=2,
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_a_short_run_may_begin_from_a_long_one(tmp_path: Path, token_shards: Path) -> None:
+    """Their decays apart, runs of all lengths are one run, bit for bit."""
+    shared = last_shared_step(make_module().optimizer_config, 8)
+    assert shared == 5
+    torch.manual_seed(0)
+    run(tmp_path, make_module(), token_shards, max_steps=12, save_at=shared)
+    torch.manual_seed(0)
+    alone = run(tmp_path / "alone", make_module(), token_shards, max_steps=8)
+    torch.manual_seed(99)
+    trunk = tmp_path / f"step={shared}.ckpt"
+    begun = run(tmp_path / "begun", make_module(), token_shards, max_steps=8, resume_from=trunk)
+    assert [name for name in alone if not torch.equal(alone[name], begun[name])] == []
 
 
 def test_sizes_come_from_the_token_shards(tmp_path: Path, token_shards: Path) -> None:

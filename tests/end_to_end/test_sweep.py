@@ -1,0 +1,231 @@
+"""A sweep from plan to results: on every engine the same, and again after a kill."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.small_models import small_tokenizer
+from tests.unit.scaling.sweeps import small_size, small_sweep
+from tokenwm.checkpoint import save_tokenizer
+from tokenwm.scaling.drive import read_result
+from tokenwm.scaling.engines import Engine, RayEngine, SlurmEngine
+from tokenwm.scaling.runs import read_points
+from tokenwm.scaling.sweep import Sweep, load_sweep, sweep_text
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
+REPOSITORY = Path(__file__).parents[2]
+TOKENS_PER_STEP = 4 * 2 * 5
+"""Of the token shards: 4 frame tokens and a state in each of two predicted steps of four rows."""
+BUDGETS = (20 * TOKENS_PER_STEP, 40 * TOKENS_PER_STEP)
+TRUNK, BRANCH = "runs/n16k_d1.6k_s0", "runs/n16k_d800_s0"
+
+
+@pytest.fixture(scope="module")
+def tokens(token_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token shards with their tokenizer beside them, as ``tokenwm tokenize`` leaves them."""
+    folder = tmp_path_factory.mktemp("sweep") / "tokens"
+    shutil.copytree(token_shards, folder)
+    save_tokenizer(folder / "tokenizer", small_tokenizer().eval(), {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tokens: Path) -> Sweep:
+    return small_sweep(str(tokens), sizes=(small_size(token_budgets=BUDGETS),))
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def tokenwm_sweep(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tokenwm", "sweep", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def run_sweep(sweep: Sweep, folder: Path, *options: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "mine.yaml"
+    path.write_text(sweep_text(sweep))
+    done = tokenwm_sweep("run", path, "--out", folder, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep after its runs, as processes of this machine."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert "2 of 2 runs are finished" in run_sweep(sweep, folder, "--parallel", "2")
+    return folder
+
+
+def same_results(one: Path, other: Path, names: Sequence[str] = (TRUNK, BRANCH)) -> None:
+    for name in names:
+        a, b = read_result(one / name), read_result(other / name)
+        assert a.pop("seconds") > 0 and b.pop("seconds") > 0
+        assert a == b and a["status"] == "finished"
+        weights = [
+            load_file(folder / name / "model" / "model.safetensors") for folder in (one, other)
+        ]
+        assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+
+
+def test_results_are_points_that_a_law_is_fitted_to(finished: Path) -> None:
+    points = read_points(finished).points
+    assert [point.num_tokens for point in points] == [BUDGETS[1], BUDGETS[0]]
+    for point in points:
+        assert point.num_parameters == points[0].num_parameters > 5_000
+        assert 1.0 < point.flops / (6 * point.num_parameters * point.num_tokens) < 3.0
+        assert 0.1 < point.loss < 10.0
+        assert (point.learning_rate, point.seed) == (0.01, 0)
+        assert point.num_epochs == point.num_tokens / 125
+        assert 0.0 <= point.metrics["frame_accuracy"] <= 1.0
+
+
+def test_a_branch_ends_where_a_run_of_its_own_would(
+    sweep: Sweep, finished: Path, tmp_path: Path
+) -> None:
+    (size,) = sweep.sizes
+    alone = replace(sweep, sizes=(replace(size, token_budgets=BUDGETS[:1]),))
+    run_sweep(alone, tmp_path)
+    a, b = read_result(finished / BRANCH), read_result(tmp_path / BRANCH)
+    assert a["trunk"] == TRUNK and b["trunk"] is None
+    assert a["own_flops"] < 0.3 * b["own_flops"]
+    assert (a["loss"], a["flops"], a["metrics"]) == (b["loss"], b["flops"], b["metrics"])
+
+
+def test_a_killed_sweep_ends_as_if_it_had_not_been(
+    sweep: Sweep, finished: Path, tmp_path: Path
+) -> None:
+    """The driver and the run are killed together, as by a power cut, in the middle of a run."""
+    path, folder = tmp_path / "sweep.yaml", tmp_path / "out"
+    path.write_text(sweep_text(sweep))
+    verb = [sys.executable, "-m", "tokenwm", "sweep", "run", str(path), "--out", str(folder)]
+    process = subprocess.Popen(verb, cwd=REPOSITORY, env=ENVIRONMENT, start_new_session=True)
+    last = folder / TRUNK / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert last.exists() and not (folder / TRUNK / "result.json").exists()
+    assert "2 of 2 runs are finished" in run_sweep(sweep, folder)
+    same_results(finished, folder)
+
+
+def test_what_is_finished_is_left_alone(sweep: Sweep, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    assert "running" not in run_sweep(sweep, finished)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+
+
+def test_downstream_metrics_are_added_to_finished_runs(
+    sweep: Sweep, finished: Path, frame_shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    done = run_sweep(sweep, folder, "--evaluate", str(frame_shards), "--retries", "0")
+    assert "2 of 2" in done
+    for point in read_points(folder).points:
+        assert {"rollout_psnr@1", "effective_horizon", "reward_error"} <= point.metrics.keys()
+
+
+def test_other_settings_under_the_same_name_are_refused(
+    sweep: Sweep, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    (folder / BRANCH / "result.json").unlink()
+    other = replace(sweep, training=replace(sweep.training, weight_decay=0.3))
+    path = tmp_path / "other.yaml"
+    path.write_text(sweep_text(other))
+    done = tokenwm_sweep("run", path, "--out", folder, "--retries", 0)
+    assert done.returncode == 1
+    assert "holds a run of that name with other settings" in done.stdout
+
+
+def test_a_run_that_diverges_is_stopped_and_said_so(sweep: Sweep, tmp_path: Path) -> None:
+    wild = replace(small_size(token_budgets=BUDGETS), learning_rate=1e4)
+    path = tmp_path / "wild.yaml"
+    path.write_text(sweep_text(replace(sweep, sizes=(wild,))))
+    done = tokenwm_sweep("run", path, "--out", tmp_path / "out")
+    result = read_result(tmp_path / "out" / TRUNK)
+    assert result["status"] == "diverged" and result["loss"] is None
+    assert "the loss" in result["reason"]
+    assert f"diverged {TRUNK}" in done.stdout
+    assert done.returncode == 1  # what was to begin from it is blocked
+
+
+def test_a_plan_is_made_measured_and_can_be_run(tokens: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    sizes = ["--sizes", 2, "--budgets", 2, "--min-parameters", 15e3, "--max-parameters", 4e4]
+    shared = ["num_steps=3", "window=2", "batch_size=4", "warmup_steps=2"]
+    done = tokenwm_sweep("plan", tokens, "--budget", 1e9, "--out", path, *sizes, "--set", *shared)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning:" in done.stdout and "record" in done.stdout  # 125 tokens are few
+    planned = load_sweep(path)
+    assert all(0.001 < size.seconds_per_step < 5.0 for size in planned.sizes)
+    assert path.read_text().startswith("# tokenwm sweep plan ")
+    done = tokenwm_sweep("plan", tokens, "--budget", 1e9, "--out", path, "--set", "batchsize=3")
+    assert done.returncode == 1
+    assert "did you mean 'batch_size'" in done.stderr
+
+
+def ray_engine(folder: Path) -> Engine:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'tokenwm[ray]'")
+    return RayEngine()
+
+
+def slurm_engine(folder: Path) -> Engine:
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("submitit is not installed: pip install 'tokenwm[slurm]'")
+    return SlurmEngine(folder / "slurm", cluster="local")
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+@pytest.mark.parametrize("make", [ray_engine, slurm_engine])
+def test_engines_give_the_same_results(
+    make: Callable[[Path], Engine],
+    sweep: Sweep,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(sweep_text(sweep))
+    engine = make(tmp_path)
+    try:
+        log = tmp_path / TRUNK / "log.txt"
+        log.parent.mkdir(parents=True)
+        module = [sys.executable, "-m", "tokenwm.cli.sweep_training", str(path), TRUNK]
+        job = engine.start([*module, str(tmp_path)], log)
+        while job.poll() is None:
+            time.sleep(0.05)
+        assert job.poll() == 0, log.read_text()
+        failing = engine.start([sys.executable, "-c", "raise SystemExit(3)"], log)
+        while failing.poll() is None:
+            time.sleep(0.05)
+        assert failing.poll() == 3
+    finally:
+        engine.close()
+    same_results(finished, tmp_path, [TRUNK])

@@ -1,0 +1,102 @@
+"""Figures in words: what the command line and the page say."""
+
+import math
+
+from tokenwm.scaling.estimate import Estimate
+from tokenwm.scaling.fit import SweepFit, law_estimates
+from tokenwm.scaling.recommend import Choice
+
+SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """So many digits, with k, M, G, T up to 10¹⁵ and powers of ten beyond."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) >= 1e15 or 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for scale, suffix in SUFFIXES:
+        # What rounds up to the next suffix gets it.
+        if float(f"{abs(value):.{digits - 1}e}") >= scale:
+            return f"{value / scale:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
+
+
+def with_interval(estimate: Estimate | None, digits: int | None = None) -> str:
+    """``3.1M (2.2M – 4.4M)``; digits behind the point where given."""
+    if estimate is None:
+        return "–"
+    write = number if digits is None else (lambda value: f"{value:.{digits}f}")
+    if not math.isfinite(estimate.low) or estimate.high - estimate.low <= 1e-9 * estimate.high:
+        return write(estimate.value)
+    return f"{write(estimate.value)} ({write(estimate.low)} – {write(estimate.high)})"
+
+
+def headline(fit: SweepFit) -> list[str]:
+    """What was found, most important first."""
+    recommendation = fit.recommendation
+    percent = f"{100 * fit.config.confidence:.0f} %"
+    if recommendation.refusals:
+        sentences = [f"No recommendation: {'; '.join(recommendation.refusals)}."]
+    else:
+        sentences = [
+            f"{number(recommendation.budget)} FLOPs are best spent on "
+            f"{_in_words(recommendation.choice)} ({percent} intervals)."
+        ]
+        if recommendation.lifetime is not None:
+            lifetime = recommendation.lifetime
+            sentences.append(
+                f"If it will imagine {number(lifetime.imagination.steps)} steps of "
+                f"{lifetime.imagination.tokens_per_step:g} tokens, the same loss is cheapest with "
+                f"{_in_words(lifetime.choice)}: training {number(lifetime.choice.flops.value)} "
+                f"and imagining {number(lifetime.imagination_flops.value)} FLOPs, "
+                f"{100 * lifetime.saved.value:.1f} % less in all."
+            )
+    if fit.holdout is not None:
+        errors = [abs(float(error)) for error in fit.holdout.errors]
+        sentences.append(
+            f"Fitted without the {len(errors)} runs of most compute, the law predicts their "
+            f"losses to {100 * sorted(errors)[len(errors) // 2]:.2f} % (median; largest "
+            f"{100 * max(errors):.2f} %), over {number(fit.holdout.reach)} times the compute; "
+            f"the best loss known by then would be off by {100 * fit.holdout.baseline:.2f} %."
+        )
+    else:
+        sentences.append(f"No hold-out: {fit.holdout_reason}.")
+    if fit.outliers:
+        size = number(fit.size_without_outliers or math.nan)
+        what = "outlier stays" if len(fit.outliers) == 1 else "outliers stay"
+        sentences.append(f"{len(fit.outliers)} {what} in the fit; without, N* would be {size}.")
+    return sentences
+
+
+def _in_words(choice: Choice) -> str:
+    return (
+        f"N = {with_interval(choice.num_parameters)} parameters and "
+        f"D = {with_interval(choice.num_tokens)} tokens, for a loss of "
+        f"{with_interval(choice.loss, 3)} nats per token"
+    )
+
+
+def law_rows(fit: SweepFit) -> list[tuple[str, str, str]]:
+    """The numbers of the law: name, value, interval; four digits, as papers print them."""
+    return [
+        (name, _in_full(item.value), f"{_in_full(item.low)} – {_in_full(item.high)}")
+        for name, item in zip(("E", "A", "B", "α", "β"), law_estimates(fit).values(), strict=True)
+    ]
+
+
+def _in_full(value: float) -> str:
+    return f"{value:.4g}" if value < 1e4 else f"{value:.3e}"
+
+
+def choice_rows(choice: Choice) -> list[tuple[str, str]]:
+    """A choice line by line."""
+    return [
+        ("parameters N", with_interval(choice.num_parameters)),
+        ("tokens D", with_interval(choice.num_tokens)),
+        ("training FLOPs", with_interval(choice.flops)),
+        ("loss, nats per token", with_interval(choice.loss, 3)),
+        ("optimizer steps", with_interval(choice.num_steps)),
+        ("hours of training", with_interval(choice.hours)),
+    ]
