@@ -260,6 +260,11 @@ def forward_span(
     return hidden.float()
 
 
+def passes_are_compiled(model: WorldModel) -> bool:
+    """Whether :func:`compile_passes` was called, so that new shapes cost half a minute."""
+    return model.transformer._compiled_call_impl is not None
+
+
 def compile_passes(model: WorldModel) -> None:
     """Let passes, but not the reading of contexts, run through ``torch.compile``.
 

@@ -285,8 +285,8 @@ class TokenWorldModel:
     def compile(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Compile the transformer's pass with ``torch.compile``, and warm it up.
 
-        Worth it for a model that lives long and imagines few rows at once (docs/performance.md has
-        figures). Another batch size than those given is compiled when it is first met; a context is
+        For a model that lives long; whether it gains anything depends on the machine, so measure
+        (docs/performance.md). Another batch size than those given is compiled when it is first met; a context is
         read uncompiled. Compiled code is kept on disk by torch (``TORCHINDUCTOR_CACHE_DIR``), so
         another process starts faster. A CPU needs a C++ compiler.
 

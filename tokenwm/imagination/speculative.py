@@ -23,7 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import draw_frame_tokens, draw_state, forward_span, max_span_steps
+from tokenwm.imagination.decode import (
+    draw_frame_tokens,
+    draw_state,
+    forward_span,
+    max_span_steps,
+    passes_are_compiled,
+)
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.transformer.world_model import Tokens, WorldModel
@@ -72,9 +78,10 @@ def _run(
     """Pass after pass until every row has decided its last token; returns their number.
 
     On a CPU, where time is proportional to rows, those that are done are left out as soon as they
-    are half of all.
+    are half of all. Rows of a fork share their past, and compiled passes their shapes.
     """
-    can_leave_out = stream.filled.device.type == "cpu" and state.cache.past is None
+    on_cpu, is_fork = stream.filled.device.type == "cpu", state.cache.past is not None
+    can_leave_out = on_cpu and not is_fork and not passes_are_compiled(model)
     stream.span = best_span(model, len(stream.filled)) if span is None else span
     num_passes = 0
     while True:
