@@ -286,9 +286,9 @@ class TokenWorldModel:
         """Compile the transformer's pass with ``torch.compile``, and warm it up.
 
         For a model that lives long; whether it gains anything depends on the machine, so measure
-        (docs/performance.md). Another batch size than those given is compiled when it is first met; a context is
-        read uncompiled. Compiled code is kept on disk by torch (``TORCHINDUCTOR_CACHE_DIR``), so
-        another process starts faster. A CPU needs a C++ compiler.
+        (docs/performance.md). Another batch size than those given is compiled when it is first met;
+        a context is read uncompiled. Compiled code is kept on disk by torch
+        (``TORCHINDUCTOR_CACHE_DIR``), so another process starts faster. A CPU needs a C++ compiler.
 
         Args:
             batch_sizes: Rows that will be imagined at once.
