@@ -190,7 +190,8 @@ class Manifest:
         except FileNotFoundError:
             if "://" not in str(folder) and not Path(folder).exists():
                 raise ShardError(
-                    f"{folder} does not exist; `tokenwm prepare RECIPE --out {folder}` makes it"
+                    f"{folder} does not exist, so it is not a finished dataset; "
+                    f"`tokenwm prepare RECIPE --out {folder}` makes one"
                 ) from None
             raise ShardError(
                 f"{folder} holds no {MANIFEST_NAME}, so it is not a finished dataset; "
