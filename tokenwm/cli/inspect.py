@@ -21,6 +21,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.recipe is not None and arguments.recipe.exists():
         raise RecipeError(f"{arguments.recipe} exists already; choose another name for the recipe")
+    if arguments.recipe is not None and not arguments.recipe.parent.is_dir():
+        raise RecipeError(f"{arguments.recipe}: folder {arguments.recipe.parent} does not exist")
     found = survey(arguments.path, num_episodes=arguments.episodes)
     console = Console()
     print_survey(console, found)
@@ -77,6 +79,7 @@ def _used(found: Survey) -> set[str]:
         *names_of(config.state),
         *names_of(config.action),
         *names_of(config.reward),
+        *names_of(getattr(found.source, "terminated", None)),
     }
 
 

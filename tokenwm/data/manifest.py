@@ -188,6 +188,11 @@ class Manifest:
         try:
             content = read_bytes(open_folder(folder), MANIFEST_NAME)
         except FileNotFoundError:
+            if "://" not in str(folder) and not Path(folder).exists():
+                raise ShardError(
+                    f"{folder} does not exist, so it is not a finished dataset; "
+                    f"`tokenwm prepare RECIPE --out {folder}` makes one"
+                ) from None
             raise ShardError(
                 f"{folder} holds no {MANIFEST_NAME}, so it is not a finished dataset; "
                 f"run `tokenwm prepare RECIPE --out {folder}` first"

@@ -127,14 +127,26 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file is missing or is no YAML, or has an unknown key or a wrong value.
     """
     path = Path(path)
+    if path.is_dir():
+        raise RecipeError(
+            f"recipe {path} is a folder; `tokenwm inspect {path} --recipe my_robot.yaml` writes a "
+            "recipe for the recordings in it"
+        )
     try:
         config: Any = OmegaConf.load(path)
         if not OmegaConf.is_dict(config):
             raise RecipeError(f"{path} holds no keys; expected keys and values")
         for override in overrides:
             if "=" not in override:
-                raise RecipeError(f"--set {override!r}: expected key=value")
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+                raise RecipeError(
+                    f"--set {override!r}: expected key=value; one with spaces needs quotes"
+                )
+            try:
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            except yaml.YAMLError:
+                raise RecipeError(
+                    f"--set {override!r}: the value is not valid YAML; one with spaces needs quotes"
+                ) from None
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None

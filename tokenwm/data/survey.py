@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data import quality
+from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
 from tokenwm.data.sources.columns import AmbiguousColumnsError, RecordedConfig
 from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
@@ -154,9 +155,15 @@ def _recognised(path: Path) -> Recognised:
     if not path.exists():
         raise SourceError(f"{path} does not exist")
     found = recognise(path)
-    if not found:
+    if not found and (path / MANIFEST_NAME).is_file():
         raise SourceError(
-            f"{path} is of no format that a reader knows: {', '.join(SOURCES)}; see "
+            f"{path} holds {MANIFEST_NAME}, so it looks like a dataset of tokenwm, not recordings; "
+            "check it with `tokenwm verify-shards`"
+        )
+    if not found:
+        readable = ", ".join(name for name in SOURCES if name != "gymnasium")
+        raise SourceError(
+            f"{path} is of no format that a reader knows: {readable}; see "
             "docs/data.md for what each looks like"
         )
     if len(found) > 1:

@@ -230,13 +230,12 @@ def _size(dim: int, training: Training, vocabulary: Vocabulary, request: Request
 
 def _with_budgets(request: Request, sweep: Sweep, data: TokenData) -> tuple[Size, ...]:
     """Sizes with token budgets that together take the FLOPs asked for."""
+    counts = [
+        size.flops(sweep.training, data.vocabulary).num_matmul_parameters for size in sweep.sizes
+    ]
 
     def sizes(tokens: float) -> tuple[Size, ...]:
         """``tokens`` is the largest budget of the largest size."""
-        counts = [
-            size.flops(sweep.training, data.vocabulary).num_matmul_parameters
-            for size in sweep.sizes
-        ]
         budgets = []
         for count in counts:
             top = tokens * (max(counts) / count) ** TOKEN_EXPONENT

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenwm.data.atomic import open_atomically
+from tokenwm.errors import SweepError
 from tokenwm.scaling.fit import SweepFit
 from tokenwm.scaling.page import page
 from tokenwm.scaling.plain import as_plain
@@ -35,7 +36,10 @@ def write_fit(folder: Path | str, name: str, fit: SweepFit) -> FitFiles:
         fit: What was found.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"folder {folder} cannot be made: {error}; choose another") from error
     plots = make_plots(fit)
     paths = []
     for plot in plots:

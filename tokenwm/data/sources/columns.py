@@ -151,7 +151,9 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
         if found["action"] is None:
             raise RecipeError(
                 f"source.action is not given, and {where} has no column called action; its "
-                f"numbers: {', '.join(_numbers(columns)) or 'none'}"
+                f"numbers: {', '.join(_numbers(columns)) or 'none'}. Name those that are the "
+                "action in a recipe, as `action: [NAME, NAME]` under `source:` "
+                "(begin from data_recipes/template.yaml)"
             )
     if config.state == AUTO:
         found["state"] = _one("state", _states(columns), where)
