@@ -331,6 +331,18 @@ def test_incomplete_or_damaged_dataset_is_not_kept(dataset: Any, tmp_path: Path)
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("name", ["train-000000.tar", "mean_frame.front.npy"])
+def test_a_damaged_dataset_is_made_again(dataset: Any, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    prepare(dataset.recipe(), out)
+    before = contents(out)
+    damaged = bytearray(before[name])
+    damaged[len(damaged) // 2] ^= 4
+    (out / name).write_bytes(damaged)
+    prepare(dataset.recipe(), out, overwrite=True)
+    assert contents(out) == before
+
+
 def test_source_is_never_written_to(dataset: Any, tmp_path: Path) -> None:
     before = {path: path.stat() for path in dataset.folder.rglob("*")}
     prepare(dataset.recipe(), tmp_path / "out", num_workers=2)
