@@ -17,7 +17,7 @@ from tokenwm.errors import ShardError
 
 OWN_FILES = re.compile(
     r"manifest\.json|(train|val|test)-\d{6}\.tar|mean_frame\.[A-Za-z0-9_-]+\.npy"
-    r"|quality\.(json|html)|\.unfinished\.json|\.(train|val|test)-\d{6}\.record\.npz"
+    r"|quality\.(json|html)|\.unfinished\.json|\.(train|val|test)-\d{6}\.record"
 )
 """Names of what a dataset is made of, and of the notes of a run that makes one."""
 

@@ -281,7 +281,7 @@ def test_what_is_not_whole_is_made_again(dataset: Any, tmp_path: Path, damage: s
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prepare(dataset.recipe(), out, progress=stop_after(5))
-    path = out / (".train-000000.record.npz" if damage == "record" else "train-000000.tar")
+    path = out / (".train-000000.record" if damage == "record" else "train-000000.tar")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "missing":
