@@ -142,8 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--vocabulary-of",
-        type=Path,
-        metavar="DIR",
+        metavar="DIR|URL",
         help="take the bins of these token shards, so that both can be mixed in training",
     )
     parser.add_argument(

@@ -183,11 +183,11 @@ def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
     return Vocabulary.from_dict(manifest.extra["vocabulary"])
 
 
-def borrow_vocabulary(folder: Path, own: Vocabulary) -> Vocabulary:
+def borrow_vocabulary(folder: Path | str, own: Vocabulary) -> Vocabulary:
     """The vocabulary of other token shards, so that these and those can be mixed in training.
 
     Args:
-        folder: Token shards whose bins to take.
+        folder: Token shards whose bins to take, a path or a URL.
         own: What :func:`make_vocabulary` gives for the frames at hand.
 
     Raises:
