@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
             engine=arguments.engine,
             num_workers=_num_workers(arguments, manifest),
             progress=progress,
+            overwrite=arguments.overwrite,
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
     console.print(

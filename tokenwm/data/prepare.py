@@ -51,7 +51,7 @@ def prepare(
         SourceError: The source is missing, has changed, or none of its episodes can be used.
         RecipeError: The recipe does not fit the source.
         EpisodeError: An episode breaks a rule and the recipe is strict.
-        ShardError: The folder holds another dataset, or writing failed.
+        ShardError: The folder holds another dataset, or shards of somebody else, or writing failed.
         EngineError: The engine is not installed, or lost a worker.
     """
     folder = open_folder(out_dir)
@@ -64,7 +64,7 @@ def prepare(
         return finished
     folder.remove(MANIFEST_NAME)
     parts = {**provenance, "schema_version": SCHEMA_VERSION, "shards": plan.to_json()}
-    notes = shard_tasks.begin(folder, parts)
+    notes = shard_tasks.begin(folder, parts, overwrite=overwrite)
     strict = recipe.quality.strict
     layout = _from_notes(notes) or first_layout(source, plan.refs, strict)
     shard_tasks.note(folder, parts, {"layout": layout})

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.engines import run_tasks
-from tokenwm.data.manifest import EpisodeInfo, ShardInfo
+from tokenwm.data.manifest import SHARD_PATTERN, EpisodeInfo, ShardInfo
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_writer import remove_own_files
 from tokenwm.data.storage import Folder, read_bytes, sha256_of, write_bytes
@@ -215,15 +215,19 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def begin(folder: Folder, plan: Mapping[str, Any]) -> dict[str, Any]:
+def begin(folder: Folder, plan: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
     """Make a folder ready for a plan; keep what an unfinished run of the same plan has left.
 
     Args:
         folder: The dataset folder, without a manifest.
         plan: Named parts of the plan, JSON values.
+        overwrite: Remove shards that lie there without a manifest and without notes of a run.
 
     Returns:
         Notes of that run (see :func:`note`); empty where this one begins from clean ground.
+
+    Raises:
+        ShardError: There are such shards: ``train-000000.tar`` is what others call theirs, too.
     """
     wanted = {name: digest_of(part) for name, part in plan.items()}
     found: dict[str, Any] = {}
@@ -244,9 +248,21 @@ def begin(folder: Folder, plan: Mapping[str, Any]) -> dict[str, Any]:
             folder,
             ", ".join(changed),
         )
-    remove_own_files(folder)
+    elif not overwrite:
+        _check_no_shards(folder)
+    remove_own_files(folder, keep=UNFINISHED_NAME)  # the next run must know that these are ours
     note(folder, plan, {})
     return {}
+
+
+def _check_no_shards(folder: Folder) -> None:
+    found = [name for name in folder.names() if SHARD_PATTERN.fullmatch(name)]
+    if found:
+        raise ShardError(
+            f"{folder} holds {found[0]} and {len(found) - 1} more such files, but no manifest and "
+            "no notes of a run that was stopped, so they may be somebody else's; choose another "
+            "folder, or replace them with --overwrite"
+        )
 
 
 def note(folder: Folder, plan: Mapping[str, Any], notes: Mapping[str, Any]) -> None:

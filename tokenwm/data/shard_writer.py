@@ -126,10 +126,14 @@ class ShardWriter:
             self.folder.remove(shard.path)
 
 
-def remove_own_files(folder: Folder | Path | str) -> None:
+def remove_own_files(folder: Folder | Path | str, keep: str = "") -> None:
     """Remove the files of a dataset and nothing else; what is left of a run that was killed, too.
 
     The manifest goes first: it is what makes the rest a dataset.
+
+    Args:
+        folder: Dataset folder.
+        keep: Name of a file that stays.
 
     Raises:
         ShardError: A file cannot be removed.
@@ -137,6 +141,6 @@ def remove_own_files(folder: Folder | Path | str) -> None:
     folder = open_folder(folder) if isinstance(folder, Path | str) else folder
     folder.remove(MANIFEST_NAME)
     for name in folder.names():
-        if OWN_FILES.fullmatch(name):
+        if OWN_FILES.fullmatch(name) and name != keep:
             folder.remove(name)
     folder.clear_partials()

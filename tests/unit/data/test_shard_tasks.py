@@ -8,6 +8,7 @@ import pytest
 
 from tokenwm.data.shard_tasks import UNFINISHED_NAME, Record, begin, note, record_name
 from tokenwm.data.storage import LocalFolder
+from tokenwm.errors import ShardError
 
 SHARD = "train-000000.tar"
 
@@ -49,3 +50,17 @@ def test_damaged_notes_are_not_believed(tmp_path: Path, caplog: pytest.LogCaptur
         assert begin(folder, plan) == {}
         assert "damaged" in caplog.text
         caplog.clear()
+
+
+def test_shards_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+    folder, plan = LocalFolder(tmp_path), {"recipe": {"name": "x"}}
+    for name in ("train-000000.tar", "train-000001.tar"):
+        (tmp_path / name).write_bytes(b"somebody's webdataset")
+    with pytest.raises(ShardError, match=r"train-000000\.tar and 1 more .* somebody else's"):
+        begin(folder, plan)
+    assert folder.names() == ["train-000000.tar", "train-000001.tar"]
+    begin(folder, plan, overwrite=True)
+    assert folder.names() == [UNFINISHED_NAME]
+    (tmp_path / "train-000000.tar").write_bytes(b"ours, of a run that was stopped")
+    begin(folder, {"recipe": {"name": "y"}})
+    assert folder.names() == [UNFINISHED_NAME]
