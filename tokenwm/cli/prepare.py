@@ -120,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         help="stop at the first bad episode instead of leaving it out (quality.strict=true)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace another dataset in the folder"
+        "--overwrite",
+        action="store_true",
+        help="replace another dataset in the folder, or this one if a byte of it is damaged",
     )
     return parser
 

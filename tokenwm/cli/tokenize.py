@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
             engine=arguments.engine,
             num_workers=_num_workers(arguments, manifest),
             progress=progress,
+            overwrite=arguments.overwrite,
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
     console.print(
@@ -142,8 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--vocabulary-of",
-        type=Path,
-        metavar="DIR",
+        metavar="DIR|URL",
         help="take the bins of these token shards, so that both can be mixed in training",
     )
     parser.add_argument(

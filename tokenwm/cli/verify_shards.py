@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         print_problems(console, problems)
         console.print(
             f"{arguments.dataset}: {len(problems)} problem(s). Copy these files again, or make the "
-            "dataset again.",
+            "dataset again with --overwrite.",
             soft_wrap=True,
             highlight=False,
         )

@@ -17,6 +17,7 @@ from tokenwm.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from tokenwm.data.plan import PlannedShard, make_plan
 from tokenwm.data.recipe import Recipe
 from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
+from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import Source
 from tokenwm.data.storage import Folder, open_folder
 from tokenwm.errors import ShardError, SourceError
@@ -39,7 +40,8 @@ def prepare(
             spawns processes for more, so a script that calls this needs
             ``if __name__ == "__main__":``.
         progress: Called after each shard.
-        overwrite: Replace a finished dataset of another recipe or source.
+        overwrite: Replace a finished dataset of another recipe or source, or one that is damaged;
+            then all of its bytes are checked.
         engine: One of :data:`~tokenwm.data.engines.ENGINES`.
 
     Returns:
@@ -49,7 +51,7 @@ def prepare(
         SourceError: The source is missing, has changed, or none of its episodes can be used.
         RecipeError: The recipe does not fit the source.
         EpisodeError: An episode breaks a rule and the recipe is strict.
-        ShardError: The folder holds another dataset, or writing failed.
+        ShardError: The folder holds another dataset, or shards of somebody else, or writing failed.
         EngineError: The engine is not installed, or lost a worker.
     """
     folder = open_folder(out_dir)
@@ -62,7 +64,7 @@ def prepare(
         return finished
     folder.remove(MANIFEST_NAME)
     parts = {**provenance, "schema_version": SCHEMA_VERSION, "shards": plan.to_json()}
-    notes = shard_tasks.begin(folder, parts)
+    notes = shard_tasks.begin(folder, parts, overwrite=overwrite)
     strict = recipe.quality.strict
     layout = _from_notes(notes) or first_layout(source, plan.refs, strict)
     shard_tasks.note(folder, parts, {"layout": layout})
@@ -123,6 +125,8 @@ def _finished(
         if any(folder.size(shard.path) != shard.num_bytes for shard in manifest.shards):
             differing.append("the shards, which are not all there")
         if not differing:
+            if overwrite:  # whoever wants that may have been told of damage
+                ShardReader(out_dir, verify=True, manifest=manifest)
             return manifest
     if not overwrite:
         raise ShardError(

@@ -6,16 +6,16 @@
                (any engine)      (each whole or not at all)                     (the last file)
 
 A plan is a function of what is to be made and of nothing else, and so is each shard. The record
-beside a shard (``.{name}.record.npz``) holds what the manifest needs to know of it. A shard with a
-record of the same plan and the right checksum is finished; everything else is made again. So a
-run continues where another one stopped, however that ended. Records are removed at the end.
+beside a shard (``.{name}.record``, a SHA-256 and then NPZ) holds what the manifest needs to know of
+it. A shard with a record of the same plan and the right checksum is finished; everything else is
+made again. So a run continues where another one stopped, however that ended. Records are removed at
+the end.
 """
 
 import hashlib
 import io
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.engines import run_tasks
-from tokenwm.data.manifest import EpisodeInfo, ShardInfo
+from tokenwm.data.manifest import SHARD_PATTERN, EpisodeInfo, ShardInfo
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_writer import remove_own_files
 from tokenwm.data.storage import Folder, read_bytes, sha256_of, write_bytes
@@ -94,20 +94,24 @@ class Record:
         members: dict[str, Any] = {"about": text, **self.arrays}
         buffer = io.BytesIO()
         np.savez(buffer, **members)
-        write_bytes(folder, record_name(name), buffer.getvalue())
+        content = buffer.getvalue()
+        write_bytes(folder, record_name(name), hashlib.sha256(content).digest() + content)
 
     @classmethod
     def load(cls, folder: Folder, name: str) -> "Record | None":
         """The record of shard ``name``; None if there is none that can be read."""
         try:
-            content = io.BytesIO(read_bytes(folder, record_name(name)))
-            with np.load(content, allow_pickle=False) as file:
+            content = read_bytes(folder, record_name(name))
+            size = hashlib.sha256().digest_size
+            if hashlib.sha256(content[size:]).digest() != content[:size]:
+                raise ShardError("its SHA-256 is not that of its content")
+            with np.load(io.BytesIO(content[size:]), allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             about = json.loads(arrays.pop("about").tobytes())
             record: Record = build(cls, about, allow_defaults=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s is damaged, the shard is made again: %s", record_name(name), error)
             return None
         return replace(record, arrays=arrays)
@@ -115,7 +119,7 @@ class Record:
 
 def record_name(shard: str) -> str:
     """Name of the record of a shard."""
-    return f".{shard.removesuffix('.tar')}.record.npz"
+    return f".{shard.removesuffix('.tar')}.record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,21 +215,25 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def begin(folder: Folder, plan: Mapping[str, Any]) -> dict[str, Any]:
+def begin(folder: Folder, plan: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
     """Make a folder ready for a plan; keep what an unfinished run of the same plan has left.
 
     Args:
         folder: The dataset folder, without a manifest.
         plan: Named parts of the plan, JSON values.
+        overwrite: Remove shards that lie there without a manifest and without notes of a run.
 
     Returns:
         Notes of that run (see :func:`note`); empty where this one begins from clean ground.
+
+    Raises:
+        ShardError: There are such shards: ``train-000000.tar`` is what others call theirs, too.
     """
     wanted = {name: digest_of(part) for name, part in plan.items()}
     found: dict[str, Any] = {}
     if folder.size(UNFINISHED_NAME) is not None:
         try:
-            found = json.loads(read_bytes(folder, UNFINISHED_NAME))
+            found = _read_notes(folder)
         except (OSError, ValueError) as error:
             logger.warning("%s is damaged: %s", UNFINISHED_NAME, error)
         if found.get("plan") == wanted:
@@ -240,16 +248,41 @@ def begin(folder: Folder, plan: Mapping[str, Any]) -> dict[str, Any]:
             folder,
             ", ".join(changed),
         )
-    remove_own_files(folder)
+    elif not overwrite:
+        _check_no_shards(folder)
+    remove_own_files(folder, keep=UNFINISHED_NAME)  # the next run must know that these are ours
     note(folder, plan, {})
     return {}
 
 
+def _check_no_shards(folder: Folder) -> None:
+    found = [name for name in folder.names() if SHARD_PATTERN.fullmatch(name)]
+    if found:
+        raise ShardError(
+            f"{folder} holds {found[0]} and {len(found) - 1} more such files, but no manifest and "
+            "no notes of a run that was stopped, so they may be somebody else's; choose another "
+            "folder, or replace them with --overwrite"
+        )
+
+
 def note(folder: Folder, plan: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Write down what this run is making, and what it found out before its tasks began."""
-    digests = {name: digest_of(part) for name, part in plan.items()}
-    content = json.dumps({"plan": digests, "notes": notes}, indent=1)
+    values = {"plan": {name: digest_of(part) for name, part in plan.items()}, "notes": notes}
+    content = json.dumps({**values, "sha256": digest_of(values)}, indent=1)
     write_bytes(folder, UNFINISHED_NAME, content.encode())
+
+
+def _read_notes(folder: Folder) -> dict[str, Any]:
+    """What :func:`note` wrote: the ``plan`` and the ``notes``.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    values = json.loads(read_bytes(folder, UNFINISHED_NAME))
+    if not isinstance(values, dict) or values.pop("sha256", None) != digest_of(values):
+        raise ShardError("its SHA-256 is not that of its content")
+    return values
 
 
 def run_shard_tasks(
@@ -307,5 +340,5 @@ def _count(now: Progress, task: TaskDone) -> Progress:
 def end(folder: Folder) -> None:
     """Remove the notes of a run; call it when the manifest is written."""
     for name in folder.names():
-        if name == UNFINISHED_NAME or name.endswith(".record.npz"):
+        if name == UNFINISHED_NAME or name.endswith(".record"):
             folder.remove(name)

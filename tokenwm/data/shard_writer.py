@@ -17,7 +17,7 @@ from tokenwm.errors import ShardError
 
 OWN_FILES = re.compile(
     r"manifest\.json|(train|val|test)-\d{6}\.tar|mean_frame\.[A-Za-z0-9_-]+\.npy"
-    r"|quality\.(json|html)|\.unfinished\.json|\.(train|val|test)-\d{6}\.record\.npz"
+    r"|quality\.(json|html)|\.unfinished\.json|\.(train|val|test)-\d{6}\.record"
 )
 """Names of what a dataset is made of, and of the notes of a run that makes one."""
 
@@ -126,10 +126,14 @@ class ShardWriter:
             self.folder.remove(shard.path)
 
 
-def remove_own_files(folder: Folder | Path | str) -> None:
+def remove_own_files(folder: Folder | Path | str, keep: str = "") -> None:
     """Remove the files of a dataset and nothing else; what is left of a run that was killed, too.
 
     The manifest goes first: it is what makes the rest a dataset.
+
+    Args:
+        folder: Dataset folder.
+        keep: Name of a file that stays.
 
     Raises:
         ShardError: A file cannot be removed.
@@ -137,6 +141,6 @@ def remove_own_files(folder: Folder | Path | str) -> None:
     folder = open_folder(folder) if isinstance(folder, Path | str) else folder
     folder.remove(MANIFEST_NAME)
     for name in folder.names():
-        if OWN_FILES.fullmatch(name):
+        if OWN_FILES.fullmatch(name) and name != keep:
             folder.remove(name)
     folder.clear_partials()

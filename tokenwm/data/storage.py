@@ -153,7 +153,12 @@ class RemoteFolder:
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """See :class:`Folder`."""
-        opened: AbstractContextManager[BinaryIO] = self._system.open(self._place(name), "rb")
+        try:
+            opened: AbstractContextManager[BinaryIO] = self._system.open(self._place(name), "rb")
+        except OSError:
+            raise
+        except Exception as error:  # each driver has its own, for example for lost credentials
+            raise OSError(f"{type(error).__name__}: {error}") from error
         return opened
 
     @contextmanager

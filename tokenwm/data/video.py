@@ -145,8 +145,7 @@ def read_frames(
     num_repeated, before = 0, None
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise EpisodeError(f"episode {episode}: {path} holds no video stream")
+            _check_container(container, f"episode {episode}: {path}")
             stream = container.streams.video[0]
             check_size(stream.height, stream.width, f"episode {episode}: {path}")
             stream.codec_context.thread_count = _num_threads(stream.width * stream.height)
@@ -201,9 +200,7 @@ def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
     """
     try:
         with av.open(str(path)) as container:
-            formats = set(container.format.name.split(","))
-            if not formats & CONTAINERS or not container.streams.video:
-                raise EpisodeError(f"{where}: {path} is no video file ({container.format.name})")
+            _check_container(container, f"{where}: {path}")
             stream = container.streams.video[0]
             rate = round(float(stream.average_rate or 0), 3)
             # Some containers do not say how many frames they hold.
@@ -211,6 +208,17 @@ def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
             return num_frames, rate, (stream.height, stream.width)
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(f"{where}: {path} cannot be read: {error}") from error
+
+
+def _check_container(container: Any, where: str) -> None:
+    """Refuse what is no file of pictures: a playlist under a video's name leads to other files.
+
+    Raises:
+        EpisodeError: It is none, or holds no video stream.
+    """
+    formats = set(container.format.name.split(","))
+    if not formats & CONTAINERS or not container.streams.video:
+        raise EpisodeError(f"{where} is no video file ({container.format.name})")
 
 
 def check_size(height: int, width: int, where: str) -> None:

@@ -100,6 +100,7 @@ def tokenize_shards(
     engine: str = "local",
     num_workers: int = 0,
     progress: ShowProgress | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Encode every episode of frame shards, each shard in a task of its own.
 
@@ -119,6 +120,7 @@ def tokenize_shards(
         engine: See :func:`tokenwm.data.engines.run_tasks`.
         num_workers: See there; a device other than the CPU works in this process.
         progress: Called after each shard.
+        overwrite: Replace shards that lie there without a manifest, whosoever they are.
 
     Returns:
         The manifest of the token shards.
@@ -149,7 +151,7 @@ def tokenize_shards(
         "vocabulary": vocabulary.to_dict(),
         "num_shifted_copies": num_shifted_copies,
     }
-    shard_tasks.begin(folder, plan)
+    shard_tasks.begin(folder, plan, overwrite=overwrite)
     job = ShardJob[TokenShard](
         folder=folder,
         plan=shard_tasks.digest_of(plan),
@@ -183,11 +185,11 @@ def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
     return Vocabulary.from_dict(manifest.extra["vocabulary"])
 
 
-def borrow_vocabulary(folder: Path, own: Vocabulary) -> Vocabulary:
+def borrow_vocabulary(folder: Path | str, own: Vocabulary) -> Vocabulary:
     """The vocabulary of other token shards, so that these and those can be mixed in training.
 
     Args:
-        folder: Token shards whose bins to take.
+        folder: Token shards whose bins to take, a path or a URL.
         own: What :func:`make_vocabulary` gives for the frames at hand.
 
     Raises:

@@ -281,7 +281,7 @@ def test_what_is_not_whole_is_made_again(dataset: Any, tmp_path: Path, damage: s
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prepare(dataset.recipe(), out, progress=stop_after(5))
-    path = out / (".train-000000.record.npz" if damage == "record" else "train-000000.tar")
+    path = out / (".train-000000.record" if damage == "record" else "train-000000.tar")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "missing":
@@ -327,6 +327,18 @@ def test_incomplete_or_damaged_dataset_is_not_kept(dataset: Any, tmp_path: Path)
     (out / "manifest.json").write_text("{")
     with pytest.raises(ShardError, match="the manifest, which is damaged"):
         prepare(dataset.recipe(), out)
+    prepare(dataset.recipe(), out, overwrite=True)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "mean_frame.front.npy"])
+def test_a_damaged_dataset_is_made_again(dataset: Any, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    prepare(dataset.recipe(), out)
+    before = contents(out)
+    damaged = bytearray(before[name])
+    damaged[len(damaged) // 2] ^= 4
+    (out / name).write_bytes(damaged)
     prepare(dataset.recipe(), out, overwrite=True)
     assert contents(out) == before
 

@@ -28,7 +28,7 @@ def test_killed_at_any_line_and_resumed_is_as_if_never_killed(tmp_path: Path) ->
     for index in range(NUM_KILLS):
         folder = tmp_path / str(index)
         if folder.is_dir():
-            finished_before.add(len(list(folder.glob(".*.record.npz"))))
+            finished_before.add(len(list(folder.glob(".*.record"))))
         prepare_small(folder)
         assert contents(folder) == expected
     assert len(finished_before) > 4  # the kills did fall all over the run
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen([*CHILD, "pool", str(out)], start_new_session=True)
-    wait_until(lambda: len(list(out.glob(".*.record.npz"))) >= 2)
+    wait_until(lambda: len(list(out.glob(".*.record"))) >= 2)
     process.kill()
     process.wait()
     wait_until(lambda: not processes_of_group(process.pid))

@@ -104,3 +104,17 @@ def test_a_url_of_no_known_storage(url: str) -> None:
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra 'remote')")
     with pytest.raises(ShardError, match=rf"{url} cannot be opened.*remote"):
         open_folder(url)
+
+
+def test_whatever_a_storage_raises_on_opening_is_an_os_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra 'remote')")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no credentials")  # botocore's own is no OSError
+
+    monkeypatch.setattr(MemoryFileSystem, "open", fail)
+    with pytest.raises(ShardError, match="manifest.json cannot be read: RuntimeError: no cred"):
+        Manifest.load("memory://somewhere")

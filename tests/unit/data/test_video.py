@@ -85,3 +85,11 @@ def test_not_a_video(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(EpisodeError, match="cannot be decoded"):
         read(path)
+
+
+def test_a_playlist_is_not_followed(tmp_path: Path, make_video: MakeVideo) -> None:
+    make_video(tmp_path / "other.mp4", 5, 30)
+    path = tmp_path / "a.mp4"
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(EpisodeError, match=r"a\.mp4 is no video file \(concat\)"):
+        read(path)

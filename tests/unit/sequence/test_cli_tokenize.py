@@ -38,7 +38,10 @@ def test_to_a_folder_or_a_url(
     with pytest.raises(TokenwmError, match="holds a dataset already; choose another --out"):
         main(arguments)
     assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
+    other = [str(tmp_path / "other"), "--vocabulary-of", out, "--no-state", "--workers", "0"]
+    assert main([*arguments[:-1], *other]) == 0  # the bins of tokens behind a URL will do
     manifest = Manifest.load(out)
+    assert manifest.extra["vocabulary"] == Manifest.load(tmp_path / "other").extra["vocabulary"]
     assert "state_tokens" not in manifest.features
     assert manifest.num_episodes("train") == 6
     assert find_problems(out) == []

@@ -11,7 +11,7 @@ from tests.small_datasets import LENGTHS, write_token_shards
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import tokenizer_hash
 from tokenwm.data.manifest import Feature, Manifest
-from tokenwm.data.shard_tasks import Progress, ShowProgress
+from tokenwm.data.shard_tasks import UNFINISHED_NAME, Progress, ShowProgress
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence import token_shards as module
@@ -192,6 +192,7 @@ def test_what_a_killed_run_left_is_cleared_away(
     """It may have got further than this one will: more shifted copies, more shards."""
     for name in ("train-000000.tar", "train-000001.tar", ".val-000000.tar.01234567.partial"):
         (tmp_path / name).write_bytes(b"half")
+    (tmp_path / UNFINISHED_NAME).write_text("{")  # what says that these are ours, though damaged
     (tmp_path / "notes.txt").write_text("mine")
     write_token_shards(frame_shards, tmp_path)
     ShardReader(tmp_path, verify=True)
