@@ -426,7 +426,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--steps", type=int, default=60, help="of training, of each stage")
+    parser.add_argument("--steps", type=int, default=130, help="of training, of each stage")
     args = parser.parse_args()
     recipe = load_recipe(args.recipe, args.overrides)
     report: Figures = {
