@@ -30,7 +30,8 @@ def s3() -> Iterator[None]:
         AWS_DEFAULT_REGION="us-east-1",
         AWS_ENDPOINT_URL=f"http://{host}:{port}",
     )
-    s3fs.S3FileSystem().mkdir("bucket")
+    # The servers of two modules share their buckets.
+    s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
     yield
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
