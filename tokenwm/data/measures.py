@@ -75,7 +75,7 @@ def measure_recording(
             "frames": len(pictures),
             "repeated": _repeated(pictures),
             "source_repeated": (source_repeated or {}).get(camera),
-            "frozen_fraction": _short(num_still / len(pictures)),
+            "frozen_fraction": rounded(num_still / len(pictures)),
             "frozen": _with_motion(still, frame_rate, moving, rate),
         }
     values: dict[str, Any] = {
@@ -114,7 +114,7 @@ def largest_step(state: Signal) -> dict[str, Any] | None:
     return {
         "dimension": int(dimension),
         "row": int(row) + 1,
-        "size": _short(change[row, dimension]),
+        "size": rounded(change[row, dimension]),
     }
 
 
@@ -145,8 +145,8 @@ def largest_spike(state: Signal) -> dict[str, Any] | None:
     return {
         "dimension": int(dimension),
         "row": int(row) + 2,
-        "size": _short(away[row, dimension]),
-        "factor": _short(factor[row, dimension]),
+        "size": rounded(away[row, dimension]),
+        "factor": rounded(factor[row, dimension]),
     }
 
 
@@ -168,13 +168,13 @@ def saturation(action: Signal) -> dict[str, Any] | None:
     dimension = int(np.argmax(fraction))
     if fraction[dimension] < 0:
         return None
-    return {"dimension": dimension, "fraction": _short(fraction[dimension])}
+    return {"dimension": dimension, "fraction": rounded(fraction[dimension])}
 
 
 def time_deviation(timestamps: NDArray[np.floating[Any]], rate: float) -> float:
     """Largest deviation of a step in time from ``1 / rate``, seconds."""
     steps = np.diff(np.asarray(timestamps, dtype=np.float64))
-    return _short(np.abs(steps - 1 / rate).max()) if len(steps) else 0.0
+    return rounded(np.abs(steps - 1 / rate).max()) if len(steps) else 0.0
 
 
 def digest(action: Signal, state: Signal | None, frames: Mapping[str, NDArray[np.uint8]]) -> str:
@@ -261,8 +261,9 @@ def _repeated(rows: NDArray[Any]) -> float:
     """Fraction of rows that equal the row before."""
     if len(rows) < 2:
         return 0.0
-    return _short(np.mean([np.array_equal(a, b) for a, b in zip(rows, rows[1:], strict=False)]))
+    return rounded(np.mean([np.array_equal(a, b) for a, b in zip(rows, rows[1:], strict=False)]))
 
 
-def _short(value: Any) -> float:
+def rounded(value: Any) -> float:
+    """To four digits, which is what a report needs."""
     return float(f"{float(value):.4g}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenwm.data.manifest import SPLITS
 from tokenwm.data.recipe import Recipe, split_keys
-from tokenwm.data.sources import EpisodeRef, Source
+from tokenwm.data.sources import PHASE, EpisodeRef, Source
 
 MANY_SHARDS = 64
 """Shards a dataset should have at least, so that many processes can make and read it."""
@@ -113,7 +113,7 @@ def _with_phases(
         every.append(ref)
         if split_of[ref.key] == "train":
             others = [
-                replace(ref, key=f"{ref.key}_phase{phase}", phase=phase)
+                replace(ref, key=f"{ref.key}{PHASE}{phase}", phase=phase)
                 for phase in range(1, num_phases)
             ]
             split_of.update({other.key: "train" for other in others})

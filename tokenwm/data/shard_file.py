@@ -23,6 +23,7 @@ from tokenwm.data.manifest import (
     EpisodeInfo,
     ShardInfo,
 )
+from tokenwm.data.shard_members import padded_size
 from tokenwm.data.storage import Folder, join, open_folder
 from tokenwm.errors import ShardError
 
@@ -135,7 +136,7 @@ class ShardFile:
         start = self.num_bytes
         self._write(head)
         self._write(body)
-        self._write(bytes(_padded(info.size) - info.size))
+        self._write(bytes(padded_size(info.size) - info.size))
         return start
 
     @contextlib.contextmanager
@@ -180,7 +181,7 @@ def make_members(
 
 def size_of(members: list[Member]) -> int:
     """Bytes that members take in a tar, headers and padding included."""
-    return sum(tarfile.BLOCKSIZE + _padded(len(head) + len(body)) for _, head, body in members)
+    return sum(tarfile.BLOCKSIZE + padded_size(len(head) + len(body)) for _, head, body in members)
 
 
 def _checked(key: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -211,8 +212,3 @@ def _npy_header(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
     return buffer.getvalue()
-
-
-def _padded(size: int) -> int:
-    """``size`` rounded up to whole tar blocks."""
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -89,6 +89,11 @@ def npy_header_size(head: bytes, num_steps: int, feature: Feature, size: int, wh
     return stream.tell()
 
 
+def padded_size(size: int) -> int:
+    """``size`` rounded up to whole tar blocks."""
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
 def bytes_per_step(feature: Feature) -> int:
     """Size of one step of a field."""
     return math.prod(feature.shape) * np.dtype(feature.dtype).itemsize

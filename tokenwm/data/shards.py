@@ -43,6 +43,7 @@ from tokenwm.data.shard_members import (
     impossible_values,
     member_size,
     npy_header_size,
+    padded_size,
 )
 from tokenwm.data.storage import PIECE_BYTES, join, open_folder
 from tokenwm.data.verify import find_problems
@@ -243,7 +244,7 @@ class ShardReader:
         name = f"{episode.key}.{field}.npy"
         (header,) = self._read(episode, [self._head_range(episode, name, last)])
         size = self._member_size(episode, name, last, header.tobytes())
-        end = last + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        end = last + padded_size(size)
         position, _ = self._head_range(episode, f"{episode.key}.json", episode.metadata_offset)
         actual = 0
         while position < end:

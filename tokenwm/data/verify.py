@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from tokenwm.data.engines import run_tasks
 from tokenwm.data.manifest import MANIFEST_NAME, EpisodeInfo, Feature, Manifest, ShardInfo
-from tokenwm.data.shard_members import MAX_NPY_HEADER, check_member, npy_header_size
+from tokenwm.data.shard_members import MAX_NPY_HEADER, check_member, npy_header_size, padded_size
 from tokenwm.data.shard_tasks import Progress, ShowProgress
 from tokenwm.data.storage import PIECE_BYTES, Folder, open_folder, sha256_of
 from tokenwm.errors import ShardError
@@ -240,8 +240,7 @@ class _Walk:
         most = MAX_NPY_HEADER if field else MAX_METADATA_BYTES
         head = self._read(min(member.size, most))
         crc = zlib.crc32(head, zlib.crc32(header, self._crc.get(key, 0)))
-        padded = -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        self._crc[key] = self._skip(padded - len(head), crc)
+        self._crc[key] = self._skip(padded_size(member.size) - len(head), crc)
         if episode is None:
             return
         try:

@@ -18,6 +18,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import (
     draw_frame_tokens,
     draw_state,
+    embed_frame,
     feed_frame,
     forward_span,
     observe_state,
@@ -174,11 +175,7 @@ def _decode_step(
         frame = torch.where(schedule >= number, draw(logits), frame)
 
     nll = -logits.log_softmax(-1).gather(-1, frame[..., None])[..., 0].mean(1)
-    place = model.slot_embedding[first : model.layout.action_slot]
-    last_hint = model.no_hint.expand_as(hints[:, :1])
-    embedded = model.frame_embedding(frame) + place + torch.cat([hints[:, 1:], last_hint], dim=1)
-    if at_state is not None:
-        embedded = torch.cat([at_state, embedded], dim=1)
+    embedded = embed_frame(model, frame, hints, at_state)
     following = replace(
         state,
         step=next_step,

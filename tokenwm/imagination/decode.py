@@ -209,17 +209,23 @@ def feed_frame(
     Returns:
         ``(B, K, D)`` hidden states that predict the frame's slots.
     """
-    first, num_frame_tokens = model.layout.first_frame_slot, model.layout.num_frame_tokens
-    place = model.slot_embedding[first : first + num_frame_tokens - 1]
-    inputs = model.frame_embedding(frame[:, :-1]) + place + hints[:, 1:]  # (B, K - 1, D)
-    if at_state is not None:
-        inputs = torch.cat([at_state, inputs], dim=1)
+    inputs = embed_frame(model, frame, hints, at_state)[:, :-1]  # the last waits for the action
     if inputs.shape[1] == 0:
         return hidden[:, None]
     start = (state.step + 1) * model.layout.positions_per_step
     positions = start + torch.arange(inputs.shape[1], device=frame.device)
     rest = forward_span(model, state.cache, inputs, positions[None])
     return rest if at_state is not None else torch.cat([hidden[:, None], rest], dim=1)
+
+
+def embed_frame(model: WorldModel, frame: Tensor, hints: Tensor, at_state: Tensor | None) -> Tensor:
+    """All positions of a frame (and its state), ``(B, K or K + 1, D)``; see :func:`feed_frame`."""
+    layout = model.layout
+    place = model.slot_embedding[layout.first_frame_slot : layout.action_slot]
+    last_hint = model.no_hint.expand_as(hints[:, :1])
+    following = torch.cat([hints[:, 1:], last_hint], dim=1)
+    embedded = model.frame_embedding(frame) + place + following
+    return embedded if at_state is None else torch.cat([at_state, embedded], dim=1)
 
 
 def decode_one_token(

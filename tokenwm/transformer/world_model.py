@@ -249,24 +249,6 @@ class WorldModel(nn.Module):
         tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
         return logits.scatter_add(-1, place, tilt)
 
-    def draft_logits(self, hidden: Tensor, hints: Tensor, previous: Tensor) -> Tensor:
-        """Logits of all tokens of the next frame, none of which is known yet.
-
-        Args:
-            hidden: ``(..., D)`` at the action.
-            hints: ``(..., K, D)`` of the slots, see :meth:`embed`.
-            previous: ``(..., K)`` int64, the frame at that action.
-
-        Returns:
-            ``(..., K, V)`` float32.
-
-        Raises:
-            TokenwmError: The model has no draft head.
-        """
-        if self.draft_head is None:
-            raise TokenwmError("this model has no draft head; train one with model.draft_layers: 1")
-        return self.frame_logits(self.draft_head(hidden, hints), previous)
-
     def reward(self, hidden: Tensor) -> Tensor:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
 
@@ -317,7 +299,8 @@ class WorldModel(nn.Module):
         outcome_hidden = hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot]
         draft_logits = None
         if self.draft_head is not None:
-            draft_logits = self.draft_logits(outcome_hidden[:, :-1], hints[:, :-1], previous)
+            drafted = self.draft_head(outcome_hidden[:, :-1], hints[:, :-1])
+            draft_logits = self.frame_logits(drafted, previous)
         return Predictions(
             self.frame_logits(predicting[:, :, first:], previous),
             state_logits,

@@ -12,11 +12,10 @@ from typing import Any, Literal
 from tokenwm.data.manifest import Excluded, Manifest
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report.summary import Measured
+from tokenwm.data.sources import PHASE
 
 Level = Literal["wrong", "look"]
 
-PHASE = "_phase"
-"""What follows the key of a recording in the keys of its other phases."""
 SHOWN = 5
 """Episodes named in a sentence."""
 REPEATED = 0.05

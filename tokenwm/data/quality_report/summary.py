@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.manifest import Manifest
-from tokenwm.data.measures import AT_EXTREME
+from tokenwm.data.measures import AT_EXTREME, rounded
 from tokenwm.data.shards import ShardReader
 
 MAX_EPISODES = 2000
@@ -164,7 +164,7 @@ def near_duplicates(sampled: Sampled, limit: float) -> list[dict[str, Any]]:
         alike = np.abs(sampled.lengths[rest] - sampled.lengths[index]) <= SIMILAR_LENGTH * longest
         for other in np.flatnonzero((distance < limit) & alike):
             first, second = sorted([sampled.keys[index], sampled.keys[index + 1 + int(other)]])
-            pairs.append({"first": first, "second": second, "distance": _short(distance[other])})
+            pairs.append({"first": first, "second": second, "distance": rounded(distance[other])})
     return sorted(pairs, key=lambda pair: (pair["distance"], pair["first"], pair["second"]))
 
 
@@ -186,7 +186,7 @@ def starts(sampled: Sampled, limit: float) -> dict[str, Any]:
         if not near_one[index]:
             distinct += 1
             near_one |= np.sqrt(((first - view) ** 2).mean(axis=1)) <= limit
-    spread = _short(first.std(axis=0).mean())
+    spread = rounded(first.std(axis=0).mean())
     return {"episodes": len(first), "distinct": distinct, "spread": spread}
 
 
@@ -216,25 +216,25 @@ def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any
         counts, _ = np.histogram(column, NUM_BINS, (low, high) if high > low else None)
         dimensions.append(
             {
-                "low": _short(low),
-                "high": _short(high),
+                "low": rounded(low),
+                "high": rounded(high),
                 "counts": counts.tolist(),
                 "coverage": _coverage(counts) if high > low else 0.0,
-                "at_low": _short((column <= low + near).mean()),
-                "at_high": _short((column >= high - near).mean()),
+                "at_low": rounded((column <= low + near).mean()),
+                "at_high": rounded((column >= high - near).mean()),
             }
         )
     moving = rows[:, np.ptp(rows, axis=0) > 0].astype(np.float64)
     effective = 0.0
     if moving.shape[1]:
         eigenvalues = np.linalg.eigvalsh(np.atleast_2d(np.corrcoef(moving, rowvar=False)))
-        effective = _short(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+        effective = rounded(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
     return {"steps": len(rows), "effective_dimensions": effective, "dimensions": dimensions}
 
 
 def _coverage(counts: NDArray[np.int64]) -> float:
     part = counts[counts > 0] / counts.sum()
-    return _short(2.0 ** -(part * np.log2(part)).sum() / len(counts))
+    return rounded(2.0 ** -(part * np.log2(part)).sum() / len(counts))
 
 
 def lag_over_episodes(measured: Measured) -> dict[str, Any] | None:
@@ -256,9 +256,9 @@ def lag_over_episodes(measured: Measured) -> dict[str, Any] | None:
         dimensions.append(round(float(np.median(known)), 3) if enough else None)
     return {
         "episodes": len(lags),
-        "rows": _short(np.median([lag["rows"] for lag in lags])),
-        "seconds": _short(np.median(seconds)),
-        "correlation": _short(np.median([lag["correlation"] for lag in lags])),
+        "rows": rounded(np.median([lag["rows"] for lag in lags])),
+        "seconds": rounded(np.median(seconds)),
+        "correlation": rounded(np.median([lag["correlation"] for lag in lags])),
         "lowest": seconds[0],
         "highest": seconds[-1],
         "action": Counter(lag["action"] for lag in lags).most_common(1)[0][0],
@@ -281,7 +281,7 @@ def repeated_frames(measured: Measured) -> dict[str, dict[str, float | None]]:
             if about["source_repeated"] is not None:
                 lists["source"].append(about["source_repeated"])
     return {
-        camera: {name: _short(np.mean(part)) if part else None for name, part in lists.items()}
+        camera: {name: rounded(np.mean(part)) if part else None for name, part in lists.items()}
         for camera, lists in sorted(parts.items())
     }
 
@@ -314,9 +314,5 @@ def worst(measured: Measured) -> dict[str, dict[str, Any]]:
                     note(name, key, state[name][size], state[name]["dimension"])
         for sensor in sensors:
             longest = max((b - a for a, b, moving in sensor["frozen"] if moving), default=0.0)
-            note("frozen", key, _short(longest))
+            note("frozen", key, rounded(longest))
     return found
-
-
-def _short(value: Any) -> float:
-    return float(f"{float(value):.4g}")

@@ -49,6 +49,10 @@ class EpisodeFormat:
     quality: QualityConfig
 
 
+PHASE = "_phase"
+"""What follows the key of a recording in the keys of its other phases."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRef:
     """One episode of a source, not loaded yet; small, so that it can be sent to another process.
