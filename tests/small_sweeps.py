@@ -104,10 +104,23 @@ def with_metrics(points: Sequence[RunPoint]) -> list[RunPoint]:
     ]
 
 
+def at_other_rates(point: RunPoint, losses: Mapping[float, float]) -> list[RunPoint]:
+    """Runs that check the learning rate of one: rate → loss as a multiple of its loss."""
+    return [
+        replace(
+            point,
+            path=f"learning_rate/{point.path}_lr{rate:g}",
+            learning_rate=rate,
+            loss=factor * point.loss,
+        )
+        for rate, factor in losses.items()
+    ]
+
+
 def write_sweep(folder: Path, points: Sequence[RunPoint]) -> Path:
-    """A sweep folder as ``tokenwm sweep run`` leaves it."""
+    """A sweep folder as ``tokenwm sweep run`` leaves it; a path with a folder is kept as it is."""
     for point in points:
-        run = folder / "runs" / point.path
+        run = folder / ("." if "/" in point.path else "runs") / point.path
         run.mkdir(parents=True)
         values = asdict(point)
         del values["path"]

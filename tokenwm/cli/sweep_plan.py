@@ -21,8 +21,8 @@ from tokenwm.data.strict import build
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
 from tokenwm.scaling.plan import Request, RunCost, costs_of, make_plan, warnings_of
+from tokenwm.scaling.runs import CHECKS_FOLDER
 from tokenwm.scaling.sweep import (
-    CHECKS_FOLDER,
     Run,
     Size,
     Sweep,

@@ -20,6 +20,7 @@ from tokenwm.scaling.parametric import (
     problem_of,
     solve,
 )
+from tokenwm.scaling.rates import RateCheck, check_rates, rate_warnings
 from tokenwm.scaling.recommend import (
     Imagination,
     Machine,
@@ -111,6 +112,7 @@ class SweepFit:
         holdout: The runs of most compute, predicted; None if the others cannot be fitted.
         holdout_reason: Why not; empty if they can.
         downstream: Further figures against compute.
+        rate_checks: The rule's learning rate against others, size by size.
         recommendation: For the budget.
         seconds: What all of it took.
     """
@@ -131,6 +133,7 @@ class SweepFit:
     holdout: HoldOut | None
     holdout_reason: str
     downstream: tuple[Downstream, ...]
+    rate_checks: tuple[RateCheck, ...]
     recommendation: Recommendation
     seconds: float
 
@@ -157,7 +160,8 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
     points, left_out = select(
         read.points, drop_highest_loss=config.drop_highest_loss, exclude=config.exclude
     )
-    warnings = check_design(points)
+    rate_checks = check_rates(points, read.rate_checks)
+    warnings = [*check_design(points), *rate_warnings(rate_checks)]
     seen = Observations.of(points)
     cost = TrainingCost.from_runs(seen.log_n, seen.log_d, seen.log_c)
     draws = Draws(
@@ -203,6 +207,7 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
         holdout=holdout,
         holdout_reason=holdout_reason,
         downstream=tuple(fit_downstream(points, draws)),
+        rate_checks=tuple(rate_checks),
         recommendation=recommendation,
         seconds=time.perf_counter() - start,
     )

@@ -53,6 +53,7 @@ def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
             law_rows(fit),
         ),
         levels=_levels(fit),
+        rates=_rates(fit),
         num_runs=len(fit.points),
         runs=_runs(fit),
         left_out=_list("Left out", [f"{item.path}: {item.reason}" for item in fit.left_out]),
@@ -179,6 +180,22 @@ def _levels(fit: SweepFit) -> str:
         + _table(["FLOPs", "losses", "best size", "loss there", "use"], rows)
         + "</div>"
     )
+
+
+def _rates(fit: SweepFit) -> str:
+    if not fit.rate_checks:
+        return "<p>No runs at other rates than the rule's.</p>"
+    rows = [
+        [
+            number(check.num_parameters),
+            ", ".join(f"{rate:g} → {loss:.4f}" for rate, loss in check.losses),
+            f"{check.learning_rate:g}",
+            f"{100 * check.excess:.2f} %",
+        ]
+        for check in fit.rate_checks
+    ]
+    head = ["N", "rates → loss", "rate by rule", "above the best"]
+    return f'<div class="scroll">{_table(head, rows)}</div>'
 
 
 def _runs(fit: SweepFit) -> str:

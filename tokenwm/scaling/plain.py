@@ -70,6 +70,14 @@ def as_plain(fit: SweepFit) -> dict[str, Any]:
             }
             for item in fit.downstream
         ],
+        "learning_rate_checks": [
+            {
+                **dataclasses.asdict(check),
+                "best_learning_rate": check.best[0],
+                "excess_loss": check.excess,
+            }
+            for check in fit.rate_checks
+        ],
         "recommendation": fit.recommendation,
         "bootstrap": parametric.replicates,
     }

@@ -13,11 +13,12 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from tokenwm.errors import SweepError
+from tokenwm.scaling.flops import FlopCount
 from tokenwm.scaling.sweep import (
     Run,
     Size,
@@ -30,6 +31,7 @@ from tokenwm.scaling.sweep import (
 from tokenwm.sequence.vocabulary import Vocabulary
 
 MOST_WIDTH = 16384
+MOST_TOKENS = 1e18
 WIDTH_PER_LAYER = 24
 LEAST_LAYERS = 2
 HEAD_WIDTH = 48
@@ -230,15 +232,14 @@ def _size(dim: int, training: Training, vocabulary: Vocabulary, request: Request
 
 def _with_budgets(request: Request, sweep: Sweep, data: TokenData) -> tuple[Size, ...]:
     """Sizes with token budgets that together take the FLOPs asked for."""
-    counts = [
-        size.flops(sweep.training, data.vocabulary).num_matmul_parameters for size in sweep.sizes
-    ]
+    counts = _counts(sweep, data)
+    parameters = [count.num_matmul_parameters for count in counts.values()]
 
     def sizes(tokens: float) -> tuple[Size, ...]:
         """``tokens`` is the largest budget of the largest size."""
         budgets = []
-        for count in counts:
-            top = tokens * (max(counts) / count) ** TOKEN_EXPONENT
+        for number in parameters:
+            top = tokens * (max(parameters) / number) ** TOKEN_EXPONENT
             powers = reversed(range(request.num_budgets))
             budgets.append(tuple(round(top / request.budget_ratio**power) for power in powers))
         return tuple(
@@ -248,7 +249,7 @@ def _with_budgets(request: Request, sweep: Sweep, data: TokenData) -> tuple[Size
 
     def spent(tokens: float) -> float:
         planned = replace(sweep, sizes=sizes(tokens))
-        return sum(cost.own_flops for cost in costs_of(planned, data))
+        return sum(cost.own_flops for cost in _costs(planned, data, counts))
 
     # FLOPs are proportional to tokens but for the warm-up and whole steps: two corrections do.
     tokens = 1e9
@@ -257,14 +258,47 @@ def _with_budgets(request: Request, sweep: Sweep, data: TokenData) -> tuple[Size
             tokens *= request.budget / spent(tokens)
         except (SweepError, ZeroDivisionError) as error:
             raise SweepError(
-                f"budget={request.budget:.3g} FLOPs is too small for these sizes: {error}"
+                f"budget={request.budget:.3g} FLOPs is too small for these sizes, which take at "
+                f"least {_least_possible(spent):.3g}: {error}"
             ) from error
     return sizes(tokens)
 
 
+def _least_possible(spent: Callable[[float], float]) -> float:
+    """FLOPs of the shortest runs that are possible, a little more rather than less.
+
+    Raises:
+        SweepError: However long they are, runs are impossible.
+    """
+
+    def flops(tokens: float) -> float | None:
+        try:
+            return spent(tokens)
+        except SweepError:
+            return None
+
+    low, high = 1.0, 2.0
+    while flops(high) is None:
+        low, high = high, 2.0 * high
+        if high > MOST_TOKENS:
+            spent(high)
+    while high > 1.02 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if flops(middle) is None else (low, middle)
+    return 1.05 * spent(high)
+
+
 def costs_of(sweep: Sweep, data: TokenData) -> tuple[RunCost, ...]:
     """What each run of a sweep takes."""
-    counts = {size.name: size.flops(sweep.training, data.vocabulary) for size in sweep.sizes}
+    return _costs(sweep, data, _counts(sweep, data))
+
+
+def _counts(sweep: Sweep, data: TokenData) -> dict[str, FlopCount]:
+    """Parameters and operations of each size by name."""
+    return {size.name: size.flops(sweep.training, data.vocabulary) for size in sweep.sizes}
+
+
+def _costs(sweep: Sweep, data: TokenData, counts: Mapping[str, FlopCount]) -> tuple[RunCost, ...]:
     costs = []
     for run in runs_of(sweep, data.vocabulary):
         count = counts[run.size.name]

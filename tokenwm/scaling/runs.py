@@ -14,6 +14,8 @@ from tokenwm.scaling.columns import COLUMN_OF, choose_columns
 FINISHED = "finished"
 RESULT_FILE = "result.json"
 RUNS_FOLDER = "runs"
+CHECKS_FOLDER = "learning_rate"
+"""Runs that check the learning rate; beside ``runs``, since a law is not fitted to them."""
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
 """Of training: two of a forward pass (multiply, add), four of a backward pass."""
 
@@ -68,11 +70,13 @@ class Points:
         points: Runs that can be fitted, in the order of the source.
         left_out: Runs that cannot, each with its reason.
         notes: What was assumed while reading (columns guessed, tokens or FLOPs derived).
+        rate_checks: Runs at other learning rates than the rule's, which are not fitted.
     """
 
     points: tuple[RunPoint, ...]
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    rate_checks: tuple[RunPoint, ...] = ()
 
 
 def read_points(
@@ -83,8 +87,9 @@ def read_points(
     """Read a sweep folder or a CSV file.
 
     A sweep folder holds ``runs/*/result.json``, each with the fields of :class:`RunPoint` as keys
-    (``path`` is the folder). A CSV file has one run a line. Where it has no column for tokens or
-    for FLOPs, that one follows from C = 6 N D, and a note says so.
+    (``path`` is the folder), and perhaps ``learning_rate/*/result.json``, which check the rate. A
+    CSV file has one run a line. Where it has no column for tokens or for FLOPs, that one follows
+    from C = 6 N D, and a note says so.
 
     Args:
         path: The folder or file.
@@ -114,17 +119,21 @@ def read_points(
 
 
 def _read_folder(folder: Path) -> Points:
-    parent = folder / RUNS_FOLDER
-    if not parent.is_dir():
+    if not (folder / RUNS_FOLDER).is_dir():
         raise SweepError(f"{folder} has no folder '{RUNS_FOLDER}': give the folder of a sweep")
-    points: list[RunPoint] = []
     left_out: list[LeftOut] = []
-    for run in sorted(item for item in parent.iterdir() if item.is_dir()):
+    points = list(_results(folder / RUNS_FOLDER, "", left_out))
+    checks = list(_results(folder / CHECKS_FOLDER, f"{CHECKS_FOLDER}/", left_out))
+    return Points(points=tuple(points), left_out=tuple(left_out), rate_checks=tuple(checks))
+
+
+def _results(parent: Path, prefix: str, left_out: list[LeftOut]) -> Iterator[RunPoint]:
+    """Runs of a folder; those that cannot be fitted are added to ``left_out``."""
+    for run in sorted(parent.glob("*/")):
         try:
-            points.append(_point(run.name, _read_result(run / RESULT_FILE)))
+            yield _point(prefix + run.name, _read_result(run / RESULT_FILE))
         except SweepError as error:
-            left_out.append(LeftOut(path=run.name, reason=str(error)))
-    return Points(points=tuple(points), left_out=tuple(left_out))
+            left_out.append(LeftOut(path=prefix + run.name, reason=str(error)))
 
 
 def _read_result(path: Path) -> Mapping[str, Any]:

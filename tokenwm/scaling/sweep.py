@@ -18,15 +18,12 @@ from tokenwm.data.manifest import Manifest
 from tokenwm.data.strict import build
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.flops import FlopCount, world_model_flops
-from tokenwm.scaling.runs import RUNS_FOLDER
+from tokenwm.scaling.runs import CHECKS_FOLDER, RUNS_FOLDER
 from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.training import OptimizerConfig, last_shared_step
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModelConfig
-
-CHECKS_FOLDER = "learning_rate"
-"""Runs that check the learning rate; beside ``runs``, since a law is not fitted to them."""
 
 
 @dataclass(frozen=True, kw_only=True)

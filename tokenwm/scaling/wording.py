@@ -63,6 +63,12 @@ def headline(fit: SweepFit) -> list[str]:
         )
     else:
         sentences.append(f"No hold-out: {fit.holdout_reason}.")
+    if fit.rate_checks:
+        sentences.append(
+            "The learning rates chosen by rule are within "
+            f"{100 * max(check.excess for check in fit.rate_checks):.1f} % of the least loss of "
+            f"other rates at {len(fit.rate_checks)} sizes."
+        )
     if fit.outliers:
         size = number(fit.size_without_outliers or math.nan)
         what = "outlier stays" if len(fit.outliers) == 1 else "outliers stay"

@@ -18,7 +18,8 @@ from tokenwm.scaling.plan import (
     shape_of,
     warnings_of,
 )
-from tokenwm.scaling.sweep import CHECKS_FOLDER, Sweep, Training
+from tokenwm.scaling.runs import CHECKS_FOLDER
+from tokenwm.scaling.sweep import Sweep, Training
 
 DATA = small_data()
 RANGE = {"least_parameters": 2e4, "most_parameters": 4e5}
@@ -113,6 +114,15 @@ def test_repeated_data_and_few_sizes_are_warned_about() -> None:
     assert warnings_of(costs_of(plan(Request(budget=1e12, **RANGE)), plenty), plenty) == []
 
 
+def test_the_least_budget_that_is_named_works() -> None:
+    with pytest.raises(SweepError, match="take at least") as caught:
+        plan(Request(budget=1e6, **RANGE))
+    least = float(str(caught.value).split("at least ")[1].split(":")[0])
+    plan(Request(budget=least, **RANGE))
+    with pytest.raises(SweepError, match="too small"):
+        plan(Request(budget=0.8 * least, **RANGE))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -120,6 +130,7 @@ def test_repeated_data_and_few_sizes_are_warned_about() -> None:
         ({"budget": 1e6}, "budget=1e\\+06 FLOPs is too small"),
         ({"num_sizes": 0}, "num_sizes=0"),
         ({"budget_ratio": 1.0}, "budget_ratio=1"),
+        ({"budget_ratio": 1.0001}, "their numbers are too near"),
         ({"most_parameters": 1e4}, "most_parameters=10000 must be above"),
         ({"num_sizes": 20, "most_parameters": 4e4}, "would be used twice"),
         ({"least_parameters": 100.0}, "100 matmul parameters are too few"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_sweeps import grid_points, write_sweep
+from tests.small_sweeps import at_other_rates, grid_points, write_sweep
 from tokenwm.errors import SweepError
 from tokenwm.scaling.runs import read_points
 
@@ -57,6 +57,18 @@ def test_a_damaged_result_is_listed(tmp_path: Path, text: str, reason: str) -> N
     left = {item.path: item.reason for item in read_points(tmp_path).left_out}
     assert reason in left["n0_d0"]
     assert "has not finished" in left["n1_d1"]
+
+
+def test_checks_of_the_learning_rate_are_read_apart(tmp_path: Path) -> None:
+    points = grid_points()
+    first, second = at_other_rates(points[0], {5e-4: 1.1, 2e-3: 1.2})
+    write_sweep(tmp_path, [*points, first, second])
+    (tmp_path / second.path / "result.json").write_text('{"status": "diverged"}')
+    read = read_points(tmp_path)
+    assert len(read.points) == 25
+    assert read.rate_checks == (first,)
+    (left,) = read.left_out
+    assert (left.path, left.reason) == (second.path, "its status is 'diverged'")
 
 
 def test_metrics_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
