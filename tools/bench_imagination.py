@@ -56,6 +56,7 @@ from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 from tokenwm.uses.recordings import load_rows
 from tokenwm.uses.starts import Start, choose_split, choose_starts
@@ -315,6 +316,7 @@ def main() -> None:
     sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
     with torch.inference_mode():
         model = model.eval()
+        unpack_linear_maps(model)  # baselines use ordinary products; frozen copies are packed
         results = [result for batch in sizes for result in measure(args, model, whole, batch)]
     config = model.config.transformer
     report = {

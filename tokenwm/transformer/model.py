@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
-from tokenwm.norm import RMSNorm
+from tokenwm.norm import RMSNorm, rms_norm
 from tokenwm.transformer.cache import KVCache, LayerCache
 
 
@@ -106,11 +106,9 @@ def rotary_table(steps: Tensor, head_dim: int, base: float) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair ``(i, i + head_dim / 2)`` of ``(B, Q, N, head_dim)`` by its angle."""
+    """Turn each pair ``(i, i + head_dim / 2)`` of ``(B, Q, N, head_dim)`` float32 by its angle."""
     cos, sin = table
-    x32 = x.float()
-    partner = x32.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x32 * cos, partner, sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class Attention(nn.Module):
@@ -133,21 +131,28 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``; see :meth:`Transformer.forward`."""
-        config = self.config
-        kv_dim = config.kv_heads * config.head_dim
-        q, k, v = self.qkv(x).split([config.dim, kv_dim, kv_dim], dim=-1)
-        q = q.unflatten(-1, (config.num_heads, config.head_dim))  # (B, Q, N, head)
-        k = k.unflatten(-1, (config.kv_heads, config.head_dim))
-        v = v.unflatten(-1, (config.kv_heads, config.head_dim))
-        qk = rotate(torch.cat([self.query_norm(q), self.key_norm(k)], dim=2), table)
-        q = qk[:, :, : config.num_heads].transpose(1, 2)  # (B, N, Q, head)
-        k, v = qk[:, :, config.num_heads :].transpose(1, 2), v.transpose(1, 2)
+        num_heads, kv_heads = self.config.num_heads, self.config.kv_heads
+        every = self.qkv(x).unflatten(-1, (-1, self.config.head_dim))  # (B, Q, heads, head)
+        qk, v = every[:, :, : num_heads + kv_heads], every[:, :, num_heads + kv_heads :]
+        qk = rotate(self._normed(qk.float()), table).to(v.dtype)
+        qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, heads, Q, head)
+        q, k = qk[:, :num_heads], qk[:, num_heads:]
         past = None
         if cache is not None:
             k, v = cache.write(k, v)  # (B, kv_heads, capacity, head)
             past = cache.past
         out: Tensor = self.out(attend(q, k, v, bias, past).transpose(1, 2).flatten(2))
         return out
+
+    def _normed(self, qk: Tensor) -> Tensor:
+        """Queries and keys ``(B, Q, heads, head)``, normalised if they are to be."""
+        if not isinstance(self.query_norm, RMSNorm) or not isinstance(self.key_norm, RMSNorm):
+            return qk
+        weights = [
+            self.query_norm.weight.expand(self.config.num_heads, -1),
+            self.key_norm.weight.expand(self.config.kv_heads, -1),
+        ]
+        return rms_norm(qk, torch.cat(weights).float())
 
 
 def attend(

@@ -30,6 +30,7 @@ from tokenwm.transformer.heads import (
 )
 from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.model import Transformer, TransformerConfig
+from tokenwm.transformer.packed import pack_linear_maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,10 +336,12 @@ class WorldModel(nn.Module):
         )
 
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
-        """A copy for inference: no gradients, tables added up, the transformer in ``dtype``.
+        """A copy for inference, the transformer in ``dtype``.
 
-        So is the draft head. Embeddings, the other heads and everything about states stay in
-        float32, maps of actions and states are in float64 (see :func:`apply_in_its_type`).
+        It has no gradients, its tables are added up and its linear maps packed
+        (:mod:`tokenwm.transformer.packed`). The draft head is in ``dtype`` too. Embeddings, the
+        other heads and everything about states stay in float32, maps of actions and states are in
+        float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
@@ -351,7 +354,9 @@ class WorldModel(nn.Module):
         model.transformer.to(dtype)
         if model.draft_head is not None:
             model.draft_head.to(dtype)
-        return model.requires_grad_(False)
+        model.requires_grad_(False)
+        pack_linear_maps(model)
+        return model
 
     def new_cache(self, batch_size: int, ahead: int = 1) -> KVCache:
         """A cache for ``batch_size`` rows on the model's device, of the transformer's type."""

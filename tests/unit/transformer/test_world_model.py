@@ -307,7 +307,7 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
         hidden = torch.randn(2, 5, 32)
         for copy in (frozen, half):
             assert copy.state_head is not None
-            assert torch.equal(
+            torch.testing.assert_close(
                 copy.state_head(hidden, state, action), model.state_head(hidden, state, action)
             )
     assert half.transformer.dtype == torch.bfloat16
