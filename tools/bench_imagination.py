@@ -230,6 +230,8 @@ def measure(
 
     if whole is not None:
         engines["speculative_bf16_pixels"] = (decode_pixels, half)
+    if args.engines:
+        engines = {name: engine for name, engine in engines.items() if name in args.engines}
 
     prefills: dict[WorldModel, list[float]] = {owner: [] for _, owner in engines.values()}
     times: dict[str, list[float]] = {name: [] for name in engines}
@@ -274,10 +276,13 @@ def measure(
                 "steps_per_second": batch / seconds_of_generate,
             }
         )
-    base = results[0]["ms_per_step"]
-    for result in results:
-        result["times_growing_cache"] = base / result["ms_per_step"]
+    if "growing_cache" in engines:
+        base = results[0]["ms_per_step"]
+        for result in results:
+            result["times_growing_cache"] = base / result["ms_per_step"]
     for name in ("", "_bf16"):
+        if not {f"speculative{name}", f"sequential{name}"} <= engines.keys():
+            continue
         same = decoded[f"speculative{name}"].frame == decoded[f"sequential{name}"].frame
         results.append(
             {
@@ -300,6 +305,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=16, help="imagined steps")
     parser.add_argument("--size", choices=SIZES, default="iris", help="of the random model")
     parser.add_argument("--num-frame-tokens", type=int, default=16, help="of the random model")
+    parser.add_argument("--engines", nargs="+", help="only these; see the top of this file")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time compiled engines too")
     parser.add_argument("--generate", action="store_true", help="time transformers' generate too")

@@ -21,7 +21,6 @@ from tokenwm.data.strict import build
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
 from tokenwm.scaling.plan import Request, RunCost, costs_of, make_plan, warnings_of
-from tokenwm.scaling.runs import CHECKS_FOLDER
 from tokenwm.scaling.sweep import (
     Run,
     Size,
@@ -88,7 +87,7 @@ def print_plan(
         table.add_column(heading, justify="right", overflow="fold")
     for size in sweep.sizes:
         own = [cost for cost in costs if cost.run.size.name == size.name]
-        laws = [cost for cost in own if not cost.run.name.startswith(CHECKS_FOLDER)]
+        laws = [cost for cost in own if not cost.run.is_check]
         count = size.flops(sweep.training, data.vocabulary)
         table.add_row(
             size.name,

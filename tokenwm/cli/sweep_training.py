@@ -160,12 +160,12 @@ def train(sweep: Sweep, name: str, folder: Path, frames: Path | None = None) -> 
     cost, own = costs[name], folder / name
     own.mkdir(parents=True, exist_ok=True)
     with only_one(own):
-        if result_status(own, frames is not None) is not None:
+        if result_status(cost.run, folder, frames is not None) is not None:
             return
         result = read_result(own)
         if result.get("status") != FINISHED:
             result = _trained(cost, sweep, folder)
-        if result["status"] == FINISHED and frames is not None:
+        if result["status"] == FINISHED and frames is not None and not cost.run.is_check:
             found = downstream_metrics(own / "model", frames, _device())
             result["metrics"] = {**result["metrics"], **found}
         with open_atomically(own / RESULT_FILE) as file:

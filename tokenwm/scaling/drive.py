@@ -47,7 +47,8 @@ class DriveConfig:
 
     Attributes:
         retries: Further attempts of a run that fails.
-        metrics: Whether finished runs must have downstream metrics.
+        metrics: Whether finished runs, but those that check the learning rate, must have downstream
+            metrics.
         poll_seconds: Between two looks at the runs.
     """
 
@@ -112,7 +113,7 @@ def drive(
 
 
 def _state_before(run: Run, folder: Path, config: DriveConfig) -> RunState:
-    status = result_status(folder / run.name, config.metrics)
+    status = result_status(run, folder, config.metrics)
     if status is None:
         return RunState(run=run)
     return RunState(run=run, status=status, skipped=True)
@@ -123,7 +124,7 @@ def _look_at(state: RunState, folder: Path, config: DriveConfig) -> None:
     assert state.job is not None
     if state.job.poll() is None:
         return
-    status = result_status(folder / state.run.name, config.metrics)
+    status = result_status(state.run, folder, config.metrics)
     if status is not None:
         state.status = status
     else:
@@ -166,10 +167,17 @@ def _urgency(runs: Sequence[Run]) -> dict[str, float]:
     return found
 
 
-def result_status(folder: Path, metrics: bool) -> Literal["finished", "diverged"] | None:
-    """How a run ended; None if it has not, or lacks the downstream metrics that are asked for."""
-    result = read_result(folder)
+def result_status(run: Run, folder: Path, metrics: bool) -> Literal["finished", "diverged"] | None:
+    """How a run ended; None if it has not, or lacks the downstream metrics that are asked for.
+
+    Args:
+        run: The run.
+        folder: Of the sweep.
+        metrics: Whether they are; a run that only checks the learning rate needs none.
+    """
+    result = read_result(folder / run.name)
     status = result.get("status")
+    metrics = metrics and not run.is_check
     if status == FINISHED and metrics and "effective_horizon" not in result.get("metrics", {}):
         return None
     return status if status in (FINISHED, DIVERGED) else None

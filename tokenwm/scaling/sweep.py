@@ -195,6 +195,11 @@ class Run:
     kept_steps: tuple[int, ...] = ()
 
     @property
+    def is_check(self) -> bool:
+        """Whether it only checks the learning rate: no law is fitted to it."""
+        return self.name.startswith(f"{CHECKS_FOLDER}/")
+
+    @property
     def own_steps(self) -> int:
         """Optimizer steps that this run itself takes."""
         return self.max_steps - self.first_step

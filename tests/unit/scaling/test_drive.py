@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,10 @@ def succeed(folder: Path, name: str, status: str = "finished") -> int:
 
 
 def run_all(
-    folder: Path, engine: PretendEngine, config: DriveConfig | None = None
+    folder: Path,
+    engine: PretendEngine,
+    config: DriveConfig | None = None,
+    runs: Sequence[Run] = RUNS,
 ) -> dict[str, RunState]:
     most = 0
 
@@ -66,7 +70,7 @@ def run_all(
         most = max(most, sum(state.status == "running" for state in states))
 
     states = drive(
-        RUNS,
+        runs,
         folder,
         engine,
         command=lambda run: [run.name],
@@ -111,6 +115,15 @@ def test_finished_runs_are_started_once_more_for_metrics(tmp_path: Path) -> None
     engine = PretendEngine(2, measure)
     run_all(tmp_path, engine, DriveConfig(poll_seconds=0.0, metrics=True))
     assert sorted(engine.started) == sorted(run.name for run in RUNS)
+
+
+def test_checks_of_the_learning_rate_need_no_metrics(tmp_path: Path) -> None:
+    check = replace(RUNS[0], name="learning_rate/n16k")
+    config = DriveConfig(poll_seconds=0.0, metrics=True)
+    for expected in (["learning_rate/n16k"], []):
+        engine = PretendEngine(1, lambda name: succeed(tmp_path, name))
+        run_all(tmp_path, engine, config, [check])
+        assert engine.started == expected
 
 
 @pytest.mark.parametrize("retries", [0, 2])

@@ -18,7 +18,6 @@ from tokenwm.scaling.plan import (
     shape_of,
     warnings_of,
 )
-from tokenwm.scaling.runs import CHECKS_FOLDER
 from tokenwm.scaling.sweep import Sweep, Training
 
 DATA = small_data()
@@ -44,7 +43,7 @@ def test_a_plan_spends_its_budget(budget: float, check: bool, seeds: tuple[int, 
     costs = costs_of(plan(request), DATA)
     assert sum(cost.own_flops for cost in costs) == pytest.approx(budget, rel=0.02)
     assert len(costs) == 2 * (4 * len(seeds) + 2 * check)
-    assert sum(cost.run.name.startswith(CHECKS_FOLDER) for cost in costs) == 4 * check
+    assert sum(cost.run.is_check for cost in costs) == 4 * check
 
 
 def test_sizes_are_evenly_spaced_in_their_logarithm() -> None:
