@@ -48,7 +48,8 @@ from torch import Tensor
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
-from tokenwm.imagination.decode import compile_passes, decode_steps, prefill
+from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively

@@ -13,7 +13,8 @@ from tests.small_models import (
     small_world_model,
     steps_of,
 )
-from tokenwm.imagination.decode import decode_one_token, decode_step, prefill, score_frame
+from tokenwm.imagination.decode import decode_step, prefill, score_frame
+from tokenwm.imagination.passes import decode_one_token
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.sequence.layout import attention_mask

@@ -9,7 +9,8 @@ from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import decode_step, decode_steps, max_span_steps, prefill
+from tokenwm.imagination.decode import decode_step, decode_steps, prefill
+from tokenwm.imagination.passes import max_span_steps
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState

@@ -20,10 +20,10 @@ from tokenwm.imagination.decode import (
     draw_state,
     embed_frame,
     feed_frame,
-    forward_span,
     observe_state,
     take_action,
 )
+from tokenwm.imagination.passes import forward_span
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.transformer.world_model import WorldModel

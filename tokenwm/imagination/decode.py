@@ -1,6 +1,6 @@
 """Decoding, as small functions over one explicit state.
 
-``prefill``, ``decode_one_token``, ``decode_step``. Everything stays on the device and no function
+``prefill``, ``decode_step``, ``decode_steps``. Everything stays on the device and no function
 looks at the value of a tensor, so nothing waits for the device.
 
 Invariant between calls: the cache holds every position before the *pending* one. Pending is the
@@ -14,19 +14,10 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.passes import decode_one_token, forward_span, max_span_steps
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
-from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens, WorldModel
-
-
-def max_span_steps(model: WorldModel) -> int:
-    """Most steps that speculation drafts in one pass, for which the cache keeps room.
-
-    One if there is a state: its draft is hardly ever right, so what follows would be for nothing.
-    """
-    return 1 if model.layout.has_state else 2
 
 
 def prefill(
@@ -227,60 +218,6 @@ def embed_frame(model: WorldModel, frame: Tensor, hints: Tensor, at_state: Tenso
     following = torch.cat([hints[:, 1:], last_hint], dim=1)
     embedded = model.frame_embedding(frame) + place + following
     return embedded if at_state is None else torch.cat([at_state, embedded], dim=1)
-
-
-def decode_one_token(
-    model: WorldModel, cache: KVCache, embedded: Tensor, position: Tensor
-) -> Tensor:
-    """Feed one embedded position ``(B, 1, D)`` and return its hidden state ``(B, D)``.
-
-    ``position`` is ``(B or 1, 1)`` int64, its number in the sequence.
-    """
-    return forward_span(model, cache, embedded, position)[:, 0]
-
-
-def forward_span(
-    model: WorldModel,
-    cache: KVCache,
-    embedded: Tensor,
-    positions: Tensor,
-    *,
-    compiled: bool = True,
-) -> Tensor:
-    """Feed consecutive positions of every row.
-
-    Args:
-        model: The world model.
-        cache: Holds what came before; is written to.
-        embedded: ``(B, Q, D)``.
-        positions: ``(B or 1, Q)`` int64, their numbers in the sequence.
-        compiled: Whether to use the compiled transformer, if it was compiled. Contexts have many
-            lengths, and compiling for each would take longer than reading them.
-
-    Returns:
-        ``(B, Q, D)`` float32 hidden states.
-    """
-    mask = cache.seek(positions)
-    steps = positions // model.layout.positions_per_step
-    transformer = model.transformer if compiled else model.transformer.forward
-    hidden: Tensor = transformer(embedded.to(model.transformer.dtype), steps, mask, cache)
-    return hidden.float()
-
-
-def passes_are_compiled(model: WorldModel) -> bool:
-    """Whether :func:`compile_passes` was called, so that new shapes cost half a minute."""
-    return model.transformer._compiled_call_impl is not None
-
-
-def compile_passes(model: WorldModel) -> None:
-    """Let passes, but not the reading of contexts, run through ``torch.compile``.
-
-    Every number of rows and positions is compiled when it is first met.
-    """
-    unpack_linear_maps(model)
-    # With the C++ wrapper a pass of one row takes 3.7 instead of 5.4 ms on a CPU.
-    on_cpu = model.slot_embedding.device.type == "cpu"
-    model.transformer.compile(dynamic=False, options={"cpp_wrapper": True} if on_cpu else {})
 
 
 def take_action(

@@ -20,7 +20,8 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import compile_passes, decode_steps, prefill
+from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively

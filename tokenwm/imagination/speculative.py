@@ -26,10 +26,8 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import (
     draw_frame_tokens,
     draw_state,
-    forward_span,
-    max_span_steps,
-    passes_are_compiled,
 )
+from tokenwm.imagination.passes import forward_span, max_span_steps, passes_are_compiled
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.transformer.world_model import Tokens, WorldModel
