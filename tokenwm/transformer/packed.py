@@ -17,7 +17,8 @@ class PackedLinear(nn.Linear):
     """An ``nn.Linear`` that is not trained any more.
 
     The packed weight is forgotten, and the ordinary one used, when the map is moved, converted,
-    copied or pickled.
+    copied or pickled. Where gradients of the input are wanted the ordinary one is used too. A new
+    value of the weight is not seen until :func:`pack_linear_maps` packs it.
 
     Args:
         linear: The map; its parameters are shared.
@@ -34,7 +35,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(..., in_features)`` → ``(..., out_features)``."""
-        if self.packed is None:
+        if self.packed is None or (input.requires_grad and torch.is_grad_enabled()):
             return super().forward(input)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             input, self.packed, self.bias, "none", [], ""

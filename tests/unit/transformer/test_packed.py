@@ -58,6 +58,16 @@ def test_rows_that_are_not_contiguous_are_read_right() -> None:
     torch.testing.assert_close(found(x), ordinary(x))
 
 
+def test_gradients_of_the_input_are_those_of_an_ordinary_map() -> None:
+    ordinary, found = packed(6, 4, torch.float32)
+    gradients = []
+    for layer in (ordinary, found):
+        x = torch.ones(2, 6, requires_grad=True)
+        layer(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_what_is_moved_copied_or_pickled_is_not_packed() -> None:
     ordinary, found = packed(4, 4, torch.float32)
     x = torch.randn(3, 4)
