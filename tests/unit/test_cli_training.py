@@ -1,9 +1,17 @@
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tokenwm.cli.training import keep_earlier_log, last_checkpoint
+from tokenwm.cli import main as cli
+from tokenwm.cli.tokenizer import TokenizerCLI
+from tokenwm.cli.training import keep_earlier_log, last_checkpoint, launch
+from tokenwm.cli.world_model import frames_of
 from tokenwm.data.atomic import older_of, replace_folder
+from tokenwm.tokenizer.training import FrameTokenizerModule
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_logs_of_a_continued_run_are_kept_in_order(tmp_path: Path) -> None:
@@ -45,3 +53,40 @@ def test_the_checkpoint_to_resume_from_is_never_lost(tmp_path: Path, is_folder: 
         replace_folder(partial, last)
         assert read() == text
         assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning and jsonargparse warn of each other
+def test_a_finished_training_names_the_next_command(
+    tmp_path: Path, frame_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def options(stage: str, data: Path) -> list[str]:
+        argv = ["fit", "--config", f"{CONFIGS / stage / 'debug.yaml'}", f"--data.root={data}"]
+        argv += [f"--trainer.default_root_dir={tmp_path / stage}", "--data.num_steps=2"]
+        return [*argv, "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+
+    def fit(verb: str, data: Path) -> tuple[str, str]:
+        stage = verb.replace("-", "_")
+        assert cli.main([verb, *options(stage, data)]) == 0
+        folder = str(tmp_path / stage)
+        last = capsys.readouterr().out.strip().splitlines()[-1]
+        start = f"model: {folder}/model; next: "
+        assert last.startswith(start), last
+        return folder, last.removeprefix(start)
+
+    folder, command = fit("tokenizer", frame_shards)
+    assert command == f"tokenwm tokenize {frame_shards} --tokenizer {folder} --out DIR"
+    tokens = tmp_path / "my tokens"
+    argv = shlex.split(command)[1:-1]
+    assert cli.main([*argv, str(tokens)]) == 0
+    capsys.readouterr()
+    launch(TokenizerCLI, FrameTokenizerModule, options("tokenizer", frame_shards), "tokenizer")
+    assert "next:" not in capsys.readouterr().out  # the quick start and sweeps train this way
+    folder, command = fit("world-model", tokens)
+    assert command == f"tokenwm evaluate {folder} --data {frame_shards}"
+    assert frames_of(Path(folder) / "model") == str(frame_shards)
+    # Of a tokenizer that was trained on other recordings, nothing is known about the frames.
+    path = Path(folder) / "model" / "tokenizer" / "provenance.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "data_provenance": {"source": "other"}})
+    )
+    assert frames_of(Path(folder) / "model") is None

@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
 def print_summary(console: Console, evaluation: Evaluation) -> None:
     """Show the figures at the usual horizons, and what they say in words."""
     horizons = table_horizons(evaluation)
-    table = Table(title=f"{evaluation.provenance['data_name']}: means over episodes", box=None)
+    what = "means over episodes" if evaluation.has_intervals else "of one episode"
+    table = Table(title=f"{evaluation.provenance['data_name']}: {what}", box=None)
     table.add_column("horizon")
     for horizon in horizons:
         table.add_column(f"{horizon}", justify="right")

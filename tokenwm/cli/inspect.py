@@ -27,13 +27,15 @@ def main(argv: list[str]) -> int:
     console = Console()
     print_survey(console, found)
     recipe = starter_recipe(found)
+    choose = f"choose the {' and the '.join(found.unclear)} in it, then " if found.unclear else ""
     if arguments.recipe is None:
         console.print("\na recipe to begin with (write it to a file with --recipe FILE):\n")
         console.print(recipe, markup=False, highlight=False, soft_wrap=True)
     else:
         arguments.recipe.write_text(recipe, encoding="utf-8")
         console.print(
-            f"recipe: {arguments.recipe}; next: tokenwm prepare {arguments.recipe} --out DIR",
+            f"recipe: {arguments.recipe}; next: {choose}"
+            f"tokenwm prepare {arguments.recipe} --out DIR",
             soft_wrap=True,
             highlight=False,
             markup=False,
@@ -59,8 +61,8 @@ def print_survey(console: Console, found: Survey) -> None:
         shape = " × ".join(map(str, source.columns[column].shape[:2]))
         table.add_row(f"camera {camera}", printable(f"{column}, {shape}"))
     for option in ("state", "action", "reward"):
-        names = names_of(getattr(source.config, option))
-        table.add_row(option, printable(", ".join(names) or "none"))
+        names = ", ".join(names_of(getattr(source.config, option))) or "none"
+        table.add_row(option, "not clear" if option in found.unclear else printable(names))
     others = sorted(set(source.columns) - _used(found))
     table.add_row("not used", printable(", ".join(others) or "none"))
     table.add_row("licence", printable(found.licence or "not stated"))
@@ -68,7 +70,10 @@ def print_survey(console: Console, found: Survey) -> None:
     _print_ranges(console, found)
     _print_tasks(console, found)
     for option, columns in found.ambiguous.items():
-        console.print(f"several columns could be the {option}: {printable(', '.join(columns))}")
+        console.print(f"the {option} is a guess among: {printable(', '.join(columns))}")
+    for option, columns in found.unclear.items():
+        candidates = printable(", ".join(columns))
+        console.print(f"no column is plainly the {option}; candidates: {candidates}")
     _print_problems(console, found)
 
 
@@ -90,9 +95,10 @@ def _print_ranges(console: Console, found: Survey) -> None:
         table.add_column(heading, justify="right")
     for option, (low, high) in found.ranges.items():
         columns = names_of(getattr(found.source.config, option))
-        names = dimension_names(found.source.columns, columns)
+        # Of several columns with one number each, the columns' names will do.
+        names = dimension_names(found.source.columns, columns) or columns
         for index, (least, most) in enumerate(zip(low, high, strict=True)):
-            name = f" {names[index]}" if len(names) == len(low) else ""
+            name = f" {names[index]}" if len(names) == len(low) and names != (option,) else ""
             place = "" if len(low) == 1 else f"[{index}]"
             table.add_row(printable(f"{option}{place}{name}"), f"{least:.4g}", f"{most:.4g}")
     console.print(table)

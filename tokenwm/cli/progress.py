@@ -13,17 +13,23 @@ from tokenwm.data.shard_tasks import Progress, ShowProgress
 
 
 class Rate(ProgressColumn):
-    """Steps per second and time left, both of what this run has done itself."""
+    """Steps per second and time left, both of what this run has done itself.
+
+    Both are estimates of the moment when something was last done. A whole shard ends at once, under
+    Slurm all shards of a job: meanwhile the rate would fall and the time left would rise.
+    """
 
     def render(self, task: Task) -> Text:
         """See rich."""
-        elapsed = task.finished_time if task.finished else task.elapsed
+        elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
+        last: float = task.fields["last"]
         now: Progress = task.fields["now"]
-        text = f"{int(task.elapsed or 0)} s"
-        if elapsed and now.new_steps:
-            text += f", {now.new_steps / elapsed:,.0f} steps/s"
-        if elapsed and now.done > now.kept and not task.finished:
-            left = int(elapsed * (now.total - now.done) / (now.done - now.kept))
+        text = f"{int(elapsed)} s"
+        if last and now.new_steps:
+            text += f", {now.new_steps / last:,.0f} steps/s"
+        if last and now.done > now.kept and not task.finished:
+            estimate = last * (now.total - now.done) / (now.done - now.kept)
+            left = max(0, int(estimate - (elapsed - last)))
             text += f", {left // 60}:{left % 60:02} left"
         return Text(text)
 
@@ -45,7 +51,11 @@ def show_progress(console: Console, title: str) -> Iterator[ShowProgress]:
 
         def show(now: Progress) -> None:
             if now.stage not in stages:
-                stages[now.stage] = bar.add_task("", total=now.total, title=title, now=now)
-            bar.update(stages[now.stage], completed=now.done, description=now.message, now=now)
+                stages[now.stage] = bar.add_task(
+                    "", total=now.total, title=title, now=now, last=0.0
+                )
+            stage = stages[now.stage]
+            last = bar.tasks[stage].elapsed or 0.0  # seconds, of this stage
+            bar.update(stage, completed=now.done, description=now.message, now=now, last=last)
 
         yield show

@@ -19,6 +19,11 @@ class TokenizerCLI(TrainingCLI):
         """Callbacks that write what the run leaves behind."""
         return [ExportTokenizer(root / "model")]
 
+    def next_command(self) -> list[str]:
+        """Encode the frames."""
+        frames = self.datamodule.root
+        return ["tokenize", frames, "--tokenizer", str(self.folder), "--out", "DIR"]
+
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""

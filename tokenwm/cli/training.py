@@ -1,6 +1,7 @@
 """What ``tokenwm tokenizer`` and ``tokenwm world-model`` share: LightningCLI with our defaults."""
 
 import logging
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from rich.console import Console
 from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
@@ -42,6 +44,11 @@ class TrainingCLI(LightningCLI):
     stage: str
     added_callbacks: Sequence[Callback] = ()
     export: Callable[[Path], list[Callback]]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config_init[self.subcommand]["trainer"]["default_root_dir"])
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -132,13 +139,17 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the model of a run that was stopped between its last step and its end."""
-        root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
+        root = self.folder
         # What the first rank finds: the others may look while it is still writing, and gathering
         # weights without it would wait for it in vain.
         if not self.trainer.strategy.broadcast((root / "model").exists()):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, ExportTokenizer | ExportWorldModel):
                     callback.on_train_end(self.trainer, self.model)
+
+    def next_command(self) -> list[str]:
+        """What to do with the trained model: a verb and its arguments, capitals to be filled in."""
+        raise NotImplementedError
 
     def _need_checkpoint(self, subcommand: str) -> None:
         values = self.config_init[subcommand]
@@ -188,7 +199,7 @@ def launch(
     argv: list[str],
     verb: str,
     callbacks: Sequence[Callback] = (),
-) -> None:
+) -> TrainingCLI:
     """Run LightningCLI for one stage.
 
     Args:
@@ -197,6 +208,9 @@ def launch(
         argv: Arguments after the verb.
         verb: The verb, for the usage line.
         callbacks: Callbacks to add to those of the stage.
+
+    Returns:
+        The stage, which has run.
 
     Raises:
         TokenwmError: A setting or the data is at fault.
@@ -214,7 +228,7 @@ def launch(
     # A subclass, so that one run's callbacks do not stay for the next in the same process.
     stage = type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})
     try:
-        stage(
+        done: TrainingCLI = stage(
             module,
             EpisodeDataModule,
             args=argv,
@@ -223,6 +237,7 @@ def launch(
             parser_kwargs={"prog": f"tokenwm {verb}"},
         )
         leave_process_group()
+        return done
     except SystemExit as exit_request:
         # Lightning turns Ctrl-C into exit code 1, as if the run had failed.
         if isinstance(exit_request.__context__, KeyboardInterrupt):
@@ -246,7 +261,15 @@ def run(
 ) -> int:
     """:func:`launch` as the body of a verb; returns the exit code."""
     try:
-        launch(cli, module, argv, verb)
+        done = launch(cli, module, argv, verb)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
+    # Here and not in the stage: the quick start and sweeps go on by themselves.
+    if done.subcommand == "fit" and done.trainer.is_global_zero:
+        Console().print(
+            f"model: {done.folder / 'model'}; next: tokenwm {shlex.join(done.next_command())}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
     return 0

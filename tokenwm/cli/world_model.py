@@ -4,9 +4,11 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
+from tokenwm.checkpoint import read_provenance
 from tokenwm.cli.callbacks import RolloutPictures
 from tokenwm.cli.export import ExportWorldModel
 from tokenwm.cli.training import TrainingCLI, run
+from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.transformer.training import WorldModelModule
 
 
@@ -19,6 +21,27 @@ class WorldModelCLI(TrainingCLI):
     def export(root: Path) -> list[Callback]:
         """Callbacks that write what the run leaves behind."""
         return [ExportWorldModel(root / "model"), RolloutPictures(root / "pictures")]
+
+    def next_command(self) -> list[str]:
+        """Measure the model on the frames."""
+        frames = frames_of(self.folder / "model") or "FRAMES"
+        return ["evaluate", str(self.folder), "--data", frames]
+
+
+def frames_of(model: Path) -> str | None:
+    """Frame shards of the recordings that a model was trained on, if its tokenizer was, too.
+
+    Args:
+        model: Checkpoint folder of a world model.
+
+    Returns:
+        None if they are not known, or no longer there.
+    """
+    provenance, of_tokenizer = read_provenance(model), read_provenance(model / "tokenizer")
+    frames = of_tokenizer.get("data")
+    same = provenance.get("data_provenance") == of_tokenizer.get("data_provenance")
+    known = same and isinstance(frames, str) and (Path(frames) / MANIFEST_NAME).is_file()
+    return frames if known else None
 
 
 def main(argv: list[str]) -> int:

@@ -34,7 +34,8 @@ class EpisodeDataModule(pl.LightningDataModule):
     in steps and ``check_val_every_n_epoch: null``. Their order follows from the seed and the
     trainer's global step, so a resumed run sees what an uninterrupted one would. Keep
     ``val_check_interval`` a multiple of ``accumulate_grad_batches``: a checkpoint in the middle of
-    an accumulated step has lost the gradients of its first part.
+    an accumulated step has lost the gradients of its first part. ``limit_train_batches`` must be
+    one, if it is set.
 
     Args:
         root: Dataset made by `tokenwm prepare` (frames) or `tokenwm tokenize` (tokens): a folder or
@@ -184,7 +185,13 @@ class EpisodeDataModule(pl.LightningDataModule):
             logger.info("%s: %.1f MB verified", reader.root, num_bytes / 1e6)
 
     def train_dataloader(self) -> Loader:
-        """Endless batches that begin at the trainer's global step."""
+        """Endless batches that begin at the trainer's global step.
+
+        Raises:
+            ShardError: ``trainer.limit_train_batches`` is no multiple of
+                ``trainer.accumulate_grad_batches``.
+        """
+        self._check_whole_steps()
         rank, world_size = self._rank()
         # Asked anew at each iteration, since `limit_train_batches` makes Lightning iterate again.
         sampler = GlobalOrderSampler(
@@ -248,6 +255,20 @@ class EpisodeDataModule(pl.LightningDataModule):
         parts: list[Any] = [None] * self._rank()[1]
         torch.distributed.all_gather_object(parts, list(samples))
         return [sample for part in parts for sample in part]
+
+    def _check_whole_steps(self) -> None:
+        """Lightning ends each round of ``limit_train_batches`` with a step, a whole one or not."""
+        if self.trainer is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        limit, every = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
+        # As a float it is a share of an epoch, and Lightning refuses all but 1.0.
+        if isinstance(limit, int) and limit % every:
+            raise ShardError(
+                f"trainer.limit_train_batches {limit} is no multiple of "
+                f"trainer.accumulate_grad_batches {every}: every {limit} batches a step would have "
+                f"{limit % every} of its {every} batches, and the others would never be trained "
+                f"on; use {limit - limit % every or every}, or leave it out and set max_steps"
+            )
 
     def _num_batches_seen(self) -> int:
         if self.trainer is None:

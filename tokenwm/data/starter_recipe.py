@@ -20,6 +20,8 @@ PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./ -]+")
 def starter_recipe(found: Survey) -> str:
     """A recipe that ``tokenwm prepare`` takes as it is: YAML with comments.
 
+    What the survey found unclear is commented out, with the candidates; ``prepare`` asks for it.
+
     Raises:
         RecipeError: No episode can be used.
     """
@@ -39,10 +41,8 @@ def starter_recipe(found: Survey) -> str:
         f"  type: {_yaml(getattr(config, 'type', ''))}",
         f"  path: {_yaml(str(Path(config.path).resolve()))}",
         f"  cameras: {_yaml(found.source.cameras)}",
-        f"  state: {_yaml(config.state)}{notes.get('state', '')}",
-        f"  action: {_yaml(config.action)}{notes.get('action', '')}",
-        f"  reward: {_yaml(config.reward)}{notes.get('reward', '')}",
-        *_other_options(config),
+        *_columns(found, notes),
+        *_other_options(config, notes),
         '  state_units: ""                 # for example rad; stored with the data',
         '  action_units: ""',
         f"control_rate: {found.control_rate:.12g}                  # Hz; {why}",
@@ -54,11 +54,30 @@ def starter_recipe(found: Survey) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _other_options(config: RecordedConfig) -> list[str]:
+def _columns(found: Survey, notes: dict[str, str]) -> list[str]:
+    """Lines for state, action and reward."""
+    config = found.source.config
+    if "action" in found.unclear and config.state is None:
+        candidates = _yaml(list(found.unclear["action"]))
+        notes = {**notes, "state": f"  # or some of {candidates}"}
+    lines = []
+    for option in ("state", "action", "reward"):
+        if option in found.unclear:
+            lines += [
+                f"  # No column is plainly the {option}. Keep those that are, in order, and remove "
+                "the '# ' before it:",
+                f"  # {option}: {_yaml(list(found.unclear[option]))}",
+            ]
+        else:
+            lines.append(f"  {option}: {_yaml(getattr(config, option))}{notes.get(option, '')}")
+    return lines
+
+
+def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
     """Lines for the options of one reader only, where they are not the default."""
     common = {item.name for item in dataclasses.fields(RecordedConfig)} | {"type"}
     return [
-        f"  {item.name}: {_yaml(getattr(config, item.name))}"
+        f"  {item.name}: {_yaml(getattr(config, item.name))}{notes.get(item.name, '')}"
         for item in dataclasses.fields(config)
         if item.name not in common and getattr(config, item.name) != item.default
     ]

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from tokenwm.data import quality
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
-from tokenwm.data.sources.columns import AmbiguousColumnsError, RecordedConfig
+from tokenwm.data.sources.columns import (
+    AmbiguousColumnsError,
+    NoPlainColumnError,
+    RecordedConfig,
+)
 from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
 from tokenwm.errors import EpisodeError, SourceError
 
@@ -24,6 +28,8 @@ GOOD_RATES = (5.0, 15.0)
 UNKNOWN_RATE = 10.0
 """Hz, where the format records none."""
 IMAGE_SIZE = (64, 64)
+_Candidates = dict[str, tuple[str, ...]]
+"""Option of the recipe → columns."""
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
 
@@ -42,7 +48,10 @@ class Survey:
         ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
         discrete: Whether actions are ids.
         tasks: Task in words → number of episodes.
-        ambiguous: Option of the recipe → columns that could be meant; one was taken.
+        ambiguous: Option of the recipe → columns that could be meant; one was taken, of the state
+            all.
+        unclear: Option that must be chosen, since no column is plainly it → columns that could be
+            it; all were looked into.
         problems: Key of an episode → why it would be left out.
     """
 
@@ -57,6 +66,7 @@ class Survey:
     discrete: bool
     tasks: Mapping[str, int]
     ambiguous: Mapping[str, Sequence[str]]
+    unclear: Mapping[str, Sequence[str]]
     problems: Mapping[str, str]
 
     @property
@@ -74,16 +84,16 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
 
     Raises:
         SourceError: It does not exist, no reader knows it, several do, or it is damaged.
-        RecipeError: It has no action, or neither pictures nor a state.
+        RecipeError: Nothing in it could be the action, or neither pictures nor a state.
     """
     path = Path(path).expanduser()
     found = _recognised(path)
-    source, ambiguous = _open(found)
+    source, ambiguous, unclear = _open(found)
     refs = list(source.episodes())
     looked = refs
     if 0 < num_episodes < len(refs):
         looked = [refs[i] for i in np.linspace(0, len(refs) - 1, num_episodes).round().astype(int)]
-    figures = _Figures()
+    figures = _Figures(action_is_unclear="action" in unclear)
     for ref in looked:
         figures.add(source, ref)
     return Survey(
@@ -98,6 +108,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
         discrete=figures.discrete,
         tasks=figures.tasks,
         ambiguous=ambiguous,
+        unclear=unclear,
         problems=figures.problems,
     )
 
@@ -106,6 +117,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
 class _Figures:
     """What is gathered while recordings pass by."""
 
+    action_is_unclear: bool = False
     num_rows: int = 0
     discrete: bool = False
     decoded: bool = False
@@ -116,6 +128,9 @@ class _Figures:
     def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
         try:
             recording = source.read(ref)
+            if self.action_is_unclear:  # whole numbers beside each other are no ids
+                as_floats = recording.action.astype(np.float64)
+                recording = dataclasses.replace(recording, action=as_floats)
             _check(source, ref, recording)
             if not self.decoded:
                 # One episode is enough to see that the pictures are of a kind we can decode.
@@ -174,10 +189,15 @@ def _recognised(path: Path) -> Recognised:
     return found[0]
 
 
-def _open(found: Recognised) -> tuple[RecordedSource, dict[str, tuple[str, ...]]]:
-    """Open a source; where several columns could be meant, take what loses nothing, and say so."""
+def _open(found: Recognised) -> tuple[RecordedSource, _Candidates, _Candidates]:
+    """Open a source; where several columns could be meant, take what loses nothing, and say so.
+
+    Returns:
+        The source; ``ambiguous`` and ``unclear`` of a :class:`Survey`.
+    """
     config = found.config
-    ambiguous: dict[str, tuple[str, ...]] = {}
+    ambiguous: _Candidates = {}
+    unclear: _Candidates = {}
     while True:
         try:
             source = config.open(
@@ -197,9 +217,17 @@ def _open(found: Recognised) -> tuple[RecordedSource, dict[str, tuple[str, ...]]
             chosen: Any = error.candidates if several else error.candidates[0]
             config = dataclasses.replace(config, **{error.option: chosen})
             continue
+        except NoPlainColumnError as error:
+            if not error.candidates:
+                raise
+            assert isinstance(config, RecordedConfig)
+            unclear[error.option] = error.candidates
+            every: Any = error.candidates
+            config = dataclasses.replace(config, **{error.option: every})
+            continue
         if not isinstance(source, RecordedSource):
             raise SourceError(f"{type(source).__name__} holds no recordings")
-        return source, ambiguous
+        return source, ambiguous, unclear
 
 
 def propose_control_rate(rate: float | None) -> float:

@@ -38,6 +38,13 @@ def _persistence(evaluation: Evaluation) -> str:
             f"The model beats persistence {where} with 95 % confidence (of {last} steps imagined; "
             f"at best by {gain.mean[best]:.1f} dB, at horizon {best + 1})."
         )
+    if horizons.first_better is not None and not evaluation.has_intervals:
+        best = int(gain.mean.argmax())
+        return (
+            "On the one episode that was measured the model is better than persistence first at "
+            f"horizon {horizons.first_better} (of {last} steps imagined; at best by "
+            f"{gain.mean[best]:.1f} dB, at horizon {best + 1})."
+        )
     if horizons.first_better is not None:
         return (
             f"The model does not beat persistence with confidence at any horizon up to {last}; its "
@@ -53,6 +60,11 @@ def _persistence(evaluation: Evaluation) -> str:
 
 
 def _effective(evaluation: Evaluation) -> str:
+    if not evaluation.has_intervals:
+        return (
+            "With one episode there is no interval over episodes: nothing here is certain, and "
+            "there is no effective horizon. More episodes for splits.test in the recipe give one."
+        )
     effective = evaluation.horizons.effective_horizon
     if effective:
         seconds = effective / evaluation.control_rate
@@ -74,6 +86,8 @@ def _actions(evaluation: Evaluation) -> str:
         return "There was one start only, so actions could not be shuffled."
     horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
     figure = with_interval(gap, horizon, 1)
+    if not evaluation.has_intervals:
+        return f"True actions minus shuffled ones: {figure} dB at horizon {horizon}."
     if gap.low[horizon - 1] > 0:
         return f"True actions beat shuffled ones by {figure} dB at horizon {horizon}."
     return (

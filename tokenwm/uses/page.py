@@ -58,6 +58,7 @@ def page(
         examples="".join(_example(item) for item in examples) or "<p>None were kept.</p>",
         error_percent=f"{100 * ERROR_RANGE:.0f}",
         plots="".join(map(_figure, plots)),
+        table_note=_table_note(evaluation),
         table=_table(evaluation),
         outcomes=_outcomes(evaluation),
         training=_training(training),
@@ -75,13 +76,14 @@ def _tiles(evaluation: Evaluation) -> str:
         evaluation.horizons.longest_confident_run,
     )
     book, speed = evaluation.codebook, evaluation.speed
+    where = "nowhere" if run is None else f"{run[0]} – {run[1]}"
+    certain = (
+        f"horizons, with 95 % confidence; effective horizon {evaluation.horizons.effective_horizon}"
+    )
+    if not evaluation.has_intervals:
+        where, certain = "–", "cannot be said with confidence of one episode"
     tiles = [
-        (
-            "beats persistence",
-            "nowhere" if run is None else f"{run[0]} – {run[1]}",
-            "horizons, with 95 % confidence; effective horizon "
-            f"{evaluation.horizons.effective_horizon}",
-        ),
+        ("beats persistence", where, certain),
         (
             "gain over persistence",
             f"{gain.mean[horizon - 1]:+.1f} dB",
@@ -164,6 +166,12 @@ def significant_digits(curves: Mapping[str, Curve], digits: int = 3) -> int:
     if largest == 0:
         return digits
     return max(0, digits - 1 - math.floor(math.log10(largest)))
+
+
+def _table_note(evaluation: Evaluation) -> str:
+    if evaluation.has_intervals:
+        return "Means over episodes; below each, its 95 % interval."
+    return "Figures of one episode, so without intervals, which are over episodes."
 
 
 def _table(evaluation: Evaluation) -> str:

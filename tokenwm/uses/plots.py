@@ -38,7 +38,9 @@ DASHED = ("reconstruction_anchored", "model_plain")
 def make_plots(evaluation: Evaluation) -> list[Plot]:
     """All plots that the evaluation has figures for."""
     rate = evaluation.control_rate
-    observed = "Bands are 95 % intervals over episodes."
+    bands = "Bands are 95 % intervals over episodes."
+    if not evaluation.has_intervals:
+        bands = "Without bands: one episode has no interval over episodes."
     plots = [
         _plot(
             "psnr",
@@ -46,7 +48,7 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
             _chosen(evaluation.psnr),
             rate,
             "Higher is better. Persistence repeats the last observed frame; reconstruction is the "
-            f"tokenizer's picture of the true frame. {observed}",
+            f"tokenizer's picture of the true frame. {bands}",
         ),
         _plot(
             "psnr_gain",
@@ -62,7 +64,7 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
             "SSIM",
             _chosen(evaluation.ssim),
             rate,
-            f"Higher is better; 1 is identical. {observed}",
+            f"Higher is better; 1 is identical. {bands}",
         ),
     ]
     if evaluation.action_gap is not None:

@@ -222,6 +222,11 @@ class Evaluation:
         """Starts of all episodes together."""
         return sum(len(episode.first_steps) for episode in self.episodes)
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are intervals: they are over episodes, and one episode has no spread."""
+        return len(self.episodes) > 1
+
     def to_dict(self) -> dict[str, Any]:
         """What ``metrics.json`` holds; null where there is no value, never NaN."""
         return {

@@ -110,7 +110,7 @@ def test_inspect_and_prepare_know_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     for part in ("NPZ", "not recorded", "stack the blocks", "run_9", "actions are discrete"):
         assert part in out
-    assert "several columns could be the state: obs/position, obs/gripper" in out
+    assert "the state is a guess among: obs/position, obs/gripper" in out
     manifest = prepare(load_recipe(recipe), tmp_path / "out")
     assert [item.key for item in manifest.excluded] == ["run_9"]
     reader = ShardReader(tmp_path / "out", verify=True)

@@ -12,6 +12,7 @@ from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.sources.columns import (
     AmbiguousColumnsError,
     Column,
+    NoPlainColumnError,
     RecordedConfig,
     camera_names,
     concatenate,
@@ -100,6 +101,17 @@ def test_what_is_ambiguous_lists_the_candidates(
         find(*names)
     assert (raised.value.option, raised.value.candidates) == (option, candidates)
     assert f"set source.{option}" in str(raised.value)
+
+
+def test_what_is_not_plain_lists_all_that_it_could_be() -> None:
+    for names, option, candidates in (
+        (["state", "vx", "reward", "*a"], "action", ("state", "vx")),
+        (["action", "vx", "next.vx", "reward"], "state", ("vx",)),
+        (["reward", "*a"], "action", ()),
+    ):
+        with pytest.raises(NoPlainColumnError) as raised:
+            find(*names)
+        assert (raised.value.option, raised.value.candidates) == (option, candidates)
 
 
 def test_what_is_missing_or_of_the_wrong_kind() -> None:

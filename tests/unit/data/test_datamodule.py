@@ -93,6 +93,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (5, {"val_check_interval": 4, "accumulate_grad_batches": 2}),
         (4, {"val_check_interval": 4, "accumulate_grad_batches": 2}),
         (5, {"val_check_interval": 3, "limit_train_batches": 4}),  # several Lightning epochs
+        (5, {"val_check_interval": 4, "limit_train_batches": 6, "accumulate_grad_batches": 2}),
     ],
 )
 def test_a_stopped_run_goes_on_with_the_next_batch(
@@ -118,6 +119,18 @@ def test_a_stopped_run_goes_on_with_the_next_batch(
     assert all(seen == next(iter(windows.values())) for seen in windows.values())
     steps_after = {step for step, _ in whole.validated if step > stop}
     assert {step for step, _ in second.validated if step > stop} == steps_after
+
+
+def test_rounds_that_would_end_within_a_step_are_refused(tmp_path: Path, root: Path) -> None:
+    for limit, better in ((5, 4), (1, 2)):
+        options = {"limit_train_batches": limit, "accumulate_grad_batches": 2}
+        trainer = make_trainer(tmp_path, 6, limit_val_batches=0, **options)
+        message = f"limit_train_batches {limit} is no multiple of .* 2: .*; use {better}, or leave"
+        with pytest.raises(ShardError, match=message):
+            trainer.fit(Recorder(), make_data(root))
+    trial = make_trainer(tmp_path, 6, fast_dev_run=True, accumulate_grad_batches=2)
+    trial.fit(Recorder(), make_data(root))  # one batch, and no second round
+    assert trial.global_step == 1
 
 
 def test_workers_do_not_change_the_run(tmp_path: Path, root: Path) -> None:

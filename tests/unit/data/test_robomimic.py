@@ -106,7 +106,7 @@ def test_inspect_writes_a_recipe_that_prepare_takes(
     out = capsys.readouterr().out
     for part in ("robomimic HDF5", "Lift", "20 Hz", "eye_image", "obs/eye_depth"):
         assert part in out
-    assert "several columns could be the state: obs/joints, obs/position" in out
+    assert "the state is a guess among: obs/joints, obs/position" in out
     manifest = prepare(load_recipe(path), tmp_path / "out")
     assert not manifest.excluded
     assert json.loads(manifest.provenance["source_environment"])["env_name"] == "Lift"

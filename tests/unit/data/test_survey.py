@@ -1,6 +1,7 @@
 """``tokenwm inspect``: what is said about a folder, and a recipe that works as it is."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.unit.data.conftest import write_video
 from tests.unit.data.lerobot_writer import WrittenEpisode, write_lerobot
 from tests.unit.data.test_lerobot import G1_DATA
 from tests.unit.data.test_lerobot_versions import episode
+from tests.unit.data.test_videos import write_table
 from tokenwm.cli import main as cli
 from tokenwm.data.prepare import prepare
 from tokenwm.data.recipe import load_recipe, parse_recipe
@@ -100,8 +103,61 @@ def test_ambiguous_columns_are_listed_and_guessed_without_loss(
     assert opened.load(opened.episodes()[0]).state.shape == (4, 3)
     assert cli.main(["inspect", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
-    assert "several columns could be the state" in out
+    assert "the state is a guess among: observation.gripper, observation.arm" in out
     assert "a recipe to begin with" in out
+
+
+def test_an_unclear_action_is_left_to_choose_in_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        write_video(tmp_path / "a" / f"run{index}.mp4", 12, 10)
+        # Whole numbers, some below 0: side by side they are no ids of actions.
+        columns = {"vx": rng.integers(-3, 3, 12), "vy": np.arange(12), "reward": np.ones(12)}
+        write_table(tmp_path / "a" / f"run{index}.csv", columns)
+    path = tmp_path / "recipe.yaml"
+    assert cli.main(["inspect", str(tmp_path / "a"), "--recipe", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "no column is plainly the action; candidates: vx, vy" in out
+    assert "next: choose the action in it, then tokenwm prepare" in out
+    assert re.search(r"action\[1\] vy +│ +0 │ +11", out)
+
+    assert cli.main(["prepare", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "source.action is not given" in capsys.readouterr().err
+    text = path.read_text()
+    assert "  state: null  # or some of [vx, vy]\n" in text
+    path.write_text(text.replace("# action: [vx, vy]", "action: [vy]"))
+    manifest = prepare(load_recipe(path), tmp_path / "out")
+    assert len(manifest.episodes) == 4 and not manifest.excluded
+    assert manifest.features["action"].num_values == 11  # the last row leads nowhere
+
+
+def test_an_unclear_state_without_pictures_is_left_to_choose(tmp_path: Path) -> None:
+    columns = {"action": np.ones((12, 2)), "joints": np.ones((12, 3)), "next.reward": np.ones(12)}
+    columns = {name: array.astype(np.float32) for name, array in columns.items()}
+    written = [WrittenEpisode(index=i, columns=columns) for i in range(3)]
+    write_lerobot(tmp_path / "a", written, version="v2.1")
+    found = survey(tmp_path / "a")
+    assert found.unclear == {"state": ("joints",)} and not found.problems
+    recipe = starter_recipe(found)
+    assert "  # state: [joints]\n  action: action\n" in recipe
+    values = yaml.safe_load(recipe.replace("# state:", "state:"))
+    assert parse_recipe(values).open_source().describe().state_units == ""
+
+
+def test_the_column_that_names_the_episode_is_guessed_from_its_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        write_video(tmp_path / "a" / f"run{index}.mp4", 12, 10)
+    columns = {"row": np.tile(np.arange(12), 3), "take": np.repeat(np.arange(3), 12)}
+    write_table(tmp_path / "a" / "all.csv", {**columns, "action": rng.normal(size=(36, 2))})
+    found = survey(tmp_path / "a")
+    assert found.ambiguous == {"episode_column": ("take", "row")}
+    recipe = starter_recipe(found)
+    assert "  episode_column: take  # a guess among [take, row]\n" in recipe
+    opened = parse_recipe(yaml.safe_load(recipe)).open_source()
+    assert opened.load(opened.episodes()[1]).num_steps == 12
 
 
 def test_only_some_episodes_of_many_are_read(tmp_path: Path) -> None:
@@ -124,7 +180,9 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
     values = json.loads(info.read_text())
     del values["features"]["action"]
     info.write_text(json.dumps(values))
-    with pytest.raises(RecipeError, match="no column called action; its numbers: observation.stat"):
+    del values["features"]["observation.state"]
+    info.write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match="no column called action; its numbers: none"):
         survey(tmp_path / "a")
 
 

@@ -109,8 +109,12 @@ def test_one_table_for_all_and_two_cameras(tmp_path: Path) -> None:
             assert list(episode.frames) == ["front", "wrist"] and episode.task == "pour"
             check(episode, *written[episode.key], camera="wrist")
     write_table(tmp_path / "all.csv", {"number": labels, **both})
+    with pytest.raises(RecipeError, match="source.episode_column is not given and .*csv: number;"):
+        open_source("videos", tmp_path)
+    write_table(tmp_path / "all.csv", {"number": labels + 1, **both})
     with pytest.raises(RecipeError, match="no column of .* plainly names the episode"):
         open_source("videos", tmp_path)
+    write_table(tmp_path / "all.csv", {"number": labels, **both})
     options = {"episode_column": "number", "table": "all.csv", "terminated": None}
     assert not load_all(open_source("videos", tmp_path, source=options))[0].terminated.any()
     for wrong, message in (

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from tokenwm.cli.evaluate import print_summary
 from tokenwm.errors import TokenwmError
 from tokenwm.uses.headline import headline, table_horizons, with_interval
 from tokenwm.uses.metrics import Curve, summarize_gain
 from tokenwm.uses.page import significant_digits
-from tokenwm.uses.plots import table_ticks
+from tokenwm.uses.plots import make_plots, table_ticks
 from tokenwm.uses.report import strip_columns, write_report
 from tokenwm.uses.results import CodebookUse, Evaluation
 from tokenwm.uses.training_curves import plot_training, read_losses
@@ -199,6 +201,37 @@ def test_one_start_only(evaluation: Evaluation) -> None:
     unknown = np.full(6, np.nan)
     single = Curve(mean=np.ones(6), low=unknown, high=unknown)
     assert with_interval(single, 2, 1) == "1.0"
+
+
+def test_one_episode_has_no_intervals_and_the_report_says_so(
+    tmp_path: Path, evaluation: Evaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = np.full(6, np.nan)
+    gain = Curve(mean=np.array([-1, 0.2, 1, 2, 3, 2]), low=unknown, high=unknown)
+    one = replace(
+        with_gain(evaluation, gain),
+        action_gap=gain,
+        psnr={name: replace(c, low=unknown, high=unknown) for name, c in evaluation.psnr.items()},
+        episodes=evaluation.episodes[:1],
+        examples=(),
+    )
+    first, effective, actions, _ = headline(one)
+    assert first == (
+        "On the one episode that was measured the model is better than persistence first at "
+        "horizon 2 (of 6 steps imagined; at best by 3.0 dB, at horizon 5)."
+    )
+    assert effective.startswith("With one episode there is no interval over episodes")
+    assert actions == "True actions minus shuffled ones: 3.0 dB at horizon 5."
+    worse = with_gain(one, replace(gain, mean=gain.mean - 4))
+    assert headline(worse)[0].startswith("The model does not beat persistence at any horizon")
+    print_summary(Console(width=200), one)
+    printed = capsys.readouterr().out
+    captions = [plot.caption for plot in make_plots(one)]
+    text = write_report(tmp_path, one).index.read_text()
+    for shown in (printed, *captions, text):
+        assert "95 %" not in shown
+    assert "Figures of one episode, so without intervals" in text
+    assert any("one episode has no interval" in caption for caption in captions)
 
 
 def test_horizons_of_tables_and_ticks(evaluation: Evaluation) -> None:

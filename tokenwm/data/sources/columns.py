@@ -26,6 +26,7 @@ AUTO: Final = "auto"
 OBSERVATION = ("observation", "observations", "obs")
 ACTION = ("action", "actions")
 STATE = ("state", "states", "proprio")
+REWARD = ("reward", "rewards")
 NOT_OBSERVED = ("next", *ACTION)
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
@@ -34,15 +35,29 @@ class AmbiguousColumnsError(RecipeError):
     """Several columns could be what the recipe does not name.
 
     Attributes:
-        option: ``state``, ``action`` or ``reward``.
-        candidates: The columns.
+        option: For example ``state``, ``action`` or ``reward``.
+        candidates: The columns, the likeliest first.
     """
 
     def __init__(self, option: str, candidates: Sequence[str], where: str, remedy: str) -> None:
         super().__init__(
-            f"source.{option} is not given and several columns of {where} could be it: "
+            f"source.{option} is not given and could be any of these columns of {where}: "
             f"{', '.join(candidates)}; {remedy}"
         )
+        self.option = option
+        self.candidates = tuple(candidates)
+
+
+class NoPlainColumnError(RecipeError):
+    """No column is by its name what the recipe needs and does not name.
+
+    Attributes:
+        option: ``state`` or ``action``.
+        candidates: The columns of numbers that could be it; may be empty.
+    """
+
+    def __init__(self, option: str, candidates: Sequence[str], message: str) -> None:
+        super().__init__(message)
         self.option = option
         self.candidates = tuple(candidates)
 
@@ -142,31 +157,38 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
         The options, without ``auto``.
 
     Raises:
-        RecipeError: A named column is not there or not of the right kind, there is no action, or
-            several columns could be meant (:class:`AmbiguousColumnsError`).
+        RecipeError: A named column is not there or not of the right kind, none is plainly the
+            action (:class:`NoPlainColumnError`), or several could be meant
+            (:class:`AmbiguousColumnsError`).
     """
     found: dict[str, Any] = {}
     if config.action == AUTO:
         found["action"] = _one("action", _actions(columns), where)
         if found["action"] is None:
-            raise RecipeError(
+            numbers = [name for name in _numbers(columns) if _parts(name)[-1] not in REWARD]
+            raise NoPlainColumnError(
+                "action",
+                numbers,
                 f"source.action is not given, and {where} has no column called action; its "
-                f"numbers: {', '.join(_numbers(columns)) or 'none'}. Name those that are the "
-                "action in a recipe, as `action: [NAME, NAME]` under `source:` "
-                "(begin from data_recipes/template.yaml)"
+                f"numbers: {', '.join(numbers) or 'none'}. Name those that are the action as "
+                "`action: [NAME, NAME]` under `source:` of the recipe (`tokenwm inspect` writes "
+                "one to choose in)",
             )
     if config.state == AUTO:
         found["state"] = _one("state", _states(columns), where)
     if config.reward == AUTO:
-        found["reward"] = _one("reward", _called(columns, ("reward", "rewards")), where)
+        found["reward"] = _one("reward", _called(columns, REWARD), where)
     if config.cameras == AUTO:
         found["cameras"] = camera_names(n for n, c in columns.items() if c.kind == "pictures")
     try:
         config = dataclasses.replace(config, **found)
     except RecipeError as error:
-        raise RecipeError(
+        observed = [name for name in _observed(columns) if _parts(name)[-1] not in REWARD]
+        raise NoPlainColumnError(
+            "state",
+            observed,
             f"{where} has neither pictures nor a column that is plainly the state, its columns: "
-            f"{', '.join(columns)}; name what to use with source.cameras or source.state"
+            f"{', '.join(columns)}; name what to use with source.cameras or source.state",
         ) from error
     _check(config, columns, where)
     if any(found.values()):
@@ -238,9 +260,13 @@ def _actions(columns: Mapping[str, Column]) -> list[str]:
     return [name for name in named if name in ACTION] or named or parts
 
 
+def _observed(columns: Mapping[str, Column]) -> list[str]:
+    return [name for name in _numbers(columns) if _parts(name)[0] not in NOT_OBSERVED]
+
+
 def _states(columns: Mapping[str, Column]) -> list[str]:
     """What is called state; else all numbers that were observed."""
-    numbers = [name for name in _numbers(columns) if _parts(name)[0] not in NOT_OBSERVED]
+    numbers = _observed(columns)
     named = [n for n in numbers if _parts(n)[-1] in STATE]
     observed = [n for n in named if _parts(n)[0] in OBSERVATION]
     return observed or named or [n for n in numbers if _parts(n)[0] in OBSERVATION]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, as_numbers, check_claims
-from tokenwm.data.sources.columns import AUTO, Column
+from tokenwm.data.sources.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.sources.frames import VideoFrames
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.recording import RecordedSource, Recording
@@ -118,6 +118,14 @@ class VideosSource(RecordedSource):
             "episode_column", config.episode_column, EPISODE_COLUMNS, first
         )
         if self.table is not None and self.episode_column is None:
+            candidates = self._naming_episodes(first)
+            if candidates:
+                raise AmbiguousColumnsError(
+                    "episode_column",
+                    candidates,
+                    str(self.table),
+                    "set source.episode_column to the one that names the episode",
+                )
             raise RecipeError(
                 f"source.episode_column is not given, and no column of {self.table} plainly names "
                 f"the episode; it has: {', '.join(first)}"
@@ -143,6 +151,19 @@ class VideosSource(RecordedSource):
                 "the one for all episodes with source.table"
             )
         return self.files.others[0]
+
+    def _naming_episodes(self, table: Table) -> list[str]:
+        """Columns whose values mean every episode, those with the fewest values first."""
+        labels = {
+            column: [str(label) for label in np.unique(array)]
+            for column, array in table.items()
+            if array.ndim == 1 and array.dtype.kind in "iuU"
+        }
+        return [
+            column
+            for column, texts in sorted(labels.items(), key=lambda item: len(item[1]))
+            if all(any(_means(text, name) for text in texts) for name in self.names)
+        ]
 
     def _first_table(self) -> Table:
         """The table for all, or that of the first episode whose table can be read."""
