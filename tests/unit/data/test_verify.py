@@ -295,7 +295,7 @@ def test_the_command_shows_all_problems(
     (dataset / "[red]x\x1b[2J").write_bytes(b"")
     assert main([str(dataset), "--workers", "2"]) == 1
     printed = capsys.readouterr().out
-    for text in (PICTURE, SHARD, MIDDLE, "CRC-32", "SHA-256", "[red]x?[2J", "4 problem(s)"):
+    for text in (PICTURE, SHARD, MIDDLE, "CRC-32", "SHA-256", "[red]x\ufffd[2J", "4 problem(s)"):
         assert text in printed
     assert main([str(dataset / "nowhere")]) == 1
     assert "not a finished dataset" in capsys.readouterr().out
