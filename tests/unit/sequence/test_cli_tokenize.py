@@ -35,7 +35,7 @@ def test_to_a_folder_or_a_url(
     assert beside.names() == sorted(path.name for path in checkpoint.iterdir())
     for name in beside.names():
         assert read_bytes(beside, name) == (checkpoint / name).read_bytes()
-    with pytest.raises(TokenwmError, match="holds a dataset already; choose another --out"):
+    with pytest.raises(TokenwmError, match="holds a dataset already; choose another folder"):
         main(arguments)
     assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
     other = [str(tmp_path / "other"), "--vocabulary-of", out, "--no-state", "--workers", "0"]
@@ -45,6 +45,25 @@ def test_to_a_folder_or_a_url(
     assert "state_tokens" not in manifest.features
     assert manifest.num_episodes("train") == 6
     assert find_problems(out) == []
+
+
+def test_a_refused_run_changes_nothing(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        main([*arguments, "--shifted-copies", "-1"])
+    assert not out.exists()
+    main([*arguments, "--workers", "0"])
+    before = contents(out)
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        main([*arguments, "--shifted-copies", "-1", "--overwrite"])
+    assert contents(out) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_frames_are_not_overwritten(frame_shards: Path, checkpoint: Path) -> None:
