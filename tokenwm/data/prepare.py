@@ -20,6 +20,7 @@ from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import Source
 from tokenwm.data.storage import Folder, open_folder
+from tokenwm.data.verify import check_files
 from tokenwm.errors import ShardError, SourceError
 
 
@@ -91,6 +92,7 @@ def prepare(
             folder.remove(shard_tasks.record_name(name))
         raise
     quality_report.write(out_dir, manifest, merger.measured)
+    manifest = quality_report.with_checksums(out_dir, manifest)
     manifest.save(out_dir)
     shard_tasks.end(folder)
     return manifest
@@ -127,6 +129,8 @@ def _finished(
         if not differing:
             if overwrite:  # whoever wants that may have been told of damage
                 ShardReader(out_dir, verify=True, manifest=manifest)
+                if any(check_files(folder, manifest)):
+                    return None
             return manifest
     if not overwrite:
         raise ShardError(

@@ -21,7 +21,10 @@ PIECE_BYTES = 2**20
 
 
 class Folder(Protocol):
-    """A flat folder of files; ``str()`` gives its path or URL."""
+    """A flat folder of files; ``str()`` gives its path or URL.
+
+    A file in a folder of it, ``tokenizer/config.yaml``, can be read as well.
+    """
 
     def names(self) -> list[str]:
         """Names of the files in it, sorted; empty if the folder does not exist."""
@@ -215,11 +218,12 @@ def sha256_of(folder: Folder, name: str) -> str:
     return digest.hexdigest()
 
 
-def write_bytes(folder: Folder, name: str, content: bytes) -> None:
-    """Write a small file, whole or not at all.
+def write_bytes(folder: Folder, name: str, content: bytes) -> str:
+    """Write a small file, whole or not at all; returns its SHA-256 as hex digits.
 
     Raises:
         ShardError: It cannot be written.
     """
     with folder.write(name) as file:
         file.write(content)
+    return hashlib.sha256(content).hexdigest()

@@ -173,7 +173,7 @@ def tokenize_shards(
         shards=[record.shard for record in records if record.shard is not None],
         episodes=[episode for record in records for episode in record.episodes],
     )
-    _write_tokenizer(out_folder, tokenizer_files or {})
+    tokens = replace(tokens, files=_write_tokenizer(out_folder, tokenizer_files or {}))
     tokens.save(out_folder)
     shard_tasks.end(folder)
     return tokens
@@ -263,11 +263,14 @@ def _check_replaceable(folder: Folder, overwrite: bool) -> None:
         )
 
 
-def _write_tokenizer(out_folder: Path | str, files: Mapping[str, bytes]) -> None:
+def _write_tokenizer(out_folder: Path | str, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Write the tokenizer beside the shards; returns path → SHA-256, as a manifest has it."""
     folder = open_folder(join(out_folder, TOKENIZER_FOLDER))
     folder.clear_partials()
-    for name, content in files.items():
-        write_bytes(folder, name, content)
+    return {
+        f"{TOKENIZER_FOLDER}/{name}": write_bytes(folder, name, content)
+        for name, content in files.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

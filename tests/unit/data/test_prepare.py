@@ -16,6 +16,7 @@ from tokenwm.data.recipe import load_recipe
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_tasks import Progress
 from tokenwm.data.shards import ShardReader
+from tokenwm.data.verify import find_problems
 from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError
 
 RECIPES = Path(__file__).parents[3] / "data_recipes"
@@ -110,6 +111,17 @@ def test_provenance_and_statistics_travel_with_the_dataset(dataset: Any, tmp_pat
     mean = np.load(tmp_path / "out" / manifest.statistics["frames.front"]["mean_frame"]["file"])
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-5)
+
+
+def test_every_file_has_a_checksum(dataset: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = prepare(dataset.recipe(), out)
+    assert sorted(manifest.files) == ["quality.html", "quality.json"]
+    assert find_problems(out) == []
+    for name, content in contents(out).items():
+        (out / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert name in {problem.file for problem in find_problems(out)}
+        (out / name).write_bytes(content)
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(dataset: Any, tmp_path: Path) -> None:
@@ -331,7 +343,7 @@ def test_incomplete_or_damaged_dataset_is_not_kept(dataset: Any, tmp_path: Path)
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("name", ["train-000000.tar", "mean_frame.front.npy"])
+@pytest.mark.parametrize("name", ["train-000000.tar", "mean_frame.front.npy", "quality.html"])
 def test_a_damaged_dataset_is_made_again(dataset: Any, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     prepare(dataset.recipe(), out)

@@ -9,7 +9,7 @@ from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import save_tokenizer
 from tokenwm.cli.tokenize import main
 from tokenwm.data.manifest import Manifest
-from tokenwm.data.storage import join, open_folder, read_bytes
+from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
 from tokenwm.data.verify import find_problems
 from tokenwm.errors import TokenwmError
 
@@ -34,7 +34,11 @@ def test_to_a_folder_or_a_url(
     beside = open_folder(join(out, "tokenizer"))
     assert beside.names() == sorted(path.name for path in checkpoint.iterdir())
     for name in beside.names():
-        assert read_bytes(beside, name) == (checkpoint / name).read_bytes()
+        content = (checkpoint / name).read_bytes()
+        assert read_bytes(beside, name) == content
+        write_bytes(beside, name, content[:-1] + bytes([content[-1] ^ 1]))
+        assert [problem.file for problem in find_problems(out)] == [f"tokenizer/{name}"]
+        write_bytes(beside, name, content)
     with pytest.raises(TokenwmError, match="holds a dataset already; choose another folder"):
         main(arguments)
     assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
