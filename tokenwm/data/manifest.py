@@ -24,7 +24,7 @@ SCHEMA_VERSION = 3
 """Version of the manifest and of the shards; see CHANGELOG.md for what changed with each.
 
 Older ones are still read: version 1 had no checksum of the manifest and none per episode, version 2
-none of the files beside the shards.
+none of the files beside the shards, and did not mark synthetic episodes.
 """
 
 MANIFEST_NAME = "manifest.json"
@@ -94,6 +94,8 @@ class EpisodeInfo:
         metadata_offset: The same for the JSON member.
         crc32: CRC-32 of the episode's bytes in the tar, from the header of its JSON member to the
             end of its last member's padding; None in datasets of schema version 1.
+        synthetic: Whether a model imagined it, as its metadata say; None where these must be
+            asked: before schema version 3, or if the mark there is neither true nor false.
     """
 
     key: str
@@ -103,6 +105,7 @@ class EpisodeInfo:
     offsets: dict[str, int]
     metadata_offset: int
     crc32: int | None = None
+    synthetic: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +271,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         if version == 1:
             values["episodes"] = [{**episode, "crc32": None} for episode in values["episodes"]]
         if version < 3:
+            values["episodes"] = [{**episode, "synthetic": None} for episode in values["episodes"]]
             values["files"] = {}
         # A program wrote it, so a key with a default may not be missing either.
         manifest: Manifest = build(Manifest, values, allow_defaults=False)

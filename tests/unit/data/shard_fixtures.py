@@ -96,6 +96,8 @@ def write_older_manifest(folder: Path, version: int) -> None:
     path = folder / "manifest.json"
     values = {**json.loads(path.read_text()), "schema_version": version}
     del values["sha256"], values["files"]
+    for episode in values["episodes"]:
+        del episode["synthetic"]
     if version > 1:
         path.write_bytes(dump_manifest(values))
         return

@@ -138,6 +138,7 @@ def test_older_schema_versions_are_still_read(tmp_path: Path, version: int) -> N
     write_older_manifest(tmp_path, version)
     manifest = Manifest.load(tmp_path)
     assert manifest.schema_version == version
+    assert {episode.synthetic for episode in manifest.episodes} == {None}
     has_checksums = [episode.crc32 is not None for episode in manifest.episodes]
     assert has_checksums == [version > 1] * len(has_checksums)
     assert manifest.files == {}
