@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from tokenwm.data.atomic import open_atomically, partials_of
+from tokenwm.data.lock import lock_folder
 from tokenwm.errors import ShardError
 
 PIECE_BYTES = 2**20
@@ -43,6 +44,12 @@ class Folder(Protocol):
 
     def clear_partials(self) -> None:
         """Remove half-written files, which a killed process has left."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes out that ask for the same, where the storage has locks.
+
+        A ShardError if another one is in there.
+        """
 
 
 def open_folder(location: Path | str) -> Folder:
@@ -91,10 +98,7 @@ class LocalFolder:
     @contextmanager
     def write(self, name: str) -> Iterator[BinaryIO]:
         """See :class:`Folder`."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ShardError(f"folder {self.path} cannot be made: {error}") from error
+        self._make()
         with open_atomically(self.path / name) as file:
             yield file
 
@@ -109,6 +113,19 @@ class LocalFolder:
         """See :class:`Folder`."""
         for path in partials_of(self.path):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """See :class:`Folder`."""
+        self._make()
+        with lock_folder(self.path):
+            yield
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShardError(f"folder {self.path} cannot be made: {error}") from error
 
 
 class RemoteFolder:
@@ -181,6 +198,10 @@ class RemoteFolder:
 
     def clear_partials(self) -> None:
         """See :class:`Folder`; there are none."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """See :class:`Folder`; fsspec has no locks, so this keeps nobody out."""
+        return contextlib.nullcontext()
 
     def _place(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -136,7 +136,7 @@ def tokenize_shards(
     Raises:
         TokenwmError: The frames do not fit the tokenizer, or the device not the workers.
         ShardError: A shard is damaged, or cannot be written, or the folder holds a dataset that may
-            not be replaced.
+            not be replaced, or another process is writing there.
     """
     frames = Manifest.load(frames_folder)
     # Without a checksum per episode, everything has to be read before the first one is used.
@@ -149,7 +149,6 @@ def tokenize_shards(
             f"device {device} encodes in one process; leave --workers and --engine away"
         )
     folder = open_folder(out_folder)
-    _check_replaceable(folder, overwrite)
     plan = {
         "tool": f"tokenwm {tokenwm.__version__}",
         "schema_version": SCHEMA_VERSION,
@@ -157,26 +156,28 @@ def tokenize_shards(
         "vocabulary": vocabulary.to_dict(),
         "num_shifted_copies": num_shifted_copies,
     }
-    folder.remove(MANIFEST_NAME)
-    shard_tasks.begin(folder, plan, overwrite=overwrite)
-    job = ShardJob[TokenShard](
-        folder=folder,
-        plan=shard_tasks.digest_of(plan),
-        make=TokenShardMaker(reader=reader, tokenizer=tokenizer, vocabulary=vocabulary),
-    )
-    records = list(
-        run_shard_tasks(job, tasks, engine=engine, num_workers=num_workers, progress=progress)
-    )
-    tokens = _tokens_manifest(
-        reader.manifest,
-        vocabulary,
-        shards=[record.shard for record in records if record.shard is not None],
-        episodes=[episode for record in records for episode in record.episodes],
-    )
-    tokens = replace(tokens, files=_write_tokenizer(out_folder, tokenizer_files or {}))
-    tokens.save(out_folder)
-    shard_tasks.end(folder)
-    return tokens
+    with folder.lock():
+        _check_replaceable(folder, overwrite)
+        folder.remove(MANIFEST_NAME)
+        shard_tasks.begin(folder, plan, overwrite=overwrite)
+        job = ShardJob[TokenShard](
+            folder=folder,
+            plan=shard_tasks.digest_of(plan),
+            make=TokenShardMaker(reader=reader, tokenizer=tokenizer, vocabulary=vocabulary),
+        )
+        records = list(
+            run_shard_tasks(job, tasks, engine=engine, num_workers=num_workers, progress=progress)
+        )
+        tokens = _tokens_manifest(
+            reader.manifest,
+            vocabulary,
+            shards=[record.shard for record in records if record.shard is not None],
+            episodes=[episode for record in records for episode in record.episodes],
+        )
+        tokens = replace(tokens, files=_write_tokenizer(out_folder, tokenizer_files or {}))
+        tokens.save(out_folder)
+        shard_tasks.end(folder)
+        return tokens
 
 
 def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lock_holder import locked_by_another_process
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import save_tokenizer
 from tokenwm.cli.tokenize import main
@@ -64,6 +65,21 @@ def test_a_refused_run_changes_nothing(
     with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
         main([*arguments, "--shifted-copies", "-1", "--overwrite"])
     assert contents(out) == before
+
+
+def test_a_second_run_at_the_same_time_is_refused(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    out.mkdir()
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with locked_by_another_process(out) as process:
+        before = contents(out)
+        with pytest.raises(TokenwmError, match=f"{out} is in use by process {process.pid} on"):
+            main(arguments)
+        assert contents(out) == before
+    main([*arguments, "--workers", "0"])
+    assert find_problems(out) == []
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
