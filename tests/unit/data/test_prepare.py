@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,36 @@ def test_all_phases_of_training_episodes_only(dataset: Any, tmp_path: Path) -> N
             np.testing.assert_allclose(brightness, 10 + 4 * kept, atol=3)
             assert reader.metadata(name).get("phase", 0) == phase
     assert once.provenance["recipe"]["all_phases"] is False
+
+
+@pytest.mark.parametrize("rule", ["not finite", "spike", "uneven", "video"])
+def test_what_is_wrong_with_a_recording_leaves_out_all_its_phases(
+    dataset: Any, tmp_path: Path, rule: str
+) -> None:
+    """Also where only one phase keeps the row in question."""
+    rows = np.arange(40)
+    state = np.stack([0.1 * rows, -0.1 * rows], axis=1).astype(np.float32)
+    times = rows / 30
+    if rule == "not finite":
+        state[10, 0] = np.nan
+    elif rule == "spike":
+        state[10, 0] += 100
+    elif rule == "uneven":
+        times[10:] += 0.01
+    dataset.add(6, 40, observation__state=state, timestamp=times.astype(np.float32))
+    if rule == "video":
+        shutil.copy(dataset.video(0), dataset.video(6))  # only 20 frames
+    recipe = dataset.recipe(all_phases=True, splits={"val": 0.0, "test": 0.0})
+    excluded = [item.key for item in prepare(recipe, tmp_path / "out").excluded]
+    assert excluded == ["episode_000006", "episode_000006_phase1", "episode_000006_phase2"]
+
+
+def test_a_phase_that_is_too_short_is_left_out_alone(dataset: Any, tmp_path: Path) -> None:
+    limits = {"min_steps": 7}  # 20 rows are 7 steps from row 0 or 1, and 6 from row 2
+    splits = {"val": 0.0, "test": 0.0}
+    recipe = dataset.recipe(all_phases=True, splits=splits, quality=limits)
+    excluded = [item.key for item in prepare(recipe, tmp_path / "out").excluded]
+    assert excluded == ["episode_000000_phase2"]
 
 
 def test_provenance_and_statistics_travel_with_the_dataset(dataset: Any, tmp_path: Path) -> None:
