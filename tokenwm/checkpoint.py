@@ -7,7 +7,6 @@ folder is all a robot needs. Lightning's own checkpoints are for resuming traini
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,8 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 CHECKPOINT_VERSION = 2
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
+FILES = (CONFIG, WEIGHTS, PROVENANCE)
+"""What every checkpoint folder holds, and a tokenizer's nothing else."""
 VOCABULARY = "vocabulary.json"
 REMOVED_OPTIONS = ("token_noise", "scalar_noise")
 """They were about training only; folders of this version may still name them."""
@@ -62,14 +63,13 @@ def save_tokenizer(folder: Path, tokenizer: FrameTokenizer, provenance: Mapping[
         return _write_tokenizer(partial, tokenizer, provenance)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy a tokenizer's checkpoint folder (or that of a run's folder) to ``folder``, whole.
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Name → content of the files in a tokenizer's checkpoint folder (or that of a run's folder).
 
     Raises:
-        CheckpointError: It cannot be written, for example because the disk is full.
+        OSError: One cannot be read.
     """
-    with _writing(folder) as partial:
-        shutil.copytree(model_folder(source), partial, dirs_exist_ok=True)
+    return {name: (model_folder(folder) / name).read_bytes() for name in FILES}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -246,10 +246,8 @@ def _writing(folder: Path) -> Iterator[Path]:
         with make_folder_atomically(folder) as partial:
             yield partial
     except (OSError, SafetensorError) as error:
-        # shutil gathers a reason for every file; the first is enough.
-        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error
         raise CheckpointError(
-            f"{folder} could not be written: {reason}. Nothing of it was kept, and what was there "
+            f"{folder} could not be written: {error}. Nothing of it was kept, and what was there "
             "before still is; free space or choose another folder, then run again"
         ) from error
 
@@ -282,7 +280,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    for name in (CONFIG, WEIGHTS, PROVENANCE):
+    for name in FILES:
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder} has no {name}; a checkpoint folder holds {CONFIG}, {WEIGHTS} and "

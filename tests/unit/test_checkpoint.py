@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +24,13 @@ from tests.small_models import (
 from tokenwm import checkpoint as module
 from tokenwm.checkpoint import (
     check_tokenizer,
-    copy_tokenizer,
     load_tokenizer,
     load_world_model,
     model_folder,
     read_provenance,
     save_tokenizer,
     save_world_model,
+    tokenizer_files,
     tokenizer_hash,
 )
 from tokenwm.errors import CheckpointError
@@ -405,28 +404,15 @@ def test_a_partial_folder_is_not_a_checkpoint(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("source", ["run", "run/model"])
-def test_a_tokenizer_is_copied_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_the_files_of_a_tokenizer_are_all_that_it_needs(tmp_path: Path, source: str) -> None:
     identity = save_tokenizer(tmp_path / "run" / "model", small_tokenizer().eval(), {})
-    folder = tmp_path / "tokens" / "tokenizer"
-    copyfile = shutil.copyfile
-
-    def fail(source: Any, *arguments: Any, **options: Any) -> Any:
-        if "provenance" in str(source):
-            raise DiskFullError("disk full")
-        return copyfile(source, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", fail)
-        with pytest.raises(CheckpointError, match="tokenizer could not be written.*disk full"):
-            copy_tokenizer(tmp_path / source, folder)
-    assert list(folder.parent.iterdir()) == []
-    copy_tokenizer(tmp_path / source, folder)
-    (folder / "left-over").touch()
-    copy_tokenizer(tmp_path / source, folder)
-    assert tokenizer_hash(load_tokenizer(folder)) == identity
-    assert not (folder / "left-over").exists()
+    (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name, content in tokenizer_files(tmp_path / source).items():
+        (copy / name).write_bytes(content)
+    assert tokenizer_hash(load_tokenizer(copy)) == identity
+    assert not (copy / "notes.txt").exists()
 
 
 def test_provenance_is_readable_json(saved: tuple[Path, Load]) -> None:

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from tokenwm.cli.printable import printable
 from tokenwm.data.sources.columns import dimension_names, names_of
 from tokenwm.data.starter_recipe import starter_recipe
 from tokenwm.data.survey import Survey, survey
@@ -125,11 +125,6 @@ def _print_problems(console: Console, found: Survey) -> None:
     for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
         table.add_row(key, printable(reason))
     console.print(table)
-
-
-def printable(text: str) -> str:
-    """Text of a stranger, for the terminal: no control characters, no markup."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _parser() -> argparse.ArgumentParser:

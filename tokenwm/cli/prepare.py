@@ -6,6 +6,7 @@ import os
 from rich.console import Console
 from rich.table import Table
 
+from tokenwm.cli.printable import printable
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
 from tokenwm.data.engines import ENGINES
@@ -71,7 +72,7 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     table.add_column("episode")
     table.add_column("reason", overflow="fold")
     for item in manifest.excluded:
-        table.add_row(item.key, item.reason)
+        table.add_row(item.key, printable(item.reason))
     console.print(table)
 
 

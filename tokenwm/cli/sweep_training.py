@@ -4,14 +4,11 @@
 ``tokenwm sweep run`` start.
 """
 
-import fcntl
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from tokenwm.cli.checkpoints import kept_checkpoint
 from tokenwm.cli.training import last_checkpoint, launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
+from tokenwm.data.lock import lock_folder
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.drive import DIVERGED, read_result, result_status
 from tokenwm.scaling.held_out import downstream_metrics, held_out_loss
@@ -159,7 +157,7 @@ def train(sweep: Sweep, name: str, folder: Path, frames: Path | None = None) -> 
         raise SweepError(f"the sweep has no run {name!r}; it has {', '.join(costs)}")
     cost, own = costs[name], folder / name
     own.mkdir(parents=True, exist_ok=True)
-    with only_one(own):
+    with lock_folder(own, wait=True):  # for one that outlived its driver perhaps
         if result_status(cost.run, folder, frames is not None) is not None:
             return
         result = read_result(own)
@@ -224,14 +222,6 @@ def _write_settings(path: Path, settings: dict[str, Any]) -> None:
         return
     with open_atomically(path) as file:
         file.write(yaml.safe_dump(settings, sort_keys=False).encode())
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Wait until no other process trains in this folder, one that outlived its driver perhaps."""
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _device() -> str:

@@ -8,14 +8,10 @@ import torch
 from rich.console import Console
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.checkpoint import copy_tokenizer, load_tokenizer, model_folder, tokenizer_hash
+from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
 from tokenwm.cli.prepare import add_engine_options
 from tokenwm.cli.progress import show_progress
-from tokenwm.data.manifest import MANIFEST_NAME, Manifest
-from tokenwm.data.shard_files import is_url
-from tokenwm.data.shard_writer import remove_own_files
-from tokenwm.data.storage import join, open_folder, write_bytes
-from tokenwm.errors import TokenwmError
+from tokenwm.data.manifest import Manifest
 from tokenwm.sequence.token_shards import borrow_vocabulary, make_vocabulary, tokenize_shards
 
 WORTH_WORKERS = 20_000
@@ -26,12 +22,6 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     keep_freed_memory()
-    out: str = arguments.out
-    exists = open_folder(out).size(MANIFEST_NAME) is not None
-    if exists and not arguments.overwrite:
-        raise TokenwmError(
-            f"{out} holds a dataset already; choose another --out, or pass --overwrite"
-        )
     manifest = Manifest.load(arguments.frames)
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.device)
     vocabulary = make_vocabulary(
@@ -45,18 +35,14 @@ def main(argv: list[str]) -> int:
     )
     if arguments.vocabulary_of is not None:
         vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
-    if exists:
-        remove_tokens(out)
     console = Console()
-    # Beside the shards, so that training needs one path only; before the manifest, which is what
-    # makes the folder a dataset.
-    _copy_tokenizer(arguments.tokenizer, join(out, "tokenizer"))
     with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
             arguments.frames,
-            out,
+            arguments.out,
             tokenizer,
             vocabulary,
+            tokenizer_files=tokenizer_files(arguments.tokenizer),
             num_shifted_copies=arguments.shifted_copies,
             engine=arguments.engine,
             num_workers=_num_workers(arguments, manifest),
@@ -66,7 +52,7 @@ def main(argv: list[str]) -> int:
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
     console.print(
         f"{len(tokens.episodes)} episodes, {num_steps:,} steps of "
-        f"{vocabulary.tokens_per_frame} frame tokens → {out}",
+        f"{vocabulary.tokens_per_frame} frame tokens → {arguments.out}",
         soft_wrap=True,
         highlight=False,
     )
@@ -81,26 +67,6 @@ def _num_workers(arguments: argparse.Namespace, manifest: Manifest) -> int:
     num_steps = sum(episode.num_steps for episode in manifest.episodes)
     num_steps *= 1 + arguments.shifted_copies
     return (os.cpu_count() or 1) if on_cpu and num_steps > WORTH_WORKERS else 0
-
-
-def _copy_tokenizer(source: Path, target: str) -> None:
-    if not is_url(target):
-        copy_tokenizer(source, Path(target.removeprefix("file://")))
-        return
-    folder = open_folder(target)
-    for path in sorted(model_folder(source).iterdir()):
-        write_bytes(folder, path.name, path.read_bytes())
-
-
-def remove_tokens(dataset: str) -> None:
-    """Remove token shards, and nothing else.
-
-    Raises:
-        TokenwmError: The folder holds something else.
-    """
-    if Manifest.load(dataset).kind != "tokens":
-        raise TokenwmError(f"--overwrite would remove {dataset}, but it holds frames, not tokens")
-    remove_own_files(dataset)
 
 
 def _parser() -> argparse.ArgumentParser:

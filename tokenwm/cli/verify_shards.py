@@ -3,10 +3,10 @@
 import argparse
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tokenwm.cli.prepare import count
+from tokenwm.cli.printable import printable
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.verify import Problem, find_problems
@@ -51,13 +51,8 @@ def print_problems(console: Console, problems: list[Problem]) -> None:
     table.add_column("episode", overflow="fold")
     table.add_column("problem", overflow="fold")
     for problem in problems:
-        # Names come from strangers: none of them may be read as markup or as a control sequence.
-        table.add_row(*map(_plain, (problem.file, problem.key, problem.message)))
+        table.add_row(*map(printable, (problem.file, problem.key, problem.message)))
     console.print(table)
-
-
-def _plain(text: str) -> str:
-    return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
 def _parser() -> argparse.ArgumentParser:

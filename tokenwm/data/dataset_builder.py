@@ -1,6 +1,5 @@
 """The two halves of making a dataset: episodes → one shard, and all shards' records → manifest."""
 
-import hashlib
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -234,5 +233,4 @@ def _write_mean_frame(folder: Folder, camera: str, mean: NDArray[np.float32]) ->
     buffer = io.BytesIO()
     np.save(buffer, mean, allow_pickle=False)
     name = f"mean_frame.{camera}.npy"
-    write_bytes(folder, name, buffer.getvalue())
-    return {"file": name, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+    return {"file": name, "sha256": write_bytes(folder, name, buffer.getvalue())}

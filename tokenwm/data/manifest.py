@@ -20,10 +20,11 @@ from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
 from tokenwm.data.strict import build
 from tokenwm.errors import ShardError, TokenwmError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the manifest and of the shards; see CHANGELOG.md for what changed with each.
 
-Version 1, which had no checksum of the manifest and none per episode, is still read.
+Older ones are still read: version 1 had no checksum of the manifest and none per episode, version 2
+none of the files beside the shards, and did not mark synthetic episodes.
 """
 
 MANIFEST_NAME = "manifest.json"
@@ -32,6 +33,8 @@ ALLOWED_DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32")
 FIELD_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 """Names of fields: ``action``, or ``frames.<camera>`` with one dot."""
 SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
+FILE_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+"""Paths of files beside the shards: ``quality.json``, or ``tokenizer/config.yaml`` in a folder."""
 DIGEST_KEY = ',\n"sha256": "'
 """What stands before the digest at the end of the manifest's text."""
 
@@ -91,6 +94,8 @@ class EpisodeInfo:
         metadata_offset: The same for the JSON member.
         crc32: CRC-32 of the episode's bytes in the tar, from the header of its JSON member to the
             end of its last member's padding; None in datasets of schema version 1.
+        synthetic: Whether a model imagined it, as its metadata say; None where these must be
+            asked: before schema version 3, or if the mark there is neither true nor false.
     """
 
     key: str
@@ -100,6 +105,7 @@ class EpisodeInfo:
     offsets: dict[str, int]
     metadata_offset: int
     crc32: int | None = None
+    synthetic: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,9 @@ class Manifest:
             ``{"file": name, "sha256": digest}`` stands for a file beside the manifest, for example
             ``statistics["frames.top"]["mean_frame"]``; ``ShardReader.verify`` checks it.
         shards: The tar files.
+        files: Path → SHA-256 of the other files that belong to the dataset, for example
+            ``quality.json`` or ``tokenizer/config.yaml``; empty in datasets before schema version
+            3, and pictures are in ``statistics``.
         episodes: Every episode, in the order of the shards.
         excluded: What was left out and why.
         provenance: Source, licence, source checksum, tool version, recipe.
@@ -136,6 +145,7 @@ class Manifest:
     features: dict[str, Feature]
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     shards: list[ShardInfo]
+    files: dict[str, str] = field(default_factory=dict)
     episodes: list[EpisodeInfo]
     excluded: list[Excluded] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -244,12 +254,12 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where} is not JSON: {error}; make the dataset again") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
-    if version not in (1, SCHEMA_VERSION) or isinstance(version, bool):
+    if version not in (1, 2, SCHEMA_VERSION) or isinstance(version, bool):
         raise ShardError(
             f"{where}: schema_version is {version!r}, this tokenwm reads 1 to {SCHEMA_VERSION} "
             "only; make the dataset again with `tokenwm prepare`, or use the tokenwm that wrote it"
         )
-    if version == SCHEMA_VERSION:
+    if version > 1:
         body, _, digest = text.rpartition(DIGEST_KEY)
         if digest != hashlib.sha256(body.encode()).hexdigest() + '"\n}\n':
             raise ShardError(
@@ -260,6 +270,9 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     try:
         if version == 1:
             values["episodes"] = [{**episode, "crc32": None} for episode in values["episodes"]]
+        if version < 3:
+            values["episodes"] = [{**episode, "synthetic": None} for episode in values["episodes"]]
+            values["files"] = {}
         # A program wrote it, so a key with a default may not be missing either.
         manifest: Manifest = build(Manifest, values, allow_defaults=False)
     except (TokenwmError, KeyError, TypeError) as error:
@@ -291,6 +304,9 @@ def _check_consistency(manifest: Manifest, where: str) -> None:
         require(shard.path.startswith(f"{shard.split}-"), f"{shard.path} has split {shard.split!r}")
         require(shard.path not in totals, f"shard {shard.path} is listed twice")
         totals[shard.path] = [0, 0]
+    for path in manifest.files:
+        # Like shards: nothing outside the dataset.
+        require(FILE_PATTERN.fullmatch(path) is not None, f"file path {path!r} is not allowed")
     keys: set[str] = set()
     for episode in manifest.episodes:
         key = episode.key

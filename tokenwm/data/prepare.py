@@ -20,6 +20,7 @@ from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import Source
 from tokenwm.data.storage import Folder, open_folder
+from tokenwm.data.verify import check_files
 from tokenwm.errors import ShardError, SourceError
 
 
@@ -51,49 +52,52 @@ def prepare(
         SourceError: The source is missing, has changed, or none of its episodes can be used.
         RecipeError: The recipe does not fit the source.
         EpisodeError: An episode breaks a rule and the recipe is strict.
-        ShardError: The folder holds another dataset, or shards of somebody else, or writing failed.
+        ShardError: The folder holds another dataset, or shards of somebody else, or another process
+            is writing there, or writing failed.
         EngineError: The engine is not installed, or lost a worker.
     """
     folder = open_folder(out_dir)
     source = recipe.open_source()
     plan = make_plan(recipe, source)
     provenance = _provenance(recipe, source)
-    finished = _finished(folder, out_dir, provenance, overwrite)
-    if finished is not None:
-        shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
-        return finished
-    folder.remove(MANIFEST_NAME)
-    parts = {**provenance, "schema_version": SCHEMA_VERSION, "shards": plan.to_json()}
-    notes = shard_tasks.begin(folder, parts, overwrite=overwrite)
-    strict = recipe.quality.strict
-    layout = _from_notes(notes) or first_layout(source, plan.refs, strict)
-    shard_tasks.note(folder, parts, {"layout": layout})
-    job = ShardJob[PlannedShard](
-        folder=folder,
-        plan=shard_tasks.digest_of(parts),
-        make=FrameShardMaker(source=source, layout=layout, strict=strict),
-    )
-    merger = DatasetMerger(recipe, source.describe(), plan, layout)
-    records = run_shard_tasks(
-        job, plan.shards, engine=engine, num_workers=num_workers, progress=progress
-    )
-    bad: list[str] = []
-    for task, record in zip(plan.shards, records, strict=True):
-        merger.add(record)
-        if record.values["excluded"]:
-            bad.append(task.name)
-    _check_unchanged(recipe, provenance)
-    try:
-        manifest = merger.finish(folder, provenance)
-    except SourceError:
-        # When the episodes are mended, what this run thought of them must not be kept.
-        for name in bad:
-            folder.remove(shard_tasks.record_name(name))
-        raise
-    quality_report.write(out_dir, manifest, merger.measured)
-    manifest.save(out_dir)
-    shard_tasks.end(folder)
-    return manifest
+    with folder.lock():
+        finished = _finished(folder, out_dir, provenance, overwrite)
+        if finished is not None:
+            shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
+            return finished
+        folder.remove(MANIFEST_NAME)
+        parts = {**provenance, "schema_version": SCHEMA_VERSION, "shards": plan.to_json()}
+        notes = shard_tasks.begin(folder, parts, overwrite=overwrite)
+        strict = recipe.quality.strict
+        layout = _from_notes(notes) or first_layout(source, plan.refs, strict)
+        shard_tasks.note(folder, parts, {"layout": layout})
+        job = ShardJob[PlannedShard](
+            folder=folder,
+            plan=shard_tasks.digest_of(parts),
+            make=FrameShardMaker(source=source, layout=layout, strict=strict),
+        )
+        merger = DatasetMerger(recipe, source.describe(), plan, layout)
+        records = run_shard_tasks(
+            job, plan.shards, engine=engine, num_workers=num_workers, progress=progress
+        )
+        bad: list[str] = []
+        for task, record in zip(plan.shards, records, strict=True):
+            merger.add(record)
+            if record.values["excluded"]:
+                bad.append(task.name)
+        _check_unchanged(recipe, provenance)
+        try:
+            manifest = merger.finish(folder, provenance)
+        except SourceError:
+            # When the episodes are mended, what this run thought of them must not be kept.
+            for name in bad:
+                folder.remove(shard_tasks.record_name(name))
+            raise
+        quality_report.write(out_dir, manifest, merger.measured)
+        manifest = quality_report.with_checksums(out_dir, manifest)
+        manifest.save(out_dir)
+        shard_tasks.end(folder)
+        return manifest
 
 
 def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
@@ -127,6 +131,8 @@ def _finished(
         if not differing:
             if overwrite:  # whoever wants that may have been told of damage
                 ShardReader(out_dir, verify=True, manifest=manifest)
+                if any(check_files(folder, manifest)):
+                    return None
             return manifest
     if not overwrite:
         raise ShardError(

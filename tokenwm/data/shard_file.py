@@ -109,6 +109,7 @@ class ShardFile:
             self._crc = 0
             starts = [self._write_member(*member) for member in members]
         self._keys.add(key)
+        synthetic = metadata.get("synthetic", False)
         self.episodes.append(
             EpisodeInfo(
                 key=key,
@@ -118,6 +119,7 @@ class ShardFile:
                 offsets=dict(zip(prepared, starts[1:], strict=True)),
                 metadata_offset=starts[0],
                 crc32=self._crc,
+                synthetic=synthetic if isinstance(synthetic, bool) else None,
             )
         )
 

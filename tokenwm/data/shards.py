@@ -207,12 +207,15 @@ class ShardReader:
     def is_synthetic(self, key: str) -> bool:
         """Whether an episode was imagined by a model: ``synthetic: true`` in its metadata.
 
-        ``synthetic`` in the manifest's ``extra`` says so for all episodes and saves reading them.
+        ``synthetic`` in the manifest's ``extra`` says so for all episodes. The manifest repeats the
+        mark of each, so that metadata are read only where it is older than schema version 3.
 
         Raises:
             ShardError: The mark is neither true nor false, or the shard is damaged.
         """
-        mark = self.manifest.extra.get("synthetic")
+        mark: object = self.manifest.extra.get("synthetic")
+        if mark is None:
+            mark = self.episode(key).synthetic
         if mark is None:
             mark = self.metadata(key).get("synthetic", False)
         if not isinstance(mark, bool):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from tokenwm.data.atomic import open_atomically, partials_of
+from tokenwm.data.lock import lock_folder
 from tokenwm.errors import ShardError
 
 PIECE_BYTES = 2**20
@@ -21,7 +22,10 @@ PIECE_BYTES = 2**20
 
 
 class Folder(Protocol):
-    """A flat folder of files; ``str()`` gives its path or URL."""
+    """A flat folder of files; ``str()`` gives its path or URL.
+
+    A file in a folder of it, ``tokenizer/config.yaml``, can be read as well.
+    """
 
     def names(self) -> list[str]:
         """Names of the files in it, sorted; empty if the folder does not exist."""
@@ -40,6 +44,12 @@ class Folder(Protocol):
 
     def clear_partials(self) -> None:
         """Remove half-written files, which a killed process has left."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes out that ask for the same, where the storage has locks.
+
+        A ShardError if another one is in there.
+        """
 
 
 def open_folder(location: Path | str) -> Folder:
@@ -88,10 +98,7 @@ class LocalFolder:
     @contextmanager
     def write(self, name: str) -> Iterator[BinaryIO]:
         """See :class:`Folder`."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ShardError(f"folder {self.path} cannot be made: {error}") from error
+        self._make()
         with open_atomically(self.path / name) as file:
             yield file
 
@@ -106,6 +113,19 @@ class LocalFolder:
         """See :class:`Folder`."""
         for path in partials_of(self.path):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """See :class:`Folder`."""
+        self._make()
+        with lock_folder(self.path):
+            yield
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShardError(f"folder {self.path} cannot be made: {error}") from error
 
 
 class RemoteFolder:
@@ -179,6 +199,10 @@ class RemoteFolder:
     def clear_partials(self) -> None:
         """See :class:`Folder`; there are none."""
 
+    def lock(self) -> AbstractContextManager[None]:
+        """See :class:`Folder`; fsspec has no locks, so this keeps nobody out."""
+        return contextlib.nullcontext()
+
     def _place(self, name: str) -> str:
         return f"{self._root}/{name}"
 
@@ -215,11 +239,12 @@ def sha256_of(folder: Folder, name: str) -> str:
     return digest.hexdigest()
 
 
-def write_bytes(folder: Folder, name: str, content: bytes) -> None:
-    """Write a small file, whole or not at all.
+def write_bytes(folder: Folder, name: str, content: bytes) -> str:
+    """Write a small file, whole or not at all; returns its SHA-256 as hex digits.
 
     Raises:
         ShardError: It cannot be written.
     """
     with folder.write(name) as file:
         file.write(content)
+    return hashlib.sha256(content).hexdigest()

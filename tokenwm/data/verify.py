@@ -23,7 +23,10 @@ from tokenwm.data.storage import PIECE_BYTES, Folder, open_folder, sha256_of
 from tokenwm.errors import ShardError
 
 UNLISTED_FILES = ("quality.json", "quality.html", "README.md", "LICENSE")
-"""Files that may lie in a dataset folder without being in its manifest; folders may, too."""
+"""Files that may lie in a dataset folder without being in its manifest; folders may, too.
+
+Reports of older datasets are not in it.
+"""
 WORTH_WORKERS = 2**30
 """Bytes from which on reading takes longer than starting processes for it."""
 MAX_METADATA_BYTES = 2**20
@@ -70,6 +73,7 @@ def find_problems(
             if isinstance(value, dict) and "sha256" in value:
                 feature = manifest.features.get(field)
                 problems += _check_picture(folder, value.get("file"), value["sha256"], feature)
+    problems += check_files(folder, manifest)
     if num_workers is None:
         enough = sum(shard.num_bytes for shard in manifest.shards) > WORTH_WORKERS
         num_workers = (os.cpu_count() or 1) if enough else 0
@@ -91,7 +95,8 @@ def find_problems(
 
 
 def _check_names(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
-    listed = {MANIFEST_NAME, *UNLISTED_FILES, *(shard.path for shard in manifest.shards)}
+    listed = {MANIFEST_NAME, *UNLISTED_FILES, *manifest.files}
+    listed |= {shard.path for shard in manifest.shards}
     listed |= {
         str(value.get("file"))
         for figures in manifest.statistics.values()
@@ -101,6 +106,19 @@ def _check_names(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
     for name in folder.names():
         if name not in listed:
             yield Problem(file=name, message=f"is not in {MANIFEST_NAME}; remove it")
+
+
+def check_files(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
+    """Check what lies beside the shards and the pictures: the report, or the tokenizer."""
+    for path, sha256 in manifest.files.items():
+        if folder.size(path) is None:
+            yield Problem(file=path, message="is missing")
+            continue
+        try:
+            if sha256_of(folder, path) != sha256:
+                yield Problem(file=path, message="is damaged: its SHA-256 is not the manifest's")
+        except OSError as error:
+            yield Problem(file=path, message=f"cannot be read: {error}")
 
 
 def _check_picture(

@@ -1,6 +1,7 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,7 +25,7 @@ from tokenwm.data.manifest import (
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_tasks import Extra, ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
-from tokenwm.data.storage import open_folder, sha256_of
+from tokenwm.data.storage import Folder, join, open_folder, sha256_of, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
@@ -36,6 +37,8 @@ from tokenwm.tokenizer.actions import (
 from tokenwm.tokenizer.frames import FrameTokenizer
 
 FRAMES_PER_PASS = 256
+TOKENIZER_FOLDER = "tokenizer"
+"""Folder of a token dataset with the tokenizer's checkpoint: training needs one path only."""
 MAX_SHIFT = 4
 """Pixels by which shifted copies are moved at most: about half a token of the ``small`` size."""
 
@@ -96,6 +99,7 @@ def tokenize_shards(
     tokenizer: FrameTokenizer,
     vocabulary: Vocabulary,
     *,
+    tokenizer_files: Mapping[str, bytes] | None = None,
     num_shifted_copies: int = 0,
     engine: str = "local",
     num_workers: int = 0,
@@ -112,22 +116,27 @@ def tokenize_shards(
 
     Args:
         frames_folder: Dataset of kind ``frames``, a path or a URL.
-        out_folder: Where the token shards go, a path or a URL; must not hold a dataset yet.
+        out_folder: Where the token shards go, a path or a URL. Nothing in it is changed before it
+            is certain that the rest of the arguments go together.
         tokenizer: Frame tokenizer in eval mode; its device does the work.
         vocabulary: From :func:`make_vocabulary`.
+        tokenizer_files: Name → content of the files of the tokenizer's checkpoint, which go into
+            ``TOKENIZER_FOLDER``; None leaves them away.
         num_shifted_copies: Copies of every training episode besides itself, each with its frames
             moved by its own shift of up to ``MAX_SHIFT`` pixels.
         engine: See :func:`tokenwm.data.engines.run_tasks`.
         num_workers: See there; a device other than the CPU works in this process.
         progress: Called after each shard.
-        overwrite: Replace shards that lie there without a manifest, whosoever they are.
+        overwrite: Replace token shards that lie there, and shards without a manifest, whosoever
+            they are.
 
     Returns:
         The manifest of the token shards.
 
     Raises:
         TokenwmError: The frames do not fit the tokenizer, or the device not the workers.
-        ShardError: A shard is damaged, or cannot be written.
+        ShardError: A shard is damaged, or cannot be written, or the folder holds a dataset that may
+            not be replaced, or another process is writing there.
     """
     frames = Manifest.load(frames_folder)
     # Without a checksum per episode, everything has to be read before the first one is used.
@@ -140,10 +149,6 @@ def tokenize_shards(
             f"device {device} encodes in one process; leave --workers and --engine away"
         )
     folder = open_folder(out_folder)
-    if folder.size(MANIFEST_NAME) is not None:
-        raise ShardError(
-            f"{out_folder} is a finished dataset already; choose another folder, or remove it"
-        )
     plan = {
         "tool": f"tokenwm {tokenwm.__version__}",
         "schema_version": SCHEMA_VERSION,
@@ -151,24 +156,28 @@ def tokenize_shards(
         "vocabulary": vocabulary.to_dict(),
         "num_shifted_copies": num_shifted_copies,
     }
-    shard_tasks.begin(folder, plan, overwrite=overwrite)
-    job = ShardJob[TokenShard](
-        folder=folder,
-        plan=shard_tasks.digest_of(plan),
-        make=TokenShardMaker(reader=reader, tokenizer=tokenizer, vocabulary=vocabulary),
-    )
-    records = list(
-        run_shard_tasks(job, tasks, engine=engine, num_workers=num_workers, progress=progress)
-    )
-    tokens = _tokens_manifest(
-        reader.manifest,
-        vocabulary,
-        shards=[record.shard for record in records if record.shard is not None],
-        episodes=[episode for record in records for episode in record.episodes],
-    )
-    tokens.save(out_folder)
-    shard_tasks.end(folder)
-    return tokens
+    with folder.lock():
+        _check_replaceable(folder, overwrite)
+        folder.remove(MANIFEST_NAME)
+        shard_tasks.begin(folder, plan, overwrite=overwrite)
+        job = ShardJob[TokenShard](
+            folder=folder,
+            plan=shard_tasks.digest_of(plan),
+            make=TokenShardMaker(reader=reader, tokenizer=tokenizer, vocabulary=vocabulary),
+        )
+        records = list(
+            run_shard_tasks(job, tasks, engine=engine, num_workers=num_workers, progress=progress)
+        )
+        tokens = _tokens_manifest(
+            reader.manifest,
+            vocabulary,
+            shards=[record.shard for record in records if record.shard is not None],
+            episodes=[episode for record in records for episode in record.episodes],
+        )
+        tokens = replace(tokens, files=_write_tokenizer(out_folder, tokenizer_files or {}))
+        tokens.save(out_folder)
+        shard_tasks.end(folder)
+        return tokens
 
 
 def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
@@ -236,6 +245,33 @@ def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
             f"{reader.root} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
             f"trained for {tokenizer.num_cameras} camera(s)"
         )
+
+
+def _check_replaceable(folder: Folder, overwrite: bool) -> None:
+    """Refuse a folder that holds a dataset, unless these are tokens that may be replaced."""
+    if folder.size(MANIFEST_NAME) is None:
+        return
+    if not overwrite:
+        raise ShardError(
+            f"{folder} holds a dataset already; choose another folder, or replace it with "
+            "--overwrite"
+        )
+    kind = Manifest.load(str(folder)).kind
+    if kind != "tokens":
+        raise ShardError(
+            f"--overwrite would remove {folder}, but it holds {kind}, not tokens; choose another "
+            "folder"
+        )
+
+
+def _write_tokenizer(out_folder: Path | str, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Write the tokenizer beside the shards; returns path → SHA-256, as a manifest has it."""
+    folder = open_folder(join(out_folder, TOKENIZER_FOLDER))
+    folder.clear_partials()
+    return {
+        f"{TOKENIZER_FOLDER}/{name}": write_bytes(folder, name, content)
+        for name, content in files.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

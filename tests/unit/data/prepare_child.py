@@ -20,8 +20,8 @@ from tokenwm.data.manifest import Manifest
 from tokenwm.data.prepare import prepare
 
 FOLDER = os.path.join(os.path.dirname(tokenwm.__file__), "data")
-NAMES = ("atomic", "dataset_builder", "engines", "prepare", "shard_file", "shard_tasks", "storage")
-CODE = {os.path.join(FOLDER, f"{name}.py") for name in NAMES}
+NAMES = ("atomic", "dataset_builder", "engines", "lock", "prepare", "shard_file", "shard_tasks")
+CODE = {os.path.join(FOLDER, f"{name}.py") for name in (*NAMES, "storage")}
 """Where processes are killed: the files that write something, or say what is written when."""
 
 

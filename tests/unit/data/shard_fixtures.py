@@ -91,6 +91,21 @@ def write_dataset(
     return written
 
 
+def write_older_manifest(folder: Path, version: int) -> None:
+    """Write the manifest of a dataset as a tokenwm of an older schema version would have."""
+    path = folder / "manifest.json"
+    values = {**json.loads(path.read_text()), "schema_version": version}
+    del values["sha256"], values["files"]
+    for episode in values["episodes"]:
+        del episode["synthetic"]
+    if version > 1:
+        path.write_bytes(dump_manifest(values))
+        return
+    for episode in values["episodes"]:
+        del episode["crc32"]
+    path.write_text(json.dumps(values))
+
+
 def update_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the values of a manifest as a stranger could who knows to make its checksum agree."""
     path = folder / "manifest.json"

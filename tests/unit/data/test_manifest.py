@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.data.shard_fixtures import update_manifest, write_dataset
+from tests.unit.data.shard_fixtures import update_manifest, write_dataset, write_older_manifest
 from tokenwm.data.manifest import Excluded, Manifest
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError
@@ -65,7 +65,7 @@ Damage = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda m: m.update(schema_version=3), r"schema_version is 3, this tokenwm reads 1"),
+        (lambda m: m.update(schema_version=4), r"schema_version is 4, this tokenwm reads 1"),
         (lambda m: m.pop("schema_version"), r"schema_version is None"),
         (lambda m: m.update(schema_version=True), r"schema_version is True"),
         (lambda m: m.update(statistcs={}), r"unknown key 'statistcs'.*statistics"),
@@ -89,6 +89,9 @@ Damage = Callable[[dict[str, Any]], object]
         (lambda m: m["shards"][0].update(path="/etc/passwd"), r"shard path '/etc/passwd'"),
         (lambda m: m["shards"][0].update(split="val"), r"has split 'val'"),
         (lambda m: m["shards"].append(m["shards"][0]), r"listed twice"),
+        (lambda m: m.update(files={"../x": "0"}), r"file path '\.\./x' is not allowed"),
+        (lambda m: m.update(files={"a/b/c": "0"}), r"file path 'a/b/c' is not allowed"),
+        (lambda m: m.update(files={"/etc/passwd": "0"}), r"file path '/etc/passwd'"),
         (lambda m: m["features"]["state"].update(dtype="object"), r"dtype 'object', allowed are"),
         (lambda m: m["features"]["state"].update(shape=[0]), r"state has shape \(0,\)"),
         (lambda m: m["features"].update({"a/b": m["features"]["state"]}), r"'a/b' is not allowed"),
@@ -128,17 +131,17 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
-def test_the_first_schema_version_is_still_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_schema_versions_are_still_read(tmp_path: Path, version: int) -> None:
     write_dataset(tmp_path)
-    path = tmp_path / "manifest.json"
-    values = json.loads(path.read_text())
-    for episode in values["episodes"]:
-        del episode["crc32"]
-    del values["sha256"]
-    path.write_text(json.dumps({**values, "schema_version": 1}))
+    newest = Manifest.load(tmp_path)
+    write_older_manifest(tmp_path, version)
     manifest = Manifest.load(tmp_path)
-    assert manifest.schema_version == 1
-    assert {episode.crc32 for episode in manifest.episodes} == {None}
+    assert manifest.schema_version == version
+    assert {episode.synthetic for episode in manifest.episodes} == {None}
+    has_checksums = [episode.crc32 is not None for episode in manifest.episodes]
+    assert has_checksums == [version > 1] * len(has_checksums)
+    assert manifest.files == {}
     ShardReader(tmp_path, verify=True)
     manifest.save(tmp_path)
-    assert Manifest.load(tmp_path).schema_version == 2
+    assert Manifest.load(tmp_path).schema_version == newest.schema_version

@@ -18,12 +18,19 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from tests.unit.data.shard_fixtures import FRAME_FEATURES, TOKEN_FEATURES, write_dataset
+from tests.unit.data.shard_fixtures import (
+    FRAME_FEATURES,
+    TOKEN_FEATURES,
+    write_dataset,
+    write_older_manifest,
+)
 from tokenwm.cli.data_counts import DataCounts
 from tokenwm.data.datamodule import EpisodeDataModule
+from tokenwm.data.episode import Scalar
 from tokenwm.data.loader import Batch, WindowDataset
 from tokenwm.data.manifest import EpisodeInfo, Manifest
 from tokenwm.data.mixture import MixtureItem, shares_of
+from tokenwm.data.shards import ShardReader
 from tokenwm.errors import ShardError
 
 Seen = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]
@@ -184,6 +191,28 @@ def test_impossible_mixtures(
 ) -> None:
     with pytest.raises(ShardError, match=message):
         make_data(roots, *others, **options).train_dataloader()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_marks_are_in_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """Reading the metadata of every episode would be two requests each where it is behind a URL."""
+    marks = {"train_0": {"synthetic": True}, "train_1": {"synthetic": False}, "train_2": {}}
+    write_dataset(tmp_path, lengths={"train": (7, 12, 9)}, metadata=marks.__getitem__)
+    if version == 2:
+        write_older_manifest(tmp_path, version)
+    read: list[str] = []
+    metadata = ShardReader.metadata
+
+    def note(reader: ShardReader, key: str) -> dict[str, Scalar]:
+        read.append(key)
+        return metadata(reader, key)
+
+    monkeypatch.setattr(ShardReader, "metadata", note)
+    reader = ShardReader(tmp_path)
+    assert [reader.is_synthetic(key) for key in marks] == [True, False, False]
+    assert read == (list(marks) if version == 2 else [])
 
 
 def test_a_mark_that_is_no_mark(tmp_path: Path, roots: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tokenwm.data.recipe import load_recipe
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_tasks import Progress
 from tokenwm.data.shards import ShardReader
+from tokenwm.data.verify import find_problems
 from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError
 
 RECIPES = Path(__file__).parents[3] / "data_recipes"
@@ -83,6 +85,36 @@ def test_all_phases_of_training_episodes_only(dataset: Any, tmp_path: Path) -> N
     assert once.provenance["recipe"]["all_phases"] is False
 
 
+@pytest.mark.parametrize("rule", ["not finite", "spike", "uneven", "video"])
+def test_what_is_wrong_with_a_recording_leaves_out_all_its_phases(
+    dataset: Any, tmp_path: Path, rule: str
+) -> None:
+    """Also where only one phase keeps the row in question."""
+    rows = np.arange(40)
+    state = np.stack([0.1 * rows, -0.1 * rows], axis=1).astype(np.float32)
+    times = rows / 30
+    if rule == "not finite":
+        state[10, 0] = np.nan
+    elif rule == "spike":
+        state[10, 0] += 100
+    elif rule == "uneven":
+        times[10:] += 0.01
+    dataset.add(6, 40, observation__state=state, timestamp=times.astype(np.float32))
+    if rule == "video":
+        shutil.copy(dataset.video(0), dataset.video(6))  # only 20 frames
+    recipe = dataset.recipe(all_phases=True, splits={"val": 0.0, "test": 0.0})
+    excluded = [item.key for item in prepare(recipe, tmp_path / "out").excluded]
+    assert excluded == ["episode_000006", "episode_000006_phase1", "episode_000006_phase2"]
+
+
+def test_a_phase_that_is_too_short_is_left_out_alone(dataset: Any, tmp_path: Path) -> None:
+    limits = {"min_steps": 7}  # 20 rows are 7 steps from row 0 or 1, and 6 from row 2
+    splits = {"val": 0.0, "test": 0.0}
+    recipe = dataset.recipe(all_phases=True, splits=splits, quality=limits)
+    excluded = [item.key for item in prepare(recipe, tmp_path / "out").excluded]
+    assert excluded == ["episode_000000_phase2"]
+
+
 def test_provenance_and_statistics_travel_with_the_dataset(dataset: Any, tmp_path: Path) -> None:
     recipe = dataset.recipe()
     manifest = prepare(recipe, tmp_path / "out")
@@ -110,6 +142,17 @@ def test_provenance_and_statistics_travel_with_the_dataset(dataset: Any, tmp_pat
     mean = np.load(tmp_path / "out" / manifest.statistics["frames.front"]["mean_frame"]["file"])
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-5)
+
+
+def test_every_file_has_a_checksum(dataset: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = prepare(dataset.recipe(), out)
+    assert sorted(manifest.files) == ["quality.html", "quality.json"]
+    assert find_problems(out) == []
+    for name, content in contents(out).items():
+        (out / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert name in {problem.file for problem in find_problems(out)}
+        (out / name).write_bytes(content)
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(dataset: Any, tmp_path: Path) -> None:
@@ -331,7 +374,7 @@ def test_incomplete_or_damaged_dataset_is_not_kept(dataset: Any, tmp_path: Path)
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("name", ["train-000000.tar", "mean_frame.front.npy"])
+@pytest.mark.parametrize("name", ["train-000000.tar", "mean_frame.front.npy", "quality.html"])
 def test_a_damaged_dataset_is_made_again(dataset: Any, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     prepare(dataset.recipe(), out)

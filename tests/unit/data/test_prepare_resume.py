@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.unit.data.prepare_child import prepare_small
 from tokenwm.data.shards import ShardReader
+from tokenwm.errors import ShardError
 
 NUM_KILLS = 20
 CHILD = [sys.executable, "-m", "tests.unit.data.prepare_child"]
@@ -52,6 +55,18 @@ def test_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
     prepare_small(tmp_path / "whole", seconds=0.05)
     assert contents(out) == contents(tmp_path / "whole")
     assert len(manifest.shards) == 10
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([*CHILD, "pool", str(out)]) as process:
+        wait_until(lambda: len(list(out.glob(".*.record"))) >= 1)
+        message = f"{out} is in use by process {process.pid} on .*another folder"
+        with pytest.raises(ShardError, match=message):
+            prepare_small(out, seconds=0.05)
+    assert process.returncode == 0
+    prepare_small(tmp_path / "whole", seconds=0.05)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def processes_of_group(group: int) -> bool:

@@ -20,6 +20,7 @@ from tokenwm.data.quality_report import page, summary
 from tokenwm.data.recipe import load_recipe
 from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.data.sources.lerobot import LeRobotConfig
+from tokenwm.data.verify import find_problems
 from tokenwm.errors import ShardError
 
 G1_RECIPE = Path(__file__).parents[3] / "data_recipes" / "unitree_g1_bottle.yaml"
@@ -358,6 +359,18 @@ def test_a_stuck_camera_in_a_real_video(lerobot: Any, make_video: Any, tmp_path:
     assert re.search(r"camera front is frozen from 2\.\d+ to 3\.\d+ s while the", item["reason"])
     cameras = measured["episode_000000"]["cameras"]
     assert cameras["front"]["source_repeated"] == 0.0
+
+
+def test_a_report_that_is_written_again_has_checksums(tmp_path: Path, good: Episodes) -> None:
+    manifest, measured = write_dataset(tmp_path, good)
+    quality_report.write(tmp_path, manifest, measured)
+    manifest.save(tmp_path)  # as older versions did
+    quality_report.rewrite(tmp_path)
+    assert find_problems(tmp_path) == []
+    (tmp_path / "quality.html").write_text("an older page")
+    assert [problem.file for problem in find_problems(tmp_path)] == ["quality.html"]
+    quality_report.rewrite(tmp_path)
+    assert find_problems(tmp_path) == []
 
 
 def test_a_report_that_cannot_be_written_again(tmp_path: Path, good: Episodes) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import tarfile
@@ -13,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.data.shard_fixtures import SIZE, update_manifest, write_dataset
+from tests.unit.data.shard_fixtures import (
+    SIZE,
+    update_manifest,
+    write_dataset,
+    write_older_manifest,
+)
 from tokenwm.cli.verify_shards import main
 from tokenwm.data.manifest import Manifest
 from tokenwm.data.verify import Problem, find_problems
@@ -158,6 +162,27 @@ def test_one_flipped_bit_in_the_manifest(dataset: Path) -> None:
         (dataset / "manifest.json").write_bytes(content)
 
 
+@pytest.mark.parametrize("path", ["quality.json", "quality.html", "tokenizer/config.yaml"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_files_beside_the_shards(dataset: Path, path: str, remote: bool) -> None:
+    """A report, or a tokenizer in a folder of its own; behind a URL, too."""
+    (dataset / path).parent.mkdir(exist_ok=True)
+    (dataset / path).write_bytes(b"what was written")
+    digest = hashlib.sha256(b"what was written").hexdigest()
+    update_manifest(dataset, lambda m: m.update(files={path: digest}))
+    location = f"local://{dataset}" if remote else str(dataset)
+    if remote:
+        pytest.importorskip("fsspec", reason="fsspec is not installed (extra 'remote')")
+    assert find_problems(location) == []
+    flip(dataset, path, 3)
+    damaged = Problem(file=path, message="is damaged: its SHA-256 is not the manifest's")
+    assert find_problems(location) == [damaged]
+    (dataset / path).unlink()
+    assert find_problems(location) == [Problem(file=path, message="is missing")]
+    write_older_manifest(dataset, 2)  # knows of no such file
+    assert find_problems(location) == []
+
+
 def test_missing_and_additional_files(dataset: Path) -> None:
     (dataset / "val-000000.tar").unlink()
     (dataset / PICTURE).unlink()
@@ -295,19 +320,14 @@ def test_the_command_shows_all_problems(
     (dataset / "[red]x\x1b[2J").write_bytes(b"")
     assert main([str(dataset), "--workers", "2"]) == 1
     printed = capsys.readouterr().out
-    for text in (PICTURE, SHARD, MIDDLE, "CRC-32", "SHA-256", "[red]x?[2J", "4 problem(s)"):
+    for text in (PICTURE, SHARD, MIDDLE, "CRC-32", "SHA-256", "[red]x\ufffd[2J", "4 problem(s)"):
         assert text in printed
     assert main([str(dataset / "nowhere")]) == 1
     assert "not a finished dataset" in capsys.readouterr().out
 
 
 def test_the_first_schema_version_can_be_verified(dataset: Path) -> None:
-    path = dataset / "manifest.json"
-    values = json.loads(path.read_text())
-    for episode in values["episodes"]:
-        del episode["crc32"]
-    del values["sha256"]
-    path.write_text(json.dumps({**values, "schema_version": 1}))
+    write_older_manifest(dataset, 1)
     assert Manifest.load(dataset).schema_version == 1
     assert find_problems(dataset) == []
     flip(dataset, SHARD, 5000)

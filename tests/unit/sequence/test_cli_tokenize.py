@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.lock_holder import locked_by_another_process
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import save_tokenizer
 from tokenwm.cli.tokenize import main
 from tokenwm.data.manifest import Manifest
-from tokenwm.data.storage import join, open_folder, read_bytes
+from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
 from tokenwm.data.verify import find_problems
 from tokenwm.errors import TokenwmError
 
@@ -34,8 +35,12 @@ def test_to_a_folder_or_a_url(
     beside = open_folder(join(out, "tokenizer"))
     assert beside.names() == sorted(path.name for path in checkpoint.iterdir())
     for name in beside.names():
-        assert read_bytes(beside, name) == (checkpoint / name).read_bytes()
-    with pytest.raises(TokenwmError, match="holds a dataset already; choose another --out"):
+        content = (checkpoint / name).read_bytes()
+        assert read_bytes(beside, name) == content
+        write_bytes(beside, name, content[:-1] + bytes([content[-1] ^ 1]))
+        assert [problem.file for problem in find_problems(out)] == [f"tokenizer/{name}"]
+        write_bytes(beside, name, content)
+    with pytest.raises(TokenwmError, match="holds a dataset already; choose another folder"):
         main(arguments)
     assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
     other = [str(tmp_path / "other"), "--vocabulary-of", out, "--no-state", "--workers", "0"]
@@ -45,6 +50,40 @@ def test_to_a_folder_or_a_url(
     assert "state_tokens" not in manifest.features
     assert manifest.num_episodes("train") == 6
     assert find_problems(out) == []
+
+
+def test_a_refused_run_changes_nothing(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        main([*arguments, "--shifted-copies", "-1"])
+    assert not out.exists()
+    main([*arguments, "--workers", "0"])
+    before = contents(out)
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        main([*arguments, "--shifted-copies", "-1", "--overwrite"])
+    assert contents(out) == before
+
+
+def test_a_second_run_at_the_same_time_is_refused(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    out.mkdir()
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with locked_by_another_process(out) as process:
+        before = contents(out)
+        with pytest.raises(TokenwmError, match=f"{out} is in use by process {process.pid} on"):
+            main(arguments)
+        assert contents(out) == before
+    main([*arguments, "--workers", "0"])
+    assert find_problems(out) == []
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_frames_are_not_overwritten(frame_shards: Path, checkpoint: Path) -> None:

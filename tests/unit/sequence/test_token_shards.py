@@ -257,7 +257,7 @@ def test_a_damaged_frame_episode_is_named(frame_shards: Path, tmp_path: Path) ->
 def test_a_finished_dataset_is_not_touched(frame_shards: Path, tmp_path: Path) -> None:
     write_token_shards(frame_shards, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ShardError, match="finished dataset already"):
+    with pytest.raises(ShardError, match="holds a dataset already"):
         write_token_shards(frame_shards, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenwm.data.quality_report.page import page
 from tokenwm.data.quality_report.rules import outcomes
 from tokenwm.data.quality_report.summary import Measured, summarize
 from tokenwm.data.shards import ShardReader
-from tokenwm.data.storage import join, open_folder, read_bytes, write_bytes
+from tokenwm.data.storage import join, open_folder, read_bytes, sha256_of, write_bytes
 from tokenwm.data.strict import build
 from tokenwm.errors import ShardError
 
@@ -68,13 +69,29 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
     return report
 
 
+def with_checksums(folder: Path | str, manifest: Manifest) -> Manifest:
+    """The manifest with the checksums of the report in the folder.
+
+    Raises:
+        OSError: The report cannot be read.
+    """
+    files = open_folder(folder)
+    checksums = {name: sha256_of(files, name) for name in (REPORT_NAME, PAGE_NAME)}
+    return replace(manifest, files={**manifest.files, **checksums})
+
+
 def rewrite(folder: Path | str) -> dict[str, Any]:
     """Write the report of a finished dataset again, from the figures in its ``quality.json``.
+
+    Its checksums in the manifest are renewed as well.
 
     Raises:
         ShardError: There is no dataset, its shards are damaged, or it has no readable report.
     """
-    return write(folder, Manifest.load(folder), read(folder)["measured"])
+    manifest = Manifest.load(folder)
+    report = write(folder, manifest, read(folder)["measured"])
+    with_checksums(folder, manifest).save(folder)
+    return report
 
 
 def read(folder: Path | str) -> dict[str, Any]:

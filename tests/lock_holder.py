@@ -1,0 +1,34 @@
+"""Another process that holds the lock of a folder."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CODE = """
+import sys
+from pathlib import Path
+
+from tokenwm.data.lock import lock_folder
+
+with lock_folder(Path(sys.argv[1]), wait=True):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_lock_holder(folder: Path) -> subprocess.Popen[str]:
+    """A process that waits for the lock, prints a line, and holds it until its input ends."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", CODE, str(folder)]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+
+@contextmanager
+def locked_by_another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Let another process hold the lock until the context ends."""
+    with start_lock_holder(folder) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
