@@ -1,5 +1,6 @@
 """Whether the law holds: outliers, groups of runs that it misses, and runs it never saw."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ ROUNDING = 1e-4
 """Least robust standard deviation: printed losses are hardly more exact."""
 SYSTEMATIC = 4.0
 """Standard errors at which the mean residual of a size or token budget speaks against the law."""
+NOT_ADDITIVE = 3.0
+"""Standard errors at which size and tokens act together and not, as the law has it, one by one."""
 HELD_OUT = 0.2
 """Share of the runs, those of most compute, that the law is asked to predict."""
 
@@ -73,7 +76,7 @@ def find_outliers(fit: ParametricFit) -> list[Outlier]:
 
 
 def find_misfit(seen: Observations, fit: ParametricFit) -> list[str]:
-    """Say which sizes or token budgets have residuals that go one way.
+    """Say which sizes or token budgets have residuals that go one way, or tilt together.
 
     A law that holds leaves noise; one that does not leaves a pattern.
     """
@@ -93,7 +96,31 @@ def find_misfit(seen: Observations, fit: ParametricFit) -> list[str]:
                     f"the {len(group)} runs with {np.exp(values[group].mean()):.3g} {name} lie "
                     f"{100 * abs(mean):.1f} % {side} the law on average"
                 )
+    tilt = _interaction(seen, residuals)
+    if abs(tilt) > NOT_ADDITIVE:
+        small, large = ("too slowly", "too fast") if tilt < 0 else ("too fast", "too slowly")
+        found.append(
+            f"small models gain {small} from tokens for the law, large ones {large} "
+            f"({abs(tilt):.1f} standard errors): the two terms do not add up over all these runs; "
+            "compare with a fit without the shortest runs (--exclude), which may not be on it yet"
+        )
     return found
+
+
+def _interaction(seen: Observations, residuals: Array) -> float:
+    """Slope of the residuals over (log N) (log D) beyond what each explains, in standard errors."""
+    log_n, log_d = seen.log_n - seen.log_n.mean(), seen.log_d - seen.log_d.mean()
+    alone = np.stack([np.ones_like(log_n), log_n, log_d, log_n**2, log_d**2], axis=1)
+    product = log_n * log_d
+    product = product - alone @ np.linalg.lstsq(alone, product, rcond=None)[0]
+    weight = float(product @ product)
+    freedom = len(residuals) - alone.shape[1] - 1
+    if freedom < 1 or weight < 1e-9:
+        return 0.0
+    slope = float(product @ residuals) / weight
+    rest = residuals - slope * product
+    noise = max(ROUNDING, float(np.sqrt(rest @ rest / freedom)))
+    return slope * math.sqrt(weight) / noise
 
 
 def hold_out(points: Sequence[RunPoint], seen: Observations, delta: float) -> HoldOut:

@@ -67,7 +67,7 @@ class Request:
     num_budgets: int = 4
     budget_ratio: float = 2.0
     seeds: tuple[int, ...] = (0,)
-    learning_rate: float = 5e-3
+    learning_rate: float = 2.5e-3
     check_learning_rate: bool = False
 
     def __post_init__(self) -> None:

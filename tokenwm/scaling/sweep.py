@@ -89,7 +89,8 @@ class Size:
         num_heads: Attention heads.
         learning_rate: Peak learning rate of its runs.
         token_budgets: Predicted tokens, ascending; each is a run, rounded to whole steps.
-        check_learning_rates: Further rates, each a run with the smallest budget and the first seed.
+        check_learning_rates: Further rates, each a run with the first seed and the second smallest
+            budget: much of the smallest is warm-up.
         seconds_per_step: Of training, when planned; runs that take long start first, and the time
             that is left follows from it.
     """
@@ -283,15 +284,16 @@ def runs_of(sweep: Sweep, vocabulary: Vocabulary) -> tuple[Run, ...]:
             )
         for seed in sweep.seeds:
             runs += _family(sweep.training, size, steps, seed)
+        checked = min(1, len(steps) - 1)
         for rate in size.check_learning_rates:
-            name = f"{CHECKS_FOLDER}/{_name(size, 0, sweep.seeds[0])}_lr{rate:.3g}"
+            name = f"{CHECKS_FOLDER}/{_name(size, checked, sweep.seeds[0])}_lr{rate:.3g}"
             runs.append(
                 Run(
                     name=name,
                     size=size,
                     learning_rate=rate,
                     seed=sweep.seeds[0],
-                    max_steps=steps[0],
+                    max_steps=steps[checked],
                 )
             )
     names = [run.name for run in runs]

@@ -1,5 +1,6 @@
 """Parabolas, envelope, outliers, hold-out and further figures, on sweeps whose law is known."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,26 @@ def test_a_law_that_does_not_hold_is_told_by_its_pattern() -> None:
     (found,) = find_misfit(Observations.of(bad), parametric(bad))
     assert found.startswith("the 5 runs with 3e+05 parameters lie 1.")
     assert "above the law" in found
+
+
+@pytest.mark.parametrize(("tilt", "who"), [(-0.01, "too slowly"), (0.01, "too fast")])
+def test_sizes_that_learn_at_different_speeds_are_told(tilt: float, who: str) -> None:
+    points = [
+        replace(
+            p,
+            loss=p.loss
+            * math.exp(tilt * math.log(p.num_parameters / 3e5) * math.log(p.num_tokens / 2e7)),
+        )
+        for p in grid_points(noise=0.003)
+    ]
+    messages = find_misfit(Observations.of(points), parametric(points))
+    assert any(m.startswith(f"small models gain {who} from tokens") for m in messages)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_is_not_taken_for_a_pattern(seed: int) -> None:
+    points = grid_points(noise=0.003, seed=seed)
+    assert find_misfit(Observations.of(points), parametric(points)) == []
 
 
 def test_leverage_adds_up_to_the_number_of_parameters() -> None:

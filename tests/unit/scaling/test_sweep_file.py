@@ -97,7 +97,7 @@ def test_budgets_of_a_size_and_seed_share_a_trunk() -> None:
             for seed in (0, 1)
             for tokens in ("5.76k", "2.88k", "1.44k")
         ),
-        "learning_rate/n16k_d1.44k_s0_lr0.005",
+        "learning_rate/n16k_d2.88k_s0_lr0.005",
     ]
     trunk, middle, least = runs[:3]
     assert (trunk.trunk, trunk.first_step, trunk.max_steps) == (None, 0, 80)
@@ -106,7 +106,7 @@ def test_budgets_of_a_size_and_seed_share_a_trunk() -> None:
     assert (middle.trunk, middle.first_step, middle.max_steps) == (trunk.name, 32, 40)
     assert (least.trunk, least.first_step, least.own_steps) == (trunk.name, 16, 4)
     check = runs[-1]
-    assert (check.learning_rate, check.seed, check.own_steps) == (0.005, 0, 20)
+    assert (check.learning_rate, check.seed, check.own_steps) == (0.005, 0, 40)
     assert {run.seed for run in runs[3:6]} == {1}
 
 
