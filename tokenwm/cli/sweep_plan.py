@@ -227,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--verify-learning-rate",
         action="store_true",
-        help="add runs at half and twice each size's learning rate, with its second smallest budget",
+        help="add runs at half and twice each size's rate, with its second smallest budget",
     )
     parser.add_argument(
         "--no-probe",

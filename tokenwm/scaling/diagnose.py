@@ -59,6 +59,16 @@ class HoldOut:
     law: Laws
     baseline: float
 
+    @property
+    def median_error(self) -> float:
+        """Median absolute error."""
+        return float(np.median(np.abs(self.errors)))
+
+    @property
+    def largest_error(self) -> float:
+        """Largest absolute error."""
+        return float(np.abs(self.errors).max())
+
 
 def find_outliers(fit: ParametricFit) -> list[Outlier]:
     """Runs that many deviations from the law, farthest first."""

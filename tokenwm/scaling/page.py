@@ -94,7 +94,7 @@ def _tiles(fit: SweepFit) -> str:
         ),
         (
             "hold-out error",
-            "–" if held is None else f"{100 * float(np.median(np.abs(held.errors))):.2f} %",
+            "–" if held is None else f"{100 * held.median_error:.2f} %",
             "none" if held is None else f"median of {len(held.members)} runs of most compute",
         ),
         ("residuals", f"± {100 * fit.parametric.spread:.2f} %", "robust standard deviation"),

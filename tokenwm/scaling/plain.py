@@ -105,13 +105,12 @@ def _hold_out(fit: SweepFit) -> dict[str, Any]:
     held = fit.holdout
     if held is None:
         return {"reason": fit.holdout_reason}
-    sizes = np.abs(held.errors)
     return {
         "runs": [fit.points[index].path for index in held.members],
         "predicted_loss": held.predicted,
         "error": held.errors,
-        "median_absolute_error": float(np.median(sizes)),
-        "largest_absolute_error": float(sizes.max()),
+        "median_absolute_error": held.median_error,
+        "largest_absolute_error": held.largest_error,
         "reach": held.reach,
         "median_absolute_error_of_best_known_loss": held.baseline,
         "law": held.law,

@@ -54,12 +54,12 @@ def headline(fit: SweepFit) -> list[str]:
                 f"{100 * lifetime.saved.value:.1f} % less in all."
             )
     if fit.holdout is not None:
-        errors = [abs(float(error)) for error in fit.holdout.errors]
+        holdout = fit.holdout
         sentences.append(
-            f"Fitted without the {len(errors)} runs of most compute, the law predicts their "
-            f"losses to {100 * sorted(errors)[len(errors) // 2]:.2f} % (median; largest "
-            f"{100 * max(errors):.2f} %), over {number(fit.holdout.reach)} times the compute; "
-            f"the best loss known by then would be off by {100 * fit.holdout.baseline:.2f} %."
+            f"Fitted without the {len(holdout.members)} runs of most compute, the law predicts "
+            f"their losses to {100 * holdout.median_error:.2f} % (median; largest "
+            f"{100 * holdout.largest_error:.2f} %), over {number(holdout.reach)} times the compute; "
+            f"the best loss known by then would be off by {100 * holdout.baseline:.2f} %."
         )
     else:
         sentences.append(f"No hold-out: {fit.holdout_reason}.")
