@@ -111,8 +111,8 @@ def fit_isoflop(seen: Observations, spread: float, draws: Draws) -> IsoFlopFit:
     used = [level for level in levels if not level.reason]
     if len(used) < LEAST_LEVELS:
         reason = (
-            f"{len(used)} of the {LEAST_LEVELS} levels of compute that are needed have enough sizes "
-            "and an optimum between them"
+            f"{len(used)} of the {LEAST_LEVELS} levels of compute that are needed have enough "
+            "sizes and an optimum between them"
         )
         return IsoFlopFit(levels=tuple(levels), interpolated=interpolated, reason=reason)
     log_c = np.array([level.profile.log_c for level in used])

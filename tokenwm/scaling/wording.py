@@ -58,8 +58,8 @@ def headline(fit: SweepFit) -> list[str]:
         sentences.append(
             f"Fitted without the {len(holdout.members)} runs of most compute, the law predicts "
             f"their losses to {100 * holdout.median_error:.2f} % (median; largest "
-            f"{100 * holdout.largest_error:.2f} %), over {number(holdout.reach)} times the compute; "
-            f"the best loss known by then would be off by {100 * holdout.baseline:.2f} %."
+            f"{100 * holdout.largest_error:.2f} %), over {number(holdout.reach)} times the "
+            f"compute; the best loss known by then would be off by {100 * holdout.baseline:.2f} %."
         )
     else:
         sentences.append(f"No hold-out: {fit.holdout_reason}.")
