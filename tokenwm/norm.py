@@ -26,6 +26,8 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     a CPU in bfloat16 20 times as fast as ``F.rms_norm`` for many rows, 1.5 times for few. Squares
     are added up in float32 whatever the type.
     """
+    if x.dtype == torch.float16:  # its length may be beyond what the type holds
+        return rms_norm(x.float(), weight).to(x.dtype)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     root = x.shape[-1] ** 0.5
     gain = (weight * root).to(x.dtype)

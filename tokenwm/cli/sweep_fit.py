@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
         confidence=arguments.confidence,
         seed=arguments.seed,
         drop_highest_loss=arguments.drop_highest_loss,
+        drop_shortest=arguments.drop_shortest,
         exclude=pairs("--exclude", arguments.exclude),
         machine=Machine(
             tokens_per_step=arguments.tokens_per_step,
@@ -173,6 +174,14 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         metavar="K",
         help="leave out the K runs with the highest loss; they are listed (default: %(default)s)",
+    )
+    result.add_argument(
+        "--drop-shortest",
+        type=int,
+        default=0,
+        metavar="K",
+        help="of every size, leave out the runs with its K smallest token budgets, which may not "
+        "follow the law yet; they are listed (default: %(default)s)",
     )
     result.add_argument(
         "--exclude",

@@ -5,6 +5,7 @@ locks on.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -18,6 +19,9 @@ from tokenwm.errors import ShardError
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
+HAS_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)
+_held: set[Path] = set()
+"""Folders that this process has locked: the file's lock keeps out other processes only."""
 
 
 @contextmanager
@@ -32,9 +36,11 @@ def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
         wait: Wait until the other process lets go of the lock; else that it holds it is an error.
 
     Raises:
-        ShardError: Another process holds the lock; names both.
+        ShardError: Another process, or another thread of this one, holds the lock; names both.
     """
-    path = folder / LOCK_NAME
+    path = folder.resolve() / LOCK_NAME
+    if path in _held:
+        raise ShardError(f"{folder} is in use by this process already; wait for it to end")
     try:
         file = _acquire(path, wait)
     except BlockingIOError as error:
@@ -44,9 +50,11 @@ def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         logger.warning("%s cannot be locked: %s; let no other process write there", folder, error)
         file = None
+    _held.add(path)
     try:
         yield
     finally:
+        _held.remove(path)
         if file is not None:
             path.unlink(missing_ok=True)
             file.close()
@@ -61,10 +69,11 @@ def _acquire(path: Path, wait: bool) -> TextIO:
             # Unlike flock's, this lock does not pass to forked children, which may live longer.
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:
-                path.unlink(missing_ok=True)  # no process can hold it
+            except PermissionError as error:  # so some systems say that another process holds it
+                raise BlockingIOError(*error.args) from error
+            except OSError as error:
+                if error.errno in HAS_NO_LOCKS:
+                    path.unlink(missing_ok=True)  # no process can hold it
                 raise
             if _is_at(path, file):  # else its last holder removed it, and others lock a new one
                 file.truncate(0)

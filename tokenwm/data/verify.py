@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tokenwm.data.engines import run_tasks
+from tokenwm.data.lock import LOCK_NAME
 from tokenwm.data.manifest import MANIFEST_NAME, EpisodeInfo, Feature, Manifest, ShardInfo
 from tokenwm.data.shard_members import MAX_NPY_HEADER, check_member, npy_header_size, padded_size
 from tokenwm.data.shard_tasks import Progress, ShowProgress
 from tokenwm.data.storage import PIECE_BYTES, Folder, open_folder, sha256_of
 from tokenwm.errors import ShardError
 
-UNLISTED_FILES = ("quality.json", "quality.html", "README.md", "LICENSE")
+UNLISTED_FILES = ("quality.json", "quality.html", "README.md", "LICENSE", LOCK_NAME)
 """Files that may lie in a dataset folder without being in its manifest; folders may, too.
 
 Reports of older datasets are not in it.

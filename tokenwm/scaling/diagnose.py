@@ -20,6 +20,8 @@ SYSTEMATIC = 4.0
 """Standard errors at which the mean residual of a size or token budget speaks against the law."""
 NOT_ADDITIVE = 3.0
 """Standard errors at which size and tokens act together and not, as the law has it, one by one."""
+LEAST_FREEDOM = 6
+"""Runs beyond the six numbers of that test; with fewer it takes noise for a pattern too often."""
 HELD_OUT = 0.2
 """Share of the runs, those of most compute, that the law is asked to predict."""
 
@@ -112,7 +114,8 @@ def find_misfit(seen: Observations, fit: ParametricFit) -> list[str]:
         found.append(
             f"small models gain {small} from tokens for the law, large ones {large} "
             f"({abs(tilt):.1f} standard errors): the two terms do not add up over all these runs; "
-            "compare with a fit without the shortest runs (--exclude), which may not be on it yet"
+            "compare with a fit without the shortest runs (--drop-shortest 1), which may not be on "
+            "it yet"
         )
     return found
 
@@ -125,7 +128,7 @@ def _interaction(seen: Observations, residuals: Array) -> float:
     product = product - alone @ np.linalg.lstsq(alone, product, rcond=None)[0]
     weight = float(product @ product)
     freedom = len(residuals) - alone.shape[1] - 1
-    if freedom < 1 or weight < 1e-9:
+    if freedom < LEAST_FREEDOM or weight < 1e-9:
         return 0.0
     slope = float(product @ residuals) / weight
     rest = residuals - slope * product

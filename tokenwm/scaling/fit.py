@@ -44,6 +44,7 @@ class FitConfig:
         confidence: Of every interval.
         seed: Of every bootstrap.
         drop_highest_loss: So many runs with the highest loss are left out.
+        drop_shortest: Of every size, the runs with so many of its smallest token budgets are.
         exclude: Path of a run to leave out → why.
         machine: Tokens per step and throughput; what is None is taken from the runs.
         imagination: What the model will imagine; None leaves it out.
@@ -55,6 +56,7 @@ class FitConfig:
     confidence: float = 0.9
     seed: int = 0
     drop_highest_loss: int = 0
+    drop_shortest: int = 0
     exclude: Mapping[str, str] = field(default_factory=dict)
     machine: Machine = field(default_factory=Machine)
     imagination: Imagination | None = None
@@ -64,6 +66,8 @@ class FitConfig:
             raise TokenwmError(f"budget is {self.budget:g} FLOPs, expected a number above zero")
         if not self.delta > 0:
             raise TokenwmError(f"delta is {self.delta:g}, expected a number above zero")
+        if self.drop_shortest < 0:
+            raise TokenwmError(f"drop_shortest is {self.drop_shortest}, expected 0 or more")
         if self.num_replicates < 100:
             raise TokenwmError(
                 f"num_replicates is {self.num_replicates}; an interval takes at least 100"
@@ -158,7 +162,10 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
     """
     start = time.perf_counter()
     points, left_out = select(
-        read.points, drop_highest_loss=config.drop_highest_loss, exclude=config.exclude
+        read.points,
+        drop_highest_loss=config.drop_highest_loss,
+        drop_shortest=config.drop_shortest,
+        exclude=config.exclude,
     )
     rate_checks = check_rates(points, read.rate_checks)
     warnings = [*check_design(points), *rate_warnings(rate_checks)]

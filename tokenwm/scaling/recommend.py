@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenwm.scaling.doubts import find_refusals, find_warnings
+from tokenwm.scaling.doubts import find_refusals, find_warnings, repeats_warnings
 from tokenwm.scaling.estimate import Estimate, exponential
 from tokenwm.scaling.law import (
     Laws,
@@ -128,9 +128,17 @@ def recommend(
         choice=choice,
         lifetime=lifetime,
         reach=reach,
-        refusals=tuple(find_refusals(fit, cost, seen, choice.num_parameters, reach, many_n)),
-        warnings=tuple(
-            find_warnings(fit, cost, points, choice.num_tokens.value, reach, confidence)
+        refusals=tuple(
+            find_refusals(
+                fit, cost, points, choice.num_parameters, choice.num_tokens.value, reach, many_n
+            )
+        ),
+        warnings=(
+            *find_warnings(fit, cost, points, reach, confidence),
+            *repeats_warnings(points, choice.num_tokens.value, "D*"),
+            *repeats_warnings(
+                points, lifetime.choice.num_tokens.value if lifetime else 0.0, "D* with imagination"
+            ),
         ),
     )
 

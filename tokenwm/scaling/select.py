@@ -41,13 +41,18 @@ class Observations:
 
 
 def select(
-    points: Sequence[RunPoint], *, drop_highest_loss: int = 0, exclude: Mapping[str, str]
+    points: Sequence[RunPoint],
+    *,
+    drop_highest_loss: int = 0,
+    drop_shortest: int = 0,
+    exclude: Mapping[str, str],
 ) -> tuple[list[RunPoint], list[LeftOut]]:
     """Leave out what the user names, and runs at a learning rate that another one beat.
 
     Args:
         points: Finished runs.
         drop_highest_loss: So many runs with the highest loss go.
+        drop_shortest: Of every size, the runs with so many of its smallest token budgets go.
         exclude: Path of a run → the user's reason.
 
     Returns:
@@ -69,7 +74,13 @@ def select(
         reasons.setdefault(
             point.path, f"among the {drop_highest_loss} highest losses, dropped as asked for"
         )
+    for point in _shortest(points, drop_shortest):
+        reasons.setdefault(
+            point.path, f"has one of the {drop_shortest} least tokens of its size, dropped as asked"
+        )
     reasons |= _beaten([point for point in points if point.path not in reasons])
+    if len(reasons) == len(points):
+        raise SweepError(f"all {len(points)} runs are dropped or excluded; at least one must stay")
     kept = sorted(
         (point for point in points if point.path not in reasons),
         key=lambda p: (p.num_parameters, p.num_tokens, p.flops, p.loss, p.path),
@@ -80,6 +91,15 @@ def select(
         if point.path in reasons
     ]
     return kept, left_out
+
+
+def _shortest(points: Sequence[RunPoint], number: int) -> list[RunPoint]:
+    """Runs with the ``number`` smallest token budgets of their size, over all seeds."""
+    budgets: dict[float, set[float]] = defaultdict(set)
+    for point in points:
+        budgets[point.num_parameters].add(point.num_tokens)
+    least = {size: sorted(found)[:number] for size, found in budgets.items()}
+    return [point for point in points if point.num_tokens in least[point.num_parameters]]
 
 
 def _some(points: Sequence[RunPoint]) -> str:

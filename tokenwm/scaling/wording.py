@@ -67,7 +67,7 @@ def headline(fit: SweepFit) -> list[str]:
         sentences.append(
             "The learning rates chosen by rule are within "
             f"{100 * max(check.excess for check in fit.rate_checks):.1f} % of the least loss of "
-            f"other rates at {len(fit.rate_checks)} sizes."
+            f"other rates at {len({check.num_parameters for check in fit.rate_checks})} sizes."
         )
     if fit.outliers:
         size = number(fit.size_without_outliers or math.nan)

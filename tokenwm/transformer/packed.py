@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOST_INPUTS_OF_LONE_ROW = 1024
+"""With more inputs the product of a single row has other last bits than that of several (measured),
+so it is computed twice."""
+
 
 class PackedLinear(nn.Linear):
     """An ``nn.Linear`` that is not trained any more.
 
     The packed weight is forgotten, and the ordinary one used, when the map is moved, converted,
-    copied or pickled. Where gradients of the input are wanted the ordinary one is used too. A new
-    value of the weight is not seen until :func:`pack_linear_maps` packs it.
+    loaded, copied or pickled; a value written into the weight by other means is not seen. The
+    ordinary one also serves inputs of another type, autocast, and gradients of the input.
 
     Args:
         linear: The map; its parameters are shared.
@@ -35,12 +39,24 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(..., in_features)`` → ``(..., out_features)``."""
-        if self.packed is None or (input.requires_grad and torch.is_grad_enabled()):
+        if self.packed is None or not self._can_take(input):
             return super().forward(input)
+        alone = input.numel() == self.in_features > MOST_INPUTS_OF_LONE_ROW
+        rows = input.expand(2, *input.shape) if alone else input
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            input, self.packed, self.bias, "none", [], ""
+            rows, self.packed, self.bias, "none", [], ""
         )
-        return out
+        return out[0] if alone else out
+
+    def _can_take(self, input: Tensor) -> bool:
+        """Whether the packed product does what the ordinary one would do."""
+        wants_gradient = input.requires_grad and torch.is_grad_enabled()
+        same_type = input.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
+        return same_type and not wants_gradient
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self.packed = None
+        super()._load_from_state_dict(*arguments, **options)
 
     def _apply(self, *arguments: Any, **options: Any) -> "PackedLinear":
         self.packed = None

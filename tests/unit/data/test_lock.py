@@ -33,6 +33,27 @@ def test_another_process_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_threads_of_one_process_keep_each_other_out(tmp_path: Path) -> None:
+    with lock_folder(tmp_path):
+        link = tmp_path.parent / "link"
+        link.symlink_to(tmp_path)
+        with pytest.raises(ShardError, match="in use by this process"), lock_folder(link):
+            pass
+        assert (tmp_path / LOCK_NAME).exists()
+
+
+def test_a_system_that_denies_instead_of_blocking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*arguments: Any) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fcntl, "lockf", deny)
+    with pytest.raises(ShardError, match="in use"), lock_folder(tmp_path):
+        pass
+    assert (tmp_path / LOCK_NAME).exists()
+
+
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with locked_by_another_process(tmp_path) as process:
         process.kill()
@@ -64,7 +85,7 @@ def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*arguments: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "lockf", fail)
     with lock_folder(tmp_path):

@@ -21,6 +21,7 @@ from tests.small_sweeps import (
     level_points,
 )
 from tokenwm.errors import SweepError, TokenwmError
+from tokenwm.scaling.doubts import share_inside
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep, law_estimates
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
@@ -118,6 +119,23 @@ def test_no_recommendation_if_the_optimum_is_at_the_edge_of_the_grid() -> None:
     large = grid_points(tuple(np.geomspace(1e9, 3e10, 5)), tuple(np.geomspace(1e6, 1e8, 5)))
     reasons = fitted(large, budget=1e20).recommendation.refusals
     assert any("add smaller models or more tokens" in reason for reason in reasons)
+
+
+def test_an_optimum_that_the_grid_hardly_touches_is_at_its_edge() -> None:
+    points = grid_points(tuple(np.geomspace(3e4, 3e6, 5)), tuple(np.geomspace(3e7, 3e9, 5)))
+    fit = fitted(points)
+    inside = share_inside(fit.parametric.law, fit.cost, fit.seen)
+    assert 0 < inside < 0.15
+    (reason,) = [r for r in fit.recommendation.refusals if "edge" in r]
+    assert f"at {100 * inside:.0f} % of the compute" in reason
+    assert any("read off one side" in warning for warning in fit.recommendation.warnings)
+
+
+def test_no_recommendation_of_data_that_repeat_too_often() -> None:
+    points = [replace(p, num_epochs=p.num_tokens / 1e7) for p in grid_points()]
+    (reason,) = fitted(points, budget=3e16).recommendation.refusals
+    assert "times the 1e+07 different tokens that the runs had (limit 16)" in reason
+    assert fitted(points, budget=1e14).recommendation.refusals == ()
 
 
 def test_no_recommendation_if_the_interval_spans_too_much() -> None:

@@ -24,6 +24,19 @@ def test_the_highest_losses_go_when_asked_for_and_are_listed() -> None:
     assert all("5 highest losses" in item.reason for item in left_out)
 
 
+def test_the_shortest_runs_of_every_size_go_when_asked_for_and_are_listed() -> None:
+    points = grid_points()
+    points.append(replace(points[0], path="seed", seed=1))
+    kept, left_out = select(points, drop_shortest=2, exclude={})
+    assert {item.path for item in left_out} == {
+        "seed",
+        *(f"n{row}_d{column}" for row in range(5) for column in range(2)),
+    }
+    assert all("one of the 2 least tokens of its size" in item.reason for item in left_out)
+    with pytest.raises(SweepError, match="all 26 runs are dropped"):
+        select(points, drop_shortest=5, exclude={})
+
+
 def test_runs_are_excluded_by_name_with_the_users_reason() -> None:
     kept, (left,) = select(grid_points(), exclude={"n0_d1": "its node failed"})
     assert len(kept) == 24

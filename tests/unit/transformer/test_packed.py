@@ -52,6 +52,17 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
     assert torch.equal(found(x[part]), found(x)[part])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("in_features", [704, 1024, 2048, 2752])
+def test_a_lone_row_has_the_same_bits_at_all_sizes(dtype: torch.dtype, in_features: int) -> None:
+    _, found = packed(in_features, 768, dtype)
+    x = torch.randn(40, in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = found(x)
+    for rows in (1, 2, 17):
+        assert torch.equal(found(x[None, :rows]), expected[None, :rows])
+    assert torch.equal(found(x[3]), expected[3])
+
+
 def test_rows_that_are_not_contiguous_are_read_right() -> None:
     ordinary, found = packed(6, 4, torch.float32)
     x = torch.randn(6, 9).T
@@ -66,6 +77,23 @@ def test_gradients_of_the_input_are_those_of_an_ordinary_map() -> None:
         layer(x).square().sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_loaded_weight_is_used() -> None:
+    _, found = packed(4, 4, torch.float32)
+    other = nn.Linear(4, 4)
+    x = torch.randn(3, 4)
+    found.load_state_dict(other.state_dict())
+    assert torch.equal(found(x), other(x))
+
+
+def test_autocast_and_other_types_use_the_ordinary_product() -> None:
+    ordinary, found = packed(4, 4, torch.float32)
+    x = torch.randn(3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found(x), ordinary(x))
+    with pytest.raises(RuntimeError, match="dtype"):
+        found(x.double())
 
 
 def test_what_is_moved_copied_or_pickled_is_not_packed() -> None:

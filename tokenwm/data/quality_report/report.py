@@ -88,9 +88,10 @@ def rewrite(folder: Path | str) -> dict[str, Any]:
     Raises:
         ShardError: There is no dataset, its shards are damaged, or it has no readable report.
     """
-    manifest = Manifest.load(folder)
-    report = write(folder, manifest, read(folder)["measured"])
-    with_checksums(folder, manifest).save(folder)
+    with open_folder(folder).lock():
+        manifest = Manifest.load(folder)
+        report = write(folder, manifest, read(folder)["measured"])
+        with_checksums(folder, manifest).save(folder)
     return report
 
 
