@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenwm.data.lock import lock_folder
 
+print("waiting", flush=True)
 with lock_folder(Path(sys.argv[1]), wait=True):
     print("locked", flush=True)
     sys.stdin.read()
@@ -22,7 +23,10 @@ def start_lock_holder(folder: Path) -> subprocess.Popen[str]:
     """A process that waits for the lock, prints a line, and holds it until its input ends."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", CODE, str(folder)]
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    return process
 
 
 @contextmanager
