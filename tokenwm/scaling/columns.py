@@ -141,7 +141,7 @@ def _check_there(column: str, header: Sequence[str]) -> None:
 
 
 def _guess(key: str, free: Sequence[str], near: float) -> str | None:
-    """The free column whose name, without its scale, is nearest to an alias; None below ``near``."""
+    """The free column whose name, scale aside, is nearest to an alias; None below ``near``."""
     best, found = near, None
     for alias in ALIASES[key]:
         for column in free:
