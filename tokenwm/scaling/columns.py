@@ -21,20 +21,47 @@ COLUMN_OF: Mapping[str, str] = {
 }
 """Key a user maps a column with → field of a run."""
 
+NEEDED = ("N", "D", "C", "loss")
+"""Keys a law cannot do without, but for one of D and C, which follows from the other."""
+
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "N": ("n", "num parameters", "parameters", "params", "num params", "model size", "size"),
     "D": ("d", "num tokens", "tokens", "training tokens", "train tokens", "data size"),
     "C": ("c", "flops", "flop", "training flop", "training flops", "train flops", "compute"),
-    "loss": ("loss", "l", "val loss", "validation loss", "test loss", "final loss", "eval loss"),
-    "learning_rate": ("learning rate", "lr", "peak lr"),
+    "loss": (
+        *("val loss", "validation loss", "valid loss", "test loss", "eval loss", "held out loss"),
+        *("loss", "l", "final loss"),  # beside one of the above, likely that of training
+    ),
+    "learning_rate": ("learning rate", "lr", "peak lr", "peak learning rate"),
     "seed": ("seed",),
-    "epochs": ("num epochs", "epochs"),
-    "steps": ("num steps", "steps"),
+    "epochs": ("num epochs", "epochs", "epoch"),
+    "steps": ("num steps", "steps", "step"),
     "seconds": ("seconds",),
     "status": ("status",),
     "name": ("path", "name", "run", "run name"),
 }
-"""Names that are taken for a key when nobody maps it, most usual first."""
+"""Names that are taken for a key when nobody maps it, the preferred first."""
+
+NEVER: Mapping[str, tuple[str, ...]] = {
+    "N": ("loss",),
+    "D": ("loss",),
+    "C": ("loss",),
+    "loss": ("flop", "compute", "train"),
+}
+"""Parts of names that are not taken for a key, however near they are to an alias: ``train loss`` is
+near ``train flops``, and no held-out loss."""
+
+RATE = frozenset(("per", "s", "sec", "second"))
+"""Words of what is measured per something: ``tokens/s`` counts no tokens of a run."""
+
+_PREFIXES = "kilo|mega|giga|tera|peta|exa|zetta"
+PREFIXED = re.compile(rf"\b([kmbgtpez]|{_PREFIXES})(?=(flops?|params?|parameters|tokens?)\b)")
+"""``gflops``: the scale and the unit are one word."""
+SCALE = re.compile(
+    rf"[kmbgtpez]|[kmgt]i?b|mn|mio|bn|tn|(thousand|million|billion|trillion|{_PREFIXES})s?"
+    r"|x?\d+e\d+|e\d+|x?10+|\d+[kmbgt]|log\d*|ln|bits?|%"
+)
+"""Words that say a column is not in plain units: ``Params (M)``, ``tokens_1e9``, ``log N``."""
 
 NEAR = 0.85
 """Least similarity (difflib's ratio) of a column to an alias for it to be guessed."""
@@ -54,8 +81,8 @@ def choose_columns(
         Key → column, and notes on what was guessed or will be derived.
 
     Raises:
-        TokenwmError: A key is unknown, a named column is not there, or N, loss, and one of D and C
-            cannot be found.
+        TokenwmError: A key is unknown, a named column is not there, N, loss, and one of D and C
+            cannot be found, or the only column near one of them is not in plain units.
     """
     for key, column in given.items():
         if key not in COLUMN_OF:
@@ -64,15 +91,39 @@ def choose_columns(
     for column in metrics:
         _check_there(column, header)
     chosen = dict(given)
-    notes: list[str] = []
-    free = [name for name in header if name not in (*given.values(), *metrics)]
+    notes = [
+        f"column '{column}' is read for {key} as it stands, though its name has "
+        f"'{' '.join(_scale(column))}': {key} is taken in plain units"
+        for key, column in given.items()
+        if key in NEEDED and _scale(column)
+    ]
+    free = [name for name in header if name and name not in (*given.values(), *metrics)]
     for near in (1.0, NEAR):  # exact names first, so that a near one cannot take their column
-        for key in COLUMN_OF:
-            found = None if key in chosen else _guess(key, free, near)
+        for key in COLUMN_OF if near == 1.0 else NEEDED:
+            plain = [column for column in free if not _scale(column)]
+            found = None if key in chosen else _guess(key, plain, near)
             if found is not None:
                 chosen[key] = found
                 free.remove(found)
                 notes.append(f"column '{found}' was taken for {key}")
+    _check_found(chosen, header, free)
+    if "D" not in chosen:
+        notes.append("no column for tokens: D = C / (6 N)")
+    if "C" not in chosen:
+        notes.append("no column for FLOPs: C = 6 N D")
+    return chosen, notes
+
+
+def _check_found(chosen: Mapping[str, str], header: Sequence[str], free: Sequence[str]) -> None:
+    """Refuse to go on without a needed column, or past one in other units."""
+    for key in NEEDED:
+        scaled = None if key in chosen else _guess(key, free, NEAR)
+        if scaled is not None:
+            raise TokenwmError(
+                f"column '{scaled}' is near {key}, but '{' '.join(_scale(scaled))}' in its name "
+                f"says that it is not in plain units; add a column that is, or, if it is, say "
+                f"--columns {key}='{scaled}'"
+            )
     missing = [key for key in ("N", "loss") if key not in chosen]
     if missing or not {"D", "C"} & set(chosen):
         what = " and ".join(missing) or "D or C"
@@ -80,11 +131,6 @@ def choose_columns(
             f"no column for {what} among {', '.join(map(repr, header)) or 'no columns'}; map it, "
             f"for example --columns {(missing or ['D'])[0]}='its name'"
         )
-    if "D" not in chosen:
-        notes.append("no column for tokens: D = C / (6 N)")
-    if "C" not in chosen:
-        notes.append("no column for FLOPs: C = 6 N D")
-    return chosen, notes
 
 
 def _check_there(column: str, header: Sequence[str]) -> None:
@@ -95,17 +141,27 @@ def _check_there(column: str, header: Sequence[str]) -> None:
 
 
 def _guess(key: str, free: Sequence[str], near: float) -> str | None:
-    """The free column whose name is nearest to an alias of a key; None below ``near``."""
+    """The free column whose name, scale aside, is nearest to an alias; None below ``near``."""
     best, found = near, None
     for alias in ALIASES[key]:
         for column in free:
-            likeness = difflib.SequenceMatcher(None, alias, _plain(column)).ratio()
+            words = [word for word in _words(column) if not SCALE.fullmatch(word)]
+            name = " ".join(words)
+            if RATE & set(words) or any(part in name for part in NEVER.get(key, ())):
+                continue
+            likeness = difflib.SequenceMatcher(None, alias, name).ratio()
             if (likeness >= best and found is None) or likeness > best:
                 best, found = likeness, column
     return found
 
 
-def _plain(name: str) -> str:
-    """Lower case, words apart: ``TrainingTokens`` and ``training_tokens`` are the same."""
+def _scale(name: str) -> list[str]:
+    """Words of a name that say its column is not in plain units."""
+    return [word for word in _words(name) if SCALE.fullmatch(word)]
+
+
+def _words(name: str) -> list[str]:
+    """In lower case: ``TrainingTokens`` and ``training_tokens`` are the same."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return " ".join(re.findall(r"[a-z0-9]+", spaced.lower()))
+    plain = " ".join(re.findall(r"[a-z0-9]+|%", spaced.lower()))
+    return PREFIXED.sub(r"\1 ", plain).split()

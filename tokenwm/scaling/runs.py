@@ -1,6 +1,5 @@
 """The runs of a sweep as points (N, D, C, loss), read from run folders or from a CSV file."""
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tokenwm.errors import SweepError, TokenwmError
-from tokenwm.scaling.columns import COLUMN_OF, choose_columns
+from tokenwm.scaling.columns import choose_columns
+from tokenwm.scaling.csv_runs import run_names, run_values, unread_cells
+from tokenwm.scaling.csv_table import read_table
 
 FINISHED = "finished"
 RESULT_FILE = "result.json"
 RUNS_FOLDER = "runs"
 CHECKS_FOLDER = "learning_rate"
 """Runs that check the learning rate; beside ``runs``, since a law is not fitted to them."""
-FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
-"""Of training: two of a forward pass (multiply, add), four of a backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class RunPoint:
     """One finished training run.
 
     Attributes:
-        path: Its folder relative to the sweep, or the line of its CSV file; a name in messages.
+        path: Its folder relative to the sweep, or its name or line in a CSV file; no two are alike.
         num_parameters: N, matmul parameters with the head, without tables that are only looked up.
         num_tokens: D, positions predicted in training, repeats counted each time.
         flops: C, floating point operations of training.
@@ -98,7 +97,8 @@ def read_points(
         metrics: For a CSV file, further columns to read into ``RunPoint.metrics``.
 
     Raises:
-        SweepError: There is no such file, nothing in it can be fitted, or a column is not there.
+        SweepError: There is no such file, nothing in it can be fitted, it is not CSV, or a column
+            is not there or in doubt.
     """
     path = Path(path)
     if path.is_dir():
@@ -149,52 +149,21 @@ def _read_result(path: Path) -> Mapping[str, Any]:
 
 
 def _read_csv(path: Path, columns: Mapping[str, str], metrics: Sequence[str]) -> Points:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
-    header = list(rows[0]) if rows else []
+    table = read_table(path)
     try:
-        chosen, notes = choose_columns(header, columns, metrics)
+        chosen, notes = choose_columns(table.header, columns, metrics)
     except TokenwmError as error:
         raise SweepError(f"{path}: {error}") from error
+    notes += unread_cells(table.lines, chosen, metrics)
     points: list[RunPoint] = []
     left_out: list[LeftOut] = []
-    for number, row in enumerate(rows, start=2):
-        name = f"line {number}"
-        if "name" in chosen and row[chosen["name"]]:
-            name = row[chosen["name"]]
+    names = run_names(table.lines, chosen.get("name"))
+    for name, line in zip(names, table.lines, strict=True):
         try:
-            values = dict(_named_values(row, chosen))
-            values["metrics"] = {key: _number(key, row[key]) for key in metrics if row[key]}
-            points.append(_point(name, _with_derived(values, chosen)))
+            points.append(_point(name, run_values(line, chosen, metrics)))
         except SweepError as error:
             left_out.append(LeftOut(path=name, reason=str(error)))
     return Points(points=tuple(points), left_out=tuple(left_out), notes=tuple(notes))
-
-
-def _named_values(row: Mapping[str, str], chosen: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """Values of a line under the names of :class:`RunPoint`."""
-    for key, column in chosen.items():
-        text = (row[column] or "").strip()
-        if key == "status":
-            yield key, text or FINISHED
-        elif key != "name" and (text or key in ("N", "D", "C", "loss")):
-            yield COLUMN_OF[key], _number(column, text)
-
-
-def _number(column: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise SweepError(f"'{column}' is {text!r}, expected a number") from error
-
-
-def _with_derived(values: dict[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
-    per_token = FLOPS_PER_PARAMETER_AND_TOKEN * values["num_parameters"]
-    if "D" not in chosen:
-        values["num_tokens"] = values["flops"] / per_token if per_token else math.nan
-    if "C" not in chosen:
-        values["flops"] = values["num_tokens"] * per_token
-    return values
 
 
 def _point(name: str, values: Mapping[str, Any]) -> RunPoint:
@@ -204,7 +173,7 @@ def _point(name: str, values: Mapping[str, Any]) -> RunPoint:
         SweepError: Something is missing, not finite or not above zero, or the run has failed.
     """
     status = str(values.get("status", FINISHED))
-    if status != FINISHED:
+    if status.lower() != FINISHED:
         raise SweepError(f"its status is '{status}'")
     fields: dict[str, Any] = {}
     for key in ("num_parameters", "num_tokens", "flops", "loss"):

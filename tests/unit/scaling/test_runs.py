@@ -8,6 +8,7 @@ import pytest
 from tests.small_sweeps import at_other_rates, grid_points, write_sweep
 from tokenwm.errors import SweepError
 from tokenwm.scaling.runs import read_points
+from tokenwm.scaling.select import select
 
 
 def write_csv(folder: Path, text: str) -> Path:
@@ -132,6 +133,41 @@ def test_lines_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     assert "'D' is 'x'" in read.left_out[1].reason
     assert "loss is nan" in read.left_out[2].reason
     assert "failed" in read.left_out[3].reason
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    text = "name,N,D,loss\nsmall,1,1,3\nlarge,2,1,2\nsmall,1,2,2.5\n,2,2,1\n"
+    points = read_points(write_csv(tmp_path, text)).points
+    paths = ["small (line 2)", "large", "small (line 4)", "line 5"]
+    assert [point.path for point in points] == paths
+    _, left_out = select(points, drop_highest_loss=1, exclude={})
+    assert [item.path for item in left_out] == ["small (line 2)"]
+
+
+def test_cells_that_a_law_can_do_without_are_ignored_with_a_note(tmp_path: Path) -> None:
+    text = "N,D,loss,seconds,seed,lr,psnr\n1,1,3,1:20:33,a,,n/a\n1,2,2,60,1,1e-3,30\n"
+    read = read_points(write_csv(tmp_path, text), metrics=["psnr"])
+    first, second = read.points
+    assert (first.seconds, first.seed, first.learning_rate, first.metrics) == (None, None, None, {})
+    assert (second.seconds, second.seed, second.metrics) == (60, 1, {"psnr": 30})
+    assert sum("1 of 2 cells are no plain numbers" in note for note in read.notes) == 3
+    assert any("'seconds'" in note and "'1:20:33' in line 2" in note for note in read.notes)
+
+
+def test_figures_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    text = 'N;D;loss;status;\n"10,000,000";1,000,000,000;2.5;Finished;\n1;1;2,512;FINISHED;\n'
+    read = read_points(write_csv(tmp_path, text))
+    (point,) = read.points
+    assert (point.num_parameters, point.num_tokens) == (1e7, 1e9)
+    (left,) = read.left_out
+    assert left.path == "line 3"
+    assert "'loss' is '2,512', expected a number in plain units" in left.reason
+
+
+def test_decimal_commas_between_commas_are_an_error_that_says_so(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "N,D,loss\n1e9,1e10,2,5\n1e9,2e10,2,4\n")
+    with pytest.raises(SweepError, match=r"line 2: it has 4 cells for 3 .*decimals with a point"):
+        read_points(path)
 
 
 @pytest.mark.parametrize(
