@@ -83,3 +83,11 @@ def test_a_summary_of_two_lines_and_hardly_any_lines(tmp_path: Path) -> None:
     assert len(during) == HEIGHT and "not shown" in during[-1]
     during, _ = screens(tmp_path / "low", ["finished", "running"] * 20, height=3)
     assert len(during) == 3 and "20 running, 20 finished" in during[0]
+
+
+def test_a_log_is_no_markup(tmp_path: Path) -> None:
+    log = tmp_path / "runs" / "running00" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("reading [/data/tokens]\n")
+    during, _ = screens(tmp_path, ["running"])
+    assert "reading [/data/tokens]" in during[-1]

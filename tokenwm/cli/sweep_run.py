@@ -176,7 +176,8 @@ class SweepView:
             status = Text(state.status, style=STYLES[state.status])
             tries = "kept" if state.skipped else str(state.attempts)
             steps = f"{state.run.first_step}–{state.run.max_steps}"
-            table.add_row(state.run.name, status, tries, steps, text)
+            # As Text: what a log says is no markup.
+            table.add_row(state.run.name, status, tries, steps, Text(text))
         return table
 
 
