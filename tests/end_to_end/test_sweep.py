@@ -1,15 +1,16 @@
 """A sweep from plan to results: on every engine the same, and again after a kill."""
 
-import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 from tests.small_models import small_tokenizer
 from tests.unit.scaling.sweeps import small_size, small_sweep
 from tokenwm.checkpoint import save_tokenizer
+from tokenwm.cli import sweep_run
 from tokenwm.scaling.drive import read_result
-from tokenwm.scaling.engines import Engine, RayEngine, SlurmEngine
+from tokenwm.scaling.engines import Job, RayEngine, SlurmEngine
 from tokenwm.scaling.runs import read_points
 from tokenwm.scaling.sweep import Sweep, load_sweep, sweep_text
 
@@ -188,44 +190,44 @@ def test_a_plan_is_made_measured_and_can_be_run(tokens: Path, tmp_path: Path) ->
     assert "did you mean 'batch_size'" in done.stderr
 
 
-def ray_engine(folder: Path) -> Engine:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'tokenwm[ray]'")
-    return RayEngine()
-
-
-def slurm_engine(folder: Path) -> Engine:
-    if importlib.util.find_spec("submitit") is None:
-        pytest.skip("submitit is not installed: pip install 'tokenwm[slurm]'")
-    return SlurmEngine(folder / "slurm", cluster="local")
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """The handler of SIGTERM comes back: the verb and Ray set theirs."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ray's own
-@pytest.mark.parametrize("make", [ray_engine, slurm_engine])
+@pytest.mark.usefixtures("sigterm")
+@pytest.mark.parametrize(
+    ("name", "package", "kind"), [("ray", "ray", RayEngine), ("slurm", "submitit", SlurmEngine)]
+)
 def test_engines_give_the_same_results(
-    make: Callable[[Path], Engine],
+    name: str,
+    package: str,
+    kind: type[RayEngine] | type[SlurmEngine],
     sweep: Sweep,
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where the first attempt ends without a result. Processes stand in for Slurm's jobs."""
+    pytest.importorskip(package, reason=f"pip install 'tokenwm[{name}]'")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    path = tmp_path / "sweep.yaml"
+    monkeypatch.setattr(sweep_run, "SlurmEngine", partial(SlurmEngine, cluster="local"))
+    start, started = kind.start, []
+
+    def fail_first(engine: Any, command: Sequence[str], log: Path) -> Job:
+        started.append(str(log.parent.relative_to(tmp_path)))
+        failing = [sys.executable, "-c", "raise SystemExit(3)"]
+        return start(engine, command if len(started) > 1 else failing, log)
+
+    monkeypatch.setattr(kind, "start", fail_first)
+    path = tmp_path / "mine.yaml"
     path.write_text(sweep_text(sweep))
-    engine = make(tmp_path)
-    try:
-        log = tmp_path / TRUNK / "log.txt"
-        log.parent.mkdir(parents=True)
-        module = [sys.executable, "-m", "tokenwm.cli.sweep_training", str(path), TRUNK]
-        job = engine.start([*module, str(tmp_path)], log)
-        while job.poll() is None:
-            time.sleep(0.05)
-        assert job.poll() == 0, log.read_text()
-        failing = engine.start([sys.executable, "-c", "raise SystemExit(3)"], log)
-        while failing.poll() is None:
-            time.sleep(0.05)
-        assert failing.poll() == 3
-    finally:
-        engine.close()
-    same_results(finished, tmp_path, [TRUNK])
+    options = ["--engine", name, "--parallel", "2"]
+    assert sweep_run.main([str(path), "--out", str(tmp_path), *options]) == 0
+    assert started == [TRUNK, TRUNK, BRANCH]
+    same_results(finished, tmp_path)

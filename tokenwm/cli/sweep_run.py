@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ from rich.text import Text
 from tokenwm.cli.sweep_training import begins_from
 from tokenwm.data.atomic import open_atomically
 from tokenwm.errors import TokenwmError
-from tokenwm.scaling.drive import LOG_FILE, DriveConfig, RunState, drive, read_result
+from tokenwm.scaling.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
 from tokenwm.scaling.engines import Engine, LocalEngine, RayEngine, SlurmEngine
+from tokenwm.scaling.runs import RESULT_FILE
 from tokenwm.scaling.sweep import Run, Sweep, TokenData, load_sweep, runs_of, sweep_text
 
-STYLES = {
-    "waiting": "dim",
+STYLES: Mapping[Status, str] = {
     "running": "bold cyan",
-    "finished": "green",
-    "diverged": "yellow",
     "failed": "bold red",
+    "diverged": "yellow",
     "blocked": "red",
+    "finished": "green",
+    "waiting": "dim",
 }
+"""Of the statuses, in the order in which runs are shown: what does not fit is cut."""
 LINES_OF_LOG = 3
 """Shown of a run that failed."""
 
@@ -103,24 +105,28 @@ class SweepView:
     def __init__(self, console: Console, sweep: Sweep, folder: Path) -> None:
         self.console, self.sweep, self.folder = console, sweep, folder
         self._live: Live | None = None
+        self._last: Sequence[RunState] = ()
         self._told: dict[str, tuple[str, int]] = {}
 
     def __enter__(self) -> "SweepView":
         """Take the terminal."""
         if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=2)
+            self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
         return self
 
     def __exit__(self, *arguments: Any) -> None:
-        """Give it back."""
+        """Give it back, with all runs: now it may scroll."""
         if self._live is not None:
+            if self._last:
+                self._live.update(self.overview(self._last, None))
             self._live.stop()
 
     def show(self, states: Sequence[RunState]) -> None:
         """Show where the runs stand."""
         if self._live is not None:
-            self._live.update(Group(self.table(states), Text(summary(states))))
+            self._last = states
+            self._live.update(self.overview(states, self.console.height), refresh=True)
             return
         changed = [s for s in states if self._told.get(s.run.name) != (s.status, s.attempts)]
         for state in changed:
@@ -131,9 +137,35 @@ class SweepView:
         if changed:
             self.console.print(summary(states), highlight=False, soft_wrap=True)
 
+    def overview(self, states: Sequence[RunState], height: int | None) -> Group:
+        """The summary, then the runs, in the order of :data:`STYLES`.
+
+        Args:
+            states: Where the runs stand.
+            height: Lines that there are: of runs that do not fit, only the number is shown. None:
+                as many as it takes.
+        """
+        head = Text.assemble((self.sweep.name, "bold"), ": ", summary(states))
+        ordered = sorted(states, key=self._place)
+        if height is None:
+            return Group(head, self.table(ordered))
+        room = height - len(self.console.render_lines(head)) - 1  # of the headings
+        if len(ordered) <= room:
+            return Group(head, self.table(ordered))
+        shown = max(room - 1, 0)
+        more = Text(f"{len(ordered) - shown} not shown: {counts(ordered[shown:])}", style="dim")
+        return Group(head, self.table(ordered[:shown]), more)
+
+    def _place(self, state: RunState) -> tuple[int, float]:
+        """Sorts runs: by status, of the finished the latest first."""
+        age = 0.0
+        if state.status == "finished":
+            age = -(self.folder / state.run.name / RESULT_FILE).stat().st_mtime
+        return list(STYLES).index(state.status), age
+
     def table(self, states: Sequence[RunState]) -> Table:
-        """All runs."""
-        table = Table(title=self.sweep.name, box=None, expand=True)
+        """Runs, a line each."""
+        table = Table(box=None, expand=True)
         for heading in ("run", "status", "tries", "steps"):
             table.add_column(heading, no_wrap=True)
         table.add_column("", no_wrap=True, ratio=1)
@@ -144,7 +176,8 @@ class SweepView:
             status = Text(state.status, style=STYLES[state.status])
             tries = "kept" if state.skipped else str(state.attempts)
             steps = f"{state.run.first_step}–{state.run.max_steps}"
-            table.add_row(state.run.name, status, tries, steps, text)
+            # As Text: what a log says is no markup.
+            table.add_row(state.run.name, status, tries, steps, Text(text))
         return table
 
 
@@ -161,16 +194,20 @@ def result_text(state: RunState, folder: Path) -> str:
     return f"loss {result['loss']:.4f}  {metrics}"
 
 
+def counts(states: Sequence[RunState]) -> str:
+    """How many runs stand where."""
+    found = {status: sum(state.status == status for state in states) for status in STYLES}
+    return ", ".join(f"{count} {status}" for status, count in found.items() if count)
+
+
 def summary(states: Sequence[RunState]) -> str:
     """How many runs stand where, and the time that is left by what was planned."""
-    counts = {status: sum(state.status == status for state in states) for status in STYLES}
-    text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     left = sum(
         state.run.own_steps * state.run.size.seconds_per_step
         for state in states
         if state.status in ("waiting", "running")
     )
-    return f"{text}; about {left / 60:.0f} minutes of training left, over all processes"
+    return f"{counts(states)}; about {left / 60:.0f} minutes of training left, over all processes"
 
 
 def report(console: Console, states: Sequence[RunState], folder: Path) -> int:
