@@ -10,10 +10,11 @@ from rich.table import Table
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.columns import COLUMN_OF
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep
+from tokenwm.scaling.number import number
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
 from tokenwm.scaling.runs import read_points
-from tokenwm.scaling.wording import choice_rows, headline, law_rows, number, with_interval
+from tokenwm.scaling.wording import choice_rows, headline, law_rows, with_interval
 
 
 def main(argv: list[str]) -> int:

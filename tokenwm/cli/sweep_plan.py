@@ -20,6 +20,7 @@ from tokenwm.data.atomic import open_atomically
 from tokenwm.data.strict import build
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
+from tokenwm.scaling.number import number
 from tokenwm.scaling.plan import Request, RunCost, costs_of, make_plan, warnings_of
 from tokenwm.scaling.sweep import (
     Run,
@@ -27,7 +28,6 @@ from tokenwm.scaling.sweep import (
     Sweep,
     TokenData,
     Training,
-    short_number,
     sweep_text,
 )
 from tokenwm.transformer.training import WorldModelModule
@@ -91,10 +91,10 @@ def print_plan(
         count = size.flops(sweep.training, data.vocabulary)
         table.add_row(
             size.name,
-            short_number(count.num_matmul_parameters),
+            number(count.num_matmul_parameters),
             f"{size.dim}/{size.num_layers}/{size.num_heads}",
             f"{size.learning_rate:g}",
-            _between([cost.num_tokens for cost in laws], short_number),
+            _between([cost.num_tokens for cost in laws], number),
             _between([cost.num_epochs for cost in laws], "{:.1f}".format),
             f"{sum(cost.own_flops for cost in own):.2g}",
             f"{count.training / count.six_nd:.2f}",
@@ -106,7 +106,7 @@ def print_plan(
     console.print(
         f"{flops:.2e} FLOPs ({alone:.2e} without shared trunks); about "
         f"{hours_of(costs, parallel):.2f} hours with {parallel} run(s) at once if they do not slow "
-        f"each other; {short_number(data.num_train_tokens)} different tokens to train on",
+        f"each other; {number(data.num_train_tokens)} different tokens to train on",
         highlight=False,
     )
 
@@ -217,9 +217,9 @@ def _parser() -> argparse.ArgumentParser:
         ("--budget-ratio", 2.0, "between a token budget and the next"),
         ("--learning-rate", Request(budget=1.0).learning_rate, "peak learning rate at width 128"),
     )
-    for option, number, text in numbers:
+    for option, value, text in numbers:
         parser.add_argument(
-            option, type=float, default=number, metavar="X", help=f"{text} (default: {number:g})"
+            option, type=float, default=value, metavar="X", help=f"{text} (default: {value:g})"
         )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="seeds (default: 0)"

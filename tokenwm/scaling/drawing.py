@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from tokenwm.scaling.lines import Line
+from tokenwm.scaling.number import number
 from tokenwm.scaling.select import SAME
 from tokenwm.scaling.solve import Array
-from tokenwm.scaling.wording import number
 from tokenwm.uses.plot_style import LineEnd
 
 MOST_NAMED = 7

@@ -10,8 +10,9 @@ import numpy as np
 import tokenwm
 from tokenwm.scaling.estimate import Estimate
 from tokenwm.scaling.fit import SweepFit
+from tokenwm.scaling.number import number
 from tokenwm.scaling.solve import Array
-from tokenwm.scaling.wording import choice_rows, headline, law_rows, number, with_interval
+from tokenwm.scaling.wording import choice_rows, headline, law_rows, with_interval
 from tokenwm.uses.plot_style import PAGE_STYLE, Plot, figure_html
 
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))

@@ -19,6 +19,8 @@ from functools import cache
 
 from tokenwm.errors import SweepError
 from tokenwm.scaling.flops import FlopCount
+from tokenwm.scaling.number import number
+from tokenwm.scaling.select import MAX_EPOCHS
 from tokenwm.scaling.sweep import (
     Run,
     Size,
@@ -26,7 +28,6 @@ from tokenwm.scaling.sweep import (
     TokenData,
     Training,
     runs_of,
-    short_number,
 )
 from tokenwm.sequence.vocabulary import Vocabulary
 
@@ -40,8 +41,6 @@ REFERENCE_WIDTH = 128
 WIDTH_EXPONENT = 0.75
 CHECK_FACTORS = (0.5, 2.0)
 """Learning rates beside the rule's that check it."""
-MOST_EPOCHS = 4.0
-"""How often data may repeat before it teaches less than new data (Muennighoff et al. 2023)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +223,7 @@ def _size(dim: int, training: Training, vocabulary: Vocabulary, request: Request
     checks = [float(f"{factor * rate:.3g}") for factor in CHECK_FACTORS]
     return replace(
         shape,
-        name=f"n{short_number(parameters)}",
+        name=f"n{number(parameters)}",
         learning_rate=rate,
         check_learning_rates=tuple(checks) if request.check_learning_rate else (),
     )
@@ -238,8 +237,8 @@ def _with_budgets(request: Request, sweep: Sweep, data: TokenData) -> tuple[Size
     def sizes(tokens: float) -> tuple[Size, ...]:
         """``tokens`` is the largest budget of the largest size."""
         budgets = []
-        for number in parameters:
-            top = tokens * (max(parameters) / number) ** TOKEN_EXPONENT
+        for count in parameters:
+            top = tokens * (max(parameters) / count) ** TOKEN_EXPONENT
             powers = reversed(range(request.num_budgets))
             budgets.append(tuple(round(top / request.budget_ratio**power) for power in powers))
         return tuple(
@@ -321,12 +320,12 @@ def warnings_of(costs: Sequence[RunCost], data: TokenData) -> list[str]:
     """What speaks against a plan, in words."""
     found = []
     most = max(cost.num_epochs for cost in costs)
-    if most > MOST_EPOCHS:
-        repeated = sum(cost.num_epochs > MOST_EPOCHS for cost in costs)
+    if most > MAX_EPOCHS:
+        repeated = sum(cost.num_epochs > MAX_EPOCHS for cost in costs)
         found.append(
-            f"{repeated} of {len(costs)} runs see each token more than {MOST_EPOCHS:g} times (up "
+            f"{repeated} of {len(costs)} runs see each token more than {MAX_EPOCHS:g} times (up "
             f"to {most:.1f}), so their loss says little about new data: record "
-            f"{most / MOST_EPOCHS:.1f} times as many episodes, or take a smaller budget"
+            f"{most / MAX_EPOCHS:.1f} times as many episodes, or take a smaller budget"
         )
     sizes = {cost.num_parameters for cost in costs}
     if len(sizes) < 4:

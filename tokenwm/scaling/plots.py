@@ -15,7 +15,7 @@ from tokenwm.scaling.drawing import (
 )
 from tokenwm.scaling.fit import SweepFit
 from tokenwm.scaling.law import best_log_n
-from tokenwm.scaling.wording import number
+from tokenwm.scaling.number import number
 from tokenwm.uses.plot_style import CYCLE, FAINT, INK, LineEnd, Plot, label_ends, new_figure, to_png
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = CYCLE

@@ -18,6 +18,7 @@ from tokenwm.data.manifest import Manifest
 from tokenwm.data.strict import build
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.flops import FlopCount, world_model_flops
+from tokenwm.scaling.number import number
 from tokenwm.scaling.runs import CHECKS_FOLDER, RUNS_FOLDER
 from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -331,12 +332,4 @@ def _family(training: Training, size: Size, steps: Sequence[int], seed: int) -> 
 
 
 def _name(size: Size, index: int, seed: int) -> str:
-    return f"{size.name}_d{short_number(size.token_budgets[index])}_s{seed}"
-
-
-def short_number(value: float) -> str:
-    """Three digits and a letter: ``34k``, ``1.25M``."""
-    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
+    return f"{size.name}_d{number(size.token_budgets[index])}_s{seed}"

@@ -14,11 +14,11 @@ from tests.unit.scaling.sweeps import (
     small_sweep,
 )
 from tokenwm.errors import SweepError, TokenwmError
+from tokenwm.scaling.number import number
 from tokenwm.scaling.sweep import (
     TokenData,
     load_sweep,
     runs_of,
-    short_number,
     sweep_text,
 )
 
@@ -151,7 +151,7 @@ def test_frame_shards_are_refused(frame_shards: Path) -> None:
     ],
 )
 def test_short_numbers(value: float, text: str) -> None:
-    assert short_number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "sweep").glob("*.yaml")))
