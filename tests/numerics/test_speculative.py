@@ -137,7 +137,7 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
         state, decoded = decode(model, state, piece, SamplingConfig())
         pieces.append(decoded.frame_tokens)
     assert torch.equal(torch.cat(pieces, dim=1), expected.frame_tokens)
-    with pytest.raises(TokenwmError, match=r"1 more step\(s\) asked of a fork that has room for 0"):
+    with pytest.raises(TokenwmError, match=r"1 more step\(s\) asked of a cache that has room for 0"):
         decode(model, state, actions[:, :1], SamplingConfig())
 
 

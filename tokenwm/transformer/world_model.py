@@ -113,6 +113,10 @@ class WorldModel(nn.Module):
     Args:
         config: Sizes.
         vocabulary: The tokens of the dataset.
+
+    Attributes:
+        records_passes: Whether decoding records its passes as CUDA graphs; so in a frozen model on
+            a GPU.
     """
 
     def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
@@ -120,6 +124,7 @@ class WorldModel(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.layout = vocabulary.layout
+        self.records_passes = False
         dim = config.transformer.dim
         codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
         self.frame_embedding = CodeEmbedding(*codes)
@@ -356,10 +361,16 @@ class WorldModel(nn.Module):
             model.draft_head.to(dtype)
         model.requires_grad_(False)
         pack_linear_maps(model)
+        model.records_passes = model.slot_embedding.device.type == "cuda"
         return model
 
-    def new_cache(self, batch_size: int, ahead: int = 1) -> KVCache:
-        """A cache for ``batch_size`` rows on the model's device, of the transformer's type."""
+    def new_cache(
+        self, batch_size: int, ahead: int = 1, max_steps: int | None = None
+    ) -> KVCache:
+        """A cache for ``batch_size`` rows on the model's device, of the transformer's type.
+
+        See :class:`KVCache`.
+        """
         config = self.config.transformer
         return KVCache(
             num_layers=config.num_layers,
@@ -369,6 +380,7 @@ class WorldModel(nn.Module):
             window=config.window,
             positions_per_step=self.layout.positions_per_step,
             ahead=ahead,
+            max_steps=max_steps,
             dtype=self.transformer.dtype,
             device=self.slot_embedding.device,
         )
