@@ -49,6 +49,7 @@ from imagination_baselines import (
 from torch import Tensor
 
 from tokenwm.allocator import keep_freed_memory
+from tokenwm.checkpoint import load_world_model
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
@@ -62,7 +63,6 @@ from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 from tokenwm.uses.recordings import load_rows
 from tokenwm.uses.starts import Start, choose_split, choose_starts
@@ -425,13 +425,13 @@ def main() -> None:
     if whole is None:
         model = random_model(args.size, args.num_frame_tokens, device)
     else:
-        model = whole.world_model
+        # Not the one that is frozen for inference: baselines take the model as it was trained.
+        model = load_world_model(args.model, device).world_model
     if model.state_head is not None or (whole is not None and args.data is None):
         sys.exit("give --model a model without state, and --data with it")
     sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
     with torch.inference_mode():
         model = model.eval()
-        unpack_linear_maps(model)  # baselines use ordinary products; frozen copies are packed
         results: list[dict[str, Any]] = []
         memory: dict[int, int] = {}
         for batch in sizes:
@@ -440,9 +440,7 @@ def main() -> None:
             _spare.clear()
         if args.candidates:
             results += measure_candidates(args, model, whole)
-        profiles = {
-            batch: profiled(model, batch, args.horizon) for batch in sizes if args.profile
-        }
+        profiles = {batch: profiled(model, batch, args.horizon) for batch in sizes if args.profile}
     config = model.config.transformer
     report = {
         "what": "imagination",

@@ -74,7 +74,13 @@ def frozen(kind: str, dtype: torch.dtype = torch.float32) -> WorldModel:
 def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorldModel:
     tokenizer = small_tokenizer(num_cameras=2).cuda()
     model = small_world_model(kind, window=WINDOW).cuda()
-    loaded = LoadedWorldModel(model, tokenizer, control_rate=10.0, cameras=("a", "b"), provenance={})
+    loaded = LoadedWorldModel(
+        world_model=model,
+        tokenizer=tokenizer,
+        control_rate=10.0,
+        cameras=("a", "b"),
+        provenance={},
+    )
     return TokenWorldModel(loaded, dtype)
 
 

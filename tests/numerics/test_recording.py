@@ -20,6 +20,7 @@ from tokenwm.imagination.recording import WARM_UP_CALLS, Recording, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 Decode = Callable[..., tuple[DecodeState, DecodedSteps]]
@@ -107,22 +108,24 @@ def test_a_cache_with_its_recordings_serves_another_context(
 ) -> None:
     """Other tokens, other noise, from a recording that an earlier context made."""
     model, recorded = pair(kind)
-    num_steps, spare = 4, None
+    num_steps = 4
+
+    def start(one: WorldModel, tokens: Tokens, seed: int, spare: KVCache | None) -> DecodeState:
+        if num_copies == 1:
+            return prefill(one, tokens, seed=seed, num_steps=num_steps, cache=spare)
+        past = None if spare is None else spare.past
+        state = prefill(one, tokens, seed=seed, num_steps=0, cache=past)
+        return state.fork(num_copies, num_steps, spare)
+
+    spare = None
     for seed in range(4):
-        tokens = random_tokens(model, 2, 2 + seed % 2 * 0, seed=seed)
+        tokens = random_tokens(model, 2, 2, seed=seed)
         actions = random_tokens(model, 2 * num_copies, num_steps, seed=seed + 9).action
-
-        def start(one: WorldModel, tokens: Tokens, spare: DecodeState | None) -> DecodeState:
-            if num_copies == 1:
-                cache = None if spare is None else spare.cache
-                return prefill(one, tokens, seed=seed, num_steps=num_steps, cache=cache)
-            past, cache = (None, None) if spare is None else (spare.cache.past, spare.cache)
-            state = prefill(one, tokens, seed=seed, num_steps=0, cache=past)
-            return state.fork(num_copies, num_steps, cache)
-
-        _, expected = ENGINES[engine](model, start(model, tokens, None), actions, sampling)
-        spare = start(recorded, tokens, spare)
-        _, got = ENGINES[engine](recorded, spare, actions, sampling)
+        fresh = start(model, tokens, seed, None)
+        _, expected = ENGINES[engine](model, fresh, actions, sampling)
+        state = start(recorded, tokens, seed, spare)
+        spare = state.cache
+        _, got = ENGINES[engine](recorded, state, actions, sampling)
         assert_same(got, expected)
     assert len(tapes) == 1
 
@@ -186,6 +189,15 @@ def test_a_cache_keeps_few_recordings_and_the_newest() -> None:
     def get(key: int) -> int:
         return cache.recording(key, lambda: made.append(key) or key + 100)  # type: ignore[func-returns-value]
 
-    assert [get(key) for key in (0, 1, 2, 3, 0, 4, 0, 1)] == [100, 101, 102, 103, 100, 104, 100, 101]
+    assert [get(key) for key in (0, 1, 2, 3, 0, 4, 0, 1)] == [
+        100,
+        101,
+        102,
+        103,
+        100,
+        104,
+        100,
+        101,
+    ]
     assert made == [0, 1, 2, 3, 4, 1]
     assert cache.take_rows(torch.tensor([0])).recording(0, lambda: 7) == 7

@@ -111,7 +111,9 @@ def overwrite(target: T, source: T) -> None:
     tensors: list[Tensor] = []
     map_leaves(lambda leaf: tensors.append(leaf) if isinstance(leaf, Tensor) else None, source)
     remaining = iter(tensors)
-    map_leaves(lambda leaf: leaf.copy_(next(remaining)) if isinstance(leaf, Tensor) else None, target)
+    map_leaves(
+        lambda leaf: leaf.copy_(next(remaining)) if isinstance(leaf, Tensor) else None, target
+    )
 
 
 def map_leaves(function: Callable[[Any], Any], values: T) -> T:

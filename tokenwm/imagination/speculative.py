@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,14 +122,14 @@ CHEAP_POSITIONS = 512
 
 
 def best_span(model: WorldModel, batch_size: int) -> int:
-    """Positions per row and pass: a step and a half, less where many rows keep the CPU busy."""
+    """Positions per row and pass: over a step, or half of one if many rows keep the CPU busy."""
     length = model.layout.positions_per_step
     longest = max_span_steps(model) * length
     if model.slot_embedding.device.type != "cpu":
         return longest
     if batch_size * length > CHEAP_POSITIONS:
         return math.ceil(length / 2)
-    return min(longest, length * 3 // 2) if batch_size * length <= CHEAP_POSITIONS // 8 else length
+    return min(longest, math.ceil(1.25 * length))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ class _Stream:
 
     def take_rows(self, rows: Tensor) -> "_Stream":
         """A copy of some rows."""
-        taken = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        taken: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
         return replace(self, start=self.start.take_rows(rows), **taken)
 
     def replace_rows(self, rows: Tensor, other: "_Stream") -> None:

@@ -32,9 +32,7 @@ class DecodeState:
     noise_streams: Tensor
     seeds: Tensor
 
-    def fork(
-        self, num_copies: int, num_steps: int, cache: KVCache | None = None
-    ) -> "DecodeState":
+    def fork(self, num_copies: int, num_steps: int, cache: KVCache | None = None) -> "DecodeState":
         """``num_copies`` independent continuations of every row, neighbours of one another.
 
         What was decoded so far is stored and read once for all of them. The rows' noise streams are
