@@ -131,7 +131,7 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
     spread = Tokens(*(None if t is None else t.repeat_interleave(num_copies, 0) for t in tokens))  # type: ignore[arg-type]
     _, expected = decode(model, prefill(model, spread), actions, SamplingConfig())
     state = prefill(model, tokens).fork(num_copies, num_steps)
-    assert state.cache.keys.shape[3] <= (WINDOW + 2) * model.layout.positions_per_step
+    assert state.cache.capacity <= (WINDOW + 2) * model.layout.positions_per_step
     pieces = []
     for piece in actions.split([1, 2, num_steps - 3], dim=1):
         state, decoded = decode(model, state, piece, SamplingConfig())
@@ -147,7 +147,7 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
 def test_a_short_fork_is_small_and_a_fork_of_a_fork_refused() -> None:
     model = small_world_model("frame", window=20)
     state = prefill(model, random_tokens(model, 1, 20)).fork(100, 2)
-    assert state.cache.keys.shape[1:4] == (100, 2, 5 * model.layout.positions_per_step)
+    assert state.cache.keys[0].shape[:3] == (100, 2, 5 * model.layout.positions_per_step)
     assert state.cache.past is not None
     assert len(state.cache.past.keys[0]) == 1
     with pytest.raises(TokenwmError, match="a fork cannot be forked again"):

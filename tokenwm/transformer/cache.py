@@ -37,8 +37,9 @@ class KVCache:
         max_steps: Most steps that it will ever hold, if they are fewer.
 
     Attributes:
-        keys: ``(num_layers, B, kv_heads, capacity, head_dim)``, rotated.
-        values: The same shape.
+        keys: Of every layer ``(B, kv_heads, capacity, head_dim)``, rotated. Tensors of their own:
+            what is compiled writes to them in place, but would copy all of a larger one.
+        values: The same.
         capacity: Cells of a ring: ``(window + ahead) * L``, or fewer for few steps.
         max_span: Most positions that one pass may feed once the ring is full: ``ahead`` steps and
             one position.
@@ -67,9 +68,11 @@ class KVCache:
             num_steps = min(num_steps, max_steps)
         self.capacity = num_steps * positions_per_step
         self.max_span = ahead * positions_per_step + 1
-        shape = (num_layers, batch_size, num_kv_heads, self.capacity, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (batch_size, num_kv_heads, self.capacity, head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            for _ in range(2)
+        )
         self.past: KVCache | None = None
         self._first = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._steps_left: int | None = None
@@ -117,17 +120,17 @@ class KVCache:
         """
         if self.past is not None:
             raise TokenwmError("a fork cannot be forked again; fork what it came from, more often")
-        num_layers, batch_size, num_kv_heads, _, head_dim = self.keys.shape
+        batch_size, num_kv_heads, _, head_dim = self.keys[0].shape
         forked = cache or KVCache(
-            num_layers=num_layers,
+            num_layers=len(self.keys),
             batch_size=batch_size * num_copies,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             window=self.window,
             positions_per_step=self.positions_per_step,
             ahead=self.ahead,
-            dtype=self.keys.dtype,
-            device=self.keys.device,
+            dtype=self.keys[0].dtype,
+            device=self.keys[0].device,
             max_steps=num_steps + 1 + self.ahead,  # the first position's step; drafts at the end
         )
         forked.past = self
@@ -153,7 +156,8 @@ class KVCache:
         if self.past is not None:
             raise TokenwmError("rows of a fork cannot be taken: they share their past")
         taken = self.twin()
-        taken.keys, taken.values = self.keys[:, rows], self.values[:, rows]
+        taken.keys = [keys[rows] for keys in self.keys]
+        taken.values = [values[rows] for values in self.values]
         taken._first, taken._rings = self._first[rows], self._rings[: len(rows)]
         return taken
 
@@ -169,8 +173,9 @@ class KVCache:
         """
         if self.past is not None or other.past is not None:
             raise TokenwmError("rows of a fork cannot be replaced: they share their past")
-        self.keys.index_copy_(1, rows, other.keys)
-        self.values.index_copy_(1, rows, other.values)
+        mine, its = [*self.keys, *self.values], [*other.keys, *other.values]
+        for held, new in zip(mine, its, strict=True):
+            held.index_copy_(0, rows, new)
         self._first.index_copy_(0, rows, other._first)
 
     def reserve(self, num_steps: int) -> None:
@@ -228,7 +233,7 @@ class LayerCache(NamedTuple):
     """Keys and values of one layer and the cells that the current pass writes.
 
     Attributes:
-        keys: ``(B, kv_heads, capacity, head_dim)``, a view.
+        keys: ``(B, kv_heads, capacity, head_dim)``.
         values: The same.
         cells: ``(B * kv_heads * Q,)`` int64, numbered through rows and heads.
         past: Keys and values before a fork, ``(B / copies, kv_heads, cells, head_dim)``, or None.
