@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.passes import decode_one_token, forward_span, max_span_steps
+from tokenwm.imagination.passes import (
+    compiled_like_passes,
+    decode_one_token,
+    forward_span,
+    max_span_steps,
+)
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
@@ -122,10 +127,9 @@ def _decode_step(
     model: WorldModel, sampling: SamplingConfig, arguments: tuple[DecodeState, Tensor]
 ) -> tuple[DecodeState, StepOutcome]:
     state, action = arguments
-    next_step = state.step + 1
-    first = model.layout.first_frame_slot
-    length = model.layout.positions_per_step
-    positions = (next_step * length + torch.arange(length, device=action.device))[None]  # (1, L)
+    next_step, layout = state.step + 1, model.layout
+    slots = torch.arange(layout.positions_per_step, device=action.device)
+    positions = (next_step * len(slots) + slots)[None]  # (1, L)
     hidden, condition = take_action(model, state, action)
     reward = model.reward(hidden)
     termination = model.termination_logit(hidden).sigmoid()
@@ -138,25 +142,25 @@ def _decode_step(
     if inputs is not None:
         hidden = decode_one_token(model, state.cache, inputs, positions[:, :1])
 
+    predict = compiled_like_passes(model, predict_frame_tokens)
     frame = torch.empty_like(state.frame_tokens)
     nll = torch.zeros_like(reward)
     pending = state.pending
-    for index in range(model.layout.num_frame_tokens):
-        slot = first + index
+    for index in range(layout.num_frame_tokens):
+        slot = layout.first_frame_slot + index
         if index > 0:
             hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
         previous = state.frame_tokens[:, index]
-        logits = model.frame_logits(hidden, previous)  # (B, V)
-        token = draw_frame_tokens(model, logits, previous, state, next_step, slot, sampling)
-        nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        token, surprise = predict(model, hidden, previous, state, next_step, slots[slot], sampling)
+        nll = nll + surprise
         frame[:, index] = token
-        is_last = index == model.layout.num_frame_tokens - 1
+        is_last = index == layout.num_frame_tokens - 1
         hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
         pending = (model.frame_embedding(token) + model.slot_embedding[slot] + hint)[:, None]
     following = replace(
         state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
     )
-    return following, StepOutcome(reward, termination, nll / model.layout.num_frame_tokens)
+    return following, StepOutcome(reward, termination, nll / layout.num_frame_tokens)
 
 
 def decode_steps(
@@ -300,13 +304,35 @@ def observe_state(
     return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
 
 
+def predict_frame_tokens(
+    model: WorldModel,
+    hidden: Tensor,
+    previous: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    slot: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, Tensor]:
+    """Draw the frame tokens that hidden states ``(B, ..., D)`` predict.
+
+    Other arguments are those of :func:`draw_frame_tokens`.
+
+    Returns:
+        The tokens, ``(B, ...)`` int64, and their negative log-likelihoods at temperature 1, in
+        nats, ``(B, ...)`` float32.
+    """
+    logits = model.frame_logits(hidden, previous)
+    drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
+    return drawn, -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+
+
 def draw_frame_tokens(
     model: WorldModel,
     logits: Tensor,
     previous: Tensor,
     state: DecodeState,
     step: Tensor,
-    slot: Tensor | int,
+    slot: Tensor,
     sampling: SamplingConfig,
 ) -> Tensor:
     """Draw frame tokens.

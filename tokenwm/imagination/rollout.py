@@ -21,7 +21,7 @@ from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
 from tokenwm.imagination.decode import decode_steps, prefill
-from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.passes import compile_passes, passes_are_compiled
 from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -289,7 +289,9 @@ class TokenWorldModel:
             state = prefill(self.world_model, context, num_steps=0, cache=past)
             state = state.fork(num_copies, num_steps, spare)
         else:
-            state = prefill(self.world_model, context, num_steps=num_steps, cache=spare)
+            # Every size of a cache is another shape to be compiled: one for all.
+            most = None if passes_are_compiled(self.world_model) else num_steps
+            state = prefill(self.world_model, context, num_steps=most, cache=spare)
         state = replace(state, seeds=noise[0], noise_streams=noise[1])
         decoded = self._decode(state, actions, sampling)[1]
         if self.world_model.records_passes:

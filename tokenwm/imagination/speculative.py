@@ -25,11 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import (
-    draw_frame_tokens,
-    draw_state,
+from tokenwm.imagination.decode import draw_state, predict_frame_tokens
+from tokenwm.imagination.passes import (
+    compiled_like_passes,
+    forward_span,
+    max_span_steps,
+    passes_are_compiled,
 )
-from tokenwm.imagination.passes import forward_span, max_span_steps, passes_are_compiled
 from tokenwm.imagination.recording import Recording, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
@@ -121,12 +123,18 @@ CHEAP_POSITIONS = 512
 """Positions in one pass up to which a CPU takes little longer for more of them (measured)."""
 
 
+CHEAP_POSITIONS_GPU = 2048
+"""The same of a GPU, whose pass is bound by starting kernels; an estimate, not measured."""
+
+
 def best_span(model: WorldModel, batch_size: int) -> int:
-    """Positions per row and pass: over a step, or half of one if many rows keep the CPU busy."""
+    """Positions per row and pass: over a step, or half of one if many rows keep it busy."""
     length = model.layout.positions_per_step
     longest = max_span_steps(model) * length
     if model.slot_embedding.device.type != "cpu":
-        return longest
+        if batch_size * longest <= CHEAP_POSITIONS_GPU:
+            return longest
+        return length if batch_size * length <= CHEAP_POSITIONS_GPU else math.ceil(length / 2)
     if batch_size * length > CHEAP_POSITIONS:
         return math.ceil(length / 2)
     return min(longest, math.ceil(1.25 * length))
@@ -245,7 +253,8 @@ def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     next_step, next_slot = (position + 1) // period, (position + 1) % period
     tokens = _with_drafts(model, stream, step)
 
-    embedded, _ = model.embed(tokens)  # (B, steps * L, D)
+    embed = compiled_like_passes(model, WorldModel.embed)
+    embedded, _ = embed(model, tokens)  # (B, steps * L, D)
     place = (position - (step[:, None] - 1) * period)[..., None].expand(-1, -1, embedded.shape[-1])
     absolute = position + start.step * period
     hidden = forward_span(model, start.cache, embedded.gather(1, place), absolute)  # (B, Q, D)
@@ -255,11 +264,10 @@ def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     here = (next_step - step[:, None]) * num_frame_tokens + index  # one step before, in tokens
     frames = tokens.frame.flatten(1)
     previous, draft = frames.gather(1, here), frames.gather(1, here + num_frame_tokens)
-    logits = model.frame_logits(hidden, previous)  # (B, Q, V)
-    drawn = draw_frame_tokens(
-        model, logits, previous, start, start.step + next_step, next_slot, sampling
+    predict = compiled_like_passes(model, predict_frame_tokens)
+    drawn, nll = predict(
+        model, hidden, previous, start, start.step + next_step, next_slot, sampling
     )
-    nll = -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
     nowhere = stream.frame.shape[1] - 1
     target = torch.where(is_frame, (next_step + 1) * num_frame_tokens + index, nowhere)
     stream.frame.scatter_(1, target, drawn)
