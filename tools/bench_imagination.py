@@ -17,9 +17,12 @@ Engines:
     speculative       tokenwm, drafts verified in one pass (tokenwm/imagination/speculative.py)
     passes_1, _2      tokenwm, not exact: so many passes a frame (imagination/approximate.py)
     …_bf16            the same in bfloat16
+    …_eager           the same without CUDA graphs (on a GPU)
     …_compiled        the same through torch.compile (--compile)
     …_pixels          the same, and the frame of every step decoded
     closed_loop_…     the same, but every action is known only after the step before it
+    candidates_…      --candidates action sequences of --candidate-steps steps from one context, the
+                      reading of the context included: what a planner asks for at every step
 """
 
 import argparse
@@ -46,6 +49,7 @@ from imagination_baselines import (
 from torch import Tensor
 
 from tokenwm.allocator import keep_freed_memory
+from tokenwm.checkpoint import load_world_model
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
@@ -53,11 +57,12 @@ from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
+from tokenwm.imagination.state import DecodeState
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 from tokenwm.uses.recordings import load_rows
 from tokenwm.uses.starts import Start, choose_split, choose_starts
@@ -68,14 +73,42 @@ SAMPLING = SamplingConfig()
 # --- tokenwm --------------------------------------------------------------------------------------
 
 
+_spare: dict[tuple[WorldModel, int, int], KVCache] = {}
+
+
+def read(model: WorldModel, context: Tokens, num_steps: int) -> DecodeState:
+    """Read a context as ``TokenWorldModel.imagine`` does: CUDA graphs stay with their cache."""
+    key = (model, len(context.frame), num_steps)
+    state = prefill(model, context, num_steps=num_steps, cache=_spare.get(key))
+    if model.records_passes:
+        _spare[key] = state.cache
+    return state
+
+
+def candidates(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
+    """All actions from the first context."""
+    num_copies, num_steps = actions.shape[:2]
+    spare = _spare.get((model, -num_copies, num_steps))
+    first = Tokens(context.frame[:1], None, context.action[:1])
+    state = prefill(model, first, num_steps=0, cache=None if spare is None else spare.past)
+    state = state.fork(num_copies, num_steps, spare)
+    if model.records_passes:
+        _spare[(model, -num_copies, num_steps)] = state.cache
+    _, decoded = decode_steps_speculatively(model, state, actions, SAMPLING)
+    positions = decoded.num_passes * best_span(model, num_copies)
+    return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
+
+
 def sequential(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-    _, decoded = decode_steps(model, prefill(model, context), actions, SAMPLING)
+    state = read(model, context, actions.shape[1])
+    _, decoded = decode_steps(model, state, actions, SAMPLING)
     positions = actions.shape[1] * model.layout.positions_per_step
     return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
 
 
 def speculative(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-    _, decoded = decode_steps_speculatively(model, prefill(model, context), actions, SAMPLING)
+    state = read(model, context, actions.shape[1])
+    _, decoded = decode_steps_speculatively(model, state, actions, SAMPLING)
     positions = decoded.num_passes * best_span(model, len(actions))
     return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
 
@@ -84,7 +117,7 @@ def in_passes(num_passes: int) -> Engine:
     approximation = Approximation(num_passes=num_passes)
 
     def decode(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-        state = prefill(model, context)
+        state = read(model, context, actions.shape[1])
         _, decoded = decode_steps_approximately(model, state, actions, SAMPLING, approximation)
         positions = decoded.num_passes * model.layout.positions_per_step
         return Decoded(frame=decoded.frame_tokens, passes=decoded.num_passes, positions=positions)
@@ -94,7 +127,7 @@ def in_passes(num_passes: int) -> Engine:
 
 def closed_loop(engine: Callable[..., Any]) -> Engine:
     def decode(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-        state, frames, passes = prefill(model, context), [], 0
+        state, frames, passes = read(model, context, actions.shape[1]), [], 0
         for step in range(actions.shape[1]):
             state, decoded = engine(model, state, actions[:, step : step + 1], SAMPLING)
             frames.append(decoded.frame_tokens)
@@ -109,14 +142,24 @@ def closed_loop(engine: Callable[..., Any]) -> Engine:
 
 
 def read_bandwidth(num_bytes: int, device: torch.device) -> float:
-    """Bytes per second when a buffer of this size is read again and again."""
-    buffer = torch.ones(max(num_bytes, 1 << 16) // 4, device=device)
+    """Bytes per second when a buffer of this size (a large one on a GPU) is read repeatedly."""
+    least = 1 << 30 if device.type == "cuda" else 1 << 16
+    buffer = torch.ones(max(num_bytes, least) // 4, device=device)
     times = []
     for _ in range(20):
         start = now(device)
         buffer.sum()
         times.append(now(device) - start)
     return buffer.numel() * 4 / min(times)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU since the last call, on a CPU of the process so far."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def floor_seconds(model: WorldModel, batch: int, decoded: Decoded) -> float:
@@ -187,9 +230,66 @@ def random_rows(
     device, vocabulary = model.slot_embedding.device, model.vocabulary
     shape = (batch, 1, model.layout.num_frame_tokens)
     frame = torch.randint(vocabulary.codebook_size, shape, device=device)
-    action = torch.randint(256, (batch, num_context + horizon, 2), device=device)
+    shape = (batch, num_context + horizon, vocabulary.action.num_dimensions)
+    action = torch.randint(vocabulary.action.num_values, shape, device=device)
     return Tokens(frame.repeat(1, num_context, 1), None, action[:, :num_context]), action[
         :, num_context:
+    ]
+
+
+def measure_candidates(
+    args: argparse.Namespace, model: WorldModel, whole: TokenWorldModel | None
+) -> list[dict[str, Any]]:
+    """Many action sequences from one context, everything included."""
+    num_context, device = model.config.transformer.window, model.slot_embedding.device
+    sizes = (args.candidates, num_context, args.candidate_steps)
+    if whole is None:
+        context, actions = random_rows(model, *sizes)
+    else:
+        context, actions = recorded_rows(whole, args.data, *sizes)
+    owners = {"candidates_bf16": model.frozen(torch.bfloat16)}
+    if args.compile:
+        owners["candidates_bf16_compiled"] = model.frozen(torch.bfloat16)
+        compile_passes(owners["candidates_bf16_compiled"])
+    results = []
+    for name, owner in owners.items():
+        seconds = []
+        for _ in range(args.repetitions + 1):  # the first warms up
+            start = now(device)
+            decoded = candidates(owner, context, actions)
+            seconds.append(now(device) - start)
+        median = statistics.median(seconds[1:])
+        results.append(
+            {
+                "engine": name,
+                "candidates": args.candidates,
+                "steps": args.candidate_steps,
+                "ms": 1e3 * median,
+                "per_second": 1.0 / median,
+                "steps_per_second": args.candidates * args.candidate_steps / median,
+                "passes_per_step": decoded.passes / args.candidate_steps,
+            }
+        )
+    return results
+
+
+def profiled(model: WorldModel, batch: int, horizon: int) -> list[dict[str, Any]]:
+    """What one call of the speculative engine spends its time on, most expensive first."""
+    half, on_cuda = model.frozen(torch.bfloat16), model.slot_embedding.device.type == "cuda"
+    context, actions = random_rows(model, batch, model.config.transformer.window, horizon)
+    speculative(half, context, actions)  # warms up
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        speculative(half, context, actions)
+
+    def own_ms(event: Any) -> float:
+        return float(event.self_device_time_total if on_cuda else event.self_cpu_time_total) / 1e3
+
+    events = sorted(profiler.key_averages(), key=own_ms, reverse=True)
+    return [
+        {"operation": event.key, "calls": event.count, "ms": own_ms(event)} for event in events[:20]
     ]
 
 
@@ -213,6 +313,11 @@ def measure(
         "closed_loop_speculative_bf16": (closed_loop(decode_steps_speculatively), half),
         "passes_2_bf16": (in_passes(2), half),
     }
+    if device.type == "cuda":
+        eager = model.frozen(torch.bfloat16)
+        eager.records_passes = False
+        engines["sequential_bf16_eager"] = (sequential, eager)
+        engines["speculative_bf16_eager"] = (speculative, eager)
     if model.draft_head is not None:
         engines["passes_1_bf16"] = (in_passes(1), half)
     if batch == 1:
@@ -240,7 +345,7 @@ def measure(
     for _ in range(args.repetitions + 1):  # the first warms up
         for owner, reading in prefills.items():
             start = now(device)
-            prefill(owner, context)
+            read(owner, context, args.horizon)
             reading.append(now(device) - start)
         for name, (engine, owner) in engines.items():
             start = now(device)
@@ -309,6 +414,9 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", help="only these; see the top of this file")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time compiled engines too")
+    parser.add_argument("--candidates", type=int, default=0, help="plan with so many; 0: do not")
+    parser.add_argument("--candidate-steps", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="say where the time goes, too")
     parser.add_argument("--generate", action="store_true", help="time transformers' generate too")
     args = parser.parse_args()
     keep_freed_memory()
@@ -317,14 +425,22 @@ def main() -> None:
     if whole is None:
         model = random_model(args.size, args.num_frame_tokens, device)
     else:
-        model = whole.world_model
+        # Not the one that is frozen for inference: baselines take the model as it was trained.
+        model = load_world_model(args.model, device).world_model
     if model.state_head is not None or (whole is not None and args.data is None):
         sys.exit("give --model a model without state, and --data with it")
     sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
     with torch.inference_mode():
         model = model.eval()
-        unpack_linear_maps(model)  # baselines use ordinary products; frozen copies are packed
-        results = [result for batch in sizes for result in measure(args, model, whole, batch)]
+        results: list[dict[str, Any]] = []
+        memory: dict[int, int] = {}
+        for batch in sizes:
+            results += measure(args, model, whole, batch)
+            memory[batch] = peak_memory(device)
+            _spare.clear()
+        if args.candidates:
+            results += measure_candidates(args, model, whole)
+        profiles = {batch: profiled(model, batch, args.horizon) for batch in sizes if args.profile}
     config = model.config.transformer
     report = {
         "what": "imagination",
@@ -342,12 +458,9 @@ def main() -> None:
             "codes": model.vocabulary.codebook_size,
         },
         "horizon": args.horizon,
-        "peak_memory_bytes": (
-            torch.cuda.max_memory_allocated()
-            if device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        ),
+        "peak_memory_bytes": memory,
         "results": results,
+        "profile": profiles,
     }
     text = json.dumps(report, indent=2)
     if args.json:

@@ -8,14 +8,15 @@
 #
 # Where .whl/ holds wheels, the checks install them into a scratch folder, not into $PYTHON's own
 # environment. The wheels must fit the other machine: TARGET_PYTHON=3.12 (default), x86-64 Linux.
-# MINUTES=2 (default) is the length of the training run; SKIP="tests bench train" leaves steps out.
+# SKIP="tests iris bench compiled quickstart" leaves steps out; all take about ten minutes.
+# REHEARSAL=1 runs them without a CUDA device, in a few steps each: to find out whether they would run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON="${PYTHON:-python3}"
 TARGET_PYTHON="${TARGET_PYTHON:-3.12}"
-MINUTES="${MINUTES:-2}"
 SKIP="${SKIP:-}"
+REHEARSAL="${REHEARSAL:-}"
 WHEELS=.whl
 
 # Needed by tokenwm and its tests, usually absent from an image made for PyTorch. Versions: constraints.txt.
@@ -52,7 +53,7 @@ if compgen -G "$WHEELS/*.whl" > /dev/null; then
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 SDL_VIDEODRIVER=dummy
 
-if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+if [[ -z "$REHEARSAL" ]] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "gpu_check: $PYTHON has no torch that sees a CUDA device; nothing was checked." >&2
   echo "Run this on a machine with one, or name its Python: PYTHON=... tools/gpu_check.sh" >&2
   exit 3
@@ -88,21 +89,50 @@ pytest_gpu() {
   return "$code"
 }
 
+tokenwm() { "$PYTHON" -m tokenwm "$@"; }
+
+# A model of IRIS's sizes that predicts well, from nothing: Push-T episodes, a tokenizer, the model.
+train_iris() {
+  local episodes=300 tokenizer_steps=1500 steps=1500
+  if [[ -n "$REHEARSAL" ]]; then episodes=12 tokenizer_steps=20 steps=20; fi
+  tokenwm prepare data_recipes/pusht.yaml --out "$iris/frames" --workers "$(nproc)" \
+    --set "source.num_episodes=$episodes" source.state=null splits.val=0.1 splits.test=0.1
+  tokenwm tokenizer fit --config configs/tokenizer/tokens16.yaml --data.root "$iris/frames" \
+    --trainer.max_steps "$tokenizer_steps" --trainer.val_check_interval "$tokenizer_steps" \
+    --trainer.default_root_dir "$iris/tokenizer"
+  tokenwm tokenize "$iris/frames" --tokenizer "$iris/tokenizer" --out "$iris/tokens"
+  tokenwm world-model fit --config configs/world_model/iris.yaml --data.root "$iris/tokens" \
+    --trainer.max_steps "$steps" --trainer.val_check_interval "$steps" \
+    --trainer.default_root_dir "$iris/model"
+  cp "$iris"/model/logs/*/metrics.csv "$results/iris_metrics.csv" || true
+}
+
+# bench NAME OPTION...: with the trained model and held-out contexts.
+bench() {
+  local name="$1" options=(--json "$results/$1.json")
+  shift
+  if [[ -n "$REHEARSAL" ]]; then options+=(--horizon 2 --repetitions 1); fi
+  run_step "$name" "$PYTHON" tools/bench_imagination.py --model "$iris/model" \
+    --data "$iris/frames" "$@" "${options[@]}"
+}
+
+iris="$scratch/iris"
+small=() planner=(--candidates 512)
+if [[ -n "$REHEARSAL" ]]; then small=(--batch-sizes 1 4) planner=(--candidates 8 --candidate-steps 2); fi
+
 if wanted tests; then run_step pytest pytest_gpu; fi
-
+if wanted iris; then run_step train_iris train_iris; fi
 if wanted bench; then
-  run_step bench_imagination "$PYTHON" tools/bench_imagination.py --compile \
-    --json "$results/bench_imagination.json"
+  bench bench_imagination "${small[@]}" "${planner[@]}" --profile
 fi
-
-if wanted train; then
-  run_step train "$PYTHON" -m tokenwm.cli.main quickstart \
-    --size debug --minutes "$MINUTES" --out "$scratch/quickstart"
+if wanted compiled; then  # another half a minute for every shape
+  bench bench_compiled --compile --profile "${planner[@]}" --batch-sizes 1 "${LARGE:-1024}" --engines \
+    growing_cache sequential_bf16 speculative_bf16 sequential_bf16_compiled speculative_bf16_compiled
+fi
+if wanted quickstart; then
+  run_step quickstart tokenwm quickstart --size debug --minutes 1 --out "$scratch/quickstart"
   metrics="$(find "$scratch/quickstart" -name metrics.json 2> /dev/null | head -n 1 || true)"
-  if [[ -n "$metrics" ]]; then cp "$metrics" "$results/train_metrics.json"; fi
-  run_step bench_approximations "$PYTHON" tools/bench_approximations.py \
-    --model "$scratch/quickstart/world_model" --data "$scratch/quickstart/frames" \
-    --json "$results/bench_approximations.json"
+  if [[ -n "$metrics" ]]; then cp "$metrics" "$results/quickstart_metrics.json"; fi
 fi
 
 "$PYTHON" - "$steps" "$results/summary.json" << 'PYTHON_END'
@@ -112,15 +142,16 @@ import sys
 
 import torch
 
-properties = torch.cuda.get_device_properties(0)
+on_gpu = torch.cuda.is_available()
+properties = torch.cuda.get_device_properties(0) if on_gpu else None
 steps = {}
 with open(sys.argv[1]) as lines:
     for name, code, start, stop in (line.rstrip("\n").split("\t") for line in lines):
         seconds = round(float(stop) - float(start), 2)
         steps[name] = {"exit_code": int(code), "seconds": seconds}
 summary = {
-    "device": properties.name,
-    "device_memory_bytes": properties.total_memory,
+    "device": properties.name if properties else "cpu",
+    "device_memory_bytes": properties.total_memory if properties else None,
     "torch": torch.__version__,
     "cuda": torch.version.cuda,
     "python": platform.python_version(),

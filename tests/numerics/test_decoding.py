@@ -216,7 +216,7 @@ def test_bfloat16_is_close(model: WorldModel) -> None:
     exact = score(model, prefill(model, steps_of(tokens, [0])), tokens, 1)
     half = model.frozen(torch.bfloat16)
     state = prefill(half, steps_of(tokens, [0]))
-    assert state.cache.keys.dtype == torch.bfloat16
+    assert state.cache.keys[0].dtype == torch.bfloat16
     torch.testing.assert_close(score(half, state, tokens, 1), exact, atol=0.2, rtol=0)
 
 

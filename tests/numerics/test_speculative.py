@@ -131,13 +131,15 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
     spread = Tokens(*(None if t is None else t.repeat_interleave(num_copies, 0) for t in tokens))  # type: ignore[arg-type]
     _, expected = decode(model, prefill(model, spread), actions, SamplingConfig())
     state = prefill(model, tokens).fork(num_copies, num_steps)
-    assert state.cache.keys.shape[3] <= (WINDOW + 2) * model.layout.positions_per_step
+    assert state.cache.capacity <= (WINDOW + 2) * model.layout.positions_per_step
     pieces = []
     for piece in actions.split([1, 2, num_steps - 3], dim=1):
         state, decoded = decode(model, state, piece, SamplingConfig())
         pieces.append(decoded.frame_tokens)
     assert torch.equal(torch.cat(pieces, dim=1), expected.frame_tokens)
-    with pytest.raises(TokenwmError, match=r"1 more step\(s\) asked of a fork that has room for 0"):
+    with pytest.raises(
+        TokenwmError, match=r"1 more step\(s\) asked of a cache that has room for 0"
+    ):
         decode(model, state, actions[:, :1], SamplingConfig())
 
 
@@ -145,11 +147,33 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
 def test_a_short_fork_is_small_and_a_fork_of_a_fork_refused() -> None:
     model = small_world_model("frame", window=20)
     state = prefill(model, random_tokens(model, 1, 20)).fork(100, 2)
-    assert state.cache.keys.shape[1:4] == (100, 2, 5 * model.layout.positions_per_step)
+    assert state.cache.keys[0].shape[:3] == (100, 2, 5 * model.layout.positions_per_step)
     assert state.cache.past is not None
     assert len(state.cache.past.keys[0]) == 1
     with pytest.raises(TokenwmError, match="a fork cannot be forked again"):
         state.fork(2, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("decode", [decode_steps, decode_steps_speculatively])
+def test_a_cache_for_few_steps_is_small_and_gives_the_same_future(
+    dtype: torch.dtype, decode: Callable[..., tuple[DecodeState, DecodedSteps]]
+) -> None:
+    """Attention over the used part only: no token may depend on how many steps are asked for."""
+    model = small_world_model("frame", dim=64, window=12).frozen(dtype)
+    nn.init.constant_(model.copy_head.bias, 3.0)
+    tokens = random_tokens(model, 4, 10)
+    context, actions, sampling = steps_of(tokens, slice(3)), tokens.action[:, 2:], SamplingConfig()
+    _, expected = decode(model, prefill(model, context), actions, sampling)
+    for num_steps in (1, 4, 8):
+        state = prefill(model, context, num_steps=num_steps)
+        ahead = max_span_steps(model)
+        assert state.cache.capacity == (3 + num_steps + ahead) * model.layout.positions_per_step
+        state, got = decode(model, state, actions[:, :num_steps], sampling)
+        assert torch.equal(got.frame_tokens, expected.frame_tokens[:, :num_steps])
+        with pytest.raises(TokenwmError, match=r"1 more step\(s\) asked of a cache"):
+            decode(model, state, actions[:, :1], sampling)
 
 
 def resident_bytes() -> int:

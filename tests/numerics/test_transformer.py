@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.small_models import shake
 from tokenwm.sequence.layout import StepLayout, attention_mask
@@ -116,6 +116,15 @@ def test_norm_and_feed_forward_equal_their_formulas() -> None:
     x = 3.0 * torch.randn(5, 24)
     expected = torch.stack([naive_norm(row, norm.weight) for row in x])
     torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-5)
+
+    linear = nn.Linear(24, 7, bias=False)
+    expected = linear(norm(x))
+    for _ in range(2):  # folding twice is folding once
+        norm.fold_into(linear)
+        assert norm.is_folded
+        torch.testing.assert_close(linear(norm(x)), expected, atol=1e-5, rtol=1e-5)
+    norm.is_folded = False  # as in a fresh module that loads these weights
+    torch.testing.assert_close(linear(norm(x)), expected, atol=1e-5, rtol=1e-5)
 
     feed = SwiGLU(make_config())
     hidden = feed.down.in_features

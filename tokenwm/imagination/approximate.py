@@ -10,6 +10,7 @@ that costs is measured in docs/performance.md.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from tokenwm.imagination.decode import (
     take_action,
 )
 from tokenwm.imagination.passes import forward_span
+from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.transformer.world_model import WorldModel
@@ -108,10 +110,15 @@ def decode_steps_approximately(
     state.cache.reserve(actions.shape[1])
     stale: Tensor | None = None
     states, outcomes = [], []
+    take_step = partial(_decode_step, model, sampling, schedule, num_passes)
     for action in actions.unbind(1):
-        state, stale, outcome = _decode_step(
-            model, state, stale, action, sampling, schedule, num_passes
-        )
+        arguments = (state, stale, action)
+        if model.records_passes:
+            key = ("approximate", sampling, approximation, stale is None)
+            following, stale, outcome = run_recorded(take_step, arguments, state.cache, key)
+            state = replace(following, cache=state.cache)
+        else:
+            state, stale, outcome = take_step(arguments)
         states.append(state)
         outcomes.append(outcome)
     if stale is not None and stale.shape[1] > 0:
@@ -124,28 +131,25 @@ def decode_steps_approximately(
 
 def _decode_step(
     model: WorldModel,
-    state: DecodeState,
-    stale: Tensor | None,
-    action: Tensor,
     sampling: SamplingConfig,
     schedule: Tensor,
     num_passes: int,
+    arguments: tuple[DecodeState, Tensor | None, Tensor],
 ) -> tuple[DecodeState, Tensor, StepOutcome]:
     """Take one action.
 
     Args:
         model: The world model.
-        state: The state before the action.
-        stale: Positions of the current step that the cache does not hold rightly, see
-            :func:`take_action`.
-        action: ``(B, A)`` int64.
         sampling: How ids are drawn.
         schedule: From :meth:`Approximation.schedule`.
         num_passes: Passes that amounts to.
+        arguments: The state before the action; the positions of the current step that the cache
+            does not hold rightly (see :func:`take_action`); the action, ``(B, A)`` int64.
 
     Returns:
         The state at the next observation, its stale positions, and what the action caused.
     """
+    state, stale, action = arguments
     next_step, previous = state.step + 1, state.frame_tokens
     first = model.layout.first_frame_slot
     slots = first + torch.arange(model.layout.num_frame_tokens, device=action.device)

@@ -9,14 +9,22 @@ together with the action, so a step costs one pass per predicted slot and none m
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.passes import decode_one_token, forward_span, max_span_steps
+from tokenwm.imagination.passes import (
+    compiled_like_passes,
+    decode_one_token,
+    forward_span,
+    max_span_steps,
+)
+from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 
@@ -27,8 +35,10 @@ def prefill(
     seed: int = 0,
     noise_streams: Tensor | None = None,
     first_step: Tensor | None = None,
+    num_steps: int | None = None,
+    cache: KVCache | None = None,
 ) -> DecodeState:
-    """Read a context of observed steps into a fresh cache.
+    """Read a context of observed steps into a cache.
 
     Args:
         model: The world model, in eval mode.
@@ -37,22 +47,30 @@ def prefill(
         noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
         first_step: Scalar int64, number of the first step; 0 by default. Predictions do not depend
             on it, noise does.
+        num_steps: Most steps that will be decoded from here, 0 to fork only; None for no limit.
+            A cache for few steps is smaller, and attention works on less.
+        cache: The cache of an earlier call with as many rows, context steps and steps that nobody
+            needs any more, to be used again.
 
     Returns:
         The state at the last observed step.
     """
     layout = model.layout
-    batch_size, num_steps = context.frame.shape[:2]
-    device = context.frame.device
-    cache = model.new_cache(batch_size, ahead=max_span_steps(model))
+    batch_size, num_context = context.frame.shape[:2]
+    device, ahead = context.frame.device, max_span_steps(model)
+    if cache is None:
+        max_steps = None
+        if num_steps is not None:
+            max_steps = num_context + (num_steps + ahead if num_steps else 0)
+        cache = model.new_cache(batch_size, ahead, max_steps)
     embedded, _ = model.embed(context)  # (B, C * L, D)
     length = layout.positions_per_step
-    pending = length * num_steps - 2
+    pending = length * num_context - 2
     first_step = (
         torch.zeros((), dtype=torch.int64, device=device) if first_step is None else first_step
     )
     positions = first_step * length + torch.arange(pending, device=device)
-    cache.begin(positions[0] if pending else first_step * length)
+    cache.begin(positions[0] if pending else first_step * length, num_steps)
     # The empty ring takes as much as it has room for, a full one a span at a time.
     begin, end = 0, min(pending, cache.capacity)
     while begin < end:
@@ -63,7 +81,7 @@ def prefill(
         noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(
         cache=cache,
-        step=first_step + (num_steps - 1),
+        step=first_step + (num_context - 1),
         pending=embedded[:, pending, None],
         frame_tokens=context.frame[:, -1],
         state_tokens=None if context.state is None else context.state[:, -1],
@@ -87,10 +105,31 @@ def decode_step(
         The state at the next observation, and what the action caused.
     """
     state.cache.reserve(1)
-    next_step = state.step + 1
-    first = model.layout.first_frame_slot
-    length = model.layout.positions_per_step
-    positions = (next_step * length + torch.arange(length, device=action.device))[None]  # (1, L)
+    return _take_step(model, state, action, sampling)
+
+
+def _take_step(
+    model: WorldModel, state: DecodeState, action: Tensor, sampling: SamplingConfig
+) -> tuple[DecodeState, StepOutcome]:
+    """:func:`decode_step` in a step that is reserved; recorded, if passes are."""
+    if not model.records_passes:
+        return _decode_step(model, sampling, (state, action))
+    following, outcome = run_recorded(
+        partial(_decode_step, model, sampling),
+        (state, action),
+        state.cache,
+        ("sequential", sampling),
+    )
+    return replace(following, cache=state.cache), outcome
+
+
+def _decode_step(
+    model: WorldModel, sampling: SamplingConfig, arguments: tuple[DecodeState, Tensor]
+) -> tuple[DecodeState, StepOutcome]:
+    state, action = arguments
+    next_step, layout = state.step + 1, model.layout
+    slots = torch.arange(layout.positions_per_step, device=action.device)
+    positions = (next_step * len(slots) + slots)[None]  # (1, L)
     hidden, condition = take_action(model, state, action)
     reward = model.reward(hidden)
     termination = model.termination_logit(hidden).sigmoid()
@@ -103,25 +142,25 @@ def decode_step(
     if inputs is not None:
         hidden = decode_one_token(model, state.cache, inputs, positions[:, :1])
 
+    predict = compiled_like_passes(model, predict_frame_tokens)
     frame = torch.empty_like(state.frame_tokens)
     nll = torch.zeros_like(reward)
     pending = state.pending
-    for index in range(model.layout.num_frame_tokens):
-        slot = first + index
+    for index in range(layout.num_frame_tokens):
+        slot = layout.first_frame_slot + index
         if index > 0:
             hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
         previous = state.frame_tokens[:, index]
-        logits = model.frame_logits(hidden, previous)  # (B, V)
-        token = draw_frame_tokens(model, logits, previous, state, next_step, slot, sampling)
-        nll = nll - logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        token, surprise = predict(model, hidden, previous, state, next_step, slots[slot], sampling)
+        nll = nll + surprise
         frame[:, index] = token
-        is_last = index == model.layout.num_frame_tokens - 1
+        is_last = index == layout.num_frame_tokens - 1
         hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
         pending = (model.frame_embedding(token) + model.slot_embedding[slot] + hint)[:, None]
     following = replace(
         state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
     )
-    return following, StepOutcome(reward, termination, nll / model.layout.num_frame_tokens)
+    return following, StepOutcome(reward, termination, nll / layout.num_frame_tokens)
 
 
 def decode_steps(
@@ -138,9 +177,10 @@ def decode_steps(
     Returns:
         The state after the last action, and what the actions led to.
     """
+    state.cache.reserve(actions.shape[1])
     states, outcomes = [], []
     for action in actions.unbind(1):
-        state, outcome = decode_step(model, state, action, sampling)
+        state, outcome = _take_step(model, state, action, sampling)
         states.append(state)
         outcomes.append(outcome)
     num_passes = len(outcomes) * model.layout.num_predicted
@@ -264,13 +304,35 @@ def observe_state(
     return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
 
 
+def predict_frame_tokens(
+    model: WorldModel,
+    hidden: Tensor,
+    previous: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    slot: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, Tensor]:
+    """Draw the frame tokens that hidden states ``(B, ..., D)`` predict.
+
+    Other arguments are those of :func:`draw_frame_tokens`.
+
+    Returns:
+        The tokens, ``(B, ...)`` int64, and their negative log-likelihoods at temperature 1, in
+        nats, ``(B, ...)`` float32.
+    """
+    logits = model.frame_logits(hidden, previous)
+    drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
+    return drawn, -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+
+
 def draw_frame_tokens(
     model: WorldModel,
     logits: Tensor,
     previous: Tensor,
     state: DecodeState,
     step: Tensor,
-    slot: Tensor | int,
+    slot: Tensor,
     sampling: SamplingConfig,
 ) -> Tensor:
     """Draw frame tokens.

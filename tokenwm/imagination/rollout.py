@@ -21,7 +21,7 @@ from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
 from tokenwm.imagination.decode import decode_steps, prefill
-from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.passes import compile_passes, passes_are_compiled
 from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -30,9 +30,13 @@ from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
+from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 logger = logging.getLogger(__name__)
+
+MOST_SPARE_CACHES = 4
+"""Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,8 @@ class TokenWorldModel:
         self.speculative = True
         self.approximation: Approximation | None = None
         self.max_rows = sys.maxsize
+        # Of finished imaginations, with the CUDA graphs that were recorded on them.
+        self._spare_caches: dict[tuple[int, ...], KVCache] = {}
         self._warned: set[str] = set()
 
     @property
@@ -237,17 +243,19 @@ class TokenWorldModel:
             try:
                 return self._imagine_at_once(context, actions, noise, sampling)
             except RuntimeError as error:
-                if batch == 1 or not _is_out_of_memory(error):
+                if not _is_out_of_memory(error) or (batch == 1 and not self._spare_caches):
                     raise
             # Outside the except clause: its traceback, and so the memory, is gone here.
+            if self._spare_caches:
+                self._free_memory()
+                return self._imagine(context, actions, noise, sampling)
             self.max_rows = batch // 2
             logger.warning(
                 "%d imagined rows do not fit into memory; imagining at most %d at once",
                 batch,
                 self.max_rows,
             )
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._free_memory()
         if num_rows > 1:  # whole contexts, so that candidates go on sharing theirs
             half = num_rows // 2
             contexts = rows_of(context, slice(half)), rows_of(context, slice(half, None))
@@ -260,6 +268,12 @@ class TokenWorldModel:
         ]
         return DecodedSteps.cat(parts)
 
+    def _free_memory(self) -> None:
+        """Give up everything that is only held to be used again."""
+        self._spare_caches.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _imagine_at_once(
         self,
         context: Tokens,
@@ -267,11 +281,24 @@ class TokenWorldModel:
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
     ) -> DecodedSteps:
-        state = prefill(self.world_model, context)
-        if len(actions) > len(context.frame):
-            state = state.fork(len(actions) // len(context.frame), actions.shape[1])
+        num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
+        sizes = (*context.frame.shape[:2], num_copies, num_steps)
+        spare = self._spare_caches.pop(sizes, None)
+        if num_copies > 1:
+            past = None if spare is None else spare.past
+            state = prefill(self.world_model, context, num_steps=0, cache=past)
+            state = state.fork(num_copies, num_steps, spare)
+        else:
+            # Every size of a cache is another shape to be compiled: one for all.
+            most = None if passes_are_compiled(self.world_model) else num_steps
+            state = prefill(self.world_model, context, num_steps=most, cache=spare)
         state = replace(state, seeds=noise[0], noise_streams=noise[1])
-        return self._decode(state, actions, sampling)[1]
+        decoded = self._decode(state, actions, sampling)[1]
+        if self.world_model.records_passes:
+            self._spare_caches[sizes] = state.cache  # the newest is the last
+            while len(self._spare_caches) > MOST_SPARE_CACHES:
+                del self._spare_caches[next(iter(self._spare_caches))]
+        return decoded
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None

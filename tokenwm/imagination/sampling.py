@@ -55,13 +55,18 @@ class SamplingConfig:
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's is arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    x = _mix_high_bits(x)
     return x ^ _shift_right(x, 31)
+
+
+def _mix_high_bits(x: Tensor) -> Tensor:
+    """``_mix`` but for its last step, which changes none of the highest 31 bits."""
+    x = (x ^ _shift_right(x, 30)).mul_(_MIX_1)
+    return x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
 
 
 def gumbel_noise(
@@ -85,9 +90,10 @@ def gumbel_noise(
     for part in (streams, step, slot):
         key = _mix((key ^ part) + _GOLDEN)
     counter = torch.arange(num_values, device=streams.device)
-    bits = _shift_right(_mix(key[..., None] + (counter + 1) * _GOLDEN), 41)  # (..., V), 23 bits
-    uniform = (bits.float() + 0.5) * 2.0**-23  # in (0, 1), both ends excluded also after rounding
-    return -(-uniform.log()).log()
+    bits = _mix_high_bits(key[..., None] + (counter + 1) * _GOLDEN)
+    uniform = _shift_right(bits, 41).float()  # (..., V), 23 bits
+    uniform.add_(0.5).mul_(2.0**-23)  # in (0, 1), both ends excluded also after rounding
+    return uniform.log_().neg_().log_().neg_()
 
 
 def transform_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -101,7 +107,8 @@ def transform_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
         ``(..., V)``; ids that are not allowed have ``-inf``. At least the most likely id is always
         allowed.
     """
-    logits = logits / config.temperature
+    if config.temperature != 1.0:
+        logits = logits / config.temperature
     num_values = logits.shape[-1]
     if config.top_k is not None and config.top_k < num_values:
         threshold = logits.topk(config.top_k, dim=-1).values[..., -1:]

@@ -14,20 +14,25 @@ here the noise is counter-based, so a draft is accepted exactly when it is what 
 the result is token-identical.
 """
 
-import copy
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import (
-    draw_frame_tokens,
-    draw_state,
+from tokenwm.imagination.decode import draw_state, predict_frame_tokens
+from tokenwm.imagination.passes import (
+    compiled_like_passes,
+    forward_span,
+    max_span_steps,
+    passes_are_compiled,
 )
-from tokenwm.imagination.passes import forward_span, max_span_steps, passes_are_compiled
+from tokenwm.imagination.recording import Recording, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.transformer.world_model import Tokens, WorldModel
@@ -60,59 +65,84 @@ def decode_steps_speculatively(
     longest = max_span_steps(model) * model.layout.positions_per_step
     if span is not None and not 1 <= span <= longest:
         raise TokenwmError(f"span={span}; use 1 to {longest} for this model")
-    state.cache.reserve(actions.shape[1])
-    stream = _Stream(model, state, actions)
-    num_passes = _run(model, state, stream, sampling, span)
+    num_steps = actions.shape[1]
+    state.cache.reserve(num_steps)
+    stream = _Stream.of(model, state, actions, span or best_span(model, len(actions)))
+    distance = num_steps * model.layout.positions_per_step
+    run_pass = partial(_pass, model, sampling)
+    if model.records_passes:
+        key = ("speculative", num_steps, stream.span, sampling)
+        recording = state.cache.recording(key, lambda: Recording(run_pass, stream))
+        overwrite(recording.arguments, stream)
+        stream = recording.arguments
+        num_passes = _run(model, stream, lambda _: recording(), distance)
+    else:
+        num_passes = _run(model, stream, run_pass, distance)
     return stream.finish(model, state, num_passes)
 
 
 def _run(
     model: WorldModel,
-    state: DecodeState,
     stream: "_Stream",
-    sampling: SamplingConfig,
-    span: int | None,
+    run_pass: Callable[["_Stream"], None],
+    distance: int,
 ) -> int:
     """Pass after pass until every row has decided its last token; returns their number.
 
     On a CPU, where time is proportional to rows, those that are done are left out as soon as they
-    are half of all. Rows of a fork share their past, and compiled passes their shapes.
+    are half of all; but rows of a fork share their past, and compiled passes their shapes. Another
+    device is asked how far it is as seldom as can be.
+
+    Args:
+        model: The world model.
+        stream: What passes work on.
+        run_pass: Runs one.
+        distance: Positions that the row furthest behind still has to go.
     """
-    on_cpu, is_fork = stream.filled.device.type == "cpu", state.cache.past is not None
-    can_leave_out = on_cpu and not is_fork and not passes_are_compiled(model)
-    stream.span = best_span(model, len(stream.filled)) if span is None else span
+    on_cpu = stream.filled.device.type == "cpu"
+    has_fixed_rows = passes_are_compiled(model) or model.records_passes
+    can_leave_out = on_cpu and stream.start.cache.past is None and not has_fixed_rows
     num_passes = 0
-    while True:
-        _pass(model, state, stream, sampling)
-        num_passes += 1
-        waiting = (stream.filled < stream.last).nonzero()[:, 0]  # waits for the device
-        if len(waiting) == 0:
-            return num_passes
-        if can_leave_out and len(waiting) <= len(stream.filled) // 2:
-            some, rest = state.take_rows(waiting), stream.take_rows(waiting)
-            num_passes += _run(model, some, rest, sampling, span)
+    while distance > 0:
+        # The row furthest behind cannot arrive sooner: no pass in vain, and few waits.
+        for _ in range(1 if on_cpu else math.ceil(distance / stream.span)):
+            run_pass(stream)
+            num_passes += 1
+        remaining = stream.last - stream.filled  # (B,)
+        waiting = remaining.nonzero()[:, 0] if can_leave_out else remaining[:0]
+        if 0 < len(waiting) <= len(remaining) // 2:
+            rest = stream.take_rows(waiting)
+            num_passes += _run(model, rest, run_pass, distance)
             stream.replace_rows(waiting, rest)
-            state.cache.replace_rows(waiting, some.cache)
-            return num_passes
+            break
+        distance = int(remaining.max())  # waits for the device
+    return num_passes
 
 
 CHEAP_POSITIONS = 512
 """Positions in one pass up to which a CPU takes little longer for more of them (measured)."""
 
 
+CHEAP_POSITIONS_GPU = 2048
+"""The same of a GPU, whose pass is bound by starting kernels; an estimate, not measured."""
+
+
 def best_span(model: WorldModel, batch_size: int) -> int:
-    """Positions per row and pass: a step and a half, less where many rows keep the CPU busy."""
+    """Positions per row and pass: over a step, or half of one if many rows keep it busy."""
     length = model.layout.positions_per_step
     longest = max_span_steps(model) * length
     if model.slot_embedding.device.type != "cpu":
-        return longest
+        if batch_size * longest <= CHEAP_POSITIONS_GPU:
+            return longest
+        return length if batch_size * length <= CHEAP_POSITIONS_GPU else math.ceil(length / 2)
     if batch_size * length > CHEAP_POSITIONS:
         return math.ceil(length / 2)
-    return min(longest, length * 3 // 2) if batch_size * length <= CHEAP_POSITIONS // 8 else length
+    return min(longest, math.ceil(1.25 * length))
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Stream:
-    """Tokens of the steps being decoded, and how far each row is.
+    """Tokens of the steps being decoded, and how far each row is; passes overwrite them.
 
     Positions and steps are relative to the state's step. All buffers hold one step before it, which
     is never read for what matters, the ``H`` steps to decode and those behind that the last span
@@ -120,7 +150,9 @@ class _Stream:
     what belongs nowhere.
 
     Attributes:
+        start: The state before.
         span: ``Q``, positions that a pass feeds.
+        last: Position of the last token to be decided.
         frame: ``(B, (H + n) * K + 1)`` int64; decided up to ``filled``, behind it drafts.
         nll: The same shape, float32.
         state: ``(B, H + n, P)`` int64, or None.
@@ -129,50 +161,70 @@ class _Stream:
         filled: ``(B,)`` int64, first position whose final keys and values are not in the cache; its
             token is decided.
         drafted: ``(B,)`` int64, last position with a draft of its own.
-        last: Position of the last token to be decided.
     """
 
-    def __init__(self, model: WorldModel, state: DecodeState, actions: Tensor) -> None:
+    start: DecodeState
+    span: int
+    last: int
+    frame: Tensor
+    nll: Tensor
+    state: Tensor | None
+    action: Tensor
+    outcome: Tensor
+    filled: Tensor
+    drafted: Tensor
+
+    @classmethod
+    def of(cls, model: WorldModel, start: DecodeState, actions: Tensor, span: int) -> "_Stream":
+        """Before the first pass."""
         layout, (batch, num_steps) = model.layout, actions.shape[:2]
-        self.span = 0
         longest = max_span_steps(model)
         steps = num_steps + 2 + longest
-        frame = state.frame_tokens[:, None].expand(-1, steps, -1).flatten(1)
-        self.frame = torch.cat([frame, frame[:, :1]], dim=1)
-        self.nll = torch.zeros(self.frame.shape, device=actions.device)
-        self.state: Tensor | None = None
-        if state.state_tokens is not None:
-            self.state = state.state_tokens[:, None].repeat(1, steps, 1)
-        self.action = F.pad(actions, (0, 0, 1, 1 + longest))
-        shape = (batch, num_steps + 1, state.pending.shape[-1])
-        self.outcome = torch.zeros(shape, device=actions.device)
-        self.filled = torch.full((batch,), layout.action_slot - 1, device=actions.device)
-        self.drafted = self.filled
-        self.last = num_steps * layout.positions_per_step + layout.action_slot - 1
+        frame = start.frame_tokens[:, None].expand(-1, steps, -1).flatten(1)
+        frame = torch.cat([frame, frame[:, :1]], dim=1)
+        state = None
+        if start.state_tokens is not None:
+            state = start.state_tokens[:, None].repeat(1, steps, 1)
+        shape = (batch, num_steps + 1, start.pending.shape[-1])
+        filled = torch.full((batch,), layout.action_slot - 1, device=actions.device)
+        return cls(
+            start=start,
+            span=span,
+            last=num_steps * layout.positions_per_step + layout.action_slot - 1,
+            frame=frame,
+            nll=torch.zeros(frame.shape, device=actions.device),
+            state=state,
+            action=F.pad(actions, (0, 0, 1, 1 + longest)),
+            outcome=torch.zeros(shape, device=actions.device),
+            filled=filled,
+            drafted=filled.clone(),
+        )
 
     def take_rows(self, rows: Tensor) -> "_Stream":
         """A copy of some rows."""
-        taken = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(taken, name, value[rows])
-        return taken
+        taken: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        return replace(self, start=self.start.take_rows(rows), **taken)
 
     def replace_rows(self, rows: Tensor, other: "_Stream") -> None:
-        """Put the rows of another stream in the place of some of this one's."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value.index_copy(0, rows, getattr(other, name)))
+        """Put the rows of another stream, and of its cache, in the place of some of this one's."""
+        theirs = other._tensors()
+        for name, tensor in self._tensors().items():
+            tensor.index_copy_(0, rows, theirs[name])
+        self.start.cache.replace_rows(rows, other.start.cache)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def finish(
         self, model: WorldModel, state: DecodeState, num_passes: int
     ) -> tuple[DecodeState, DecodedSteps]:
-        """The state after the last step and what was decoded."""
+        """From the state before, the one after the last step; and what was decoded."""
         layout, num_steps = model.layout, self.outcome.shape[1] - 1
         shape, decoded_steps = (-1, layout.num_frame_tokens), slice(2, 2 + num_steps)
-        frame = torch.unflatten(self.frame[:, :-1], 1, shape)[:, decoded_steps]
+        frame = torch.unflatten(self.frame[:, :-1], 1, shape)[:, decoded_steps].clone()
         nll = torch.unflatten(self.nll[:, :-1], 1, shape)[:, decoded_steps]
-        states = None if self.state is None else self.state[:, decoded_steps]
+        states = None if self.state is None else self.state[:, decoded_steps].clone()
         pending = model.frame_embedding(frame[:, -1, -1]) + model.slot_embedding[-2] + model.no_hint
         following = replace(
             state,
@@ -192,30 +244,30 @@ class _Stream:
         return following, decoded
 
 
-def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: SamplingConfig) -> None:
+def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     """Feed a span of every row, draw what its positions predict, accept what fits."""
-    layout, device = model.layout, stream.filled.device
+    layout, device, start = model.layout, stream.filled.device, stream.start
     period, num_frame_tokens = layout.positions_per_step, layout.num_frame_tokens
     position = stream.filled[:, None] + torch.arange(stream.span, device=device)  # (B, Q)
     step = stream.filled // period  # (B,)
     next_step, next_slot = (position + 1) // period, (position + 1) % period
     tokens = _with_drafts(model, stream, step)
 
-    embedded, _ = model.embed(tokens)  # (B, steps * L, D)
+    embed = compiled_like_passes(model, WorldModel.embed)
+    embedded, _ = embed(model, tokens)  # (B, steps * L, D)
     place = (position - (step[:, None] - 1) * period)[..., None].expand(-1, -1, embedded.shape[-1])
-    absolute = position + state.step * period
-    hidden = forward_span(model, state.cache, embedded.gather(1, place), absolute)  # (B, Q, D)
+    absolute = position + start.step * period
+    hidden = forward_span(model, start.cache, embedded.gather(1, place), absolute)  # (B, Q, D)
 
     is_frame = (next_slot >= layout.first_frame_slot) & (next_slot < layout.action_slot)
     index = (next_slot - layout.first_frame_slot).clamp(0, num_frame_tokens - 1)
     here = (next_step - step[:, None]) * num_frame_tokens + index  # one step before, in tokens
     frames = tokens.frame.flatten(1)
     previous, draft = frames.gather(1, here), frames.gather(1, here + num_frame_tokens)
-    logits = model.frame_logits(hidden, previous)  # (B, Q, V)
-    drawn = draw_frame_tokens(
-        model, logits, previous, state, state.step + next_step, next_slot, sampling
+    predict = compiled_like_passes(model, predict_frame_tokens)
+    drawn, nll = predict(
+        model, hidden, previous, start, start.step + next_step, next_slot, sampling
     )
-    nll = -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
     nowhere = stream.frame.shape[1] - 1
     target = torch.where(is_frame, (next_step + 1) * num_frame_tokens + index, nowhere)
     stream.frame.scatter_(1, target, drawn)
@@ -229,15 +281,14 @@ def _pass(model: WorldModel, state: DecodeState, stream: _Stream, sampling: Samp
     # Slots other than the frame's: actions are given, the state is drawn at the action.
     accepted = (drawn == draft) | ~is_frame
     if stream.state is not None:
-        accepted &= ~is_action | _draw_state(model, state, stream, tokens, hidden, sampling)
+        accepted &= ~is_action | _draw_state(model, stream, tokens, hidden, sampling)
     num_accepted = accepted[:, :-1].long().cumprod(1).sum(1)
-    stream.drafted = stream.filled + stream.span
-    stream.filled = (stream.filled + num_accepted + 1).clamp(max=stream.last)
+    stream.drafted.copy_(stream.filled + stream.span)
+    stream.filled.copy_((stream.filled + num_accepted + 1).clamp(max=stream.last))
 
 
 def _draw_state(
     model: WorldModel,
-    state: DecodeState,
     stream: _Stream,
     tokens: Tokens,
     hidden: Tensor,
@@ -255,7 +306,8 @@ def _draw_state(
     is_reached = at_action < stream.span
     hidden = hidden[row, at_action.clamp(max=stream.span - 1)]  # (B, D)
     logits = model.state_head(hidden, tokens.state[:, 1], tokens.action[:, 1])
-    drawn = draw_state(model, logits, state, (state.step + step + 1)[:, None], sampling)
+    start = stream.start
+    drawn = draw_state(model, logits, start, (start.step + step + 1)[:, None], sampling)
     stream.state[row, torch.where(is_reached, step + 2, stream.state.shape[1] - 1)] = drawn
     return (drawn == tokens.state[:, 2]).all(1, keepdim=True)
 

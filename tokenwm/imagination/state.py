@@ -32,7 +32,7 @@ class DecodeState:
     noise_streams: Tensor
     seeds: Tensor
 
-    def fork(self, num_copies: int, num_steps: int) -> "DecodeState":
+    def fork(self, num_copies: int, num_steps: int, cache: KVCache | None = None) -> "DecodeState":
         """``num_copies`` independent continuations of every row, neighbours of one another.
 
         What was decoded so far is stored and read once for all of them. The rows' noise streams are
@@ -41,6 +41,7 @@ class DecodeState:
         Args:
             num_copies: Continuations per row.
             num_steps: Most steps that will be decoded from here.
+            cache: See :meth:`KVCache.fork`.
         """
 
         def spread(tensor: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class DecodeState:
         pending = (self.step + 1) * length - 2
         return replace(
             self,
-            cache=self.cache.fork(num_copies, pending, num_steps),
+            cache=self.cache.fork(num_copies, pending, num_steps, cache),
             pending=spread(self.pending),
             frame_tokens=spread(self.frame_tokens),
             state_tokens=None if self.state_tokens is None else spread(self.state_tokens),

@@ -15,21 +15,32 @@ and each continuation has a ring of its own, as large as its steps need.
 """
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 
+T = TypeVar("T")
+
+MOST_RECORDINGS = 4
+"""Recordings that a cache keeps: planners and environments use one or two."""
+
 
 class KVCache:
     """Keys and values of every layer.
 
+    Args:
+        ahead: Steps that the ring has room for besides those of the window.
+        max_steps: Most steps that it will ever hold, if they are fewer.
+
     Attributes:
-        keys: ``(num_layers, B, kv_heads, capacity, head_dim)``, rotated.
-        values: The same shape.
-        capacity: Cells of a ring: ``(window + ahead) * L``, or fewer in a fork of few steps.
+        keys: Of every layer ``(B, kv_heads, capacity, head_dim)``, rotated. Tensors of their own:
+            what is compiled writes to them in place, but would copy all of a larger one.
+        values: The same.
+        capacity: Cells of a ring: ``(window + ahead) * L``, or fewer for few steps.
         max_span: Most positions that one pass may feed once the ring is full: ``ahead`` steps and
             one position.
         past: What a fork was forked from, or None.
@@ -57,9 +68,11 @@ class KVCache:
             num_steps = min(num_steps, max_steps)
         self.capacity = num_steps * positions_per_step
         self.max_span = ahead * positions_per_step + 1
-        shape = (num_layers, batch_size, num_kv_heads, self.capacity, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (batch_size, num_kv_heads, self.capacity, head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            for _ in range(2)
+        )
         self.past: KVCache | None = None
         self._first = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._steps_left: int | None = None
@@ -67,8 +80,30 @@ class KVCache:
         rings = torch.arange(batch_size * num_kv_heads, device=device) * self.capacity
         self._rings = rings.view(batch_size, num_kv_heads, 1)
         self._written = self._cells[:0]
+        self._recordings: dict[Hashable, Any] = {}
 
-    def fork(self, num_copies: int, first: Tensor, num_steps: int) -> "KVCache":
+    def twin(self) -> "KVCache":
+        """Another name for the same memory, for recordings: they would hold their owner else."""
+        twin = copy.copy(self)
+        twin._recordings = {}
+        return twin
+
+    def recording(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was recorded (:mod:`tokenwm.imagination.recording`) on this cache's memory.
+
+        Args:
+            key: What it does, and to what sizes. The last few are kept.
+            make: Makes it if there is none.
+        """
+        recording = self._recordings.pop(key, None) or make()
+        self._recordings[key] = recording  # the newest is the last
+        while len(self._recordings) > MOST_RECORDINGS:
+            del self._recordings[next(iter(self._recordings))]
+        return recording
+
+    def fork(
+        self, num_copies: int, first: Tensor, num_steps: int, cache: "KVCache | None" = None
+    ) -> "KVCache":
         """A cache for ``num_copies`` continuations of every row, neighbours of one another.
 
         This cache must not be written to any more.
@@ -77,32 +112,40 @@ class KVCache:
             num_copies: Continuations per row.
             first: Scalar int64, the first position that continuations feed.
             num_steps: Most steps that will be decoded.
+            cache: An earlier fork of the same sizes, from this cache, that nobody needs any more,
+                to be used again.
 
         Raises:
             TokenwmError: This is a fork itself.
         """
         if self.past is not None:
             raise TokenwmError("a fork cannot be forked again; fork what it came from, more often")
-        num_layers, batch_size, num_kv_heads, _, head_dim = self.keys.shape
-        forked = KVCache(
-            num_layers=num_layers,
+        batch_size, num_kv_heads, _, head_dim = self.keys[0].shape
+        forked = cache or KVCache(
+            num_layers=len(self.keys),
             batch_size=batch_size * num_copies,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             window=self.window,
             positions_per_step=self.positions_per_step,
             ahead=self.ahead,
-            dtype=self.keys.dtype,
-            device=self.keys.device,
+            dtype=self.keys[0].dtype,
+            device=self.keys[0].device,
             max_steps=num_steps + 1 + self.ahead,  # the first position's step; drafts at the end
         )
-        forked.past, forked._steps_left = self, num_steps
-        forked.begin(first)
+        forked.past = self
+        forked.begin(first, num_steps)
         return forked
 
-    def begin(self, position: Tensor) -> None:
-        """Say that every row begins at a position (scalar int64): before it there is nothing."""
+    def begin(self, position: Tensor, num_steps: int | None = None) -> None:
+        """Say that every row begins at a position: before it there is nothing.
+
+        Args:
+            position: Scalar int64.
+            num_steps: Most steps that will be decoded, or None for no limit.
+        """
         self._first.copy_(position.expand_as(self._first))
+        self._steps_left = num_steps
 
     def take_rows(self, rows: Tensor) -> "KVCache":
         """A copy of some rows, ``(n,)`` int64; :meth:`replace_rows` puts them back.
@@ -112,8 +155,9 @@ class KVCache:
         """
         if self.past is not None:
             raise TokenwmError("rows of a fork cannot be taken: they share their past")
-        taken = copy.copy(self)
-        taken.keys, taken.values = self.keys[:, rows], self.values[:, rows]
+        taken = self.twin()
+        taken.keys = [keys[rows] for keys in self.keys]
+        taken.values = [values[rows] for values in self.values]
         taken._first, taken._rings = self._first[rows], self._rings[: len(rows)]
         return taken
 
@@ -129,21 +173,22 @@ class KVCache:
         """
         if self.past is not None or other.past is not None:
             raise TokenwmError("rows of a fork cannot be replaced: they share their past")
-        self.keys.index_copy_(1, rows, other.keys)
-        self.values.index_copy_(1, rows, other.values)
+        mine, its = [*self.keys, *self.values], [*other.keys, *other.values]
+        for held, new in zip(mine, its, strict=True):
+            held.index_copy_(0, rows, new)
         self._first.index_copy_(0, rows, other._first)
 
     def reserve(self, num_steps: int) -> None:
         """Say that so many more steps will be decoded.
 
         Raises:
-            TokenwmError: A fork was made for fewer.
+            TokenwmError: Room was made for fewer.
         """
         if self._steps_left is not None:
             if num_steps > self._steps_left:
                 raise TokenwmError(
-                    f"{num_steps} more step(s) asked of a fork that has room for "
-                    f"{self._steps_left}; fork with a larger num_steps"
+                    f"{num_steps} more step(s) asked of a cache that has room for "
+                    f"{self._steps_left}; read the context or fork with a larger num_steps"
                 )
             self._steps_left -= num_steps
 
@@ -188,7 +233,7 @@ class LayerCache(NamedTuple):
     """Keys and values of one layer and the cells that the current pass writes.
 
     Attributes:
-        keys: ``(B, kv_heads, capacity, head_dim)``, a view.
+        keys: ``(B, kv_heads, capacity, head_dim)``.
         values: The same.
         cells: ``(B * kv_heads * Q,)`` int64, numbered through rows and heads.
         past: Keys and values before a fork, ``(B / copies, kv_heads, cells, head_dim)``, or None.

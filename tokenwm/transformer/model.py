@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
-from tokenwm.norm import RMSNorm, rms_norm
+from tokenwm.norm import RMSNorm, gain_of, unit
 from tokenwm.transformer.cache import KVCache, LayerCache
 
 
@@ -114,6 +114,8 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with rotary embedding, with or without a cache."""
 
+    folded_gain: Tensor | None
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -122,6 +124,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim, bias=False)
         self.query_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.register_buffer("folded_gain", None, persistent=False)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """For inference: put the norms' weights together once, not at every call."""
+        self.folded_gain = self._gain()
 
     def forward(
         self,
@@ -134,7 +142,10 @@ class Attention(nn.Module):
         num_heads, kv_heads = self.config.num_heads, self.config.kv_heads
         every = self.qkv(x).unflatten(-1, (-1, self.config.head_dim))  # (B, Q, heads, head)
         qk, v = every[:, :, : num_heads + kv_heads], every[:, :, num_heads + kv_heads :]
-        qk = rotate(self._normed(qk.float()), table).to(v.dtype)
+        qk, gain = qk.float(), self._gain()
+        if gain is not None:
+            qk = unit(qk).mul(gain)
+        qk = rotate(qk, table).to(v.dtype)
         qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, heads, Q, head)
         q, k = qk[:, :num_heads], qk[:, num_heads:]
         past = None
@@ -144,15 +155,17 @@ class Attention(nn.Module):
         out: Tensor = self.out(attend(q, k, v, bias, past).transpose(1, 2).flatten(2))
         return out
 
-    def _normed(self, qk: Tensor) -> Tensor:
-        """Queries and keys ``(B, Q, heads, head)``, normalised if they are to be."""
+    def _gain(self) -> Tensor | None:
+        """Of queries and keys, ``(heads, head)`` float32; None if they are not normalised."""
+        if self.folded_gain is not None:
+            return self.folded_gain
         if not isinstance(self.query_norm, RMSNorm) or not isinstance(self.key_norm, RMSNorm):
-            return qk
+            return None
         weights = [
             self.query_norm.weight.expand(self.config.num_heads, -1),
             self.key_norm.weight.expand(self.config.kv_heads, -1),
         ]
-        return rms_norm(qk, torch.cat(weights).float())
+        return gain_of(torch.cat(weights).float())
 
 
 def attend(
@@ -263,6 +276,11 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.dim)
         self.mlp = SwiGLU(config)
         self.dropout = Dropout(config.dropout)
+
+    def fold(self) -> None:
+        """For inference: let the linear maps do what the norms before them would."""
+        self.attention_norm.fold_into(self.attention.qkv)
+        self.mlp_norm.fold_into(self.mlp.gate_up)
 
     def forward(
         self,

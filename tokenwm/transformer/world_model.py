@@ -29,7 +29,7 @@ from tokenwm.transformer.heads import (
     RewardHead,
 )
 from tokenwm.transformer.losses import Losses, losses_of
-from tokenwm.transformer.model import Transformer, TransformerConfig
+from tokenwm.transformer.model import Attention, Layer, Transformer, TransformerConfig
 from tokenwm.transformer.packed import pack_linear_maps
 
 
@@ -113,6 +113,10 @@ class WorldModel(nn.Module):
     Args:
         config: Sizes.
         vocabulary: The tokens of the dataset.
+
+    Attributes:
+        records_passes: Whether decoding records its passes as CUDA graphs; so in a frozen model on
+            a GPU.
     """
 
     def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
@@ -120,6 +124,7 @@ class WorldModel(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.layout = vocabulary.layout
+        self.records_passes = False
         dim = config.transformer.dim
         codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
         self.frame_embedding = CodeEmbedding(*codes)
@@ -338,14 +343,14 @@ class WorldModel(nn.Module):
     def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
         """A copy for inference, the transformer in ``dtype``.
 
-        It has no gradients, its tables are added up and its linear maps packed
-        (:mod:`tokenwm.transformer.packed`). The draft head is in ``dtype`` too. Embeddings, the
-        other heads and everything about states stay in float32, maps of actions and states are in
-        float64 (see :func:`apply_in_its_type`).
+        It has no gradients, its tables are added up, its norms folded into linear maps and those
+        packed (:mod:`tokenwm.transformer.packed`); on a GPU its passes are recorded. The draft head
+        is in ``dtype`` too. Embeddings, the other heads and everything about states stay in
+        float32, maps of actions and states are in float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
-            if isinstance(module, CodeTable):
+            if isinstance(module, (CodeTable, Layer)):
                 module.fold()
             elif isinstance(module, ScalarEmbedding):
                 module.layers.double()
@@ -354,12 +359,19 @@ class WorldModel(nn.Module):
         model.transformer.to(dtype)
         if model.draft_head is not None:
             model.draft_head.to(dtype)
+        for module in model.modules():
+            if isinstance(module, Attention):  # in float32 whatever the type
+                module.fold()
         model.requires_grad_(False)
         pack_linear_maps(model)
+        model.records_passes = model.slot_embedding.device.type == "cuda"
         return model
 
-    def new_cache(self, batch_size: int, ahead: int = 1) -> KVCache:
-        """A cache for ``batch_size`` rows on the model's device, of the transformer's type."""
+    def new_cache(self, batch_size: int, ahead: int = 1, max_steps: int | None = None) -> KVCache:
+        """A cache for ``batch_size`` rows on the model's device, of the transformer's type.
+
+        See :class:`KVCache`.
+        """
         config = self.config.transformer
         return KVCache(
             num_layers=config.num_layers,
@@ -369,6 +381,7 @@ class WorldModel(nn.Module):
             window=config.window,
             positions_per_step=self.layout.positions_per_step,
             ahead=ahead,
+            max_steps=max_steps,
             dtype=self.transformer.dtype,
             device=self.slot_embedding.device,
         )

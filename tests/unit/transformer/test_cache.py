@@ -59,10 +59,10 @@ def test_rows_at_different_positions_are_like_rows_alone(starts: list[int]) -> N
 
 def test_nothing_grows() -> None:
     cache = make_cache(2, 3, dtype=torch.bfloat16)
-    assert cache.keys.shape == cache.values.shape == (2, 1, 1, 9, 1)
-    before = cache.keys.data_ptr()
+    assert cache.keys[1].shape == cache.values[1].shape == (1, 1, 9, 1)
+    before = cache.keys[1].data_ptr()
     for step in range(5):
         cache.seek(step * 3 + torch.arange(3)[None])
         cache.layer(0).write(torch.ones(1, 1, 3, 1), torch.ones(1, 1, 3, 1))
-    assert cache.keys.data_ptr() == before
-    assert cache.keys.dtype == torch.bfloat16
+    assert cache.keys[1].data_ptr() == before
+    assert cache.keys[0].dtype == torch.bfloat16

@@ -1,0 +1,147 @@
+"""Work on fixed tensors, recorded once as a CUDA graph and from then on started as one.
+
+A pass of a small model is hundreds of kernels of a few microseconds each, and starting them one by
+one takes longer than running them. A graph holds the addresses of what it reads and writes, so what
+it works on is copied into tensors of its own first; and it belongs to the cache that it writes to.
+"""
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from tokenwm.transformer.cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+Arguments = TypeVar("Arguments")
+Result = TypeVar("Result")
+T = TypeVar("T")
+
+WARM_UP_CALLS = 3
+"""Calls that are run as they are: libraries choose kernels and compilers compile in the first."""
+
+
+class Recording(Generic[Arguments, Result]):
+    """A function of fixed tensors.
+
+    The first calls run it as it is (they count: nothing is done twice), the next records it, those
+    behind replay what was recorded. If it cannot be recorded, that is logged and it goes on being
+    run as it is.
+
+    Args:
+        function: Works on a CUDA device, looks at the value of no tensor, and overwrites at most
+            tensors of its arguments and cells of their cache.
+        arguments: Of which it gets a copy: dataclasses and tuples, nested, of tensors, a cache
+            (whose memory is shared) and constants.
+
+    Attributes:
+        arguments: The copy; overwrite its tensors between calls, never replace them.
+    """
+
+    def __init__(self, function: Callable[[Arguments], Result], arguments: Arguments) -> None:
+        self.arguments = map_leaves(_copy, arguments)
+        self._function = function
+        self._num_calls = 0
+        self._replay: Callable[[], None] | None = None
+        self._result: Result | None = None
+
+    def __call__(self) -> Result:
+        """Run the function, once. The next call overwrites the tensors of the result."""
+        self._num_calls += 1
+        if self._num_calls == WARM_UP_CALLS + 1:
+            self._record()
+        if self._replay is None:
+            return self._function(self.arguments)
+        self._replay()
+        return cast(Result, self._result)
+
+    def _record(self) -> None:
+        def run() -> None:
+            self._result = self._function(self.arguments)
+
+        try:
+            self._replay = capture(run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning("decoding goes on without a CUDA graph: %s", error)
+
+
+def run_recorded(
+    function: Callable[[Arguments], Result],
+    arguments: Arguments,
+    cache: KVCache,
+    key: Hashable,
+) -> Result:
+    """Call a function that is recorded with a cache.
+
+    Args:
+        function: See :class:`Recording`.
+        arguments: The same.
+        cache: The cache that it writes to.
+        key: What the function does, and to what sizes.
+
+    Returns:
+        The function's result, a copy.
+    """
+    recording = cache.recording(key, lambda: Recording(function, arguments))
+    overwrite(recording.arguments, arguments)
+    return map_leaves(_copy, recording())
+
+
+def capture(function: Callable[[], None]) -> Callable[[], None]:
+    """Record the kernels that a function starts, without running them.
+
+    Returns:
+        What runs them.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Other threads (a server's, a data loader's) may go on using the device meanwhile.
+    with torch.cuda.graph(graph, pool=_shared_pool(), capture_error_mode="thread_local"):
+        function()
+    return graph.replay
+
+
+def overwrite(target: T, source: T) -> None:
+    """Copy every tensor of one value into the same tensor of another of its kind."""
+    tensors: list[Tensor] = []
+    map_leaves(lambda leaf: tensors.append(leaf) if isinstance(leaf, Tensor) else None, source)
+    remaining = iter(tensors)
+    map_leaves(
+        lambda leaf: leaf.copy_(next(remaining)) if isinstance(leaf, Tensor) else None, target
+    )
+
+
+def map_leaves(function: Callable[[Any], Any], values: T) -> T:
+    """Apply a function to everything in (nested) dataclasses and tuples."""
+    result: Any
+    if is_dataclass(values) and not isinstance(values, type):
+        parts = {f.name: map_leaves(function, getattr(values, f.name)) for f in fields(values)}
+        result = replace(values, **parts)
+    elif isinstance(values, tuple):
+        mapped = [map_leaves(function, value) for value in values]
+        result = type(values)(*mapped) if hasattr(values, "_fields") else tuple(mapped)
+    else:
+        result = function(values)
+    return cast(T, result)
+
+
+def _copy(leaf: Any) -> Any:
+    if isinstance(leaf, KVCache):
+        return leaf.twin()
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+_pools: dict[int, Any] = {}
+
+
+def _shared_pool() -> Any:
+    """Memory for what graphs need in between, which no two of a device need at the same time."""
+    device = torch.cuda.current_device()
+    if device not in _pools:
+        _pools[device] = torch.cuda.graph_pool_handle()
+    return _pools[device]
