@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
@@ -88,6 +90,50 @@ def test_any_span_and_any_division_into_calls_give_the_same_future(kind: str) ->
             for p in zip(*(p[:-1] for p in pieces), strict=True)
         ]  # type: ignore[arg-type]
         assert_same(DecodedSteps(*joined, 0), expected)  # type: ignore[arg-type]
+
+
+@given(
+    kind=st.sampled_from(VOCABULARIES),
+    batch_size=st.sampled_from([1, 2, 16]),
+    num_context=st.integers(1, 2 * WINDOW),
+    num_steps=st.integers(1, 2 * WINDOW),
+    num_copies=st.sampled_from([1, 1, 4]),
+    copy_bias=st.floats(-2.0, 7.0),
+    seed=st.integers(0, 2**62),
+    temperature=st.floats(0.05, 3.0),
+    top_k=st.none() | st.integers(1, 40),
+    top_p=st.floats(0.05, 1.0),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_sampling_of_any_rows_is_the_same_speculatively(
+    kind: str,
+    batch_size: int,
+    num_context: int,
+    num_steps: int,
+    num_copies: int,
+    copy_bias: float,
+    seed: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    data: st.DataObject,
+) -> None:
+    """Every span, and forks too."""
+    model = model_of(kind, copy_bias)
+    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    span = data.draw(st.integers(1, max_span_steps(model) * model.layout.positions_per_step))
+    context = random_tokens(model, batch_size, num_context, seed=seed % 2**31)
+    actions = random_tokens(model, batch_size * num_copies, num_steps, seed=seed % 2**30).action
+
+    def start() -> DecodeState:
+        state = prefill(model, context, seed=seed)
+        return state if num_copies == 1 else state.fork(num_copies, num_steps)
+
+    with torch.no_grad():
+        _, expected = decode_steps(model, start(), actions, sampling)
+        _, got = decode_steps_speculatively(model, start(), actions, sampling, span=span)
+    assert_same(got, expected)
 
 
 @torch.no_grad()
