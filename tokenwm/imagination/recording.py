@@ -100,8 +100,12 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
         What runs them.
     """
     graph = torch.cuda.CUDAGraph()
-    # Other threads (a server's, a data loader's) may go on using the device meanwhile.
-    with torch.cuda.graph(graph, pool=_shared_pool(), capture_error_mode="thread_local"):
+    # Back to this stream also if recording fails; other threads (a server's, a data loader's) may
+    # go on using the device meanwhile.
+    with (
+        torch.cuda.stream(torch.cuda.current_stream()),
+        torch.cuda.graph(graph, pool=_shared_pool(), capture_error_mode="thread_local"),
+    ):
         function()
     return graph.replay
 
