@@ -3,7 +3,8 @@
 Episodes start from recorded steps, end where the model says they do, and are cut at a length.
 """
 
-from typing import Literal, NamedTuple
+from operator import index
+from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -76,7 +77,12 @@ class ImaginedEpisodes:
 
     @torch.inference_mode()
     def seed(self, seed: int) -> None:
-        """Start all episodes anew; what follows is a function of the seed and the actions."""
+        """Start all episodes anew; what follows is a function of the seed and the actions.
+
+        Raises:
+            TokenwmError: The seed is not a whole number in [0, 2^63).
+        """
+        seed = _checked_seed(seed)
         device = self.model.device
         self._generator = torch.Generator(device).manual_seed(seed)
         self._seed, self._num_started = seed, 0
@@ -161,3 +167,9 @@ class ImaginedEpisodes:
         self._num_started += count
         state = None if tokens.state is None else tokens.state[rows]
         return Tokens(tokens.frame[rows], state, tokens.action[rows]), streams
+
+
+def _checked_seed(seed: object) -> int:
+    if not isinstance(seed, SupportsIndex) or not 0 <= index(seed) < 2**63:
+        raise TokenwmError(f"seed={seed!r}; use one whole number in [0, 2^63) for all episodes")
+    return index(seed)

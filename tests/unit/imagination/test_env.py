@@ -17,9 +17,10 @@ from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens
 
 gymnasium = pytest.importorskip("gymnasium")
+from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402
 from gymnasium.vector import AutoresetMode  # noqa: E402
 
-from tokenwm.imagination.env import WorldModelVectorEnv  # noqa: E402
+from tokenwm.imagination.env import WorldModelEnv, WorldModelVectorEnv  # noqa: E402
 from tokenwm.imagination.episodes import ImaginedEpisodes  # noqa: E402
 
 NUM_STARTS, CONTEXT, NUM_ENVS = 5, 3, 4
@@ -126,7 +127,9 @@ def test_without_autoreset_the_caller_says_which_start_anew(model: TokenWorldMod
     assert (after[mask] != before[mask]).any()
     with pytest.raises(TokenwmError, match=r"episodes \[1, 3\] have ended"):
         env.step(actions_for(env, 2))
-    for wrong in (mask[:2], mask.astype(int), np.zeros(4, dtype=bool)):
+    env.reset(options={"reset_mask": [False, True, False, True]})
+    env.step(actions_for(env, 2))
+    for wrong in (mask[:2], mask.astype(int), np.zeros(4, dtype=bool), [1, 0], "1"):
         with pytest.raises(TokenwmError, match="reset_mask"):
             env.reset(options={"reset_mask": wrong})
 
@@ -188,6 +191,94 @@ def test_wrong_options_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_env(model, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_envs", [1, NUM_ENVS])
+def test_gymnasiums_checks_pass(model: TokenWorldModel, kind: str, num_envs: int) -> None:
+    """All that can be asked of a vector environment; the others want plain bools of one episode."""
+    env = WorldModelVectorEnv(model, starts_of(model), num_envs, observation=kind)  # type: ignore[arg-type]
+    if num_envs == 1:  # asks whether "it" ended
+        env_checker.check_returned_data_not_reused(env)
+    for check in (
+        env_checker.check_seed_deprecation,
+        env_checker.check_reset_return_info_deprecation,
+        env_checker.check_reset_return_type,
+        env_checker.check_reset_seed_determinism,
+        env_checker.check_reset_options,
+        passive_env_checker.env_reset_passive_checker,
+    ):
+        check(env)
+    passive_env_checker.check_action_space(env.action_space)
+    passive_env_checker.check_observation_space(env.observation_space)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*A Box (observation|action) space:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend:UserWarning")
+def test_all_of_check_env_passes_for_one_episode(model: TokenWorldModel, kind: str) -> None:
+    """Made by ``gymnasium.make``, so that the checks that need a spec are run too.
+
+    It recommends finite spaces and actions in [-1, 1]; these are in the units of the data.
+    """
+
+    def make(render_mode: str = "rgb_array") -> WorldModelEnv:
+        env = WorldModelEnv(model, starts_of(model), observation=kind)
+        assert env.render_mode == render_mode
+        return env
+
+    gymnasium.register(id="tokenwm/Imagined-v0", entry_point=make)
+    try:
+        env = gymnasium.make("tokenwm/Imagined-v0", disable_env_checker=True)
+        assert env.unwrapped.spec is not None
+        env_checker.check_env(env.unwrapped)
+    finally:
+        del gymnasium.registry["tokenwm/Imagined-v0"]
+
+
+def test_one_episode_is_the_row_of_a_vector_of_one(model: TokenWorldModel) -> None:
+    options: dict[str, Any] = {"max_episode_steps": 2, "termination_threshold": 1.1}
+    one = WorldModelEnv(model, starts_of(model), observation="tokens", **options)
+    row = WorldModelVectorEnv(model, starts_of(model), 1, observation="tokens", **options)
+    assert (one.reset(seed=3)[0] == row.reset(seed=3)[0][0]).all()
+    action = np.ones(2, dtype=np.float32)
+    for is_last in (False, True):
+        observation, reward, terminated, truncated, info = one.step(action)
+        expected, rewards, *_, infos = row.step(action[None])
+        assert (observation == expected[0]).all()
+        assert reward == rewards[0]
+        assert info["frame_nll"] == infos["frame_nll"][0]
+        assert truncated is is_last
+    with pytest.raises(TokenwmError, match="have ended"):
+        one.step(action)
+    one.reset()
+    one.step(action)
+
+
+def test_the_seed_is_remembered(model: TokenWorldModel) -> None:
+    env = make_env(model, seed=5)
+    assert env.np_random_seed == 5
+    env.reset(seed=np.int64(7))
+    assert env.np_random_seed == 7
+    env.reset()
+    assert env.np_random_seed == 7
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "1", [1, 2, 3, 4], [None, 1, 2, 3]])
+def test_a_seed_that_is_none_is_refused(model: TokenWorldModel, seed: Any) -> None:
+    with pytest.raises(TokenwmError, match=r"use one whole number in \[0, 2\^63\)"):
+        make_env(model).reset(seed=seed)
+    with pytest.raises(TokenwmError, match="use one whole number"):
+        ImaginedEpisodes(model, starts_of(model), 2, seed=seed)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (4, 3), (8,), (4, 1, 2), ()])
+def test_actions_of_another_shape_are_refused(
+    model: TokenWorldModel, shape: tuple[int, ...]
+) -> None:
+    env = make_env(model, observation="tokens")
+    with pytest.raises(TokenwmError, match=r"actions has shape"):
+        env.step(np.zeros(shape))
 
 
 def test_gymnasiums_wrappers_work_on_it(model: TokenWorldModel) -> None:
