@@ -86,7 +86,7 @@ def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorld
 
 def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
     assert torch.equal(got.frame_tokens.cpu(), expected.frame_tokens.cpu())
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(got, name).cpu(), getattr(expected, name).cpu(), atol=1e-4, rtol=1e-4
         )

@@ -37,7 +37,7 @@ def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
     if expected.state_tokens is not None:
         assert got.state_tokens is not None
         assert torch.equal(got.state_tokens, expected.state_tokens)
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(got, name), getattr(expected, name), atol=1e-4, rtol=1e-4
         )

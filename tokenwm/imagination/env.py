@@ -21,9 +21,11 @@ from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """Imagined episodes behind Gymnasium's interface for vectorised environments.
 
-    ``info`` holds ``frame_nll``, the model's surprise at what it imagined in nats per token, by
-    which an agent can be kept from where the model does not know; and ``state`` in the units of the
-    data, if the model has one.
+    ``info`` holds ``frame_nll``, the model's surprise at what it imagined, and ``frame_entropy``,
+    how uncertain it was before, both ``(B,)`` in nats per token and zero at a start: by them an
+    agent can be kept from where the model does not know. And ``state`` in the units of the data, if
+    the model has one. Where an episode starts anew in the step that ended the one before, what
+    belongs to that step is in ``final_info``.
 
     Args:
         model: The world model.
@@ -105,7 +107,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             self.episodes.seed(seed)
             super().reset(seed=int(seed))
         self._ended[mask] = False
-        return self._observe(), self._info()
+        return self._observe(), self._info(np.zeros((2, self.num_envs), dtype=np.float32))
 
     def step(
         self, actions: NDArray[Any]
@@ -131,18 +133,19 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         check_shape("actions", values, (self.num_envs, num_actions))
         tokens = self.episodes.model.encode_actions(values[:, None])[:, 0]
         moved = self.episodes.step(tokens)
-        reward, terminated, truncated, nll = (part.cpu().numpy() for part in moved)
-        reward, info = reward.astype(np.float64), {"frame_nll": nll}
+        reward, terminated, truncated, *doubts = (part.cpu().numpy() for part in moved)
+        reward, doubt = reward.astype(np.float64), np.stack(doubts)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             anew = self._ended.copy()
             self._restart(anew)
-            reward[anew], terminated[anew], truncated[anew], nll[anew] = 0.0, False, False, 0.0
-        ended = terminated | truncated
+            reward[anew], terminated[anew], truncated[anew], doubt[:, anew] = 0.0, False, False, 0.0
+        ended, final = terminated | truncated, {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            info |= self._final(ended, nll)
+            final = self._final(ended, doubt)
             self._restart(ended)
+            doubt[:, ended] = 0.0
         self._ended = ended.copy()
-        return self._observe(), reward, terminated, truncated, self._info() | info
+        return self._observe(), reward, terminated, truncated, self._info(doubt) | final
 
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """A picture of every environment, ``(H, cameras * W, 3)`` uint8."""
@@ -162,18 +165,22 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             array = array[:, 0]
         return array.astype(self.single_observation_space.dtype)
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, doubt: NDArray[np.float32]) -> dict[str, Any]:
+        """``doubt``: ``(2, B)``, negative log-likelihood and entropy."""
+        info: dict[str, Any] = {"frame_nll": doubt[0].copy(), "frame_entropy": doubt[1].copy()}
         tokens = self.episodes.state_tokens
-        return {} if tokens is None else {"state": self.episodes.model.decode_states(tokens)}
+        if tokens is not None:
+            info["state"] = self.episodes.model.decode_states(tokens)
+        return info
 
-    def _final(self, ended: NDArray[np.bool_], nll: NDArray[np.float32]) -> dict[str, Any]:
+    def _final(self, ended: NDArray[np.bool_], doubt: NDArray[np.float32]) -> dict[str, Any]:
         """What Gymnasium passes on of the last step of episodes that start anew in the same one."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         observation = self._observe()
         for row in np.flatnonzero(ended):
             final_obs[row] = observation[row]
-        final_info: dict[str, Any] = {"frame_nll": nll, "_frame_nll": ended}
-        for name, value in self._info().items():
+        final_info: dict[str, Any] = {}
+        for name, value in self._info(doubt).items():
             final_info |= {name: value, f"_{name}": ended}
         return {
             "final_obs": final_obs,

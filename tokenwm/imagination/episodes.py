@@ -27,12 +27,14 @@ class Transition(NamedTuple):
         terminated: ``(B,)`` bool.
         truncated: ``(B,)`` bool.
         frame_nll: ``(B,)`` float32, nats per token: how surprised the model is by what it drew.
+        frame_entropy: ``(B,)`` float32, nats per token: how uncertain it was before it drew.
     """
 
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
 
 
 class ImaginedEpisodes:
@@ -123,7 +125,9 @@ class ImaginedEpisodes:
         truncated = torch.zeros_like(terminated)
         if self.max_steps is not None:
             truncated = self.num_steps >= self.max_steps
-        return Transition(outcome.reward, terminated, truncated, outcome.frame_nll)
+        return Transition(
+            outcome.reward, terminated, truncated, outcome.frame_nll, outcome.frame_entropy
+        )
 
     @property
     def frame_tokens(self) -> Tensor:

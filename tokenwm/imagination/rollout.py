@@ -49,6 +49,7 @@ class Rollout:
         reward: ``(B, H)`` float32, expected reward of each action; zeros if none was recorded.
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
+        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
         context: What it started from.
         num_passes: Passes through the transformer; ``K`` a step without speculation.
     """
@@ -58,6 +59,7 @@ class Rollout:
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
     context: Context
     num_passes: int
 
@@ -179,7 +181,10 @@ class TokenWorldModel:
         """Take one action, ``(B, A)`` int64 tokens. The given state must not be used again."""
         state, decoded = self._decode(state, action_tokens[:, None], sampling)
         return state, StepOutcome(
-            decoded.reward[:, 0], decoded.termination_probability[:, 0], decoded.frame_nll[:, 0]
+            decoded.reward[:, 0],
+            decoded.termination_probability[:, 0],
+            decoded.frame_nll[:, 0],
+            decoded.frame_entropy[:, 0],
         )
 
     @torch.inference_mode()

@@ -107,11 +107,15 @@ class StepOutcome(NamedTuple):
         frame_nll: ``(B,)`` float32, mean negative log-likelihood of the drawn frame tokens under
             the model at temperature 1, nats per token: how surprised the model is by what it
             imagined.
+        frame_entropy: ``(B,)`` float32, mean entropy of the distributions that the frame tokens
+            were drawn from, at temperature 1, nats per token: how uncertain the model was before it
+            drew. Unlike ``frame_nll``, which it is the expectation of, it has no luck in it.
     """
 
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
 
 
 class DecodedSteps(NamedTuple):
@@ -123,6 +127,7 @@ class DecodedSteps(NamedTuple):
         reward: ``(B, H)`` float32; zeros if the data had none.
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, see :class:`StepOutcome`.
+        frame_entropy: The same.
         num_passes: Passes through the transformer.
     """
 
@@ -131,6 +136,7 @@ class DecodedSteps(NamedTuple):
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
     num_passes: int
 
     @classmethod
@@ -139,7 +145,7 @@ class DecodedSteps(NamedTuple):
     ) -> "DecodedSteps":
         """From the state after each action and what it caused."""
         known = [state.state_tokens for state in states if state.state_tokens is not None]
-        reward, termination, nll = (
+        reward, termination, nll, entropy = (
             torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)
         )
         return cls(
@@ -148,6 +154,7 @@ class DecodedSteps(NamedTuple):
             reward=reward,
             termination_probability=termination,
             frame_nll=nll,
+            frame_entropy=entropy,
             num_passes=num_passes,
         )
 
@@ -161,5 +168,6 @@ class DecodedSteps(NamedTuple):
             reward=torch.cat([part.reward for part in parts]),
             termination_probability=torch.cat([part.termination_probability for part in parts]),
             frame_nll=torch.cat([part.frame_nll for part in parts]),
+            frame_entropy=torch.cat([part.frame_entropy for part in parts]),
             num_passes=max(part.num_passes for part in parts),
         )

@@ -59,12 +59,15 @@ def test_spaces_hold_what_is_observed(kind: str, cameras: tuple[str, ...], has_s
     observation, info = env.reset(seed=1)
     assert env.observation_space.contains(observation)
     assert observation.std() > 0
+    assert not info["frame_nll"].any() and not info["frame_entropy"].any()
     for number in range(3):
         observation, reward, terminated, truncated, info = env.step(actions_for(env, number))
         assert env.observation_space.contains(observation)
         assert reward.shape == terminated.shape == truncated.shape == (NUM_ENVS,)
         assert (reward.dtype, terminated.dtype, truncated.dtype) == (np.float64, bool, bool)
         assert (info["frame_nll"] > 0).all()
+        assert (info["frame_entropy"] > 0).all()
+        assert info["frame_entropy"].dtype == np.float32
         assert ("state" in info) == has_state
     assert env.render()[0].shape == (32, 32 * len(cameras), 3)
     env.close()
@@ -88,11 +91,12 @@ def test_episodes_end_and_start_anew_in_the_next_step(model: TokenWorldModel) ->
     env.reset(seed=0)
     starts = {tokens.tobytes() for tokens in starts_of(model).tokens.frame[:, -1].numpy()}
     for number in range(1, 9):
-        observation, reward, _, truncated, _ = env.step(actions_for(env, number))
+        observation, reward, _, truncated, info = env.step(actions_for(env, number))
         assert truncated.all() == (number % 4 == 3)  # three steps, then one to start anew
         if number % 4 == 0:
             assert all(row.tobytes() in starts for row in observation)
             assert (reward == 0).all()
+            assert not info["frame_nll"].any() and not info["frame_entropy"].any()
 
 
 def test_episodes_start_anew_in_the_same_step(model: TokenWorldModel) -> None:
@@ -108,7 +112,9 @@ def test_episodes_start_anew_in_the_same_step(model: TokenWorldModel) -> None:
             assert all(row.tobytes() in starts for row in observation)
             assert info["_final_obs"].all()
             assert env.single_observation_space.contains(info["final_obs"][0])
-            assert info["final_info"]["frame_nll"].shape == (NUM_ENVS,)
+            assert (info["final_info"]["frame_entropy"] > 0).all()
+            assert (info["final_info"]["frame_nll"] > 0).all()
+            assert not info["frame_nll"].any() and not info["frame_entropy"].any()
         else:
             assert "final_obs" not in info
 
