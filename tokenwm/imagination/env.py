@@ -14,7 +14,6 @@ from tokenwm.imagination.context import Context
 from tokenwm.imagination.episodes import ImaginedEpisodes, ObservationKind
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 
 
@@ -124,15 +123,10 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                 f"episodes {np.flatnonzero(self._ended).tolist()} have ended; call "
                 "reset(options={'reset_mask': ...}) before stepping on"
             )
-        values, num_actions = (
-            np.asarray(actions),
-            self.episodes.model.vocabulary.action.num_dimensions,
-        )
-        if values.ndim == 1 and num_actions == 1:  # discrete actions come without an axis
+        values = np.asarray(actions)
+        if values.ndim == 1 and self.single_action_space.shape == ():  # discrete: without an axis
             values = values[:, None]
-        check_shape("actions", values, (self.num_envs, num_actions))
-        tokens = self.episodes.model.encode_actions(values[:, None])[:, 0]
-        moved = self.episodes.step(tokens)
+        moved = self.episodes.take_actions(values)
         reward, terminated, truncated, *doubts = (part.cpu().numpy() for part in moved)
         reward, doubt = reward.astype(np.float64), np.stack(doubts)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
@@ -156,8 +150,8 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Nothing is held that would have to be closed."""
 
     def _restart(self, mask: NDArray[np.bool_]) -> None:
-        rows = torch.from_numpy(np.flatnonzero(mask)).to(self.episodes.model.device)
-        self.episodes.restart(rows)
+        numbers = torch.from_numpy(np.flatnonzero(mask))  # known here: nothing waits for them
+        self.episodes.restart(numbers.to(self.episodes.model.device))
 
     def _observe(self) -> NDArray[Any]:
         array: NDArray[Any] = self.episodes.observe(self.observation).cpu().numpy()

@@ -1,6 +1,7 @@
 """Imagination: from a few real steps and a sequence of actions to what would happen.
 
-Actions and states are binned on the host first; from ``start`` on everything stays on the device.
+Actions and states are binned on the host first, actions that are on a GPU there; from ``start`` on
+everything stays on the device.
 """
 
 import logging
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
@@ -357,10 +360,21 @@ class TokenWorldModel:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
 
         Values outside the range of the training data count as its nearest bin; the first time that
-        happens it is logged as a warning.
+        happens it is logged as a warning. A tensor on a GPU is binned there, to the same tokens but
+        without warning, and unchecked, see :class:`DeviceEncoder`: nothing waits for the device.
+
+        Raises:
+            TokenwmError: A value is not finite, or a discrete id is out of range.
         """
+        # MPS has no float64, in which bins are exact.
+        if isinstance(actions, Tensor) and actions.device.type not in ("cpu", "mps"):
+            return self._action_encoder(actions.to(self.device))
         tokens = self._encode("action", self.vocabulary.action, _to_numpy(actions))
         return torch.from_numpy(tokens).to(self.device)
+
+    @cached_property
+    def _action_encoder(self) -> DeviceEncoder:
+        return DeviceEncoder(self.vocabulary.action, self.device)
 
     def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., A)`` tokens → the units of the data."""
@@ -454,4 +468,4 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,5 +1,7 @@
 """Imagined episodes as an environment."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -171,6 +173,61 @@ def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
             alone, _ = model.step(alone, action[number, 2:3], SamplingConfig())
             assert torch.equal(alone.frame_tokens[0], restarted.frame_tokens[2])
             assert not torch.equal(restarted.frame_tokens[2], undisturbed.frame_tokens[2])
+
+
+def test_actions_in_units_and_a_mask_are_tokens_and_numbers(model: TokenWorldModel) -> None:
+    """Actions as arrays, as tensors, and as tokens; restarts by mask and by numbers."""
+    one, two, three = (ImaginedEpisodes(model, starts_of(model), NUM_ENVS) for _ in range(3))
+    actions = np.array([[-3.0, 0.1], [2.0, 9.0], [1.0, -9.0], [0.0, 3.0]], dtype=np.float32)
+    for ended in (torch.tensor([False, True, False, True]), torch.zeros(4, dtype=torch.bool)):
+        one.step(model.encode_actions(actions))
+        two.take_actions(actions)
+        three.take_actions(torch.from_numpy(actions).requires_grad_())
+        assert torch.equal(two.frame_tokens, one.frame_tokens)
+        assert torch.equal(three.frame_tokens, one.frame_tokens)
+        one.restart(ended.nonzero()[:, 0])
+        two.restart(ended)
+        three.restart(ended)
+        assert torch.equal(two.frame_tokens, one.frame_tokens)
+        assert two.num_steps.eq(0).equal(ended)
+    for wrong in (np.full((4, 2), np.nan), torch.full((4, 2), torch.inf)):
+        with pytest.raises(TokenwmError, match="only finite values"):
+            one.take_actions(wrong)
+    with pytest.raises(TokenwmError, match=r"actions has shape \(3, 2\)"):
+        one.take_actions(torch.zeros(3, 2))
+    with pytest.raises(TokenwmError, match="episodes has shape"):
+        one.restart(torch.ones(3, dtype=torch.bool))
+
+
+def start_rows(episodes: ImaginedEpisodes, rows: Sequence[int] = range(NUM_ENVS)) -> list[int]:
+    """Which starts episodes that have just begun are at."""
+    last = episodes.starts.tokens.frame[:, -1]
+    return [int((last == episodes.frame_tokens[row]).all(1).nonzero()[0]) for row in rows]
+
+
+@pytest.mark.parametrize("cameras", [("top",), ("top", "side")])
+def test_pixels_are_those_of_a_rollout(cameras: tuple[str, ...]) -> None:
+    """Anchored: what the tokenizer lost of the start is there as long as nothing moves over it."""
+    model = make_model(cameras=cameras)
+    starts = starts_of(model)
+    assert starts.anchor is not None
+    episodes = ImaginedEpisodes(model, starts, NUM_ENVS, termination_threshold=1.1)
+    order = start_rows(episodes)
+    assert torch.equal(episodes.observe("pixels"), starts.anchor[order])
+    actions = np.ones((NUM_ENVS, 2), dtype=np.float32)
+    for number in range(3):
+        episodes.take_actions(actions)
+        if number == 1:
+            episodes.restart(torch.tensor([1, 2]))
+            order[1], order[2] = start_rows(episodes, [1, 2])
+        expected = model.decode_tokens(
+            episodes.frame_tokens[:, None], starts.tokens.frame[order, -1], starts.anchor[order]
+        )[:, 0]
+        assert torch.equal(episodes.observe("pixels"), expected)
+    plain = ImaginedEpisodes(model, replace(starts, anchor=None), NUM_ENVS)
+    assert torch.equal(
+        plain.observe("pixels"), model.decode_tokens(plain.frame_tokens[:, None])[:, 0]
+    )
 
 
 def test_terminations_have_the_models_probability(model: TokenWorldModel) -> None:
