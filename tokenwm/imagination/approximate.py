@@ -189,5 +189,6 @@ def _decode_step(
         state_tokens=new_state,
     )
     termination = model.termination_logit(hidden).sigmoid()
-    outcome = StepOutcome(model.reward(hidden), termination, nll, entropy)
+    passes = torch.full_like(state.seeds, num_passes)
+    outcome = StepOutcome(model.reward(hidden), termination, nll, entropy, passes)
     return following, embedded[:, :-1], outcome

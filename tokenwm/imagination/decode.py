@@ -163,7 +163,8 @@ def _decode_step(
         state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
     )
     count = layout.num_frame_tokens
-    return following, StepOutcome(reward, termination, nll / count, entropy / count)
+    passes = torch.full_like(state.seeds, layout.num_predicted)
+    return following, StepOutcome(reward, termination, nll / count, entropy / count, passes)
 
 
 def decode_steps(

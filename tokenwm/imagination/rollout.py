@@ -54,7 +54,9 @@ class Rollout:
         frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
         frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
         context: What it started from.
-        num_passes: Passes through the transformer; ``K`` a step without speculation.
+        row_passes: ``(B,)`` int64, passes through the transformer until each row had all its steps;
+            ``K`` a step without speculation, and one for the state if there is one.
+        num_passes: Passes in all, see :class:`DecodedSteps`.
     """
 
     frame_tokens: Tensor
@@ -64,12 +66,13 @@ class Rollout:
     frame_nll: Tensor
     frame_entropy: Tensor
     context: Context
+    row_passes: Tensor
     num_passes: int
 
     @property
     def tokens_per_pass(self) -> float:
-        """Frame tokens that each row gained per pass, on average: how well drafts were accepted."""
-        return self.frame_tokens[0].numel() / self.num_passes
+        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
+        return self.frame_tokens.numel() / int(self.row_passes.sum())
 
 
 class TokenWorldModel:
@@ -188,6 +191,7 @@ class TokenWorldModel:
             decoded.termination_probability[:, 0],
             decoded.frame_nll[:, 0],
             decoded.frame_entropy[:, 0],
+            decoded.row_passes,
         )
 
     @torch.inference_mode()

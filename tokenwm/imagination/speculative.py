@@ -162,6 +162,7 @@ class _Stream:
         filled: ``(B,)`` int64, first position whose final keys and values are not in the cache; its
             token is decided.
         drafted: ``(B,)`` int64, last position with a draft of its own.
+        passes: ``(B,)`` int64, passes that each row took part in before it was done.
     """
 
     start: DecodeState
@@ -175,6 +176,7 @@ class _Stream:
     outcome: Tensor
     filled: Tensor
     drafted: Tensor
+    passes: Tensor
 
     @classmethod
     def of(cls, model: WorldModel, start: DecodeState, actions: Tensor, span: int) -> "_Stream":
@@ -201,6 +203,7 @@ class _Stream:
             outcome=torch.zeros(shape, device=actions.device),
             filled=filled,
             drafted=filled.clone(),
+            passes=torch.zeros_like(filled),
         )
 
     def take_rows(self, rows: Tensor) -> "_Stream":
@@ -246,6 +249,7 @@ class _Stream:
             model.termination_logit(self.outcome[:, :-1]).sigmoid(),
             nll.mean(-1),
             entropy.mean(-1),
+            self.passes.clone(),
             num_passes,
         )
         return following, decoded
@@ -291,6 +295,7 @@ def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     if stream.state is not None:
         accepted &= ~is_action | _draw_state(model, stream, tokens, hidden, sampling)
     num_accepted = accepted[:, :-1].long().cumprod(1).sum(1)
+    stream.passes.add_(stream.filled < stream.last)
     stream.drafted.copy_(stream.filled + stream.span)
     stream.filled.copy_((stream.filled + num_accepted + 1).clamp(max=stream.last))
 

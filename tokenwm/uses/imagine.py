@@ -74,7 +74,8 @@ class ImaginedEpisode:
         termination_probability: ``(N, H)`` float32, that each action ends the task.
         frame_nll: ``(N, H)`` float32, the model's surprise at what it drew, nats per token.
         frame_entropy: ``(N, H)`` float32, how uncertain it was before it drew, nats per token.
-        tokens_per_pass: Frame tokens that each future gained per pass, on average.
+        tokens_per_pass: Frame tokens that a future gained per pass, on average over the passes that
+            each took part in.
     """
 
     key: str
