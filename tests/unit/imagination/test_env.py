@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.small_models import random_tokens, small_tokenizer, small_world_model
 from tests.unit.uses.moving_square import make_episode, make_model
+from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
@@ -342,6 +344,30 @@ def test_actions_of_another_shape_are_refused(
     env = make_env(model, observation="tokens")
     with pytest.raises(TokenwmError, match=r"actions has shape"):
         env.step(np.zeros(shape))
+
+
+def test_discrete_actions_come_without_an_axis() -> None:
+    tokenizer, world_model = small_tokenizer(), small_world_model("discrete")
+    loaded = LoadedWorldModel(
+        tokenizer=tokenizer,
+        world_model=world_model,
+        control_rate=10.0,
+        cameras=("a",),
+        provenance={},
+    )
+    starts = Context(tokens=random_tokens(world_model, 2, 3))
+    options: dict[str, Any] = {"observation": "tokens", "termination_threshold": 1.1}
+    env = WorldModelVectorEnv(TokenWorldModel(loaded), starts, NUM_ENVS, **options)
+    assert env.action_space.shape == (NUM_ENVS,)
+    env.reset(seed=0)
+    first = env.step(env.action_space.sample() * 0 + 5)[0]
+    env.reset(seed=0)
+    assert (env.step(np.full((NUM_ENVS, 1), 5))[0] == first).all()
+    with pytest.raises(TokenwmError, match=r"span \[0, 6\]; allowed is \[0, 6\)"):
+        env.step(np.array([0, 1, 2, 6]))
+    one = WorldModelEnv(TokenWorldModel(loaded), starts, **options)
+    one.reset(seed=0)
+    one.step(np.int64(5))
 
 
 def test_gymnasiums_wrappers_work_on_it(model: TokenWorldModel) -> None:
