@@ -5,7 +5,8 @@
 Contexts and actions come from held-out episodes; without --model and --data, from a model of IRIS's
 sizes with random weights, which says what a pass costs but not how often drafts are accepted. A
 repetition times all engines one after another, so that whatever else the machine does hits all
-alike; the best and the median over repetitions are given, ratios are of medians.
+alike; the best and the median over repetitions are given, ratios are of medians. Passes are
+those of the row that needs most (``tokenwm evaluate`` counts each row's own).
 
 Engines:
     growing_cache     the straightforward loop of IRIS-type code in float32: keys and values grow by

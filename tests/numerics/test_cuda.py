@@ -22,6 +22,7 @@ from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.episodes import ImaginedEpisodes
 from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.recording import WARM_UP_CALLS
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -86,7 +87,7 @@ def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorld
 
 def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
     assert torch.equal(got.frame_tokens.cpu(), expected.frame_tokens.cpu())
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(got, name).cpu(), getattr(expected, name).cpu(), atol=1e-4, rtol=1e-4
         )
@@ -208,9 +209,18 @@ def test_imagined_episodes_stay_on_the_device(kind: str) -> None:
     tokens = on_gpu(random_tokens(small_world_model(kind), 4, 3))
     starts = Context(tokens=tokens)
     episodes = ImaginedEpisodes(model, starts, 8, max_steps=5)
-    actions = torch.randint(16, (8, 3), device="cuda")
-    for _ in range(12):
-        moved = episodes.step(actions)
+    actions = 3.0 * torch.rand(8, 3, device="cuda") - 1.5
+    expected = torch.from_numpy(
+        model.vocabulary.action.encode(actions.cpu().numpy()).astype("int64")
+    )
+    assert torch.equal(model.encode_actions(actions).cpu(), expected)
+    model.speculative = False
+    for number in range(12):
+        torch.cuda.set_sync_debug_mode("error" if number > WARM_UP_CALLS else "default")
+        try:
+            moved = episodes.take_actions(actions)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         assert all(part.device.type == "cuda" for part in moved)
-        episodes.restart((moved.terminated | moved.truncated).nonzero()[:, 0])
+        episodes.restart(moved.terminated | moved.truncated)
     assert episodes.observe("pixels").shape == (8, 2, 16, 16, 3)

@@ -144,15 +144,17 @@ def _decode_step(
 
     predict = compiled_like_passes(model, predict_frame_tokens)
     frame = torch.empty_like(state.frame_tokens)
-    nll = torch.zeros_like(reward)
+    nll, entropy = torch.zeros_like(reward), torch.zeros_like(reward)
     pending = state.pending
     for index in range(layout.num_frame_tokens):
         slot = layout.first_frame_slot + index
         if index > 0:
             hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
         previous = state.frame_tokens[:, index]
-        token, surprise = predict(model, hidden, previous, state, next_step, slots[slot], sampling)
-        nll = nll + surprise
+        token, surprise, uncertainty = predict(
+            model, hidden, previous, state, next_step, slots[slot], sampling
+        )
+        nll, entropy = nll + surprise, entropy + uncertainty
         frame[:, index] = token
         is_last = index == layout.num_frame_tokens - 1
         hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
@@ -160,7 +162,9 @@ def _decode_step(
     following = replace(
         state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
     )
-    return following, StepOutcome(reward, termination, nll / layout.num_frame_tokens)
+    count = layout.num_frame_tokens
+    passes = torch.full_like(state.seeds, layout.num_predicted)
+    return following, StepOutcome(reward, termination, nll / count, entropy / count, passes)
 
 
 def decode_steps(
@@ -312,18 +316,25 @@ def predict_frame_tokens(
     step: Tensor,
     slot: Tensor,
     sampling: SamplingConfig,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the frame tokens that hidden states ``(B, ..., D)`` predict.
 
     Other arguments are those of :func:`draw_frame_tokens`.
 
     Returns:
-        The tokens, ``(B, ...)`` int64, and their negative log-likelihoods at temperature 1, in
-        nats, ``(B, ...)`` float32.
+        The tokens, ``(B, ...)`` int64; their negative log-likelihoods at temperature 1, and the
+        entropies of what they were drawn from, in nats, ``(B, ...)`` float32.
     """
     logits = model.frame_logits(hidden, previous)
     drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
-    return drawn, -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+    return drawn, *surprise_and_entropy(logits, drawn)
+
+
+def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``(..., V)`` logits and what was drawn, ``(...)``: its NLL and their entropy, nats."""
+    log_probability = logits.log_softmax(-1)
+    nll = -log_probability.gather(-1, drawn[..., None])[..., 0]
+    return nll, -(log_probability.exp() * log_probability).sum(-1)
 
 
 def draw_frame_tokens(

@@ -1,6 +1,7 @@
 """Imagination: from a few real steps and a sequence of actions to what would happen.
 
-Actions and states are binned on the host first; from ``start`` on everything stays on the device.
+Actions and states are binned on the host first, actions that are on a GPU there; from ``start`` on
+everything stays on the device.
 """
 
 import logging
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
@@ -49,8 +52,11 @@ class Rollout:
         reward: ``(B, H)`` float32, expected reward of each action; zeros if none was recorded.
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
+        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
         context: What it started from.
-        num_passes: Passes through the transformer; ``K`` a step without speculation.
+        row_passes: ``(B,)`` int64, passes through the transformer until each row had all its steps;
+            ``K`` a step without speculation, and one for the state if there is one.
+        num_passes: Passes in all, see :class:`DecodedSteps`.
     """
 
     frame_tokens: Tensor
@@ -58,13 +64,15 @@ class Rollout:
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
     context: Context
+    row_passes: Tensor
     num_passes: int
 
     @property
     def tokens_per_pass(self) -> float:
-        """Frame tokens that each row gained per pass, on average: how well drafts were accepted."""
-        return self.frame_tokens[0].numel() / self.num_passes
+        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
+        return self.frame_tokens.numel() / int(self.row_passes.sum())
 
 
 class TokenWorldModel:
@@ -179,7 +187,11 @@ class TokenWorldModel:
         """Take one action, ``(B, A)`` int64 tokens. The given state must not be used again."""
         state, decoded = self._decode(state, action_tokens[:, None], sampling)
         return state, StepOutcome(
-            decoded.reward[:, 0], decoded.termination_probability[:, 0], decoded.frame_nll[:, 0]
+            decoded.reward[:, 0],
+            decoded.termination_probability[:, 0],
+            decoded.frame_nll[:, 0],
+            decoded.frame_entropy[:, 0],
+            decoded.row_passes,
         )
 
     @torch.inference_mode()
@@ -352,10 +364,21 @@ class TokenWorldModel:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
 
         Values outside the range of the training data count as its nearest bin; the first time that
-        happens it is logged as a warning.
+        happens it is logged as a warning. A tensor on a GPU is binned there, to the same tokens but
+        without warning, and unchecked, see :class:`DeviceEncoder`: nothing waits for the device.
+
+        Raises:
+            TokenwmError: A value is not finite, or a discrete id is out of range.
         """
+        # MPS has no float64, in which bins are exact.
+        if isinstance(actions, Tensor) and actions.device.type not in ("cpu", "mps"):
+            return self._action_encoder(actions.to(self.device))
         tokens = self._encode("action", self.vocabulary.action, _to_numpy(actions))
         return torch.from_numpy(tokens).to(self.device)
+
+    @cached_property
+    def _action_encoder(self) -> DeviceEncoder:
+        return DeviceEncoder(self.vocabulary.action, self.device)
 
     def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., A)`` tokens → the units of the data."""
@@ -449,4 +472,4 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -56,7 +56,7 @@ def assert_same(left: Rollout, right: Rollout, row: int) -> None:
     assert torch.equal(left.frame_tokens[0], right.frame_tokens[row])
     assert left.state_tokens is not None and right.state_tokens is not None
     assert torch.equal(left.state_tokens[0], right.state_tokens[row])
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(left, name)[0], getattr(right, name)[row], atol=1e-5, rtol=1e-5
         )
@@ -103,6 +103,7 @@ def test_imagining_is_start_and_steps(model: TokenWorldModel, recorded: Mapping[
         assert torch.equal(state.frame_tokens, rollout.frame_tokens[:, step])
         torch.testing.assert_close(outcome.reward, rollout.reward[:, step], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(outcome.frame_nll, rollout.frame_nll[:, step])
+        torch.testing.assert_close(outcome.frame_entropy, rollout.frame_entropy[:, step])
     assert isinstance(state, DecodeState)
 
 

@@ -79,7 +79,7 @@ def test_imagining_over_the_wire_is_imagining(
     answer = client.imagine(**asked, seed=5, pixels=[0, 3])
     expected = locally(model, asked, 5)
     assert (answer["frame_tokens"] == expected.frame_tokens.numpy()).all()
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         wanted = getattr(expected, name).numpy()
         np.testing.assert_allclose(answer[name], wanted, atol=1e-5, rtol=1e-5)
     assert (answer["states"] == model.decode_states(expected.state_tokens)).all()

@@ -44,8 +44,9 @@ class WorldModelClient:
                 steps whose frames are wanted), ``timeout`` (seconds).
 
         Returns:
-            ``frame_tokens``, ``reward``, ``termination_probability``, ``frame_nll``, and ``states``
-            and ``frames`` if there are any; ``(B * n, steps, ·)`` each.
+            ``frame_tokens``, ``reward``, ``termination_probability``, ``frame_nll``,
+            ``frame_entropy``, and ``states`` and ``frames`` if there are any;
+            ``(B * n, steps, ·)`` each.
 
         Raises:
             TokenwmError: The server refused, or did not answer in time.

@@ -164,6 +164,7 @@ def imagine(model: TokenWorldModel, requests: list[ImagineRequest]) -> list[Arra
             "reward": rollout.reward[rows, steps].cpu().numpy(),
             "termination_probability": rollout.termination_probability[rows, steps].cpu().numpy(),
             "frame_nll": rollout.frame_nll[rows, steps].cpu().numpy(),
+            "frame_entropy": rollout.frame_entropy[rows, steps].cpu().numpy(),
         }
         if rollout.state_tokens is not None:
             result["states"] = model.decode_states(rollout.state_tokens[rows, steps])
