@@ -431,18 +431,10 @@ def main() -> None:
     if model.state_head is not None or (whole is not None and args.data is None):
         sys.exit("give --model a model without state, and --data with it")
     sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
-    with torch.inference_mode():
-        model = model.eval()
-        results: list[dict[str, Any]] = []
-        memory: dict[int, int] = {}
-        for batch in sizes:
-            results += measure(args, model, whole, batch)
-            memory[batch] = peak_memory(device)
-            _spare.clear()
-        if args.candidates:
-            results += measure_candidates(args, model, whole)
-        profiles = {batch: profiled(model, batch, args.horizon) for batch in sizes if args.profile}
     config = model.config.transformer
+    results: list[dict[str, Any]] = []
+    memory: dict[int, int] = {}
+    profiles: dict[int, list[dict[str, Any]]] = {}
     report = {
         "what": "imagination",
         "date": time.strftime("%Y-%m-%d"),
@@ -463,10 +455,25 @@ def main() -> None:
         "results": results,
         "profile": profiles,
     }
-    text = json.dumps(report, indent=2)
-    if args.json:
-        args.json.write_text(text + "\n")
-    print(text)
+
+    def save() -> None:  # what is measured is not lost if the next thing fails
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    with torch.inference_mode():
+        model = model.eval()
+        for batch in sizes:
+            results += measure(args, model, whole, batch)
+            memory[batch] = peak_memory(device)
+            _spare.clear()
+            save()
+        if args.candidates:
+            results += measure_candidates(args, model, whole)
+            save()
+        for batch in sizes if args.profile else ():
+            profiles[batch] = profiled(model, batch, args.horizon)
+            save()
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

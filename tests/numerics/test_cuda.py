@@ -48,10 +48,12 @@ ENGINES: dict[str, Decode] = {
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
     """float32 as on a CPU, whatever another test asked for."""
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,8 @@ def every_graph_is_recorded(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Going on without a graph would pass every other test."""
     with caplog.at_level(logging.WARNING, logger="tokenwm.imagination.recording"):
         yield
-    assert not [text for text in caplog.messages if "without a CUDA graph" in text]
+    messages = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [text for text in messages if "without a CUDA graph" in text]
 
 
 def on_gpu(tokens: Tokens) -> Tokens:
@@ -152,6 +155,7 @@ def test_imagine_uses_its_cache_and_graph_again(num_candidates: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.timeout(600)  # every shape is compiled
 def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
     eager, compiled = frozen("frame"), frozen("frame")
     eager.records_passes = False
@@ -164,6 +168,18 @@ def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
         same = got.frame_tokens == expected.frame_tokens
         assert same.float().mean() > 0.99
         torch.testing.assert_close(got.reward[:, 0], expected.reward[:, 0], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_graphs_can_be_recorded_after_all_others_are_gone() -> None:
+    tokens = on_gpu(random_tokens(small_world_model("frame"), 2, NUM_STEPS + 2))
+    for _ in range(3):
+        model = frozen("frame")
+        state = prefill(model, steps_of(tokens, slice(2)))
+        decode_steps(model, state, tokens.action[:, 1 : NUM_STEPS + 1], SamplingConfig())
+        del model, state
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @torch.no_grad()

@@ -61,13 +61,8 @@ def forward_span(
 
 
 def compiled_like_passes(model: WorldModel, function: Function) -> Function:
-    """The compiled function if the model's passes are compiled, or the function itself.
-
-    On a CPU always the latter: what torch 2.13 makes of sampling there crashes.
-    """
-    if model.slot_embedding.device.type == "cpu" or not passes_are_compiled(model):
-        return function
-    return cast(Function, _compiled(function))
+    """The compiled function if the model's passes are compiled, or the function itself."""
+    return cast(Function, _compiled(function)) if passes_are_compiled(model) else function
 
 
 def passes_are_compiled(model: WorldModel) -> bool:
@@ -78,8 +73,8 @@ def passes_are_compiled(model: WorldModel) -> bool:
 def compile_passes(model: WorldModel) -> None:
     """Let passes, but not the reading of contexts, run through ``torch.compile``.
 
-    On a GPU so does what comes before and after the transformer, see :func:`compiled_like_passes`.
-    Every number of rows and positions is compiled when it is first met.
+    So does what comes before and after the transformer, see :func:`compiled_like_passes`. Every
+    number of rows and positions is compiled when it is first met.
     """
     unpack_linear_maps(model)
     # By default the ninth shape would silently run as it is.
@@ -91,4 +86,5 @@ def compile_passes(model: WorldModel) -> None:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
+    # Inductor would fold the products of the noise's counter into one index, of 32 bits.
+    return torch.compile(function, dynamic=False, options={"constant_and_index_propagation": False})

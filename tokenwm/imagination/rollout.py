@@ -334,6 +334,7 @@ class TokenWorldModel:
             batch_sizes: Rows that will be imagined at once.
         """
         compile_passes(self.world_model)
+        self._spare_caches.clear()  # what was recorded on them was not compiled
         for batch_size in batch_sizes:
             start = time.perf_counter()
             context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)

@@ -115,7 +115,9 @@ def _run(
             num_passes += _run(model, rest, run_pass, distance)
             stream.replace_rows(waiting, rest)
             break
-        distance = int(remaining.max())  # waits for the device
+        before, distance = distance, int(remaining.max())  # waits for the device
+        if distance >= before:  # every pass decides a token of every row
+            raise RuntimeError(f"decoding does not advance: {distance} positions are left")
     return num_passes
 
 
