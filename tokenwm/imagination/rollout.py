@@ -22,7 +22,7 @@ from tokenwm.imagination.approximate import Approximation, decode_steps_approxim
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.passes import compile_passes, passes_are_compiled
-from tokenwm.imagination.pixels import decode_pixels
+from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
@@ -74,7 +74,7 @@ class TokenWorldModel:
 
     Args:
         loaded: What a checkpoint folder holds.
-        dtype: In which the transformer computes, see :func:`load`.
+        dtype: In which the transformer and the decoder of frames compute, see :func:`load`.
 
     Attributes:
         tokenizer: Frame tokenizer.
@@ -91,6 +91,7 @@ class TokenWorldModel:
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
         self.tokenizer: FrameTokenizer = loaded.tokenizer
+        self._decoder = frozen_decoder(loaded.tokenizer, dtype)
         self.world_model: WorldModel = loaded.world_model.frozen(dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
         self.control_rate = loaded.control_rate
@@ -152,11 +153,12 @@ class TokenWorldModel:
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
-        frames = frames.to(self.device)
         tokens = Tokens(
             tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device)
         )
-        return Context(tokens=tokens, anchor=frames[:, -1])
+        # A copy: a part of it would keep all frames, and change with what the caller does to them.
+        anchor = frames[:, -1].to(self.device, copy=True)
+        return Context(tokens=tokens, anchor=anchor)
 
     @torch.inference_mode()
     def start(
@@ -373,30 +375,44 @@ class TokenWorldModel:
 
     @torch.inference_mode()
     def decode_frames(
-        self, rollout: Rollout, *, steps: Sequence[int] | None = None, use_anchor: bool = True
+        self,
+        rollout: Rollout,
+        *,
+        rows: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+        use_anchor: bool = True,
     ) -> Tensor:
         """Pixels of a rollout, only when somebody looks.
 
+        As many frames are decoded at a time as fit into ``tokenizer.pixel_memory``, bytes.
+
         Args:
             rollout: From :meth:`imagine`.
-            steps: Which of its steps, in [0, H) or from the end; None for all.
+            rows: Which of its rows, in [0, B) or from the end; None for all.
+            steps: Which of their steps, in [0, H) or from the end; None for all.
             use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
                 decoded picture has not changed since (see :mod:`tokenwm.imagination.pixels`).
 
         Returns:
-            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
+            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255], ``B`` and ``H`` as many as were
+            chosen, in that order.
+
+        Raises:
+            TokenwmError: There is no such row or step.
         """
+        num_rows, num_steps = rollout.frame_tokens.shape[:2]
+        row = chosen("rows", rows, num_rows)
+        tokens = rollout.frame_tokens[row][:, chosen("steps", steps, num_steps)]
         context = rollout.context
-        anchor = context.anchor if use_anchor else None
-        tokens = rollout.frame_tokens if steps is None else rollout.frame_tokens[:, list(steps)]
-        return self.decode_tokens(tokens, context.tokens.frame[:, -1], anchor)
+        anchor = context.anchor[row] if use_anchor and context.anchor is not None else None
+        return self.decode_tokens(tokens, context.tokens.frame[row, -1], anchor)
 
     @torch.inference_mode()
     def decode_tokens(
         self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
         """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
-        return decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor)
+        return decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor, self._decoder)
 
     def _encode(
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
@@ -434,8 +450,9 @@ def load(
     Args:
         path: Folder of a training run, or the checkpoint folder in it.
         device: Where weights go and imagination runs.
-        dtype: In which the transformer computes. ``torch.bfloat16`` is 2 to 4 times as fast on a
-            CPU that has it, with slightly different probabilities (docs/performance.md).
+        dtype: In which the transformer and the decoder of frames compute. ``torch.bfloat16`` is 2
+            to 4 times as fast on a CPU that has it, with slightly different probabilities and
+            pixels (docs/performance.md). Frames are always encoded in float32.
 
     Raises:
         CheckpointError: A file is missing or damaged, or model and tokenizer do not belong

@@ -159,6 +159,29 @@ def test_frames_are_anchored_to_the_last_observed_one(
     assert not torch.equal(plain, frames)
 
 
+def test_in_bfloat16_frames_are_encoded_as_ever_and_decoded_nearly(
+    model: TokenWorldModel, recorded: Mapping[str, Any], tmp_path: Path
+) -> None:
+    half = tokenwm.load(save_model(tmp_path / "model", model), dtype=torch.bfloat16)
+    context = start_of(model, recorded)
+    assert torch.equal(start_of(half, recorded).tokens.frame, context.tokens.frame)
+    rollout = model.imagine(context, future(recorded))
+    rounded, exact = (owner.decode_frames(rollout).int() for owner in (half, model))
+    assert 0 < (rounded - exact).abs().max() <= 3
+
+
+def test_a_context_does_not_change_with_the_frames_it_was_made_of(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    frames = torch.from_numpy(recorded["frames"][:, :CONTEXT].copy())
+    context = model.context(
+        frames, recorded["action"][:, : CONTEXT - 1], recorded["state"][:, :CONTEXT]
+    )
+    last = frames[:, -1].clone()
+    frames.zero_()
+    assert context.anchor is not None and torch.equal(context.anchor, last)
+
+
 def test_actions_and_states_survive_within_half_a_bin(
     model: TokenWorldModel, recorded: Mapping[str, Any]
 ) -> None:
@@ -255,13 +278,19 @@ def test_candidates_of_a_start_are_imagined_as_if_each_had_its_own(
         model.imagine(context, candidates[:1])
 
 
-def test_some_steps_are_decoded_as_they_are_among_all(
+def test_some_frames_are_decoded_as_they_are_among_all(
     model: TokenWorldModel, recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = model.imagine(start_of(model, recorded), future(recorded))
     every = model.decode_frames(rollout)
     assert torch.equal(model.decode_frames(rollout, steps=[0, -1]), every[:, [0, -1]])
-    monkeypatch.setattr("tokenwm.tokenizer.frames.DECODER_MEMORY", 1)
+    some = model.decode_frames(rollout, rows=[5, -1, 5], steps=range(2))
+    assert torch.equal(some, every[[5, -1, 5], :2])
+    for wrong in ({"rows": [BATCH]}, {"steps": [0, -HORIZON - 1]}):
+        (name,) = wrong
+        with pytest.raises(TokenwmError, match=f"{name} has .*the rollout has"):
+            model.decode_frames(rollout, **wrong)
+    monkeypatch.setattr(model.tokenizer, "pixel_memory", 1)
     assert model.tokenizer.frames_at_once == 1
     one_by_one = model.decode_frames(rollout)
     assert (one_by_one.int() - every.int()).abs().max() <= 1  # rounding of another batch size
