@@ -20,7 +20,8 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.decode import decode_steps, prefill, score_frames
+from tokenwm.imagination.memory import RowLimits, within_pixel_memory
 from tokenwm.imagination.passes import compile_passes, passes_are_compiled
 from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
@@ -35,6 +36,8 @@ from tokenwm.transformer.world_model import Tokens, WorldModel
 
 logger = logging.getLogger(__name__)
 
+SCORED_AT_ONCE = 64
+"""Rows that are scored in one pass; more would only take more memory."""
 MOST_SPARE_CACHES = 4
 """Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
 
@@ -86,7 +89,8 @@ class TokenWorldModel:
         speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
         approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
             default, is exact.
-        max_rows: Most rows that are imagined at once; found by trying when memory runs out.
+        max_rows: Most rows that are imagined at once, to be set by hand; unlimited by default.
+        limits: What was found to fit when memory ran out, by horizon and context length.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -103,6 +107,7 @@ class TokenWorldModel:
         # Of finished imaginations, with the CUDA graphs that were recorded on them.
         self._spare_caches: dict[tuple[int, ...], KVCache] = {}
         self._warned: set[str] = set()
+        self.limits = RowLimits(self._free_memory)
 
     @property
     def device(self) -> torch.device:
@@ -153,9 +158,10 @@ class TokenWorldModel:
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
-        tokens = Tokens(
-            tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device)
+        encoded = within_pixel_memory(
+            tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
         )
+        tokens = Tokens(encoded, state_tokens, action_tokens.to(self.device))
         # A copy: a part of it would keep all frames, and change with what the caller does to them.
         anchor = frames[:, -1].to(self.device, copy=True)
         return Context(tokens=tokens, anchor=anchor)
@@ -236,45 +242,39 @@ class TokenWorldModel:
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
     ) -> DecodedSteps:
-        """Imagine all rows at once, or in two parts if they do not fit into memory.
+        """Imagine all rows at once, or in parts if they do not fit into memory.
 
         Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
+        Contexts stay whole as long as one fits, so that candidates go on sharing theirs.
         """
-        batch, num_rows = len(actions), len(context.frame)
-        if batch <= self.max_rows:
-            try:
-                return self._imagine_at_once(context, actions, noise, sampling)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error) or (batch == 1 and not self._spare_caches):
-                    raise
-            # Outside the except clause: its traceback, and so the memory, is gone here.
-            if self._spare_caches:
-                self._free_memory()
-                return self._imagine(context, actions, noise, sampling)
-            self.max_rows = batch // 2
-            logger.warning(
-                "%d imagined rows do not fit into memory; imagining at most %d at once",
-                batch,
-                self.max_rows,
-            )
-            self._free_memory()
-        if num_rows > 1:  # whole contexts, so that candidates go on sharing theirs
-            half = num_rows // 2
-            contexts = rows_of(context, slice(half)), rows_of(context, slice(half, None))
-            cut = half * (batch // num_rows)
-        else:
-            contexts, cut = (context, context), batch // 2
-        parts = [
-            self._imagine(seen, actions[part], (noise[0][part], noise[1][part]), sampling)
-            for seen, part in zip(contexts, (slice(cut), slice(cut, None)), strict=True)
-        ]
+        num_rows, num_context = context.frame.shape[:2]
+        copies, num_steps = len(actions) // num_rows, actions.shape[1]
+        per_part = 1 if num_rows == 1 else copies
+
+        def some_rows(part: slice) -> DecodedSteps:
+            rows = slice(part.start * per_part, part.stop * per_part)
+            seen = context if num_rows == 1 else rows_of(context, part)
+            is_one_of_many = num_rows > 1 and len(seen.frame) == 1 and copies > 1
+            imagine = self._imagine if is_one_of_many else self._imagine_at_once
+            return imagine(seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling)
+
+        parts = self.limits.in_parts(
+            ("imagine", num_context, num_steps, per_part),
+            f"imaginations of {num_steps} steps from {num_context}"
+            + (f", {per_part} candidates each," if per_part > 1 else ""),
+            len(actions) // per_part,
+            some_rows,
+            at_most=max(1, self.max_rows // per_part),
+        )
         return DecodedSteps.cat(parts)
 
-    def _free_memory(self) -> None:
-        """Give up everything that is only held to be used again."""
+    def _free_memory(self) -> bool:
+        """Give up everything that is only held to be used again; whether there was something."""
+        held = bool(self._spare_caches)
         self._spare_caches.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return held
 
     def _imagine_at_once(
         self,
@@ -342,12 +342,14 @@ class TokenWorldModel:
             TokenwmError: There is no second frame.
         """
         check_context(self.world_model, context.tokens)
-        scores = []
-        for row in range(len(context.tokens.frame)):  # memory grows with the square of the steps
-            tokens = rows_of(context.tokens, slice(row, row + 1))
-            logits = self.world_model(tokens).frame_logits  # (1, C - 1, K, V)
-            target = tokens.frame[:, 1:, :, None]
-            scores.append(-logits.log_softmax(-1).gather(-1, target).mean((2, 3)))
+        num_rows, num_steps = context.tokens.frame.shape[:2]
+        scores = self.limits.in_parts(
+            ("score", num_steps),
+            f"contexts of {num_steps} steps to score",
+            num_rows,
+            lambda part: score_frames(self.world_model, rows_of(context.tokens, part)),
+            at_most=min(self.max_rows, SCORED_AT_ONCE),
+        )
         return torch.cat(scores)
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
@@ -412,7 +414,11 @@ class TokenWorldModel:
         self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
         """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
-        return decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor, self._decoder)
+        return within_pixel_memory(
+            self.tokenizer,
+            self._free_memory,
+            lambda: decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor, self._decoder),
+        )
 
     def _encode(
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
@@ -459,10 +465,6 @@ def load(
             together.
     """
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:

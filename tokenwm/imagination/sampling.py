@@ -47,8 +47,8 @@ class SamplingConfig:
             )
         if 0.0 < self.temperature < LEAST_TEMPERATURE:
             raise TokenwmError(
-                f"temperature={self.temperature} is below the limit of {LEAST_TEMPERATURE:g}, where "
-                "float32 would no longer draw the right tokens; use 0, which is greedy"
+                f"temperature={self.temperature} is below the limit of {LEAST_TEMPERATURE:g}, "
+                "where float32 would no longer draw the right tokens; use 0, which is greedy"
             )
         if self.top_k is not None and self.top_k < 1:
             raise TokenwmError(f"top_k={self.top_k}; use at least 1, or None for all")

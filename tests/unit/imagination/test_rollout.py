@@ -14,6 +14,7 @@ from tests.unit.uses.moving_square import make_episode, make_model, save_model
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
+from tokenwm.imagination.decode import score_frames
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState
@@ -333,16 +334,79 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
     rollout = model.imagine(context, actions, seed=4)
     assert torch.equal(rollout.frame_tokens, expected.frame_tokens)
     torch.testing.assert_close(rollout.reward, expected.reward, atol=1e-4, rtol=1e-4)
-    assert "do not fit into memory; imagining at most" in caplog.text
-    assert model.max_rows <= 3
+    assert caplog.text.count("do not fit into memory at once") >= 1
     assert max(caches) <= before + 2  # one, and what it was forked from; no failed attempt's
     caplog.clear()
     model.imagine(context, actions, seed=4)  # it remembers
     assert not caplog.text
 
+    longer = np.concatenate([actions, actions[:, :1]], axis=1)
+    model.imagine(context, longer, seed=4)  # another horizon has another limit
+    assert "do not fit into memory at once" in caplog.text
+
     monkeypatch.setattr(model, "_decode", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(RuntimeError):
         model.imagine(context, actions)
+
+
+def test_scores_are_those_of_the_whole_pass_and_found_in_parts(
+    recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    last = CONTEXT + HORIZON  # past the window
+    context = model.context(
+        recorded["frames"][:, :last], recorded["action"][:, :last], recorded["state"][:, :last]
+    )
+    tokens = context.tokens
+    logits = model.world_model(tokens).frame_logits
+    chosen = logits.log_softmax(-1).gather(-1, tokens.frame[:, 1:, :, None])
+    expected = -chosen.mean((2, 3))
+    assert expected.shape == (BATCH, last - 1)
+    torch.testing.assert_close(model.score(context), expected, atol=1e-5, rtol=1e-5)
+
+    def with_little_memory(owner: Any, part: Tokens) -> torch.Tensor:
+        if len(part.frame) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score_frames(owner, part)
+
+    monkeypatch.setattr("tokenwm.imagination.rollout.score_frames", with_little_memory)
+    torch.testing.assert_close(model.score(context), expected, atol=1e-5, rtol=1e-5)
+    assert "to score do not fit into memory at once; they are done in parts of at most 3" in (
+        caplog.text
+    )
+    with pytest.raises(TokenwmError, match="at least 2"):
+        model.score(Context(tokens=Tokens(*(part[:, :1] for part in tokens if part is not None))))
+
+
+def test_frames_that_do_not_fit_into_memory_go_through_in_smaller_parts(
+    recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    context = start_of(model, recorded)
+    rollout = model.imagine(context, future(recorded))
+    expected = model.decode_frames(rollout)
+
+    def refuse(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > 5:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't")
+
+    tokenizer, budget = model.tokenizer, model.tokenizer.pixel_memory
+    for network in (tokenizer.encoder, tokenizer.decoder):
+        tokenizer.pixel_memory = budget
+        hook = network.register_forward_pre_hook(refuse)
+        assert torch.equal(start_of(model, recorded).tokens.frame, context.tokens.frame)
+        frames = model.decode_frames(rollout)
+        assert (frames.int() - expected.int()).abs().max() <= 1
+        assert 2 < tokenizer.frames_at_once <= 5
+        assert f"pixel_memory={budget} bytes; it is {tokenizer.pixel_memory} now" in caplog.text
+        hook.remove()
+        caplog.clear()
+
+    tokenizer.decoder.register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        model.decode_frames(rollout)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch, of itself
