@@ -8,14 +8,14 @@ future is used.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
-from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
+from tokenwm.tokenizer.frames import FrameTokenizer, slices, to_uint8
 
 CHANGE_SCALE = 0.06
 """A decoded change of this size (of the full range of a pixel) keeps 1/e of the residual."""
@@ -87,11 +87,11 @@ def frozen_decoder(tokenizer: FrameTokenizer, dtype: torch.dtype) -> nn.Module:
     In bfloat16 and channels-last memory a CPU that has the type decodes up to twice as fast; pixels
     differ by 2 of 255 at most, 0.06 on average (docs/performance.md).
     """
-    decoder = tokenizer.decoder
+    decoder: nn.Module = tokenizer.decoder
     if next(decoder.parameters()).dtype == dtype:
         return decoder
-    decoder = copy.deepcopy(decoder).to(dtype, memory_format=torch.channels_last)
-    return decoder.requires_grad_(False).eval()
+    decoder = copy.deepcopy(decoder).requires_grad_(False).eval()
+    return decoder.to(dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def chosen(name: str, indices: Sequence[int] | None, count: int) -> list[int] | slice:
@@ -107,9 +107,3 @@ def chosen(name: str, indices: Sequence[int] | None, count: int) -> list[int] | 
     if outside:
         raise TokenwmError(f"{name} has {outside[0]}; the rollout has {count}: give [0, {count})")
     return picked
-
-
-def slices(count: int, at_once: int) -> Iterator[slice]:
-    """Consecutive parts of ``[0, count)``."""
-    for first in range(0, count, at_once):
-        yield slice(first, min(first + at_once, count))

@@ -243,8 +243,11 @@ class FrameTokenizer(nn.Module):
             ShapeError: The frames do not have the tokenizer's cameras and size.
         """
         self._check_frames(frames)
-        parts = frames.reshape(-1, *self.frame_shape).split(self.frames_at_once)
-        tokens = [self._encode(part.to(self.mean_frame.device), shift) for part in parts]
+        flat = frames.reshape(-1, *self.frame_shape)
+        tokens = [
+            self._encode(flat[part].to(self.mean_frame.device), shift)
+            for part in slices(len(flat), self.frames_at_once)
+        ]
         return torch.cat(tokens).reshape(*frames.shape[:-4], self.tokens_per_frame)
 
     def _encode(self, frames: Tensor, shift: tuple[int, int]) -> Tensor:
@@ -296,8 +299,10 @@ class FrameTokenizer(nn.Module):
         Raises:
             ShapeError: The last axis is not ``K``.
         """
-        parts = tokens.flatten(0, -2).split(self.frames_at_once) if tokens.ndim > 1 else [tokens]
-        frames = torch.cat([to_uint8(self.decode_to_unit(part)) for part in parts])
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        frames = tokens.new_empty((len(flat), *self.frame_shape), dtype=torch.uint8)
+        for part in slices(len(flat), self.frames_at_once):
+            frames[part] = to_uint8(self.decode_to_unit(flat[part]))
         return frames.reshape(*tokens.shape[:-1], *self.frame_shape)
 
     def _check_frames(self, frames: Tensor) -> None:
@@ -327,6 +332,12 @@ def shifted(pixels: Tensor, shift: Tensor) -> Tensor:
     picture = torch.arange(batch, device=device)[:, None, None]
     moved = pixels.movedim(1, -1)[picture, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
     return moved.movedim(-1, 1)
+
+
+def slices(count: int, at_once: int) -> list[slice]:
+    """Consecutive parts of ``[0, count)``; one empty part of nothing."""
+    firsts = range(0, max(count, 1), at_once)
+    return [slice(first, min(first + at_once, count)) for first in firsts]
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

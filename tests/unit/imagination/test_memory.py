@@ -113,6 +113,7 @@ def test_a_row_that_does_not_fit_and_other_errors_are_raised() -> None:
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
         (MemoryError(), True),
         (RuntimeError("size mismatch"), False),
     ],
