@@ -22,14 +22,9 @@ class RowLimits:
     with the rows that are still to be done, so that only attempts that fail are for nothing: two or
     three in all. A limit is remembered as long as the object lives; :meth:`forget` it when there is
     more memory.
-
-    Args:
-        free_memory: Called when memory runs out; True if it freed some, so that trying again as
-            many rows makes sense.
     """
 
-    def __init__(self, free_memory: Callable[[], bool]) -> None:
-        self._free_memory = free_memory
+    def __init__(self) -> None:
         self._fit: dict[Hashable, int] = {}  # most rows that did
         self._fail: dict[Hashable, int] = {}  # fewest rows that did not
 
@@ -48,6 +43,7 @@ class RowLimits:
         what: str,
         num_rows: int,
         compute: Callable[[slice], T],
+        free_memory: Callable[[], bool],
         at_most: int,
     ) -> list[T]:
         """Compute rows, all at once or in parts.
@@ -57,6 +53,8 @@ class RowLimits:
             what: What the rows are, for the log.
             num_rows: How many there are.
             compute: Computes some of them.
+            free_memory: Called when memory runs out; True if it freed some, so that trying again
+                as many rows makes sense.
             at_most: Most rows to try at a time.
 
         Raises:
@@ -75,7 +73,7 @@ class RowLimits:
                     raise
                 failed = error.with_traceback(None) if count == 1 else None
             # Outside the except clause: its traceback, and so the memory, is gone here.
-            if self._free_memory():
+            if free_memory():
                 continue
             if failed is not None:
                 raise failed

@@ -107,7 +107,7 @@ class TokenWorldModel:
         # Of finished imaginations, with the CUDA graphs that were recorded on them.
         self._spare_caches: dict[tuple[int, ...], KVCache] = {}
         self._warned: set[str] = set()
-        self.limits = RowLimits(self._free_memory)
+        self.limits = RowLimits()
 
     @property
     def device(self) -> torch.device:
@@ -259,11 +259,12 @@ class TokenWorldModel:
             return imagine(seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling)
 
         parts = self.limits.in_parts(
-            ("imagine", num_context, num_steps, per_part),
+            ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
             f"imaginations of {num_steps} steps from {num_context}"
             + (f", {per_part} candidates each," if per_part > 1 else ""),
             len(actions) // per_part,
             some_rows,
+            self._free_memory,
             at_most=max(1, self.max_rows // per_part),
         )
         return DecodedSteps.cat(parts)
@@ -348,6 +349,7 @@ class TokenWorldModel:
             f"contexts of {num_steps} steps to score",
             num_rows,
             lambda part: score_frames(self.world_model, rows_of(context.tokens, part)),
+            self._free_memory,
             at_most=min(self.max_rows, SCORED_AT_ONCE),
         )
         return torch.cat(scores)

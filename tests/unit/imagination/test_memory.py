@@ -13,7 +13,7 @@ class Machine:
         self.room = room
         self.done: list[int] = []
         self.failed: list[int] = []
-        self.limits = RowLimits(lambda: False)
+        self.limits = RowLimits()
 
     def compute(self, rows: slice) -> list[int]:
         if rows.stop - rows.start > self.room:
@@ -22,9 +22,12 @@ class Machine:
         self.done.append(rows.stop - rows.start)
         return list(range(rows.start, rows.stop))
 
+    def free(self) -> bool:
+        return False
+
     def run(self, num_rows: int, kind: str = "kind", at_most: int = 10**9) -> None:
         """Every row is computed once, in order."""
-        parts = self.limits.in_parts(kind, "rows", num_rows, self.compute, at_most)
+        parts = self.limits.in_parts(kind, "rows", num_rows, self.compute, self.free, at_most)
         assert [row for part in parts for row in part] == list(range(num_rows))
 
 
@@ -84,13 +87,12 @@ def test_a_limit_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_is_only_held_is_freed_before_anything_is_split() -> None:
-    machine = Machine(room=0)
+    class Holder(Machine):
+        def free(self) -> bool:
+            had_some, self.room = self.room == 0, 50
+            return had_some
 
-    def free() -> bool:
-        had_some, machine.room = machine.room == 0, 50
-        return had_some
-
-    machine.limits = RowLimits(free)
+    machine = Holder(room=0)
     machine.run(50)
     assert (machine.failed, machine.done) == ([50], [50])
     assert machine.limits.most_rows("kind") is None
@@ -104,7 +106,7 @@ def test_a_row_that_does_not_fit_and_other_errors_are_raised() -> None:
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        RowLimits(lambda: False).in_parts("kind", "rows", 5, fail, 5)
+        RowLimits().in_parts("kind", "rows", 5, fail, lambda: False, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import gc
 import logging
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,18 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
     monkeypatch.setattr(model, "_decode", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(RuntimeError):
         model.imagine(context, actions)
+
+
+def test_a_model_that_nobody_holds_frees_its_memory_at_once(recorded: Mapping[str, Any]) -> None:
+    model = make_model()
+    model.decode_frames(model.imagine(start_of(model, recorded), future(recorded)))
+    gone = weakref.ref(model)
+    gc.disable()  # what refers to itself would wait for it
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_scores_are_those_of_the_whole_pass_and_found_in_parts(
