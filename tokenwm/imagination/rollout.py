@@ -255,8 +255,10 @@ class TokenWorldModel:
             rows = slice(part.start * per_part, part.stop * per_part)
             seen = context if num_rows == 1 else rows_of(context, part)
             is_one_of_many = num_rows > 1 and len(seen.frame) == 1 and copies > 1
-            imagine = self._imagine if is_one_of_many else self._imagine_at_once
-            return imagine(seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling)
+            some = actions[rows], (noise[0][rows], noise[1][rows])
+            if is_one_of_many:
+                return self._imagine(seen, *some, sampling)
+            return self._imagine_at_once(seen, *some, sampling, forks=copies > 1)
 
         parts = self.limits.in_parts(
             ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
@@ -283,11 +285,17 @@ class TokenWorldModel:
         actions: Tensor,
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
+        *,
+        forks: bool,
     ) -> DecodedSteps:
+        """Imagine; ``forks`` says whether rows share contexts, or did before they were parted.
+
+        A lone candidate forks too: in bfloat16 attention to a context of its own rounds otherwise.
+        """
         num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
-        sizes = (*context.frame.shape[:2], num_copies, num_steps)
+        sizes = (*context.frame.shape[:2], num_copies, num_steps, forks)
         spare = self._spare_caches.pop(sizes, None)
-        if num_copies > 1:
+        if forks:
             past = None if spare is None else spare.past
             state = prefill(self.world_model, context, num_steps=0, cache=past)
             state = state.fork(num_copies, num_steps, spare)

@@ -350,6 +350,28 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
         model.imagine(context, actions)
 
 
+@pytest.mark.parametrize("num_starts", [1, 2])
+def test_a_lone_candidate_forks_as_it_would_among_others(
+    recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, num_starts: int
+) -> None:
+    """In bfloat16 a context of its own rounds otherwise: other tokens than without parts."""
+    model = make_model()
+    context = start_of(model, recorded, list(range(num_starts)))
+    actions = np.random.default_rng(0).uniform(-3, 3, (num_starts * 3, HORIZON, 2))
+    expected = model.imagine(context, actions)
+    forked: list[bool] = []
+    decode = model._decode
+
+    def watched(state: DecodeState, *rest: Any) -> Any:
+        forked.append(state.cache.past is not None)
+        return decode(state, *rest)
+
+    monkeypatch.setattr(model, "_decode", watched)
+    model.max_rows = 1
+    assert torch.equal(model.imagine(context, actions).frame_tokens, expected.frame_tokens)
+    assert forked == [True] * len(actions)
+
+
 def test_a_model_that_nobody_holds_frees_its_memory_at_once(recorded: Mapping[str, Any]) -> None:
     model = make_model()
     model.decode_frames(model.imagine(start_of(model, recorded), future(recorded)))
