@@ -21,6 +21,7 @@ Engines:
     …_eager           the same without CUDA graphs (on a GPU)
     …_compiled        the same through torch.compile (--compile)
     …_pixels          the same, and the frame of every step decoded
+    …_pixels_anchored the same as ``decode_frames`` does it: anchored at the last observed frame
     closed_loop_…     the same, but every action is known only after the step before it
     candidates_…      --candidates action sequences of --candidate-steps steps from one context, the
                       reading of the context included: what a planner asks for at every step
@@ -34,6 +35,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.pixels import decode_pixels, frozen_decoder
 from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
@@ -62,6 +65,7 @@ from tokenwm.imagination.state import DecodeState
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
@@ -329,14 +333,20 @@ def measure(
         engines["sequential_bf16_compiled"] = (sequential, compiled)
         engines["speculative_bf16_compiled"] = (speculative, compiled)
 
-    def decode_pixels(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-        assert whole is not None
-        decoded = speculative(model, context, actions)
-        whole.decode_tokens(decoded.frame)
+    def with_pixels(
+        tokenizer: FrameTokenizer, is_anchored: bool, model: WorldModel, *rows: Any
+    ) -> Decoded:
+        decoded, last = speculative(model, *rows), context.frame[:, -1]
+        anchor = observed if is_anchored else None
+        decode_pixels(tokenizer, decoded.frame, last, anchor, frame_decoder)
         return decoded
 
     if whole is not None:
-        engines["speculative_bf16_pixels"] = (decode_pixels, half)
+        frame_decoder = frozen_decoder(whole.tokenizer, torch.bfloat16)
+        observed = whole.tokenizer.decode_frames(context.frame[:, -1])  # takes as long as real ones
+        for name, is_anchored in (("pixels", False), ("pixels_anchored", True)):
+            look = partial(with_pixels, whole.tokenizer, is_anchored)
+            engines[f"speculative_bf16_{name}"] = (look, half)
     if args.engines:
         engines = {name: engine for name, engine in engines.items() if name in args.engines}
 

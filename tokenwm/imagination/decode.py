@@ -20,10 +20,12 @@ from tokenwm.imagination.passes import (
     decode_one_token,
     forward_span,
     max_span_steps,
+    spans,
 )
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.sequence.layout import predictors
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
@@ -71,12 +73,8 @@ def prefill(
     )
     positions = first_step * length + torch.arange(pending, device=device)
     cache.begin(positions[0] if pending else first_step * length, num_steps)
-    # The empty ring takes as much as it has room for, a full one a span at a time.
-    begin, end = 0, min(pending, cache.capacity)
-    while begin < end:
-        part = positions[None, begin:end]
-        forward_span(model, cache, embedded[:, begin:end], part, compiled=False)
-        begin, end = end, min(pending, end + cache.max_span)
+    for part in spans(cache, pending):
+        forward_span(model, cache, embedded[:, part], positions[None, part], compiled=False)
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(
@@ -222,6 +220,43 @@ def score_frame(
     hints, at_state = observe_state(model, state, condition, next_state)
     every = feed_frame(model, state, hidden, frame, hints, at_state)
     return model.frame_logits(every, state.frame_tokens)
+
+
+def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
+    """How surprised the model is by every frame after the first, teacher-forced.
+
+    Steps are read through the cache of imagination, so memory grows in proportion to them and not
+    with their square, as in :meth:`WorldModel.forward`.
+
+    Args:
+        model: The world model, in eval mode.
+        tokens: ``C >= 2`` steps.
+
+    Returns:
+        ``(B, C - 1)`` float32, nats per token.
+
+    Raises:
+        TokenwmError: There is no second frame.
+    """
+    batch_size, num_steps = tokens.frame.shape[:2]
+    if num_steps < 2:
+        raise TokenwmError(f"{num_steps} step(s); at least 2 are needed to score one after another")
+    cache = model.new_cache(batch_size, max_span_steps(model), max_steps=num_steps)
+    embedded, _ = model.embed(tokens)  # (B, C * L, D)
+    positions = torch.arange(embedded.shape[1], device=embedded.device)
+    cache.begin(positions[0])
+    hidden = [
+        forward_span(model, cache, embedded[:, part], positions[None, part], compiled=False)
+        for part in spans(cache, len(positions))
+    ]
+    predicting = predictors(model.layout, torch.cat(hidden, dim=1))  # (B, C - 1, J, D)
+    predicting = predicting[:, :, model.layout.first_frame_slot :]
+    scores = []
+    for step in range(num_steps - 1):  # logits are the largest of all
+        logits = model.frame_logits(predicting[:, step], tokens.frame[:, step])  # (B, K, V)
+        target = tokens.frame[:, step + 1, :, None]
+        scores.append(-logits.log_softmax(-1).gather(-1, target).mean((1, 2)))
+    return torch.stack(scores, dim=1)
 
 
 def feed_frame(

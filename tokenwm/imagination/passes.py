@@ -1,7 +1,7 @@
 """One pass of the transformer over a few positions of every row, eager or compiled."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -58,6 +58,17 @@ def forward_span(
     transformer = model.transformer if compiled else model.transformer.forward
     hidden: Tensor = transformer(embedded.to(model.transformer.dtype), steps, mask, cache)
     return hidden.float()
+
+
+def spans(cache: KVCache, num_positions: int) -> Iterator[slice]:
+    """Parts in which to feed many positions, the first of which are the cache's first.
+
+    The empty ring takes as much as it has room for, a full one a span at a time.
+    """
+    begin, end = 0, min(num_positions, cache.capacity)
+    while begin < end:
+        yield slice(begin, end)
+        begin, end = end, min(num_positions, end + cache.max_span)
 
 
 def compiled_like_passes(model: WorldModel, function: Function) -> Function:

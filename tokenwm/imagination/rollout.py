@@ -22,9 +22,10 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.decode import decode_steps, prefill, score_frames
+from tokenwm.imagination.memory import RowLimits, within_pixel_memory
 from tokenwm.imagination.passes import compile_passes, passes_are_compiled
-from tokenwm.imagination.pixels import decode_pixels
+from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
@@ -38,6 +39,8 @@ from tokenwm.transformer.world_model import Tokens, WorldModel
 
 logger = logging.getLogger(__name__)
 
+SCORED_AT_ONCE = 64
+"""Rows that are scored in one pass; more would only take more memory."""
 MOST_SPARE_CACHES = 4
 """Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
 
@@ -82,7 +85,7 @@ class TokenWorldModel:
 
     Args:
         loaded: What a checkpoint folder holds.
-        dtype: In which the transformer computes, see :func:`load`.
+        dtype: In which the transformer and the decoder of frames compute, see :func:`load`.
 
     Attributes:
         tokenizer: Frame tokenizer.
@@ -94,11 +97,13 @@ class TokenWorldModel:
         speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
         approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
             default, is exact.
-        max_rows: Most rows that are imagined at once; found by trying when memory runs out.
+        max_rows: Most rows that are imagined at once, to be set by hand; unlimited by default.
+        limits: What was found to fit when memory ran out, by horizon and context length.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
         self.tokenizer: FrameTokenizer = loaded.tokenizer
+        self._decoder = frozen_decoder(loaded.tokenizer, dtype)
         self.world_model: WorldModel = loaded.world_model.frozen(dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
         self.control_rate = loaded.control_rate
@@ -110,6 +115,7 @@ class TokenWorldModel:
         # Of finished imaginations, with the CUDA graphs that were recorded on them.
         self._spare_caches: dict[tuple[int, ...], KVCache] = {}
         self._warned: set[str] = set()
+        self.limits = RowLimits()
 
     @property
     def device(self) -> torch.device:
@@ -160,11 +166,13 @@ class TokenWorldModel:
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
-        frames = frames.to(self.device)
-        tokens = Tokens(
-            tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device)
+        encoded = within_pixel_memory(
+            tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
         )
-        return Context(tokens=tokens, anchor=frames[:, -1])
+        tokens = Tokens(encoded, state_tokens, action_tokens.to(self.device))
+        # A copy: a part of it would keep all frames, and change with what the caller does to them.
+        anchor = frames[:, -1].to(self.device, copy=True)
+        return Context(tokens=tokens, anchor=anchor)
 
     @torch.inference_mode()
     def start(
@@ -246,45 +254,42 @@ class TokenWorldModel:
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
     ) -> DecodedSteps:
-        """Imagine all rows at once, or in two parts if they do not fit into memory.
+        """Imagine all rows at once, or in parts if they do not fit into memory.
 
         Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
+        Contexts stay whole as long as one fits, so that candidates go on sharing theirs.
         """
-        batch, num_rows = len(actions), len(context.frame)
-        if batch <= self.max_rows:
-            try:
-                return self._imagine_at_once(context, actions, noise, sampling)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error) or (batch == 1 and not self._spare_caches):
-                    raise
-            # Outside the except clause: its traceback, and so the memory, is gone here.
-            if self._spare_caches:
-                self._free_memory()
-                return self._imagine(context, actions, noise, sampling)
-            self.max_rows = batch // 2
-            logger.warning(
-                "%d imagined rows do not fit into memory; imagining at most %d at once",
-                batch,
-                self.max_rows,
-            )
-            self._free_memory()
-        if num_rows > 1:  # whole contexts, so that candidates go on sharing theirs
-            half = num_rows // 2
-            contexts = rows_of(context, slice(half)), rows_of(context, slice(half, None))
-            cut = half * (batch // num_rows)
-        else:
-            contexts, cut = (context, context), batch // 2
-        parts = [
-            self._imagine(seen, actions[part], (noise[0][part], noise[1][part]), sampling)
-            for seen, part in zip(contexts, (slice(cut), slice(cut, None)), strict=True)
-        ]
+        num_rows, num_context = context.frame.shape[:2]
+        copies, num_steps = len(actions) // num_rows, actions.shape[1]
+        per_part = 1 if num_rows == 1 else copies
+
+        def some_rows(part: slice) -> DecodedSteps:
+            rows = slice(part.start * per_part, part.stop * per_part)
+            seen = context if num_rows == 1 else rows_of(context, part)
+            is_one_of_many = num_rows > 1 and len(seen.frame) == 1 and copies > 1
+            some = actions[rows], (noise[0][rows], noise[1][rows])
+            if is_one_of_many:
+                return self._imagine(seen, *some, sampling)
+            return self._imagine_at_once(seen, *some, sampling, forks=copies > 1)
+
+        parts = self.limits.in_parts(
+            ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
+            f"imaginations of {num_steps} steps from {num_context}"
+            + (f", {per_part} candidates each," if per_part > 1 else ""),
+            len(actions) // per_part,
+            some_rows,
+            self._free_memory,
+            at_most=max(1, self.max_rows // per_part),
+        )
         return DecodedSteps.cat(parts)
 
-    def _free_memory(self) -> None:
-        """Give up everything that is only held to be used again."""
+    def _free_memory(self) -> bool:
+        """Give up everything that is only held to be used again; whether there was something."""
+        held = bool(self._spare_caches)
         self._spare_caches.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        return held
 
     def _imagine_at_once(
         self,
@@ -292,11 +297,17 @@ class TokenWorldModel:
         actions: Tensor,
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
+        *,
+        forks: bool,
     ) -> DecodedSteps:
+        """Imagine; ``forks`` says whether rows share contexts, or did before they were parted.
+
+        A lone candidate forks too: in bfloat16 attention to a context of its own rounds otherwise.
+        """
         num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
-        sizes = (*context.frame.shape[:2], num_copies, num_steps)
+        sizes = (*context.frame.shape[:2], num_copies, num_steps, forks)
         spare = self._spare_caches.pop(sizes, None)
-        if num_copies > 1:
+        if forks:
             past = None if spare is None else spare.past
             state = prefill(self.world_model, context, num_steps=0, cache=past)
             state = state.fork(num_copies, num_steps, spare)
@@ -353,12 +364,15 @@ class TokenWorldModel:
             TokenwmError: There is no second frame.
         """
         check_context(self.world_model, context.tokens)
-        scores = []
-        for row in range(len(context.tokens.frame)):  # memory grows with the square of the steps
-            tokens = rows_of(context.tokens, slice(row, row + 1))
-            logits = self.world_model(tokens).frame_logits  # (1, C - 1, K, V)
-            target = tokens.frame[:, 1:, :, None]
-            scores.append(-logits.log_softmax(-1).gather(-1, target).mean((2, 3)))
+        num_rows, num_steps = context.tokens.frame.shape[:2]
+        scores = self.limits.in_parts(
+            ("score", num_steps),
+            f"contexts of {num_steps} steps to score",
+            num_rows,
+            lambda part: score_frames(self.world_model, rows_of(context.tokens, part)),
+            self._free_memory,
+            at_most=min(self.max_rows, SCORED_AT_ONCE),
+        )
         return torch.cat(scores)
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
@@ -397,30 +411,48 @@ class TokenWorldModel:
 
     @torch.inference_mode()
     def decode_frames(
-        self, rollout: Rollout, *, steps: Sequence[int] | None = None, use_anchor: bool = True
+        self,
+        rollout: Rollout,
+        *,
+        rows: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+        use_anchor: bool = True,
     ) -> Tensor:
         """Pixels of a rollout, only when somebody looks.
 
+        As many frames are decoded at a time as fit into ``tokenizer.pixel_memory``, bytes.
+
         Args:
             rollout: From :meth:`imagine`.
-            steps: Which of its steps, in [0, H) or from the end; None for all.
+            rows: Which of its rows, in [0, B) or from the end; None for all.
+            steps: Which of their steps, in [0, H) or from the end; None for all.
             use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
                 decoded picture has not changed since (see :mod:`tokenwm.imagination.pixels`).
 
         Returns:
-            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
+            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255], ``B`` and ``H`` as many as were
+            chosen, in that order.
+
+        Raises:
+            TokenwmError: There is no such row or step.
         """
+        num_rows, num_steps = rollout.frame_tokens.shape[:2]
+        row = chosen("rows", rows, num_rows)
+        tokens = rollout.frame_tokens[row][:, chosen("steps", steps, num_steps)]
         context = rollout.context
-        anchor = context.anchor if use_anchor else None
-        tokens = rollout.frame_tokens if steps is None else rollout.frame_tokens[:, list(steps)]
-        return self.decode_tokens(tokens, context.tokens.frame[:, -1], anchor)
+        anchor = context.anchor[row] if use_anchor and context.anchor is not None else None
+        return self.decode_tokens(tokens, context.tokens.frame[row, -1], anchor)
 
     @torch.inference_mode()
     def decode_tokens(
         self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
         """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
-        return decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor)
+        return within_pixel_memory(
+            self.tokenizer,
+            self._free_memory,
+            lambda: decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor, self._decoder),
+        )
 
     def _encode(
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
@@ -458,18 +490,15 @@ def load(
     Args:
         path: Folder of a training run, or the checkpoint folder in it.
         device: Where weights go and imagination runs.
-        dtype: In which the transformer computes. ``torch.bfloat16`` is 2 to 4 times as fast on a
-            CPU that has it, with slightly different probabilities (docs/performance.md).
+        dtype: In which the transformer and the decoder of frames compute. ``torch.bfloat16`` is 2
+            to 4 times as fast on a CPU that has it, with slightly different probabilities and
+            pixels (docs/performance.md). Frames are always encoded in float32.
 
     Raises:
         CheckpointError: A file is missing or damaged, or model and tokenizer do not belong
             together.
     """
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:
