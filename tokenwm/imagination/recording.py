@@ -117,7 +117,7 @@ def capture(function: Callable[[], None], device: torch.device) -> Callable[[], 
         What runs them.
     """
     if device not in _of_thread.streams:
-        _of_thread.streams[device] = torch.cuda.Stream(device)
+        _of_thread.streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     graphs = _of_thread.graphs.setdefault(device, WeakSet())
     pool = next((other.pool() for other in graphs), None)
     graph = torch.cuda.CUDAGraph()
