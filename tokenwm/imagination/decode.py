@@ -21,6 +21,7 @@ from tokenwm.imagination.passes import (
     forward_span,
     max_span_steps,
 )
+from tokenwm.imagination.pausing import Pausing, finish
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
@@ -55,6 +56,31 @@ def prefill(
     Returns:
         The state at the last observed step.
     """
+    return finish(
+        prefill_pausing(
+            model,
+            context,
+            seed=seed,
+            noise_streams=noise_streams,
+            first_step=first_step,
+            num_steps=num_steps,
+            cache=cache,
+        )
+    )
+
+
+def prefill_pausing(
+    model: WorldModel,
+    context: Tokens,
+    *,
+    seed: int = 0,
+    noise_streams: Tensor | None = None,
+    first_step: Tensor | None = None,
+    num_steps: int | None = None,
+    cache: KVCache | None = None,
+    max_positions: int | None = None,
+) -> Pausing[DecodeState]:
+    """:func:`prefill` that pauses between passes of at most ``max_positions`` a row, if given."""
     layout = model.layout
     batch_size, num_context = context.frame.shape[:2]
     device, ahead = context.frame.device, max_span_steps(model)
@@ -72,11 +98,15 @@ def prefill(
     positions = first_step * length + torch.arange(pending, device=device)
     cache.begin(positions[0] if pending else first_step * length, num_steps)
     # The empty ring takes as much as it has room for, a full one a span at a time.
-    begin, end = 0, min(pending, cache.capacity)
-    while begin < end:
+    most, begin = max_positions or cache.capacity, 0
+    while begin < pending:
+        if begin > 0:
+            yield
+        room = cache.max_span if begin >= cache.capacity else cache.capacity - begin
+        end = min(pending, begin + min(room, most))
         part = positions[None, begin:end]
         forward_span(model, cache, embedded[:, begin:end], part, compiled=False)
-        begin, end = end, min(pending, end + cache.max_span)
+        begin = end
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(

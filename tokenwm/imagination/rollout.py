@@ -20,8 +20,9 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.decode import decode_steps, prefill, prefill_pausing
 from tokenwm.imagination.passes import compile_passes, passes_are_compiled
+from tokenwm.imagination.pausing import Pausing, finish
 from tokenwm.imagination.pixels import decode_pixels
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -208,6 +209,33 @@ class TokenWorldModel:
         Raises:
             TokenwmError: A shape does not fit.
         """
+        return finish(
+            self.imagine_pausing(
+                context,
+                actions,
+                chunk_steps=None,
+                sampling=sampling,
+                seed=seed,
+                noise_streams=noise_streams,
+            )
+        )
+
+    @torch.inference_mode()
+    def imagine_pausing(
+        self,
+        context: Context,
+        actions: NDArray[Any] | Tensor,
+        *,
+        chunk_steps: int | None,
+        sampling: SamplingConfig | None = None,
+        seed: int | Tensor = 0,
+        noise_streams: Tensor | None = None,
+    ) -> Pausing[Rollout]:
+        """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
+
+        Between pauses at most ``chunk_steps`` steps are read or decoded, of at most ``max_rows``
+        rows; None for all. Few make more passes: rows wait for one another at every pause.
+        """
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
         sizes = check_shape("actions", tokens, ("B", "H", num_actions))
@@ -224,7 +252,7 @@ class TokenWorldModel:
         check_context(self.world_model, context.tokens)
         seeds = torch.as_tensor(seed).expand(sizes["B"])
         noise = seeds.to(self.device), noise_streams.to(self.device)
-        decoded = self._imagine(context.tokens, tokens, noise, sampling)
+        decoded = yield from self._imagine(context.tokens, tokens, noise, sampling, chunk_steps)
         return Rollout(**decoded._asdict(), context=context.repeat(sizes["B"] // num_rows))
 
     def _imagine(
@@ -233,7 +261,8 @@ class TokenWorldModel:
         actions: Tensor,
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
-    ) -> DecodedSteps:
+        chunk_steps: int | None,
+    ) -> Pausing[DecodedSteps]:
         """Imagine all rows at once, or in two parts if they do not fit into memory.
 
         Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
@@ -241,14 +270,16 @@ class TokenWorldModel:
         batch, num_rows = len(actions), len(context.frame)
         if batch <= self.max_rows:
             try:
-                return self._imagine_at_once(context, actions, noise, sampling)
+                return (
+                    yield from self._imagine_at_once(context, actions, noise, sampling, chunk_steps)
+                )
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or (batch == 1 and not self._spare_caches):
                     raise
             # Outside the except clause: its traceback, and so the memory, is gone here.
             if self._spare_caches:
                 self._free_memory()
-                return self._imagine(context, actions, noise, sampling)
+                return (yield from self._imagine(context, actions, noise, sampling, chunk_steps))
             self.max_rows = batch // 2
             logger.warning(
                 "%d imagined rows do not fit into memory; imagining at most %d at once",
@@ -262,10 +293,12 @@ class TokenWorldModel:
             cut = half * (batch // num_rows)
         else:
             contexts, cut = (context, context), batch // 2
-        parts = [
-            self._imagine(seen, actions[part], (noise[0][part], noise[1][part]), sampling)
-            for seen, part in zip(contexts, (slice(cut), slice(cut, None)), strict=True)
-        ]
+        parts = []
+        for seen, part in zip(contexts, (slice(cut), slice(cut, None)), strict=True):
+            part_noise = noise[0][part], noise[1][part]
+            parts.append(
+                (yield from self._imagine(seen, actions[part], part_noise, sampling, chunk_steps))
+            )
         return DecodedSteps.cat(parts)
 
     def _free_memory(self) -> None:
@@ -280,25 +313,36 @@ class TokenWorldModel:
         actions: Tensor,
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
-    ) -> DecodedSteps:
+        chunk_steps: int | None,
+    ) -> Pausing[DecodedSteps]:
         num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
         sizes = (*context.frame.shape[:2], num_copies, num_steps)
+        chunk_steps = chunk_steps or max(sizes)
+        max_positions = chunk_steps * self.world_model.layout.positions_per_step
         spare = self._spare_caches.pop(sizes, None)
         if num_copies > 1:
             past = None if spare is None else spare.past
-            state = prefill(self.world_model, context, num_steps=0, cache=past)
+            state = yield from prefill_pausing(
+                self.world_model, context, num_steps=0, cache=past, max_positions=max_positions
+            )
             state = state.fork(num_copies, num_steps, spare)
         else:
             # Every size of a cache is another shape to be compiled: one for all.
             most = None if passes_are_compiled(self.world_model) else num_steps
-            state = prefill(self.world_model, context, num_steps=most, cache=spare)
+            state = yield from prefill_pausing(
+                self.world_model, context, num_steps=most, cache=spare, max_positions=max_positions
+            )
         state = replace(state, seeds=noise[0], noise_streams=noise[1])
-        decoded = self._decode(state, actions, sampling)[1]
+        parts = []
+        for chunk in torch.split(actions, chunk_steps, dim=1):
+            yield
+            state, decoded = self._decode(state, chunk, sampling)
+            parts.append(decoded)
         if self.world_model.records_passes:
             self._spare_caches[sizes] = state.cache  # the newest is the last
             while len(self._spare_caches) > MOST_SPARE_CACHES:
                 del self._spare_caches[next(iter(self._spare_caches))]
-        return decoded
+        return DecodedSteps.join(parts)
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
