@@ -155,7 +155,7 @@ def wait_until(condition: Any) -> None:
 
 def test_a_short_request_waits_for_a_chunk_of_a_long_one() -> None:
     chunks = Chunks()
-    batcher = Batcher(chunks, max_rows=4, max_queued_rows=20)
+    batcher = Batcher(chunks, turn_seconds=0, max_rows=4, max_queued_rows=20)
     with ThreadPoolExecutor(4) as pool:
         long = pool.submit(batcher.submit, "a", 1, 100, ("long", 100), 20)
         chunks.let(3)
@@ -174,7 +174,7 @@ def test_a_short_request_waits_for_a_chunk_of_a_long_one() -> None:
 def test_what_is_too_late_or_unwanted_is_dropped_between_chunks() -> None:
     chunks, wanted = Chunks(), threading.Event()
     wanted.set()
-    batcher = Batcher(chunks, max_rows=4, max_queued_rows=20)
+    batcher = Batcher(chunks, turn_seconds=0, max_rows=4, max_queued_rows=20)
     with ThreadPoolExecutor(4) as pool:
         late = pool.submit(batcher.submit, "a", 1, 9, ("late", 9), 0.3)
         chunks.let(1)
@@ -200,7 +200,7 @@ def test_what_is_too_late_or_unwanted_is_dropped_between_chunks() -> None:
 
 def test_no_more_begins_than_memory_is_meant_for() -> None:
     chunks = Chunks()
-    batcher = Batcher(chunks, max_rows=2, max_queued_rows=99)
+    batcher = Batcher(chunks, turn_seconds=0, max_rows=2, max_queued_rows=99)
     with ThreadPoolExecutor(8) as pool:
         futures = []
         for number in range(6):  # larger than a batch: held part by part
@@ -217,7 +217,7 @@ def test_no_more_begins_than_memory_is_meant_for() -> None:
 
 def test_closing_refuses_what_waits_and_ends_what_has_begun_after_a_while() -> None:
     chunks = Chunks()
-    batcher = Batcher(chunks, max_rows=1, max_queued_rows=99)
+    batcher = Batcher(chunks, turn_seconds=0, max_rows=1, max_queued_rows=99)
     with ThreadPoolExecutor(8) as pool:
         running = pool.submit(batcher.submit, None, 1, 1, ("running", 9), 20)
         chunks.let(1)

@@ -104,7 +104,7 @@ def _answer(
 
 def _score(model: TokenWorldModel, request: ScoreRequest) -> Pausing[list[Arrays]]:
     scores = []
-    for row in range(request.num_rows):
+    for row in range(len(request.frames)):
         yield
         rows = slice(row, row + 1)
         states = None if request.states is None else request.states[rows]

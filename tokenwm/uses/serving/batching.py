@@ -15,6 +15,8 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.pausing import Pausing
 from tokenwm.uses.serving.metrics import Metrics
 
+TURN_SECONDS = 0.25
+"""How long a batch goes on, at least to its next pause, before another has its turn."""
 POLL_SECONDS = 0.25
 """How often a waiting caller looks whether its result is still wanted."""
 BATCHES_AT_ONCE = 4
@@ -87,6 +89,7 @@ class Batcher:
         max_rows: Most rows of a batch; a larger job is computed alone.
         max_queued_rows: Most rows that may wait.
         metrics: Where to count.
+        turn_seconds: How long a turn is, at least to the next pause.
     """
 
     def __init__(
@@ -96,8 +99,10 @@ class Batcher:
         max_rows: int,
         max_queued_rows: int,
         metrics: Metrics | None = None,
+        turn_seconds: float = TURN_SECONDS,
     ) -> None:
         self.compute, self.max_rows, self.max_queued_rows = compute, max_rows, max_queued_rows
+        self.turn_seconds = turn_seconds
         self.metrics = metrics or Metrics()
         self._waiting: deque[Job] = deque()
         self._begun: deque[_Batch] = deque()
@@ -250,13 +255,15 @@ class Batcher:
             self.metrics.observe("queue_wait_seconds", batch.began - job.submitted)
 
     def _advance(self, batch: _Batch) -> None:
-        """Compute up to the next pause."""
+        """Compute for a turn."""
         results: list[Any] = [None] * len(batch.jobs)
         failure: Exception | None = None
+        end = time.monotonic() + self.turn_seconds
         try:
-            if not all(job.done.is_set() for job in batch.jobs):
+            while not all(job.done.is_set() for job in batch.jobs):
                 next(batch.work)
-                return
+                if time.monotonic() >= end:
+                    return
             batch.work.close()
         except StopIteration as stop:
             results = stop.value

@@ -14,6 +14,9 @@ from tokenwm.imagination.sampling import SamplingConfig
 
 Arrays = dict[str, NDArray[Any]]
 
+FRAMES_PER_ROW = 32
+"""Observed frames that take as much memory as an imagined row, about (measured: 160 kB each)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -29,7 +32,7 @@ class Limits:
         max_steps: Context steps and actions of a request.
         max_row_steps: Imagined rows times actions of a request: how long it may take.
         max_score_positions: Positions of a row to score; memory grows with their square.
-        max_queued_rows: Rows that may wait.
+        max_queued_rows: Rows that may wait; 32 observed frames count as one, at least.
         timeout: Seconds until a request is given up, unless it asks for fewer.
     """
 
@@ -37,7 +40,7 @@ class Limits:
     max_bytes: int = 512 * 2**20
     max_connections: int = 256
     max_rows: int = 1024
-    max_batch_rows: int = 64
+    max_batch_rows: int = 32
     max_steps: int = 1000
     max_row_steps: int = 2**16
     max_score_positions: int = 4096
@@ -89,6 +92,12 @@ class ImagineRequest:
         return len(self.actions)
 
     @property
+    def size(self) -> int:
+        """What it takes of a batch and of the queue."""
+        num_frames = self.frames.shape[0] * self.frames.shape[1]
+        return max(self.num_rows, int(num_frames // FRAMES_PER_ROW))
+
+    @property
     def length(self) -> int:
         """Imagined steps."""
         return int(self.actions.shape[1])
@@ -117,9 +126,9 @@ class ScoreRequest:
     num_pixel_bytes: int = 0
 
     @property
-    def num_rows(self) -> int:
-        """Rows to score."""
-        return len(self.frames)
+    def size(self) -> int:
+        """What it takes of the queue."""
+        return max(1, int(np.prod(self.frames.shape[:2])) // FRAMES_PER_ROW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +145,9 @@ class EncodeRequest:
     num_pixel_bytes: int = 0
 
     @property
-    def num_rows(self) -> int:
-        """Frames to encode."""
-        return len(self.frames)
+    def size(self) -> int:
+        """What it takes of the queue."""
+        return max(1, len(self.frames) // FRAMES_PER_ROW)
 
 
 Request = ImagineRequest | ScoreRequest | EncodeRequest

@@ -164,7 +164,7 @@ class WorldModelServer(ThreadingHTTPServer):
         """
         return dict(
             self.batcher.submit(
-                request.key, request.num_rows, request.length, request, timeout, is_wanted
+                request.key, request.size, request.length, request, timeout, is_wanted
             )
         )
 
