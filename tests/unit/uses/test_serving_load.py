@@ -1,5 +1,6 @@
 """The server under many clients at once, and under those that do not behave."""
 
+import errno
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +158,16 @@ def test_what_a_killed_client_asked_for_is_not_computed() -> None:
 
 
 def test_bodies_in_flight_are_bounded_before_they_are_read() -> None:
-    limits = replace(LIMITS, max_bytes=LIMITS.max_body_bytes)
+    limits = replace(LIMITS, max_bytes=2 * LIMITS.max_body_bytes)
     with serving(limits) as server:
         slow = socket.create_connection(("127.0.0.1", server.server_port))
         slow.sendall(head_of("/v1/encode", 2**20).encode())
-        wait_until(lambda: server._bytes == 2**20)
+        slower = socket.create_connection(("127.0.0.1", server.server_port))
+        slower.sendall(head_of("/v1/encode", 2**20).encode())
+        wait_until(lambda: server._bytes == 2**21)
         status, answer = raw(server, head_of("/v1/encode", 100))
         assert status == 503
-        assert "1048576 bytes are held for other requests" in answer["error"]
+        assert "2097152 bytes are held for other requests" in answer["error"]
         with WorldModelClient(port=server.server_port, retries=0) as client:
             with pytest.raises(ServerError) as caught:
                 client.imagine(**question(0))
@@ -171,6 +175,7 @@ def test_bodies_in_flight_are_bounded_before_they_are_read() -> None:
         threading.Timer(0.5, slow.close).start()
         with WorldModelClient(port=server.server_port) as client:  # asks again
             assert client.imagine(**question(0))["reward"].shape == (2, HORIZON)
+        slower.close()
 
 
 def test_connections_are_bounded() -> None:
@@ -181,6 +186,23 @@ def test_connections_are_bounded() -> None:
                 assert third.recv(100).startswith(b"HTTP/1.1 503 ")
             assert server.metrics.value("refused_connections_total") == 1
         wait_until(lambda: ask(server, "/v1/encode", b"")[0] == 400)
+
+
+def test_a_server_without_free_descriptors_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def fail(_: object) -> None:
+        tries.append(time.monotonic())
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with serving() as server:
+        monkeypatch.setattr(ThreadingHTTPServer, "get_request", fail)
+        with socket.create_connection(("127.0.0.1", server.server_port)):
+            wait_until(lambda: tries)
+            time.sleep(0.5)
+        monkeypatch.undo()
+        assert len(tries) <= 7
+        assert ask(server, "/v1/encode", b"")[0] == 400
 
 
 @pytest.mark.parametrize("dripped", ["POST /v1/enc", head_of("/v1/encode", 100)])

@@ -51,10 +51,10 @@ class Limits:
         counts = [value for name, value in vars(self).items() if name != "timeout"]
         if min(counts) < 1 or not 0.0 < self.timeout <= 86400.0:
             raise TokenwmError(f"limits must be at least 1 and timeout in (0, 86400] s: {self}")
-        if self.max_bytes < self.max_body_bytes:
+        if self.max_bytes < 2 * self.max_body_bytes:
             raise TokenwmError(
-                f"max_bytes={self.max_bytes} has no room for a request of "
-                f"max_body_bytes={self.max_body_bytes}; raise the first or lower the second"
+                f"max_bytes={self.max_bytes} has no room for a request and the frames of its "
+                f"answer, each of max_body_bytes={self.max_body_bytes}; raise it or lower those"
             )
 
 
