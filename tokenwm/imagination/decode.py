@@ -22,6 +22,7 @@ from tokenwm.imagination.passes import (
     max_span_steps,
     spans,
 )
+from tokenwm.imagination.pausing import Pausing, finish
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
@@ -57,6 +58,31 @@ def prefill(
     Returns:
         The state at the last observed step.
     """
+    return finish(
+        prefill_pausing(
+            model,
+            context,
+            seed=seed,
+            noise_streams=noise_streams,
+            first_step=first_step,
+            num_steps=num_steps,
+            cache=cache,
+        )
+    )
+
+
+def prefill_pausing(
+    model: WorldModel,
+    context: Tokens,
+    *,
+    seed: int = 0,
+    noise_streams: Tensor | None = None,
+    first_step: Tensor | None = None,
+    num_steps: int | None = None,
+    cache: KVCache | None = None,
+    max_positions: int | None = None,
+) -> Pausing[DecodeState]:
+    """:func:`prefill` that pauses between passes of at most ``max_positions`` a row, if given."""
     layout = model.layout
     batch_size, num_context = context.frame.shape[:2]
     device, ahead = context.frame.device, max_span_steps(model)
@@ -73,7 +99,9 @@ def prefill(
     )
     positions = first_step * length + torch.arange(pending, device=device)
     cache.begin(positions[0] if pending else first_step * length, num_steps)
-    for part in spans(cache, pending):
+    for part in spans(cache, pending, max_positions):
+        if part.start > 0:
+            yield
         forward_span(model, cache, embedded[:, part], positions[None, part], compiled=False)
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)

@@ -60,15 +60,18 @@ def forward_span(
     return hidden.float()
 
 
-def spans(cache: KVCache, num_positions: int) -> Iterator[slice]:
+def spans(cache: KVCache, num_positions: int, at_most: int | None = None) -> Iterator[slice]:
     """Parts in which to feed many positions, the first of which are the cache's first.
 
-    The empty ring takes as much as it has room for, a full one a span at a time.
+    The empty ring takes as much as it has room for, a full one a span at a time; ``at_most`` so
+    many if given.
     """
-    begin, end = 0, min(num_positions, cache.capacity)
-    while begin < end:
+    begin = 0
+    while begin < num_positions:
+        room = cache.max_span if begin >= cache.capacity else cache.capacity - begin
+        end = min(num_positions, begin + min(room, at_most or room))
         yield slice(begin, end)
-        begin, end = end, min(num_positions, end + cache.max_span)
+        begin = end
 
 
 def compiled_like_passes(model: WorldModel, function: Function) -> Function:

@@ -22,9 +22,10 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill, score_frames
-from tokenwm.imagination.memory import RowLimits, within_pixel_memory
+from tokenwm.imagination.decode import decode_steps, prefill, prefill_pausing, score_frames
+from tokenwm.imagination.memory import RowLimits, is_out_of_memory, within_pixel_memory
 from tokenwm.imagination.passes import compile_passes, passes_are_compiled
+from tokenwm.imagination.pausing import Pausing, finish
 from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -228,6 +229,50 @@ class TokenWorldModel:
         Raises:
             TokenwmError: A shape does not fit.
         """
+        tokens, noise = self._checked(context, actions, seed, noise_streams)
+        copies = len(tokens) // len(context.tokens.frame)
+        decoded = self._imagine(context.tokens, tokens, noise, sampling, forks=copies > 1)
+        return Rollout(**decoded._asdict(), context=context.repeat(copies))
+
+    @torch.inference_mode()
+    def imagine_pausing(
+        self,
+        context: Context,
+        actions: NDArray[Any] | Tensor,
+        *,
+        chunk_steps: int,
+        sampling: SamplingConfig | None = None,
+        seed: int | Tensor = 0,
+        noise_streams: Tensor | None = None,
+    ) -> Pausing[Rollout]:
+        """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
+
+        Between pauses at most ``chunk_steps`` steps are read or decoded, of at most ``max_rows``
+        rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
+        the rest of those rows is imagined without a pause.
+        """
+        tokens, noise = self._checked(context, actions, seed, noise_streams)
+        num_rows = len(context.tokens.frame)
+        copies, parts = len(tokens) // num_rows, []
+        whole = max(1, self.max_rows // copies)  # contexts, with all their candidates
+        for number in range(0, num_rows, whole):
+            seen = rows_of(context.tokens, slice(number, number + whole))
+            last = (number + len(seen.frame)) * copies
+            for first in range(number * copies, last, self.max_rows):
+                rows = slice(first, min(first + self.max_rows, last))
+                some = seen, tokens[rows], (noise[0][rows], noise[1][rows]), sampling
+                decoded = yield from self._pausing(*some, chunk_steps, forks=copies > 1)
+                parts.append(decoded)
+        return Rollout(**DecodedSteps.cat(parts)._asdict(), context=context.repeat(copies))
+
+    def _checked(
+        self,
+        context: Context,
+        actions: NDArray[Any] | Tensor,
+        seed: int | Tensor,
+        noise_streams: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What :meth:`imagine` is given → action tokens; seeds and streams of their noise."""
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
         sizes = check_shape("actions", tokens, ("B", "H", num_actions))
@@ -243,9 +288,7 @@ class TokenWorldModel:
         check_shape("noise_streams", noise_streams, (sizes["B"],))
         check_context(self.world_model, context.tokens)
         seeds = torch.as_tensor(seed).expand(sizes["B"])
-        noise = seeds.to(self.device), noise_streams.to(self.device)
-        decoded = self._imagine(context.tokens, tokens, noise, sampling)
-        return Rollout(**decoded._asdict(), context=context.repeat(sizes["B"] // num_rows))
+        return tokens, (seeds.to(self.device), noise_streams.to(self.device))
 
     def _imagine(
         self,
@@ -253,6 +296,8 @@ class TokenWorldModel:
         actions: Tensor,
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
+        *,
+        forks: bool,
     ) -> DecodedSteps:
         """Imagine all rows at once, or in parts if they do not fit into memory.
 
@@ -267,10 +312,11 @@ class TokenWorldModel:
             rows = slice(part.start * per_part, part.stop * per_part)
             seen = context if num_rows == 1 else rows_of(context, part)
             is_one_of_many = num_rows > 1 and len(seen.frame) == 1 and copies > 1
-            some = actions[rows], (noise[0][rows], noise[1][rows])
+            some = seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling
             if is_one_of_many:
-                return self._imagine(seen, *some, sampling)
-            return self._imagine_at_once(seen, *some, sampling, forks=copies > 1)
+                return self._imagine(*some, forks=forks)
+            every_step = max(num_context, num_steps)
+            return finish(self._imagine_at_once(*some, every_step, forks=forks))
 
         parts = self.limits.in_parts(
             ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
@@ -291,15 +337,37 @@ class TokenWorldModel:
             torch.cuda.empty_cache()
         return held
 
+    def _pausing(
+        self,
+        context: Tokens,
+        actions: Tensor,
+        noise: tuple[Tensor, Tensor],
+        sampling: SamplingConfig | None,
+        chunk_steps: int,
+        *,
+        forks: bool,
+    ) -> Pausing[DecodedSteps]:
+        """Imagine all rows at once, pausing; or, if they do not fit, in parts without a pause."""
+        some = context, actions, noise, sampling
+        try:
+            return (yield from self._imagine_at_once(*some, chunk_steps, forks=forks))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the except clause: its traceback, and so the memory, is gone here.
+        self._free_memory()
+        return self._imagine(*some, forks=forks)
+
     def _imagine_at_once(
         self,
         context: Tokens,
         actions: Tensor,
         noise: tuple[Tensor, Tensor],
         sampling: SamplingConfig | None,
+        chunk_steps: int,
         *,
         forks: bool,
-    ) -> DecodedSteps:
+    ) -> Pausing[DecodedSteps]:
         """Imagine; ``forks`` says whether rows share contexts, or did before they were parted.
 
         A lone candidate forks too: in bfloat16 attention to a context of its own rounds otherwise.
@@ -307,21 +375,30 @@ class TokenWorldModel:
         num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
         sizes = (*context.frame.shape[:2], num_copies, num_steps, forks)
         spare = self._spare_caches.pop(sizes, None)
+        past = spare.past if forks and spare is not None else spare
+        # Every size of a cache is another shape to be compiled: one for all.
+        most = None if passes_are_compiled(self.world_model) else num_steps
+        state = yield from prefill_pausing(
+            self.world_model,
+            context,
+            num_steps=0 if forks else most,
+            cache=past,
+            max_positions=chunk_steps * self.world_model.layout.positions_per_step,
+        )
         if forks:
-            past = None if spare is None else spare.past
-            state = prefill(self.world_model, context, num_steps=0, cache=past)
             state = state.fork(num_copies, num_steps, spare)
-        else:
-            # Every size of a cache is another shape to be compiled: one for all.
-            most = None if passes_are_compiled(self.world_model) else num_steps
-            state = prefill(self.world_model, context, num_steps=most, cache=spare)
         state = replace(state, seeds=noise[0], noise_streams=noise[1])
-        decoded = self._decode(state, actions, sampling)[1]
+        parts = []
+        for number, chunk in enumerate(torch.split(actions, chunk_steps, dim=1)):
+            if number > 0:
+                yield
+            state, decoded = self._decode(state, chunk, sampling)
+            parts.append(decoded)
         if self.world_model.records_passes:
             self._spare_caches[sizes] = state.cache  # the newest is the last
             while len(self._spare_caches) > MOST_SPARE_CACHES:
                 del self._spare_caches[next(iter(self._spare_caches))]
-        return decoded
+        return DecodedSteps.join(parts)
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None

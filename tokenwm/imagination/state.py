@@ -187,3 +187,20 @@ class DecodedSteps(NamedTuple):
             row_passes=torch.cat([part.row_passes for part in parts]),
             num_passes=max(part.num_passes for part in parts),
         )
+
+    @classmethod
+    def join(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
+        """Steps of one part after those of another, of the same rows."""
+        states = [part.state_tokens for part in parts if part.state_tokens is not None]
+        return cls(
+            frame_tokens=torch.cat([part.frame_tokens for part in parts], dim=1),
+            state_tokens=torch.cat(states, dim=1) if states else None,
+            reward=torch.cat([part.reward for part in parts], dim=1),
+            termination_probability=torch.cat(
+                [part.termination_probability for part in parts], dim=1
+            ),
+            frame_nll=torch.cat([part.frame_nll for part in parts], dim=1),
+            frame_entropy=torch.cat([part.frame_entropy for part in parts], dim=1),
+            row_passes=torch.stack([part.row_passes for part in parts]).sum(0),
+            num_passes=sum(part.num_passes for part in parts),
+        )

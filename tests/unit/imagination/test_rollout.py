@@ -299,6 +299,40 @@ def test_some_frames_are_decoded_as_they_are_among_all(
     assert (one_by_one.int() - every.int()).abs().max() <= 1  # rounding of another batch size
 
 
+@pytest.mark.parametrize(("num_starts", "num_candidates"), [(3, 1), (2, 3)])
+@pytest.mark.parametrize("speculative", [False, True])
+def test_imagining_with_pauses_is_imagining(
+    recorded: Mapping[str, Any], num_starts: int, num_candidates: int, speculative: bool
+) -> None:
+    model = make_model()
+    model.speculative = speculative
+    context = start_of(model, recorded, list(range(num_starts)))
+    size = (num_starts * num_candidates, HORIZON, 2)
+    actions = np.random.default_rng(0).uniform(-3, 3, size)
+    expected = model.imagine(context, actions, seed=4)
+    model.max_rows = 2
+    for chunk_steps in (1, 2, HORIZON + 1):
+        work = model.imagine_pausing(context, actions, chunk_steps=chunk_steps, seed=4)
+        num_pauses = 0
+        while True:  # others may imagine meanwhile
+            try:
+                next(work)
+            except StopIteration as stop:
+                rollout = stop.value
+                break
+            num_pauses += 1
+            assert not torch.is_inference_mode_enabled()
+            model.imagine(context, actions[:, :1], seed=5)
+        assert num_pauses >= HORIZON // chunk_steps
+        assert torch.equal(rollout.frame_tokens, expected.frame_tokens)
+        torch.testing.assert_close(rollout.frame_nll, expected.frame_nll, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(rollout.reward, expected.reward, atol=1e-4, rtol=1e-4)
+        assert (rollout.state_tokens == expected.state_tokens).all()
+    abandoned = model.imagine_pausing(context, actions, chunk_steps=1)
+    next(abandoned)
+    abandoned.close()
+
+
 @pytest.mark.parametrize(("num_starts", "num_candidates"), [(1, 7), (7, 1), (2, 3)])
 @pytest.mark.parametrize(
     "error",
