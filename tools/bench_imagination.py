@@ -369,6 +369,10 @@ def measure(
         seconds = [max(taken - prefilling, 1e-9) / horizon for taken in times[name][1:]]
         floor = floor_seconds(owner, batch, decoded[name]) / horizon
         median = statistics.median(seconds)
+        if median <= 1e-9:
+            reason = "no longer than the reading of the context varies: use a longer --horizon"
+            results.append({"engine": name, "batch": batch, "not_measured": reason})
+            continue
         results.append(
             {
                 "engine": name,
@@ -393,17 +397,18 @@ def measure(
                 "steps_per_second": batch / seconds_of_generate,
             }
         )
-    if "growing_cache" in engines:
-        base = results[0]["ms_per_step"]
-        for result in results:
+    base = next((r for r in results if r["engine"] == "growing_cache"), {}).get("ms_per_step")
+    for result in results:
+        if base is not None and "ms_per_step" in result:
             result["times_growing_cache"] = base / result["ms_per_step"]
-    for name in ("", "_bf16"):
-        if not {f"speculative{name}", f"sequential{name}"} <= engines.keys():
+    for name in engines:
+        sequential_name = name.replace("speculative", "sequential")
+        if name == sequential_name or sequential_name not in engines:
             continue
-        same = decoded[f"speculative{name}"].frame == decoded[f"sequential{name}"].frame
+        same = decoded[name].frame == decoded[sequential_name].frame
         results.append(
             {
-                "engine": f"speculative{name}",
+                "engine": name,
                 "batch": batch,
                 "tokens_equal_to_sequential": float(same.float().mean()),
             }
