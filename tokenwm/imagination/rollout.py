@@ -5,10 +5,9 @@ everything stays on the device.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,30 +19,26 @@ from torch import Tensor
 
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
-from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill, prefill_pausing, score_frames
-from tokenwm.imagination.memory import RowLimits, is_out_of_memory, within_pixel_memory
-from tokenwm.imagination.passes import compile_passes, passes_are_compiled
-from tokenwm.imagination.pausing import Pausing, finish
+from tokenwm.imagination.decode import prefill, score_frames
+from tokenwm.imagination.engine import Engine
+from tokenwm.imagination.memory import within_pixel_memory
+from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import decode_steps_speculatively
-from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
-from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import Tokens
 
 logger = logging.getLogger(__name__)
 
 SCORED_AT_ONCE = 64
 """Rows that are scored in one pass; more would only take more memory."""
-MOST_SPARE_CACHES = 4
-"""Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +74,7 @@ class Rollout:
         return self.frame_tokens.numel() / int(self.row_passes.sum())
 
 
-class TokenWorldModel:
+class TokenWorldModel(Engine):
     """A world model with its tokenizers, ready to imagine.
 
     Get one with :func:`tokenwm.load`. Not thread-safe; one instance per thread.
@@ -90,38 +85,21 @@ class TokenWorldModel:
 
     Attributes:
         tokenizer: Frame tokenizer.
-        world_model: Transformer with its embeddings and heads.
         vocabulary: Sizes and meanings of all tokens.
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
-        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
-        approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
-            default, is exact.
-        max_rows: Most rows that are imagined at once, to be set by hand; unlimited by default.
-        limits: What was found to fit when memory ran out, by horizon and context length.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(loaded.world_model.frozen(dtype))
         self.tokenizer: FrameTokenizer = loaded.tokenizer
         self._decoder = frozen_decoder(loaded.tokenizer, dtype)
-        self.world_model: WorldModel = loaded.world_model.frozen(dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
-        self.speculative = True
-        self.approximation: Approximation | None = None
-        self.max_rows = sys.maxsize
-        # Of finished imaginations, with the CUDA graphs that were recorded on them.
-        self._spare_caches: dict[tuple[int, ...], KVCache] = {}
         self._warned: set[str] = set()
-        self.limits = RowLimits()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.world_model.slot_embedding.device
 
     @torch.inference_mode()
     def context(
@@ -252,18 +230,12 @@ class TokenWorldModel:
         the rest of those rows is imagined without a pause.
         """
         tokens, noise = self._checked(context, actions, seed, noise_streams)
-        num_rows = len(context.tokens.frame)
-        copies, parts = len(tokens) // num_rows, []
-        whole = max(1, self.max_rows // copies)  # contexts, with all their candidates
-        for number in range(0, num_rows, whole):
-            seen = rows_of(context.tokens, slice(number, number + whole))
-            last = (number + len(seen.frame)) * copies
-            for first in range(number * copies, last, self.max_rows):
-                rows = slice(first, min(first + self.max_rows, last))
-                some = seen, tokens[rows], (noise[0][rows], noise[1][rows]), sampling
-                decoded = yield from self._pausing(*some, chunk_steps, forks=copies > 1)
-                parts.append(decoded)
-        return Rollout(**DecodedSteps.cat(parts)._asdict(), context=context.repeat(copies))
+        decoded = yield from self._imagine_pausing(
+            context.tokens, tokens, noise, sampling, chunk_steps
+        )
+        return Rollout(
+            **decoded._asdict(), context=context.repeat(len(tokens) // len(context.tokens.frame))
+        )
 
     def _checked(
         self,
@@ -289,125 +261,6 @@ class TokenWorldModel:
         check_context(self.world_model, context.tokens)
         seeds = torch.as_tensor(seed).expand(sizes["B"])
         return tokens, (seeds.to(self.device), noise_streams.to(self.device))
-
-    def _imagine(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        *,
-        forks: bool,
-    ) -> DecodedSteps:
-        """Imagine all rows at once, or in parts if they do not fit into memory.
-
-        Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
-        Contexts stay whole as long as one fits, so that candidates go on sharing theirs.
-        """
-        num_rows, num_context = context.frame.shape[:2]
-        copies, num_steps = len(actions) // num_rows, actions.shape[1]
-        per_part = 1 if num_rows == 1 else copies
-
-        def some_rows(part: slice) -> DecodedSteps:
-            rows = slice(part.start * per_part, part.stop * per_part)
-            seen = context if num_rows == 1 else rows_of(context, part)
-            is_one_of_many = num_rows > 1 and len(seen.frame) == 1 and copies > 1
-            some = seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling
-            if is_one_of_many:
-                return self._imagine(*some, forks=forks)
-            every_step = max(num_context, num_steps)
-            return finish(self._imagine_at_once(*some, every_step, forks=forks))
-
-        parts = self.limits.in_parts(
-            ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
-            f"imaginations of {num_steps} steps from {num_context}"
-            + (f", {per_part} candidates each," if per_part > 1 else ""),
-            len(actions) // per_part,
-            some_rows,
-            self._free_memory,
-            at_most=max(1, self.max_rows // per_part),
-        )
-        return DecodedSteps.cat(parts)
-
-    def _free_memory(self) -> bool:
-        """Give up everything that is only held to be used again; whether there was something."""
-        held = bool(self._spare_caches)
-        self._spare_caches.clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return held
-
-    def _pausing(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        chunk_steps: int,
-        *,
-        forks: bool,
-    ) -> Pausing[DecodedSteps]:
-        """Imagine all rows at once, pausing; or, if they do not fit, in parts without a pause."""
-        some = context, actions, noise, sampling
-        try:
-            return (yield from self._imagine_at_once(*some, chunk_steps, forks=forks))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the except clause: its traceback, and so the memory, is gone here.
-        self._free_memory()
-        return self._imagine(*some, forks=forks)
-
-    def _imagine_at_once(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        chunk_steps: int,
-        *,
-        forks: bool,
-    ) -> Pausing[DecodedSteps]:
-        """Imagine; ``forks`` says whether rows share contexts, or did before they were parted.
-
-        A lone candidate forks too: in bfloat16 attention to a context of its own rounds otherwise.
-        """
-        num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
-        sizes = (*context.frame.shape[:2], num_copies, num_steps, forks)
-        spare = self._spare_caches.pop(sizes, None)
-        past = spare.past if forks and spare is not None else spare
-        # Every size of a cache is another shape to be compiled: one for all.
-        most = None if passes_are_compiled(self.world_model) else num_steps
-        state = yield from prefill_pausing(
-            self.world_model,
-            context,
-            num_steps=0 if forks else most,
-            cache=past,
-            max_positions=chunk_steps * self.world_model.layout.positions_per_step,
-        )
-        if forks:
-            state = state.fork(num_copies, num_steps, spare)
-        state = replace(state, seeds=noise[0], noise_streams=noise[1])
-        parts = []
-        for number, chunk in enumerate(torch.split(actions, chunk_steps, dim=1)):
-            if number > 0:
-                yield
-            state, decoded = self._decode(state, chunk, sampling)
-            parts.append(decoded)
-        if self.world_model.records_passes:
-            self._spare_caches[sizes] = state.cache  # the newest is the last
-            while len(self._spare_caches) > MOST_SPARE_CACHES:
-                del self._spare_caches[next(iter(self._spare_caches))]
-        return DecodedSteps.join(parts)
-
-    def _decode(
-        self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
-    ) -> tuple[DecodeState, DecodedSteps]:
-        model, sampling = self.world_model, sampling or SamplingConfig()
-        if self.approximation is not None:
-            return decode_steps_approximately(model, state, actions, sampling, self.approximation)
-        decode = decode_steps_speculatively if self.speculative else decode_steps
-        return decode(model, state, actions, sampling)
 
     @torch.inference_mode()
     def compile(self, batch_sizes: Sequence[int] = (1,)) -> None:
