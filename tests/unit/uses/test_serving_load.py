@@ -256,7 +256,8 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, number: int) -> None:
     with running, ThreadPoolExecutor(6) as pool:
         with WorldModelClient(port=port) as client:
             assert client.imagine(**question(0))["reward"].shape == (2, HORIZON)
-            futures = [pool.submit(ask_much) for _ in range(6)]  # four begin
+            futures = [pool.submit(ask_much) for _ in range(6)]  # four begin, two wait
+            wait_until(lambda: client.metrics()["tokenwm_batches_total"] == 5)
             wait_until(lambda: client.health()["queued_rows"] == 400)
         start = time.monotonic()
         running.send_signal(number)
