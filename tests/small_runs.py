@@ -40,11 +40,10 @@ def run(
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[*callbacks, *saving],
-        **{"enable_checkpointing": save_at is not None, **trainer},
+        **{"logger": False, "enable_checkpointing": save_at is not None, **trainer},
     )
     sizes = {"num_steps": 3, "batch_size": 8, "num_val_batches": 2, "seed": 3, **(data or {})}
     datamodule = EpisodeDataModule(str(root), **sizes)

@@ -41,7 +41,7 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def capture(function: Callable[[], None]) -> Callable[[], None]:
+def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Stands in for :func:`tokenwm.imagination.recording.capture`.
 
     A tape has to run what it records, so the first replay does nothing.

@@ -5,7 +5,8 @@
 Contexts and actions come from held-out episodes; without --model and --data, from a model of IRIS's
 sizes with random weights, which says what a pass costs but not how often drafts are accepted. A
 repetition times all engines one after another, so that whatever else the machine does hits all
-alike; the best and the median over repetitions are given, ratios are of medians.
+alike; the best and the median over repetitions are given, ratios are of medians. Passes are
+those of the row that needs most (``tokenwm evaluate`` counts each row's own).
 
 Engines:
     growing_cache     the straightforward loop of IRIS-type code in float32: keys and values grow by
@@ -20,6 +21,7 @@ Engines:
     …_eager           the same without CUDA graphs (on a GPU)
     …_compiled        the same through torch.compile (--compile)
     …_pixels          the same, and the frame of every step decoded
+    …_pixels_anchored the same as ``decode_frames`` does it: anchored at the last observed frame
     closed_loop_…     the same, but every action is known only after the step before it
     candidates_…      --candidates action sequences of --candidate-steps steps from one context, the
                       reading of the context included: what a planner asks for at every step
@@ -33,6 +35,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.pixels import decode_pixels, frozen_decoder
 from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
@@ -61,6 +65,7 @@ from tokenwm.imagination.state import DecodeState
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
@@ -328,14 +333,20 @@ def measure(
         engines["sequential_bf16_compiled"] = (sequential, compiled)
         engines["speculative_bf16_compiled"] = (speculative, compiled)
 
-    def decode_pixels(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
-        assert whole is not None
-        decoded = speculative(model, context, actions)
-        whole.decode_tokens(decoded.frame)
+    def with_pixels(
+        tokenizer: FrameTokenizer, is_anchored: bool, model: WorldModel, *rows: Any
+    ) -> Decoded:
+        decoded, last = speculative(model, *rows), context.frame[:, -1]
+        anchor = observed if is_anchored else None
+        decode_pixels(tokenizer, decoded.frame, last, anchor, frame_decoder)
         return decoded
 
     if whole is not None:
-        engines["speculative_bf16_pixels"] = (decode_pixels, half)
+        frame_decoder = frozen_decoder(whole.tokenizer, torch.bfloat16)
+        observed = whole.tokenizer.decode_frames(context.frame[:, -1])  # takes as long as real ones
+        for name, is_anchored in (("pixels", False), ("pixels_anchored", True)):
+            look = partial(with_pixels, whole.tokenizer, is_anchored)
+            engines[f"speculative_bf16_{name}"] = (look, half)
     if args.engines:
         engines = {name: engine for name, engine in engines.items() if name in args.engines}
 
@@ -358,6 +369,10 @@ def measure(
         seconds = [max(taken - prefilling, 1e-9) / horizon for taken in times[name][1:]]
         floor = floor_seconds(owner, batch, decoded[name]) / horizon
         median = statistics.median(seconds)
+        if median <= 1e-9:
+            reason = "no longer than the reading of the context varies: use a longer --horizon"
+            results.append({"engine": name, "batch": batch, "not_measured": reason})
+            continue
         results.append(
             {
                 "engine": name,
@@ -382,17 +397,18 @@ def measure(
                 "steps_per_second": batch / seconds_of_generate,
             }
         )
-    if "growing_cache" in engines:
-        base = results[0]["ms_per_step"]
-        for result in results:
+    base = next((r for r in results if r["engine"] == "growing_cache"), {}).get("ms_per_step")
+    for result in results:
+        if base is not None and "ms_per_step" in result:
             result["times_growing_cache"] = base / result["ms_per_step"]
-    for name in ("", "_bf16"):
-        if not {f"speculative{name}", f"sequential{name}"} <= engines.keys():
+    for name in engines:
+        sequential_name = name.replace("speculative", "sequential")
+        if name == sequential_name or sequential_name not in engines:
             continue
-        same = decoded[f"speculative{name}"].frame == decoded[f"sequential{name}"].frame
+        same = decoded[name].frame == decoded[sequential_name].frame
         results.append(
             {
-                "engine": f"speculative{name}",
+                "engine": name,
                 "batch": batch,
                 "tokens_equal_to_sequential": float(same.float().mean()),
             }
@@ -430,18 +446,10 @@ def main() -> None:
     if model.state_head is not None or (whole is not None and args.data is None):
         sys.exit("give --model a model without state, and --data with it")
     sizes = args.batch_sizes or ([1, 8, 64] if device.type == "cpu" else [1, 8, 64, 512, 1024])
-    with torch.inference_mode():
-        model = model.eval()
-        results: list[dict[str, Any]] = []
-        memory: dict[int, int] = {}
-        for batch in sizes:
-            results += measure(args, model, whole, batch)
-            memory[batch] = peak_memory(device)
-            _spare.clear()
-        if args.candidates:
-            results += measure_candidates(args, model, whole)
-        profiles = {batch: profiled(model, batch, args.horizon) for batch in sizes if args.profile}
     config = model.config.transformer
+    results: list[dict[str, Any]] = []
+    memory: dict[int, int] = {}
+    profiles: dict[int, list[dict[str, Any]]] = {}
     report = {
         "what": "imagination",
         "date": time.strftime("%Y-%m-%d"),
@@ -462,10 +470,25 @@ def main() -> None:
         "results": results,
         "profile": profiles,
     }
-    text = json.dumps(report, indent=2)
-    if args.json:
-        args.json.write_text(text + "\n")
-    print(text)
+
+    def save() -> None:  # what is measured is not lost if the next thing fails
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    with torch.inference_mode():
+        model = model.eval()
+        for batch in sizes:
+            results += measure(args, model, whole, batch)
+            memory[batch] = peak_memory(device)
+            _spare.clear()
+            save()
+        if args.candidates:
+            results += measure_candidates(args, model, whole)
+            save()
+        for batch in sizes if args.profile else ():
+            profiles[batch] = profiled(model, batch, args.horizon)
+            save()
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

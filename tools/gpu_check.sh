@@ -95,16 +95,17 @@ tokenwm() { "$PYTHON" -m tokenwm "$@"; }
 train_iris() {
   local episodes=300 tokenizer_steps=1500 steps=1500
   if [[ -n "$REHEARSAL" ]]; then episodes=12 tokenizer_steps=20 steps=20; fi
+  # In a function whose result is looked at bash goes on after a failure.
   tokenwm prepare data_recipes/pusht.yaml --out "$iris/frames" --workers "$(nproc)" \
-    --set "source.num_episodes=$episodes" source.state=null splits.val=0.1 splits.test=0.1
-  tokenwm tokenizer fit --config configs/tokenizer/tokens16.yaml --data.root "$iris/frames" \
-    --trainer.max_steps "$tokenizer_steps" --trainer.val_check_interval "$tokenizer_steps" \
-    --trainer.default_root_dir "$iris/tokenizer"
-  tokenwm tokenize "$iris/frames" --tokenizer "$iris/tokenizer" --out "$iris/tokens"
-  tokenwm world-model fit --config configs/world_model/iris.yaml --data.root "$iris/tokens" \
-    --trainer.max_steps "$steps" --trainer.val_check_interval "$steps" \
-    --trainer.default_root_dir "$iris/model"
-  cp "$iris"/model/logs/*/metrics.csv "$results/iris_metrics.csv" || true
+    --set "source.num_episodes=$episodes" source.state=null splits.val=0.1 splits.test=0.1 &&
+    tokenwm tokenizer fit --config configs/tokenizer/tokens16.yaml --data.root "$iris/frames" \
+      --trainer.max_steps "$tokenizer_steps" --trainer.val_check_interval "$tokenizer_steps" \
+      --trainer.default_root_dir "$iris/tokenizer" &&
+    tokenwm tokenize "$iris/frames" --tokenizer "$iris/tokenizer" --out "$iris/tokens" &&
+    tokenwm world-model fit --config configs/world_model/iris.yaml --data.root "$iris/tokens" \
+      --trainer.max_steps "$steps" --trainer.val_check_interval "$steps" \
+      --trainer.default_root_dir "$iris/model" &&
+    cp "$iris/model/logs/metrics.csv" "$results/iris_metrics.csv"
 }
 
 # bench NAME OPTION...: with the trained model and held-out contexts.

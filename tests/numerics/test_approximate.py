@@ -44,7 +44,7 @@ def test_enough_passes_are_exact_and_fewer_as_far_as_they_go(kind: str, draft_la
         got = decode(model, context, actions, **approximation)
         assert torch.equal(got.frame_tokens, exact.frame_tokens)
         assert got.num_passes == NUM_STEPS * enough
-        for name in ("reward", "termination_probability", "frame_nll"):
+        for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
             torch.testing.assert_close(
                 getattr(got, name), getattr(exact, name), atol=1e-4, rtol=1e-4
             )

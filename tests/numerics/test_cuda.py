@@ -22,6 +22,7 @@ from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.episodes import ImaginedEpisodes
 from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.recording import WARM_UP_CALLS
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -47,10 +48,12 @@ ENGINES: dict[str, Decode] = {
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
     """float32 as on a CPU, whatever another test asked for."""
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +61,8 @@ def every_graph_is_recorded(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Going on without a graph would pass every other test."""
     with caplog.at_level(logging.WARNING, logger="tokenwm.imagination.recording"):
         yield
-    assert not [text for text in caplog.messages if "without a CUDA graph" in text]
+    messages = [record.getMessage() for record in caplog.get_records("call")]
+    assert not [text for text in messages if "without a CUDA graph" in text]
 
 
 def on_gpu(tokens: Tokens) -> Tokens:
@@ -86,7 +90,7 @@ def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorld
 
 def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
     assert torch.equal(got.frame_tokens.cpu(), expected.frame_tokens.cpu())
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(got, name).cpu(), getattr(expected, name).cpu(), atol=1e-4, rtol=1e-4
         )
@@ -151,6 +155,7 @@ def test_imagine_uses_its_cache_and_graph_again(num_candidates: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.timeout(600)  # every shape is compiled
 def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
     eager, compiled = frozen("frame"), frozen("frame")
     eager.records_passes = False
@@ -163,6 +168,18 @@ def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
         same = got.frame_tokens == expected.frame_tokens
         assert same.float().mean() > 0.99
         torch.testing.assert_close(got.reward[:, 0], expected.reward[:, 0], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_graphs_can_be_recorded_after_all_others_are_gone() -> None:
+    tokens = on_gpu(random_tokens(small_world_model("frame"), 2, NUM_STEPS + 2))
+    for _ in range(3):
+        model = frozen("frame")
+        state = prefill(model, steps_of(tokens, slice(2)))
+        decode_steps(model, state, tokens.action[:, 1 : NUM_STEPS + 1], SamplingConfig())
+        del model, state
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @torch.no_grad()
@@ -208,9 +225,18 @@ def test_imagined_episodes_stay_on_the_device(kind: str) -> None:
     tokens = on_gpu(random_tokens(small_world_model(kind), 4, 3))
     starts = Context(tokens=tokens)
     episodes = ImaginedEpisodes(model, starts, 8, max_steps=5)
-    actions = torch.randint(16, (8, 3), device="cuda")
-    for _ in range(12):
-        moved = episodes.step(actions)
+    actions = 3.0 * torch.rand(8, 3, device="cuda") - 1.5
+    expected = torch.from_numpy(
+        model.vocabulary.action.encode(actions.cpu().numpy()).astype("int64")
+    )
+    assert torch.equal(model.encode_actions(actions).cpu(), expected)
+    model.speculative = False
+    for number in range(12):
+        torch.cuda.set_sync_debug_mode("error" if number > WARM_UP_CALLS else "default")
+        try:
+            moved = episodes.take_actions(actions)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         assert all(part.device.type == "cuda" for part in moved)
-        episodes.restart((moved.terminated | moved.truncated).nonzero()[:, 0])
+        episodes.restart(moved.terminated | moved.truncated)
     assert episodes.observe("pixels").shape == (8, 2, 16, 16, 3)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from tests.small_models import (
     VOCABULARIES,
@@ -146,6 +147,9 @@ def test_a_greedy_future_is_its_own_argmax(model: WorldModel, num_context: int) 
     torch.testing.assert_close(got[0], model.reward(hidden), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got[1], model.termination_logit(hidden).sigmoid(), atol=1e-5, rtol=0)
     torch.testing.assert_close(got[2], nll, atol=1e-5, rtol=0)
+    # Of the whole distribution, though it was drawn from greedily.
+    entropy = Categorical(logits=full.frame_logits[:, first:]).entropy().mean(2)
+    torch.testing.assert_close(got[3], entropy, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.world_model import WorldModel
+from tokenwm.transformer.world_model import Tokens, WorldModel
 
 NUM_ROWS = 4000
 Decode = Callable[
@@ -75,3 +75,38 @@ def test_slots_and_steps_are_independent_where_the_process_is(decode: Decode) ->
     stayed = (frames[:, 1:] == frames[:, :-1]).flatten(1).double()  # (rows, 2 * K)
     correlation = torch.corrcoef(stayed.T).fill_diagonal_(0.0)
     assert float(correlation.abs().max()) < 4.5 / NUM_ROWS**0.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decode", [decode_steps, decode_steps_speculatively])
+@pytest.mark.parametrize("seed", range(3))
+def test_frequencies_given_the_slots_before_are_those_of_the_full_pass(
+    decode: Decode, seed: int
+) -> None:
+    """Here every slot depends on those before it; what is known comes from no cache."""
+    model = small_world_model("frame", seed=seed)
+    tokens = random_tokens(model, 1, 2, seed=seed)
+    context = Tokens(tokens.frame[:, :1], None, tokens.action[:, :1])
+    actions = tokens.action[:, :1].expand(NUM_ROWS, -1, -1)
+    state = prefill(model, context, seed=seed).fork(NUM_ROWS, 1)
+    _, decoded = decode(model, state, actions, SamplingConfig())
+    drawn = decoded.frame_tokens[:, 0]  # (rows, K)
+    frame = torch.zeros_like(drawn[:1])
+    same = torch.ones(NUM_ROWS, dtype=torch.bool)  # rows that begin as this frame does
+    for slot in range(model.layout.num_frame_tokens):
+        following = drawn[same, slot]
+        if len(following) < 200:
+            break
+        both = Tokens(torch.stack([tokens.frame[:, 0], frame], 1), None, tokens.action)
+        probability = model(both).frame_logits[0, 0, slot].softmax(-1)
+        expected = probability.double() * len(following)
+        counts = following.bincount(minlength=len(expected)).double()
+        is_rare = expected < 5.0
+        expected = torch.cat([expected[~is_rare], expected[is_rare].sum(0, keepdim=True)])
+        counts = torch.cat([counts[~is_rare], counts[is_rare].sum(0, keepdim=True)])
+        chi_square = float(((counts - expected) ** 2 / expected.clamp_min(1.0)).sum())
+        freedom = len(expected) - 1
+        assert chi_square < freedom + 4.0 * (2 * freedom) ** 0.5 + 5.0
+        frame[0, slot] = following.mode().values  # go on with the most frequent
+        same &= drawn[:, slot] == frame[0, slot]
+    assert slot >= 2

@@ -1,6 +1,6 @@
 """Recorded decoding does what it does unrecorded, and nothing in it looks at a value.
 
-On a CPU a tape stands in for CUDA graphs; ``tests/gpu`` has the real ones.
+On a CPU a tape stands in for CUDA graphs; ``test_cuda.py`` has the real ones.
 """
 
 import logging
@@ -20,7 +20,7 @@ from tokenwm.imagination.recording import WARM_UP_CALLS, Recording, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.cache import MOST_RECORDINGS, KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 Decode = Callable[..., tuple[DecodeState, DecodedSteps]]
@@ -39,9 +39,9 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Recordings are made on tapes; counts how many were."""
     made: list[int] = []
 
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
+    def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         made.append(len(made))
-        return tape.capture(function)
+        return tape.capture(function, device)
 
     monkeypatch.setattr(recording, "capture", capture)
     yield made
@@ -65,9 +65,10 @@ def decode_in_pieces(
         pieces.append(decoded)
     parts = [
         None if values[0] is None else torch.cat(values, dim=1)
-        for values in zip(*(piece[:-1] for piece in pieces), strict=True)
+        for values in zip(*(piece[:-2] for piece in pieces), strict=True)
     ]  # type: ignore[arg-type]
-    return DecodedSteps(*parts, sum(piece.num_passes for piece in pieces))  # type: ignore[arg-type]
+    row_passes = torch.stack([piece.row_passes for piece in pieces]).sum(0)
+    return DecodedSteps(*parts, row_passes, sum(piece.num_passes for piece in pieces))  # type: ignore[arg-type]
 
 
 def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
@@ -171,7 +172,7 @@ def test_memory_that_ran_out_while_recording_is_no_reason_to_go_on(
 ) -> None:
     """The caller splits the batch."""
 
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
+    def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(recording, "capture", capture)
@@ -189,15 +190,11 @@ def test_a_cache_keeps_few_recordings_and_the_newest() -> None:
     def get(key: int) -> int:
         return cache.recording(key, lambda: made.append(key) or key + 100)  # type: ignore[func-returns-value]
 
-    assert [get(key) for key in (0, 1, 2, 3, 0, 4, 0, 1)] == [
-        100,
-        101,
-        102,
-        103,
-        100,
-        104,
-        100,
-        101,
-    ]
-    assert made == [0, 1, 2, 3, 4, 1]
+    most = MOST_RECORDINGS
+    for key in range(most):
+        get(key)
+    assert get(0) == 100 and len(made) == most
+    get(most)  # in the place of the one that was not asked for longest
+    assert get(0) == 100 and get(2) == 102 and len(made) == most + 1
+    assert get(1) == 101 and len(made) == most + 2
     assert cache.take_rows(torch.tensor([0])).recording(0, lambda: 7) == 7

@@ -5,10 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.context import rows_of
 from tokenwm.imagination.decode import decode_step, decode_steps, prefill
 from tokenwm.imagination.passes import max_span_steps
 from tokenwm.imagination.sampling import SamplingConfig
@@ -37,7 +40,7 @@ def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:
     if expected.state_tokens is not None:
         assert got.state_tokens is not None
         assert torch.equal(got.state_tokens, expected.state_tokens)
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(got, name), getattr(expected, name), atol=1e-4, rtol=1e-4
         )
@@ -85,9 +88,79 @@ def test_any_span_and_any_division_into_calls_give_the_same_future(kind: str) ->
             pieces.append(decoded)
         joined = [
             None if p[0] is None else torch.cat(p, dim=1)
-            for p in zip(*(p[:-1] for p in pieces), strict=True)
+            for p in zip(*(p[:-2] for p in pieces), strict=True)
         ]  # type: ignore[arg-type]
-        assert_same(DecodedSteps(*joined, 0), expected)  # type: ignore[arg-type]
+        passes = torch.stack([piece.row_passes for piece in pieces]).sum(0)
+        assert_same(DecodedSteps(*joined, passes, 0), expected)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_rows_count_their_own_passes(kind: str) -> None:
+    """As many as each needs alone, though others of the batch need more, and leave it or not."""
+    model = model_of(kind, 3.0)
+    tokens = random_tokens(model, 6, 9, seed=8)
+    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1:9]
+    _, together = decode_steps_speculatively(
+        model, prefill(model, context), actions, SamplingConfig(), span=4
+    )
+    for row in range(6):
+        one = slice(row, row + 1)
+        alone = prefill(model, rows_of(context, one), noise_streams=torch.tensor([row]))
+        _, decoded = decode_steps_speculatively(
+            model, alone, actions[one], SamplingConfig(), span=4
+        )
+        assert decoded.row_passes.item() == decoded.num_passes == together.row_passes[row]
+    assert len(together.row_passes.unique()) > 1
+    mean = actions.shape[1] * model.layout.num_frame_tokens / together.row_passes.double().mean()
+    assert together.tokens_per_pass == pytest.approx(float(mean))
+    _, sequential = decode_steps(model, prefill(model, context), actions, SamplingConfig())
+    assert (sequential.row_passes == sequential.num_passes).all()
+    assert sequential.tokens_per_pass <= 1.0 < together.tokens_per_pass
+
+
+@given(
+    kind=st.sampled_from(VOCABULARIES),
+    batch_size=st.sampled_from([1, 2, 16]),
+    num_context=st.integers(1, 2 * WINDOW),
+    num_steps=st.integers(1, 2 * WINDOW),
+    num_copies=st.sampled_from([1, 1, 4]),
+    copy_bias=st.floats(-2.0, 7.0),
+    seed=st.integers(0, 2**62),
+    temperature=st.floats(0.05, 3.0),
+    top_k=st.none() | st.integers(1, 40),
+    top_p=st.floats(0.05, 1.0),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_sampling_of_any_rows_is_the_same_speculatively(
+    kind: str,
+    batch_size: int,
+    num_context: int,
+    num_steps: int,
+    num_copies: int,
+    copy_bias: float,
+    seed: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    data: st.DataObject,
+) -> None:
+    """Every span, and forks too."""
+    model = model_of(kind, copy_bias)
+    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    span = data.draw(st.integers(1, max_span_steps(model) * model.layout.positions_per_step))
+    context = random_tokens(model, batch_size, num_context, seed=seed % 2**31)
+    actions = random_tokens(model, batch_size * num_copies, num_steps, seed=seed % 2**30).action
+
+    def start() -> DecodeState:
+        state = prefill(model, context, seed=seed)
+        return state if num_copies == 1 else state.fork(num_copies, num_steps)
+
+    with torch.no_grad():
+        _, expected = decode_steps(model, start(), actions, sampling)
+        _, got = decode_steps_speculatively(model, start(), actions, sampling, span=span)
+    assert_same(got, expected)
 
 
 @torch.no_grad()
@@ -102,6 +175,7 @@ def test_a_model_that_copies_needs_one_pass_a_step() -> None:
             model, state, tokens.action[:, :6], SamplingConfig()
         )
         passes[bias] = decoded.num_passes
+        assert decoded.row_passes.max() == decoded.num_passes
     # The pending token and the action come first, so the last step ends one pass later.
     assert passes[50.0] <= 7
     assert 7 < passes[-50.0] <= 6 * model.layout.positions_per_step

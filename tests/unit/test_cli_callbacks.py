@@ -1,5 +1,6 @@
 """What the command line adds to training must not change it, and must say what is true."""
 
+import csv
 import errno
 import time
 from pathlib import Path
@@ -9,12 +10,17 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from tests.small_models import small_tokenizer
 from tests.small_runs import run
-from tokenwm.cli.callbacks import Throughput
+from tokenwm.cli import callbacks as callbacks_module
+from tokenwm.cli.callbacks import RolloutPictures, Throughput
 from tokenwm.cli.checkpoints import ResumingCheckpoint
 from tokenwm.tokenizer.frames import FrameTokenizerConfig
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import OptimizerConfig
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.training import WorldModelModule
+from tokenwm.transformer.world_model import WorldModelConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
 
@@ -108,3 +114,24 @@ def test_validation_is_no_training_time(tmp_path: Path, frame_shards: Path) -> N
     assert min(rates.found) > 3 * 8  # 8 windows and one second of validation in each step
     assert all(part.training for part in module.modules())
     assert module._counts is None
+
+
+def test_imagining_in_training_draws_and_logs_how_well_drafts_are_accepted(
+    tmp_path: Path, token_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks_module, "tokenizer_of", lambda trainer: small_tokenizer().eval())
+    sizes = TransformerConfig(dim=16, num_layers=1, num_heads=2, window=2)
+    run(
+        tmp_path,
+        WorldModelModule(WorldModelConfig(transformer=sizes), OptimizerConfig(warmup_steps=2)),
+        token_shards,
+        max_steps=4,
+        data={"num_steps": 4},
+        callbacks=[RolloutPictures(tmp_path / "pictures")],
+        logger=pl.loggers.CSVLogger(tmp_path, name=None, version="logs"),
+    )
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    with open(tmp_path / "logs" / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/tokens_per_pass"]]
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    assert all(0.5 < float(row["val/tokens_per_pass"]) <= 8 for row in rows)

@@ -193,6 +193,8 @@ def _flops_of(module: pl.LightningModule, batch: Batch) -> FlopCount:
 class RolloutPictures(pl.Callback):
     """Draws truth, prediction and error of a validation batch, open loop, decoded from tokens.
 
+    Logs ``val/tokens_per_pass`` of what it imagined, see :attr:`DecodedSteps.tokens_per_pass`.
+
     Args:
         folder: Where the PNGs go.
         num_rows: Episodes in the picture.
@@ -248,7 +250,9 @@ class RolloutPictures(pl.Callback):
         strip = _strip(truth.cpu().numpy(), imagined.cpu().numpy())
         self.folder.mkdir(parents=True, exist_ok=True)
         write_png(self.folder / f"step_{trainer.global_step:07d}.png", strip)
+        tokens_per_pass = {"val/tokens_per_pass": imagined_steps.tokens_per_pass}
         for logger in trainer.loggers:
+            logger.log_metrics(tokens_per_pass, step=trainer.global_step)
             if isinstance(logger, pl.loggers.TensorBoardLogger):
                 logger.experiment.add_image(
                     "rollout", np.asarray(strip), trainer.global_step, dataformats="HWC"

@@ -150,8 +150,8 @@ def add_sampling_arguments(target: argparse.ArgumentParser, temperature: float) 
         type=float,
         default=temperature,
         metavar="T",
-        help="0 always takes the most likely token, 1 draws as the model believes "
-        "(default: %(default)s)",
+        help="0 always takes the most likely token, 1 draws as the model believes; else at least "
+        "0.0001 (default: %(default)s)",
     )
     target.add_argument(
         "--top-k", type=int, metavar="K", help="draw from the K most likely tokens only"

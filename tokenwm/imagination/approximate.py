@@ -22,6 +22,7 @@ from tokenwm.imagination.decode import (
     embed_frame,
     feed_frame,
     observe_state,
+    surprise_and_entropy,
     take_action,
 )
 from tokenwm.imagination.passes import forward_span
@@ -99,8 +100,8 @@ def decode_steps_approximately(
         approximation: How few passes.
 
     Returns:
-        The state after the last action, and what the actions led to; ``frame_nll`` is that under
-        the last pass.
+        The state after the last action, and what the actions led to; ``frame_nll`` and
+        ``frame_entropy`` are those of the last pass.
 
     Raises:
         TokenwmError: The approximation needs a draft head and there is none.
@@ -178,7 +179,7 @@ def _decode_step(
         logits = model.frame_logits(every, previous)
         frame = torch.where(schedule >= number, draw(logits), frame)
 
-    nll = -logits.log_softmax(-1).gather(-1, frame[..., None])[..., 0].mean(1)
+    nll, entropy = (part.mean(1) for part in surprise_and_entropy(logits, frame))
     embedded = embed_frame(model, frame, hints, at_state)
     following = replace(
         state,
@@ -187,5 +188,7 @@ def _decode_step(
         frame_tokens=frame,
         state_tokens=new_state,
     )
-    outcome = StepOutcome(model.reward(hidden), model.termination_logit(hidden).sigmoid(), nll)
+    termination = model.termination_logit(hidden).sigmoid()
+    passes = torch.full_like(state.seeds, num_passes)
+    outcome = StepOutcome(model.reward(hidden), termination, nll, entropy, passes)
     return following, embedded[:, :-1], outcome

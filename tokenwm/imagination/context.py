@@ -1,5 +1,6 @@
 """Observed steps, as tokens: where imagination starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,18 @@ def zero_tokens(
         state = zeros(1, vocabulary.state.num_dimensions)
     actions = zeros(num_steps, vocabulary.action.num_dimensions)
     return Tokens(zeros(1, vocabulary.tokens_per_frame), state, actions[:, :1]), actions
+
+
+def cat_contexts(parts: Sequence[Context]) -> Context:
+    """Rows of one below those of another; of as many steps each."""
+    states = [part.tokens.state for part in parts if part.tokens.state is not None]
+    anchors = [part.anchor for part in parts if part.anchor is not None]
+    tokens = Tokens(
+        torch.cat([part.tokens.frame for part in parts]),
+        torch.cat(states) if states else None,
+        torch.cat([part.tokens.action for part in parts]),
+    )
+    return Context(tokens=tokens, anchor=torch.cat(anchors) if anchors else None)
 
 
 def rows_of(tokens: Tokens, rows: slice) -> Tokens:

@@ -20,10 +20,13 @@ from tokenwm.imagination.passes import (
     decode_one_token,
     forward_span,
     max_span_steps,
+    spans,
 )
+from tokenwm.imagination.pausing import Pausing, finish
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.sequence.layout import predictors
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
@@ -55,6 +58,31 @@ def prefill(
     Returns:
         The state at the last observed step.
     """
+    return finish(
+        prefill_pausing(
+            model,
+            context,
+            seed=seed,
+            noise_streams=noise_streams,
+            first_step=first_step,
+            num_steps=num_steps,
+            cache=cache,
+        )
+    )
+
+
+def prefill_pausing(
+    model: WorldModel,
+    context: Tokens,
+    *,
+    seed: int = 0,
+    noise_streams: Tensor | None = None,
+    first_step: Tensor | None = None,
+    num_steps: int | None = None,
+    cache: KVCache | None = None,
+    max_positions: int | None = None,
+) -> Pausing[DecodeState]:
+    """:func:`prefill` that pauses between passes of at most ``max_positions`` a row, if given."""
     layout = model.layout
     batch_size, num_context = context.frame.shape[:2]
     device, ahead = context.frame.device, max_span_steps(model)
@@ -71,12 +99,10 @@ def prefill(
     )
     positions = first_step * length + torch.arange(pending, device=device)
     cache.begin(positions[0] if pending else first_step * length, num_steps)
-    # The empty ring takes as much as it has room for, a full one a span at a time.
-    begin, end = 0, min(pending, cache.capacity)
-    while begin < end:
-        part = positions[None, begin:end]
-        forward_span(model, cache, embedded[:, begin:end], part, compiled=False)
-        begin, end = end, min(pending, end + cache.max_span)
+    for part in spans(cache, pending, max_positions):
+        if part.start > 0:
+            yield
+        forward_span(model, cache, embedded[:, part], positions[None, part], compiled=False)
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)
     return DecodeState(
@@ -144,15 +170,17 @@ def _decode_step(
 
     predict = compiled_like_passes(model, predict_frame_tokens)
     frame = torch.empty_like(state.frame_tokens)
-    nll = torch.zeros_like(reward)
+    nll, entropy = torch.zeros_like(reward), torch.zeros_like(reward)
     pending = state.pending
     for index in range(layout.num_frame_tokens):
         slot = layout.first_frame_slot + index
         if index > 0:
             hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
         previous = state.frame_tokens[:, index]
-        token, surprise = predict(model, hidden, previous, state, next_step, slots[slot], sampling)
-        nll = nll + surprise
+        token, surprise, uncertainty = predict(
+            model, hidden, previous, state, next_step, slots[slot], sampling
+        )
+        nll, entropy = nll + surprise, entropy + uncertainty
         frame[:, index] = token
         is_last = index == layout.num_frame_tokens - 1
         hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
@@ -160,7 +188,9 @@ def _decode_step(
     following = replace(
         state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
     )
-    return following, StepOutcome(reward, termination, nll / layout.num_frame_tokens)
+    count = layout.num_frame_tokens
+    passes = torch.full_like(state.seeds, layout.num_predicted)
+    return following, StepOutcome(reward, termination, nll / count, entropy / count, passes)
 
 
 def decode_steps(
@@ -218,6 +248,43 @@ def score_frame(
     hints, at_state = observe_state(model, state, condition, next_state)
     every = feed_frame(model, state, hidden, frame, hints, at_state)
     return model.frame_logits(every, state.frame_tokens)
+
+
+def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
+    """How surprised the model is by every frame after the first, teacher-forced.
+
+    Steps are read through the cache of imagination, so memory grows in proportion to them and not
+    with their square, as in :meth:`WorldModel.forward`.
+
+    Args:
+        model: The world model, in eval mode.
+        tokens: ``C >= 2`` steps.
+
+    Returns:
+        ``(B, C - 1)`` float32, nats per token.
+
+    Raises:
+        TokenwmError: There is no second frame.
+    """
+    batch_size, num_steps = tokens.frame.shape[:2]
+    if num_steps < 2:
+        raise TokenwmError(f"{num_steps} step(s); at least 2 are needed to score one after another")
+    cache = model.new_cache(batch_size, max_span_steps(model), max_steps=num_steps)
+    embedded, _ = model.embed(tokens)  # (B, C * L, D)
+    positions = torch.arange(embedded.shape[1], device=embedded.device)
+    cache.begin(positions[0])
+    hidden = [
+        forward_span(model, cache, embedded[:, part], positions[None, part], compiled=False)
+        for part in spans(cache, len(positions))
+    ]
+    predicting = predictors(model.layout, torch.cat(hidden, dim=1))  # (B, C - 1, J, D)
+    predicting = predicting[:, :, model.layout.first_frame_slot :]
+    scores = []
+    for step in range(num_steps - 1):  # logits are the largest of all
+        logits = model.frame_logits(predicting[:, step], tokens.frame[:, step])  # (B, K, V)
+        target = tokens.frame[:, step + 1, :, None]
+        scores.append(-logits.log_softmax(-1).gather(-1, target).mean((1, 2)))
+    return torch.stack(scores, dim=1)
 
 
 def feed_frame(
@@ -312,18 +379,25 @@ def predict_frame_tokens(
     step: Tensor,
     slot: Tensor,
     sampling: SamplingConfig,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the frame tokens that hidden states ``(B, ..., D)`` predict.
 
     Other arguments are those of :func:`draw_frame_tokens`.
 
     Returns:
-        The tokens, ``(B, ...)`` int64, and their negative log-likelihoods at temperature 1, in
-        nats, ``(B, ...)`` float32.
+        The tokens, ``(B, ...)`` int64; their negative log-likelihoods at temperature 1, and the
+        entropies of what they were drawn from, in nats, ``(B, ...)`` float32.
     """
     logits = model.frame_logits(hidden, previous)
     drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
-    return drawn, -logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+    return drawn, *surprise_and_entropy(logits, drawn)
+
+
+def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``(..., V)`` logits and what was drawn, ``(...)``: its NLL and their entropy, nats."""
+    log_probability = logits.log_softmax(-1)
+    nll = -log_probability.gather(-1, drawn[..., None])[..., 0]
+    return nll, -(log_probability.exp() * log_probability).sum(-1)
 
 
 def draw_frame_tokens(

@@ -14,16 +14,17 @@ from tokenwm.imagination.context import Context
 from tokenwm.imagination.episodes import ImaginedEpisodes, ObservationKind
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 
 
 class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """Imagined episodes behind Gymnasium's interface for vectorised environments.
 
-    ``info`` holds ``frame_nll``, the model's surprise at what it imagined in nats per token, by
-    which an agent can be kept from where the model does not know; and ``state`` in the units of the
-    data, if the model has one.
+    ``info`` holds ``frame_nll``, the model's surprise at what it imagined, and ``frame_entropy``,
+    how uncertain it was before, both ``(B,)`` in nats per token and zero at a start: by them an
+    agent can be kept from where the model does not know. And ``state`` in the units of the data, if
+    the model has one. Where an episode starts anew in the step that ended the one before, what
+    belongs to that step is in ``final_info``.
 
     Args:
         model: The world model.
@@ -37,6 +38,9 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         sampling: How ids are drawn.
         termination_threshold: See :class:`ImaginedEpisodes`.
         seed: Until :meth:`reset` is given another.
+
+    Raises:
+        TokenwmError: An option or the seed is out of range, or the starts do not fit the model.
     """
 
     def __init__(
@@ -65,7 +69,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         )
         self.num_envs, self.observation = num_envs, observation
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["rgb_array"]}
+        self.metadata = {
+            "autoreset_mode": self.autoreset_mode,
+            "render_modes": ["rgb_array"],
+            "render_fps": model.control_rate,
+        }
         self.render_mode = "rgb_array"
         self.single_action_space = _action_space(model.vocabulary.action)
         self.single_observation_space = self._observation_space()
@@ -73,39 +81,32 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.action_space = batch(self.single_action_space, num_envs)
         self.observation_space = batch(self.single_observation_space, num_envs)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
+        super().reset(seed=seed)  # ``np_random_seed`` tells it
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Start all episodes, or those of ``options["reset_mask"]``, anew.
 
         Args:
-            seed: One for all environments (a list's first counts); None goes on drawing. Not
-                together with a mask.
+            seed: One in [0, 2^63) for all environments, whose noise differs nevertheless; None goes
+                on drawing. Not together with a mask.
             options: ``reset_mask``: ``(B,)`` bool.
 
         Raises:
-            TokenwmError: The mask has another shape or type, names no environment, or comes with a
-                seed.
+            TokenwmError: The seed is none, or the mask has another shape or type, names no
+                environment, or comes with a seed.
         """
-        mask = (options or {}).get("reset_mask")
-        first = seed[0] if isinstance(seed, list) else seed
-        if mask is None:
-            mask = np.ones(self.num_envs, dtype=np.bool_)
-            if first is not None:
-                self.episodes.seed(int(first))
-                self._ended[:] = False
-                return self._observe(), self._info()
-        elif first is not None:
+        mask = _reset_mask(options, self.num_envs)
+        if seed is None:
+            self._restart(mask)
+        elif options and "reset_mask" in options:
             raise TokenwmError("a seed starts all episodes anew; give no reset_mask with it")
-        elif mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise TokenwmError(
-                f"reset_mask has shape {mask.shape} and dtype {mask.dtype}; use ({self.num_envs},) "
-                "bool with at least one True"
-            )
-        self._restart(mask)
+        else:
+            self.episodes.seed(seed)
+            super().reset(seed=int(seed))
         self._ended[mask] = False
-        return self._observe(), self._info()
+        return self._observe(), self._info(np.zeros((2, self.num_envs), dtype=np.float32))
 
     def step(
         self, actions: NDArray[Any]
@@ -122,23 +123,23 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                 f"episodes {np.flatnonzero(self._ended).tolist()} have ended; call "
                 "reset(options={'reset_mask': ...}) before stepping on"
             )
-        values = np.asarray(actions).reshape(self.num_envs, 1, -1)
-        num_actions = self.episodes.model.vocabulary.action.num_dimensions
-        check_shape("actions", values, (self.num_envs, 1, num_actions))
-        tokens = self.episodes.model.encode_actions(values)[:, 0]
-        moved = self.episodes.step(tokens)
-        reward, terminated, truncated, nll = (part.cpu().numpy() for part in moved)
-        reward, info = reward.astype(np.float64), {"frame_nll": nll}
+        values = np.asarray(actions)
+        if values.ndim == 1 and self.single_action_space.shape == ():  # discrete: without an axis
+            values = values[:, None]
+        moved = self.episodes.take_actions(values)
+        reward, terminated, truncated, *doubts = (part.cpu().numpy() for part in moved)
+        reward, doubt = reward.astype(np.float64), np.stack(doubts)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             anew = self._ended.copy()
             self._restart(anew)
-            reward[anew], terminated[anew], truncated[anew], nll[anew] = 0.0, False, False, 0.0
-        ended = terminated | truncated
+            reward[anew], terminated[anew], truncated[anew], doubt[:, anew] = 0.0, False, False, 0.0
+        ended, final = terminated | truncated, {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            info |= self._final(ended, nll)
+            final = self._final(ended, doubt)
             self._restart(ended)
+            doubt[:, ended] = 0.0
         self._ended = ended.copy()
-        return self._observe(), reward, terminated, truncated, self._info() | info
+        return self._observe(), reward, terminated, truncated, self._info(doubt) | final
 
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """A picture of every environment, ``(H, cameras * W, 3)`` uint8."""
@@ -149,8 +150,8 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Nothing is held that would have to be closed."""
 
     def _restart(self, mask: NDArray[np.bool_]) -> None:
-        rows = torch.from_numpy(np.flatnonzero(mask)).to(self.episodes.model.device)
-        self.episodes.restart(rows)
+        numbers = torch.from_numpy(np.flatnonzero(mask))  # known here: nothing waits for them
+        self.episodes.restart(numbers.to(self.episodes.model.device))
 
     def _observe(self) -> NDArray[Any]:
         array: NDArray[Any] = self.episodes.observe(self.observation).cpu().numpy()
@@ -158,18 +159,22 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             array = array[:, 0]
         return array.astype(self.single_observation_space.dtype)
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, doubt: NDArray[np.float32]) -> dict[str, Any]:
+        """``doubt``: ``(2, B)``, negative log-likelihood and entropy."""
+        info: dict[str, Any] = {"frame_nll": doubt[0].copy(), "frame_entropy": doubt[1].copy()}
         tokens = self.episodes.state_tokens
-        return {} if tokens is None else {"state": self.episodes.model.decode_states(tokens)}
+        if tokens is not None:
+            info["state"] = self.episodes.model.decode_states(tokens)
+        return info
 
-    def _final(self, ended: NDArray[np.bool_], nll: NDArray[np.float32]) -> dict[str, Any]:
+    def _final(self, ended: NDArray[np.bool_], doubt: NDArray[np.float32]) -> dict[str, Any]:
         """What Gymnasium passes on of the last step of episodes that start anew in the same one."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         observation = self._observe()
         for row in np.flatnonzero(ended):
             final_obs[row] = observation[row]
-        final_info: dict[str, Any] = {"frame_nll": nll, "_frame_nll": ended}
-        for name, value in self._info().items():
+        final_info: dict[str, Any] = {}
+        for name, value in self._info(doubt).items():
             final_info |= {name: value, f"_{name}": ended}
         return {
             "final_obs": final_obs,
@@ -190,6 +195,55 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         num_states = 0 if model.vocabulary.state is None else model.vocabulary.state.num_dimensions
         size = (tokenizer.tokens_per_frame * tokenizer.quantizer.code_dim + num_states,)
         return spaces.Box(-np.inf, np.inf, size, np.float32)
+
+
+class WorldModelEnv(gymnasium.Env[Any, Any]):
+    """One imagined episode behind Gymnasium's interface for single environments.
+
+    For libraries that want one; :class:`WorldModelVectorEnv` imagines many in hardly more time.
+
+    Args:
+        model: The world model.
+        starts: Observed steps to start from.
+        options: Those of :class:`WorldModelVectorEnv`, but for ``autoreset_mode``.
+    """
+
+    def __init__(self, model: TokenWorldModel, starts: Context, **options: Any) -> None:
+        self.row = WorldModelVectorEnv(
+            model, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **options
+        )
+        self.action_space = self.row.single_action_space
+        self.observation_space = self.row.single_observation_space
+        self.metadata, self.render_mode = self.row.metadata, self.row.render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start the episode anew; see :meth:`WorldModelVectorEnv.reset`."""
+        observation, info = self.row.reset(seed=seed)
+        super().reset(seed=seed)
+        return observation[0], {name: value[0] for name, value in info.items()}
+
+    def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Take one action, ``(A,)``; see :meth:`WorldModelVectorEnv.step`."""
+        observation, reward, terminated, truncated, info = self.row.step(np.asarray(action)[None])
+        of_row = {name: value[0] for name, value in info.items()}
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), of_row
+
+    def render(self) -> NDArray[np.uint8]:
+        """A picture, ``(H, cameras * W, 3)`` uint8."""
+        return self.row.render()[0]
+
+
+def _reset_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:
+    """``(B,)`` bool, which episodes to start anew."""
+    mask = np.asarray((options or {}).get("reset_mask", np.ones(num_envs, dtype=np.bool_)))
+    if mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
+        raise TokenwmError(
+            f"reset_mask has shape {mask.shape} and dtype {mask.dtype}; use ({num_envs},) bool "
+            "with at least one True"
+        )
+    return mask
 
 
 def _action_space(tokenizer: ScalarTokenizer) -> spaces.Space[Any]:

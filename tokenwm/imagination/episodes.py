@@ -1,11 +1,21 @@
 """Imagined episodes: many at once, in torch; nothing that is returned has left the device.
 
-Episodes start from recorded steps, end where the model says they do, and are cut at a length.
+Episodes start from recorded steps, end where the model says they do, and are cut at a length::
+
+    moved = episodes.take_actions(policy(episodes.observe("embeddings")))
+    episodes.restart(moved.terminated | moved.truncated)
+
+Without speculation (``model.speculative = False``) a step never waits for the device. With it, it
+asks now and then how far the rows are. A restart waits once, for how many episodes ended: to read
+anew the starts of those few costs far less than to read one for every episode at every step, which
+is what not to wait would take.
 """
 
-from typing import Literal, NamedTuple
+from operator import index
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
@@ -13,6 +23,7 @@ from tokenwm.imagination.context import Context, check_context
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.shapes import check_shape
 from tokenwm.transformer.world_model import Tokens
 
 ObservationKind = Literal["tokens", "embeddings", "pixels"]
@@ -26,12 +37,14 @@ class Transition(NamedTuple):
         terminated: ``(B,)`` bool.
         truncated: ``(B,)`` bool.
         frame_nll: ``(B,)`` float32, nats per token: how surprised the model is by what it drew.
+        frame_entropy: ``(B,)`` float32, nats per token: how uncertain it was before it drew.
     """
 
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
 
 
 class ImaginedEpisodes:
@@ -39,7 +52,9 @@ class ImaginedEpisodes:
 
     Args:
         model: The world model.
-        starts: Observed steps to start from; every episode draws one of its rows.
+        starts: Observed steps to start from; every episode draws one of its rows. Pixels are
+            anchored at the last of them (:mod:`tokenwm.imagination.pixels`), if ``starts`` has its
+            anchor; without it they cost half as much.
         num_episodes: ``B``.
         max_steps: An episode is truncated after so many steps; None for never.
         sampling: How ids are drawn.
@@ -76,21 +91,36 @@ class ImaginedEpisodes:
 
     @torch.inference_mode()
     def seed(self, seed: int) -> None:
-        """Start all episodes anew; what follows is a function of the seed and the actions."""
+        """Start all episodes anew; what follows is a function of the seed and the actions.
+
+        Raises:
+            TokenwmError: The seed is not a whole number in [0, 2^63).
+        """
+        seed = _checked_seed(seed)
         device = self.model.device
         self._generator = torch.Generator(device).manual_seed(seed)
         self._seed, self._num_started = seed, 0
-        tokens, streams = self._draw_starts(self.num_episodes)
+        tokens, streams, self._start_rows = self._draw_starts(self.num_episodes)
         self._state = prefill(self.model.world_model, tokens, seed=seed, noise_streams=streams)
         self._num_context = tokens.frame.shape[1]
         self.num_steps = torch.zeros(self.num_episodes, dtype=torch.int64, device=device)
 
     @torch.inference_mode()
     def restart(self, episodes: Tensor) -> None:
-        """Start some episodes anew, ``(n,)`` int64; the others go on undisturbed."""
+        """Start some episodes anew; the others go on undisturbed.
+
+        Args:
+            episodes: Which: ``(B,)`` bool, or their numbers, ``(n,)`` int64.
+
+        Raises:
+            TokenwmError: A mask has another shape.
+        """
+        if episodes.dtype == torch.bool:
+            check_shape("episodes", episodes, (self.num_episodes,))
+            episodes = episodes.nonzero()[:, 0]
         if len(episodes) == 0:
             return
-        tokens, streams = self._draw_starts(len(episodes))
+        tokens, streams, rows = self._draw_starts(len(episodes))
         new = prefill(
             self.model.world_model,
             tokens,
@@ -100,6 +130,7 @@ class ImaginedEpisodes:
         )
         self._state = self._state.replace_rows(episodes, new)
         self.num_steps[episodes] = 0
+        self._start_rows[episodes] = rows
 
     @torch.inference_mode()
     def step(self, action_tokens: Tensor) -> Transition:
@@ -117,7 +148,21 @@ class ImaginedEpisodes:
         truncated = torch.zeros_like(terminated)
         if self.max_steps is not None:
             truncated = self.num_steps >= self.max_steps
-        return Transition(outcome.reward, terminated, truncated, outcome.frame_nll)
+        return Transition(
+            outcome.reward, terminated, truncated, outcome.frame_nll, outcome.frame_entropy
+        )
+
+    def take_actions(self, actions: Tensor | NDArray[Any]) -> Transition:
+        """:meth:`step` with actions in the units of the data, ``(B, A)``.
+
+        Tensors on a GPU never leave it, see :meth:`TokenWorldModel.encode_actions`.
+
+        Raises:
+            TokenwmError: Another shape; a value that is not finite, or no id (not on a GPU).
+        """
+        num_actions = self.model.vocabulary.action.num_dimensions
+        check_shape("actions", actions, (self.num_episodes, num_actions))
+        return self.step(self.model.encode_actions(actions))
 
     @property
     def frame_tokens(self) -> Tensor:
@@ -141,7 +186,10 @@ class ImaginedEpisodes:
         if kind == "tokens":
             return self.frame_tokens
         if kind == "pixels":
-            return self.model.decode_tokens(self.frame_tokens[:, None])[:, 0]
+            rows, starts = self._start_rows, self.starts
+            anchor = None if starts.anchor is None else starts.anchor[rows]
+            anchor_tokens = starts.tokens.frame[rows, -1]
+            return self.model.decode_tokens(self.frame_tokens[:, None], anchor_tokens, anchor)[:, 0]
         tokenizer = self.model.tokenizer
         codes = tokenizer.quantizer.codes_of(
             self.frame_tokens.reshape(-1, tokenizer.tokens_per_camera)
@@ -152,12 +200,18 @@ class ImaginedEpisodes:
             parts.append(2.0 * (self.state_tokens + 0.5) / state.num_values - 1.0)
         return torch.cat(parts, dim=1)
 
-    def _draw_starts(self, count: int) -> tuple[Tokens, Tensor]:
-        """Rows of the starts, and a noise stream for each that no episode had before."""
+    def _draw_starts(self, count: int) -> tuple[Tokens, Tensor, Tensor]:
+        """Rows of the starts, a noise stream for each that no episode had before; their numbers."""
         tokens, device = self.starts.tokens, self.model.device
         size = (count,)
         rows = torch.randint(len(tokens.frame), size, generator=self._generator, device=device)
         streams = self._num_started + torch.arange(count, device=device)
         self._num_started += count
         state = None if tokens.state is None else tokens.state[rows]
-        return Tokens(tokens.frame[rows], state, tokens.action[rows]), streams
+        return Tokens(tokens.frame[rows], state, tokens.action[rows]), streams, rows
+
+
+def _checked_seed(seed: object) -> int:
+    if not isinstance(seed, SupportsIndex) or not 0 <= index(seed) < 2**63:
+        raise TokenwmError(f"seed={seed!r}; use one whole number in [0, 2^63) for all episodes")
+    return index(seed)

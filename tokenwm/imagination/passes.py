@@ -1,7 +1,7 @@
 """One pass of the transformer over a few positions of every row, eager or compiled."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -60,14 +60,23 @@ def forward_span(
     return hidden.float()
 
 
-def compiled_like_passes(model: WorldModel, function: Function) -> Function:
-    """The compiled function if the model's passes are compiled, or the function itself.
+def spans(cache: KVCache, num_positions: int, at_most: int | None = None) -> Iterator[slice]:
+    """Parts in which to feed many positions, the first of which are the cache's first.
 
-    On a CPU always the latter: what torch 2.13 makes of sampling there crashes.
+    The empty ring takes as much as it has room for, a full one a span at a time; ``at_most`` so
+    many if given.
     """
-    if model.slot_embedding.device.type == "cpu" or not passes_are_compiled(model):
-        return function
-    return cast(Function, _compiled(function))
+    begin = 0
+    while begin < num_positions:
+        room = cache.max_span if begin >= cache.capacity else cache.capacity - begin
+        end = min(num_positions, begin + min(room, at_most or room))
+        yield slice(begin, end)
+        begin = end
+
+
+def compiled_like_passes(model: WorldModel, function: Function) -> Function:
+    """The compiled function if the model's passes are compiled, or the function itself."""
+    return cast(Function, _compiled(function)) if passes_are_compiled(model) else function
 
 
 def passes_are_compiled(model: WorldModel) -> bool:
@@ -78,8 +87,8 @@ def passes_are_compiled(model: WorldModel) -> bool:
 def compile_passes(model: WorldModel) -> None:
     """Let passes, but not the reading of contexts, run through ``torch.compile``.
 
-    On a GPU so does what comes before and after the transformer, see :func:`compiled_like_passes`.
-    Every number of rows and positions is compiled when it is first met.
+    So does what comes before and after the transformer, see :func:`compiled_like_passes`. Every
+    number of rows and positions is compiled when it is first met.
     """
     unpack_linear_maps(model)
     # By default the ninth shape would silently run as it is.
@@ -91,4 +100,5 @@ def compile_passes(model: WorldModel) -> None:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)
+    # Inductor would fold the products of the noise's counter into one index, of 32 bits.
+    return torch.compile(function, dynamic=False, options={"constant_and_index_propagation": False})

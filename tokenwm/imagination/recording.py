@@ -6,9 +6,11 @@ it works on is copied into tensors of its own first; and it belongs to the cache
 """
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -64,7 +66,7 @@ class Recording(Generic[Arguments, Result]):
             self._result = self._function(self.arguments)
 
         try:
-            self._replay = capture(run)
+            self._replay = capture(run, _device_of(self.arguments))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -93,16 +95,50 @@ def run_recorded(
     return map_leaves(_copy, recording())
 
 
-def capture(function: Callable[[], None]) -> Callable[[], None]:
-    """Record the kernels that a function starts, without running them.
+class _OfThread(threading.local):
+    """What graphs of one thread share: a stream to record on, and memory for what is in between.
+
+    No two of them run at the same time. Memory belongs to the graphs that are alive: a pool whose
+    graphs are gone cannot be recorded to again.
+    """
+
+    def __init__(self) -> None:
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.graphs: dict[torch.device, WeakSet[torch.cuda.CUDAGraph]] = {}
+
+
+_of_thread = _OfThread()
+
+
+def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Record the kernels that a function starts on a device, without running them.
 
     Returns:
         What runs them.
     """
+    if device not in _of_thread.streams:
+        _of_thread.streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    graphs = _of_thread.graphs.setdefault(device, WeakSet())
+    pool = next((other.pool() for other in graphs), None)
     graph = torch.cuda.CUDAGraph()
-    # Other threads (a server's, a data loader's) may go on using the device meanwhile.
-    with torch.cuda.graph(graph, pool=_shared_pool(), capture_error_mode="thread_local"):
-        function()
+    try:
+        # Back to this stream also if recording fails; other threads (a server's, a data loader's)
+        # may go on using the device meanwhile.
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(
+                graph,
+                pool=pool,
+                stream=_of_thread.streams[device],
+                capture_error_mode="thread_local",
+            ),
+        ):
+            function()
+    except RuntimeError:
+        graphs.clear()  # their pool may count as being recorded to for ever
+        raise
+    graphs.add(graph)
     return graph.replay
 
 
@@ -136,12 +172,9 @@ def _copy(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
-_pools: dict[int, Any] = {}
-
-
-def _shared_pool() -> Any:
-    """Memory for what graphs need in between, which no two of a device need at the same time."""
-    device = torch.cuda.current_device()
-    if device not in _pools:
-        _pools[device] = torch.cuda.graph_pool_handle()
-    return _pools[device]
+def _device_of(values: Any) -> torch.device:
+    devices: list[torch.device] = []
+    map_leaves(
+        lambda leaf: devices.append(leaf.device) if isinstance(leaf, Tensor) else None, values
+    )
+    return devices[0]

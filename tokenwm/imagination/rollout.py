@@ -1,13 +1,14 @@
 """Imagination: from a few real steps and a sequence of actions to what would happen.
 
-Actions and states are binned on the host first; from ``start`` on everything stays on the device.
+Actions and states are binned on the host first, actions that are on a GPU there; from ``start`` on
+everything stays on the device.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,26 @@ from torch import Tensor
 
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
-from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
-from tokenwm.imagination.decode import decode_steps, prefill
-from tokenwm.imagination.passes import compile_passes, passes_are_compiled
-from tokenwm.imagination.pixels import decode_pixels
+from tokenwm.imagination.decode import prefill, score_frames
+from tokenwm.imagination.engine import Engine
+from tokenwm.imagination.memory import within_pixel_memory
+from tokenwm.imagination.passes import compile_passes
+from tokenwm.imagination.pausing import Pausing
+from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.speculative import decode_steps_speculatively
-from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
-from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import Tokens
 
 logger = logging.getLogger(__name__)
 
-MOST_SPARE_CACHES = 4
-"""Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
+SCORED_AT_ONCE = 64
+"""Rows that are scored in one pass; more would only take more memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,11 @@ class Rollout:
         reward: ``(B, H)`` float32, expected reward of each action; zeros if none was recorded.
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
+        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
         context: What it started from.
-        num_passes: Passes through the transformer; ``K`` a step without speculation.
+        row_passes: ``(B,)`` int64, passes through the transformer until each row had all its steps;
+            ``K`` a step without speculation, and one for the state if there is one.
+        num_passes: Passes in all, see :class:`DecodedSteps`.
     """
 
     frame_tokens: Tensor
@@ -58,55 +63,43 @@ class Rollout:
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
     context: Context
+    row_passes: Tensor
     num_passes: int
 
     @property
     def tokens_per_pass(self) -> float:
-        """Frame tokens that each row gained per pass, on average: how well drafts were accepted."""
-        return self.frame_tokens[0].numel() / self.num_passes
+        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
+        return self.frame_tokens.numel() / int(self.row_passes.sum())
 
 
-class TokenWorldModel:
+class TokenWorldModel(Engine):
     """A world model with its tokenizers, ready to imagine.
 
     Get one with :func:`tokenwm.load`. Not thread-safe; one instance per thread.
 
     Args:
         loaded: What a checkpoint folder holds.
-        dtype: In which the transformer computes, see :func:`load`.
+        dtype: In which the transformer and the decoder of frames compute, see :func:`load`.
 
     Attributes:
         tokenizer: Frame tokenizer.
-        world_model: Transformer with its embeddings and heads.
         vocabulary: Sizes and meanings of all tokens.
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
-        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
-        approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
-            default, is exact.
-        max_rows: Most rows that are imagined at once; found by trying when memory runs out.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(loaded.world_model.frozen(dtype))
         self.tokenizer: FrameTokenizer = loaded.tokenizer
-        self.world_model: WorldModel = loaded.world_model.frozen(dtype)
+        self._decoder = frozen_decoder(loaded.tokenizer, dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
-        self.speculative = True
-        self.approximation: Approximation | None = None
-        self.max_rows = sys.maxsize
-        # Of finished imaginations, with the CUDA graphs that were recorded on them.
-        self._spare_caches: dict[tuple[int, ...], KVCache] = {}
         self._warned: set[str] = set()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.world_model.slot_embedding.device
 
     @torch.inference_mode()
     def context(
@@ -152,11 +145,13 @@ class TokenWorldModel:
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
-        frames = frames.to(self.device)
-        tokens = Tokens(
-            tokenizer.encode_frames(frames), state_tokens, action_tokens.to(self.device)
+        encoded = within_pixel_memory(
+            tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
         )
-        return Context(tokens=tokens, anchor=frames[:, -1])
+        tokens = Tokens(encoded, state_tokens, action_tokens.to(self.device))
+        # A copy: a part of it would keep all frames, and change with what the caller does to them.
+        anchor = frames[:, -1].to(self.device, copy=True)
+        return Context(tokens=tokens, anchor=anchor)
 
     @torch.inference_mode()
     def start(
@@ -179,7 +174,11 @@ class TokenWorldModel:
         """Take one action, ``(B, A)`` int64 tokens. The given state must not be used again."""
         state, decoded = self._decode(state, action_tokens[:, None], sampling)
         return state, StepOutcome(
-            decoded.reward[:, 0], decoded.termination_probability[:, 0], decoded.frame_nll[:, 0]
+            decoded.reward[:, 0],
+            decoded.termination_probability[:, 0],
+            decoded.frame_nll[:, 0],
+            decoded.frame_entropy[:, 0],
+            decoded.row_passes,
         )
 
     @torch.inference_mode()
@@ -208,6 +207,44 @@ class TokenWorldModel:
         Raises:
             TokenwmError: A shape does not fit.
         """
+        tokens, noise = self._checked(context, actions, seed, noise_streams)
+        copies = len(tokens) // len(context.tokens.frame)
+        decoded = self._imagine(context.tokens, tokens, noise, sampling, forks=copies > 1)
+        return Rollout(**decoded._asdict(), context=context.repeat(copies))
+
+    @torch.inference_mode()
+    def imagine_pausing(
+        self,
+        context: Context,
+        actions: NDArray[Any] | Tensor,
+        *,
+        chunk_steps: int,
+        sampling: SamplingConfig | None = None,
+        seed: int | Tensor = 0,
+        noise_streams: Tensor | None = None,
+    ) -> Pausing[Rollout]:
+        """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
+
+        Between pauses at most ``chunk_steps`` steps are read or decoded, of at most ``max_rows``
+        rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
+        the rest of those rows is imagined without a pause.
+        """
+        tokens, noise = self._checked(context, actions, seed, noise_streams)
+        decoded = yield from self._imagine_pausing(
+            context.tokens, tokens, noise, sampling, chunk_steps
+        )
+        return Rollout(
+            **decoded._asdict(), context=context.repeat(len(tokens) // len(context.tokens.frame))
+        )
+
+    def _checked(
+        self,
+        context: Context,
+        actions: NDArray[Any] | Tensor,
+        seed: int | Tensor,
+        noise_streams: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What :meth:`imagine` is given → action tokens; seeds and streams of their noise."""
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
         sizes = check_shape("actions", tokens, ("B", "H", num_actions))
@@ -223,91 +260,7 @@ class TokenWorldModel:
         check_shape("noise_streams", noise_streams, (sizes["B"],))
         check_context(self.world_model, context.tokens)
         seeds = torch.as_tensor(seed).expand(sizes["B"])
-        noise = seeds.to(self.device), noise_streams.to(self.device)
-        decoded = self._imagine(context.tokens, tokens, noise, sampling)
-        return Rollout(**decoded._asdict(), context=context.repeat(sizes["B"] // num_rows))
-
-    def _imagine(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-    ) -> DecodedSteps:
-        """Imagine all rows at once, or in two parts if they do not fit into memory.
-
-        Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
-        """
-        batch, num_rows = len(actions), len(context.frame)
-        if batch <= self.max_rows:
-            try:
-                return self._imagine_at_once(context, actions, noise, sampling)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error) or (batch == 1 and not self._spare_caches):
-                    raise
-            # Outside the except clause: its traceback, and so the memory, is gone here.
-            if self._spare_caches:
-                self._free_memory()
-                return self._imagine(context, actions, noise, sampling)
-            self.max_rows = batch // 2
-            logger.warning(
-                "%d imagined rows do not fit into memory; imagining at most %d at once",
-                batch,
-                self.max_rows,
-            )
-            self._free_memory()
-        if num_rows > 1:  # whole contexts, so that candidates go on sharing theirs
-            half = num_rows // 2
-            contexts = rows_of(context, slice(half)), rows_of(context, slice(half, None))
-            cut = half * (batch // num_rows)
-        else:
-            contexts, cut = (context, context), batch // 2
-        parts = [
-            self._imagine(seen, actions[part], (noise[0][part], noise[1][part]), sampling)
-            for seen, part in zip(contexts, (slice(cut), slice(cut, None)), strict=True)
-        ]
-        return DecodedSteps.cat(parts)
-
-    def _free_memory(self) -> None:
-        """Give up everything that is only held to be used again."""
-        self._spare_caches.clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _imagine_at_once(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-    ) -> DecodedSteps:
-        num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
-        sizes = (*context.frame.shape[:2], num_copies, num_steps)
-        spare = self._spare_caches.pop(sizes, None)
-        if num_copies > 1:
-            past = None if spare is None else spare.past
-            state = prefill(self.world_model, context, num_steps=0, cache=past)
-            state = state.fork(num_copies, num_steps, spare)
-        else:
-            # Every size of a cache is another shape to be compiled: one for all.
-            most = None if passes_are_compiled(self.world_model) else num_steps
-            state = prefill(self.world_model, context, num_steps=most, cache=spare)
-        state = replace(state, seeds=noise[0], noise_streams=noise[1])
-        decoded = self._decode(state, actions, sampling)[1]
-        if self.world_model.records_passes:
-            self._spare_caches[sizes] = state.cache  # the newest is the last
-            while len(self._spare_caches) > MOST_SPARE_CACHES:
-                del self._spare_caches[next(iter(self._spare_caches))]
-        return decoded
-
-    def _decode(
-        self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
-    ) -> tuple[DecodeState, DecodedSteps]:
-        model, sampling = self.world_model, sampling or SamplingConfig()
-        if self.approximation is not None:
-            return decode_steps_approximately(model, state, actions, sampling, self.approximation)
-        decode = decode_steps_speculatively if self.speculative else decode_steps
-        return decode(model, state, actions, sampling)
+        return tokens, (seeds.to(self.device), noise_streams.to(self.device))
 
     @torch.inference_mode()
     def compile(self, batch_sizes: Sequence[int] = (1,)) -> None:
@@ -322,6 +275,7 @@ class TokenWorldModel:
             batch_sizes: Rows that will be imagined at once.
         """
         compile_passes(self.world_model)
+        self._spare_caches.clear()  # what was recorded on them was not compiled
         for batch_size in batch_sizes:
             start = time.perf_counter()
             context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)
@@ -340,22 +294,36 @@ class TokenWorldModel:
             TokenwmError: There is no second frame.
         """
         check_context(self.world_model, context.tokens)
-        scores = []
-        for row in range(len(context.tokens.frame)):  # memory grows with the square of the steps
-            tokens = rows_of(context.tokens, slice(row, row + 1))
-            logits = self.world_model(tokens).frame_logits  # (1, C - 1, K, V)
-            target = tokens.frame[:, 1:, :, None]
-            scores.append(-logits.log_softmax(-1).gather(-1, target).mean((2, 3)))
+        num_rows, num_steps = context.tokens.frame.shape[:2]
+        scores = self.limits.in_parts(
+            ("score", num_steps),
+            f"contexts of {num_steps} steps to score",
+            num_rows,
+            lambda part: score_frames(self.world_model, rows_of(context.tokens, part)),
+            self._free_memory,
+            at_most=min(self.max_rows, SCORED_AT_ONCE),
+        )
         return torch.cat(scores)
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
 
         Values outside the range of the training data count as its nearest bin; the first time that
-        happens it is logged as a warning.
+        happens it is logged as a warning. A tensor on a GPU is binned there, to the same tokens but
+        without warning, and unchecked, see :class:`DeviceEncoder`: nothing waits for the device.
+
+        Raises:
+            TokenwmError: A value is not finite, or a discrete id is out of range.
         """
+        # MPS has no float64, in which bins are exact.
+        if isinstance(actions, Tensor) and actions.device.type not in ("cpu", "mps"):
+            return self._action_encoder(actions.to(self.device))
         tokens = self._encode("action", self.vocabulary.action, _to_numpy(actions))
         return torch.from_numpy(tokens).to(self.device)
+
+    @cached_property
+    def _action_encoder(self) -> DeviceEncoder:
+        return DeviceEncoder(self.vocabulary.action, self.device)
 
     def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., A)`` tokens → the units of the data."""
@@ -373,30 +341,48 @@ class TokenWorldModel:
 
     @torch.inference_mode()
     def decode_frames(
-        self, rollout: Rollout, *, steps: Sequence[int] | None = None, use_anchor: bool = True
+        self,
+        rollout: Rollout,
+        *,
+        rows: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None,
+        use_anchor: bool = True,
     ) -> Tensor:
         """Pixels of a rollout, only when somebody looks.
 
+        As many frames are decoded at a time as fit into ``tokenizer.pixel_memory``, bytes.
+
         Args:
             rollout: From :meth:`imagine`.
-            steps: Which of its steps, in [0, H) or from the end; None for all.
+            rows: Which of its rows, in [0, B) or from the end; None for all.
+            steps: Which of their steps, in [0, H) or from the end; None for all.
             use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
                 decoded picture has not changed since (see :mod:`tokenwm.imagination.pixels`).
 
         Returns:
-            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
+            ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255], ``B`` and ``H`` as many as were
+            chosen, in that order.
+
+        Raises:
+            TokenwmError: There is no such row or step.
         """
+        num_rows, num_steps = rollout.frame_tokens.shape[:2]
+        row = chosen("rows", rows, num_rows)
+        tokens = rollout.frame_tokens[row][:, chosen("steps", steps, num_steps)]
         context = rollout.context
-        anchor = context.anchor if use_anchor else None
-        tokens = rollout.frame_tokens if steps is None else rollout.frame_tokens[:, list(steps)]
-        return self.decode_tokens(tokens, context.tokens.frame[:, -1], anchor)
+        anchor = context.anchor[row] if use_anchor and context.anchor is not None else None
+        return self.decode_tokens(tokens, context.tokens.frame[row, -1], anchor)
 
     @torch.inference_mode()
     def decode_tokens(
         self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
         """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
-        return decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor)
+        return within_pixel_memory(
+            self.tokenizer,
+            self._free_memory,
+            lambda: decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor, self._decoder),
+        )
 
     def _encode(
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
@@ -434,8 +420,9 @@ def load(
     Args:
         path: Folder of a training run, or the checkpoint folder in it.
         device: Where weights go and imagination runs.
-        dtype: In which the transformer computes. ``torch.bfloat16`` is 2 to 4 times as fast on a
-            CPU that has it, with slightly different probabilities (docs/performance.md).
+        dtype: In which the transformer and the decoder of frames compute. ``torch.bfloat16`` is 2
+            to 4 times as fast on a CPU that has it, with slightly different probabilities and
+            pixels (docs/performance.md). Frames are always encoded in float32.
 
     Raises:
         CheckpointError: A file is missing or damaged, or model and tokenizer do not belong
@@ -444,9 +431,5 @@ def load(
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -17,13 +17,16 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
+LEAST_TEMPERATURE = 1e-4
+"""Below it noise is lost in the rounding of ``logits / temperature``; far below, that overflows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How ids are drawn from logits.
 
     Attributes:
-        temperature: Logits are divided by it; 0 is greedy.
+        temperature: Logits are divided by it; 0 is greedy, anything else at least 1e-4.
         top_k: Keep only the ``top_k`` most likely ids; None keeps all.
         top_p: Keep the most likely ids whose probabilities sum to ``top_p`` (nucleus); 1 keeps all.
     """
@@ -41,6 +44,11 @@ class SamplingConfig:
         if not 0.0 <= self.temperature < float("inf"):
             raise TokenwmError(
                 f"temperature={self.temperature}; use 0 (greedy) or a positive number"
+            )
+        if 0.0 < self.temperature < LEAST_TEMPERATURE:
+            raise TokenwmError(
+                f"temperature={self.temperature} is below the limit of {LEAST_TEMPERATURE:g}, "
+                "where float32 would no longer draw the right tokens; use 0, which is greedy"
             )
         if self.top_k is not None and self.top_k < 1:
             raise TokenwmError(f"top_k={self.top_k}; use at least 1, or None for all")

@@ -115,7 +115,9 @@ def _run(
             num_passes += _run(model, rest, run_pass, distance)
             stream.replace_rows(waiting, rest)
             break
-        distance = int(remaining.max())  # waits for the device
+        before, distance = distance, int(remaining.max())  # waits for the device
+        if distance >= before:  # every pass decides a token of every row
+            raise RuntimeError(f"decoding does not advance: {distance} positions are left")
     return num_passes
 
 
@@ -146,8 +148,8 @@ class _Stream:
 
     Positions and steps are relative to the state's step. All buffers hold one step before it, which
     is never read for what matters, the ``H`` steps to decode and those behind that the last span
-    reaches, which are never returned: ``H + n`` steps. ``frame`` and ``nll`` end with a cell for
-    what belongs nowhere.
+    reaches, which are never returned: ``H + n`` steps. ``frame``, ``nll`` and ``entropy`` end
+    with a cell for what belongs nowhere.
 
     Attributes:
         start: The state before.
@@ -155,12 +157,14 @@ class _Stream:
         last: Position of the last token to be decided.
         frame: ``(B, (H + n) * K + 1)`` int64; decided up to ``filled``, behind it drafts.
         nll: The same shape, float32.
+        entropy: The same.
         state: ``(B, H + n, P)`` int64, or None.
         action: ``(B, H + n, A)`` int64.
         outcome: ``(B, H + 1, D)`` float32, hidden states at the actions, the last for nothing.
         filled: ``(B,)`` int64, first position whose final keys and values are not in the cache; its
             token is decided.
         drafted: ``(B,)`` int64, last position with a draft of its own.
+        passes: ``(B,)`` int64, passes that each row took part in before it was done.
     """
 
     start: DecodeState
@@ -168,11 +172,13 @@ class _Stream:
     last: int
     frame: Tensor
     nll: Tensor
+    entropy: Tensor
     state: Tensor | None
     action: Tensor
     outcome: Tensor
     filled: Tensor
     drafted: Tensor
+    passes: Tensor
 
     @classmethod
     def of(cls, model: WorldModel, start: DecodeState, actions: Tensor, span: int) -> "_Stream":
@@ -193,11 +199,13 @@ class _Stream:
             last=num_steps * layout.positions_per_step + layout.action_slot - 1,
             frame=frame,
             nll=torch.zeros(frame.shape, device=actions.device),
+            entropy=torch.zeros(frame.shape, device=actions.device),
             state=state,
             action=F.pad(actions, (0, 0, 1, 1 + longest)),
             outcome=torch.zeros(shape, device=actions.device),
             filled=filled,
             drafted=filled.clone(),
+            passes=torch.zeros_like(filled),
         )
 
     def take_rows(self, rows: Tensor) -> "_Stream":
@@ -222,8 +230,11 @@ class _Stream:
         """From the state before, the one after the last step; and what was decoded."""
         layout, num_steps = model.layout, self.outcome.shape[1] - 1
         shape, decoded_steps = (-1, layout.num_frame_tokens), slice(2, 2 + num_steps)
-        frame = torch.unflatten(self.frame[:, :-1], 1, shape)[:, decoded_steps].clone()
-        nll = torch.unflatten(self.nll[:, :-1], 1, shape)[:, decoded_steps]
+        frame, nll, entropy = (
+            torch.unflatten(buffer[:, :-1], 1, shape)[:, decoded_steps]
+            for buffer in (self.frame, self.nll, self.entropy)
+        )
+        frame = frame.clone()
         states = None if self.state is None else self.state[:, decoded_steps].clone()
         pending = model.frame_embedding(frame[:, -1, -1]) + model.slot_embedding[-2] + model.no_hint
         following = replace(
@@ -239,6 +250,8 @@ class _Stream:
             model.reward(self.outcome[:, :-1]),
             model.termination_logit(self.outcome[:, :-1]).sigmoid(),
             nll.mean(-1),
+            entropy.mean(-1),
+            self.passes.clone(),
             num_passes,
         )
         return following, decoded
@@ -265,13 +278,14 @@ def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     frames = tokens.frame.flatten(1)
     previous, draft = frames.gather(1, here), frames.gather(1, here + num_frame_tokens)
     predict = compiled_like_passes(model, predict_frame_tokens)
-    drawn, nll = predict(
+    drawn, nll, entropy = predict(
         model, hidden, previous, start, start.step + next_step, next_slot, sampling
     )
     nowhere = stream.frame.shape[1] - 1
     target = torch.where(is_frame, (next_step + 1) * num_frame_tokens + index, nowhere)
     stream.frame.scatter_(1, target, drawn)
     stream.nll.scatter_(1, target, nll)
+    stream.entropy.scatter_(1, target, entropy)
 
     is_action = next_slot == 0  # the first slot of a step is predicted at the action before it
     nowhere = stream.outcome.shape[1] - 1
@@ -283,6 +297,7 @@ def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     if stream.state is not None:
         accepted &= ~is_action | _draw_state(model, stream, tokens, hidden, sampling)
     num_accepted = accepted[:, :-1].long().cumprod(1).sum(1)
+    stream.passes.add_(stream.filled < stream.last)
     stream.drafted.copy_(stream.filled + stream.span)
     stream.filled.copy_((stream.filled + num_accepted + 1).clamp(max=stream.last))
 

@@ -107,11 +107,17 @@ class StepOutcome(NamedTuple):
         frame_nll: ``(B,)`` float32, mean negative log-likelihood of the drawn frame tokens under
             the model at temperature 1, nats per token: how surprised the model is by what it
             imagined.
+        frame_entropy: ``(B,)`` float32, mean entropy of the distributions that the frame tokens
+            were drawn from, at temperature 1, nats per token: how uncertain the model was before it
+            drew. Unlike ``frame_nll``, which it is the expectation of, it has no luck in it.
+        row_passes: ``(B,)`` int64, passes through the transformer until each row had the step.
     """
 
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
+    row_passes: Tensor
 
 
 class DecodedSteps(NamedTuple):
@@ -123,7 +129,10 @@ class DecodedSteps(NamedTuple):
         reward: ``(B, H)`` float32; zeros if the data had none.
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, see :class:`StepOutcome`.
-        num_passes: Passes through the transformer.
+        frame_entropy: The same.
+        row_passes: ``(B,)`` int64, passes until each row had all its steps.
+        num_passes: Passes through the transformer; those of the row that needed most, on a GPU
+            perhaps a few more.
     """
 
     frame_tokens: Tensor
@@ -131,7 +140,18 @@ class DecodedSteps(NamedTuple):
     reward: Tensor
     termination_probability: Tensor
     frame_nll: Tensor
+    frame_entropy: Tensor
+    row_passes: Tensor
     num_passes: int
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Frame tokens that a row gains per pass it takes part in; waits for the device.
+
+        One is drawn in any pass; what is above it, over and above the passes that the action and
+        the state may take, are accepted drafts.
+        """
+        return self.frame_tokens.numel() / int(self.row_passes.sum())
 
     @classmethod
     def of_steps(
@@ -139,7 +159,7 @@ class DecodedSteps(NamedTuple):
     ) -> "DecodedSteps":
         """From the state after each action and what it caused."""
         known = [state.state_tokens for state in states if state.state_tokens is not None]
-        reward, termination, nll = (
+        reward, termination, nll, entropy, row_passes = (
             torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)
         )
         return cls(
@@ -148,6 +168,8 @@ class DecodedSteps(NamedTuple):
             reward=reward,
             termination_probability=termination,
             frame_nll=nll,
+            frame_entropy=entropy,
+            row_passes=row_passes.sum(1),
             num_passes=num_passes,
         )
 
@@ -161,5 +183,24 @@ class DecodedSteps(NamedTuple):
             reward=torch.cat([part.reward for part in parts]),
             termination_probability=torch.cat([part.termination_probability for part in parts]),
             frame_nll=torch.cat([part.frame_nll for part in parts]),
+            frame_entropy=torch.cat([part.frame_entropy for part in parts]),
+            row_passes=torch.cat([part.row_passes for part in parts]),
             num_passes=max(part.num_passes for part in parts),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
+        """Steps of one part after those of another, of the same rows."""
+        states = [part.state_tokens for part in parts if part.state_tokens is not None]
+        return cls(
+            frame_tokens=torch.cat([part.frame_tokens for part in parts], dim=1),
+            state_tokens=torch.cat(states, dim=1) if states else None,
+            reward=torch.cat([part.reward for part in parts], dim=1),
+            termination_probability=torch.cat(
+                [part.termination_probability for part in parts], dim=1
+            ),
+            frame_nll=torch.cat([part.frame_nll for part in parts], dim=1),
+            frame_entropy=torch.cat([part.frame_entropy for part in parts], dim=1),
+            row_passes=torch.stack([part.row_passes for part in parts]).sum(0),
+            num_passes=sum(part.num_passes for part in parts),
         )

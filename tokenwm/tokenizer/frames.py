@@ -21,10 +21,10 @@ PIXEL_SCALE = 0.25
 
 About unit variance where something moves.
 """
-DECODER_MEMORY = 256 * 2**20
-"""Bytes that decoding many frames may take at a time."""
+PIXEL_MEMORY = 256 * 2**20
+"""Bytes that encoding or decoding many frames may take at a time, unless told otherwise."""
 LIVE_FEATURES = 6
-"""Feature maps of the finest stage that a pass of the decoder holds at the same time."""
+"""Feature maps of the finest stage that a pass of a network holds at the same time."""
 DEAD_CODEBOOK_SHARE = 0.05
 """Below this share of codes in use a tokenizer has collapsed, whatever its loss says."""
 
@@ -132,6 +132,10 @@ class FrameTokenizer(nn.Module):
         config: Sizes.
         image_size: ``(H, W)`` of every camera, pixels.
         num_cameras: Cameras per step.
+
+    Attributes:
+        pixel_memory: Bytes that encoding or decoding may take at a time; more frames go through in
+            parts. Not saved.
     """
 
     mean_frame: Tensor
@@ -144,6 +148,7 @@ class FrameTokenizer(nn.Module):
         self.image_size = image_size
         self.num_cameras = num_cameras
         self.grid = config.token_grid(image_size)
+        self.pixel_memory = PIXEL_MEMORY
         self.quantizer = build_quantizer(
             config.quantizer, config.codebook_size, config.code_dim, config.commitment_weight
         )
@@ -178,10 +183,10 @@ class FrameTokenizer(nn.Module):
 
     @property
     def frames_at_once(self) -> int:
-        """How many steps' frames can be decoded together in about ``DECODER_MEMORY``."""
+        """How many steps' frames can be encoded or decoded together in about ``pixel_memory``."""
         per_pixel = max(3.0, self.config.channels[0] / self.config.patch_size**2)  # finest features
         num_bytes = LIVE_FEATURES * 4 * per_pixel * math.prod(self.frame_shape[:3])
-        return max(1, int(DECODER_MEMORY / num_bytes))
+        return max(1, int(self.pixel_memory / num_bytes))
 
     def normalize(self, frames: Tensor) -> Tensor:
         """``(..., cameras, H, W, 3)`` uint8 → ``(B * cameras, 3, H, W)``, centred and scaled."""
@@ -224,43 +229,66 @@ class FrameTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
-        """Turn frames into tokens.
+        """Turn frames into tokens, as many at a time as ``pixel_memory`` allows.
 
         Args:
-            frames: ``(..., cameras, H, W, 3)`` uint8 in [0, 255].
+            frames: ``(..., cameras, H, W, 3)`` uint8 in [0, 255], on any device.
             shift: Pixels by which all frames are moved down and right first, see :func:`shifted`.
 
         Returns:
-            ``(..., K)`` int64 in [0, codebook_size); cameras in order, each row by row.
+            ``(..., K)`` int64 in [0, codebook_size), on the tokenizer's device; cameras in order,
+            each row by row.
 
         Raises:
             ShapeError: The frames do not have the tokenizer's cameras and size.
         """
         self._check_frames(frames)
+        flat = frames.reshape(-1, *self.frame_shape)
+        tokens = [
+            self._encode(flat[part].to(self.mean_frame.device), shift)
+            for part in slices(len(flat), self.frames_at_once)
+        ]
+        return torch.cat(tokens).reshape(*frames.shape[:-4], self.tokens_per_frame)
+
+    def _encode(self, frames: Tensor, shift: tuple[int, int]) -> Tensor:
+        """``(B, cameras, H, W, 3)`` → ``(B * cameras, h * w)``."""
         pixels = self.normalize(frames)
         if shift != (0, 0):
             moved = torch.tensor(shift, device=pixels.device).expand(pixels.shape[0], 2)
             pixels = shifted(pixels, moved)
         latents = self.encoder(pixels)
         quantized: Quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
-        indices = quantized.indices  # (B * cameras, h * w)
-        return indices.reshape(*frames.shape[:-4], self.tokens_per_frame)
+        return quantized.indices
 
     @torch.no_grad()
-    def decode_to_unit(self, tokens: Tensor) -> Tensor:
-        """``(..., K)`` tokens → ``(..., cameras, H, W, 3)`` float32, about [0, 1]."""
+    def decode_to_unit(self, tokens: Tensor, decoder: nn.Module | None = None) -> Tensor:
+        """Turn tokens into pixels, all at once.
+
+        Args:
+            tokens: ``(..., K)`` int64 in [0, codebook_size).
+            decoder: In place of the tokenizer's own, a copy of it in any type.
+
+        Returns:
+            ``(..., cameras, H, W, 3)`` float32, about [0, 1].
+
+        Raises:
+            ShapeError: The last axis is not ``K``.
+        """
         if tokens.shape[-1] != self.tokens_per_frame:
             raise ShapeError(
                 f"tokens have shape {tuple(tokens.shape)}; expected (..., {self.tokens_per_frame})"
             )
+        decoder = self.decoder if decoder is None else decoder
         codes = self.quantizer.codes_of(tokens.reshape(-1, self.tokens_per_camera))
-        codes = torch.unflatten(codes.transpose(1, 2), 2, self.grid)
+        codes = torch.unflatten(codes.transpose(1, 2), 2, self.grid).to(
+            next(decoder.parameters()).dtype
+        )
         codes = codes.contiguous(memory_format=torch.channels_last)
-        pixels = self._to_unit(self.decoder(codes)).movedim(1, -1)  # (B * cameras, H, W, 3)
+        pixels = self._to_unit(decoder(codes)).movedim(1, -1)  # (B * cameras, H, W, 3)
         return pixels.reshape(*tokens.shape[:-1], self.num_cameras, *self.image_size, 3)
 
     def decode_frames(self, tokens: Tensor) -> Tensor:
-        """Turn tokens into frames.
+        """Turn tokens into frames, as many at a time as ``pixel_memory`` allows.
 
         Args:
             tokens: ``(..., K)`` int64 in [0, codebook_size).
@@ -271,7 +299,11 @@ class FrameTokenizer(nn.Module):
         Raises:
             ShapeError: The last axis is not ``K``.
         """
-        return to_uint8(self.decode_to_unit(tokens))
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        frames = tokens.new_empty((len(flat), *self.frame_shape), dtype=torch.uint8)
+        for part in slices(len(flat), self.frames_at_once):
+            frames[part] = to_uint8(self.decode_to_unit(flat[part]))
+        return frames.reshape(*tokens.shape[:-1], *self.frame_shape)
 
     def _check_frames(self, frames: Tensor) -> None:
         if frames.dtype != torch.uint8:
@@ -300,6 +332,12 @@ def shifted(pixels: Tensor, shift: Tensor) -> Tensor:
     picture = torch.arange(batch, device=device)[:, None, None]
     moved = pixels.movedim(1, -1)[picture, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
     return moved.movedim(-1, 1)
+
+
+def slices(count: int, at_once: int) -> list[slice]:
+    """Consecutive parts of ``[0, count)``; one empty part of nothing."""
+    firsts = range(0, max(count, 1), at_once)
+    return [slice(first, min(first + at_once, count)) for first in firsts]
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

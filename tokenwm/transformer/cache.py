@@ -25,7 +25,7 @@ from tokenwm.errors import TokenwmError
 
 T = TypeVar("T")
 
-MOST_RECORDINGS = 4
+MOST_RECORDINGS = 8
 """Recordings that a cache keeps: planners and environments use one or two."""
 
 

@@ -82,15 +82,15 @@ class ScalarEmbedding(nn.Module):
 
 
 def apply_in_its_type(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
-    """Apply layers that may be in float64, in which a frozen model's are, to float32.
+    """Apply layers of a frozen model, which may be of another type, to float32.
 
-    In float32 a product's last bits depend on the number of rows beside a row, and rounded to
-    bfloat16 they may become another token.
+    What is small is in float64: in float32 a product's last bits depend on the number of rows
+    beside a row, and rounded to bfloat16 they may become another token. What is large is in the
+    type of the transformer.
     """
-    if next(layers.parameters()).dtype == torch.float64:
-        out: Tensor = layers(x.double()).to(x.dtype)
-    else:
-        out = layers(x)
+    dtype = next(layers.parameters()).dtype
+    # Without parameters of another type nothing is converted, under autocast neither.
+    out: Tensor = layers(x) if dtype == torch.float32 else layers(x.to(dtype)).to(x.dtype)
     return out
 
 
@@ -186,7 +186,8 @@ class FrameHints(nn.Module):
         embedded = self.embedding(frame_tokens)  # (B, T, K, D)
         images = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, -1)
         near = self.neighbourhood(images.movedim(-1, 1)).movedim(1, -1).reshape(embedded.shape)
-        out: Tensor = self.mix(F.silu(near + place + condition.unsqueeze(2))) + embedded
+        mixed = apply_in_its_type(self.mix, F.silu(near + place + condition.unsqueeze(2)))
+        out: Tensor = mixed + embedded
         return out
 
 

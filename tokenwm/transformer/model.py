@@ -158,7 +158,7 @@ class Attention(nn.Module):
     def _gain(self) -> Tensor | None:
         """Of queries and keys, ``(heads, head)`` float32; None if they are not normalised."""
         if self.folded_gain is not None:
-            return self.folded_gain
+            return self.folded_gain.float()
         if not isinstance(self.query_norm, RMSNorm) or not isinstance(self.key_norm, RMSNorm):
             return None
         weights = [

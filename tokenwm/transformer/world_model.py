@@ -357,6 +357,7 @@ class WorldModel(nn.Module):
         if model.new_state_map is not None:
             model.new_state_map.double()
         model.transformer.to(dtype)
+        model.hints.mix.to(dtype)
         if model.draft_head is not None:
             model.draft_head.to(dtype)
         for module in model.modules():

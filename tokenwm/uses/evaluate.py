@@ -130,6 +130,7 @@ def _speed(
         milliseconds_per_step=1000.0 * float(np.median(steady)),
         batch_size=min(config.batch_size, num_rows),
         device=_device_name(model.device),
+        tokens_per_pass=model.vocabulary.tokens_per_frame / float(scores.passes.mean()),
     )
 
 

@@ -73,7 +73,9 @@ class ImaginedEpisode:
         reward: ``(N, H)`` float32, expected reward of each action; zeros if none was recorded.
         termination_probability: ``(N, H)`` float32, that each action ends the task.
         frame_nll: ``(N, H)`` float32, the model's surprise at what it drew, nats per token.
-        tokens_per_pass: Frame tokens that each future gained per pass, on average.
+        frame_entropy: ``(N, H)`` float32, how uncertain it was before it drew, nats per token.
+        tokens_per_pass: Frame tokens that a future gained per pass, on average over the passes that
+            each took part in.
     """
 
     key: str
@@ -87,6 +89,7 @@ class ImaginedEpisode:
     reward: NDArray[np.float32]
     termination_probability: NDArray[np.float32]
     frame_nll: NDArray[np.float32]
+    frame_entropy: NDArray[np.float32]
     tokens_per_pass: float
 
 
@@ -142,6 +145,7 @@ def imagine_episode(
         reward=_array(rollout.reward),
         termination_probability=_array(rollout.termination_probability),
         frame_nll=_array(rollout.frame_nll),
+        frame_entropy=_array(rollout.frame_entropy),
         tokens_per_pass=rollout.tokens_per_pass,
     )
 

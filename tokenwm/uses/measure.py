@@ -92,6 +92,7 @@ class RowScores:
         reward: ``model`` and ``truth``. Empty without reward.
         termination_probability: That the action before horizon ``h`` ended the task.
         terminated: Whether it did.
+        passes: Passes through the transformer that each step took.
         step_seconds: Time of each imagined step of a full batch, without scoring and pixels.
     """
 
@@ -103,6 +104,7 @@ class RowScores:
     reward: dict[str, FloatArray]
     termination_probability: FloatArray
     terminated: NDArray[np.bool_]
+    passes: FloatArray
     step_seconds: list[float] = field(default_factory=list)
 
     @classmethod
@@ -122,6 +124,7 @@ class RowScores:
             reward={name: table() for name in ("model", "truth")} if has_reward else {},
             termination_probability=table(),
             terminated=np.zeros((num_rows, horizon), dtype=np.bool_),
+            passes=table(),
         )
 
 
@@ -180,6 +183,7 @@ class BatchMeasurement:
             self._score_pictures("reconstruction", plain, index)
             self._score_pictures("reconstruction_anchored", kept, index)
             self._score_pictures("persistence", self.observed, index)
+            self._put(self.scores.passes, index, outcome.row_passes)
             self._put(self.scores.termination_probability, index, outcome.termination_probability)
             self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
             if batch.reward is not None:

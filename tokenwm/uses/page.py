@@ -104,7 +104,8 @@ def _tiles(evaluation: Evaluation) -> str:
             "one imagined step",
             f"{speed.milliseconds_per_step:.0f} ms",
             f"{_count(speed.batch_size, 'future')} at once on {speed.device}: "
-            f"{speed.steps_per_second:.0f} steps per second",
+            f"{speed.steps_per_second:.0f} steps per second, "
+            f"{speed.tokens_per_pass:.1f} frame tokens per pass",
         ),
     ]
     return "".join(

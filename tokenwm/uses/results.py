@@ -110,11 +110,14 @@ class Speed:
         milliseconds_per_step: Median over the steps of full batches.
         batch_size: Futures imagined at once.
         device: Where.
+        tokens_per_pass: Frame tokens that a future gains per pass through the transformer, over all
+            futures and horizons, each imagined a step at a time: how well drafts are accepted.
     """
 
     milliseconds_per_step: float
     batch_size: int
     device: str
+    tokens_per_pass: float
 
     @property
     def steps_per_second(self) -> float:

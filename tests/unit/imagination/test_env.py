@@ -1,5 +1,7 @@
 """Imagined episodes as an environment."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.small_models import random_tokens, small_tokenizer, small_world_model
 from tests.unit.uses.moving_square import make_episode, make_model
+from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
@@ -17,9 +21,10 @@ from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens
 
 gymnasium = pytest.importorskip("gymnasium")
+from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402
 from gymnasium.vector import AutoresetMode  # noqa: E402
 
-from tokenwm.imagination.env import WorldModelVectorEnv  # noqa: E402
+from tokenwm.imagination.env import WorldModelEnv, WorldModelVectorEnv  # noqa: E402
 from tokenwm.imagination.episodes import ImaginedEpisodes  # noqa: E402
 
 NUM_STARTS, CONTEXT, NUM_ENVS = 5, 3, 4
@@ -58,12 +63,15 @@ def test_spaces_hold_what_is_observed(kind: str, cameras: tuple[str, ...], has_s
     observation, info = env.reset(seed=1)
     assert env.observation_space.contains(observation)
     assert observation.std() > 0
+    assert not info["frame_nll"].any() and not info["frame_entropy"].any()
     for number in range(3):
         observation, reward, terminated, truncated, info = env.step(actions_for(env, number))
         assert env.observation_space.contains(observation)
         assert reward.shape == terminated.shape == truncated.shape == (NUM_ENVS,)
         assert (reward.dtype, terminated.dtype, truncated.dtype) == (np.float64, bool, bool)
         assert (info["frame_nll"] > 0).all()
+        assert (info["frame_entropy"] > 0).all()
+        assert info["frame_entropy"].dtype == np.float32
         assert ("state" in info) == has_state
     assert env.render()[0].shape == (32, 32 * len(cameras), 3)
     env.close()
@@ -87,11 +95,12 @@ def test_episodes_end_and_start_anew_in_the_next_step(model: TokenWorldModel) ->
     env.reset(seed=0)
     starts = {tokens.tobytes() for tokens in starts_of(model).tokens.frame[:, -1].numpy()}
     for number in range(1, 9):
-        observation, reward, _, truncated, _ = env.step(actions_for(env, number))
+        observation, reward, _, truncated, info = env.step(actions_for(env, number))
         assert truncated.all() == (number % 4 == 3)  # three steps, then one to start anew
         if number % 4 == 0:
             assert all(row.tobytes() in starts for row in observation)
             assert (reward == 0).all()
+            assert not info["frame_nll"].any() and not info["frame_entropy"].any()
 
 
 def test_episodes_start_anew_in_the_same_step(model: TokenWorldModel) -> None:
@@ -107,7 +116,9 @@ def test_episodes_start_anew_in_the_same_step(model: TokenWorldModel) -> None:
             assert all(row.tobytes() in starts for row in observation)
             assert info["_final_obs"].all()
             assert env.single_observation_space.contains(info["final_obs"][0])
-            assert info["final_info"]["frame_nll"].shape == (NUM_ENVS,)
+            assert (info["final_info"]["frame_entropy"] > 0).all()
+            assert (info["final_info"]["frame_nll"] > 0).all()
+            assert not info["frame_nll"].any() and not info["frame_entropy"].any()
         else:
             assert "final_obs" not in info
 
@@ -126,7 +137,9 @@ def test_without_autoreset_the_caller_says_which_start_anew(model: TokenWorldMod
     assert (after[mask] != before[mask]).any()
     with pytest.raises(TokenwmError, match=r"episodes \[1, 3\] have ended"):
         env.step(actions_for(env, 2))
-    for wrong in (mask[:2], mask.astype(int), np.zeros(4, dtype=bool)):
+    env.reset(options={"reset_mask": [False, True, False, True]})
+    env.step(actions_for(env, 2))
+    for wrong in (mask[:2], mask.astype(int), np.zeros(4, dtype=bool), [1, 0], "1"):
         with pytest.raises(TokenwmError, match="reset_mask"):
             env.reset(options={"reset_mask": wrong})
 
@@ -164,6 +177,61 @@ def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
             assert not torch.equal(restarted.frame_tokens[2], undisturbed.frame_tokens[2])
 
 
+def test_actions_in_units_and_a_mask_are_tokens_and_numbers(model: TokenWorldModel) -> None:
+    """Actions as arrays, as tensors, and as tokens; restarts by mask and by numbers."""
+    one, two, three = (ImaginedEpisodes(model, starts_of(model), NUM_ENVS) for _ in range(3))
+    actions = np.array([[-3.0, 0.1], [2.0, 9.0], [1.0, -9.0], [0.0, 3.0]], dtype=np.float32)
+    for ended in (torch.tensor([False, True, False, True]), torch.zeros(4, dtype=torch.bool)):
+        one.step(model.encode_actions(actions))
+        two.take_actions(actions)
+        three.take_actions(torch.from_numpy(actions).requires_grad_())
+        assert torch.equal(two.frame_tokens, one.frame_tokens)
+        assert torch.equal(three.frame_tokens, one.frame_tokens)
+        one.restart(ended.nonzero()[:, 0])
+        two.restart(ended)
+        three.restart(ended)
+        assert torch.equal(two.frame_tokens, one.frame_tokens)
+        assert two.num_steps.eq(0).equal(ended)
+    for wrong in (np.full((4, 2), np.nan), torch.full((4, 2), torch.inf)):
+        with pytest.raises(TokenwmError, match="only finite values"):
+            one.take_actions(wrong)
+    with pytest.raises(TokenwmError, match=r"actions has shape \(3, 2\)"):
+        one.take_actions(torch.zeros(3, 2))
+    with pytest.raises(TokenwmError, match="episodes has shape"):
+        one.restart(torch.ones(3, dtype=torch.bool))
+
+
+def start_rows(episodes: ImaginedEpisodes, rows: Sequence[int] = range(NUM_ENVS)) -> list[int]:
+    """Which starts episodes that have just begun are at."""
+    last = episodes.starts.tokens.frame[:, -1]
+    return [int((last == episodes.frame_tokens[row]).all(1).nonzero()[0]) for row in rows]
+
+
+@pytest.mark.parametrize("cameras", [("top",), ("top", "side")])
+def test_pixels_are_those_of_a_rollout(cameras: tuple[str, ...]) -> None:
+    """Anchored: what the tokenizer lost of the start is there as long as nothing moves over it."""
+    model = make_model(cameras=cameras)
+    starts = starts_of(model)
+    assert starts.anchor is not None
+    episodes = ImaginedEpisodes(model, starts, NUM_ENVS, termination_threshold=1.1)
+    order = start_rows(episodes)
+    assert torch.equal(episodes.observe("pixels"), starts.anchor[order])
+    actions = np.ones((NUM_ENVS, 2), dtype=np.float32)
+    for number in range(3):
+        episodes.take_actions(actions)
+        if number == 1:
+            episodes.restart(torch.tensor([1, 2]))
+            order[1], order[2] = start_rows(episodes, [1, 2])
+        expected = model.decode_tokens(
+            episodes.frame_tokens[:, None], starts.tokens.frame[order, -1], starts.anchor[order]
+        )[:, 0]
+        assert torch.equal(episodes.observe("pixels"), expected)
+    plain = ImaginedEpisodes(model, replace(starts, anchor=None), NUM_ENVS)
+    assert torch.equal(
+        plain.observe("pixels"), model.decode_tokens(plain.frame_tokens[:, None])[:, 0]
+    )
+
+
 def test_terminations_have_the_models_probability(model: TokenWorldModel) -> None:
     torch.nn.init.constant_(model.world_model.termination_head.bias, 0.0)
     torch.nn.init.zeros_(model.world_model.termination_head.weight)
@@ -188,6 +256,118 @@ def test_wrong_options_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_env(model, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_envs", [1, NUM_ENVS])
+def test_gymnasiums_checks_pass(model: TokenWorldModel, kind: str, num_envs: int) -> None:
+    """All that can be asked of a vector environment; the others want plain bools of one episode."""
+    env = WorldModelVectorEnv(model, starts_of(model), num_envs, observation=kind)  # type: ignore[arg-type]
+    if num_envs == 1:  # asks whether "it" ended
+        env_checker.check_returned_data_not_reused(env)
+    for check in (
+        env_checker.check_seed_deprecation,
+        env_checker.check_reset_return_info_deprecation,
+        env_checker.check_reset_return_type,
+        env_checker.check_reset_seed_determinism,
+        env_checker.check_reset_options,
+        passive_env_checker.env_reset_passive_checker,
+    ):
+        check(env)
+    passive_env_checker.check_action_space(env.action_space)
+    passive_env_checker.check_observation_space(env.observation_space)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*A Box (observation|action) space:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend:UserWarning")
+def test_all_of_check_env_passes_for_one_episode(model: TokenWorldModel, kind: str) -> None:
+    """Made by ``gymnasium.make``, so that the checks that need a spec are run too.
+
+    It recommends finite spaces and actions in [-1, 1]; these are in the units of the data.
+    """
+
+    def make(render_mode: str = "rgb_array") -> WorldModelEnv:
+        env = WorldModelEnv(model, starts_of(model), observation=kind)
+        assert env.render_mode == render_mode
+        return env
+
+    gymnasium.register(id="tokenwm/Imagined-v0", entry_point=make)
+    try:
+        env = gymnasium.make("tokenwm/Imagined-v0", disable_env_checker=True)
+        assert env.unwrapped.spec is not None
+        env_checker.check_env(env.unwrapped)
+    finally:
+        del gymnasium.registry["tokenwm/Imagined-v0"]
+
+
+def test_one_episode_is_the_row_of_a_vector_of_one(model: TokenWorldModel) -> None:
+    options: dict[str, Any] = {"max_episode_steps": 2, "termination_threshold": 1.1}
+    one = WorldModelEnv(model, starts_of(model), observation="tokens", **options)
+    row = WorldModelVectorEnv(model, starts_of(model), 1, observation="tokens", **options)
+    assert (one.reset(seed=3)[0] == row.reset(seed=3)[0][0]).all()
+    action = np.ones(2, dtype=np.float32)
+    for is_last in (False, True):
+        observation, reward, terminated, truncated, info = one.step(action)
+        expected, rewards, *_, infos = row.step(action[None])
+        assert (observation == expected[0]).all()
+        assert reward == rewards[0]
+        assert info["frame_nll"] == infos["frame_nll"][0]
+        assert truncated is is_last
+    with pytest.raises(TokenwmError, match="have ended"):
+        one.step(action)
+    one.reset()
+    one.step(action)
+
+
+def test_the_seed_is_remembered(model: TokenWorldModel) -> None:
+    env = make_env(model, seed=5)
+    assert env.np_random_seed == 5
+    env.reset(seed=np.int64(7))
+    assert env.np_random_seed == 7
+    env.reset()
+    assert env.np_random_seed == 7
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "1", [1, 2, 3, 4], [None, 1, 2, 3]])
+def test_a_seed_that_is_none_is_refused(model: TokenWorldModel, seed: Any) -> None:
+    with pytest.raises(TokenwmError, match=r"use one whole number in \[0, 2\^63\)"):
+        make_env(model).reset(seed=seed)
+    with pytest.raises(TokenwmError, match="use one whole number"):
+        ImaginedEpisodes(model, starts_of(model), 2, seed=seed)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (4, 3), (8,), (4, 1, 2), ()])
+def test_actions_of_another_shape_are_refused(
+    model: TokenWorldModel, shape: tuple[int, ...]
+) -> None:
+    env = make_env(model, observation="tokens")
+    with pytest.raises(TokenwmError, match=r"actions has shape"):
+        env.step(np.zeros(shape))
+
+
+def test_discrete_actions_come_without_an_axis() -> None:
+    tokenizer, world_model = small_tokenizer(), small_world_model("discrete")
+    loaded = LoadedWorldModel(
+        tokenizer=tokenizer,
+        world_model=world_model,
+        control_rate=10.0,
+        cameras=("a",),
+        provenance={},
+    )
+    starts = Context(tokens=random_tokens(world_model, 2, 3))
+    options: dict[str, Any] = {"observation": "tokens", "termination_threshold": 1.1}
+    env = WorldModelVectorEnv(TokenWorldModel(loaded), starts, NUM_ENVS, **options)
+    assert env.action_space.shape == (NUM_ENVS,)
+    env.reset(seed=0)
+    first = env.step(env.action_space.sample() * 0 + 5)[0]
+    env.reset(seed=0)
+    assert (env.step(np.full((NUM_ENVS, 1), 5))[0] == first).all()
+    with pytest.raises(TokenwmError, match=r"span \[0, 6\]; allowed is \[0, 6\)"):
+        env.step(np.array([0, 1, 2, 6]))
+    one = WorldModelEnv(TokenWorldModel(loaded), starts, **options)
+    one.reset(seed=0)
+    one.step(np.int64(5))
 
 
 def test_gymnasiums_wrappers_work_on_it(model: TokenWorldModel) -> None:

@@ -1,11 +1,20 @@
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenwm.imagination.pixels import CHANGE_SCALE, NEIGHBOURHOOD, anchored
+from tests.small_models import small_tokenizer
+from tokenwm.imagination.pixels import (
+    CHANGE_SCALE,
+    NEIGHBOURHOOD,
+    anchored,
+    decode_pixels,
+    frozen_decoder,
+)
+from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
 
 SHAPE = (2, 3, 1, 8, 8, 3)  # (B, H, cameras, height, width, 3)
 
@@ -66,3 +75,56 @@ def test_the_residual_is_never_more_than_added(seed: int, scale: float) -> None:
     added = anchored(decoded, before, before + residual) - decoded
     assert (added.abs() <= residual.abs() + 1e-5).all()
     assert (added * residual >= -1e-5).all()
+
+
+@pytest.mark.parametrize("at_once", [1000, 7, 3, 1])  # all; a row; parts of a row; a frame
+def test_an_anchor_is_decoded_once_whatever_the_memory(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    tokens = torch.randint(64, (3, 5, 8), generator=torch.Generator().manual_seed(0))
+    observed = to_uint8(random_frames(1, (3, 2, 16, 16, 3)))
+    anchor_tokens = tokenizer.encode_frames(observed)
+    decoded = tokenizer.decode_to_unit(tokens)
+    before = tokenizer.decode_to_unit(anchor_tokens)
+    expected = torch.stack(
+        [
+            to_uint8(anchored(decoded[:, step], before, observed.float() / 255.0))
+            for step in range(5)
+        ],
+        dim=1,
+    )
+    assert not torch.equal(expected, to_uint8(decoded))
+    sizes: list[int] = []
+    decode = tokenizer.decode_to_unit
+
+    def counted(tokens: Tensor, decoder: nn.Module | None = None) -> Tensor:
+        sizes.append(tokens[..., 0].numel())
+        return decode(tokens, decoder)
+
+    monkeypatch.setattr(tokenizer, "decode_to_unit", counted)
+    monkeypatch.setattr(FrameTokenizer, "frames_at_once", at_once)
+    pixels = decode_pixels(tokenizer, tokens, anchor_tokens, observed)
+    assert (pixels.int() - expected.int()).abs().max() <= 1  # rounding of another batch size
+    assert sum(sizes) == tokens[..., 0].numel() + len(tokens)
+    assert max(sizes) <= at_once
+
+
+def test_pixels_of_bfloat16_are_the_same_but_for_rounding() -> None:
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    decoder = frozen_decoder(tokenizer, torch.bfloat16)
+    assert frozen_decoder(tokenizer, torch.float32) is tokenizer.decoder
+    assert {p.dtype for p in decoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in tokenizer.parameters()} == {torch.float32}
+    tokens = torch.randint(64, (3, 5, 8), generator=torch.Generator().manual_seed(0))
+    exact = decode_pixels(tokenizer, tokens).int()
+    rounded = decode_pixels(tokenizer, tokens, decoder=decoder).int()
+    assert 0 < (rounded - exact).abs().max() <= 3
+    assert (rounded - exact).float().abs().mean() < 0.3
+
+
+def test_nothing_to_decode_gives_nothing() -> None:
+    tokenizer = small_tokenizer().eval()
+    for shape in ((0, 5, 4), (3, 0, 4)):
+        none = decode_pixels(tokenizer, torch.zeros(shape, dtype=torch.int64))
+        assert none.shape == (*shape[:2], 1, 16, 16, 3)

@@ -1,6 +1,7 @@
 import gc
 import logging
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.unit.uses.moving_square import make_episode, make_model, save_model
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
+from tokenwm.imagination.decode import score_frames
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState
@@ -56,7 +58,7 @@ def assert_same(left: Rollout, right: Rollout, row: int) -> None:
     assert torch.equal(left.frame_tokens[0], right.frame_tokens[row])
     assert left.state_tokens is not None and right.state_tokens is not None
     assert torch.equal(left.state_tokens[0], right.state_tokens[row])
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         torch.testing.assert_close(
             getattr(left, name)[0], getattr(right, name)[row], atol=1e-5, rtol=1e-5
         )
@@ -103,6 +105,7 @@ def test_imagining_is_start_and_steps(model: TokenWorldModel, recorded: Mapping[
         assert torch.equal(state.frame_tokens, rollout.frame_tokens[:, step])
         torch.testing.assert_close(outcome.reward, rollout.reward[:, step], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(outcome.frame_nll, rollout.frame_nll[:, step])
+        torch.testing.assert_close(outcome.frame_entropy, rollout.frame_entropy[:, step])
     assert isinstance(state, DecodeState)
 
 
@@ -157,6 +160,29 @@ def test_frames_are_anchored_to_the_last_observed_one(
     plain = model.decode_frames(frozen, use_anchor=False)
     assert torch.equal(plain[:, 0], model.tokenizer.decode_frames(still[:, 0]))
     assert not torch.equal(plain, frames)
+
+
+def test_in_bfloat16_frames_are_encoded_as_ever_and_decoded_nearly(
+    model: TokenWorldModel, recorded: Mapping[str, Any], tmp_path: Path
+) -> None:
+    half = tokenwm.load(save_model(tmp_path / "model", model), dtype=torch.bfloat16)
+    context = start_of(model, recorded)
+    assert torch.equal(start_of(half, recorded).tokens.frame, context.tokens.frame)
+    rollout = model.imagine(context, future(recorded))
+    rounded, exact = (owner.decode_frames(rollout).int() for owner in (half, model))
+    assert 0 < (rounded - exact).abs().max() <= 3
+
+
+def test_a_context_does_not_change_with_the_frames_it_was_made_of(
+    model: TokenWorldModel, recorded: Mapping[str, Any]
+) -> None:
+    frames = torch.from_numpy(recorded["frames"][:, :CONTEXT].copy())
+    context = model.context(
+        frames, recorded["action"][:, : CONTEXT - 1], recorded["state"][:, :CONTEXT]
+    )
+    last = frames[:, -1].clone()
+    frames.zero_()
+    assert context.anchor is not None and torch.equal(context.anchor, last)
 
 
 def test_actions_and_states_survive_within_half_a_bin(
@@ -255,16 +281,56 @@ def test_candidates_of_a_start_are_imagined_as_if_each_had_its_own(
         model.imagine(context, candidates[:1])
 
 
-def test_some_steps_are_decoded_as_they_are_among_all(
+def test_some_frames_are_decoded_as_they_are_among_all(
     model: TokenWorldModel, recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = model.imagine(start_of(model, recorded), future(recorded))
     every = model.decode_frames(rollout)
     assert torch.equal(model.decode_frames(rollout, steps=[0, -1]), every[:, [0, -1]])
-    monkeypatch.setattr("tokenwm.tokenizer.frames.DECODER_MEMORY", 1)
+    some = model.decode_frames(rollout, rows=[5, -1, 5], steps=range(2))
+    assert torch.equal(some, every[[5, -1, 5], :2])
+    for wrong in ({"rows": [BATCH]}, {"steps": [0, -HORIZON - 1]}):
+        (name,) = wrong
+        with pytest.raises(TokenwmError, match=f"{name} has .*the rollout has"):
+            model.decode_frames(rollout, **wrong)
+    monkeypatch.setattr(model.tokenizer, "pixel_memory", 1)
     assert model.tokenizer.frames_at_once == 1
     one_by_one = model.decode_frames(rollout)
     assert (one_by_one.int() - every.int()).abs().max() <= 1  # rounding of another batch size
+
+
+@pytest.mark.parametrize(("num_starts", "num_candidates"), [(3, 1), (2, 3)])
+@pytest.mark.parametrize("speculative", [False, True])
+def test_imagining_with_pauses_is_imagining(
+    recorded: Mapping[str, Any], num_starts: int, num_candidates: int, speculative: bool
+) -> None:
+    model = make_model()
+    model.speculative = speculative
+    context = start_of(model, recorded, list(range(num_starts)))
+    size = (num_starts * num_candidates, HORIZON, 2)
+    actions = np.random.default_rng(0).uniform(-3, 3, size)
+    expected = model.imagine(context, actions, seed=4)
+    model.max_rows = 2
+    for chunk_steps in (1, 2, HORIZON + 1):
+        work = model.imagine_pausing(context, actions, chunk_steps=chunk_steps, seed=4)
+        num_pauses = 0
+        while True:  # others may imagine meanwhile
+            try:
+                next(work)
+            except StopIteration as stop:
+                rollout = stop.value
+                break
+            num_pauses += 1
+            assert not torch.is_inference_mode_enabled()
+            model.imagine(context, actions[:, :1], seed=5)
+        assert num_pauses >= HORIZON // chunk_steps
+        assert torch.equal(rollout.frame_tokens, expected.frame_tokens)
+        torch.testing.assert_close(rollout.frame_nll, expected.frame_nll, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(rollout.reward, expected.reward, atol=1e-4, rtol=1e-4)
+        assert (rollout.state_tokens == expected.state_tokens).all()
+    abandoned = model.imagine_pausing(context, actions, chunk_steps=1)
+    next(abandoned)
+    abandoned.close()
 
 
 @pytest.mark.parametrize(("num_starts", "num_candidates"), [(1, 7), (7, 1), (2, 3)])
@@ -304,16 +370,113 @@ def test_what_does_not_fit_into_memory_is_imagined_in_parts(
     rollout = model.imagine(context, actions, seed=4)
     assert torch.equal(rollout.frame_tokens, expected.frame_tokens)
     torch.testing.assert_close(rollout.reward, expected.reward, atol=1e-4, rtol=1e-4)
-    assert "do not fit into memory; imagining at most" in caplog.text
-    assert model.max_rows <= 3
+    assert caplog.text.count("do not fit into memory at once") >= 1
     assert max(caches) <= before + 2  # one, and what it was forked from; no failed attempt's
     caplog.clear()
     model.imagine(context, actions, seed=4)  # it remembers
     assert not caplog.text
 
+    longer = np.concatenate([actions, actions[:, :1]], axis=1)
+    model.imagine(context, longer, seed=4)  # another horizon has another limit
+    assert "do not fit into memory at once" in caplog.text
+
     monkeypatch.setattr(model, "_decode", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(RuntimeError):
         model.imagine(context, actions)
+
+
+@pytest.mark.parametrize("num_starts", [1, 2])
+def test_a_lone_candidate_forks_as_it_would_among_others(
+    recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, num_starts: int
+) -> None:
+    """In bfloat16 a context of its own rounds otherwise: other tokens than without parts."""
+    model = make_model()
+    context = start_of(model, recorded, list(range(num_starts)))
+    actions = np.random.default_rng(0).uniform(-3, 3, (num_starts * 3, HORIZON, 2))
+    expected = model.imagine(context, actions)
+    forked: list[bool] = []
+    decode = model._decode
+
+    def watched(state: DecodeState, *rest: Any) -> Any:
+        forked.append(state.cache.past is not None)
+        return decode(state, *rest)
+
+    monkeypatch.setattr(model, "_decode", watched)
+    model.max_rows = 1
+    assert torch.equal(model.imagine(context, actions).frame_tokens, expected.frame_tokens)
+    assert forked == [True] * len(actions)
+
+
+def test_a_model_that_nobody_holds_frees_its_memory_at_once(recorded: Mapping[str, Any]) -> None:
+    model = make_model()
+    model.decode_frames(model.imagine(start_of(model, recorded), future(recorded)))
+    gone = weakref.ref(model)
+    gc.disable()  # what refers to itself would wait for it
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_scores_are_those_of_the_whole_pass_and_found_in_parts(
+    recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    last = CONTEXT + HORIZON  # past the window
+    context = model.context(
+        recorded["frames"][:, :last], recorded["action"][:, :last], recorded["state"][:, :last]
+    )
+    tokens = context.tokens
+    logits = model.world_model(tokens).frame_logits
+    chosen = logits.log_softmax(-1).gather(-1, tokens.frame[:, 1:, :, None])
+    expected = -chosen.mean((2, 3))
+    assert expected.shape == (BATCH, last - 1)
+    torch.testing.assert_close(model.score(context), expected, atol=1e-5, rtol=1e-5)
+
+    def with_little_memory(owner: Any, part: Tokens) -> torch.Tensor:
+        if len(part.frame) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score_frames(owner, part)
+
+    monkeypatch.setattr("tokenwm.imagination.rollout.score_frames", with_little_memory)
+    torch.testing.assert_close(model.score(context), expected, atol=1e-5, rtol=1e-5)
+    assert "to score do not fit into memory at once; they are done in parts of at most 3" in (
+        caplog.text
+    )
+    with pytest.raises(TokenwmError, match="at least 2"):
+        model.score(Context(tokens=Tokens(*(part[:, :1] for part in tokens if part is not None))))
+
+
+def test_frames_that_do_not_fit_into_memory_go_through_in_smaller_parts(
+    recorded: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    context = start_of(model, recorded)
+    rollout = model.imagine(context, future(recorded))
+    expected = model.decode_frames(rollout)
+
+    def refuse(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if len(inputs[0]) > 5:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't")
+
+    tokenizer, budget = model.tokenizer, model.tokenizer.pixel_memory
+    for network in (tokenizer.encoder, tokenizer.decoder):
+        tokenizer.pixel_memory = budget
+        hook = network.register_forward_pre_hook(refuse)
+        assert torch.equal(start_of(model, recorded).tokens.frame, context.tokens.frame)
+        frames = model.decode_frames(rollout)
+        assert (frames.int() - expected.int()).abs().max() <= 1
+        assert 2 < tokenizer.frames_at_once <= 5
+        assert f"pixel_memory={budget} bytes; it is {tokenizer.pixel_memory} now" in caplog.text
+        hook.remove()
+        caplog.clear()
+
+    tokenizer.decoder.register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        model.decode_frames(rollout)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch, of itself

@@ -199,3 +199,11 @@ def test_impossible_settings_are_refused(change: dict[str, float]) -> None:
     (name,) = change
     with pytest.raises(TokenwmError, match=f"^{name}="):
         SamplingConfig(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [9.9e-5, 1e-38, 5e-324])
+def test_a_temperature_that_would_overflow_is_refused(temperature: float) -> None:
+    """At 1e-38 all logits were infinite, and the first id was drawn instead of the best."""
+    message = rf"^temperature={temperature} is below the limit of 0.0001.*use 0, which is greedy"
+    with pytest.raises(TokenwmError, match=message):
+        SamplingConfig(temperature=temperature)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -15,6 +16,7 @@ from tokenwm.tokenizer.actions import (
     DiscreteTokenizer,
     scalar_tokenizer_from_dict,
 )
+from tokenwm.tokenizer.device_actions import DeviceEncoder
 
 METHODS = st.sampled_from(["uniform", "quantile"])
 finite = st.floats(-1e3, 1e3, width=32)
@@ -173,3 +175,28 @@ def test_a_discrete_id_out_of_range_is_refused(bad: int) -> None:
 def test_an_unknown_tokenizer_is_refused(data: dict[str, str]) -> None:
     with pytest.raises(TokenwmError, match="scalar tokenizer"):
         scalar_tokenizer_from_dict(data)
+
+
+@given(tokenizer=tokenizers, data=st.data())
+def test_a_device_gives_the_same_bins(tokenizer: ContinuousTokenizer, data: st.DataObject) -> None:
+    """Inside, outside, on every edge and next to it, in both precisions and as whole numbers."""
+    size = (5, 2, tokenizer.num_dimensions)
+    drawn = data.draw(hnp.arrays(np.float64, size, elements=st.floats(-2e3, 2e3, width=32)))
+    edges = tokenizer.edges.T
+    beside = [np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf)]
+    encode = DeviceEncoder(tokenizer, torch.device("cpu"))
+    for values in (drawn, edges, *beside):
+        for array in (values, values.astype(np.float32), np.rint(values).astype(np.int64)):
+            got = encode(torch.from_numpy(array))
+            assert got.dtype == torch.int64
+            np.testing.assert_array_equal(got.numpy(), tokenizer.encode(array))
+    last = tokenizer.num_values - 1
+    odd = torch.tensor([[torch.nan], [torch.inf], [-torch.inf]]).expand(3, size[-1])
+    assert encode(odd).tolist() == [[token] * size[-1] for token in (last, last, 0)]
+
+
+def test_a_device_gives_discrete_ids_as_they_are_and_counts_dimensions() -> None:
+    encode = DeviceEncoder(DiscreteTokenizer(num_values=4, num_dimensions=2), torch.device("cpu"))
+    assert encode(torch.tensor([[0.0, 3.0]])).tolist() == [[0, 3]]
+    with pytest.raises(TokenwmError, match="3 dimension"):
+        encode(torch.zeros(1, 3))

@@ -33,6 +33,21 @@ def test_any_leading_axes_come_back(leading: tuple[int, ...]) -> None:
     assert torch.equal(tokens.reshape(-1, 8), flat)
 
 
+def test_many_frames_go_through_in_parts() -> None:
+    tokenizer = small_tokenizer(num_cameras=2).eval()
+    frames = random_frames(3, 5, 2)
+    tokens = tokenizer.encode_frames(frames)
+    decoded = tokenizer.decode_frames(tokens)
+    sizes: list[int] = []
+    for network in (tokenizer.encoder, tokenizer.decoder):
+        network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    tokenizer.pixel_memory = 4 * tokenizer.pixel_memory // tokenizer.frames_at_once
+    assert tokenizer.frames_at_once == 4
+    assert torch.equal(tokenizer.encode_frames(frames), tokens)
+    assert torch.equal(tokenizer.decode_frames(tokens), decoded)
+    assert sizes == [8, 8, 8, 6] * 2  # two cameras
+
+
 def test_tokens_lie_camera_by_camera_and_row_by_row() -> None:
     """With kernel 1 a token changes only when its own 8 × 8 pixels do."""
     tokenizer = small_tokenizer(num_cameras=2).eval()

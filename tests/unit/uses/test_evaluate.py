@@ -236,6 +236,8 @@ def test_figures_do_not_depend_on_the_batch_size(
     total = 6 * 2 * HORIZON
     assert calls == [(done, total) for done in range(1, total + 1)]
     assert alone.speed.batch_size == 1 and alone.speed.milliseconds_per_step > 0
+    assert got["speed"]["tokens_per_pass"] == expected["speed"]["tokens_per_pass"]
+    assert 0.5 < got["speed"]["tokens_per_pass"] <= model.vocabulary.tokens_per_frame
 
 
 def flat(values: Any, path: str = "") -> dict[str, list[float]]:

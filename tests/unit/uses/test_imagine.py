@@ -163,3 +163,4 @@ def test_files_hold_everything(model: TokenWorldModel, reader: ShardReader, tmp_
     assert shapes["truth_frames"] == (HORIZON, 1, 32, 32, 3)
     assert shapes["reward"] == shapes["termination_probability"] == (2, HORIZON)
     assert torch.isfinite(torch.from_numpy(imagined.frame_nll)).all()
+    assert (imagined.frame_entropy > 0).all()

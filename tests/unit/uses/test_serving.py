@@ -2,15 +2,9 @@
 
 import http.client
 import json
-import signal
 import socket
 import struct
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.uses.moving_square import make_episode, make_model, save_model
+from tests.unit.uses.moving_square import make_model, save_model
+from tests.unit.uses.serving_helpers import (
+    CONTEXT,
+    ask,
+    locally,
+    question,
+    raw,
+    serving,
+)
 from tokenwm.cli.main import main
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.uses.serving import wire
-from tokenwm.uses.serving.batching import Batcher, DeadlineError, QueueFullError
-from tokenwm.uses.serving.client import WorldModelClient
+from tokenwm.uses.serving.client import ServerError, WorldModelClient
 from tokenwm.uses.serving.requests import Limits
 from tokenwm.uses.serving.server import WorldModelServer
-
-CONTEXT, HORIZON = 3, 4
-LIMITS = Limits(max_body_bytes=2**20, max_rows=64, max_steps=20, timeout=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +39,8 @@ def model() -> TokenWorldModel:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WorldModelServer]:
-    with WorldModelServer(make_model(), ("127.0.0.1", 0), LIMITS) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
+    with serving() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -56,22 +50,6 @@ def client(server: WorldModelServer) -> Iterator[WorldModelClient]:
     one.close()
 
 
-def question(seed: int, num_candidates: int = 2, horizon: int = HORIZON) -> dict[str, Any]:
-    episode = make_episode(CONTEXT, seed)
-    candidates = np.random.default_rng(seed).uniform(-3, 3, (num_candidates, horizon, 2))
-    return {
-        "frames": episode["frames.top"][None, :, None],
-        "past_actions": episode["action"][None, : CONTEXT - 1],
-        "states": episode["state"][None],
-        "actions": candidates.astype(np.float32),
-    }
-
-
-def locally(model: TokenWorldModel, asked: dict[str, Any], seed: int) -> Any:
-    context = model.context(asked["frames"], asked["past_actions"], asked["states"])
-    return model.imagine(context, asked["actions"], seed=seed)
-
-
 def test_imagining_over_the_wire_is_imagining(
     client: WorldModelClient, model: TokenWorldModel
 ) -> None:
@@ -79,7 +57,7 @@ def test_imagining_over_the_wire_is_imagining(
     answer = client.imagine(**asked, seed=5, pixels=[0, 3])
     expected = locally(model, asked, 5)
     assert (answer["frame_tokens"] == expected.frame_tokens.numpy()).all()
-    for name in ("reward", "termination_probability", "frame_nll"):
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
         wanted = getattr(expected, name).numpy()
         np.testing.assert_allclose(answer[name], wanted, atol=1e-5, rtol=1e-5)
     assert (answer["states"] == model.decode_states(expected.state_tokens)).all()
@@ -126,51 +104,6 @@ def test_scores_are_those_of_decoding_step_by_step(model: TokenWorldModel) -> No
     assert float(model.score(context)[0, 1]) == pytest.approx(float(nll), abs=1e-5)
 
 
-@pytest.mark.slow
-def test_64_callers_at_once_get_what_each_would_get_alone(
-    server: WorldModelServer, model: TokenWorldModel
-) -> None:
-    """Of different lengths and numbers of candidates, some of whom go away in the middle."""
-    batches, jobs = server.batcher.num_batches, server.batcher.num_jobs
-
-    def call(number: int) -> dict[str, Any]:
-        asked = question(number % 8, 1 + number % 2, 2 + number % 3)
-        if number % 9 == 8:  # killed: it asks, and is gone
-            body = wire.pack(asked, {})
-            with socket.create_connection(("127.0.0.1", server.server_port)) as gone:
-                head = f"POST /v1/imagine HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
-                gone.sendall(head.encode() + body[: len(body) // (1 + number % 2)])
-            return {}
-        one = WorldModelClient(port=server.server_port)
-        try:
-            return one.imagine(**asked, seed=number)
-        finally:
-            one.close()
-
-    with ThreadPoolExecutor(64) as pool:
-        answers = list(pool.map(call, range(64)))
-    for number, answer in enumerate(answers):
-        if answer:
-            asked = question(number % 8, 1 + number % 2, 2 + number % 3)
-            expected = locally(model, asked, number).frame_tokens.numpy()
-            assert (answer["frame_tokens"] == expected).all(), number
-    assert server.batcher.num_jobs - jobs >= 57
-    assert server.batcher.num_batches - batches < server.batcher.num_jobs - jobs  # some together
-    deadline = time.monotonic() + 30
-    while threading.active_count() > 8 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert threading.active_count() <= 8  # nobody's thread is left
-    assert server.batcher.queued_rows == 0
-
-
-def raw(server: WorldModelServer, head: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
-        connection.sendall(head.encode() + body)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        return response.status, json.loads(response.read())
-
-
 def huge_shape() -> bytes:
     header = {"frames": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}
     text = json.dumps(header).encode()
@@ -207,8 +140,7 @@ def huge_shape() -> bytes:
 def test_wrong_requests_are_told_what_is_wrong(
     server: WorldModelServer, body: bytes, message: str
 ) -> None:
-    head = f"POST /v1/imagine HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
-    status, answer = raw(server, head, body)
+    status, answer = ask(server, "/v1/imagine", body)
     assert status == 400
     assert message in answer["error"]
 
@@ -225,6 +157,11 @@ def test_wrong_requests_are_told_what_is_wrong(
         ),
         ("POST /v1/dream HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 404, "/v1/imagine"),
         ("GET /etc/passwd HTTP/1.1\r\n\r\n", 404, "use /health or /metrics"),
+        ("PUT /v1/imagine HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 405, "POST /v1/imagine"),
+        ("BREW /coffee HTTP/1.1\r\n\r\n", 501, "BREW"),
+        ("nonsense\r\n\r\n", 400, "nonsense"),
+        ("GET /health FTP/9\r\n\r\n", 400, "FTP/9"),
+        (f"GET /{'x' * 70000} HTTP/1.1\r\n\r\n", 414, "URI"),
     ],
 )
 def test_what_is_no_request_is_refused(
@@ -233,11 +170,26 @@ def test_what_is_no_request_is_refused(
     got, answer = raw(server, head)
     assert got == status
     assert message in answer["error"]
+    assert f'status="{status}"' in server.metrics_text()
 
 
 def test_health_and_metrics(server: WorldModelServer, client: WorldModelClient) -> None:
-    assert client.health() == {"status": "ok"}
+    health = client.health()
+    assert health["status"] == "ok"
+    assert health["running_seconds"] == health["queued_rows"] == 0
+    assert health["model"]["frame_shape"] == [1, 32, 32, 3]
+    assert health["model"]["action_dimensions"] == health["model"]["state_dimensions"] == 2
+    assert health["limits"]["max_steps"] == 20
+    before = client.metrics()
     client.imagine(**question(0))
+    after = client.metrics()
+    assert after["tokenwm_imagined_steps_total"] - before["tokenwm_imagined_steps_total"] == 8
+    assert after["tokenwm_passes_total"] > before["tokenwm_passes_total"]
+    assert 1 <= after["tokenwm_tokens_per_pass"] <= 64
+    count = 'tokenwm_request_seconds_count{path="/v1/imagine"}'
+    assert after[count] == before[count] + 1
+    assert after['tokenwm_queue_wait_seconds_bucket{le="+Inf"}'] > 0
+    assert after["tokenwm_received_bytes_total"] > before["tokenwm_received_bytes_total"]
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -252,76 +204,12 @@ def test_a_server_that_is_not_there_is_an_error_of_one_line() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(TokenwmError, match=f"no answer from 127.0.0.1:{port}"):
-        WorldModelClient(port=port).health()
-
-
-class Slow:
-    """Computes by doubling, and waits until it is let go."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.began = threading.Event()
-        self.batches: list[list[int]] = []
-
-    def __call__(self, asked: list[int]) -> list[int]:
-        self.began.set()
-        self.gate.wait(20)
-        self.batches.append(list(asked))
-        if 13 in asked:
-            raise TokenwmError("unlucky")
-        return [2 * number for number in asked]
-
-
-def test_what_waits_together_is_computed_together() -> None:
-    slow = Slow()
-    batcher = Batcher(slow, max_rows=4, max_queued_rows=20)
-    with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(batcher.submit, "a", 1, 5, 1, 20)
-        slow.began.wait(20)
-        waiting = []
-        for key, rows, length, number in [
-            ("a", 1, 3, 2),  # the next batch's first
-            ("b", 1, 3, 3),  # another key
-            ("a", 2, 3, 4),  # fits
-            ("a", 1, 4, 5),  # longer than the first
-            ("a", 2, 2, 13),  # too many rows for this batch
-            (None, 1, 1, 7),  # alone
-        ]:
-            waiting.append(pool.submit(batcher.submit, key, rows, length, number, 20))
-            while batcher.queued_rows < sum((1, 1, 2, 1, 2, 1)[: len(waiting)]):
-                time.sleep(0.001)
-        slow.gate.set()
-        assert first.result() == 2
-        for future, expected in zip(waiting, [4, 6, 8, 10, None, 14], strict=True):
-            if expected is None:
-                with pytest.raises(TokenwmError, match="unlucky"):
-                    future.result()
-            else:
-                assert future.result() == expected
-    assert slow.batches == [[1], [2, 4], [3], [5, 13], [5], [13], [7]]
-    batcher.close()
-
-
-def test_a_full_queue_and_a_deadline_are_errors() -> None:
-    slow = Slow()
-    batcher = Batcher(slow, max_rows=4, max_queued_rows=2)
-    with ThreadPoolExecutor(4) as pool:
-        running = pool.submit(batcher.submit, "a", 1, 1, 1, 20)
-        slow.began.wait(20)
-        late = pool.submit(batcher.submit, "a", 2, 1, 2, 0.2)
-        while batcher.queued_rows < 2:
-            time.sleep(0.001)
-        with pytest.raises(QueueFullError, match="2 rows are waiting and at most 2 may"):
-            batcher.submit("a", 1, 1, 3, 20)
-        with pytest.raises(DeadlineError, match="no result within 0.2 s"):
-            late.result()
-        assert batcher.queued_rows == 0
-        slow.gate.set()
-        assert running.result() == 2
-    batcher.close()
-    assert slow.batches == [[1]]  # what nobody waits for is not computed
-    assert not batcher.is_alive
+    with (
+        WorldModelClient(port=port) as client,
+        pytest.raises(ServerError, match=f"no answer from 127.0.0.1:{port}") as caught,
+    ):
+        client.health()
+    assert caught.value.status is None
 
 
 def test_the_command_says_when_it_cannot_listen(
@@ -338,63 +226,19 @@ def test_the_command_says_when_it_cannot_listen(
     assert "choose another --port" in error
 
 
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, model: TokenWorldModel) -> None:
-    folder = save_model(tmp_path / "model", model)
-    command = [sys.executable, "-m", "tokenwm", "serve", str(folder), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        line = ""
-        while "http://" not in line and running.poll() is None:
-            line += running.stdout.readline()
-        port = int(line.split("http://127.0.0.1:")[1].split()[0])
-        client = WorldModelClient(port=port)
-        assert client.imagine(**question(0))["reward"].shape == (2, HORIZON)
-        client.close()
-        running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
-
-
-def test_a_request_that_is_given_up_does_not_stop_the_others() -> None:
-    """Requests hold arrays, which do not compare."""
-    gate = threading.Event()
-    began = threading.Event()
-
-    def compute(asked: list[Any]) -> list[Any]:
-        began.set()
-        gate.wait(20)
-        return [2 * array for array in asked]
-
-    batcher = Batcher(compute, max_rows=4, max_queued_rows=20)
-    with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(batcher.submit, "a", 1, 1, np.arange(3), 20)]
-        began.wait(20)
-        for length, timeout in [(3, 20.0), (4, 20.0), (4, 0.2), (4, 0.2)]:
-            futures.append(pool.submit(batcher.submit, "a", 1, length, np.arange(3), timeout))
-            while batcher.queued_rows < len(futures) - 1:
-                time.sleep(0.001)
-        for late in futures[3:]:
-            with pytest.raises(DeadlineError):
-                late.result()
-        gate.set()
-        for future in futures[:3]:
-            assert (future.result() == 2 * np.arange(3)).all()
-    assert batcher.is_alive
-    batcher.close()
-
-
 def test_a_client_goes_on_after_the_server_closed_its_connection(
     server: WorldModelServer, client: WorldModelClient
 ) -> None:
-    assert client.health() == {"status": "ok"}
+    assert client.health()["status"] == "ok"
     assert client._connection.sock is not None
     client._connection.sock.shutdown(socket.SHUT_RDWR)
-    assert client.health() == {"status": "ok"}
+    assert client.health()["status"] == "ok"
 
 
 def test_a_client_is_told_that_its_request_is_too_large(client: WorldModelClient) -> None:
-    with pytest.raises(TokenwmError, match=r"413: the body has \d+ bytes; at most 1048576"):
+    with pytest.raises(ServerError, match=r"413: the body has \d+ bytes; at most 1048576"):
         client.encode(np.zeros((4000, 1, 32, 32, 3), dtype=np.uint8))
-    assert client.health() == {"status": "ok"}
+    assert client.health()["status"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -417,21 +261,37 @@ def test_what_is_not_read_does_not_become_the_next_request(
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
+def observed(num_steps: int) -> dict[str, Any]:
+    asked = question(0)
+    return {
+        "frames": asked["frames"][:, :num_steps],
+        "past_actions": asked["past_actions"][:, : max(0, num_steps - 1)],
+        "states": asked["states"][:, :num_steps],
+    }
+
+
 @pytest.mark.parametrize(
     ("path", "arrays", "options", "message"),
     [
         ("imagine", question(0), {"pixels": [1, 1]}, "each step once"),
         ("imagine", question(0, 64, 20), {"pixels": list(range(20))}, "at most 1048576 are sent"),
-        ("score", {"past_actions": np.zeros((1, 2000, 2))}, {}, "at most 4096 are scored at once"),
-        ("score", question(0), {"seed": 1}, "unknown: ['seed']"),
+        ("score", observed(0) | {"frames": np.zeros((1, 300, 1))}, {}, "at most 4096 are scored"),
+        ("score", question(0), {}, "unknown: ['actions']"),
+        ("score", observed(1), {}, "frames has 1 step; at least 2 are needed"),
+        ("score", observed(0), {}, "frames has 0 steps; 1 to 20 are allowed"),
+        ("imagine", observed(0) | {"actions": np.zeros((1, 4, 2))}, {}, "frames has 0 steps"),
+        ("encode", {"frames": np.zeros((0, 1, 32, 32, 3), np.uint8)}, {}, "frames has no row"),
+        ("encode", {"frames": np.zeros(10, np.uint8)}, {}, "frames has shape (10,)"),
+        ("imagine", question(0), {"seed": 1.5}, "seed=1.5; a whole number"),
+        ("imagine", question(0), {"top_k": 2.5}, "top_k=2.5; a whole number"),
+        ("score", observed(3), {"seed": 1}, "unknown: ['seed']"),
     ],
 )
 def test_answers_stay_within_limits(
     server: WorldModelServer, path: str, arrays: Any, options: Any, message: str
 ) -> None:
     body = wire.pack(arrays, options)
-    head = f"POST /v1/{path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
-    status, answer = raw(server, head, body)
+    status, answer = ask(server, f"/v1/{path}", body)
     assert status == 400
     assert message in answer["error"]
 
@@ -441,3 +301,5 @@ def test_limits_are_checked() -> None:
         Limits(max_rows=0)
     with pytest.raises(TokenwmError, match="timeout"):
         Limits(timeout=float("nan"))
+    with pytest.raises(TokenwmError, match="max_bytes=1 has no room"):
+        Limits(max_bytes=1)

@@ -2,7 +2,8 @@
 
 import http.client
 import json
-from typing import Any
+import time
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +13,51 @@ from tokenwm.uses.serving import wire
 
 Arrays = dict[str, NDArray[Any]]
 
+BUSY = 503
+"""Status of a server that has no room now."""
+LONGEST_WAIT = 10.0
+"""Seconds before asking again, at most, whatever the server says."""
+
+
+class ServerError(TokenwmError):
+    """The server refused, or there is none.
+
+    Attributes:
+        status: Of its answer (docs/serving.md); None if there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 class WorldModelClient:
-    """One connection to a server; one per thread.
+    """One connection to a server; one per thread. A context manager that closes it.
 
     Args:
         host: Where the server is.
         port: Its port.
         timeout: Seconds to wait for an answer.
+        retries: How often to ask again while the server has no room (503), each time after as
+            many seconds as it says, at most 10.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8600, *, timeout: float = 90.0) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8600,
+        *,
+        timeout: float = 90.0,
+        retries: int = 3,
+    ) -> None:
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        self._retries = retries
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def imagine(
         self,
@@ -44,11 +78,12 @@ class WorldModelClient:
                 steps whose frames are wanted), ``timeout`` (seconds).
 
         Returns:
-            ``frame_tokens``, ``reward``, ``termination_probability``, ``frame_nll``, and ``states``
-            and ``frames`` if there are any; ``(B * n, steps, ·)`` each.
+            ``frame_tokens``, ``reward``, ``termination_probability``, ``frame_nll``,
+            ``frame_entropy``, and ``states`` and ``frames`` if there are any;
+            ``(B * n, steps, ·)`` each.
 
         Raises:
-            TokenwmError: The server refused, or did not answer in time.
+            ServerError: The server refused, or did not answer in time.
         """
         arrays = {"frames": frames, "past_actions": past_actions, "actions": actions}
         return self._post("/v1/imagine", arrays | _given(states), options)
@@ -73,6 +108,12 @@ class WorldModelClient:
         result: dict[str, Any] = json.loads(self._ask("GET", "/health", None))
         return result
 
+    def metrics(self) -> dict[str, float]:
+        """What the server has counted, by name with labels, as Prometheus writes them."""
+        lines = self._ask("GET", "/metrics", None).decode().splitlines()
+        pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, value in pairs}
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
@@ -81,25 +122,37 @@ class WorldModelClient:
         return wire.unpack(self._ask("POST", path, wire.pack(arrays, options)))[0]
 
     def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
-        try:
-            try:
-                status, answer = self._exchange(method, path, body)
-            except ConnectionError:  # the server closes idle connections; asking again is harmless
-                self._connection.close()
-                status, answer = self._exchange(method, path, body)
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            where = f"{self._connection.host}:{self._connection.port}"
-            raise TokenwmError(f"{method} {path}: no answer from {where}: {error!r}") from error
-        if status != 200:
+        for attempt in range(self._retries + 1):
+            response, answer = self._ask_once(method, path, body)
+            if response.status != BUSY or attempt == self._retries:
+                break
+            time.sleep(_seconds_to_wait(response))
+        if response.status != 200:
             try:
                 message = json.loads(answer)["error"]
             except (ValueError, KeyError, TypeError):
                 message = answer[:200].decode(errors="replace")
-            raise TokenwmError(f"{method} {path}: {status}: {message}")
+            status = response.status
+            raise ServerError(f"{method} {path}: {status}: {message}", status)
         return answer
 
-    def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+    def _ask_once(
+        self, method: str, path: str, body: bytes | None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        try:
+            try:
+                return self._exchange(method, path, body)
+            except ConnectionError:  # the server closes idle connections; asking again is harmless
+                self._connection.close()
+                return self._exchange(method, path, body)
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            where = f"{self._connection.host}:{self._connection.port}"
+            raise ServerError(f"{method} {path}: no answer from {where}: {error!r}") from error
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         try:
             self._connection.request(method, path, body, {"Content-Type": wire.MEDIA_TYPE})
         except ConnectionError:
@@ -108,9 +161,16 @@ class WorldModelClient:
                 raise
             response = http.client.HTTPResponse(self._connection.sock, method=method)
             response.begin()
-        else:
-            response = self._connection.getresponse()
-        return response.status, response.read()
+            answer = response.read()
+            self._connection.close()
+            return response, answer
+        response = self._connection.getresponse()
+        return response, response.read()
+
+
+def _seconds_to_wait(response: http.client.HTTPResponse) -> float:
+    given = response.getheader("Retry-After", "")
+    return min(LONGEST_WAIT, float(given) if given.isdecimal() else 1.0)
 
 
 def _given(states: NDArray[Any] | None) -> Arrays:

@@ -1,12 +1,11 @@
-"""What can be asked of a world model over the wire, checked, and how it is answered."""
+"""What can be asked of a world model over the wire, checked as far as it can be uncomputed."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tokenwm.errors import TokenwmError
@@ -15,25 +14,33 @@ from tokenwm.imagination.sampling import SamplingConfig
 
 Arrays = dict[str, NDArray[Any]]
 
+FRAMES_PER_ROW = 32
+"""Observed frames that take as much memory as an imagined row, about (measured: 160 kB each)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one server accepts.
 
     Attributes:
-        max_body_bytes: Of a request.
-        max_rows: Imagined rows of a request, and of a batch.
+        max_body_bytes: Of a request, and of the frames in an answer.
+        max_bytes: Of all requests that are being received or answered, with their answers' frames.
+        max_connections: Open at a time.
+        max_rows: Imagined rows of a request.
+        max_batch_rows: Rows computed at once; a larger request is computed part by part. More is
+            faster up to where the machine is busy, takes more memory, and lets others wait longer.
         max_steps: Context steps and actions of a request.
         max_row_steps: Imagined rows times actions of a request: how long it may take.
         max_score_positions: Positions of a row to score; memory grows with their square.
-        max_queued_rows: Rows that may wait.
+        max_queued_rows: Rows that may wait; 32 observed frames count as one, at least.
         timeout: Seconds until a request is given up, unless it asks for fewer.
-
-    ``max_body_bytes`` holds for the frames in an answer, too.
     """
 
     max_body_bytes: int = 64 * 2**20
+    max_bytes: int = 512 * 2**20
+    max_connections: int = 256
     max_rows: int = 1024
+    max_batch_rows: int = 32
     max_steps: int = 1000
     max_row_steps: int = 2**16
     max_score_positions: int = 4096
@@ -44,6 +51,11 @@ class Limits:
         counts = [value for name, value in vars(self).items() if name != "timeout"]
         if min(counts) < 1 or not 0.0 < self.timeout <= 86400.0:
             raise TokenwmError(f"limits must be at least 1 and timeout in (0, 86400] s: {self}")
+        if self.max_bytes < 2 * self.max_body_bytes:
+            raise TokenwmError(
+                f"max_bytes={self.max_bytes} has no room for a request and the frames of its "
+                f"answer, each of max_body_bytes={self.max_body_bytes}; raise it or lower those"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,154 +86,204 @@ class ImagineRequest:
         copies = len(self.actions) // len(self.frames)
         return (self.frames.shape[1:], copies, self.sampling, self.states is None)
 
+    @property
+    def num_rows(self) -> int:
+        """Imagined rows."""
+        return len(self.actions)
 
-def parse_imagine(
-    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
-) -> ImagineRequest:
+    @property
+    def size(self) -> int:
+        """What it takes of a batch and of the queue."""
+        num_frames = self.frames.shape[0] * self.frames.shape[1]
+        return max(self.num_rows, int(num_frames // FRAMES_PER_ROW))
+
+    @property
+    def length(self) -> int:
+        """Imagined steps."""
+        return int(self.actions.shape[1])
+
+    @property
+    def num_pixel_bytes(self) -> int:
+        """Of the frames in the answer."""
+        return self.num_rows * len(self.pixels) * math.prod(self.frames.shape[2:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """How likely what happened is.
+
+    Attributes:
+        frames: ``(B, C, cameras, H, W, 3)`` uint8, ``C`` at least 2.
+        past_actions: ``(B, C - 1, A)`` in the units of the data.
+        states: ``(B, C, state_dim)``, or None.
+    """
+
+    frames: NDArray[np.uint8]
+    past_actions: NDArray[Any]
+    states: NDArray[Any] | None
+    key: Hashable = None
+    length: int = 1
+    num_pixel_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        """What it takes of the queue."""
+        return max(1, int(np.prod(self.frames.shape[:2])) // FRAMES_PER_ROW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRequest:
+    """Tokens of frames.
+
+    Attributes:
+        frames: ``(N, cameras, H, W, 3)`` uint8.
+    """
+
+    frames: NDArray[np.uint8]
+    key: Hashable = None
+    length: int = 1
+    num_pixel_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        """What it takes of the queue."""
+        return max(1, len(self.frames) // FRAMES_PER_ROW)
+
+
+Request = ImagineRequest | ScoreRequest | EncodeRequest
+
+
+def parse(
+    path: str,
+    model: TokenWorldModel,
+    arrays: Arrays,
+    options: Mapping[str, Any],
+    limits: Limits,
+) -> Request:
     """Check a request as far as it can be without computing.
+
+    Args:
+        path: One of :data:`PARSERS`.
+        model: What is asked.
+        arrays: By name.
+        options: By name; ``timeout`` is checked elsewhere.
+        limits: What is accepted.
 
     Raises:
         TokenwmError: Something is missing, unknown, too large or of another shape.
     """
-    names = {"frames", "past_actions", "actions"}
-    if model.vocabulary.state is not None:
-        names.add("states")
-    _check_names("array", arrays, names)
+    return PARSERS[path](model, arrays, options, limits)
+
+
+def _parse_imagine(
+    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
+) -> ImagineRequest:
+    _check_names("array", arrays, _observed(model) | {"actions"})
     allowed = {"seed", "temperature", "top_k", "top_p", "pixels", "timeout"}
     _check_names("option", options, set(), allowed)
-    frames, past, actions = arrays["frames"], arrays["past_actions"], arrays["actions"]
-    states = arrays.get("states")
-    tokenizer, vocabulary = model.tokenizer, model.vocabulary
-    _check("frames", frames, (None, None, *tokenizer.frame_shape), np.uint8)
-    num_rows, num_context = frames.shape[:2]
-    num_actions = vocabulary.action.num_dimensions
-    _check("past_actions", past, (num_rows, num_context - 1, num_actions))
-    _check("actions", actions, (None, None, num_actions))
-    if states is not None and vocabulary.state is not None:
-        _check("states", states, (num_rows, num_context, vocabulary.state.num_dimensions))
-    if len(actions) % num_rows or len(actions) == 0:
+    actions = arrays["actions"]
+    num_rows = _check_observed(model, arrays, limits)
+    _check("actions", actions, (None, None, model.vocabulary.action.num_dimensions))
+    if len(actions) % num_rows:
         raise TokenwmError(
             f"actions has {len(actions)} rows for {num_rows} of frames; give a multiple"
         )
     if len(actions) > limits.max_rows:
         raise TokenwmError(f"{len(actions)} rows asked; at most {limits.max_rows} are imagined")
-    steps = max(num_context, actions.shape[1])
-    if steps > limits.max_steps or actions.shape[1] < 1:
+    num_steps = actions.shape[1]
+    if not 1 <= num_steps <= limits.max_steps:
+        raise TokenwmError(f"{num_steps} actions; 1 to {limits.max_steps} each are allowed")
+    if len(actions) * num_steps > limits.max_row_steps:
         raise TokenwmError(
-            f"{num_context} context steps and {actions.shape[1]} actions; 1 to {limits.max_steps} "
-            "each are allowed"
-        )
-    if len(actions) * actions.shape[1] > limits.max_row_steps:
-        raise TokenwmError(
-            f"{len(actions)} rows of {actions.shape[1]} steps asked; rows times steps may be "
+            f"{len(actions)} rows of {num_steps} steps asked; rows times steps may be "
             f"{limits.max_row_steps}"
         )
     pixels = options.get("pixels", [])
     if not isinstance(pixels, list) or not all(
-        type(step) is int and 0 <= step < actions.shape[1] for step in pixels
+        type(step) is int and 0 <= step < num_steps for step in pixels
     ):
-        raise TokenwmError(f"pixels={pixels!r}; a list of steps in [0, {actions.shape[1]})")
-    num_bytes = len(actions) * len(pixels) * math.prod(tokenizer.frame_shape)
-    if len(set(pixels)) < len(pixels) or num_bytes > limits.max_body_bytes:
-        raise TokenwmError(
-            f"pixels of {len(pixels)} steps are {num_bytes} bytes; at most {limits.max_body_bytes} "
-            "are sent, each step once"
-        )
-    return ImagineRequest(
-        frames=frames,
-        past_actions=past,
-        states=states,
+        raise TokenwmError(f"pixels={pixels!r}; a list of steps in [0, {num_steps})")
+    seed = options.get("seed", 0)
+    if type(seed) is not int or abs(seed) > 2**62:
+        raise TokenwmError(f"seed={seed!r}; a whole number in [-2**62, 2**62]")
+    request = ImagineRequest(
+        frames=arrays["frames"],
+        past_actions=arrays["past_actions"],
+        states=arrays.get("states"),
         actions=actions,
-        seed=int(number_option(options, "seed", 0, -(2**62), 2**62)),
+        seed=seed,
         sampling=_sampling(options),
         pixels=tuple(pixels),
     )
+    if len(set(pixels)) < len(pixels) or request.num_pixel_bytes > limits.max_body_bytes:
+        raise TokenwmError(
+            f"pixels of {len(pixels)} steps are {request.num_pixel_bytes} bytes; at most "
+            f"{limits.max_body_bytes} are sent, each step once"
+        )
+    return request
 
 
-def imagine(model: TokenWorldModel, requests: list[ImagineRequest]) -> list[Arrays]:
-    """Imagine requests with one key together; each gets what it would get alone."""
-    frames = np.concatenate([request.frames for request in requests])
-    past = np.concatenate([request.past_actions for request in requests])
-    states = [request.states for request in requests if request.states is not None]
-    longest = max(request.actions.shape[1] for request in requests)
-    # Nothing depends on later actions, so shorter sequences may go on with anything.
-    actions = np.concatenate([_lengthened(request.actions, longest) for request in requests])
-    counts = [len(request.actions) for request in requests]
-    rollout = model.imagine(
-        model.context(frames, past, np.concatenate(states) if states else None),
-        actions,
-        sampling=requests[0].sampling,
-        seed=torch.cat([torch.full((n,), r.seed) for r, n in zip(requests, counts, strict=True)]),
-        noise_streams=torch.cat([torch.arange(count) for count in counts]),
-    )
-    results, first = [], 0
-    for request, count in zip(requests, counts, strict=True):
-        rows, steps = slice(first, first + count), slice(request.actions.shape[1])
-        first += count
-        tokens = rollout.frame_tokens[rows, steps]
-        result = {
-            "frame_tokens": tokens.cpu().numpy().astype(np.uint16),
-            "reward": rollout.reward[rows, steps].cpu().numpy(),
-            "termination_probability": rollout.termination_probability[rows, steps].cpu().numpy(),
-            "frame_nll": rollout.frame_nll[rows, steps].cpu().numpy(),
-        }
-        if rollout.state_tokens is not None:
-            result["states"] = model.decode_states(rollout.state_tokens[rows, steps])
-        if request.pixels:
-            context = rollout.context
-            anchor = None if context.anchor is None else context.anchor[rows]
-            pixels = model.decode_tokens(
-                tokens[:, list(request.pixels)], context.tokens.frame[rows, -1], anchor
-            )
-            result["frames"] = pixels.cpu().numpy()
-        results.append(result)
-    return results
-
-
-def encode(
+def _parse_score(
     model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
-) -> Arrays:
-    """``frames`` ``(N, cameras, H, W, 3)`` uint8 → ``frame_tokens`` ``(N, K)`` uint16.
+) -> ScoreRequest:
+    _check_names("array", arrays, _observed(model))
+    _check_names("option", options, set(), {"timeout"})
+    num_steps = arrays["frames"].shape[1] if arrays["frames"].ndim > 1 else 0
+    positions = num_steps * model.world_model.layout.positions_per_step
+    if positions > limits.max_score_positions:
+        raise TokenwmError(
+            f"{num_steps} steps are {positions} positions; at most "
+            f"{limits.max_score_positions} are scored at once"
+        )
+    num_rows = _check_observed(model, arrays, limits)
+    if num_rows > limits.max_rows:
+        raise TokenwmError(f"{num_rows} rows asked; at most {limits.max_rows} are scored")
+    if num_steps < 2:
+        raise TokenwmError("frames has 1 step; at least 2 are needed, the first is not scored")
+    return ScoreRequest(
+        frames=arrays["frames"],
+        past_actions=arrays["past_actions"],
+        states=arrays.get("states"),
+    )
 
-    Raises:
-        TokenwmError: Something is missing, unknown, too large or of another shape.
-    """
+
+def _parse_encode(
+    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
+) -> EncodeRequest:
     _check_names("array", arrays, {"frames"})
     _check_names("option", options, set(), {"timeout"})
     frames = arrays["frames"]
     _check("frames", frames, (None, *model.tokenizer.frame_shape), np.uint8)
-    if not 1 <= len(frames) <= limits.max_rows:
+    if len(frames) > limits.max_rows:
         raise TokenwmError(f"{len(frames)} frames; 1 to {limits.max_rows} are allowed")
-    tokens = model.tokenizer.encode_frames(torch.from_numpy(frames).to(model.device))
-    return {"frame_tokens": tokens.cpu().numpy().astype(np.uint16)}
+    return EncodeRequest(frames=frames)
 
 
-def score(
-    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
-) -> Arrays:
-    """How likely what happened is: ``frames``, ``past_actions``, ``states`` as for imagining.
+PARSERS: dict[str, Callable[..., Request]] = {
+    "/v1/imagine": _parse_imagine,
+    "/v1/score": _parse_score,
+    "/v1/encode": _parse_encode,
+}
 
-    Returns:
-        ``frame_nll`` ``(B, C - 1)`` float32, nats per token of each frame after the first, given
-        all before it.
 
-    Raises:
-        TokenwmError: Something is missing, unknown, too large or of another shape.
-    """
-    _check_names("option", options, set(), {"timeout"})
-    actions = arrays.get("past_actions")
-    if actions is None:
-        raise TokenwmError("the array past_actions is missing")
-    if actions.ndim > 1:
-        positions = (actions.shape[1] + 1) * model.world_model.layout.positions_per_step
-        if positions > limits.max_score_positions:
-            raise TokenwmError(
-                f"{actions.shape[1] + 1} steps are {positions} positions; at most "
-                f"{limits.max_score_positions} are scored at once"
-            )
-    request = parse_imagine(model, {**arrays, "actions": actions}, options, limits)
-    context = model.context(request.frames, request.past_actions, request.states)
-    return {"frame_nll": model.score(context).cpu().numpy()}
+def _observed(model: TokenWorldModel) -> set[str]:
+    names = {"frames", "past_actions"}
+    return names if model.vocabulary.state is None else names | {"states"}
+
+
+def _check_observed(model: TokenWorldModel, arrays: Arrays, limits: Limits) -> int:
+    """Check ``frames``, ``past_actions`` and ``states``; returns their rows."""
+    vocabulary = model.vocabulary
+    _check("frames", arrays["frames"], (None, None, *model.tokenizer.frame_shape), np.uint8)
+    num_rows, num_steps = arrays["frames"].shape[:2]
+    if not 1 <= num_steps <= limits.max_steps:
+        raise TokenwmError(f"frames has {num_steps} steps; 1 to {limits.max_steps} are allowed")
+    shape = (num_rows, num_steps - 1, vocabulary.action.num_dimensions)
+    _check("past_actions", arrays["past_actions"], shape)
+    if vocabulary.state is not None:
+        shape = (num_rows, num_steps, vocabulary.state.num_dimensions)
+        _check("states", arrays["states"], shape)
+    return int(num_rows)
 
 
 def _check_names(
@@ -250,11 +312,8 @@ def _check(
         )
     if array.shape[0] < 1:
         raise TokenwmError(f"{name} has no row")
-
-
-def _lengthened(actions: NDArray[Any], num_steps: int) -> NDArray[Any]:
-    last = np.repeat(actions[:, -1:], num_steps - actions.shape[1], axis=1)
-    return np.concatenate([actions, last], axis=1)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise TokenwmError(f"{name} has NaN or infinite values; only finite values can be binned")
 
 
 def number_option(
@@ -273,8 +332,8 @@ def number_option(
 
 def _sampling(options: Mapping[str, Any]) -> SamplingConfig:
     top_k = options.get("top_k")
-    if top_k is not None:
-        top_k = int(number_option(options, "top_k", 1, 1, 2**31))
+    if top_k is not None and (type(top_k) is not int or not 1 <= top_k <= 2**31):
+        raise TokenwmError(f"top_k={top_k!r}; a whole number in [1, 2**31]")
     return SamplingConfig(
         temperature=float(number_option(options, "temperature", 1.0, 0.0, 1e6)),
         top_k=top_k,

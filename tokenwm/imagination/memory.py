@@ -1,0 +1,143 @@
+"""What does not fit into memory is done in parts, as large as fit: found by trying, remembered."""
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+from torch import OutOfMemoryError
+
+from tokenwm.tokenizer.frames import FrameTokenizer
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TOLERANCE = 8
+"""The search ends when what fits and what does not differ by one part in so many."""
+
+
+class RowLimits:
+    """How many rows of a kind of work fit into memory.
+
+    Rows are halved until they fit. Then the search goes on between what fitted and what did not,
+    with the rows that are still to be done, so that only attempts that fail are for nothing: two or
+    three in all. A limit is remembered as long as the object lives; :meth:`forget` it when there is
+    more memory.
+    """
+
+    def __init__(self) -> None:
+        self._fit: dict[Hashable, int] = {}  # most rows that did
+        self._fail: dict[Hashable, int] = {}  # fewest rows that did not
+
+    def forget(self) -> None:
+        """Try everything anew."""
+        self._fit.clear()
+        self._fail.clear()
+
+    def most_rows(self, kind: Hashable) -> int | None:
+        """Most rows that are known to fit, or None if all that were tried did."""
+        return self._fit[kind] if kind in self._fail and kind in self._fit else None
+
+    def in_parts(
+        self,
+        kind: Hashable,
+        what: str,
+        num_rows: int,
+        compute: Callable[[slice], T],
+        free_memory: Callable[[], bool],
+        at_most: int,
+    ) -> list[T]:
+        """Compute rows, all at once or in parts.
+
+        Args:
+            kind: What else the memory depends on: a limit holds for work of the same kind.
+            what: What the rows are, for the log.
+            num_rows: How many there are.
+            compute: Computes some of them.
+            free_memory: Called when memory runs out; True if it freed some, so that trying again
+                as many rows makes sense.
+            at_most: Most rows to try at a time.
+
+        Raises:
+            RuntimeError: A single row does not fit.
+        """
+        is_new, parts, first = kind not in self._fail, list[T](), 0
+        while first < num_rows:
+            count = self._next(kind, num_rows - first, at_most)
+            try:
+                parts.append(compute(slice(first, first + count)))
+                self._fit[kind] = max(count, self._fit.get(kind, 0))
+                first += count
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = error.with_traceback(None) if count == 1 else None
+            # Outside the except clause: its traceback, and so the memory, is gone here.
+            if free_memory():
+                continue
+            if failed is not None:
+                raise failed
+            self._fail[kind] = count
+            self._fit[kind] = min(count - 1, self._fit.get(kind, 0))
+        if is_new and kind in self._fail:
+            logger.warning(
+                "%d %s do not fit into memory at once; they are done in parts of at most %d",
+                num_rows,
+                what,
+                self._fit[kind],
+            )
+        return parts
+
+    def _next(self, kind: Hashable, num_rows: int, at_most: int) -> int:
+        """How many of the rows that are left to try next."""
+        num_rows, fit = min(num_rows, at_most), self._fit.get(kind, 0)
+        if num_rows <= fit or kind not in self._fail:
+            return num_rows
+        fail = self._fail[kind]
+        if fail - fit > max(1, fail // TOLERANCE):
+            return min(num_rows, (fit + fail) // 2)
+        num_parts = -(-num_rows // fit)
+        return -(-num_rows // num_parts)  # equal parts: the last would else be small
+
+
+def within_pixel_memory(
+    tokenizer: FrameTokenizer, free_memory: Callable[[], bool], compute: Callable[[], T]
+) -> T:
+    """Encode or decode; with half the ``pixel_memory``, for good, each time memory runs out.
+
+    Raises:
+        RuntimeError: A single frame does not fit.
+    """
+    before = tokenizer.pixel_memory
+    while True:
+        try:
+            result = compute()
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = error.with_traceback(None) if tokenizer.frames_at_once == 1 else None
+        if free_memory():
+            continue
+        if failed is not None:
+            tokenizer.pixel_memory = before
+            raise failed
+        tokenizer.pixel_memory //= 2
+    if tokenizer.pixel_memory < before:
+        logger.warning(
+            "frames did not fit into memory with pixel_memory=%d bytes; it is %d now",
+            before,
+            tokenizer.pixel_memory,
+        )
+    return result
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: a GPU's, torch's on a CPU, or that of a library below.
+
+    oneDNN's message can have other causes; then a single row fails too, and the error is raised.
+    """
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        return True
+    signs = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive")
+    return any(sign in str(error) for sign in signs)
