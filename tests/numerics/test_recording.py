@@ -63,12 +63,7 @@ def decode_in_pieces(
     for piece in actions.split(size, dim=1):
         state, decoded = decode(model, state, piece, SAMPLINGS[1])
         pieces.append(decoded)
-    parts = [
-        None if values[0] is None else torch.cat(values, dim=1)
-        for values in zip(*(piece[:-2] for piece in pieces), strict=True)
-    ]  # type: ignore[arg-type]
-    row_passes = torch.stack([piece.row_passes for piece in pieces]).sum(0)
-    return DecodedSteps(*parts, row_passes, sum(piece.num_passes for piece in pieces))  # type: ignore[arg-type]
+    return DecodedSteps.join(pieces)
 
 
 def assert_same(got: DecodedSteps, expected: DecodedSteps) -> None:

@@ -113,13 +113,10 @@ def decode_steps_approximately(
     states, outcomes = [], []
     take_step = partial(_decode_step, model, sampling, schedule, num_passes)
     for action in actions.unbind(1):
-        arguments = (state, stale, action)
-        if model.records_passes:
-            key = ("approximate", sampling, approximation, stale is None)
-            following, stale, outcome = run_recorded(take_step, arguments, state.cache, key)
-            state = replace(following, cache=state.cache)
-        else:
-            state, stale, outcome = take_step(arguments)
+        key = ("approximate", sampling, approximation, stale is None)
+        state, stale, outcome = run_recorded(
+            model, take_step, (state, stale, action), state.cache, key
+        )
         states.append(state)
         outcomes.append(outcome)
     if stale is not None and stale.shape[1] > 0:

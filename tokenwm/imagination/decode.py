@@ -22,53 +22,13 @@ from tokenwm.imagination.passes import (
     max_span_steps,
     spans,
 )
-from tokenwm.imagination.pausing import Pausing, finish
+from tokenwm.imagination.pausing import Pausing, unpaused
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.layout import predictors
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import Tokens, WorldModel
-
-
-def prefill(
-    model: WorldModel,
-    context: Tokens,
-    *,
-    seed: int = 0,
-    noise_streams: Tensor | None = None,
-    first_step: Tensor | None = None,
-    num_steps: int | None = None,
-    cache: KVCache | None = None,
-) -> DecodeState:
-    """Read a context of observed steps into a cache.
-
-    Args:
-        model: The world model, in eval mode.
-        context: ``C >= 1`` steps; the action of the last one is not read.
-        seed: Seed of all noise.
-        noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
-        first_step: Scalar int64, number of the first step; 0 by default. Predictions do not depend
-            on it, noise does.
-        num_steps: Most steps that will be decoded from here, 0 to fork only; None for no limit.
-            A cache for few steps is smaller, and attention works on less.
-        cache: The cache of an earlier call with as many rows, context steps and steps that nobody
-            needs any more, to be used again.
-
-    Returns:
-        The state at the last observed step.
-    """
-    return finish(
-        prefill_pausing(
-            model,
-            context,
-            seed=seed,
-            noise_streams=noise_streams,
-            first_step=first_step,
-            num_steps=num_steps,
-            cache=cache,
-        )
-    )
 
 
 def prefill_pausing(
@@ -82,7 +42,24 @@ def prefill_pausing(
     cache: KVCache | None = None,
     max_positions: int | None = None,
 ) -> Pausing[DecodeState]:
-    """:func:`prefill` that pauses between passes of at most ``max_positions`` a row, if given."""
+    """Read a context of observed steps into a cache, with pauses.
+
+    Args:
+        model: The world model, in eval mode.
+        context: ``C >= 1`` steps; the action of the last one is not read.
+        seed: Seed of all noise.
+        noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
+        first_step: Scalar int64, number of the first step; 0 by default. Predictions do not depend
+            on it, noise does.
+        num_steps: Most steps that will be decoded from here, 0 to fork only; None for no limit.
+            A cache for few steps is smaller, and attention works on less.
+        cache: The cache of an earlier call with as many rows, context steps and steps that nobody
+            needs any more, to be used again.
+        max_positions: Most positions of a row between two pauses; None for as many as fit.
+
+    Returns:
+        The state at the last observed step.
+    """
     layout = model.layout
     batch_size, num_context = context.frame.shape[:2]
     device, ahead = context.frame.device, max_span_steps(model)
@@ -116,6 +93,10 @@ def prefill_pausing(
     )
 
 
+prefill = unpaused(prefill_pausing)
+"""The same without pauses."""
+
+
 def decode_step(
     model: WorldModel, state: DecodeState, action: Tensor, sampling: SamplingConfig
 ) -> tuple[DecodeState, StepOutcome]:
@@ -137,16 +118,9 @@ def decode_step(
 def _take_step(
     model: WorldModel, state: DecodeState, action: Tensor, sampling: SamplingConfig
 ) -> tuple[DecodeState, StepOutcome]:
-    """:func:`decode_step` in a step that is reserved; recorded, if passes are."""
-    if not model.records_passes:
-        return _decode_step(model, sampling, (state, action))
-    following, outcome = run_recorded(
-        partial(_decode_step, model, sampling),
-        (state, action),
-        state.cache,
-        ("sequential", sampling),
-    )
-    return replace(following, cache=state.cache), outcome
+    """:func:`decode_step` in a step that is reserved."""
+    take_step = partial(_decode_step, model, sampling)
+    return run_recorded(model, take_step, (state, action), state.cache, ("sequential", sampling))
 
 
 def _decode_step(

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,41 @@ from tokenwm.transformer.world_model import Tokens, WorldModel
 
 MOST_SPARE_CACHES = 4
 """Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
+
+
+class Work(NamedTuple):
+    """What is to be imagined.
+
+    Attributes:
+        context: Of ``N`` rows.
+        actions: ``(N * n, H, A)`` int64, ``n`` candidates for every row of the context.
+        seeds: ``(N * n,)`` int64, of each row's noise.
+        noise_streams: ``(N * n,)`` int64, its stream.
+        sampling: How ids are drawn.
+        forks: Whether rows share contexts, or did before they were parted. A lone candidate forks
+            too: in bfloat16 attention to a context of its own rounds otherwise.
+    """
+
+    context: Tokens
+    actions: Tensor
+    seeds: Tensor
+    noise_streams: Tensor
+    sampling: SamplingConfig
+    forks: bool
+
+    @property
+    def num_copies(self) -> int:
+        """``n``."""
+        return len(self.actions) // len(self.context.frame)
+
+    def part(self, contexts: slice, rows: slice) -> "Work":
+        """Some rows of the context, and some of the actions that belong to them."""
+        return self._replace(
+            context=rows_of(self.context, contexts),
+            actions=self.actions[rows],
+            seeds=self.seeds[rows],
+            noise_streams=self.noise_streams[rows],
+        )
 
 
 class Engine:
@@ -51,61 +87,41 @@ class Engine:
         """Where the weights are."""
         return self.world_model.slot_embedding.device
 
-    def _imagine_pausing(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        chunk_steps: int,
-    ) -> Pausing[DecodedSteps]:
+    def _imagine_pausing(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
         """Imagine at most ``max_rows`` rows at a time, pausing every ``chunk_steps`` steps."""
-        num_rows = len(context.frame)
-        copies, parts = len(actions) // num_rows, []
+        num_rows, copies, parts = len(work.context.frame), work.num_copies, []
         whole = max(1, self.max_rows // copies)  # contexts, with all their candidates
         for number in range(0, num_rows, whole):
-            seen = rows_of(context, slice(number, number + whole))
-            last = (number + len(seen.frame)) * copies
-            for first in range(number * copies, last, self.max_rows):
-                rows = slice(first, min(first + self.max_rows, last))
-                some = seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling
-                decoded = yield from self._pausing(*some, chunk_steps, forks=copies > 1)
-                parts.append(decoded)
+            last = min(number + whole, num_rows)
+            for first in range(number * copies, last * copies, self.max_rows):
+                rows = slice(first, min(first + self.max_rows, last * copies))
+                part = work.part(slice(number, last), rows)
+                parts.append((yield from self._imagine_or_part(part, chunk_steps)))
         return DecodedSteps.cat(parts)
 
-    def _imagine(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        *,
-        forks: bool,
-    ) -> DecodedSteps:
+    def _imagine(self, work: Work) -> DecodedSteps:
         """Imagine all rows at once, or in parts if they do not fit into memory.
 
         Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
         Contexts stay whole as long as one fits, so that candidates go on sharing theirs.
         """
-        num_rows, num_context = context.frame.shape[:2]
-        copies, num_steps = len(actions) // num_rows, actions.shape[1]
+        num_rows, num_context = work.context.frame.shape[:2]
+        copies, num_steps = work.num_copies, work.actions.shape[1]
         per_part = 1 if num_rows == 1 else copies
 
         def some_rows(part: slice) -> DecodedSteps:
-            rows = slice(part.start * per_part, part.stop * per_part)
-            seen = context if num_rows == 1 else rows_of(context, part)
-            is_one_of_many = num_rows > 1 and len(seen.frame) == 1 and copies > 1
-            some = seen, actions[rows], (noise[0][rows], noise[1][rows]), sampling
+            contexts = slice(None) if num_rows == 1 else part
+            some = work.part(contexts, slice(part.start * per_part, part.stop * per_part))
+            is_one_of_many = num_rows > 1 and len(some.context.frame) == 1 and copies > 1
             if is_one_of_many:
-                return self._imagine(*some, forks=forks)
-            every_step = max(num_context, num_steps)
-            return finish(self._imagine_at_once(*some, every_step, forks=forks))
+                return self._imagine(some)
+            return finish(self._imagine_at_once(some, max(num_context, num_steps)))
 
         parts = self.limits.in_parts(
             ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
             f"imaginations of {num_steps} steps from {num_context}"
             + (f", {per_part} candidates each," if per_part > 1 else ""),
-            len(actions) // per_part,
+            len(work.actions) // per_part,
             some_rows,
             self._free_memory,
             at_most=max(1, self.max_rows // per_part),
@@ -120,62 +136,40 @@ class Engine:
             torch.cuda.empty_cache()
         return held
 
-    def _pausing(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        chunk_steps: int,
-        *,
-        forks: bool,
-    ) -> Pausing[DecodedSteps]:
+    def _imagine_or_part(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
         """Imagine all rows at once, pausing; or, if they do not fit, in parts without a pause."""
-        some = context, actions, noise, sampling
         try:
-            return (yield from self._imagine_at_once(*some, chunk_steps, forks=forks))
+            return (yield from self._imagine_at_once(work, chunk_steps))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # Outside the except clause: its traceback, and so the memory, is gone here.
         self._free_memory()
-        return self._imagine(*some, forks=forks)
+        return self._imagine(work)
 
-    def _imagine_at_once(
-        self,
-        context: Tokens,
-        actions: Tensor,
-        noise: tuple[Tensor, Tensor],
-        sampling: SamplingConfig | None,
-        chunk_steps: int,
-        *,
-        forks: bool,
-    ) -> Pausing[DecodedSteps]:
-        """Imagine; ``forks`` says whether rows share contexts, or did before they were parted.
-
-        A lone candidate forks too: in bfloat16 attention to a context of its own rounds otherwise.
-        """
-        num_copies, num_steps = len(actions) // len(context.frame), actions.shape[1]
-        sizes = (*context.frame.shape[:2], num_copies, num_steps, forks)
+    def _imagine_at_once(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
+        """Imagine all rows; at most ``chunk_steps`` steps between two pauses."""
+        num_steps = work.actions.shape[1]
+        sizes = (*work.context.frame.shape[:2], work.num_copies, num_steps, work.forks)
         spare = self._spare_caches.pop(sizes, None)
-        past = spare.past if forks and spare is not None else spare
+        past = spare.past if work.forks and spare is not None else spare
         # Every size of a cache is another shape to be compiled: one for all.
         most = None if passes_are_compiled(self.world_model) else num_steps
         state = yield from prefill_pausing(
             self.world_model,
-            context,
-            num_steps=0 if forks else most,
+            work.context,
+            num_steps=0 if work.forks else most,
             cache=past,
             max_positions=chunk_steps * self.world_model.layout.positions_per_step,
         )
-        if forks:
-            state = state.fork(num_copies, num_steps, spare)
-        state = replace(state, seeds=noise[0], noise_streams=noise[1])
+        if work.forks:
+            state = state.fork(work.num_copies, num_steps, spare)
+        state = replace(state, seeds=work.seeds, noise_streams=work.noise_streams)
         parts = []
-        for number, chunk in enumerate(torch.split(actions, chunk_steps, dim=1)):
+        for number, chunk in enumerate(torch.split(work.actions, chunk_steps, dim=1)):
             if number > 0:
                 yield
-            state, decoded = self._decode(state, chunk, sampling)
+            state, decoded = self._decode(state, chunk, work.sampling)
             parts.append(decoded)
         if self.world_model.records_passes:
             self._spare_caches[sizes] = state.cache  # the newest is the last

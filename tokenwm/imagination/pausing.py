@@ -1,8 +1,10 @@
 """Long computations that pause, so that their caller can stop them or do something else."""
 
-from collections.abc import Generator
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Generator
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Pausing = Generator[None, None, T]
@@ -17,3 +19,13 @@ def finish(work: Pausing[T]) -> T:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+def unpaused(function: Callable[P, Pausing[T]]) -> Callable[P, T]:
+    """The same function without pauses."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return finish(function(*args, **kwargs))
+
+    return call

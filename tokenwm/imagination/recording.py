@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.world_model import WorldModel
 
 logger = logging.getLogger(__name__)
 
@@ -74,25 +75,33 @@ class Recording(Generic[Arguments, Result]):
 
 
 def run_recorded(
+    model: WorldModel,
     function: Callable[[Arguments], Result],
     arguments: Arguments,
     cache: KVCache,
     key: Hashable,
 ) -> Result:
-    """Call a function that is recorded with a cache.
+    """Call a function; recorded, if the model's passes are.
 
     Args:
+        model: The world model.
         function: See :class:`Recording`.
         arguments: The same.
         cache: The cache that it writes to.
         key: What the function does, and to what sizes.
 
     Returns:
-        The function's result, a copy.
+        The function's result, with tensors of its own and the same cache.
     """
+    if not model.records_passes:
+        return function(arguments)
+
+    def own(leaf: Any) -> Any:
+        return cache if isinstance(leaf, KVCache) else _copy(leaf)
+
     recording = cache.recording(key, lambda: Recording(function, arguments))
     overwrite(recording.arguments, arguments)
-    return map_leaves(_copy, recording())
+    return map_leaves(own, recording())
 
 
 class _OfThread(threading.local):

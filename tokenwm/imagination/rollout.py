@@ -21,7 +21,7 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
 from tokenwm.imagination.decode import prefill, score_frames
-from tokenwm.imagination.engine import Engine
+from tokenwm.imagination.engine import Engine, Work
 from tokenwm.imagination.memory import within_pixel_memory
 from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.pausing import Pausing
@@ -207,10 +207,9 @@ class TokenWorldModel(Engine):
         Raises:
             TokenwmError: A shape does not fit.
         """
-        tokens, noise = self._checked(context, actions, seed, noise_streams)
-        copies = len(tokens) // len(context.tokens.frame)
-        decoded = self._imagine(context.tokens, tokens, noise, sampling, forks=copies > 1)
-        return Rollout(**decoded._asdict(), context=context.repeat(copies))
+        work = self._work(context, actions, sampling, seed, noise_streams)
+        decoded = self._imagine(work)
+        return Rollout(**decoded._asdict(), context=context.repeat(work.num_copies))
 
     @torch.inference_mode()
     def imagine_pausing(
@@ -229,22 +228,19 @@ class TokenWorldModel(Engine):
         rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
         the rest of those rows is imagined without a pause.
         """
-        tokens, noise = self._checked(context, actions, seed, noise_streams)
-        decoded = yield from self._imagine_pausing(
-            context.tokens, tokens, noise, sampling, chunk_steps
-        )
-        return Rollout(
-            **decoded._asdict(), context=context.repeat(len(tokens) // len(context.tokens.frame))
-        )
+        work = self._work(context, actions, sampling, seed, noise_streams)
+        decoded = yield from self._imagine_pausing(work, chunk_steps)
+        return Rollout(**decoded._asdict(), context=context.repeat(work.num_copies))
 
-    def _checked(
+    def _work(
         self,
         context: Context,
         actions: NDArray[Any] | Tensor,
+        sampling: SamplingConfig | None,
         seed: int | Tensor,
         noise_streams: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """What :meth:`imagine` is given → action tokens; seeds and streams of their noise."""
+    ) -> Work:
+        """What :meth:`imagine` is given, checked and on the device."""
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
         sizes = check_shape("actions", tokens, ("B", "H", num_actions))
@@ -259,8 +255,14 @@ class TokenWorldModel(Engine):
             noise_streams = torch.arange(sizes["B"])
         check_shape("noise_streams", noise_streams, (sizes["B"],))
         check_context(self.world_model, context.tokens)
-        seeds = torch.as_tensor(seed).expand(sizes["B"])
-        return tokens, (seeds.to(self.device), noise_streams.to(self.device))
+        return Work(
+            context=context.tokens,
+            actions=tokens,
+            seeds=torch.as_tensor(seed).expand(sizes["B"]).to(self.device),
+            noise_streams=noise_streams.to(self.device),
+            sampling=sampling or SamplingConfig(),
+            forks=sizes["B"] > num_rows,
+        )
 
     @torch.inference_mode()
     def compile(self, batch_sizes: Sequence[int] = (1,)) -> None:

@@ -1,6 +1,6 @@
 """How requests are answered: computations that pause, so that no request holds up the others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenwm.imagination.context import Context, cat_contexts
 from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.rollout import Rollout, TokenWorldModel
+from tokenwm.tokenizer.frames import slices
 from tokenwm.uses.serving.metrics import Metrics
 from tokenwm.uses.serving.requests import (
     Arrays,
@@ -93,9 +94,9 @@ def _answer(
         frames = np.empty(shape, dtype=np.uint8)
         last, anchor = context.tokens.frame[rows, -1], context.anchor
         anchor = None if anchor is None else anchor[rows]
-        for row in _slices(len(wanted), MOST_FRAMES):
+        for row in slices(len(wanted), MOST_FRAMES):
             seen = None if anchor is None else anchor[row]
-            for step in _slices(len(request.pixels), max(1, MOST_FRAMES // len(wanted[row]))):
+            for step in slices(len(request.pixels), max(1, MOST_FRAMES // len(wanted[row]))):
                 yield
                 pixels = model.decode_tokens(wanted[row, step], last[row], seen)
                 frames[row, step] = pixels.cpu().numpy()
@@ -116,7 +117,7 @@ def _score(model: TokenWorldModel, request: ScoreRequest) -> Pausing[list[Arrays
 
 def _encode(model: TokenWorldModel, request: EncodeRequest) -> Pausing[list[Arrays]]:
     tokens: list[Tensor] = []
-    for part in _slices(len(request.frames), MOST_FRAMES):
+    for part in slices(len(request.frames), MOST_FRAMES):
         yield
         frames = torch.from_numpy(request.frames[part]).to(model.device)
         with torch.inference_mode():
@@ -132,7 +133,7 @@ def _context(
 ) -> Pausing[Context]:
     """:meth:`TokenWorldModel.context`, some rows at a time."""
     parts = []
-    for rows in _slices(len(frames), max(1, MOST_FRAMES // frames.shape[1])):
+    for rows in slices(len(frames), max(1, MOST_FRAMES // frames.shape[1])):
         yield
         some = None if states is None else states[rows]
         parts.append(model.context(frames[rows], past_actions[rows], some))
@@ -142,8 +143,3 @@ def _context(
 def _lengthened(actions: NDArray[Any], num_steps: int) -> NDArray[Any]:
     last = np.repeat(actions[:, -1:], num_steps - actions.shape[1], axis=1)
     return np.concatenate([actions, last], axis=1)
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    for first in range(0, length, size):
-        yield slice(first, min(length, first + size))
