@@ -89,6 +89,7 @@ class TokenWorldModel(Engine):
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
+        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -99,6 +100,7 @@ class TokenWorldModel(Engine):
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
+        self.tokenizer_provenance: Mapping[str, Any] = loaded.tokenizer_provenance
         self._warned: set[str] = set()
 
     @torch.inference_mode()
