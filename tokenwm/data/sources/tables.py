@@ -89,17 +89,19 @@ def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
 
 
 def _to_array(column: Any, name: str) -> NDArray[Any]:
+    """A column; rows with missing values are masked, since a table may hold many episodes."""
     column = column.combine_chunks()
-    if column.null_count:
-        # Masked: they cost the episodes of those rows, and a table may hold many episodes.
-        values = _to_array(column.drop_null(), name)
-        mask = np.asarray(column.is_null().to_numpy(zero_copy_only=False)).astype(bool)
-        if not len(values):
-            return np.array([""] * len(column))
-        whole = np.zeros((len(column), *values.shape[1:]), dtype=values.dtype)
-        whole[~mask] = values
-        rows = np.broadcast_to(mask.reshape(-1, *[1] * (whole.ndim - 1)), whole.shape)
-        return np.ma.masked_array(whole, rows)  # type: ignore[no-untyped-call]
+    missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False)).astype(bool)
+    values = _without_missing(column.drop_null(), name)
+    if not missing.any() or not len(values):
+        return values if len(values) else np.array([""] * len(column))
+    whole = np.zeros((len(column), *values.shape[1:]), dtype=values.dtype)
+    whole[~missing] = values
+    mask = np.broadcast_to(missing.reshape(-1, *[1] * (whole.ndim - 1)), whole.shape)
+    return np.ma.masked_array(whole, mask)
+
+
+def _without_missing(column: Any, name: str) -> NDArray[Any]:
     if pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type):
         rows = column.to_pylist()
         if len({len(row) for row in rows}) > 1:
