@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenwm.data.manifest import Manifest
+from tokenwm.data.manifest import GAPS, Manifest
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report.findings import count, dimension
 from tokenwm.data.quality_report.summary import Measured
@@ -26,6 +26,7 @@ class Rule:
 
 
 RULES = (
+    Rule(title="all there that the source declares", failing="reported"),
     Rule(title="files whole, video as long as its table", failing="left out"),
     Rule(title="no NaN, infinity or missing value", failing="left out"),
     Rule(title="fixed rate", key="timestamp_tolerance", failing="left out"),
@@ -67,6 +68,9 @@ def outcomes(
     equal, near = summary["duplicates"]["equal"], summary["duplicates"]["near"]
     lengths = [episode.num_steps for episode in manifest.episodes]
     texts = {
+        "all there that the source declares": f"{len(manifest.extra.get(GAPS, []))} difference(s)"
+        if manifest.extra.get(GAPS)
+        else "yes",
         "timestamp_tolerance": most("time_deviation", " s"),
         "min_steps": f"shortest has {min(lengths)}",
         "max_frozen_seconds": most("frozen", " s"),

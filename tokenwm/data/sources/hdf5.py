@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrays import as_numbers, check_claims, column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.frames import StoredFrames
@@ -49,6 +50,7 @@ def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[A
         raise SourceError(
             f"{path} needs h5py, which cannot be imported ({missing}); pip install 'tokenwm[hdf5]'"
         ) from missing
+    refuse_pointer(path, error)
     try:
         with h5py.File(path, "r") as file:
             yield file

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrays import column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.errors import EpisodeError
@@ -84,6 +85,7 @@ def columns_of(headers: Mapping[str, Header]) -> dict[str, Column]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    refuse_pointer(path, EpisodeError)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

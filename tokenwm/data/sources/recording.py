@@ -16,7 +16,7 @@ from tokenwm.data import quality
 from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.measures import measure_recording
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -163,6 +163,10 @@ class RecordedSource(ABC):
     @abstractmethod
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""
+
+    def gaps(self) -> Sequence[Gap]:
+        """What the source declares and does not hold; here nothing."""
+        return ()
 
     @abstractmethod
     def read(self, ref: EpisodeRef) -> Recording:
