@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.unit.data.numbered_videos import FPS, LATE, SIZE, Film, Take, numbers_of, write_takes
-from tokenwm.data.recipe import parse_recipe
+from tokenwm.data.recipe import Recipe, parse_recipe
 from tokenwm.errors import EpisodeError
 
 LENGTHS = (20, 15, 18)
@@ -186,7 +187,7 @@ CASES = [
         takes=takes(),
         films=[lost(52, keys=(0, 20, 35))],
         shown={0: 0, 1: 20},
-        out={2: "video of top is truncated or incomplete, it holds 17 frames and the table 18"},
+        out={2: "is truncated or incomplete, it holds 17 frames and the table 18"},
     ),
     Case(
         name="picture 25 lost, and its time is a hole",
@@ -288,16 +289,21 @@ CASES = [
 ]
 
 
+def recipe(folder: Path, **quality: int) -> Recipe:
+    values = {
+        "name": "a",
+        "source": {"type": "lerobot", "path": str(folder)},
+        "control_rate": FPS,
+        "image_size": [SIZE, SIZE],
+        "quality": quality,
+    }
+    return parse_recipe(values)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_row_shows_its_own_picture(tmp_path: Path, case: Case) -> None:
     write_takes(tmp_path / "a", case.takes, case.films)
-    values = {
-        "name": "a",
-        "source": {"type": "lerobot", "path": str(tmp_path / "a")},
-        "control_rate": FPS,
-        "image_size": [SIZE, SIZE],
-    }
-    source = parse_recipe(values).open_source()
+    source = recipe(tmp_path / "a").open_source()
     shown, out = {}, {}
     for ref in source.episodes():
         try:
@@ -312,3 +318,29 @@ def test_every_row_shows_its_own_picture(tmp_path: Path, case: Case) -> None:
     for index, reason in case.out.items():
         assert reason in out[index]
         assert f"episode_{index:06d}" in out[index]
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_rows_without_a_picture_are_dropped_only_if_the_recipe_says_so(
+    tmp_path: Path, allowed: int
+) -> None:
+    films = [Film(numbers=range(18)), Film(numbers=range(100, 114)), Film(numbers=range(200, 218))]
+    write_takes(tmp_path / "a", [take(20, 0), take(15, 0, file=1), take(18, 0, file=2)], films)
+    source = recipe(tmp_path / "a", allow_short_video=allowed).open_source()
+    episodes = {}
+    for ref in source.episodes():
+        try:
+            episodes[ref.index] = source.load(ref)
+        except EpisodeError as error:
+            missing = {0: 2, 1: 1}[ref.index]
+            assert f"or drop the last rows: quality.allow_short_video: {missing}" in str(error)
+            assert "file-00" in str(error)
+    assert sorted(episodes) == [[2], [1, 2], [0, 1, 2]][allowed]
+    for index, episode in episodes.items():
+        rows = (18, 14, 18)[index]
+        assert episode.num_steps == rows
+        assert numbers_of(episode.frames["top"]) == list(range(100 * index, 100 * index + rows))
+        steps = np.arange(rows)
+        np.testing.assert_allclose(episode.state[:, 0], steps + 0.5 * index)
+        np.testing.assert_allclose(episode.action[:-1, 0], np.sin(steps + index)[:-1], rtol=1e-6)
+        assert episode.metadata.get("rows_without_picture", 0) == (2, 1, 0)[index]
