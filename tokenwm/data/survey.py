@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data import quality
 from tokenwm.data.manifest import MANIFEST_NAME
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Gap, Recognised, recognise
 from tokenwm.data.sources.columns import (
@@ -21,7 +22,7 @@ from tokenwm.data.sources.columns import (
     NoPlainColumnError,
     RecordedConfig,
 )
-from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
+from tokenwm.data.sources.recording import RecordedSource, check_numbers, to_episode
 from tokenwm.errors import EpisodeError, SourceError
 
 GOOD_RATES = (5.0, 15.0)
@@ -134,18 +135,21 @@ class _Figures:
 
     def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
         try:
-            recording = source.read(ref)
-            if self.action_is_unclear:  # whole numbers beside each other are no ids
-                as_floats = recording.action.astype(np.float64)
-                recording = dataclasses.replace(recording, action=as_floats)
-            _check(source, ref, recording)
-            if not self.decoded:
-                # One episode is enough to see that the pictures are of a kind we can decode.
-                to_episode(recording, ref, source.format, source.rate)
-                self.decoded = True
+            with costs_one_episode(ref.key):
+                self._look_into(source, ref)
         except EpisodeError as error:
             self.problems[ref.key] = str(error)
-            return
+
+    def _look_into(self, source: RecordedSource, ref: EpisodeRef) -> None:
+        recording = source.read(ref)
+        if self.action_is_unclear:  # whole numbers beside each other are no ids
+            as_floats = recording.action.astype(np.float64)
+            recording = dataclasses.replace(recording, action=as_floats)
+        check_numbers(recording, ref, source.format.quality, source.rate, source.config.num_actions)
+        if not self.decoded:
+            # One episode is enough to see that the pictures are of a kind we can decode.
+            to_episode(recording, ref, source.format, source.rate, source.config.num_actions)
+            self.decoded = True
         self.num_rows += recording.num_rows
         self.tasks[ref.task or recording.task] += 1
         self.discrete = recording.action.dtype.kind in "iub"
@@ -158,19 +162,6 @@ class _Figures:
                 if old is not None and old.shape[1] == len(low):
                     low, high = np.minimum(low, old[0]), np.maximum(high, old[1])
                 self.ranges[name] = np.stack([low, high])
-
-
-def _check(source: RecordedSource, ref: EpisodeRef, recording: Recording) -> None:
-    """The checks of an episode that need no picture to be decoded."""
-    limits = source.format.quality
-    recording.check(ref.key)
-    if recording.timestamps is not None:
-        quality.check_timestamps(ref.key, limits, timestamps=recording.timestamps, rate=source.rate)
-    quality.check_signals(
-        ref.key, limits, action=recording.action, state=recording.state, reward=recording.reward
-    )
-    for pictures in recording.frames.values():
-        pictures.check(ref.key)
 
 
 def _recognised(path: Path) -> Recognised:

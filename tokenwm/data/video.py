@@ -284,12 +284,12 @@ def _check_container(container: Any, where: str) -> None:
 
 
 def check_size(height: int, width: int, where: str) -> None:
-    """Refuse a picture that is too large to be one of a robot's: it would fill the memory.
+    """Refuse a picture without pixels, or with more than a robot's has: it would fill the memory.
 
     Raises:
-        EpisodeError: It is.
+        EpisodeError: It is such a picture.
     """
-    if height * width > LARGEST_PICTURE:
+    if not 0 < height * width <= LARGEST_PICTURE:
         raise EpisodeError(
             f"{where} has pictures of {height} × {width} pixels; at most {LARGEST_PICTURE:,} "
             "pixels are read"

@@ -319,7 +319,7 @@ def test_a_feature_name_cannot_lead_out(tmp_path: Path) -> None:
     name = "../../../private"
     info.write_text(info.read_text().replace("observation.images.front", name))
     source = recipe(folder, source={"cameras": {"a": name}}).open_source()
-    with pytest.raises(SourceError, match="leads out of the dataset, to .*private"):
+    with pytest.raises(EpisodeError, match="leads out of the dataset, to .*private"):
         source.load(source.episodes()[0])
 
 
@@ -343,7 +343,7 @@ def test_links_cannot_lead_out_except_into_the_hub_cache(tmp_path: Path, version
         path.unlink()
     shutil.copytree(folder / "meta", elsewhere / "meta", dirs_exist_ok=True)
     source = recipe(elsewhere).open_source()
-    with pytest.raises(SourceError, match="leads out of the dataset, to .*blobs"):
+    with pytest.raises(EpisodeError, match="leads out of the dataset, to .*blobs"):
         source.load(source.episodes()[0])
 
 

@@ -194,8 +194,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     (folder / "a.mp4").unlink()
     for suffix in ("mp4", "mkv"):
         write_video(folder / f"a.{suffix}", 8, 10)
-    with pytest.raises(SourceError, match="are of one episode and camera"):
-        open_source("videos", folder)
+    source = open_source("videos", folder)
+    with pytest.raises(EpisodeError, match="several videos are of this episode and of video"):
+        source.load(source.episodes()[0])
     (folder / "a.mkv").unlink()
     huge = pyarrow.table({"action": pyarrow.array(np.zeros(2**26 + 1, np.int8))})
     pyarrow.parquet.write_table(huge, folder / "a.parquet")

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import Episode
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.video import Resize
-from tokenwm.errors import EpisodeError, RecipeError
+from tokenwm.errors import EpisodeError, RecipeError, TokenwmError
 
 SOURCES: dict[str, str] = {
     "lerobot": "tokenwm.data.sources.lerobot:LeRobotConfig",
@@ -154,6 +155,19 @@ class LoadsTogether(Protocol):
         """Load some: each the same as by itself, or why it cannot be used."""
 
 
+def load_one(source: Source, ref: EpisodeRef) -> Episode | EpisodeError:
+    """An episode, or the reason why it cannot be used, whatever that is.
+
+    Raises:
+        TokenwmError: The source, or the recipe, is not as it should be.
+    """
+    try:
+        with costs_one_episode(ref.key, passing=TokenwmError):
+            return source.load(ref)
+    except EpisodeError as error:
+        return error
+
+
 def load_each(source: Source, refs: Sequence[EpisodeRef]) -> Iterator[Episode | EpisodeError]:
     """Load episodes in order, several at once where the source can; a bad one is its error."""
     together = source.num_together if isinstance(source, LoadsTogether) else 1
@@ -161,11 +175,8 @@ def load_each(source: Source, refs: Sequence[EpisodeRef]) -> Iterator[Episode | 
         group = refs[start : start + together]
         if isinstance(source, LoadsTogether) and len(group) > 1:
             yield from source.load_together(group)
-            continue
-        try:
-            yield source.load(group[0])
-        except EpisodeError as error:
-            yield error
+        else:
+            yield load_one(source, group[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,5 +60,5 @@ def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}:{path.stat().st_size}:".encode())
+        digest.update(os.fsencode(f"{name}:{path.stat().st_size}:"))
     return digest.hexdigest()
