@@ -2,7 +2,8 @@
 
 import io
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 
 from tokenwm.data.episode import Episode
 from tokenwm.data.first_look import Layout, arrays_of, layout_of
-from tokenwm.data.manifest import EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
+from tokenwm.data.manifest import GAPS, EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
+from tokenwm.data.one_episode import writable
 from tokenwm.data.plan import Plan, PlannedShard
 from tokenwm.data.recipe import Recipe
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_tasks import Extra, Record
-from tokenwm.data.sources import Source, SourceDescription, load_each
+from tokenwm.data.sources import Gap, Source, SourceDescription, load_each
 from tokenwm.data.statistics import EpisodeFigures
 from tokenwm.data.storage import Folder, write_bytes
 from tokenwm.errors import EpisodeError, SourceError
@@ -118,8 +120,13 @@ class DatasetMerger:
             self._metadata.setdefault(name, []).extend(values)
         self._largest_action = max(self._largest_action, record.values["largest_action"])
 
-    def finish(self, folder: Folder, provenance: dict[str, Any]) -> Manifest:
+    def finish(self, folder: Folder, provenance: dict[str, Any], gaps: Sequence[Gap]) -> Manifest:
         """Write the mean pictures and make the manifest.
+
+        Args:
+            folder: The dataset.
+            provenance: Where the data comes from.
+            gaps: What the source declares and does not hold.
 
         Raises:
             SourceError: A split has lost all its episodes.
@@ -156,7 +163,10 @@ class DatasetMerger:
             episodes=self._episodes,
             excluded=excluded,
             provenance=provenance,
-            extra={"train_metadata_mean": means},
+            extra={
+                "train_metadata_mean": means,
+                GAPS: [asdict(replace(gap, text=writable(gap.text))) for gap in gaps],
+            },
         )
 
     def _feature(self, name: str) -> Feature:

@@ -105,6 +105,12 @@ class Episode:
         if self.state is not None:
             self._check("state", self.state, (num_steps, None), (np.float32,))
         self._check("action", self.action, (num_steps, None), (np.float32, np.int64))
+        for name, array in (("state", self.state), ("action", self.action)):
+            if array is not None and array.shape[1] == 0:
+                raise EpisodeError(
+                    f"episode {self.key}: {name} has no dimensions, shape {array.shape}; at least "
+                    f"1 is needed (a recipe may leave state out: `state: null`)"
+                )
         if self.reward is not None:
             self._check("reward", self.reward, (num_steps,), (np.float32,))
         self._check("terminated", self.terminated, (num_steps,), (np.bool_,))

@@ -93,7 +93,7 @@ def prepare(
                 bad.append(task.name)
         _check_unchanged(recipe, provenance)
         try:
-            manifest = merger.finish(folder, provenance)
+            manifest = merger.finish(folder, provenance, source.gaps())
         except SourceError:
             # When the episodes are mended, what this run thought of them must not be kept.
             for name in bad:

@@ -173,7 +173,7 @@ def test_what_costs_an_episode(tmp_path: Path) -> None:
     for key, message in (
         ("e1", "e1.mp4 cannot be read"),
         ("e2", "e2 has no table, and others have"),
-        ("e3", r"action is float64\(5, 2\) for 8 observations"),
+        ("e3", r"video of video \(.*e3\.mp4\) is too long, it holds 8 frames and the table 5 rows"),
         ("e4", "no column 'state'"),
         ("e5", "e5.csv cannot be read"),
         ("e6", "is no video file"),

@@ -64,6 +64,7 @@ class EpisodeRef:
         num_rows: Rows the source declares, at its own rate; None if unknown.
         task: What the robot was asked to do; may be empty.
         phase: Row at which downsampling begins, in ``[0, num_phases)`` of the source.
+        split: ``train``, ``val`` or ``test`` if the source says which one it is for; else empty.
     """
 
     key: str
@@ -71,6 +72,7 @@ class EpisodeRef:
     num_rows: int | None = None
     task: str = ""
     phase: int = 0
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,23 @@ class SourceDescription:
     num_actions: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """A difference between what a dataset declares and what is there.
+
+    Gaps are of the dataset as a whole; an episode that is listed and cannot be used has a reason of
+    its own, see :class:`~tokenwm.errors.EpisodeError`.
+
+    Attributes:
+        text: What is declared where, and what is there: one sentence without a full stop.
+        num_missing: Episodes that are not there, as far as that is known; each counted once over
+            all gaps.
+    """
+
+    text: str
+    num_missing: int = 0
+
+
 class Source(Protocol):
     """A place episodes come from. Must be picklable, worker processes load from a copy.
 
@@ -104,6 +123,9 @@ class Source(Protocol):
 
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""
+
+    def gaps(self) -> Sequence[Gap]:
+        """What the source declares and does not hold; empty if all is there."""
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.

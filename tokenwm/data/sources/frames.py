@@ -170,13 +170,11 @@ class VideoFrames:
 
     Attributes:
         path: The file.
-        start: Presentation time of the first picture of the part, seconds; None for all of it.
-        num_frames: Pictures of the part; None for all of it.
+        times: Presentation time of each picture of the part, seconds; None for all of the file.
     """
 
     path: Path
-    start: float | None = None
-    num_frames: int | None = None
+    times: NDArray[np.float64] | None = None
 
     def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
@@ -194,8 +192,7 @@ class VideoFrames:
             num_rows=num_rows,
             resizer=resizer,
             episode=episode,
-            start=self.start,
-            num_frames=self.num_frames,
+            times=self.times,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrays import (
     as_numbers,
     check_claims,
@@ -57,6 +58,7 @@ def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[A
         raise SourceError(
             f"{path} needs h5py, which cannot be imported ({missing}); pip install 'tokenwm[hdf5]'"
         ) from missing
+    refuse_pointer(path, error)
     try:
         with h5py.File(path, "r") as file:
             yield file

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrays import check_expansion, column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.errors import EpisodeError
@@ -81,6 +82,7 @@ def columns_of(headers: Mapping[str, Header]) -> dict[str, Column]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    refuse_pointer(path, EpisodeError)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

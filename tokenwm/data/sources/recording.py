@@ -19,7 +19,7 @@ from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.measures import measure_recording
 from tokenwm.data.one_episode import costs_one_episode, writable
 from tokenwm.data.quality import QualityConfig
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.sources.arrays import MAX_ROWS, MAX_WIDTH
 from tokenwm.data.sources.columns import (
     AUTO,
@@ -30,10 +30,12 @@ from tokenwm.data.sources.columns import (
     names_of,
     resolve,
 )
-from tokenwm.data.sources.frames import Frames
+from tokenwm.data.sources.frames import Frames, VideoFrames
 from tokenwm.data.video import FrameResizer, FramesRead
 from tokenwm.errors import EpisodeError
 
+DROPPED = "rows_without_picture"
+"""Name, in an episode's metadata and figures, of how many rows at its end were dropped."""
 MAX_ACTIONS = 2**16
 """Ids where the recipe does not say how many there are; each is counted."""
 
@@ -68,6 +70,16 @@ class Recording:
     timestamps: NDArray[np.floating[Any]] | None = None
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def first(self, num_rows: int) -> "Recording":
+        """The same without the observations from ``num_rows`` on; says so in its metadata."""
+        arrays = {
+            name: array[:num_rows]
+            for name in ("action", "state", "reward", "terminated", "timestamps")
+            if (array := getattr(self, name)) is not None
+        }
+        metadata = {**self.metadata, DROPPED: self.num_rows - num_rows}
+        return replace(self, num_rows=num_rows, metadata=metadata, **arrays)
 
     def check(self, episode: str) -> None:
         """Check that all arrays are numbers of ``N >= 1`` observations, each row of some width.
@@ -183,6 +195,10 @@ class RecordedSource(ABC):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""
 
+    def gaps(self) -> Sequence[Gap]:
+        """What the source declares and does not hold; here nothing."""
+        return ()
+
     @abstractmethod
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode; pictures are decoded later, by ``load``.
@@ -266,6 +282,32 @@ def to_episode(
         EpisodeError: A quality rule is broken, or pictures are missing or damaged.
         RecipeError: The rates, or the aggregation and the kind of action, do not go together.
     """
+    try:
+        return _to_episode(recording, ref, episode_format, rate, num_actions)
+    except _FewerPicturesError as fewer:
+        shorter = recording.first(fewer.num_rows)
+        return _to_episode(shorter, ref, episode_format, rate, num_actions)
+
+
+class _FewerPicturesError(Exception):
+    """Pictures end before the rows do, by no more than the recipe allows.
+
+    Attributes:
+        num_rows: Rows that have a picture of every camera.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__(num_rows)
+        self.num_rows = num_rows
+
+
+def _to_episode(
+    recording: Recording,
+    ref: EpisodeRef,
+    episode_format: EpisodeFormat,
+    rate: float,
+    num_actions: int | None,
+) -> Episode:
     factor = downsampling_factor(rate, episode_format.control_rate)
     limits = episode_format.quality
     signals = check_numbers(recording, ref, limits, rate, num_actions).beginning_at(ref.phase)
@@ -304,6 +346,8 @@ def to_episode(
         frame_rate=episode_format.control_rate,
         source_repeated={camera: frames.repeated for camera, frames in read.items()},
     )
+    dropped = recording.metadata.get(DROPPED)
+    measured |= {DROPPED: dropped} if dropped else {}
     quality.check_episode(limits, replace(episode, measured=measured))
     # The other phases are the same recording, which is to be told about once.
     return episode if ref.phase else replace(episode, measured=measured)
@@ -347,20 +391,26 @@ def _read_frames(
     timestamps = recording.timestamps
     if timestamps is None:
         timestamps = np.arange(recording.num_rows) / rate
-    frames = {}
-    for camera, pictures in recording.frames.items():
-        frames[camera] = pictures.read(
+    frames = {
+        camera: pictures.read(
             first=ref.phase,
             step=factor,
             num_rows=recording.num_rows,
             resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
             episode=ref.key,
         )
-        times = frames[camera].times
+        for camera, pictures in recording.frames.items()
+    }
+    fewest = min((len(read.times) for read in frames.values()), default=recording.num_rows)
+    if 0 < recording.num_rows - fewest <= episode_format.quality.allow_short_video:
+        raise _FewerPicturesError(fewest)
+    for camera, read in frames.items():
+        pictures = recording.frames[camera]
+        where = f"{camera} ({pictures.path})" if isinstance(pictures, VideoFrames) else camera
         quality.check_video_length(
-            ref.key, camera, num_frames=len(times), num_rows=recording.num_rows
+            ref.key, where, num_frames=len(read.times), num_rows=recording.num_rows
         )
         quality.check_frame_times(
-            ref.key, camera, frame_times=times, timestamps=timestamps, rate=rate
+            ref.key, where, frame_times=read.times, timestamps=timestamps, rate=rate
         )
     return frames

@@ -218,16 +218,16 @@ class VideosSource(RecordedSource):
                 raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
         path = next(iter(videos[column] for column in self.cameras.values()), None)
         table = self._rows(name, ref.key) if self.has_tables else {}
-        if path is not None:
-            num_rows = probe(path, f"episode {ref.key}")[0]
-            check_claims((num_rows,), f"episode {ref.key}: {path}")
-        else:
-            num_rows = max((len(array) for array in table.values()), default=0)
+        num_frames = None if path is None else probe(path, f"episode {ref.key}")[0]
+        check_claims((num_frames or 0,), f"episode {ref.key}: {path}")
         if not self.has_tables:
-            table = {NO_ACTION: np.zeros(num_rows, dtype=np.int64)}
+            table = {NO_ACTION: np.zeros(num_frames or 0, dtype=np.int64)}
 
         where = f"episode {ref.key}: the table of {name}"
         arrays = {column: _numbers(table, column, where) for column in self.numbers}
+        num_rows = max(map(len, arrays.values()))
+        if num_frames == num_rows + 1 and not self.config.state and TIME not in table:
+            num_rows = num_frames  # no row for what was seen after the last action
         ends = None if self.terminated is None else _numbers(table, self.terminated, where)
         task = table.get(TASK)
         return Recording(
