@@ -7,6 +7,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.unit.data.odd_datasets import FORMATS, NUM_ROWS, SIZE, Rows, make_rows
@@ -15,6 +17,8 @@ from tokenwm.data.episode import Episode
 from tokenwm.data.prepare import prepare
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import load_each
+from tokenwm.data.sources.parquet import read_groups
+from tokenwm.data.sources.paths import MAX_META_BYTES
 from tokenwm.data.survey import survey
 
 NUM_EPISODES = 4
@@ -181,6 +185,44 @@ def test_a_small_npz_that_holds_gigabytes_of_zeros(tmp_path: Path) -> None:
     rows["image"] = np.zeros((NUM_ROWS, 2**12, 2**10, 3), np.uint8)
     np.savez_compressed(path / "e1.npz", **{k: v for k, v in rows.items() if k != "done"})
     check_others("dreamer", path, [1], FORMATS["npz"].options)
+
+
+@pytest.mark.parametrize("use_dictionary", [False, True])
+def test_a_small_parquet_file_that_holds_gigabytes_of_zeros(
+    use_dictionary: bool, tmp_path: Path
+) -> None:
+    path = FORMATS["lerobot2"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    file = path / "data" / "chunk-000" / "episode_000001.parquet"
+    table = pyarrow.parquet.read_table(file)
+    picture = {"bytes": bytes(30 * 2**20), "path": None}
+    name = "observation.images.eye"
+    column = pyarrow.array([picture] * NUM_ROWS, table.schema.field(name).type)
+    table = table.set_column(table.column_names.index(name), name, column)
+    pyarrow.parquet.write_table(
+        table, file, compression="zstd", use_dictionary=use_dictionary, write_statistics=False
+    )
+    del table, column
+    assert file.stat().st_size < 50_000
+    check_others("lerobot", path, [1])
+    source = recipe("lerobot", path).open_source()
+    _, odd, *_ = load_each(source, source.episodes())
+    if use_dictionary:
+        assert "claims" in str(odd) or "is neither PNG nor JPEG" in str(odd)
+    else:
+        assert "claims" in str(odd) and "at most" in str(odd)
+
+
+def test_what_honest_files_hold_is_believed(tmp_path: Path) -> None:
+    """Numbers that never change take no room, and statistics of many episodes are large."""
+    table = pyarrow.table({"a": np.zeros(2**20, np.float32)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as file:
+        assert len(read_groups(file, range(file.num_row_groups), ["a"], "a.parquet")) == 2**20
+    path = FORMATS["lerobot2"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    with (path / "meta" / "episodes_stats.jsonl").open("wb") as stats:
+        stats.truncate(MAX_META_BYTES + 1)
+    checksum = recipe("lerobot", path).open_source().provenance()["source_checksum"]
+    assert len(checksum) == 64
 
 
 @pytest.mark.parametrize("length", [0, -1, 1, NUM_ROWS + 1, 10**12])
