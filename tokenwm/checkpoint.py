@@ -292,7 +292,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
     provenance = _read_object(folder / PROVENANCE)
     if not isinstance(config, dict) or config.get("kind") != kind:
@@ -309,13 +309,22 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; the file is damaged")
     return values
 
 
+_UNREADABLE = (
+    SafetensorError,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    ValueError,
+    OSError,
+    RecursionError,
+)
+"""What reading damaged files can raise."""
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What reading a config of the wrong shape, or weights of another model, can raise."""
 
