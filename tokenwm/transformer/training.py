@@ -1,5 +1,6 @@
 """Training of the world model on token shards."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,10 @@ class WorldModelModule(TrainingModule):
             shard_weights(self.world_model, mesh)
         if self.compile_training:
             self.world_model.compile()
+
+    def model_options(self) -> dict[str, Any]:
+        """See :meth:`TrainingModule.model_options`."""
+        return {"model": asdict(self.model_config)}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step; returns the loss."""
