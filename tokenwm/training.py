@@ -299,8 +299,8 @@ class TrainingModule(pl.LightningModule):
                 name = next(name for name in options if options[name] != options_before[name])
                 raise CheckpointError(
                     f"{name} is {options[name]}, but {options_before[name]} in the run to be "
-                    f"continued (step {step}): the learning rate of its step {done} was another. "
-                    f"Begin from a checkpoint kept before that (--ckpt_path), or {REMEDY}"
+                    f"continued (step {step}): the learning rate of its step {done} was another; "
+                    f"{REMEDY}, or begin from a checkpoint kept before (--ckpt_path)"
                 )
 
     def _shards(self) -> list[str]:

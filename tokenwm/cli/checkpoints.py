@@ -69,7 +69,7 @@ class ResumingCheckpoint(Checkpoint):
             raise KeyboardInterrupt(asked_by)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """Stop within validation, which may be long; it goes on when the run is resumed.
+        """Stop within validation, which may be long; what it had not measured is left out.
 
         Raises:
             KeyboardInterrupt: The run was asked to stop; its argument is the signal.

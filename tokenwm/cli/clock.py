@@ -35,6 +35,10 @@ class Clock(pl.Callback):
             kept for it, at the pace of the machine.
         now: Seconds of a clock.
 
+    Attributes:
+        seconds_used: Time used so far.
+        seconds_before: The part of it that belongs to an earlier part of the run.
+
     Raises:
         TokenwmError: There is no time, or the schedule is not ``wsd``.
     """
@@ -53,10 +57,10 @@ class Clock(pl.Callback):
         self.seconds = seconds
         self.reserve_steps = reserve_steps
         self._now = now
-        self._began, self._used_before = now(), 0.0
+        self._began, self.seconds_before = now(), 0.0
         self.seconds_used = 0.0
         self._durations: deque[float] = deque(maxlen=PACE_STEPS)
-        self._step, self._last = -1, 0.0
+        self._step, self._last, self._is_warm = -1, 0.0, False
         self._validation_began, self._validation_seconds = 0.0, -1.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -100,10 +104,12 @@ class Clock(pl.Callback):
             return
         assert isinstance(pl_module, TrainingModule)
         now = self._time(trainer)
-        self._durations.append(now - self._last)
-        self._step, self._last = step, now
-        self.seconds_used = self._used_before + now - self._began
-        self._plan(trainer, pl_module, step)
+        if self._is_warm:  # the first step may compile, and measures the machine
+            self._durations.append(now - self._last)
+        self._step, self._last, self._is_warm = step, now, True
+        self.seconds_used = self.seconds_before + now - self._began
+        if self._durations:
+            self._plan(trainer, pl_module, step)
         trainer.should_stop = 0 < pl_module.num_steps <= step
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,7 +118,7 @@ class Clock(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        self._used_before = self.seconds_used = state_dict["seconds_used"]
+        self.seconds_before = self.seconds_used = state_dict["seconds_used"]
 
     def _plan(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         """Begin the decay, or move its end."""

@@ -24,6 +24,7 @@ from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.lock import lock_folder
+from tokenwm.data.strict import parse_yaml
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.drive import DIVERGED, read_result, result_status
 from tokenwm.scaling.held_out import downstream_metrics, held_out_loss
@@ -215,7 +216,7 @@ def _trained(cost: RunCost, sweep: Sweep, folder: Path) -> dict[str, Any]:
 
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = parse_yaml(path.read_text(encoding="utf-8"))
         if before != settings:
             raise SweepError(
                 f"{path.parent} holds a run of that name with other settings ({path.name}); give "

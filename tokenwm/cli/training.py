@@ -46,7 +46,10 @@ _EXPECTED_WARNINGS = (
     # A run that is continued by steps and not by the clock, or was begun by an older tokenwm.
     "Be aware that when using `ckpt_path`.*(ResumingCheckpoint|Clock)",
     "LightningCLI's args parameter is intended",
+    "You passed .* but AMP with fp16 is not supported on CPU",  # it is refused
 )
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+"""Values of trainer.precision that training works with: weights are float32 in all of them."""
 
 
 class TrainingCLI(LightningCLI):
@@ -133,6 +136,11 @@ class TrainingCLI(LightningCLI):
         """Add loggers and callbacks that need to know the run's folder."""
         config = self._get(self.config_init, "trainer", default={})
         root = Path(config["default_root_dir"])
+        precision = str(config.get("precision") or "32-true")
+        if precision not in PRECISIONS:
+            raise TokenwmError(
+                f"trainer.precision is {precision}; training works with {', '.join(PRECISIONS[:3])}"
+            )
         if config.get("logger") in (None, True):
             # Checking a model must not overwrite the log of its training.
             suffix = "" if self.subcommand == "fit" else f"_{self.subcommand}"
@@ -153,7 +161,13 @@ class TrainingCLI(LightningCLI):
                 *self.added_callbacks,
             ]
             kwargs["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        if precision.startswith("16") and trainer.precision != "16-mixed":
+            raise TokenwmError(
+                f"trainer.precision is {precision}, which needs a GPU; on this device use "
+                "bf16-mixed or 32-true"
+            )
+        return trainer
 
     def before_fit(self) -> None:
         """Find the checkpoint to continue from, and see whether it can be, or has ended.

@@ -11,6 +11,7 @@ import yaml
 
 from tokenwm.data.recipe import SplitConfig, split_keys
 from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
 
@@ -105,7 +106,7 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and parse_yaml(value) == value:
         return value
     style = '"' if isinstance(value, str) else None
     text = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)
