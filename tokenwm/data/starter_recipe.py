@@ -12,6 +12,7 @@ import yaml
 
 from tokenwm.data.recipe import SplitConfig, split_keys
 from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
 
@@ -88,12 +89,17 @@ def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
 
 
 def _splits(found: Survey) -> str:
-    """The line of the splits, which leave a good episode in each and enough in the test split."""
+    """The line of the splits: as the source records them, else with a good episode in each.
+
+    Where there are enough of them, so many are held out that an evaluation can make claims.
+    """
     keys = [ref.key for ref in found.refs]
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
         raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
+    if any(ref.split not in ("", "train") for ref in found.refs):
+        return "splits: {recorded: true}"
     values, num_test, why = _proportions(good)
 
     def leaves_enough(splits: SplitConfig) -> bool:
@@ -139,7 +145,7 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and parse_yaml(value) == value:
         return value
     style = '"' if isinstance(value, str) else None
     text = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -156,9 +156,17 @@ class WorldModel(nn.Module):
             self.state_head = ContinuousHead(state, vocabulary.action, dim)
         else:
             self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
-        self.reward_head = RewardHead(dim) if vocabulary.has_reward else None
+        self.reward_head: RewardHead | None = None
+        if vocabulary.has_reward:
+            self.reward_head = RewardHead(dim, vocabulary.reward_range)
         self.termination_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.termination_head.weight)
+
+    def set_reward_range(self, reward_range: tuple[float, float] | None) -> None:
+        """Take the bins that a checkpoint's reward head was trained on."""
+        self.vocabulary = replace(self.vocabulary, reward_range=reward_range)
+        if self.reward_head is not None:
+            self.reward_head.set_range(reward_range)
 
     # --- embedding --------------------------------------------------------------------------------
 
@@ -255,13 +263,13 @@ class WorldModel(nn.Module):
         tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
         return logits.scatter_add(-1, place, tilt)
 
-    def reward(self, hidden: Tensor) -> Tensor:
+    def reward(self, hidden: Tensor) -> Tensor | None:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
 
-        Zeros if none was recorded.
+        None if none was recorded.
         """
         if self.reward_head is None:
-            return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
+            return None
         out: Tensor = self.reward_head(hidden)
         return out
 
@@ -321,20 +329,25 @@ class WorldModel(nn.Module):
         action_valid: Tensor,
         reward: Tensor | None,
         terminated: Tensor,
+        step_valid: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch.
 
         Args:
             tokens: Tokens of the batch.
-            action_valid: ``(B, T)`` bool; step ``t + 1`` is predicted and the outcome of ``t``
-                counted where True.
+            action_valid: ``(B, T)`` bool; the outcome of step ``t`` is counted where True.
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
+            step_valid: ``(B, T)`` bool; step ``t`` is predicted from those before it where True,
+                the first never. None: wherever the step before has a valid action.
         """
+        if step_valid is None:
+            step_valid = action_valid.roll(1, dims=1)
         return losses_of(
             self,
             self(tokens),
             tokens,
+            step_valid=step_valid,
             action_valid=action_valid,
             reward=reward,
             terminated=terminated,
@@ -345,8 +358,8 @@ class WorldModel(nn.Module):
 
         It has no gradients, its tables are added up, its norms folded into linear maps and those
         packed (:mod:`tokenwm.transformer.packed`); on a GPU its passes are recorded. The draft head
-        is in ``dtype`` too. Embeddings, the other heads and everything about states stay in
-        float32, maps of actions and states are in float64 (see :func:`apply_in_its_type`).
+        is in ``dtype`` too. Embeddings and the other heads stay in float32, maps of actions and
+        everything about states are in float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
@@ -356,6 +369,8 @@ class WorldModel(nn.Module):
                 module.layers.double()
         if model.new_state_map is not None:
             model.new_state_map.double()
+        if model.state_head is not None:
+            model.state_head.double()
         model.transformer.to(dtype)
         model.hints.mix.to(dtype)
         if model.draft_head is not None:
