@@ -140,7 +140,8 @@ def _fill_splits(
             )
         if split == "train" or stand_in is None:
             raise SourceError(
-                f"{recipe.name}: no episode is left for split {split}, too few of {len(refs)} can be used"
+                f"{recipe.name}: no episode is left for split {split}, too few of {len(refs)} can "
+                "be used"
             )
         logger.warning(
             "%s: no episode of split %s can be used; %s is taken from train instead",

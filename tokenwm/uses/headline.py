@@ -28,8 +28,10 @@ def headline(evaluation: Evaluation) -> list[str]:
             "episodes, so what they find is not independent, and intervals over episodes may be "
             "somewhat too narrow."
         )
-    if evaluation.outside.is_notable:
-        sentences.insert(0, _outside(evaluation.outside))
+    outside = evaluation.outside
+    if outside.is_notable:
+        place = 0 if outside.is_far else len(sentences)
+        sentences.insert(place, _outside(outside))
     if evaluation.codebook.is_dead:
         book = evaluation.codebook
         sentences.insert(
@@ -58,6 +60,8 @@ def _outside(outside: OutsideTraining) -> str:
             f"the tokenizer's reconstruction reaches {outside.reconstruction:.1f} dB, at home "
             f"{outside.reconstruction_at_home:.1f} dB"
         )
+    if not outside.is_far:
+        return f"Partly outside of what was trained on: {'; '.join(found)}."
     return f"{OUTSIDE}: {'; '.join(found)}. What follows is about such data."
 
 

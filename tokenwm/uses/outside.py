@@ -15,8 +15,10 @@ from tokenwm.uses.metrics import FloatArray
 
 NOTABLE_SHARE = 0.01
 """Share of a dimension's values beyond its bins from which on the headline says it."""
-NOTABLE_LOSS = 3.0
-"""dB of reconstruction below that at home from which on the headline says it: twice the error."""
+FAR_SHARE = 0.25
+"""The same from which on it is an alarm: these are other data, not only a little further."""
+FAR_LOSS = 3.0
+"""dB of reconstruction below that at home from which on it is an alarm: twice the error."""
 HOME_FIGURE = "val/psnr"
 """What the tokenizer's training noted last of its own val split, dB."""
 
@@ -65,7 +67,12 @@ class OutsideTraining:
     def has_other_pictures(self) -> bool:
         """Whether the tokenizer shows these pictures far worse than those at home."""
         home = self.reconstruction_at_home
-        return home is not None and home - self.reconstruction >= NOTABLE_LOSS
+        return home is not None and home - self.reconstruction >= FAR_LOSS
+
+    @property
+    def is_far(self) -> bool:
+        """Whether figures of these data say little about data like those of the training."""
+        return self.has_other_pictures or any(item.worst_share >= FAR_SHARE for item in self.values)
 
     @property
     def is_notable(self) -> bool:
@@ -74,7 +81,7 @@ class OutsideTraining:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "is_notable": self.is_notable}
+        return {**asdict(self), "is_notable": self.is_notable, "is_far": self.is_far}
 
 
 @dataclass(kw_only=True)

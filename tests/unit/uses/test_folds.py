@@ -189,13 +189,15 @@ def test_values_beyond_the_bins_are_counted_by_hand(tmp_path: Path) -> None:
     actions = np.concatenate([arrays["action"][:-1] for arrays in written.values()])
     outside = actions[:, 0] > 1.5
     assert 0.1 < outside.mean() < 0.9
-    found = evaluate(model, tmp_path, CONFIG).outside
+    evaluation = evaluate(model, tmp_path, CONFIG)
+    found, said = evaluation.outside, headline(evaluation)
     action = found.values[0]
     assert found.is_notable and action.worst_dimension == "x"
     assert action.worst_share == pytest.approx(outside.mean())
     assert action.share == pytest.approx(outside.mean() / 2)
     assert action.worst_excess == pytest.approx((3 - 1.5) / 5)
-    assert headline(evaluate(model, tmp_path, CONFIG))[0].startswith("OUTSIDE TRAINING: ")
+    assert found.is_far == (outside.mean() >= 0.25)
+    assert any("beyond the range of the training data (worst: x" in text for text in said)
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,13 @@ def test_data_outside_of_training_come_first_and_in_red(
     assert far.to_dict()["outside_training"]["values"][0]["worst_dimension"] == "elbow"
     near = replace(outside, values=(state,), reconstruction=24.31)  # 2.99 dB below
     assert not near.is_notable
+    some = replace(near, values=(replace(action, share=0.004, worst_share=0.14),))
+    assert headline(replace(far, outside=some))[-1] == (
+        "Partly outside of what was trained on: 0.4 % of the action values lie beyond the range of "
+        "the training data (worst: elbow, 14 %, by up to 2.4 of that range)."
+    )
+    text = write_report(tmp_path, replace(far, outside=some)).index.read_text()
+    assert "Partly outside" in text and "verdict alarm" not in text
     unknown = replace(outside, values=(state,), reconstruction_at_home=None)
     assert not unknown.is_notable
     text = write_report(tmp_path, replace(far, outside=unknown)).index.read_text()
