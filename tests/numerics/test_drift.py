@@ -71,9 +71,7 @@ def test_a_drift_of_known_size_is_imagined(engine: str, sharpness: float) -> Non
     edges = np.linspace(-2.0, 6.0, NUM_BINS + 1)[None].repeat(len(drifts), axis=0)
     model = drifting_model(edges, [2.0 / NUM_BINS * drift for drift in drifts], sharpness)
     context, actions = start(model, 2, state=100)
-    state, decoded = ENGINES[engine](
-        model, prefill(model, context), actions[:, :NUM_STEPS], GREEDY
-    )
+    state, decoded = ENGINES[engine](model, prefill(model, context), actions[:, :NUM_STEPS], GREEDY)
     assert state.state_tokens is not None and state.state_values is not None
     moved = state.state_tokens - 100
     expected = torch.tensor([9, 11, 28, -9, 0])
