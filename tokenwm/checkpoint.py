@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenwm.data.atomic import make_folder_atomically
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import CheckpointError
 from tokenwm.sequence.layout import LAYOUT_VERSION
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -287,10 +288,11 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
                 f"{PROVENANCE} and is written at the end of 'tokenwm tokenizer fit' or 'tokenwm "
                 "world-model fit'"
             )
+        refuse_pointer(folder / name, CheckpointError)
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
     provenance = _read_object(folder / PROVENANCE)
     if not isinstance(config, dict) or config.get("kind") != kind:
@@ -320,13 +322,22 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; the file is damaged")
     return values
 
 
+_UNREADABLE = (
+    SafetensorError,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    ValueError,
+    OSError,
+    RecursionError,
+)
+"""What reading damaged files can raise."""
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What reading a config of the wrong shape, or weights of another model, can raise."""
 
