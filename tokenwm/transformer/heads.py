@@ -124,13 +124,13 @@ class ContinuousHead(nn.Module):
         dtype = self.features.dtype  # float64 in a frozen model
         coefficients = self.coefficients(hidden.to(self.coefficients.weight.dtype)).to(dtype)
         coefficients = coefficients.unflatten(-1, (len(self.centers), -1))
-        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features)
-        return (logits + self._log_prior(self.dynamics(previous, action))).float()
+        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features).float()
+        return logits + self._log_prior(self.dynamics(previous, action))
 
     def _log_prior(self, expected: Tensor) -> Tensor:
-        """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)``."""
-        distance = (self.centers - expected.unsqueeze(-1)).abs()
-        return -self.sharpness.exp().unsqueeze(-1) * distance
+        """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)`` float32."""
+        distance = (self.centers.float() - expected.float().unsqueeze(-1)).abs()
+        return -self.sharpness.float().exp().unsqueeze(-1) * distance
 
     def values_of(self, tokens: Tensor) -> Tensor:
         """``(..., P)`` int64 → the centres of their bins, the same shape."""
@@ -164,13 +164,13 @@ class ContinuousHead(nn.Module):
         hump = F.pad(is_valley.cumsum(-1), (1, 0))
         inside = logits.masked_fill(hump != hump.gather(-1, likely), -math.inf)
         expected = self.dynamics(previous, action)
-        added = self._mean(inside.to(self.centers.dtype)) - self._mean(self._log_prior(expected))
+        added = self._mean(inside) - self._mean(self._log_prior(expected))
         moved = (values + expected - self.values_of(previous) + added).clamp(-1.0, 1.0)
         return torch.searchsorted(self.inner_edges, moved.T.contiguous(), right=True).T, moved
 
     def _mean(self, logits: Tensor) -> Tensor:
         """``(..., P, bins)`` → the expected bin centre, ``(..., P)``."""
-        return (logits.softmax(-1) * self.centers).sum(-1)
+        return (logits.to(self.centers.dtype).softmax(-1) * self.centers).sum(-1)
 
 
 class DiscreteHead(nn.Module):
