@@ -46,7 +46,7 @@ def first_layout(source: Source, refs: Sequence[EpisodeRef], strict: bool) -> La
     for ref in refs:
         result = load(source, ref)
         if isinstance(result, Episode):
-            return _layout(_arrays(result))
+            return layout_of(_arrays(result))
         if strict:
             raise result
     return {}
@@ -80,7 +80,7 @@ class FrameShardMaker:
         for ref, result in zip(task.refs, load_each(self.source, task.refs), strict=True):
             if isinstance(result, Episode):
                 arrays = _arrays(result)
-                result = self._mismatch(ref.key, _layout(arrays)) or result
+                result = layout_mismatch(ref.key, layout_of(arrays), self.layout) or result
             if isinstance(result, EpisodeError):
                 if self.strict:
                     raise result
@@ -102,15 +102,6 @@ class FrameShardMaker:
             "largest_action": largest_action,
         }
         return Extra(values=values, arrays=figures.to_arrays())
-
-    def _mismatch(self, key: str, layout: Layout) -> EpisodeError | None:
-        if layout == self.layout:
-            return None
-        differing = dict.fromkeys(sorted(name for name, _ in layout.items() ^ self.layout.items()))
-        return EpisodeError(
-            f"episode {key}: {', '.join(differing)} differs in shape or type from the first "
-            f"usable episode: {layout}, not {self.layout}"
-        )
 
 
 class DatasetMerger:
@@ -211,7 +202,25 @@ class DatasetMerger:
         return Feature(kind="flag", shape=shape, dtype=dtype)
 
 
-def _layout(arrays: Mapping[str, NDArray[Any]]) -> Layout:
+def layout_mismatch(key: str, layout: Layout, first: Layout) -> EpisodeError | None:
+    """Why an episode is left out whose layout is not that of the first usable one; None if it is.
+
+    Args:
+        key: Episode, for messages.
+        layout: Its layout.
+        first: That of the first usable one.
+    """
+    if layout == first:
+        return None
+    differing = dict.fromkeys(sorted(name for name, _ in layout.items() ^ first.items()))
+    return EpisodeError(
+        f"episode {key}: {', '.join(differing)} differs in shape or type from the first "
+        f"usable episode: {layout}, not {first}"
+    )
+
+
+def layout_of(arrays: Mapping[str, NDArray[Any]]) -> Layout:
+    """Shape of one step and dtype of every field."""
     return {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
 
 

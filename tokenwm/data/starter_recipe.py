@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tokenwm.data.recipe import SplitConfig, split_keys
-from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.sources.columns import AUTO, RecordedConfig
 from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
@@ -43,6 +43,7 @@ def starter_recipe(found: Survey) -> str:
         f"  path: {_yaml(str(Path(config.path).resolve()))}",
         f"  cameras: {_yaml(found.source.cameras)}",
         *_columns(found, notes),
+        _action_kind(found),
         *_other_options(config, notes),
         '  state_units: ""                 # for example rad; stored with the data',
         '  action_units: ""',
@@ -72,6 +73,16 @@ def _columns(found: Survey, notes: dict[str, str]) -> list[str]:
         else:
             lines.append(f"  {option}: {_yaml(getattr(config, option))}{notes.get(option, '')}")
     return lines
+
+
+def _action_kind(found: Survey) -> str:
+    """What was decided about the action, and why; for the reader to overrule."""
+    decision = found.source.action_kind
+    # A name of a column may hold anything, also the end of a line.
+    why = "".join(character if character.isprintable() else "?" for character in decision.why)
+    if "action" in found.unclear:
+        return f"  action_kind: {AUTO}  # discrete or continuous; {decision.kind} if all are: {why}"
+    return f"  action_kind: {decision.kind}  # discrete (ids) or continuous; {why}"
 
 
 def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:

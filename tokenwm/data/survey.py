@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data import quality
+from tokenwm.data.dataset_builder import Layout, layout_mismatch, layout_of
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
 from tokenwm.data.sources.columns import (
@@ -20,7 +21,12 @@ from tokenwm.data.sources.columns import (
     NoPlainColumnError,
     RecordedConfig,
 )
-from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
+from tokenwm.data.sources.recording import (
+    RecordedSource,
+    Recording,
+    checked_signals,
+    to_episode,
+)
 from tokenwm.errors import EpisodeError, SourceError
 
 GOOD_RATES = (5.0, 15.0)
@@ -46,7 +52,6 @@ class Survey:
         looked_into: Keys of the episodes whose numbers were read.
         num_rows: Rows of the episodes looked into.
         ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
-        discrete: Whether actions are ids.
         tasks: Task in words → number of episodes.
         ambiguous: Option of the recipe → columns that could be meant; one was taken, of the state
             all.
@@ -63,7 +68,6 @@ class Survey:
     looked_into: Sequence[str]
     num_rows: int
     ranges: Mapping[str, NDArray[np.float64]]
-    discrete: bool
     tasks: Mapping[str, int]
     ambiguous: Mapping[str, Sequence[str]]
     unclear: Mapping[str, Sequence[str]]
@@ -93,7 +97,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
     looked = refs
     if 0 < num_episodes < len(refs):
         looked = [refs[i] for i in np.linspace(0, len(refs) - 1, num_episodes).round().astype(int)]
-    figures = _Figures(action_is_unclear="action" in unclear)
+    figures = _Figures()
     for ref in looked:
         figures.add(source, ref)
     return Survey(
@@ -105,7 +109,6 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
         looked_into=[ref.key for ref in looked],
         num_rows=figures.num_rows,
         ranges=figures.ranges,
-        discrete=figures.discrete,
         tasks=figures.tasks,
         ambiguous=ambiguous,
         unclear=unclear,
@@ -117,9 +120,8 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
 class _Figures:
     """What is gathered while recordings pass by."""
 
-    action_is_unclear: bool = False
     num_rows: int = 0
-    discrete: bool = False
+    layout: Layout = field(default_factory=dict)
     decoded: bool = False
     ranges: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -127,11 +129,11 @@ class _Figures:
 
     def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
         try:
-            recording = source.read(ref)
-            if self.action_is_unclear:  # whole numbers beside each other are no ids
-                as_floats = recording.action.astype(np.float64)
-                recording = dataclasses.replace(recording, action=as_floats)
-            _check(source, ref, recording)
+            recording = source.recording(ref)
+            layout = layout_of(_checked(source, ref, recording))
+            problem = layout_mismatch(ref.key, layout, self.layout or layout)
+            if problem is not None:
+                raise problem
             if not self.decoded:
                 # One episode is enough to see that the pictures are of a kind we can decode.
                 to_episode(recording, ref, source.format, source.rate)
@@ -139,9 +141,9 @@ class _Figures:
         except EpisodeError as error:
             self.problems[ref.key] = str(error)
             return
+        self.layout = layout
         self.num_rows += recording.num_rows
         self.tasks[ref.task or recording.task] += 1
-        self.discrete = recording.action.dtype.kind in "iub"
         for name in ("state", "action", "reward"):
             values = getattr(recording, name)
             if values is not None:
@@ -153,17 +155,15 @@ class _Figures:
                 self.ranges[name] = np.stack([low, high])
 
 
-def _check(source: RecordedSource, ref: EpisodeRef, recording: Recording) -> None:
-    """The checks of an episode that need no picture to be decoded."""
-    limits = source.format.quality
-    recording.check(ref.key)
-    if recording.timestamps is not None:
-        quality.check_timestamps(ref.key, limits, timestamps=recording.timestamps, rate=source.rate)
-    quality.check_signals(
-        ref.key, limits, action=recording.action, state=recording.state, reward=recording.reward
-    )
+def _checked(
+    source: RecordedSource, ref: EpisodeRef, recording: Recording
+) -> dict[str, NDArray[Any]]:
+    """Make the checks of an episode that need no picture to be decoded; its numbers."""
+    signals = checked_signals(recording, ref.key, source.format.quality, source.rate)
     for pictures in recording.frames.values():
         pictures.check(ref.key)
+    numbers = {"action": signals.action, "state": signals.state, "reward": signals.reward}
+    return {name: array for name, array in numbers.items() if array is not None}
 
 
 def _recognised(path: Path) -> Recognised:

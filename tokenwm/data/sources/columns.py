@@ -71,12 +71,14 @@ class Column:
         dtype: Type in the source, for messages.
         shape: Shape of one row; ``()`` for a scalar.
         names: One name per entry if there are ``n`` numbers per row, or empty.
+        note: Why we have no use for it, in words; may be empty.
     """
 
     kind: Literal["numbers", "pictures", "other"]
     dtype: str = ""
     shape: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ class RecordedConfig:
         cameras: Our name of a camera → the source's name of it; ``auto`` takes all.
         state: Column with the robot's state; a list is put side by side; null for none.
         action: Column with the action; a list is put side by side.
+        action_kind: Whether actions are ids (``discrete``) or quantities (``continuous``);
+            ``auto`` decides by what they are in all episodes.
         reward: Column with the reward, or null.
         state_units: Units of the state in words, stored with the data.
         action_units: Units of the action in words, stored with the data.
@@ -100,6 +104,7 @@ class RecordedConfig:
     cameras: dict[str, str] | Literal["auto"] = AUTO
     state: str | tuple[str, ...] | None = AUTO
     action: str | tuple[str, ...] = AUTO
+    action_kind: Literal["auto", "continuous", "discrete"] = AUTO
     reward: str | None = AUTO
     state_units: str = ""
     action_units: str = ""
@@ -188,13 +193,23 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
             "state",
             observed,
             f"{where} has neither pictures nor a column that is plainly the state, its columns: "
-            f"{', '.join(columns)}; name what to use with source.cameras or source.state",
+            f"{', '.join(with_note(n, c) for n, c in columns.items())}; name what to use with "
+            "source.cameras or source.state",
         ) from error
     _check(config, columns, where)
     if any(found.values()):
         chosen = ", ".join(f"{option}: {_shown(value)}" for option, value in found.items())
         logger.warning("%s: taken as the recipe does not name them: %s", where, chosen)
+    if "cameras" in found:
+        for name, column in columns.items():
+            if column.note:
+                logger.warning("%s: %s is not used: %s", where, name, column.note)
     return config
+
+
+def with_note(name: str, column: Column) -> str:
+    """A column for messages: its name, and why we have no use for it."""
+    return f"{name} ({column.note})" if column.note else name
 
 
 def concatenate(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any]:
@@ -298,8 +313,10 @@ def _check(config: RecordedConfig, columns: Mapping[str, Column], where: str) ->
             )
         wanted = "pictures" if option.startswith("cameras.") else "numbers"
         if columns[name].kind != wanted:
+            note = f", {columns[name].note}" if columns[name].note else ""
             raise RecipeError(
-                f"source.{option}: {name!r} has dtype {columns[name].dtype!r}; {wanted} are needed"
+                f"source.{option}: {name!r} has shape {columns[name].shape} and dtype "
+                f"{columns[name].dtype!r}{note}; {wanted} are needed"
             )
         if option == "reward" and math.prod(columns[name].shape) != 1:
             raise RecipeError(

@@ -118,7 +118,7 @@ def arrays_in(group: Any, prefix: str = "") -> dict[str, Any]:
 def columns_in(arrays: Mapping[str, Any]) -> dict[str, Column]:
     """What arrays with one row per step hold; what has no rows is left out."""
     return {
-        name: column_of(array.dtype, tuple(array.shape[1:]))
+        name: column_of(array.dtype, tuple(array.shape[1:]), name)
         for name, array in arrays.items()
         if array.shape
     }

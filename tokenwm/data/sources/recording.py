@@ -5,8 +5,9 @@ rules, time alignment, downsampling and pictures are the same for every format a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.measures import measure_recording
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources.action_kind import ActionKind, as_decided, decide
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -41,12 +43,14 @@ class Recording:
 
     Attributes:
         num_rows: ``N``, observations.
-        action: ``(N, action_dim)`` or ``(N - 1, action_dim)``, real numbers; or whole numbers in
-            one column, ids ``>= 0``.
+        action: ``(N, action_dim)`` or ``(N - 1, action_dim)``, real numbers, or ids ``>= 0`` if
+            they are whole numbers. A reader gives them as they are recorded, and its source
+            decides for all episodes which of the two they are.
         frames: Camera → its ``N`` pictures, read when the episode is made.
         state: ``(N, state_dim)`` numbers, or None.
         reward: ``(N,)`` or ``(N - 1,)`` numbers, or None where none is recorded.
-        terminated: ``(N,)`` or ``(N - 1,)`` bool, or None where the format does not say.
+        terminated: ``(N,)`` or ``(N - 1,)`` bool or numbers, above 0 where the task ended; None
+            where the format does not say.
         timestamps: ``(N,)`` seconds, or None where the format records no time.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, for example ``success``.
@@ -86,6 +90,22 @@ class Recording:
                     f"observations; expected {num_axes} axes, the first of "
                     f"{' or '.join(map(str, allowed))} rows"
                 )
+
+    def without_last_action(self) -> "Recording":
+        """The same with ``N - 1`` actions and rewards.
+
+        What the last row holds beside its observation leads nowhere that was recorded. By
+        convention it is often NaN. Its end is kept, as no end if it is NaN.
+        """
+        last, reward, terminated = self.num_rows - 1, self.reward, self.terminated
+        if terminated is not None and len(terminated) > last and np.isnan(terminated[last]):
+            terminated = np.append(terminated[:last], False)
+        return replace(
+            self,
+            action=self.action[:last],
+            reward=None if reward is None else reward[:last],
+            terminated=terminated,
+        )
 
 
 class RecordedSource(ABC):
@@ -137,8 +157,38 @@ class RecordedSource(ABC):
 
     @property
     def inferred(self) -> dict[str, Any]:
-        """Columns that the recipe leaves open, as they were filled in: for the provenance."""
-        return {"source_inferred": self._inferred} if self._inferred else {}
+        """What the recipe leaves open, as it was filled in: for the provenance."""
+        inferred = dict(self._inferred)
+        if self.config.action_kind == AUTO and not self._real_action():
+            inferred["action_kind"] = f"{self.action_kind.kind}: {self.action_kind.why}"
+        return {"source_inferred": inferred} if inferred else {}
+
+    @cached_property
+    def action_kind(self) -> ActionKind:
+        """Whether actions are ids or quantities: one decision for all episodes."""
+        config = self.config
+        if config.action_kind != AUTO:
+            return ActionKind(kind=config.action_kind, why="the recipe says so")
+        real = self._real_action()
+        if real:
+            return ActionKind(kind="continuous", why=f"{real} holds real numbers")
+        refs = self.episodes()
+        return decide(self._actions(refs), len(refs))
+
+    def _real_action(self) -> str:
+        """A column of the action whose type is that of real numbers; empty if there is none."""
+        names = names_of(self.config.action)
+        return next((name for name in names if "float" in self.columns[name].dtype), "")
+
+    def _actions(self, refs: Sequence[EpisodeRef]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The actions of all episodes that can be read, as they are recorded."""
+        for ref in refs:
+            try:
+                recording = self.read(ref)
+                recording.check(ref.key)
+                yield ref.key, recording.without_last_action().action
+            except Exception:  # noqa: S112 - whoever loads it says what is wrong with it
+                continue
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -182,7 +232,19 @@ class RecordedSource(ABC):
         Raises:
             EpisodeError: A file is missing or damaged, or a quality rule is broken.
         """
-        return to_episode(self.read(ref), ref, self.format, self.rate)
+        return to_episode(self.recording(ref), ref, self.format, self.rate)
+
+    def recording(self, ref: EpisodeRef) -> Recording:
+        """Read one episode, with actions of the kind that all episodes have.
+
+        Raises:
+            EpisodeError: A file is missing or damaged, or its actions are not of this kind.
+        """
+        recording = self.read(ref)
+        recording.check(ref.key)
+        recording = recording.without_last_action()
+        where = f"episode {ref.key}"
+        return replace(recording, action=as_decided(recording.action, self.action_kind, where))
 
     def describe(self) -> SourceDescription:
         """Names of the dimensions from the source, units from the recipe."""
@@ -214,15 +276,8 @@ def to_episode(
     if recording.num_rows - ref.phase < 2:
         raise EpisodeError(f"episode {ref.key}: too short, {recording.num_rows} row(s)")
     recording.check(ref.key)
-    timestamps = recording.timestamps
-    if timestamps is not None:
-        quality.check_timestamps(ref.key, limits, timestamps=timestamps, rate=rate)
-    signals = _signals(recording, ref.key)
-    # The last row's action is checked too: a NaN there means a broken recording as well.
-    quality.check_signals(
-        ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
-    )
-    signals = signals.beginning_at(ref.phase)
+    recording = recording.without_last_action()
+    signals = checked_signals(recording, ref.key, limits, rate).beginning_at(ref.phase)
     kept = downsample(signals, factor, episode_format.action_aggregation)
     num_steps = len(kept.action)
     quality.check_num_steps(ref.key, limits, num_steps, episode_format.control_rate)
@@ -235,7 +290,7 @@ def to_episode(
     last_kept = ref.phase + (num_steps - 1) * factor
     if recording.terminated is not None and len(recording.terminated) > last_kept:
         rest = recording.terminated[last_kept:]
-        metadata["terminated_after_end"] = bool(rest.any())
+        metadata["terminated_after_end"] = bool((rest > 0).any())
     read = _read_frames(recording, ref, episode_format, rate, factor)
     episode = Episode(
         key=ref.key,
@@ -253,7 +308,7 @@ def to_episode(
         rate=rate,
         action=recording.action,
         state=recording.state,
-        timestamps=timestamps,
+        timestamps=recording.timestamps,
         frames=episode.frames,
         frame_rate=episode_format.control_rate,
         source_repeated={camera: frames.repeated for camera, frames in read.items()},
@@ -263,8 +318,30 @@ def to_episode(
     return episode if ref.phase else replace(episode, measured=measured)
 
 
-def _signals(recording: Recording, key: str) -> Signals:
-    """The numbers in our types, with ``N`` rows each: a row that is not recorded is zero."""
+def checked_signals(
+    recording: Recording, key: str, limits: quality.QualityConfig, rate: float
+) -> Signals:
+    """Check the numbers of a recording, all that can be checked without its pictures.
+
+    Args:
+        recording: Without its last action.
+        key: Episode, for messages.
+        limits: Limits of the quality rules.
+        rate: Rows per second, Hz.
+
+    Returns:
+        The numbers in our types, with ``N`` rows each: a row that is not recorded is zero.
+
+    Raises:
+        EpisodeError: A quality rule is broken.
+    """
+    if recording.timestamps is not None:
+        quality.check_timestamps(key, limits, timestamps=recording.timestamps, rate=rate)
+    quality.check_signals(
+        key, limits, action=recording.action, state=recording.state, reward=recording.reward
+    )
+    if recording.terminated is not None:
+        quality.check_finite(key, "terminated", recording.terminated)
     num_rows = recording.num_rows
 
     def padded(array: NDArray[Any], dtype: type) -> NDArray[Any]:
@@ -273,19 +350,17 @@ def _signals(recording: Recording, key: str) -> Signals:
 
     action = recording.action
     discrete = action.dtype.kind in "iub"
-    if discrete and (action.shape[1] != 1 or action.min() < 0):
+    if discrete and (action < 0).any():
         raise EpisodeError(
-            f"episode {key}: whole-number actions must be one id >= 0 per row; got "
-            f"{action.shape[1]} column(s) with minimum {action.min()}"
+            f"episode {key}: ids of actions are >= 0; the smallest is {action.min()}"
         )
-    reward, terminated, state = recording.reward, recording.terminated, recording.state
-    if terminated is None:
-        terminated = np.zeros(num_rows, dtype=np.bool_)
+    reward, state = recording.reward, recording.state
+    terminated = np.zeros(0) if recording.terminated is None else recording.terminated
     return Signals(
         action=padded(action, np.int64 if discrete else np.float32),
         state=None if state is None else state.astype(np.float32),
         reward=None if reward is None else padded(reward, np.float32),
-        terminated=padded(terminated, np.bool_),
+        terminated=padded(terminated > 0, np.bool_),
     )
 
 

@@ -1,5 +1,6 @@
 """What lies where in a folder of videos and tables."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.tables import SUFFIXES
-from tokenwm.data.video import probe
+from tokenwm.data.video import FirstPicture, first_picture, probe
 from tokenwm.errors import EpisodeError, SourceError
 
 LAYOUT = "expected: a folder of videos, EPISODE.mp4 or CAMERA/EPISODE.mp4, and tables EPISODE.csv"
@@ -58,8 +59,8 @@ class VideoFolder:
         """Cameras of any episode, sorted."""
         return sorted({camera for cameras in self.videos.values() for camera in cameras})
 
-    def probe(self) -> tuple[int, float, tuple[int, int]]:
-        """Frames, rate and size of the first video that can be read.
+    def rate(self) -> float:
+        """Frames per second of the first video that can be read.
 
         Raises:
             SourceError: None can.
@@ -68,10 +69,18 @@ class VideoFolder:
         for cameras in self.videos.values():
             for path in cameras.values():
                 try:
-                    return probe(path, path.stem)
+                    return probe(path, path.stem)[1]
                 except EpisodeError as error:
                     problem = problem or error
         raise SourceError(f"{self.folder} holds no video that can be read: {problem}; {LAYOUT}")
+
+    def first_picture(self, camera: str) -> FirstPicture | None:
+        """The first picture of a camera's first video that can be read; None if none can."""
+        for cameras in self.videos.values():
+            with contextlib.suppress(EpisodeError):
+                if camera in cameras:
+                    return first_picture(cameras[camera], camera)
+        return None
 
     def all(self) -> list[Path]:
         """All videos and tables."""

@@ -9,7 +9,7 @@ has the one discrete action 0.
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,13 @@ from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, as_numbers, check_claims
 from tokenwm.data.sources.columns import AUTO, AmbiguousColumnsError, Column
-from tokenwm.data.sources.frames import VideoFrames
+from tokenwm.data.sources.frames import ArrayFrames, Frames, VideoFrames
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
+from tokenwm.data.sources.pixels import is_called_depth
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.sources.tables import SUFFIXES, Table, columns_of, read_table
 from tokenwm.data.sources.video_files import LAYOUT, VIDEO_SUFFIXES, VideoFolder
-from tokenwm.data.video import probe
+from tokenwm.data.video import FirstPicture, probe
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ NO_ACTION = "action"
 EPISODE_COLUMNS = ("episode", "episode_id", "episode_index", "video", "file", "filename")
 TERMINATED_COLUMNS = ("terminated", "is_terminal", "done")
 TIME, TASK = "timestamp", "task"
+VIDEO = "video"
+"""Type of a column that is a folder of videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class VideosConfig(RatedConfig):
         if not files.of_episode:
             tables = "one for all" if files.others else "none: every step has the action 0"
         facts = {"format": "videos", "tables": tables}
-        return Recognised(config=config, rate=files.probe()[1], facts=facts)
+        return Recognised(config=config, rate=files.rate(), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
         """Open the folder.
@@ -91,14 +94,14 @@ class VideosSource(RecordedSource):
     def __init__(self, config: VideosConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
         self.files = VideoFolder(folder)
-        _, rate, size = self.files.probe()
+        rate = self.files.rate()
         self.names = list(self.files.videos)
         plain = all(map(NAME_PATTERN.fullmatch, self.names))
         self.keys = self.names if plain else [f"episode_{i:06d}" for i in range(len(self.names))]
         self.table = self._only_table(config)
         first = self._first_table()
         columns = {
-            camera: Column(kind="pictures", dtype="video", shape=(*size, 3))
+            camera: _camera(camera, self.files.first_picture(camera))
             for camera in self.files.cameras
         }
         for camera in columns.keys() & first.keys():
@@ -108,6 +111,7 @@ class VideosSource(RecordedSource):
         columns |= columns_of(first)
         self.has_tables = bool(first)
         if not self.has_tables:
+            config = replace(config, action_kind="discrete")
             logger.warning(
                 "%s has no tables: every step gets the one discrete action 0, so a model learns "
                 "how the videos go on and nothing about actions",
@@ -191,11 +195,17 @@ class VideosSource(RecordedSource):
         """
         name = self.names[ref.index]
         videos = self.files.videos[name]
-        for column in self.cameras.values():
-            if column not in videos:
-                raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
-        path = next(iter(videos[column] for column in self.cameras.values()), None)
         table = self._rows(name, ref.key) if self.has_tables else {}
+        where = f"episode {ref.key}: the table of {name}"
+        frames: dict[str, Frames] = {}
+        for camera, column in self.cameras.items():
+            if self.columns[column].dtype != VIDEO:
+                frames[camera] = ArrayFrames(images=_column(table, column, where), name=column)
+            elif column in videos:
+                frames[camera] = VideoFrames(path=videos[column])
+            else:
+                raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
+        path = next((videos[c] for c in self.cameras.values() if c in videos), None)
         if path is not None:
             num_rows = probe(path, f"episode {ref.key}")[0]
         else:
@@ -203,16 +213,15 @@ class VideosSource(RecordedSource):
         if not self.has_tables:
             table = {NO_ACTION: np.zeros(num_rows, dtype=np.int64)}
 
-        where = f"episode {ref.key}: the table of {name}"
         arrays = {column: _numbers(table, column, where) for column in self.numbers}
         ends = None if self.terminated is None else _numbers(table, self.terminated, where)
         task = table.get(TASK)
         return Recording(
             num_rows=num_rows,
             **self.signals(arrays),
-            terminated=None if ends is None else ends[:, 0] > 0,
+            terminated=None if ends is None else ends[:, 0],
             timestamps=_numbers(table, TIME, where)[:, 0] if TIME in table else None,
-            frames={camera: VideoFrames(path=videos[c]) for camera, c in self.cameras.items()},
+            frames=frames,
             task=str(task[0]) if task is not None and len(task) and task.dtype.kind == "U" else "",
             metadata={"file": name},
         )
@@ -264,8 +273,22 @@ def _named(option: str, value: str | None, candidates: Sequence[str], table: Tab
     return value
 
 
-def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
+def _camera(name: str, first: FirstPicture | None) -> Column:
+    """A folder of videos as a column."""
+    size = (0, 0) if first is None else first.size
+    note = "depth, by its name" if is_called_depth(name) else ""
+    if first is not None and first.depth:
+        note = f"depth, of the pixel format {first.pixels}"
+    kind: Literal["pictures", "other"] = "other" if note else "pictures"
+    return Column(kind=kind, dtype=VIDEO, shape=(*size, 3), note=note)
+
+
+def _column(table: Table, column: str, where: str) -> NDArray[Any]:
     if column not in table:
         raise EpisodeError(f"{where} has no column {column!r}; it has: {', '.join(table)}")
     check_claims(table[column].shape, f"{where}: {column}")
-    return as_numbers(table[column], None, f"{where}: {column}")
+    return table[column]
+
+
+def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
+    return as_numbers(_column(table, column, where), None, f"{where}: {column}")
