@@ -192,7 +192,10 @@ class DatasetMerger:
             return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
         if name == "action" and dtype == "int64":
             num_values = max(about.num_actions or 0, self._largest_action + 1)
-            return Feature(kind="discrete", shape=shape, dtype=dtype, num_values=num_values)
+            names = about.action_names if len(about.action_names) == shape[0] else ()
+            return Feature(
+                kind="discrete", shape=shape, dtype=dtype, names=names, num_values=num_values
+            )
         if name == "action":
             names = about.action_names if len(about.action_names) == shape[0] else ()
             units = about.action_units

@@ -45,7 +45,7 @@ class Batch:
             has no action. Also where ``reward`` and ``terminated`` mean something.
         frames: ``(B, T, cameras, H, W, 3)`` uint8 in [0, 255], RGB.
         state: ``(B, T, state_dim)`` float32, the robot's own units.
-        action: ``(B, T, action_dim)`` float32, or ``(B, T, 1)`` int64 if discrete.
+        action: ``(B, T, action_dim)`` float32, or int64 if discrete.
         reward: ``(B, T)`` float32.
         terminated: ``(B, T)`` bool.
         truncated: ``(B, T)`` bool.

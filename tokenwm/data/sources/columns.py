@@ -227,8 +227,16 @@ def concatenate(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDA
 
 
 def dimension_names(columns: Mapping[str, Column], names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the entries of columns put side by side; empty if one has no names."""
-    parts = [columns[name].names for name in names]
+    """Names of the entries of columns put side by side; empty if one has no names.
+
+    Of several columns, one that is a single number gives its own name.
+    """
+
+    def names_in(name: str) -> tuple[str, ...]:
+        single = len(names) > 1 and math.prod(columns[name].shape) == 1
+        return columns[name].names or ((name,) if single else ())
+
+    parts = [names_in(name) for name in names]
     return tuple(name for part in parts for name in part) if all(parts) else ()
 
 
