@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenwm.data.atomic import make_folder_atomically
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import CheckpointError
 from tokenwm.sequence.layout import LAYOUT_VERSION
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -287,6 +288,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
                 f"{PROVENANCE} and is written at the end of 'tokenwm tokenizer fit' or 'tokenwm "
                 "world-model fit'"
             )
+        refuse_pointer(folder / name, CheckpointError)
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)

@@ -217,12 +217,13 @@ class RolloutPictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first batch."""
+        """Keep the longest windows of the first batch, without their padding."""
         if batch_idx == 0:
-            tokens = tokens_of(batch)
-            rows = slice(0, self.num_rows)
-            state = None if tokens.state is None else tokens.state[rows]
-            self._tokens = Tokens(tokens.frame[rows], state, tokens.action[rows])
+            tokens, lengths = tokens_of(batch), batch.step_valid.sum(1)
+            rows = lengths.argsort(descending=True, stable=True)[: self.num_rows]
+            steps = slice(0, int(lengths[rows].min()))
+            state = None if tokens.state is None else tokens.state[rows, steps]
+            self._tokens = Tokens(tokens.frame[rows, steps], state, tokens.action[rows, steps])
 
     @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

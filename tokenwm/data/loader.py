@@ -34,15 +34,16 @@ BATCH_FIELDS = (
 class Batch:
     """``B`` windows of ``T`` steps; time alignment as in :mod:`tokenwm.data.episode`.
 
-    Where an episode is shorter than ``T`` its last step is repeated and marked as padding. A field
-    that was not asked for, or that the dataset does not have, is None.
+    Where a window hangs over an end of its episode, the last step in it is repeated and marked as
+    padding. A field that was not asked for, or that the dataset does not have, is None.
 
     Attributes:
         keys: ``B`` names of episodes.
-        start: ``(B,)`` int64, step of the episode at which the window starts.
-        step_valid: ``(B, T)`` bool, False on padding.
+        start: ``(B,)`` int64, step of the episode that is the first in the window.
+        step_valid: ``(B, T)`` bool, False on padding, which comes last.
         action_valid: ``(B, T)`` bool, False on padding and on the last step of an episode, which
-            has no action. Also where ``reward`` and ``terminated`` mean something.
+            has no action. Also where ``reward`` and ``terminated`` mean something. (The step that
+            an action led to is in the window where ``step_valid`` of the next place is True.)
         frames: ``(B, T, cameras, H, W, 3)`` uint8 in [0, 255], RGB.
         state: ``(B, T, state_dim)`` float32, the robot's own units.
         action: ``(B, T, action_dim)`` float32, or int64 if discrete.
@@ -93,8 +94,14 @@ class Batch:
 class WindowDataset(Dataset[Segment]):
     """Every window of ``num_steps`` consecutive steps of every episode of a split.
 
-    An episode of ``n`` steps has ``n - num_steps + 1`` windows; a shorter one has a single window
-    that is padded. Windows are numbered by episode in the order of the manifest, then by start.
+    Windows hang over both ends of an episode, so that what happens there is in as many windows as
+    all else: of all windows of an episode, each action is in ``T``, with the step that it led to in
+    ``T - 1``. Their first places are ``1 - T`` to ``n - 2`` for an episode of ``n`` steps, which
+    are ``n + T - 2`` windows; with ``T = 1`` each step is one. What hangs over the beginning would
+    be masked before the first step; attention looks back and measures distances only, so the same
+    window may begin at that step, and all padding comes last.
+
+    Windows are numbered by episode in the order of the manifest, then by place.
 
     Args:
         source: Dataset folder, or a reader of one.
@@ -134,7 +141,7 @@ class WindowDataset(Dataset[Segment]):
         if "frames" in self.fields:
             self._stored_fields += self._cameras
         lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
-        self.windows_per_episode = np.maximum(lengths - num_steps + 1, 1)
+        self.windows_per_episode = num_windows(lengths, num_steps)
         self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each
 
     @property
@@ -150,8 +157,8 @@ class WindowDataset(Dataset[Segment]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def locate(self, index: int) -> tuple[str, int]:
-        """Key of the episode and first step of a window.
+    def locate(self, index: int) -> tuple[str, int, int]:
+        """Key of the episode of a window, its first step there and the one behind its last.
 
         Raises:
             IndexError: ``index`` is not in ``[0, len(self))``.
@@ -160,12 +167,13 @@ class WindowDataset(Dataset[Segment]):
             raise IndexError(f"window {index} is outside [0, {len(self)})")
         episode = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[episode - 1]) if episode else 0
-        return self._keys[episode], index - first
+        key = self._keys[episode]
+        place = index - first + 1 - self.num_steps
+        stop = min(place + self.num_steps, self.reader.episode(key).num_steps)
+        return key, max(place, 0), stop
 
     def __getitem__(self, index: int) -> Segment:
-        key, start = self.locate(index)
-        length = self.reader.episode(key).num_steps
-        stop = min(start + self.num_steps, length)
+        key, start, stop = self.locate(index)
         stored = self.reader.arrays(key, self._stored_fields, start, stop)
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.fields:
@@ -174,8 +182,8 @@ class WindowDataset(Dataset[Segment]):
             else:
                 arrays[name] = self._pad(stored[name])
         steps = np.arange(start, start + self.num_steps)
-        arrays["step_valid"] = steps < length
-        arrays["action_valid"] = steps < length - 1
+        arrays["step_valid"] = steps < stop
+        arrays["action_valid"] = steps < min(stop, self.reader.episode(key).num_steps - 1)
         return Segment(key=key, start=start, arrays=arrays)
 
     def _pad(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -183,6 +191,11 @@ class WindowDataset(Dataset[Segment]):
         if missing == 0:
             return array
         return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def num_windows(length: NDArray[np.int64], num_steps: int) -> NDArray[np.int64]:
+    """Windows of ``num_steps`` steps of episodes of ``length`` steps."""
+    return length + num_steps - 1 - (num_steps > 1)
 
 
 def _resolve_fields(reader: ShardReader, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class MixedWindows(Dataset[Segment]):
                     raise ShardError(
                         f"{MAX_REPLACEMENTS} corrupt windows in a row, the last one: {error}"
                     ) from error
-                key, _ = windows.locate(number)
+                key, *_ = windows.locate(number)
                 skipped.append(CorruptSample(root=windows.reader.root, key=key, reason=str(error)))
             word = philox(window, len(skipped), stratum).random_raw()
             number = int(word) % len(windows)

@@ -30,7 +30,8 @@ Order = Callable[[int, int], int]
 Weighting = Callable[[Sequence[EpisodeInfo], int], Sequence[float]]
 """(Episodes, step) → for each episode, how often each of its windows is drawn against others.
 
-A pure function. Ones are what is done without; ``1 / num_windows`` would treat episodes alike.
+A pure function. Ones are what is done without; one over an episode's windows, ``1 / (n + T - 2)``,
+would treat episodes alike.
 """
 
 

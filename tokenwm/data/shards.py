@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
 from tokenwm.data.manifest import EpisodeInfo, Manifest, ShardInfo
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.shard_files import (
     CachedFiles,
     LocalFiles,
@@ -288,6 +289,7 @@ class ShardReader:
         if size is None:
             raise ShardError(f"shard {path} is missing; copy it again or make the dataset again")
         if size != shard.num_bytes:
+            refuse_pointer(self.folder / shard.path, ShardError)
             raise ShardError(
                 f"shard {path} has {size} bytes, the manifest says {shard.num_bytes}; "
                 "copy it again or make the dataset again"

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data import quality
-from tokenwm.data.dataset_builder import Layout, layout_mismatch, layout_of
+from tokenwm.data.first_look import Layout, layout_mismatch, layout_of, usual_layout
 from tokenwm.data.manifest import MANIFEST_NAME
-from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
+from tokenwm.data.one_episode import costs_one_episode
+from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Gap, Recognised, recognise
 from tokenwm.data.sources.columns import (
     AmbiguousColumnsError,
     NoPlainColumnError,
     RecordedConfig,
 )
-from tokenwm.data.sources.recording import (
-    RecordedSource,
-    Recording,
-    checked_signals,
-    to_episode,
-)
+from tokenwm.data.sources.recording import RecordedSource, check_numbers, to_episode
 from tokenwm.errors import EpisodeError, SourceError
 
 GOOD_RATES = (5.0, 15.0)
@@ -36,6 +33,9 @@ UNKNOWN_RATE = 10.0
 IMAGE_SIZE = (64, 64)
 _Candidates = dict[str, tuple[str, ...]]
 """Option of the recipe → columns."""
+LOOKED_BELOW = 100
+"""Files and folders of a folder that are looked at for datasets in them."""
+SHOWN = 5
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
 
@@ -58,6 +58,7 @@ class Survey:
         unclear: Option that must be chosen, since no column is plainly it → columns that could be
             it; all were looked into.
         problems: Key of an episode → why it would be left out.
+        gaps: What the source declares and does not hold.
     """
 
     source: RecordedSource
@@ -72,6 +73,7 @@ class Survey:
     ambiguous: Mapping[str, Sequence[str]]
     unclear: Mapping[str, Sequence[str]]
     problems: Mapping[str, str]
+    gaps: Sequence[Gap] = ()
 
     @property
     def control_rate(self) -> float:
@@ -100,6 +102,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
     figures = _Figures()
     for ref in looked:
         figures.add(source, ref)
+    figures.leave_out_the_odd()
     return Survey(
         source=source,
         rate=found.rate,
@@ -107,74 +110,105 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
         licence=found.licence or _licence(path),
         refs=refs,
         looked_into=[ref.key for ref in looked],
-        num_rows=figures.num_rows,
+        num_rows=sum(item.num_rows for item in figures.seen.values()),
         ranges=figures.ranges,
-        tasks=figures.tasks,
+        tasks=Counter(item.task for item in figures.seen.values()),
         ambiguous=ambiguous,
         unclear=unclear,
         problems=figures.problems,
+        gaps=source.gaps(),
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What was seen of one usable episode.
+
+    Attributes:
+        layout: Shapes and types of its numbers.
+        num_rows: Rows.
+        task: What is to be done.
+        ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
+    """
+
+    layout: Layout
+    num_rows: int
+    task: str
+    ranges: Mapping[str, NDArray[np.float64]]
+
+
 class _Figures:
     """What is gathered while recordings pass by."""
 
-    num_rows: int = 0
-    layout: Layout = field(default_factory=dict)
-    decoded: bool = False
-    ranges: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    tasks: Counter[str] = field(default_factory=Counter)
-    problems: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.seen: dict[str, _Seen] = {}
+        self.problems: dict[str, str] = {}
 
     def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
+        """Look into an episode."""
         try:
-            recording = source.recording(ref)
-            layout = layout_of(_checked(source, ref, recording))
-            problem = layout_mismatch(ref.key, layout, self.layout or layout)
-            if problem is not None:
-                raise problem
-            if not self.decoded:
-                # One episode is enough to see that the pictures are of a kind we can decode.
-                to_episode(recording, ref, source.format, source.rate)
-                self.decoded = True
+            with costs_one_episode(ref.key):
+                self.seen[ref.key] = self._look_into(source, ref)
         except EpisodeError as error:
             self.problems[ref.key] = str(error)
-            return
-        self.layout = layout
-        self.num_rows += recording.num_rows
-        self.tasks[ref.task or recording.task] += 1
-        for name in ("state", "action", "reward"):
-            values = getattr(recording, name)
-            if values is not None:
-                values = values.reshape(len(values), -1).astype(np.float64)
-                low, high = values.min(axis=0), values.max(axis=0)
-                old = self.ranges.get(name)
-                if old is not None and old.shape[1] == len(low):
-                    low, high = np.minimum(low, old[0]), np.maximum(high, old[1])
-                self.ranges[name] = np.stack([low, high])
+
+    def _look_into(self, source: RecordedSource, ref: EpisodeRef) -> _Seen:
+        recording, num_actions = source.recording(ref), source.config.num_actions
+        signals = check_numbers(recording, ref, source.format.quality, source.rate, num_actions)
+        if not self.seen:
+            # One episode is enough to see that the pictures are of a kind we can decode.
+            to_episode(recording, ref, source.format, source.rate, num_actions)
+        numbers = {"state": signals.state, "action": signals.action, "reward": signals.reward}
+        known = {name: array for name, array in numbers.items() if array is not None}
+        return _Seen(
+            layout=layout_of(known),
+            num_rows=recording.num_rows,
+            task=ref.task or recording.task,
+            ranges={
+                name: _range(array if name == "state" else array[:-1])
+                for name, array in known.items()
+            },
+        )
+
+    def leave_out_the_odd(self) -> None:
+        """Take episodes whose numbers differ from the usual ones for problems, as ``prepare``."""
+        usual = usual_layout(item.layout for item in self.seen.values())
+        for key, item in list(self.seen.items()):
+            problem = layout_mismatch(key, item.layout, usual or {})
+            if problem is not None:
+                self.problems[key] = str(problem)
+                del self.seen[key]
+
+    @property
+    def ranges(self) -> dict[str, NDArray[np.float64]]:
+        """``state``, ``action``, ``reward`` → ``(2, width)`` over all usable episodes."""
+        first = next(iter(self.seen.values()), None)
+        every = (
+            {name: [i.ranges[name] for i in self.seen.values()] for name in first.ranges}
+            if first
+            else {}
+        )
+        return {name: _range(np.concatenate(ranges)) for name, ranges in every.items()}
 
 
-def _checked(
-    source: RecordedSource, ref: EpisodeRef, recording: Recording
-) -> dict[str, NDArray[Any]]:
-    """Make the checks of an episode that need no picture to be decoded; its numbers."""
-    signals = checked_signals(recording, ref.key, source.format.quality, source.rate)
-    for pictures in recording.frames.values():
-        pictures.check(ref.key)
-    numbers = {"action": signals.action, "state": signals.state, "reward": signals.reward}
-    return {name: array for name, array in numbers.items() if array is not None}
+def _range(values: NDArray[Any]) -> NDArray[np.float64]:
+    """``(2, width)`` smallest and largest value of ``(N, ...)``."""
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    return np.stack([rows.min(axis=0), rows.max(axis=0)])
 
 
 def _recognised(path: Path) -> Recognised:
     if not path.exists():
         raise SourceError(f"{path} does not exist")
+    refuse_pointer(path, SourceError)
     found = recognise(path)
     if not found and (path / MANIFEST_NAME).is_file():
         raise SourceError(
             f"{path} holds {MANIFEST_NAME}, so it looks like a dataset of tokenwm, not recordings; "
             "check it with `tokenwm verify-shards`"
         )
+    if not found or all(is_videos(item) for item in found):
+        _check_below(path, found)
     if not found:
         readable = ", ".join(name for name in SOURCES if name != "gymnasium")
         raise SourceError(
@@ -187,6 +221,38 @@ def _recognised(path: Path) -> Recognised:
             f"{path} could be one of {kinds}; write a recipe with the right source.type"
         )
     return found[0]
+
+
+def _check_below(path: Path, found: Sequence[Recognised]) -> None:
+    """Say where a dataset lies in a folder that is none itself, or is only a folder with videos.
+
+    Raises:
+        SourceError: Files or folders in it are datasets of a format that says more, or Git LFS
+            pointers.
+    """
+    below = sorted(path.iterdir())[:LOOKED_BELOW] if path.is_dir() else []
+    inside: list[str] = []
+    for item in below:
+        try:
+            kinds = [kind for kind in recognise(item) if not (is_videos(kind) and found)]
+        except SourceError as error:
+            inside.append(f"{item.name} ({error})")
+            continue
+        inside += [f"{item.name} ({kind.facts.get('format', 'a dataset')})" for kind in kinds[:1]]
+    if inside:
+        more = f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
+        raise SourceError(
+            f"{path} is no dataset itself, but holds {len(inside)}: {', '.join(inside[:SHOWN])}"
+            f"{more}; name one of them, for example {path / inside[0].partition(' (')[0]}"
+        )
+    for item in below:
+        if not found:
+            refuse_pointer(item, SourceError)
+
+
+def is_videos(found: Recognised) -> bool:
+    """Whether something is recognised only as a folder with videos in it."""
+    return getattr(found.config, "type", "") == "videos"
 
 
 def _open(found: Recognised) -> tuple[RecordedSource, _Candidates, _Candidates]:

@@ -51,11 +51,12 @@ def held_out_loss(
         tokens = Tokens(batch.frame_tokens, batch.state_tokens, batch.action_tokens)
         losses = world_model.losses(
             tokens,
+            step_valid=batch.step_valid,
             action_valid=batch.action_valid,
             reward=batch.reward,
             terminated=batch.terminated,
         )
-        valid = batch.action_valid[:, :-1, None].expand_as(tokens.frame[:, 1:])
+        valid = batch.step_valid[:, 1:, None].expand_as(tokens.frame[:, 1:])
         changed = valid & (tokens.frame[:, 1:] != tokens.frame[:, :-1])
         for name in totals:
             weight = float((changed if name == "changed_accuracy" else valid).sum())

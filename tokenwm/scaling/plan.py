@@ -298,10 +298,10 @@ def _counts(sweep: Sweep, data: TokenData) -> dict[str, FlopCount]:
 
 
 def _costs(sweep: Sweep, data: TokenData, counts: Mapping[str, FlopCount]) -> tuple[RunCost, ...]:
-    costs = []
+    costs, filled = [], data.filled(sweep.training.num_steps)
     for run in runs_of(sweep, data.vocabulary):
         count = counts[run.size.name]
-        num_tokens = run.max_steps * count.num_tokens
+        num_tokens = round(run.max_steps * count.num_tokens * filled)
         costs.append(
             RunCost(
                 run=run,

@@ -215,10 +215,12 @@ class TokenData:
         vocabulary: Their tokens.
         num_train_tokens: Different tokens of the train split that can be predicted. (Windows
             overlap: each is in several of them.)
+        num_train_episodes: Episodes of that split.
     """
 
     vocabulary: Vocabulary
     num_train_tokens: int
+    num_train_episodes: int = 0
 
     @classmethod
     def load(cls, folder: Path | str) -> "TokenData":
@@ -233,8 +235,21 @@ class TokenData:
             if manifest.num_episodes(split) == 0:
                 raise SweepError(f"{folder} has no {split} split; a sweep needs train and val")
         # The first step of an episode follows none, so it is not predicted.
-        steps = manifest.num_steps("train") - manifest.num_episodes("train")
-        return cls(vocabulary=vocabulary, num_train_tokens=steps * vocabulary.layout.num_predicted)
+        num_episodes = manifest.num_episodes("train")
+        steps = manifest.num_steps("train") - num_episodes
+        return cls(
+            vocabulary=vocabulary,
+            num_train_tokens=steps * vocabulary.layout.num_predicted,
+            num_train_episodes=num_episodes,
+        )
+
+    def filled(self, num_steps: int) -> float:
+        """Share of the predicted tokens of training windows that are no padding, in (0, 1].
+
+        Windows of ``num_steps`` steps hang over the ends of their episodes.
+        """
+        steps = self.num_train_tokens / self.vocabulary.layout.num_predicted
+        return steps / (steps + self.num_train_episodes * (num_steps - 1))
 
 
 def load_sweep(path: Path | str) -> Sweep:

@@ -1,7 +1,7 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -71,6 +71,18 @@ def fit_scalar_tokenizer(
         names=feature.names,
         units=feature.units,
     )
+
+
+def reward_range(manifests: Iterable[Manifest]) -> tuple[float, float] | None:
+    """Smallest and largest reward of the train splits of datasets that are trained on together.
+
+    None if one of them has no statistics of its rewards.
+    """
+    figures = [manifest.statistics.get("reward", {}) for manifest in manifests]
+    if not all("min" in figure and "max" in figure for figure in figures):
+        return None
+    low = min(float(np.min(figure["min"])) for figure in figures)
+    return low, max(float(np.max(figure["max"])) for figure in figures)
 
 
 def make_vocabulary(

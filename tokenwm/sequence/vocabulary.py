@@ -3,13 +3,18 @@
 Written by ``tokenwm tokenize``, obeyed by everything after it.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.layout import StepLayout
 from tokenwm.tokenizer.actions import ScalarTokenizer, scalar_tokenizer_from_dict
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +31,9 @@ class Vocabulary:
         state: Tokenizer of proprioception, or None if there is none.
         has_reward: Whether rewards were recorded.
         tokenizer_hash: Content hash of the frame tokenizer that made the tokens.
+        reward_range: Smallest and largest reward of the training data, set when a world model is
+            made for them. None in token shards, which hold rewards as numbers, and in models that
+            were trained before this was known.
     """
 
     codebook_size: int
@@ -36,6 +44,7 @@ class Vocabulary:
     state: ScalarTokenizer | None
     has_reward: bool
     tokenizer_hash: str
+    reward_range: tuple[float, float] | None = None
 
     @property
     def tokens_per_frame(self) -> int:
@@ -49,7 +58,7 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
+        values = {
             "codebook_size": self.codebook_size,
             "code_levels": list(self.code_levels),
             "num_cameras": self.num_cameras,
@@ -59,6 +68,9 @@ class Vocabulary:
             "has_reward": self.has_reward,
             "tokenizer_hash": self.tokenizer_hash,
         }
+        if self.reward_range is not None:
+            values["reward_range"] = list(self.reward_range)
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Vocabulary":
@@ -68,7 +80,7 @@ class Vocabulary:
             TokenwmError: A field is missing or of the wrong kind.
         """
         try:
-            state = data["state"]
+            state, rewards = data["state"], data.get("reward_range")
             return cls(
                 codebook_size=int(data["codebook_size"]),
                 code_levels=tuple(int(level) for level in data["code_levels"]),
@@ -78,6 +90,7 @@ class Vocabulary:
                 state=None if state is None else scalar_tokenizer_from_dict(state),
                 has_reward=bool(data["has_reward"]),
                 tokenizer_hash=str(data["tokenizer_hash"]),
+                reward_range=None if rewards is None else (float(rewards[0]), float(rewards[1])),
             )
         except TokenwmError:
             raise
@@ -85,3 +98,28 @@ class Vocabulary:
             raise TokenwmError(
                 f"not a vocabulary: {error!r}; make token shards with 'tokenwm tokenize'"
             ) from error
+
+
+def warn_of_rewards_outside(vocabulary: Vocabulary, reward: NDArray[Any], where: str) -> bool:
+    """Say that rewards lie where none of the training rewards did; whether there was need to.
+
+    Args:
+        vocabulary: Of the world model.
+        reward: Recorded rewards, of any shape.
+        where: What they were recorded in, for people.
+    """
+    if vocabulary.reward_range is None or reward.size == 0:
+        return False
+    low, high = vocabulary.reward_range
+    if low <= reward.min() and reward.max() <= high:
+        return False
+    logger.warning(
+        "rewards of %s are from %g to %g; those trained on were from %g to %g, and the world model "
+        "expects no others: what lies outside counts as the nearer end in its loss",
+        where,
+        reward.min(),
+        reward.max(),
+        low,
+        high,
+    )
+    return True

@@ -28,10 +28,11 @@ class ContinuousTokenizer:
     units: str = ""
 
     def __post_init__(self) -> None:
-        if self.edges.ndim != 2 or self.edges.shape[1] < 3 or not np.isfinite(self.edges).all():
+        fits = self.edges.ndim == 2 and self.edges.shape[0] >= 1 and self.edges.shape[1] >= 3
+        if not fits or not np.isfinite(self.edges).all():
             raise TokenwmError(
                 f"bin edges have shape {self.edges.shape}; expected finite "
-                "(dimensions, bins + 1) with bins >= 2"
+                "(dimensions, bins + 1) with dimensions >= 1 and bins >= 2"
             )
         if (np.diff(self.edges, axis=1) < 0).any():
             raise TokenwmError("bin edges must ascend in every dimension")

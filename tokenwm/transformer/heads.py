@@ -1,11 +1,22 @@
 """Heads, from hidden states to the distributions of tokens and the expected reward."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.transformer.embeddings import CodeTable, center_features, one_hot_ids
+
+UNKNOWN_RANGE = (-math.expm1(20.0), math.expm1(20.0))
+"""Rewards that bins span where the range of the training rewards is not known."""
+UNKNOWN_RANGE_LEAST_PROBABILITY = 1e-4
+"""Bins less likely than this do not count there.
+
+No training makes them quite impossible, and the outermost stand for half a billion: what is left of
+them after 2,000 steps (1e-6 each) would move an expected reward by about one.
+"""
 
 
 class LinearDynamics(nn.Module):
@@ -148,30 +159,61 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class RewardHead(nn.Module):
-    """Symlog two-hot regression (DreamerV3, Hafner et al. 2023, eq. 9 and 10).
+    """Two-hot regression over bins of rewards (DreamerV3, Hafner et al. 2023, eq. 9 and 10).
 
-    Deviation: the expectation is taken in symlog space, then mapped back once.
+    Bins are evenly spaced in symlog over the range of the training rewards, but they stand for
+    rewards as they are, and a target is divided between its two neighbours so that its expectation
+    is the reward itself. So the head's expectation is that of the reward, also where a reward is
+    one of two values with nothing in between.
+
+    Args:
+        dim: ``D``.
+        reward_range: Smallest and largest reward; they may be equal. None: nearly all numbers, for
+            data whose range is not known.
+        num_bins: Bins.
     """
 
     bins: Tensor
 
-    def __init__(self, dim: int, num_bins: int = 255, limit: float = 20.0) -> None:
+    def __init__(
+        self, dim: int, reward_range: tuple[float, float] | None = None, num_bins: int = 255
+    ) -> None:
         super().__init__()
-        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins), persistent=False)
+        self.register_buffer("bins", torch.zeros(num_bins, dtype=torch.float64), persistent=False)
         self.logits = nn.Linear(dim, num_bins)
         nn.init.zeros_(self.logits.weight)
+        self.set_range(reward_range)
+
+    def set_range(self, reward_range: tuple[float, float] | None) -> None:
+        """Lay the bins over a range of rewards; what was learned is of the former ones."""
+        self.least_probability = 0.0 if reward_range else UNKNOWN_RANGE_LEAST_PROBABILITY
+        low, high = reward_range or UNKNOWN_RANGE
+        first, last = (math.copysign(math.log1p(abs(end)), end) for end in (low, high))
+        even = torch.linspace(first, last, len(self.bins), dtype=torch.float64)
+        bins = symexp(even).clamp(low, high)
+        bins[0], bins[-1] = low, high
+        self.bins.copy_(bins)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., D)`` → expected reward ``(...)`` float32."""
-        return symexp(self.logits(hidden).float().softmax(-1) @ self.bins)
+        """``(..., D)`` → expected reward ``(...)`` float32, within the range."""
+        probabilities = self.logits(hidden).double().softmax(-1)
+        if self.least_probability:
+            probabilities = probabilities * (probabilities >= self.least_probability)
+            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        out: Tensor = (probabilities @ self.bins.double()).float()
+        return out
 
     def loss(self, hidden: Tensor, reward: Tensor) -> Tensor:
-        """Cross-entropy ``(...)`` against the two-hot encoding of ``reward`` ``(...)``."""
-        target = symlog(reward.float()).clamp(self.bins[0], self.bins[-1])
-        width = self.bins[1] - self.bins[0]
-        place = (target - self.bins[0]) / width
-        below = place.floor().long().clamp(max=len(self.bins) - 2)
-        weight = place - below
+        """Cross-entropy ``(...)`` against the two-hot encoding of ``reward`` ``(...)``.
+
+        A reward outside the range counts as its nearer end.
+        """
+        bins = self.bins.double()
+        target = reward.double().clamp(bins[0], bins[-1]).contiguous()
+        below = torch.searchsorted(bins, target, right=True).sub(1).clamp(0, len(bins) - 2)
+        # Where all rewards are equal bins have no width, and any division of a target is right.
+        width = (bins[below + 1] - bins[below]).clamp(min=torch.finfo(torch.float64).tiny)
+        weight = ((target - bins[below]) / width).float()
         log_probabilities = self.logits(hidden).float().log_softmax(-1)
         low = log_probabilities.gather(-1, below.unsqueeze(-1)).squeeze(-1)
         high = log_probabilities.gather(-1, below.unsqueeze(-1) + 1).squeeze(-1)

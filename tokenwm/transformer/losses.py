@@ -41,12 +41,13 @@ def losses_of(
     predictions: "Predictions",
     tokens: "Tokens",
     *,
+    step_valid: Tensor,
     action_valid: Tensor,
     reward: Tensor | None,
     terminated: Tensor,
 ) -> Losses:
     """Losses of a batch; see :meth:`WorldModel.losses`."""
-    follows = action_valid[:, :-1].float()  # (B, T-1)
+    follows = step_valid[:, 1:].float()  # (B, T-1)
     target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
     changed = (target != previous).float()
     weight = 1.0 + (model.config.changed_token_weight - 1.0) * changed

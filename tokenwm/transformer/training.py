@@ -1,5 +1,8 @@
 """Training of the world model on token shards."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +13,17 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
-from tokenwm.data.shards import ShardReader
-from tokenwm.errors import TokenwmError
-from tokenwm.sequence.token_shards import read_vocabulary
+from tokenwm.data.mixture import Stratum
+from tokenwm.errors import CorruptSampleError, TokenwmError
+from tokenwm.sequence.token_shards import read_vocabulary, reward_range
+from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.losses import Losses
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
 
 MAX_DYNAMICS_EPISODES = 500
-"""Training episodes that linear dynamics are fitted to at most; more change nothing."""
+"""Training episodes that linear dynamics are fitted to, about; more change nothing."""
 
 
 class WorldModelModule(TrainingModule):
@@ -42,6 +46,7 @@ class WorldModelModule(TrainingModule):
         super().__init__(optimizer)
         self.model_config = model
         self.compile_training = compile
+        self._has_warned = False
 
     def configure_model(self) -> None:
         """Build the model for the tokens at hand."""
@@ -53,9 +58,10 @@ class WorldModelModule(TrainingModule):
                 "the world model is trained with an EpisodeDataModule over token shards"
             )
         vocabulary = read_vocabulary(datamodule.manifest, datamodule.root)
-        self.world_model = WorldModel(self.model_config, vocabulary)
+        rewards = reward_range(reader.manifest for reader in datamodule.readers)
+        self.world_model = WorldModel(self.model_config, replace(vocabulary, reward_range=rewards))
         if self.trainer.state.fn == "fit":  # elsewhere a checkpoint brings all weights
-            fit_dynamics(self.world_model, datamodule.readers[0])
+            fit_dynamics(self.world_model, datamodule.strata)
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             if mesh.size() != self.trainer.world_size:
@@ -68,6 +74,16 @@ class WorldModelModule(TrainingModule):
         if self.compile_training:
             self.world_model.compile()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the range that the bins of the reward head were laid over."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reward_range"] = self.world_model.vocabulary.reward_range
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take that range, whatever the data at hand say; older runs have none."""
+        super().on_load_checkpoint(checkpoint)
+        self.world_model.set_reward_range(checkpoint.get("reward_range"))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step; returns the loss."""
         losses = self._losses(batch)
@@ -76,16 +92,24 @@ class WorldModelModule(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Log teacher-forced losses and accuracies."""
-        self.log_all("val", _named(self._losses(batch)), len(batch.keys))
+        self._log_held_out("val", batch)
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """The same on the test split."""
-        self.log_all("test", _named(self._losses(batch)), len(batch.keys))
+        self._log_held_out("test", batch)
+
+    def _log_held_out(self, stage: str, batch: Batch) -> None:
+        num_transitions = int(batch.step_valid[:, 1:].sum())  # what a batch's means are over
+        self.log_all(stage, _named(self._losses(batch)), max(1, num_transitions))
+        if batch.reward is not None and not self._has_warned:
+            recorded = batch.reward[batch.action_valid].cpu().numpy()
+            self._has_warned = warn_of_rewards_outside(self.world_model.vocabulary, recorded, stage)
 
     def _losses(self, batch: Batch) -> Losses:
         assert batch.terminated is not None
         return self.world_model.losses(
             tokens_of(batch),
+            step_valid=batch.step_valid,
             action_valid=batch.action_valid,
             reward=batch.reward,
             terminated=batch.terminated,
@@ -104,21 +128,31 @@ def shard_weights(model: WorldModel, mesh: DeviceMesh) -> None:
     register_fsdp_forward_method(model, "losses")
 
 
-def fit_dynamics(model: WorldModel, reader: ShardReader) -> None:
-    """Start the state head from least squares over the training episodes, if it has dynamics."""
+def fit_dynamics(model: WorldModel, strata: Sequence[Stratum]) -> None:
+    """Start the state head from least squares over the training episodes, if it has dynamics.
+
+    Args:
+        model: The model.
+        strata: What is trained on; each gives as many episodes as it has of the windows.
+    """
     if not isinstance(model.state_head, ContinuousHead):
         return
-    keys = reader.keys("train")
-    spread = keys[:: -(-len(keys) // MAX_DYNAMICS_EPISODES)]
     steps: dict[str, list[Tensor]] = {"state": [], "action": [], "next_state": []}
-    for key in spread:
-        arrays = reader.arrays(key, ("state_tokens", "action_tokens"))
-        state = torch.from_numpy(arrays["state_tokens"].astype(np.int64))
-        action = torch.from_numpy(arrays["action_tokens"].astype(np.int64))
-        steps["state"].append(state[:-1])
-        steps["action"].append(action[:-1])
-        steps["next_state"].append(state[1:])
-    model.state_head.dynamics.fit(**{name: torch.cat(parts) for name, parts in steps.items()})
+    for stratum in strata:
+        keys = [episode.key for episode in stratum.windows.episodes]
+        count = math.ceil(stratum.share * MAX_DYNAMICS_EPISODES)
+        for key in keys[:: -(-len(keys) // count)]:
+            try:
+                arrays = stratum.windows.reader.arrays(key, ("state_tokens", "action_tokens"))
+            except CorruptSampleError:
+                continue  # the data module counts it, or stops, where it is drawn
+            state = torch.from_numpy(arrays["state_tokens"].astype(np.int64))
+            action = torch.from_numpy(arrays["action_tokens"].astype(np.int64))
+            steps["state"].append(state[:-1])
+            steps["action"].append(action[:-1])
+            steps["next_state"].append(state[1:])
+    if steps["state"]:
+        model.state_head.dynamics.fit(**{name: torch.cat(parts) for name, parts in steps.items()})
 
 
 def tokens_of(batch: Batch) -> Tokens:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -156,9 +156,17 @@ class WorldModel(nn.Module):
             self.state_head = ContinuousHead(state, vocabulary.action, dim)
         else:
             self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
-        self.reward_head = RewardHead(dim) if vocabulary.has_reward else None
+        self.reward_head: RewardHead | None = None
+        if vocabulary.has_reward:
+            self.reward_head = RewardHead(dim, vocabulary.reward_range)
         self.termination_head = nn.Linear(dim, 1)
         nn.init.zeros_(self.termination_head.weight)
+
+    def set_reward_range(self, reward_range: tuple[float, float] | None) -> None:
+        """Take the bins that a checkpoint's reward head was trained on."""
+        self.vocabulary = replace(self.vocabulary, reward_range=reward_range)
+        if self.reward_head is not None:
+            self.reward_head.set_range(reward_range)
 
     # --- embedding --------------------------------------------------------------------------------
 
@@ -321,20 +329,25 @@ class WorldModel(nn.Module):
         action_valid: Tensor,
         reward: Tensor | None,
         terminated: Tensor,
+        step_valid: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch.
 
         Args:
             tokens: Tokens of the batch.
-            action_valid: ``(B, T)`` bool; step ``t + 1`` is predicted and the outcome of ``t``
-                counted where True.
+            action_valid: ``(B, T)`` bool; the outcome of step ``t`` is counted where True.
             reward: ``(B, T)`` float32, or None if none was recorded.
             terminated: ``(B, T)`` bool.
+            step_valid: ``(B, T)`` bool; step ``t`` is predicted from those before it where True,
+                the first never. None: wherever the step before has a valid action.
         """
+        if step_valid is None:
+            step_valid = action_valid.roll(1, dims=1)
         return losses_of(
             self,
             self(tokens),
             tokens,
+            step_valid=step_valid,
             action_valid=action_valid,
             reward=reward,
             terminated=terminated,

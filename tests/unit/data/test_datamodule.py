@@ -163,16 +163,21 @@ def test_validate_and_test_see_fixed_windows_of_their_split(tmp_path: Path, root
     model = Recorder()
     trainer = make_trainer(tmp_path, 1)
     trainer.validate(model, make_data(root, val_batch_size=2), verbose=False)
-    # val_0 has 5 windows of 4 steps, val_1 has 3.
+    # val_0 has 8 + 2 windows of 4 steps, three of which hang over its beginning; val_1 has 6 + 2.
     assert [seen for _, seen in model.validated] == [
-        (("val_0", "val_0"), (0, 1)),
-        (("val_0", "val_0"), (2, 3)),
-        (("val_0", "val_1"), (4, 0)),
+        (("val_0", "val_0"), (0, 0)),
+        (("val_0", "val_0"), (0, 0)),
+        (("val_0", "val_0"), (1, 2)),
+        (("val_0", "val_0"), (3, 4)),
+        (("val_0", "val_0"), (5, 6)),
+        (("val_1", "val_1"), (0, 0)),
+        (("val_1", "val_1"), (0, 0)),
         (("val_1", "val_1"), (1, 2)),
+        (("val_1", "val_1"), (3, 4)),
     ]
     model.validated.clear()
     trainer.test(model, make_data(root, val_batch_size=1, num_val_batches=1), verbose=False)
-    assert [seen for _, seen in model.validated] == [(("test_0",), (1,))]
+    assert [seen for _, seen in model.validated] == [(("test_0",), (0,))]
 
 
 def places(batch: Batch) -> list[tuple[str, int]]:
@@ -181,7 +186,7 @@ def places(batch: Batch) -> list[tuple[str, int]]:
 
 def test_ranks_share_the_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def windows(rank: int, world_size: int, batch_size: int) -> tuple[list[Any], list[Any]]:
-        data = make_data(root, batch_size=batch_size, val_batch_size=8)
+        data = make_data(root, batch_size=batch_size, val_batch_size=18 // world_size)
         monkeypatch.setattr(data, "_rank", lambda: (rank, world_size))
         train = itertools.islice(data.train_dataloader(), 3)
         val: Any = data.val_dataloader()

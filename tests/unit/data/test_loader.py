@@ -24,54 +24,64 @@ def test_every_window_of_every_episode(tmp_path: Path) -> None:
     written = write_dataset(tmp_path)
     dataset = WindowDataset(tmp_path, "train", num_steps=4)
     places = [dataset.locate(index) for index in range(len(dataset))]
-    expected = [("train_0", s) for s in range(4)] + [("train_1", s) for s in range(9)]
-    expected += [("train_2", 0)] + [("train_3", s) for s in range(6)]
-    assert places == expected
-    for index, (key, start) in enumerate(places):
+    lengths = {"train_0": 7, "train_1": 12, "train_2": 3, "train_3": 9}
+    # From three steps before the first one on, as far as an action is left.
+    assert places == [
+        (key, max(first, 0), min(first + 4, length))
+        for key, length in lengths.items()
+        for first in range(-3, length - 1)
+    ]
+    for index, (key, start, stop) in enumerate(places):
         segment, arrays = dataset[index], written[key]
         assert (segment.key, segment.start) == (key, start)
         num_steps = len(arrays["action"])
-        # Row by row from the definition: past the end the last step is repeated.
+        # Row by row from the definition: behind the window the last step in it is repeated.
         for t in range(4):
-            step = min(start + t, num_steps - 1)
+            step = min(start + t, stop - 1)
             for name in ("state", "action", "reward", "terminated", "truncated"):
                 np.testing.assert_array_equal(segment.arrays[name][t], arrays[name][step])
             for camera, name in enumerate(("frames.top", "frames.wrist")):
                 np.testing.assert_array_equal(
                     segment.arrays["frames"][t, camera], arrays[name][step]
                 )
-            assert segment.arrays["step_valid"][t] == (start + t < num_steps)
-            assert segment.arrays["action_valid"][t] == (start + t < num_steps - 1)
+            assert segment.arrays["step_valid"][t] == (start + t < stop)
+            assert segment.arrays["action_valid"][t] == (start + t < min(stop, num_steps - 1))
 
 
 @given(num_steps=st.integers(1, 9), length=st.integers(1, 14))
 @settings(max_examples=40, deadline=None)
-def test_masks(tmp_path_factory: pytest.TempPathFactory, num_steps: int, length: int) -> None:
+def test_every_transition_is_in_as_many_windows(
+    tmp_path_factory: pytest.TempPathFactory, num_steps: int, length: int
+) -> None:
     folder = tmp_path_factory.mktemp("masks")
     features = {"action": Feature(kind="discrete", shape=(1,), dtype="int64", num_values=3)}
     write_dataset(folder, lengths={"train": (2, length, 3)}, features=features)
     dataset = WindowDataset(folder, "train", num_steps)
     windows = [segment for segment in map(dataset.__getitem__, range(len(dataset)))]
     of_episode = [segment for segment in windows if segment.key == "train_1"]
-    assert len(of_episode) == max(1, length - num_steps + 1)
+    assert len(of_episode) == length + num_steps - 1 - (num_steps > 1)
+    steps, actions, transitions = np.zeros((3, length), dtype=int)
     for segment in of_episode:
         valid, action_valid = segment.arrays["step_valid"], segment.arrays["action_valid"]
         assert valid.shape == action_valid.shape == (num_steps,)
-        assert valid.sum() == min(num_steps, length)
         assert (np.diff(valid.astype(int)) <= 0).all()  # padding comes last
-        ends_here = segment.start + num_steps >= length
-        assert action_valid.sum() == valid.sum() - ends_here
-    # Every step of the episode is in some window.
-    covered = {s.start + t for s in of_episode for t in np.flatnonzero(s.arrays["step_valid"])}
-    assert covered == set(range(length))
+        assert not (action_valid & ~valid).any()
+        inside = slice(segment.start, segment.start + int(valid.sum()))
+        steps[inside] += 1
+        actions[inside] += action_valid[: valid.sum()]
+        transitions[inside] += np.append(valid[1:], False)[: valid.sum()]
+    # The first and the last count as often as any other; a last step has no action.
+    assert actions.tolist() == [num_steps] * (length - 1) + [0]
+    assert transitions.tolist() == [num_steps - 1] * (length - 1) + [0]
+    assert steps.tolist() == [num_steps] * (length - 1) + [max(1, num_steps - 1)]
 
 
 def test_index_outside(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     dataset = WindowDataset(tmp_path, "val", num_steps=8)
-    assert len(dataset) == 2
-    for index in (-1, 2):
-        with pytest.raises(IndexError, match=r"outside \[0, 2\)"):
+    assert len(dataset) == 26
+    for index in (-1, 26):  # of 8 and of 6 steps
+        with pytest.raises(IndexError, match=r"outside \[0, 26\)"):
             dataset[index]
 
 

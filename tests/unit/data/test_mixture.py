@@ -85,8 +85,8 @@ def test_batches_hold_the_weights(roots: dict[str, Path]) -> None:
     assert {part.name: part.share for part in data.strata} == {
         "real": Fraction(2, 7),
         "sim": Fraction(4, 7),
-        "both_real": Fraction(1, 7) * Fraction(14, 24),  # windows of 4 steps: 7 + 10 + 7
-        "both_synthetic": Fraction(1, 7) * Fraction(10, 24),
+        "both_real": Fraction(1, 7) * Fraction(24, 39),  # windows of 4 steps: 12 + 15 + 12
+        "both_synthetic": Fraction(1, 7) * Fraction(15, 39),
     }
     for batch in first_batches(data, 10):
         found = Counter(batch.sources)
@@ -102,8 +102,9 @@ def test_a_window_comes_from_the_dataset_it_names(roots: dict[str, Path]) -> Non
         for row, source in enumerate(batch.sources):
             key, start = batch.keys[row], int(batch.start[row])
             reader = windows[source].reader
-            expected = torch.from_numpy(reader.frames(key, start, start + 4))
-            assert torch.equal(batch.frames[row], expected)
+            stop = start + int(batch.step_valid[row].sum())
+            expected = torch.from_numpy(reader.frames(key, start, stop))
+            assert torch.equal(batch.frames[row, : stop - start], expected)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
@@ -116,8 +117,8 @@ def test_the_real_fraction_is_held_by_every_batch(roots: dict[str, Path], fracti
     # Among themselves, real datasets and synthetic ones keep their weights.
     shares = {part.name: part.share for part in data.strata}
     if fraction == 0.5:
-        assert shares["real"] / shares["both_real"] == Fraction(24, 14)
-        assert shares["sim"] / shares["both_synthetic"] == Fraction(3 * 24, 10)
+        assert shares["real"] / shares["both_real"] == Fraction(39, 24)
+        assert shares["sim"] / shares["both_synthetic"] == Fraction(3 * 39, 15)
 
 
 def test_one_dataset_of_both_kinds_is_divided(roots: dict[str, Path]) -> None:

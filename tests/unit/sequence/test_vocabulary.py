@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,17 @@ def test_a_vocabulary_survives_json(kind: str) -> None:
     assert type(read.state) is type(vocabulary.state)
     assert read.grid == vocabulary.grid  # a tuple again
     assert read.layout == vocabulary.layout
+
+
+def test_the_range_of_rewards_is_kept_and_may_be_unknown() -> None:
+    known = replace(small_vocabulary(), reward_range=(-0.5, 3.0))
+    assert Vocabulary.from_dict(json.loads(json.dumps(known.to_dict()))).reward_range == (-0.5, 3.0)
+    old = small_vocabulary().to_dict()
+    assert "reward_range" not in old  # as older checkpoints and all token shards are
+    assert Vocabulary.from_dict(old).reward_range is None
+    for damaged in ([1.0], "ab", 3, [None, 1]):
+        with pytest.raises(TokenwmError, match="not a vocabulary"):
+            Vocabulary.from_dict(old | {"reward_range": damaged})
 
 
 def test_sizes_follow_from_cameras_and_grid() -> None:

@@ -252,17 +252,23 @@ def test_symexp_inverts_symlog(value: float) -> None:
 
 def two_hot_loss(logits: Tensor, reward: float, limit: float) -> float:
     """Cross-entropy against the two neighbouring bins, by hand."""
-    places = [-limit + 2 * limit * i / (len(logits) - 1) for i in range(len(logits))]
-    target = min(max(math.copysign(math.log1p(abs(reward)), reward), -limit), limit)
+    even = [-limit + 2 * limit * i / (len(logits) - 1) for i in range(len(logits))]
+    places = [math.copysign(math.expm1(abs(place)), place) for place in even]
+    target = min(max(reward, places[0]), places[-1])
     below = max(i for i, place in enumerate(places[:-1]) if place <= target + 1e-9)
     share = (target - places[below]) / (places[below + 1] - places[below])
     log_probabilities = logits.double().log_softmax(-1)
     return -float((1 - share) * log_probabilities[below] + share * log_probabilities[below + 1])
 
 
+def reach(limit: float) -> tuple[float, float]:
+    """The rewards whose symlog is from ``-limit`` to ``limit``."""
+    return -math.expm1(limit), math.expm1(limit)
+
+
 @pytest.mark.parametrize("reward", [0.0, 1.0, -1.0, 0.5, 6.389056, -1e9, 1e9, math.e - 1])
 def test_the_reward_loss_equals_the_hand_computed_one(reward: float) -> None:
-    head = RewardHead(4, num_bins=9, limit=4.0)
+    head = RewardHead(4, reach(4.0), num_bins=9)
     logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
     head.logits = Fixed(logits)  # type: ignore[assignment]
     loss = head.loss(torch.zeros(2, 3, 4), torch.full((2, 3), reward))
@@ -270,12 +276,75 @@ def test_the_reward_loss_equals_the_hand_computed_one(reward: float) -> None:
     torch.testing.assert_close(loss, torch.full((2, 3), two_hot_loss(logits, reward, 4.0)))
 
 
-def test_the_expected_reward_is_taken_in_symlog_space() -> None:
-    head = RewardHead(4, num_bins=3, limit=2.0)  # bins -2, 0, 2
+def test_the_expected_reward_is_taken_in_units_of_rewards() -> None:
+    head = RewardHead(4, reach(2.0), num_bins=3)  # bins -6.39, 0, 6.39
     head.logits = Fixed(torch.tensor([0.0, 0.25, 0.75]).log())  # type: ignore[assignment]
-    assert float(head(torch.zeros(4))) == pytest.approx(math.expm1(1.5))
+    assert float(head(torch.zeros(4))) == pytest.approx(0.75 * math.expm1(2.0))
     head.logits = Fixed(torch.tensor([0.75, 0.25, 0.0]).log())  # type: ignore[assignment]
-    assert float(head(torch.zeros(4))) == pytest.approx(-math.expm1(1.5))
+    assert float(head(torch.zeros(4))) == pytest.approx(-0.75 * math.expm1(2.0))
+
+
+def best_logits(head: RewardHead, rewards: list[float]) -> Tensor:
+    """Where the loss is least over equally frequent rewards: the mean of their two-hot codes.
+
+    Cross-entropy is linear in its target, and its gradient is softmax minus target.
+    """
+    logits = torch.zeros(len(head.bins), requires_grad=True)
+    head.logits = Fixed(logits)  # type: ignore[assignment]
+    head.loss(torch.zeros(len(rewards), 4), torch.tensor(rewards)).mean().backward()
+    assert logits.grad is not None
+    target = 1.0 / len(logits) - logits.grad
+    return target.clamp(min=1e-12).log()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reward_range"),
+    [
+        ([0.0] * 9 + [10.0], (0.0, 10.0)),  # 1.0, not .27
+        ([0.0] * 9 + [1.0], (0.0, 1.0)),
+        ([0.0, 100.0], (0.0, 100.0)),  # 50, not 9
+        ([0.0] * 9 + [10.0], (-3.0, 1234.5)),
+        ([-1000.0, -1000.0, -1.0], (-1000.0, -1.0)),
+        ([1e-7, 3e-7], (0.0, 3e-7)),
+        ([0.0, 1e30], (-1e30, 1e30)),
+        ([1000.0, 1000.0009765625], (1000.0, 1000.0009765625)),
+        ([0.0] * 9 + [10.0], None),
+        ([-0.3, 700.0], None),
+    ],
+)
+def test_the_expected_reward_of_two_values_is_their_mean(
+    rewards: list[float], reward_range: tuple[float, float] | None
+) -> None:
+    head = RewardHead(4, reward_range)
+    head.logits = Fixed(best_logits(head, rewards))  # type: ignore[assignment]
+    scale = max(rewards) - min(rewards)
+    mean = sum(rewards) / len(rewards)
+    assert float(head(torch.zeros(4))) == pytest.approx(mean, abs=2e-5 * scale + 1e-7 * abs(mean))
+    if reward_range is not None:
+        assert (float(head.bins[0]), float(head.bins[-1])) == reward_range
+        assert (head.bins.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 2.5, -7.0, 1e-30])
+def test_rewards_that_are_all_equal_are_expected_whatever_the_logits(value: float) -> None:
+    head = RewardHead(4, (value, value))
+    nn.init.normal_(head.logits.weight)
+    hidden = torch.randn(3, 4)
+    torch.testing.assert_close(head(hidden), torch.full((3,), value))
+    loss = head.loss(hidden, torch.tensor([value, value + 1.0, value - 1.0]))  # clamped
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert head.logits.weight.grad is not None and torch.isfinite(head.logits.weight.grad).all()
+
+
+def test_what_training_leaves_in_bins_of_an_unknown_range_does_not_count() -> None:
+    """The last bins stand for half a billion; a range that is known has no such bins."""
+    head = RewardHead(4)
+    logits = torch.full((255,), -14.0)
+    logits[130:] += 1.0  # as uneven as a bias of 2,000 steps
+    logits[127] = 0.0
+    head.logits = Fixed(logits)  # type: ignore[assignment]
+    assert float(head(torch.zeros(4))) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("reward", [-50.0, -0.3, 0.0, 1.0, 700.0])

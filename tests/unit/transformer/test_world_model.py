@@ -153,6 +153,21 @@ def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_a_window_over_the_beginning_is_a_shorter_window(kind: str) -> None:
+    """Behind its last step nothing is predicted, but the outcome of its action counts."""
+    model = small_world_model(kind)
+    batch = make_batch(model)
+    batch["action_valid"][:] = True
+    short = {name: value[:, :3] for name, value in batch.items() if name != "tokens"}
+    short["tokens"] = steps_of(batch["tokens"], slice(0, 3))
+    valid = torch.arange(NUM_STEPS).expand(BATCH, -1) < 3
+    padded = model.losses(**(batch | {"action_valid": valid}), step_valid=valid)
+    for name, value in model.losses(**short)._asdict().items():
+        torch.testing.assert_close(getattr(padded, name), value, msg=name)
+
+
+@torch.no_grad()
 def test_changed_tokens_count_for_more() -> None:
     """As if every changed token were there ``changed_token_weight`` times; means stay."""
     model = small_world_model("frame", has_reward=False)

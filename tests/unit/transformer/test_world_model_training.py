@@ -1,4 +1,6 @@
 import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,12 +8,18 @@ import pytest
 import torch
 
 from tests.small_runs import assert_resume_is_exact, run
-from tokenwm.errors import TokenwmError
+from tokenwm.data.datamodule import EpisodeDataModule
+from tokenwm.data.manifest import Manifest
+from tokenwm.data.mixture import MixtureItem
+from tokenwm.data.shards import ShardReader
+from tokenwm.errors import CorruptSampleError, TokenwmError
+from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.training import OptimizerConfig, last_shared_step
 from tokenwm.transformer import training as module_under_test
+from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.training import WorldModelModule
-from tokenwm.transformer.world_model import WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
 
@@ -93,8 +101,6 @@ def test_dynamics_are_fitted_for_fitting_only(
     """Where a checkpoint is validated or tested it brings them, whatever the data."""
     from lightning.pytorch import Trainer
 
-    from tokenwm.data.datamodule import EpisodeDataModule
-
     run(tmp_path, make_module(), token_shards, max_steps=2, save_at=2)
     fitted: list[Any] = []
     monkeypatch.setattr(module_under_test, "fit_dynamics", lambda *given: fitted.append(given))
@@ -108,6 +114,70 @@ def test_dynamics_are_fitted_for_fitting_only(
         assert not fitted
     run(tmp_path, make_module(), token_shards, max_steps=1)
     assert len(fitted) == 1
+
+
+def with_rewards(root: Path, folder: Path, low: float, high: float) -> Path:
+    """A copy of token shards whose manifest says that the training rewards are in a range."""
+    shutil.copytree(root, folder)
+    manifest = Manifest.load(folder)
+    figures = {**manifest.statistics, "reward": {"min": [low], "max": [high]}}
+    replace(manifest, statistics=figures).save(folder)
+    return folder
+
+
+def test_bins_span_the_rewards_of_all_that_is_trained_on(
+    tmp_path: Path, token_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main = with_rewards(token_shards, tmp_path / "main", 0.0, 2.0)
+    item = MixtureItem(root=str(with_rewards(token_shards, tmp_path / "more", -3.0, 1.0)))
+    module = make_module()
+    data = {"mixture": [item]}
+    run(tmp_path, module, main, max_steps=2, save_at=2, data=data)
+    head = module.world_model.reward_head
+    assert module.world_model.vocabulary.reward_range == (-3.0, 2.0)
+    assert head is not None and (float(head.bins[0]), float(head.bins[-1])) == (-3.0, 2.0)
+    # The recorded rewards of the val split are the square's row, up to 12.
+    assert caplog.text.count("those trained on were from -3 to 2") == 1
+
+    # What was trained comes with its bins, also where the data say otherwise.
+    checkpoint = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    resumed = make_module()
+    resumed.world_model = WorldModel(make_module().model_config, module.world_model.vocabulary)
+    resumed.world_model.set_reward_range((0.0, 1.0))
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.world_model.vocabulary.reward_range == (-3.0, 2.0)
+    assert torch.equal(resumed.world_model.reward_head.bins, head.bins)  # type: ignore[union-attr]
+    del checkpoint["reward_range"]  # as a run of an earlier version left it
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.world_model.vocabulary.reward_range is None
+
+
+def test_dynamics_are_fitted_to_the_whole_mixture(token_shards: Path, tmp_path: Path) -> None:
+    """By how much of each is drawn; damaged episodes are left to the data module."""
+    root = with_rewards(token_shards, tmp_path / "main", 0.0, 2.0)
+    items = [
+        MixtureItem(root=str(with_rewards(token_shards, tmp_path / "other", 0.0, 1.0)), weight=3),
+        MixtureItem(root=str(with_rewards(token_shards, tmp_path / "unused", 0.0, 1.0)), weight=0),
+    ]
+    data = EpisodeDataModule(str(root), num_steps=3, batch_size=4, mixture=items)
+    read: list[tuple[str, str]] = []
+
+    def note(reader: ShardReader, key: str, *arguments: Any, **more: Any) -> Any:
+        read.append((Path(reader.root).name, key))
+        if read[-1] == ("other", "train_1"):
+            raise CorruptSampleError("damaged")
+        return arrays(reader, key, *arguments, **more)
+
+    arrays = ShardReader.arrays
+    model = WorldModel(make_module().model_config, read_vocabulary(data.manifest, "here"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardReader, "arrays", note)
+        patch.setattr(module_under_test, "MAX_DYNAMICS_EPISODES", 4)
+        module_under_test.fit_dynamics(model, data.strata)
+    keys = ["train_0", "train_1", "train_2"]
+    assert read == [("main", "train_0"), *(("other", key) for key in keys)]
+    assert isinstance(model.state_head, ContinuousHead)
+    assert model.state_head.dynamics.drift.weight.abs().sum() > 0
 
 
 def test_frames_are_refused(tmp_path: Path, frame_shards: Path) -> None:

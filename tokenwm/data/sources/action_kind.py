@@ -20,8 +20,8 @@ FEW_IDS = 256
 """Ids of a single column are below this; games and discretised controllers have fewer."""
 FEW_IDS_BESIDE = 32
 """The same where several columns stand side by side: buttons have few, coordinates have many."""
-LARGEST_ID = 2**16 - 1
-"""Tokens are stored as uint16."""
+LARGEST_WHOLE = 2**53
+"""Up to here a real number can be a whole one."""
 DOUBTFUL = 4
 """Ids are quantities if one of so many episodes contradicts."""
 REMEDY = "source.action_kind: continuous takes them as quantities"
@@ -71,6 +71,20 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
     )
 
 
+def whole_where_possible(action: NDArray[Any], num_rows: int) -> NDArray[Any]:
+    """The actions that lead somewhere; ids that only a NaN behind them made real numbers are whole.
+
+    Args:
+        action: As recorded, ``(num_rows, A)`` or a row less.
+        num_rows: Observations.
+    """
+    used = action[: num_rows - 1]
+    nan_at_end = action.dtype.kind == "f" and np.isnan(action[num_rows - 1 :]).any()
+    if nan_at_end and not (np.mod(used, 1) != 0).any():  # a NaN is not 0 either
+        return used.astype(np.int64)
+    return used
+
+
 def _why_no_ids(action: NDArray[Any]) -> str:
     if action.dtype.kind == "b" or not action.size:
         return ""
@@ -100,14 +114,14 @@ def as_decided(action: NDArray[Any], decision: ActionKind, where: str) -> NDArra
     if decision.kind == "continuous":
         return action if action.dtype.kind == "f" else action.astype(np.float64)
     # NaN fails all of these, and is named for itself: it was not recorded.
-    bad = ~((action >= 0) & (action <= LARGEST_ID) & (np.mod(action, 1) == 0))
+    bad = ~((action >= 0) & (action <= LARGEST_WHOLE) & (np.mod(action, 1) == 0))
     if action.dtype.kind == "f":
         bad &= ~np.isnan(action)
     if action.dtype.kind != "b" and bad.any():
         row, column = map(int, np.argwhere(bad)[0])
         raise EpisodeError(
             f"{where}: action[{column}] is {action[row, column]:g} at row {row}; ids are whole "
-            f"numbers from 0 to {LARGEST_ID} (actions are discrete: {decision.why}); {REMEDY}"
+            f"numbers from 0 on (actions are discrete: {decision.why}); {REMEDY}"
         )
     if action.dtype.kind == "f" and np.isnan(action).any():
         return action

@@ -20,7 +20,6 @@ import PIL.ExifTags
 import PIL.Image
 from numpy.typing import NDArray
 
-from tokenwm.data import quality
 from tokenwm.data.sources.pixels import (
     PictureShape,
     extremes_of,
@@ -28,13 +27,11 @@ from tokenwm.data.sources.pixels import (
     scale_to_bytes,
     why_no_pictures,
 )
+from tokenwm.data.turn import EXIF_TURNS, NO_TURN, Turn
 from tokenwm.data.video import (
-    EXIF_TURNS,
     MAX_PIXELS,
-    NO_TURN,
     FrameResizer,
     FramesRead,
-    Turn,
     check_no_depth,
     check_size,
     read_frames,
@@ -55,11 +52,12 @@ IMAGE_CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
 class Frames(Protocol):
     """The pictures of one camera over one recording."""
 
-    def check(self, episode: str) -> None:
+    def check(self, episode: str, num_rows: int) -> None:
         """See without decoding whether the pictures are there.
 
         Args:
             episode: Key of the episode, for messages.
+            num_rows: Pictures that there should be.
 
         Raises:
             EpisodeError: They plainly are not.
@@ -105,41 +103,31 @@ class ArrayFrames:
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
     ) -> FramesRead:
         """See :meth:`Frames.read`."""
-        shape, where = self._shape(episode), f"episode {episode}: {self.name}"
-        if len(self.images) != num_rows:  # before memory is taken for what is only claimed
-            quality.check_video_length(
-                episode, self.name, num_frames=len(self.images), num_rows=num_rows
-            )
+        shape = self._shape(num_rows, episode)
+        where = f"episode {episode}: {self.name}"
         scale = self._scale(where)
-        kept = []
+        kept: list[NDArray[np.uint8]] = []
+        wanted = len(range(first, num_rows, step))
         for block in self._blocks(first, step):
-            numbers = block[::step]
+            numbers = block[::step][: wanted - len(kept)]
             if scale is not None:
                 numbers = np.rint(numbers * scale).astype(np.uint8)
             kept += [resizer.resize_image(image) for image in shape.to_rgb(numbers, where)]
         return FramesRead(_stacked(kept, self.name, episode), np.full(len(self.images), np.nan))
 
-    def check(self, episode: str) -> None:
+    def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
-        self._shape(episode)
+        self._shape(num_rows, episode)
 
-    def _shape(self, episode: str) -> PictureShape:
-        rows, dtype = tuple(self.images.shape), np.dtype(self.images.dtype)
-        shape = picture_shape(rows[1:] if self.row_shape is None else self.row_shape)
-        reason = "" if shape is None else why_no_pictures(dtype, shape, self.name)
-        if shape is None or reason:
-            raise EpisodeError(
-                f"episode {episode}: {self.name} is {dtype}{rows}, {reason or 'no pictures'}; "
-                "expected (N, H, W, 3), (N, 3, H, W), or uint8 (N, H, W)"
-            )
-        size = shape.height * shape.width * shape.channels
-        if math.prod(rows[1:]) != size:
-            raise EpisodeError(
-                f"episode {episode}: {self.name} has {math.prod(rows[1:])} numbers a row; the "
-                f"shape {self.row_shape} that the source declares means {size}"
-            )
-        check_size(shape.height, shape.width, f"episode {episode}: {self.name}")
-        return shape
+    def _shape(self, num_rows: int, episode: str) -> PictureShape:
+        return check_pictures(
+            tuple(self.images.shape),
+            np.dtype(self.images.dtype),
+            num_rows,
+            name=self.name,
+            episode=episode,
+            row_shape=self.row_shape,
+        )
 
     def _scale(self, where: str) -> float | None:
         """What makes the numbers of this episode bytes; None if they are."""
@@ -167,13 +155,18 @@ class StoredFrames:
     Attributes:
         open: Opens it; gives what :class:`ArrayFrames` takes, or raises an EpisodeError.
         name: What it is called in the source, for messages.
+        shape: Shape of the array, as the file says.
+        dtype: Its type.
     """
 
     open: Callable[[], AbstractContextManager[Any]]
     name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
-    def check(self, episode: str) -> None:
-        """A reader has seen that the array is there."""
+    def check(self, episode: str, num_rows: int) -> None:
+        """See :meth:`Frames.check`."""
+        check_pictures(self.shape, self.dtype, num_rows, name=self.name, episode=episode)
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
@@ -203,8 +196,10 @@ class EncodedFrames:
     images: Sequence[bytes]
     name: str
 
-    def check(self, episode: str) -> None:
-        """Nothing shows without decoding."""
+    def check(self, episode: str, num_rows: int) -> None:
+        """See :meth:`Frames.check`; that they are pictures shows only when they are decoded."""
+        if not self.images:
+            raise EpisodeError(f"episode {episode}: {self.name} holds no pictures")
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
@@ -229,15 +224,13 @@ class VideoFrames:
 
     Attributes:
         path: The file.
-        start: Presentation time of the first picture of the part, seconds; None for all of it.
-        num_frames: Pictures of the part; None for all of it.
+        times: Presentation time of each picture of the part, seconds; None for all of the file.
     """
 
     path: Path
-    start: float | None = None
-    num_frames: int | None = None
+    times: NDArray[np.float64] | None = None
 
-    def check(self, episode: str) -> None:
+    def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
         if not self.path.is_file():
             raise EpisodeError(f"episode {episode}: video {self.path} is missing")
@@ -253,9 +246,50 @@ class VideoFrames:
             num_rows=num_rows,
             resizer=resizer,
             episode=episode,
-            start=self.start,
-            num_frames=self.num_frames,
+            times=self.times,
         )
+
+
+def check_pictures(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    num_rows: int,
+    *,
+    name: str,
+    episode: str,
+    row_shape: tuple[int, ...] | None = None,
+) -> PictureShape:
+    """Check what an array of pictures says about itself, before memory is taken for it.
+
+    Args:
+        shape: Of the array, ``(N, ...)``.
+        dtype: Its type.
+        num_rows: Pictures that there should be, at most.
+        name: What it is called in the source, for messages.
+        episode: Key of the episode, for messages.
+        row_shape: Shape of one picture where the array holds them flat.
+
+    Raises:
+        EpisodeError: It is no such array, or claims more pictures than there are rows.
+    """
+    where = f"episode {episode}: {name}"
+    picture = picture_shape(shape[1:] if row_shape is None else row_shape)
+    reason = "" if picture is None else why_no_pictures(dtype, picture, name)
+    if picture is None or reason:
+        raise EpisodeError(
+            f"{where} is {dtype}{shape}, {reason or 'no pictures'}; expected (N, H, W, 3), "
+            "(N, 3, H, W), or uint8 (N, H, W)"
+        )
+    size = picture.height * picture.width * picture.channels
+    if math.prod(shape[1:]) != size:
+        raise EpisodeError(
+            f"{where} has {math.prod(shape[1:])} numbers a row; the shape {row_shape} that the "
+            f"source declares means {size}"
+        )
+    check_size(picture.height, picture.width, where)
+    if shape[0] > num_rows:
+        raise EpisodeError(f"{where} holds {shape[0]:,} pictures for {num_rows:,} rows")
+    return picture
 
 
 def decode_image(content: bytes, where: str) -> av.VideoFrame:

@@ -12,6 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrow import to_numbers
 from tokenwm.data.sources.lerobot_episodes import Part
 from tokenwm.data.sources.paths import inside
@@ -127,6 +128,7 @@ class LeRobotFiles:
         where = f"episode {episode}: {path}"
         if not path.is_file():
             raise EpisodeError(f"{where} is missing")
+        refuse_pointer(path, EpisodeError, f"episode {episode}: ")
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 present = file.schema_arrow.names

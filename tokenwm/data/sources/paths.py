@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import SourceError
 
 MAX_META_BYTES = 256 * 2**20
@@ -42,9 +43,10 @@ def read_small(folder: Path, path: Path) -> bytes:
     Raises:
         FileNotFoundError: It does not exist.
         OSError: It cannot be read.
-        SourceError: It lies outside the dataset or is absurdly large.
+        SourceError: It lies outside the dataset, is absurdly large, or a Git LFS pointer.
     """
     size = os.stat(inside(folder, path)).st_size
+    refuse_pointer(path, SourceError)
     if size > MAX_META_BYTES:
         raise SourceError(
             f"{path} has {size:,} bytes; at most {MAX_META_BYTES:,} are read of a file that "
@@ -58,5 +60,5 @@ def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}:{path.stat().st_size}:".encode())
+        digest.update(os.fsencode(f"{name}:{path.stat().st_size}:"))
     return digest.hexdigest()

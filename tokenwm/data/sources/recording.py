@@ -4,11 +4,12 @@ A reader says what lies in its files, at the files' own rate, as a :class:`Recor
 rules, time alignment, downsampling and pictures are the same for every format and are done here.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,17 @@ from tokenwm.data import quality
 from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.measures import measure_recording
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
-from tokenwm.data.sources.action_kind import ActionKind, as_decided, decide
+from tokenwm.data.one_episode import costs_one_episode, writable
+from tokenwm.data.quality import QualityConfig
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
+from tokenwm.data.sources.action_kind import (
+    REMEDY,
+    ActionKind,
+    as_decided,
+    decide,
+    whole_where_possible,
+)
+from tokenwm.data.sources.arrays import MAX_ROWS
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -28,9 +38,14 @@ from tokenwm.data.sources.columns import (
     names_of,
     resolve,
 )
-from tokenwm.data.sources.frames import Frames
+from tokenwm.data.sources.frames import Frames, VideoFrames
 from tokenwm.data.video import FrameResizer, FramesRead
-from tokenwm.errors import EpisodeError
+from tokenwm.errors import EpisodeError, RecipeError
+
+DROPPED = "rows_without_picture"
+"""Name, in an episode's metadata and figures, of how many rows at its end were dropped."""
+MAX_ACTIONS = 2**16
+"""Ids where the recipe does not say how many there are; each is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +81,29 @@ class Recording:
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
+    def first(self, num_rows: int) -> "Recording":
+        """The same without the observations from ``num_rows`` on; says so in its metadata."""
+        arrays = {
+            name: array[:num_rows]
+            for name in ("action", "state", "reward", "terminated", "timestamps")
+            if (array := getattr(self, name)) is not None
+        }
+        metadata = {**self.metadata, DROPPED: self.num_rows - num_rows}
+        return replace(self, num_rows=num_rows, metadata=metadata, **arrays)
+
     def check(self, episode: str) -> None:
-        """Check that all arrays belong to ``N`` observations.
+        """Check that all arrays are numbers of ``N >= 1`` observations, each row of some width.
 
         Args:
             episode: Key of the episode, for messages.
 
         Raises:
-            EpisodeError: One does not.
+            EpisodeError: One is not.
         """
+        if not 1 <= self.num_rows <= MAX_ROWS:
+            raise EpisodeError(
+                f"episode {episode}: {self.num_rows:,} rows; expected 1 to {MAX_ROWS:,}"
+            )
         for name, num_axes, belongs_to_action in (
             ("action", 2, True),
             ("state", 2, False),
@@ -89,6 +118,11 @@ class Recording:
                     f"episode {episode}: {name} is {array.dtype}{array.shape} for {self.num_rows} "
                     f"observations; expected {num_axes} axes, the first of "
                     f"{' or '.join(map(str, allowed))} rows"
+                )
+            if array is not None and (array.dtype.kind not in "biuf" or 0 in array.shape[1:]):
+                raise EpisodeError(
+                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected at least "
+                    "one number in a row"
                 )
 
     def without_last_action(self) -> "Recording":
@@ -130,6 +164,9 @@ class RecordedSource(ABC):
             divide the source's rate.
     """
 
+    declares_types: ClassVar[bool] = True
+    """Whether files say what type a column has; in CSV each file seems to have its own."""
+
     def __init__(
         self,
         config: RecordedConfig,
@@ -165,10 +202,26 @@ class RecordedSource(ABC):
 
     @cached_property
     def action_kind(self) -> ActionKind:
-        """Whether actions are ids or quantities: one decision for all episodes."""
+        """Whether actions are ids or quantities: one decision for all episodes.
+
+        Raises:
+            RecipeError: They are ids, and the recipe wants their mean or sum.
+        """
+        found = self._decide()
+        aggregation = self.format.action_aggregation
+        if found.kind == "discrete" and aggregation in ("mean", "sum") and self.num_phases > 1:
+            raise RecipeError(
+                f"action_aggregation: {aggregation} makes no sense for discrete actions "
+                f"({found.why}); use last or first, or {REMEDY}"
+            )
+        return found
+
+    def _decide(self) -> ActionKind:
         config = self.config
         if config.action_kind != AUTO:
             return ActionKind(kind=config.action_kind, why="the recipe says so")
+        if config.num_actions is not None:
+            return ActionKind(kind="discrete", why="the recipe gives num_actions")
         real = self._real_action()
         if real:
             return ActionKind(kind="continuous", why=f"{real} holds real numbers")
@@ -177,18 +230,19 @@ class RecordedSource(ABC):
 
     def _real_action(self) -> str:
         """A column of the action whose type is that of real numbers; empty if there is none."""
+        if not self.declares_types:
+            return ""
         names = names_of(self.config.action)
         return next((name for name in names if "float" in self.columns[name].dtype), "")
 
     def _actions(self, refs: Sequence[EpisodeRef]) -> Iterator[tuple[str, NDArray[Any]]]:
         """The actions of all episodes that can be read, as they are recorded."""
         for ref in refs:
-            try:
+            # Whoever loads it says what is wrong with it.
+            with contextlib.suppress(EpisodeError), costs_one_episode(ref.key):
                 recording = self.read(ref)
                 recording.check(ref.key)
-                yield ref.key, recording.without_last_action().action
-            except Exception:  # noqa: S112 - whoever loads it says what is wrong with it
-                continue
+                yield ref.key, whole_where_possible(recording.action, recording.num_rows)
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -214,6 +268,10 @@ class RecordedSource(ABC):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""
 
+    def gaps(self) -> Sequence[Gap]:
+        """What the source declares and does not hold; here nothing."""
+        return ()
+
     @abstractmethod
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode; pictures are decoded later, by ``load``.
@@ -232,7 +290,10 @@ class RecordedSource(ABC):
         Raises:
             EpisodeError: A file is missing or damaged, or a quality rule is broken.
         """
-        return to_episode(self.recording(ref), ref, self.format, self.rate)
+        self.action_kind  # noqa: B018 - what is wrong with it is wrong with all episodes
+        with costs_one_episode(ref.key):
+            recording = self.recording(ref)
+            return to_episode(recording, ref, self.format, self.rate, self.config.num_actions)
 
     def recording(self, ref: EpisodeRef) -> Recording:
         """Read one episode, with actions of the kind that all episodes have.
@@ -253,11 +314,49 @@ class RecordedSource(ABC):
             action_names=dimension_names(self.columns, names_of(self.config.action)),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
+            num_actions=self.config.num_actions,
         )
 
 
+def check_numbers(
+    recording: Recording,
+    ref: EpisodeRef,
+    limits: QualityConfig,
+    rate: float,
+    num_actions: int | None = None,
+) -> Signals:
+    """Check all that shows without a picture being decoded; see :func:`to_episode`.
+
+    Returns:
+        The numbers in our types, ``N`` rows each.
+
+    Raises:
+        EpisodeError: A quality rule is broken.
+    """
+    if recording.num_rows - ref.phase < 2:
+        raise EpisodeError(f"episode {ref.key}: too short, {recording.num_rows} row(s)")
+    recording.check(ref.key)
+    if recording.timestamps is not None:
+        times = recording.timestamps
+        quality.check_timestamps(ref.key, limits, timestamps=times, rate=rate)
+    recording = recording.without_last_action()
+    quality.check_signals(
+        ref.key, limits, action=recording.action, state=recording.state, reward=recording.reward
+    )
+    if recording.terminated is not None:
+        quality.check_finite(ref.key, "terminated", recording.terminated)
+    signals = _signals(recording, ref.key, num_actions)
+    for pictures in recording.frames.values():
+        pictures.check(ref.key, recording.num_rows)
+    return signals
+
+
 def to_episode(
-    recording: Recording, ref: EpisodeRef, episode_format: EpisodeFormat, rate: float
+    recording: Recording,
+    ref: EpisodeRef,
+    episode_format: EpisodeFormat,
+    rate: float,
+    num_actions: int | None = None,
 ) -> Episode:
     """Check a recording at its own rate, and make it an episode at the control rate.
 
@@ -266,18 +365,42 @@ def to_episode(
         ref: Which episode it is, and at which row downsampling begins.
         episode_format: What the episode is to be.
         rate: Rows per second of the recording, Hz; a whole multiple of the control rate.
+        num_actions: Number of discrete actions; None if the recipe does not say.
 
     Raises:
         EpisodeError: A quality rule is broken, or pictures are missing or damaged.
         RecipeError: The rates, or the aggregation and the kind of action, do not go together.
     """
+    try:
+        return _to_episode(recording, ref, episode_format, rate, num_actions)
+    except _FewerPicturesError as fewer:
+        shorter = recording.first(fewer.num_rows)
+        return _to_episode(shorter, ref, episode_format, rate, num_actions)
+
+
+class _FewerPicturesError(Exception):
+    """Pictures end before the rows do, by no more than the recipe allows.
+
+    Attributes:
+        num_rows: Rows that have a picture of every camera.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__(num_rows)
+        self.num_rows = num_rows
+
+
+def _to_episode(
+    recording: Recording,
+    ref: EpisodeRef,
+    episode_format: EpisodeFormat,
+    rate: float,
+    num_actions: int | None,
+) -> Episode:
     factor = downsampling_factor(rate, episode_format.control_rate)
     limits = episode_format.quality
-    if recording.num_rows - ref.phase < 2:
-        raise EpisodeError(f"episode {ref.key}: too short, {recording.num_rows} row(s)")
-    recording.check(ref.key)
     recording = recording.without_last_action()
-    signals = checked_signals(recording, ref.key, limits, rate).beginning_at(ref.phase)
+    signals = check_numbers(recording, ref, limits, rate, num_actions).beginning_at(ref.phase)
     kept = downsample(signals, factor, episode_format.action_aggregation)
     num_steps = len(kept.action)
     quality.check_num_steps(ref.key, limits, num_steps, episode_format.control_rate)
@@ -301,7 +424,7 @@ def to_episode(
         terminated=kept.terminated,
         truncated=truncated,
         control_rate=episode_format.control_rate,
-        task=ref.task or recording.task,
+        task=writable(ref.task or recording.task),
         metadata={**metadata, **recording.metadata},
     )
     measured = measure_recording(
@@ -313,35 +436,15 @@ def to_episode(
         frame_rate=episode_format.control_rate,
         source_repeated={camera: frames.repeated for camera, frames in read.items()},
     )
+    dropped = recording.metadata.get(DROPPED)
+    measured |= {DROPPED: dropped} if dropped else {}
     quality.check_episode(limits, replace(episode, measured=measured))
     # The other phases are the same recording, which is to be told about once.
     return episode if ref.phase else replace(episode, measured=measured)
 
 
-def checked_signals(
-    recording: Recording, key: str, limits: quality.QualityConfig, rate: float
-) -> Signals:
-    """Check the numbers of a recording, all that can be checked without its pictures.
-
-    Args:
-        recording: Without its last action.
-        key: Episode, for messages.
-        limits: Limits of the quality rules.
-        rate: Rows per second, Hz.
-
-    Returns:
-        The numbers in our types, with ``N`` rows each: a row that is not recorded is zero.
-
-    Raises:
-        EpisodeError: A quality rule is broken.
-    """
-    if recording.timestamps is not None:
-        quality.check_timestamps(key, limits, timestamps=recording.timestamps, rate=rate)
-    quality.check_signals(
-        key, limits, action=recording.action, state=recording.state, reward=recording.reward
-    )
-    if recording.terminated is not None:
-        quality.check_finite(key, "terminated", recording.terminated)
+def _signals(recording: Recording, key: str, num_actions: int | None) -> Signals:
+    """The numbers in our types, with ``N`` rows each: a row that is not recorded is zero."""
     num_rows = recording.num_rows
 
     def padded(array: NDArray[Any], dtype: type) -> NDArray[Any]:
@@ -353,6 +456,13 @@ def checked_signals(
     if discrete and (action < 0).any():
         raise EpisodeError(
             f"episode {key}: ids of actions are >= 0; the smallest is {action.min()}"
+        )
+    most = num_actions or MAX_ACTIONS
+    if discrete and action.size and action.max() >= most:
+        raise EpisodeError(
+            f"episode {key}: the action {int(action.max()):,} is no id in [0, {most:,}); if it is, "
+            "set source.num_actions to the number of actions; if it is a quantity, set "
+            "source.action_kind: continuous"
         )
     reward, state = recording.reward, recording.state
     terminated = np.zeros(0) if recording.terminated is None else recording.terminated
@@ -370,20 +480,26 @@ def _read_frames(
     timestamps = recording.timestamps
     if timestamps is None:
         timestamps = np.arange(recording.num_rows) / rate
-    frames = {}
-    for camera, pictures in recording.frames.items():
-        frames[camera] = pictures.read(
+    frames = {
+        camera: pictures.read(
             first=ref.phase,
             step=factor,
             num_rows=recording.num_rows,
             resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
             episode=ref.key,
         )
-        times = frames[camera].times
+        for camera, pictures in recording.frames.items()
+    }
+    fewest = min((len(read.times) for read in frames.values()), default=recording.num_rows)
+    if 0 < recording.num_rows - fewest <= episode_format.quality.allow_short_video:
+        raise _FewerPicturesError(fewest)
+    for camera, read in frames.items():
+        pictures = recording.frames[camera]
+        where = f"{camera} ({pictures.path})" if isinstance(pictures, VideoFrames) else camera
         quality.check_video_length(
-            ref.key, camera, num_frames=len(times), num_rows=recording.num_rows
+            ref.key, where, num_frames=len(read.times), num_rows=recording.num_rows
         )
         quality.check_frame_times(
-            ref.key, camera, frame_times=times, timestamps=timestamps, rate=rate
+            ref.key, where, frame_times=read.times, timestamps=timestamps, rate=rate
         )
     return frames

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
+from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, check_claims
 from tokenwm.data.sources.columns import Column
@@ -141,7 +142,7 @@ class RldsSource(RecordedSource):
                 raise EpisodeError(f"{where}: {name} has {len(array)} rows; others {num_rows}")
         signals = self.signals(arrays)
         reward = signals["reward"]
-        metadata: dict[str, Scalar] = {"file": record.path.name}
+        metadata: dict[str, Scalar] = {"file": writable(record.path.name)}
         if reward is not None and np.isfinite(reward[-1]):
             # Many datasets reward the last row, for success; it belongs to no action kept here.
             metadata["last_reward"] = float(reward[-1])

@@ -84,14 +84,22 @@ def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
 
 def _to_array(column: Any, name: str) -> NDArray[Any]:
     column = column.combine_chunks()
-    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-        return np.array([str(value) for value in column.to_pylist()])
+    if column.null_count:
+        # Masked: they cost the episodes of those rows, and a table may hold many episodes.
+        values = _to_array(column.drop_null(), name)
+        mask = np.asarray(column.is_null().to_numpy(zero_copy_only=False)).astype(bool)
+        if not len(values):
+            return np.array([""] * len(column))
+        whole = np.zeros((len(column), *values.shape[1:]), dtype=values.dtype)
+        whole[~mask] = values
+        rows = np.broadcast_to(mask.reshape(-1, *[1] * (whole.ndim - 1)), whole.shape)
+        return np.ma.masked_array(whole, rows)
     try:
         return to_numbers(column)
     except ValueError as error:
         if pyarrow.types.is_nested(column.type):
             raise EpisodeError(f"column {name!r} {error}") from error
-        return np.array([str(value) for value in column.to_pylist()])  # dates, for example
+        return np.array([str(value) for value in column.to_pylist()])
 
 
 def _grouped(arrays: dict[str, NDArray[Any]]) -> Table:
@@ -105,5 +113,5 @@ def _grouped(arrays: dict[str, NDArray[Any]]) -> Table:
     for common, numbered in parts.items():
         if sorted(numbered) == list(range(len(numbered))) and common not in arrays:
             names = [numbered[i] for i in range(len(numbered))]
-            table[common] = np.column_stack([table.pop(name) for name in names])
+            table[common] = np.ma.column_stack([table.pop(name) for name in names])
     return table

@@ -6,6 +6,7 @@ a table named as the episode, or in one table for all with a column that names t
 has the one discrete action 0.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -16,11 +17,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
-from tokenwm.data.sources.arrays import RatedConfig, as_numbers, check_claims
+from tokenwm.data.sources.arrays import (
+    RatedConfig,
+    as_numbers,
+    check_claims,
+    spread,
+    usual_columns,
+)
 from tokenwm.data.sources.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.sources.frames import ArrayFrames, Frames, VideoFrames
+from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.pixels import is_called_depth
 from tokenwm.data.sources.recording import RecordedSource, Recording
@@ -91,13 +99,14 @@ class VideosConfig(RatedConfig):
 class VideosSource(RecordedSource):
     """The episodes of one folder."""
 
+    declares_types = False
+
     def __init__(self, config: VideosConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
         self.files = VideoFolder(folder)
         rate = self.files.rate()
         self.names = list(self.files.videos)
-        plain = all(map(NAME_PATTERN.fullmatch, self.names))
-        self.keys = self.names if plain else [f"episode_{i:06d}" for i in range(len(self.names))]
+        self.keys = episode_keys(self.names, str(folder))
         self.table = self._only_table(config)
         first = self._first_table()
         columns = {
@@ -108,7 +117,7 @@ class VideosSource(RecordedSource):
             raise RecipeError(
                 f"{camera!r} is a folder of videos and a column of a table; rename one"
             )
-        columns |= columns_of(first)
+        columns |= self._table_columns(first)
         self.has_tables = bool(first)
         if not self.has_tables:
             config = replace(config, action_kind="discrete")
@@ -183,6 +192,16 @@ class VideosSource(RecordedSource):
             raise SourceError(f"no table can be read: {problem}")
         return {}
 
+    def _table_columns(self, first: Table) -> dict[str, Column]:
+        """What the tables hold, as most of some have it."""
+        if self.table is not None or not first:
+            return columns_of(first)
+        found = []
+        for path in spread(list(self.files.of_episode.values())):
+            with contextlib.suppress(EpisodeError):
+                found.append(columns_of(read_table(self.folder, path)))
+        return usual_columns(found) or columns_of(first)
+
     def episodes(self) -> Sequence[EpisodeRef]:
         """One for each name of a video, in the order of names and numbers in them."""
         return [EpisodeRef(key=key, index=index) for index, key in enumerate(self.keys)]
@@ -194,26 +213,19 @@ class VideosSource(RecordedSource):
             EpisodeError: A video or a table is missing or damaged.
         """
         name = self.names[ref.index]
-        videos = self.files.videos[name]
         table = self._rows(name, ref.key) if self.has_tables else {}
         where = f"episode {ref.key}: the table of {name}"
-        frames: dict[str, Frames] = {}
-        for camera, column in self.cameras.items():
-            if self.columns[column].dtype != VIDEO:
-                frames[camera] = ArrayFrames(images=_column(table, column, where), name=column)
-            elif column in videos:
-                frames[camera] = VideoFrames(path=videos[column])
-            else:
-                raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
-        path = next((videos[c] for c in self.cameras.values() if c in videos), None)
-        if path is not None:
-            num_rows = probe(path, f"episode {ref.key}")[0]
-        else:
-            num_rows = max((len(array) for array in table.values()), default=0)
+        frames = {c: self._frames(name, ref.key, n, table) for c, n in self.cameras.items()}
+        path = next((f.path for f in frames.values() if isinstance(f, VideoFrames)), None)
+        num_frames = None if path is None else probe(path, f"episode {ref.key}")[0]
+        check_claims((num_frames or 0,), f"episode {ref.key}: {path}")
         if not self.has_tables:
-            table = {NO_ACTION: np.zeros(num_rows, dtype=np.int64)}
+            table = {NO_ACTION: np.zeros(num_frames or 0, dtype=np.int64)}
 
         arrays = {column: _numbers(table, column, where) for column in self.numbers}
+        num_rows = max(map(len, arrays.values()))
+        if num_frames == num_rows + 1 and not self.config.state and TIME not in table:
+            num_rows = num_frames  # no row for what was seen after the last action
         ends = None if self.terminated is None else _numbers(table, self.terminated, where)
         task = table.get(TASK)
         return Recording(
@@ -222,9 +234,24 @@ class VideosSource(RecordedSource):
             terminated=None if ends is None else ends[:, 0],
             timestamps=_numbers(table, TIME, where)[:, 0] if TIME in table else None,
             frames=frames,
-            task=str(task[0]) if task is not None and len(task) and task.dtype.kind == "U" else "",
-            metadata={"file": name},
+            task=_task(task),
+            metadata={"file": writable(name)},
         )
+
+    def _frames(self, name: str, key: str, column: str, table: Table) -> Frames:
+        """Where the pictures of a camera are: in a video, or as numbers in the table."""
+        if self.columns[column].dtype != VIDEO:
+            images = np.asarray(_column(table, column, f"episode {key}: the table of {name}"))
+            return ArrayFrames(images=images, name=column)
+        videos = self.files.videos[name]
+        if column in self.files.doubled.get(name, ()):
+            raise EpisodeError(
+                f"episode {key}: several videos are of this episode and of {column}, for "
+                f"example {videos[column].name}; keep one"
+            )
+        if column not in videos:
+            raise EpisodeError(f"episode {key}: {name} has no video of {column}")
+        return VideoFrames(path=videos[column])
 
     def _rows(self, name: str, key: str) -> Table:
         """The rows of an episode."""
@@ -250,6 +277,13 @@ class VideosSource(RecordedSource):
             "source_checksum_over": "names and sizes of the files",
             **self.inferred,
         }
+
+
+def _task(texts: NDArray[Any] | None) -> str:
+    """The first of the texts of a column."""
+    if texts is None or texts.dtype.kind != "U" or not texts.size:
+        return ""
+    return str(texts.reshape(-1)[0])
 
 
 def _means(label: str, name: str) -> bool:
@@ -291,4 +325,8 @@ def _column(table: Table, column: str, where: str) -> NDArray[Any]:
 
 
 def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
-    return as_numbers(_column(table, column, where), None, f"{where}: {column}")
+    """A column of numbers; what is missing is NaN, and then whole numbers are real ones."""
+    values = _column(table, column, where)
+    if np.ma.is_masked(values):
+        values = np.ma.filled(values.astype(np.float64), np.nan)
+    return as_numbers(np.asarray(values), None, f"{where}: {column}")
