@@ -154,8 +154,8 @@ def test_inspect_says_what_it_chose_and_compares_layouts(
 
 def test_buttons_from_recordings_to_imagination(tmp_path: Path) -> None:
     """Several ids a step, all the way: recipe, shards, tokens, one training step, imagination."""
-    rows = ["1,0,2 0,0,0 1,1,1", "0,1,1 1,1,0", "1,0,1 0,0,2", "0,0,0 1,1,1"]
-    write(tmp_path / "a", rows, header="forward,left,gear")
+    rows = ["1,0,2,1 0,0,0,0 1,1,1,0", "0,1,1,1 1,1,0,0", "1,0,1,0 0,0,2,1", "0,0,0,1 1,1,1,0"]
+    write(tmp_path / "a", rows, header="forward,left,gear,reward")
     made = recipe(
         "videos",
         tmp_path / "a",

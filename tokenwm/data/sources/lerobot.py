@@ -15,6 +15,7 @@ import av
 import numpy as np
 
 from tokenwm.data import quality
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.columns import Column, RecordedConfig, names_of
 from tokenwm.data.sources.frames import (
@@ -30,7 +31,7 @@ from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_image
 from tokenwm.data.sources.lerobot_meta import read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.video import first_picture, holds_depth
-from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.errors import EpisodeError, RecipeError
 
 TERMINATED_COLUMNS = ("next.terminated", "next.done")
 """Columns that say the task ended; the first one a dataset has is used."""
@@ -179,7 +180,7 @@ class LeRobotSource(RecordedSource):
         if column.dtype not in ("video", "image") or column.kind != "pictures":
             return column
         for index, row in itertools.islice(self.meta.episodes.items(), LOOKED_AT):
-            with contextlib.suppress(EpisodeError, SourceError):
+            with contextlib.suppress(EpisodeError), costs_one_episode(f"episode_{index:06d}"):
                 pixels = self._first_pixels(name, column, index, row)
                 note = f"depth, of the pixel format {pixels.name}" if holds_depth(pixels) else ""
                 return replace(column, kind="other", note=note) if note else column

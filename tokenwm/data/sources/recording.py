@@ -5,10 +5,12 @@ rules, time alignment, downsampling and pictures are the same for every format a
 """
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +30,7 @@ from tokenwm.data.sources.action_kind import (
     decide,
     whole_where_possible,
 )
-from tokenwm.data.sources.arrays import MAX_ROWS
+from tokenwm.data.sources.arrays import MAX_ROWS, MAX_WIDTH
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -39,6 +41,7 @@ from tokenwm.data.sources.columns import (
     resolve,
 )
 from tokenwm.data.sources.frames import Frames, VideoFrames
+from tokenwm.data.sources.licence import stated_licence
 from tokenwm.data.video import FrameResizer, FramesRead
 from tokenwm.errors import EpisodeError, RecipeError
 
@@ -119,10 +122,13 @@ class Recording:
                     f"observations; expected {num_axes} axes, the first of "
                     f"{' or '.join(map(str, allowed))} rows"
                 )
-            if array is not None and (array.dtype.kind not in "biuf" or 0 in array.shape[1:]):
+            width = 1 if array is None else math.prod(array.shape[1:])
+            if array is not None and (
+                array.dtype.kind not in "biuf" or not 1 <= width <= MAX_WIDTH
+            ):
                 raise EpisodeError(
-                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected at least "
-                    "one number in a row"
+                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected 1 to "
+                    f"{MAX_WIDTH:,} numbers in a row"
                 )
 
     def without_last_action(self) -> "Recording":
@@ -158,6 +164,7 @@ class RecordedSource(ABC):
     Attributes:
         config: The options, with every column named.
         rate: Rows per second, Hz.
+        where: The source, for messages: its path.
 
     Raises:
         RecipeError: A column is missing or several could be meant, or the control rate does not
@@ -182,6 +189,7 @@ class RecordedSource(ABC):
             if getattr(config, option) == AUTO
         }
         self.columns = columns
+        self.where = where
         self.format = episode_format
         self.rate = episode_format.control_rate if rate is None else rate
         self.num_phases = downsampling_factor(self.rate, episode_format.control_rate)
@@ -307,13 +315,18 @@ class RecordedSource(ABC):
         where = f"episode {ref.key}"
         return replace(recording, action=as_decided(recording.action, self.action_kind, where))
 
+    def licence(self) -> str:
+        """The licence as the source states it; empty if it states none."""
+        return stated_licence(Path(self.where))
+
     def describe(self) -> SourceDescription:
-        """Names of the dimensions from the source, units from the recipe."""
+        """Names of the dimensions and the licence from the source, units from the recipe."""
         return SourceDescription(
             state_names=dimension_names(self.columns, names_of(self.config.state)),
             action_names=dimension_names(self.columns, names_of(self.config.action)),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
+            licence=self.licence(),
             num_actions=self.config.num_actions,
         )
 

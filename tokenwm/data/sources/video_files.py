@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources.arrays import LOOKED_AT, spread
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.tables import SUFFIXES
@@ -84,7 +85,7 @@ class VideoFolder:
     def first_picture(self, camera: str) -> FirstPicture | None:
         """The first picture of a camera's first video that can be read; None if none can."""
         for cameras in self.videos.values():
-            with contextlib.suppress(EpisodeError):
+            with contextlib.suppress(EpisodeError), costs_one_episode(camera):
                 if camera in cameras:
                     return first_picture(cameras[camera], camera)
         return None
