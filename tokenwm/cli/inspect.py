@@ -50,7 +50,7 @@ def print_survey(console: Console, found: Survey) -> None:
     seen, every = len(found.looked_into), len(found.refs)
     rows = found.num_rows if seen == every else sum(ref.num_rows or 0 for ref in found.refs)
     rate = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
-    table = Table(title=printable(source.config.path), show_header=False)
+    table = Table(title=printable(source.config.paths[0]), show_header=False)
     for name, fact in found.facts.items():
         table.add_row(name, printable(fact))
     table.add_row("episodes", f"{every:,}" + ("" if seen == every else f", looked into {seen:,}"))

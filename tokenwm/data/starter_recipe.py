@@ -27,7 +27,7 @@ def starter_recipe(found: Survey) -> str:
         RecipeError: No episode can be used.
     """
     config = found.source.config
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.path).resolve().stem).strip("_")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.paths[0]).resolve().stem).strip("_")
     rate = found.rate
     possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))
     why = f"the source has {rate:g}; possible are {possible}, …" if rate else "not recorded: set it"
@@ -40,7 +40,7 @@ def starter_recipe(found: Survey) -> str:
         f"name: {_yaml(name or 'dataset')}",
         "source:",
         f"  type: {_yaml(getattr(config, 'type', ''))}",
-        f"  path: {_yaml(str(Path(config.path).resolve()))}",
+        f"  path: {_yaml(str(Path(config.paths[0]).resolve()))}",
         f"  cameras: {_yaml(found.source.cameras)}",
         *_columns(found, notes),
         _action_kind(found),
@@ -101,7 +101,7 @@ def _splits(found: Survey) -> dict[str, Any]:
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
-        raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
+        raise RecipeError(f"no episode of {found.source.config.paths[0]} can be used: {reason}")
     if any(ref.split not in ("", "train") for ref in found.refs):
         return {"recorded": True}
     val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)

@@ -9,16 +9,20 @@ import difflib
 import logging
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.errors import RecipeError, SourceError
+
+if TYPE_CHECKING:
+    from tokenwm.data.sources import EpisodeFormat, Source
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ class RecordedConfig:
 
     Attributes:
         path: The dataset's file or folder; relative to the current directory, else to the recipe.
+            A list of several is one dataset.
         cameras: Our name of a camera → the source's name of it; ``auto`` takes all.
         state: Column with the robot's state; a list is put side by side; null for none.
         action: Column with the action; a list is put side by side.
@@ -106,7 +111,7 @@ class RecordedConfig:
 
     records: ClassVar[bool] = False
 
-    path: str
+    path: str | tuple[str, ...]
     cameras: dict[str, str] | Literal["auto"] = AUTO
     state: str | tuple[str, ...] | None = AUTO
     action: str | tuple[str, ...] = AUTO
@@ -118,6 +123,8 @@ class RecordedConfig:
     hint: str = ""
 
     def __post_init__(self) -> None:
+        if not self.paths or len(set(self.paths)) < len(self.paths):
+            raise RecipeError(f"path is {list(self.paths)}; name one path, or several once each")
         if not self.cameras and not self.state:
             raise RecipeError("cameras is empty and state is null; at least one of them is needed")
         if not self.action:
@@ -132,6 +139,19 @@ class RecordedConfig:
                     f"cameras.{camera}: at most {LONGEST_CAMERA} letters, digits, '_' and '-' only"
                 )
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What ``path`` names, one or several."""
+        return names_of(self.path)
+
+    def at(self: "Config", path: str) -> "Config":
+        """The same options for one of the paths."""
+        return dataclasses.replace(self, path=path)
+
+    @abstractmethod
+    def open(self, episode_format: "EpisodeFormat", folder: Path | None) -> "Source":
+        """See :meth:`tokenwm.data.sources.SourceConfig.open`; ``path`` is one path."""
+
     def find(self, folder: Path | None, layout: str) -> Path:
         """The file or folder that ``path`` means.
 
@@ -142,9 +162,10 @@ class RecordedConfig:
         Raises:
             SourceError: It does not exist.
         """
-        places = [Path(self.path).expanduser()]
+        (path,) = self.paths
+        places = [Path(path).expanduser()]
         if folder is not None:
-            places.append(folder / self.path)
+            places.append(folder / path)
         for place in places:
             if place.exists():
                 return place.resolve()
