@@ -42,6 +42,8 @@ EXIF_TURNS = {
     8: Turn(swaps=True, flips_rows=True),
 }
 """Orientation in the EXIF data of a JPEG or PNG → what it asks for."""
+ROTATIONS = {90: EXIF_TURNS[8], 180: EXIF_TURNS[3], 270: EXIF_TURNS[6]}
+"""Degrees counter-clockwise → the turn."""
 
 
 def turn_of(frame: av.VideoFrame, where: str) -> Turn:
@@ -50,7 +52,11 @@ def turn_of(frame: av.VideoFrame, where: str) -> Turn:
     Raises:
         EpisodeError: It is no turn by a multiple of 90 degrees, mirrored or not.
     """
-    for item in cast("Iterable[Any]", frame.side_data):  # typed as a mapping, is a sequence
+    try:
+        found = list(cast("Iterable[Any]", frame.side_data))  # typed as a mapping, is a sequence
+    except ValueError:  # PyAV 18 does not know the kind of one: EXIF, in motion JPEG
+        return ROTATIONS.get(frame.rotation % 360, NO_TURN)
+    for item in found:
         if item.type.name == "DISPLAYMATRIX":
             # The point (x, y), y downwards, is shown at (a x + c y, b x + d y); 16.16 fixed point.
             a, b, _, c, d = (value / 2**16 for value in np.frombuffer(bytes(item), np.int32)[:5])

@@ -157,7 +157,10 @@ def test_hdf5(tmp_path: Path) -> None:
         group["obs/joints"] = RNG.normal(size=(ROWS, 3))
         group["obs/eye"] = FIRST
         group["obs/near"] = PICTURES[..., :1].astype(np.uint16)
+        coded = group.create_dataset("obs/coded", (ROWS,), dtype=h5py.vlen_dtype(np.uint8))
+        coded[0] = np.frombuffer(png(PICTURES[0]), np.uint8)
     source = open_source("robomimic", path)
+    assert "encoded pictures?" in source.columns["obs/coded"].note  # type: ignore[attr-defined]
     (episode,) = load_all(source)
     assert list(episode.frames) == ["eye"]
     np.testing.assert_array_equal(episode.frames["eye"], PICTURES)

@@ -1,6 +1,7 @@
 """Pictures are turned as their containers ask: by a multiple of 90 degrees, mirrored or not."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,22 @@ def test_a_folder_of_videos_from_a_phone(tmp_path: Path) -> None:
     assert source.columns["video"].shape == (48, 32, 3)
     for episode in load_all(source):
         np.testing.assert_array_equal(corners(episode.frames["video"][0]), [[2, 0], [3, 1]])
+
+
+def test_motion_jpeg_with_exif(tmp_path: Path) -> None:
+    image = PIL.Image.fromarray(picture())
+    exif = image.getexif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    image.save(content, "JPEG", exif=exif, quality=95)
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
+        for time in range(3):
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, time, time
+            packet.time_base = Fraction(1, 10)
+            container.mux(packet)
+    frames = read_frames(path, step=1, resizer=FrameResizer(48, 32, "crop"), episode="e").kept
+    np.testing.assert_array_equal(corners(frames[1]), [[2, 0], [3, 1]])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+import pyarrow
 
 from tokenwm.data import quality
 from tokenwm.data.one_episode import costs_one_episode
@@ -205,7 +206,9 @@ class LeRobotSource(RecordedSource):
 
     def _images(self, table: Any, name: str, where: str) -> Frames:
         """Pictures in the table: encoded, or as numbers."""
-        if self.columns[name].dtype == "image":
+        kind = table.column(name).type
+        as_numbers = pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind)
+        if not as_numbers:
             return EncodedFrames(images=to_images(table, name, where), name=name)
         numbers = to_arrays(table, [name], where)[name]
         return ArrayFrames(images=numbers, name=name, row_shape=self.columns[name].shape)
