@@ -204,7 +204,7 @@ class BatchMeasurement:
             if batch.reward is not None and outcome.reward is not None:
                 self._put(self.scores.reward["model"], index, outcome.reward)
                 self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
-            values = model.state_in_units(state.state_values)
+            values = model.state_in_units(state.state_tokens, state.state_values)
             if values is not None and self.scores.state_error:
                 self._score_state(values.cpu().numpy(), index)
             after_step()

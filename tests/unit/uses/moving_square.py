@@ -132,7 +132,11 @@ def make_tokenizer(cameras: Sequence[str] = CAMERAS) -> FrameTokenizer:
 
 
 def make_world_model(
-    tokenizer: FrameTokenizer, *, has_state: bool = True, window: int = 6
+    tokenizer: FrameTokenizer,
+    *,
+    has_state: bool = True,
+    has_reward: bool = True,
+    window: int = 6,
 ) -> WorldModel:
     vocabulary = Vocabulary(
         codebook_size=tokenizer.codebook_size,
@@ -141,7 +145,7 @@ def make_world_model(
         grid=tokenizer.grid,
         action=bins(-3.5, 3.5, 7),
         state=bins(0.0, float(SIZE - SQUARE), 48) if has_state else None,
-        has_reward=True,
+        has_reward=has_reward,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     transformer = TransformerConfig(dim=32, num_layers=2, num_heads=2, window=window)
@@ -151,6 +155,7 @@ def make_world_model(
 def make_model(
     *,
     has_state: bool = True,
+    has_reward: bool = True,
     cameras: Sequence[str] = CAMERAS,
     window: int = 6,
     seed: int = 0,
@@ -160,7 +165,9 @@ def make_model(
     """A random model whose outputs depend on all of its inputs (heads start at zero otherwise)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(cameras).eval()
-    world_model = make_world_model(tokenizer, has_state=has_state, window=window).eval()
+    world_model = make_world_model(
+        tokenizer, has_state=has_state, has_reward=has_reward, window=window
+    ).eval()
     shake(world_model, 0.2)
     torch.nn.init.constant_(world_model.copy_head.bias, 2.0)
     return TokenWorldModel(
