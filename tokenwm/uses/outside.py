@@ -150,7 +150,7 @@ def summarize_outside(
             ValuesOutside(
                 name=name,
                 share=float(num_outside.mean()) / num_rows,
-                worst_dimension=names[worst] if names else str(worst),
+                worst_dimension=names[worst] if names else f"dimension {worst}",
                 worst_share=float(num_outside[worst]) / num_rows,
                 worst_excess=float(excess[worst]),
             )

@@ -214,7 +214,7 @@ def test_ids_that_the_training_data_never_used_are_outside() -> None:
     model.vocabulary = replace(model.vocabulary, action=action, state=None)
     counts = count_outside(model, Reader(), ["one"])  # type: ignore[arg-type]
     (values,) = summarize_outside([model], [counts], 20.0).values
-    assert (values.share, values.worst_dimension) == (pytest.approx(1 / 6), "1")
+    assert (values.share, values.worst_dimension) == (pytest.approx(1 / 6), "dimension 1")
     assert (values.worst_share, values.worst_excess) == (pytest.approx(1 / 3), 0.0)
 
 
