@@ -1,10 +1,11 @@
 """Several models, each with the episodes held out from it, measured as one (cross-validation)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenwm.data.manifest import Manifest
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
@@ -86,6 +87,25 @@ def check_held_out_once(keys: Sequence[Sequence[str]], folds: Sequence[Fold]) ->
                     "same splits.folds and splits.seed"
                 )
             seen[key] = fold
+
+
+def has_other_splits(model: TokenWorldModel, manifest: Manifest) -> bool:
+    """Whether a dataset is the model's own source divided otherwise.
+
+    Episodes that are held out here may then be among those that the model was trained on.
+    """
+    trained_on, now = model.provenance.get("data_provenance"), manifest.provenance
+    if not isinstance(trained_on, Mapping) or trained_on.get("source_checksum") is None:
+        return False
+    if trained_on["source_checksum"] != now.get("source_checksum"):
+        return False
+    return _splits(trained_on) != _splits(now)
+
+
+def _splits(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of splits; keys that say nothing may be missing in older datasets."""
+    splits = provenance.get("recipe", {}).get("splits", {})
+    return {name: value for name, value in splits.items() if value}
 
 
 def _configuration(model: TokenWorldModel) -> dict[str, Any]:

@@ -198,6 +198,8 @@ class Evaluation:
         reward_error: ``model`` and ``training_mean``: mean absolute error of the reward, or None.
         termination: How well endings are foreseen, or None if no measured step ends.
         num_models: How many models were measured, each on episodes held out from it.
+        has_other_splits: Whether the data are those of the training divided otherwise, so that the
+            model may know episodes that are held out now.
         outside: How far the measured episodes lie outside what was trained on.
         codebook: Use of the codebook; of several models the one that uses least of its own.
         speed: Time of imagination; of several models the first one's.
@@ -221,6 +223,7 @@ class Evaluation:
     reward_error: Mapping[str, Curve] | None
     termination: TerminationScore | None
     num_models: int
+    has_other_splits: bool
     outside: OutsideTraining
     codebook: CodebookUse
     speed: Speed
@@ -259,6 +262,7 @@ class Evaluation:
             "num_episodes": len(self.episodes),
             "num_starts": self.num_starts,
             "num_models": self.num_models,
+            "has_other_splits": self.has_other_splits,
             "intervals": {
                 "kind": "student_t",
                 "over": "episodes",
