@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenwm.data.first_look import FirstLook, Layout
 from tokenwm.data.manifest import SPLITS
-from tokenwm.data.recipe import Recipe, split_keys
+from tokenwm.data.recipe import Recipe, split_episodes
 from tokenwm.data.sources import PHASE, EpisodeRef, Source
 from tokenwm.errors import SourceError
 
@@ -84,7 +84,7 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     twice = [key for key, count in Counter(ref.key for ref in refs).items() if count > 1]
     if twice:
         raise SourceError(f"{recipe.name}: two episodes of the source have the key {twice[0]}")
-    split_of = split_keys([ref.key for ref in refs], recipe.splits)
+    split_of = split_episodes(refs, recipe.splits)
     # Those first of which the splits need to know anyway whether they can be used.
     heads = [_of_split(refs, split_of, split)[:1] for split in reversed(SPLITS)]
     layout = look.find_layout(dict.fromkeys([*itertools.chain(*heads), *refs]))

@@ -85,12 +85,14 @@ def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
 
 
 def _splits(found: Survey) -> dict[str, Any]:
-    """Fractions and a seed that leave a good episode in every split."""
+    """As the source records it, else fractions and a seed that leave a good episode in each."""
     keys = [ref.key for ref in found.refs]
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
         raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
+    if any(ref.split not in ("", "train") for ref in found.refs):
+        return {"recorded": True}
     val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)
     for seed in range(100):
         split_of = split_keys(keys, SplitConfig(val=val, test=test, seed=seed))

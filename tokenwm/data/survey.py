@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,6 @@ _Candidates = dict[str, tuple[str, ...]]
 LOOKED_BELOW = 100
 """Files and folders of a folder that are looked at for datasets in them."""
 SHOWN = 5
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
         source=source,
         rate=found.rate,
         facts={name: fact for name, fact in found.facts.items() if fact},
-        licence=found.licence or _licence(path),
+        licence=source.licence(),
         refs=refs,
         looked_into=[ref.key for ref in looked],
         num_rows=figures.num_rows,
@@ -271,26 +269,3 @@ def propose_control_rate(rate: float | None) -> float:
     rates = [rate / n for n in range(1, 1 + int(max(1.0, rate / low)))]
     good = [r for r in rates if low <= r <= high and math.isclose(r, round(r, 2))]
     return min(good, key=lambda r: abs(math.log(r / UNKNOWN_RATE)), default=rate)
-
-
-def _licence(path: Path) -> str:
-    """The licence that a folder states: in the header of README.md, else a file's first line."""
-    if not path.is_dir():
-        return ""
-    readme = path / "README.md"
-    header, _, _ = _beginning(readme).partition("\n---")
-    stated = re.search(r"^license:[ \t]*(\S.*?)[ \t]*$", header, re.MULTILINE)
-    if stated and header.startswith("---"):
-        return stated.group(1)[:100]
-    for name in LICENCE_FILES:
-        lines = [line.strip() for line in _beginning(path / name).splitlines()]
-        if any(lines):
-            return next(line for line in lines if line)[:100]
-    return ""
-
-
-def _beginning(file: Path) -> str:
-    if not file.is_file() or file.is_symlink():
-        return ""
-    with file.open(encoding="utf-8", errors="replace") as content:
-        return content.read(10_000)

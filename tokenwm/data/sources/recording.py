@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from tokenwm.data.sources.columns import (
     resolve,
 )
 from tokenwm.data.sources.frames import Frames, VideoFrames
+from tokenwm.data.sources.licence import stated_licence
 from tokenwm.data.video import FrameResizer, FramesRead
 from tokenwm.errors import EpisodeError
 
@@ -135,6 +137,7 @@ class RecordedSource(ABC):
     Attributes:
         config: The options, with every column named.
         rate: Rows per second, Hz.
+        where: The source, for messages: its path.
 
     Raises:
         RecipeError: A column is missing or several could be meant, or the control rate does not
@@ -156,6 +159,7 @@ class RecordedSource(ABC):
             if getattr(config, option) == AUTO
         }
         self.columns = columns
+        self.where = where
         self.format = episode_format
         self.rate = episode_format.control_rate if rate is None else rate
         self.num_phases = downsampling_factor(self.rate, episode_format.control_rate)
@@ -220,13 +224,18 @@ class RecordedSource(ABC):
         with costs_one_episode(ref.key):
             return to_episode(self.read(ref), ref, self.format, self.rate, self.config.num_actions)
 
+    def licence(self) -> str:
+        """The licence as the source states it; empty if it states none."""
+        return stated_licence(Path(self.where))
+
     def describe(self) -> SourceDescription:
-        """Names of the dimensions from the source, units from the recipe."""
+        """Names of the dimensions and the licence from the source, units from the recipe."""
         return SourceDescription(
             state_names=dimension_names(self.columns, names_of(self.config.state)),
             action_names=dimension_names(self.columns, names_of(self.config.action)),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
+            licence=self.licence(),
             num_actions=self.config.num_actions,
         )
 
