@@ -64,6 +64,7 @@ class TokenWorldModel(Engine):
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
+        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -74,6 +75,7 @@ class TokenWorldModel(Engine):
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
+        self.tokenizer_provenance: Mapping[str, Any] = loaded.tokenizer_provenance
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:

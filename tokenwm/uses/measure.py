@@ -5,7 +5,8 @@ Memory is bounded by the batch size; only figures are kept.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class EvaluationConfig:
         batch_size: Futures imagined at once; bounds the memory.
         sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
             variance.
-        seed: Of noise, of shuffled actions and of the bootstrap.
+        seed: Of noise and of shuffled actions.
         max_episodes: Measure only that many episodes, evenly spread; None for all.
         num_examples: Starts whose pictures are kept for the report.
     """
@@ -126,6 +127,20 @@ class RowScores:
             terminated=np.zeros((num_rows, horizon), dtype=np.bool_),
             passes=table(),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence["RowScores"]) -> "RowScores":
+        """The rows of several measurements of one configuration, one after another."""
+
+        def join(values: list[Any]) -> Any:
+            if isinstance(values[0], dict):
+                return {name: join([value[name] for value in values]) for name in values[0]}
+            if isinstance(values[0], list):
+                return [item for value in values for item in value]
+            return np.concatenate(values)
+
+        names = [item.name for item in fields(cls)]
+        return cls(**{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
 def has_measurable_state(model: TokenWorldModel) -> bool:

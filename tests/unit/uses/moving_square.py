@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,10 @@ def write_squares(
     size: int = SIZE,
     control_rate: float = 10.0,
     still: bool = False,
+    prefix: str = "",
+    provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Write a dataset; its episodes are called ``{split}_{i}``. ``still``: nothing moves."""
+    """Write a dataset; its episodes are ``{prefix}{split}_{i}``. ``still``: nothing moves."""
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
     for split, split_lengths in lengths.items():
@@ -95,8 +98,9 @@ def write_squares(
                         for name, array in arrays.items()
                         if name.startswith("frames.")
                     }
-                written[f"{split}_{index}"] = arrays
-                writer.add(f"{split}_{index}", arrays, {"task": "move"})
+                key = f"{prefix}{split}_{index}"
+                written[key] = arrays
+                writer.add(key, arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes
@@ -112,7 +116,7 @@ def write_squares(
         },
         shards=shards,
         episodes=episodes,
-        provenance={"source": "moving_square.py"},
+        provenance=dict(provenance),
     ).save(folder)
     return written
 
@@ -155,6 +159,8 @@ def make_model(
     cameras: Sequence[str] = CAMERAS,
     window: int = 6,
     seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    tokenizer_provenance: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenWorldModel:
     """A random model whose outputs depend on all of its inputs (heads start at zero otherwise)."""
     torch.manual_seed(seed)
@@ -170,7 +176,8 @@ def make_model(
             tokenizer=tokenizer,
             control_rate=10.0,
             cameras=tuple(cameras),
-            provenance={"seed": seed},
+            provenance={"seed": seed} if provenance is None else provenance,
+            tokenizer_provenance=tokenizer_provenance,
         )
     )
 
