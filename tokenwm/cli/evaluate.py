@@ -22,7 +22,7 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.uses.evaluate import evaluate
 from tokenwm.uses.headline import headline, table_horizons
 from tokenwm.uses.measure import EvaluationConfig
-from tokenwm.uses.page import table_rows
+from tokenwm.uses.page import outcome_sentences, table_rows
 from tokenwm.uses.report import write_report
 from tokenwm.uses.results import Evaluation
 
@@ -90,6 +90,8 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith("DEAD CODEBOOK") else None
         console.print(f"• {sentence}", highlight=False, style=style)
+    for sentence in outcome_sentences(evaluation):
+        console.print(f"• {sentence}", highlight=False)
 
 
 def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:

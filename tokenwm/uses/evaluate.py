@@ -22,6 +22,7 @@ from tokenwm import __version__
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.tokenizer.frames import codebook_usage
 from tokenwm.uses.examples import choose_examples, imagine_examples
 from tokenwm.uses.measure import EvaluationConfig, ProgressCallback, RowScores, measure
@@ -36,6 +37,7 @@ from tokenwm.uses.starts import (
     check_data_fits,
     choose_split,
     choose_starts,
+    ending_starts,
     shuffled_rows,
 )
 from tokenwm.uses.summarize import summarize_scores
@@ -76,7 +78,16 @@ def evaluate(
     )
     donors = shuffled_rows([row.key for row in starts.rows], config.seed)
     report = progress or (lambda done, total, message: None)
-    scores = measure(model, reader, starts.rows, donors, config, report)
+    endings = ending_starts(
+        reader,
+        starts,
+        num_context=config.num_context_frames,
+        horizon=config.imagination_horizon,
+        num_starts=config.num_starts,
+    )
+    scores = measure(model, reader, starts.rows, donors, config, report, endings)
+    if scores.reward:
+        warn_of_rewards_outside(model.vocabulary, scores.reward["truth"], f"split {split}")
     codebook = _codebook(model, reader, split, starts, config)
     chosen = choose_examples(starts, scores.mse, config.num_examples)
     examples = imagine_examples(model, reader, starts, donors, chosen, config)

@@ -81,8 +81,12 @@ def write_squares(
     size: int = SIZE,
     control_rate: float = 10.0,
     still: bool = False,
+    ends: bool = True,
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Write a dataset; its episodes are called ``{split}_{i}``. ``still``: nothing moves."""
+    """Write a dataset; its episodes are called ``{split}_{i}``. ``still``: nothing moves.
+
+    ``ends``: whether the last action ends the task.
+    """
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
     for split, split_lengths in lengths.items():
@@ -95,6 +99,7 @@ def write_squares(
                         for name, array in arrays.items()
                         if name.startswith("frames.")
                     }
+                arrays["terminated"] &= ends
                 written[f"{split}_{index}"] = arrays
                 writer.add(f"{split}_{index}", arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()
@@ -138,6 +143,7 @@ def make_world_model(
         action=bins(-3.5, 3.5, 7),
         state=bins(0.0, float(SIZE - SQUARE), 48) if has_state else None,
         has_reward=True,
+        reward_range=(0.0, 1.0),
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     transformer = TransformerConfig(dim=32, num_layers=2, num_heads=2, window=window)
