@@ -116,8 +116,12 @@ def _print_tasks(console: Console, found: Survey) -> None:
 
 
 def _print_problems(console: Console, found: Survey) -> None:
-    if not found.problems:
+    for gap in found.gaps:
+        console.print(f"not all is there: {printable(gap.text)}", soft_wrap=True)
+    if not found.problems and not found.gaps:
         console.print("no problem found; pictures of one episode were decoded, prepare decodes all")
+        return
+    if not found.problems:
         return
     table = Table(title=f"would be left out: {len(found.problems)} episode(s)")
     table.add_column("episode")

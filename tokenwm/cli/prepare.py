@@ -10,7 +10,7 @@ from tokenwm.cli.printable import printable
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
 from tokenwm.data.engines import ENGINES
-from tokenwm.data.manifest import SPLITS, Manifest
+from tokenwm.data.manifest import GAPS, SPLITS, Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipe import load_recipe
@@ -66,6 +66,10 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     means = manifest.extra.get("train_metadata_mean", {})
     for name, value in means.items():
         console.print(f"mean {name} of the train episodes: {value:.3g}", highlight=False)
+    for gap in manifest.extra.get(GAPS, []):
+        console.print(
+            f"not all is there: {printable(gap['text'])}", soft_wrap=True, highlight=False
+        )
     if not manifest.excluded:
         return
     table = Table(title=f"left out: {len(manifest.excluded)} episode(s)")

@@ -17,7 +17,7 @@ from tokenwm.cli.sweep_training import StepClock, settings_of
 from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
-from tokenwm.data.strict import build
+from tokenwm.data.strict import build, parse_yaml
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
 from tokenwm.scaling.number import number
@@ -132,7 +132,7 @@ def _training(overrides: Sequence[str]) -> Training:
         key, separator, value = text.partition("=")
         if not separator:
             raise TokenwmError(f"--set {text!r}: expected KEY=VALUE")
-        values[key] = yaml.safe_load(value)
+        values[key] = parse_yaml(value)
     try:
         training: Training = build(Training, values, allow_defaults=True)
     except TokenwmError as error:

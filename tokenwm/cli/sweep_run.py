@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from tokenwm.cli.sweep_training import begins_from
 from tokenwm.data.atomic import open_atomically
+from tokenwm.data.strict import parse_yaml
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
 from tokenwm.scaling.engines import Engine, LocalEngine, RayEngine, SlurmEngine
@@ -88,7 +88,7 @@ def _engine(arguments: argparse.Namespace) -> Engine:
             key, separator, value = text.partition("=")
             if not separator:
                 raise TokenwmError(f"--slurm {text!r}: expected KEY=VALUE")
-            parameters[key] = yaml.safe_load(value)
+            parameters[key] = parse_yaml(value)
         return SlurmEngine(arguments.out / "slurm", arguments.parallel, parameters)
     return LocalEngine(arguments.parallel)
 

@@ -7,6 +7,7 @@
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,10 +19,12 @@ import yaml
 
 from tokenwm import __version__
 from tokenwm.cli.checkpoints import kept_checkpoint
-from tokenwm.cli.training import last_checkpoint, launch
+from tokenwm.cli.run_folder import last_checkpoint
+from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.lock import lock_folder
+from tokenwm.data.strict import parse_yaml
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.drive import DIVERGED, read_result, result_status
 from tokenwm.scaling.held_out import downstream_metrics, held_out_loss
@@ -213,7 +216,7 @@ def _trained(cost: RunCost, sweep: Sweep, folder: Path) -> dict[str, Any]:
 
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = parse_yaml(path.read_text(encoding="utf-8"))
         if before != settings:
             raise SweepError(
                 f"{path.parent} holds a run of that name with other settings ({path.name}); give "
@@ -236,6 +239,8 @@ def main(argv: list[str]) -> int:
     except TokenwmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as interrupt:  # a checkpoint was written; the next attempt goes on
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     return 0
 
 

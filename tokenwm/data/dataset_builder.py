@@ -2,54 +2,27 @@
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Episode
-from tokenwm.data.manifest import EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
+from tokenwm.data.first_look import Layout, arrays_of, layout_of
+from tokenwm.data.manifest import GAPS, EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
+from tokenwm.data.one_episode import writable
 from tokenwm.data.plan import Plan, PlannedShard
 from tokenwm.data.recipe import Recipe
 from tokenwm.data.shard_file import ShardFile
 from tokenwm.data.shard_tasks import Extra, Record
-from tokenwm.data.sources import EpisodeRef, Source, SourceDescription, load_each
+from tokenwm.data.sources import Gap, Source, SourceDescription, load_each
 from tokenwm.data.statistics import EpisodeFigures
 from tokenwm.data.storage import Folder, write_bytes
 from tokenwm.errors import EpisodeError, SourceError
 
 logger = logging.getLogger(__name__)
-
-Layout = dict[str, tuple[tuple[int, ...], str]]
-"""Field → shape of one step and dtype."""
-
-
-def load(source: Source, ref: EpisodeRef) -> Episode | EpisodeError:
-    """Load an episode, or give the reason why it cannot be used."""
-    try:
-        return source.load(ref)
-    except EpisodeError as error:
-        return error
-
-
-def first_layout(source: Source, refs: Sequence[EpisodeRef], strict: bool) -> Layout:
-    """The layout that every episode must have: that of the first usable one of the source.
-
-    Found before the tasks begin, so that it does not depend on which of them is the fastest. Empty
-    if no episode can be used.
-
-    Raises:
-        EpisodeError: An episode before it breaks a rule and the recipe is strict.
-    """
-    for ref in refs:
-        result = load(source, ref)
-        if isinstance(result, Episode):
-            return _layout(_arrays(result))
-        if strict:
-            raise result
-    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +31,7 @@ class FrameShardMaker:
 
     Attributes:
         source: Where they come from.
-        layout: What every episode must have, see :func:`first_layout`.
+        layout: What every episode must have.
         strict: Whether a bad episode stops the run.
     """
 
@@ -79,8 +52,8 @@ class FrameShardMaker:
         largest_action = -1
         for ref, result in zip(task.refs, load_each(self.source, task.refs), strict=True):
             if isinstance(result, Episode):
-                arrays = _arrays(result)
-                result = self._mismatch(ref.key, _layout(arrays)) or result
+                arrays = arrays_of(result)
+                result = self._mismatch(ref.key, layout_of(arrays)) or result
             if isinstance(result, EpisodeError):
                 if self.strict:
                     raise result
@@ -108,8 +81,8 @@ class FrameShardMaker:
             return None
         differing = dict.fromkeys(sorted(name for name, _ in layout.items() ^ self.layout.items()))
         return EpisodeError(
-            f"episode {key}: {', '.join(differing)} differs in shape or type from the first "
-            f"usable episode: {layout}, not {self.layout}"
+            f"episode {key}: {', '.join(differing)} differs in shape or type from the usual "
+            f"episode of the source: {layout}, not {self.layout}"
         )
 
 
@@ -120,13 +93,11 @@ class DatasetMerger:
         measured: Key → what the quality checks measured on the recording.
     """
 
-    def __init__(
-        self, recipe: Recipe, description: SourceDescription, plan: Plan, layout: Layout
-    ) -> None:
+    def __init__(self, recipe: Recipe, description: SourceDescription, plan: Plan) -> None:
         self.recipe = recipe
         self.description = description
         self.plan = plan
-        self.layout = layout
+        self.layout = plan.layout
         self.measured: dict[str, dict[str, Any]] = {}
         self._shards: list[ShardInfo] = []
         self._episodes: list[EpisodeInfo] = []
@@ -149,8 +120,13 @@ class DatasetMerger:
             self._metadata.setdefault(name, []).extend(values)
         self._largest_action = max(self._largest_action, record.values["largest_action"])
 
-    def finish(self, folder: Folder, provenance: dict[str, Any]) -> Manifest:
+    def finish(self, folder: Folder, provenance: dict[str, Any], gaps: Sequence[Gap]) -> Manifest:
         """Write the mean pictures and make the manifest.
+
+        Args:
+            folder: The dataset.
+            provenance: Where the data comes from.
+            gaps: What the source declares and does not hold.
 
         Raises:
             SourceError: A split has lost all its episodes.
@@ -187,7 +163,10 @@ class DatasetMerger:
             episodes=self._episodes,
             excluded=excluded,
             provenance=provenance,
-            extra={"train_metadata_mean": means},
+            extra={
+                "train_metadata_mean": means,
+                GAPS: [asdict(replace(gap, text=writable(gap.text))) for gap in gaps],
+            },
         )
 
     def _feature(self, name: str) -> Feature:
@@ -209,24 +188,6 @@ class DatasetMerger:
         if name == "reward":
             return Feature(kind="continuous", shape=shape, dtype=dtype)
         return Feature(kind="flag", shape=shape, dtype=dtype)
-
-
-def _layout(arrays: Mapping[str, NDArray[Any]]) -> Layout:
-    return {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
-
-
-def _arrays(episode: Episode) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {
-        f"frames.{camera}": frames for camera, frames in episode.frames.items()
-    }
-    if episode.state is not None:
-        arrays["state"] = episode.state
-    arrays["action"] = episode.action
-    if episode.reward is not None:
-        arrays["reward"] = episode.reward
-    arrays["terminated"] = episode.terminated
-    arrays["truncated"] = episode.truncated
-    return arrays
 
 
 def _write_mean_frame(folder: Folder, camera: str, mean: NDArray[np.float32]) -> dict[str, str]:

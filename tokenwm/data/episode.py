@@ -28,6 +28,9 @@ from tokenwm.errors import EpisodeError
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 """Keys of episodes and names of cameras: they become file names, so no dots or slashes."""
 
+MAX_MEMBER_NAME = 100
+"""Longest name that fits into a plain (ustar) header; longer ones would need a second header."""
+
 Scalar = str | int | float | bool | None
 
 
@@ -81,6 +84,12 @@ class Episode:
         """
         if not NAME_PATTERN.fullmatch(self.key):
             raise EpisodeError(f"episode key {self.key!r} may hold letters, digits, '_', '-' only")
+        longest = max((len(f".frames.{camera}") for camera in self.frames), default=0)
+        if len(self.key) + longest + len(".npy") > MAX_MEMBER_NAME:
+            raise EpisodeError(
+                f"episode {self.key}: key and name of a camera are too long to be part of one file "
+                f"name of {MAX_MEMBER_NAME} characters; shorten them"
+            )
         num_steps = self.num_steps
         if num_steps < 2:
             raise EpisodeError(f"episode {self.key}: {num_steps} step(s); at least 2 are needed")

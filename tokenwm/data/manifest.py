@@ -27,6 +27,8 @@ Older ones are still read: version 1 had no checksum of the manifest and none pe
 none of the files beside the shards, and did not mark synthetic episodes.
 """
 
+GAPS = "source_gaps"
+"""Key in ``extra`` of what the source declares and does not hold: its gaps as plain values."""
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "val", "test")
 ALLOWED_DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32")

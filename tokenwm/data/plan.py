@@ -1,12 +1,19 @@
 """Which episodes go into which shard: a function of the recipe and the source, of nothing else."""
 
+import itertools
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenwm.data.first_look import FirstLook, Layout
 from tokenwm.data.manifest import SPLITS
-from tokenwm.data.recipe import Recipe, split_keys
+from tokenwm.data.recipe import Recipe, split_episodes
 from tokenwm.data.sources import PHASE, EpisodeRef, Source
+from tokenwm.errors import SourceError
+
+logger = logging.getLogger(__name__)
 
 MANY_SHARDS = 64
 """Shards a dataset should have at least, so that many processes can make and read it."""
@@ -47,25 +54,42 @@ class Plan:
         refs: All episodes in the order of the source, other phases behind their own.
         split_of: Key → split.
         shards: The shards of all splits.
+        layout: What every episode must have.
     """
 
     refs: tuple[EpisodeRef, ...]
     split_of: dict[str, str]
     shards: tuple[PlannedShard, ...]
+    layout: Layout
 
     def to_json(self) -> list[Any]:
         """Name and episodes of each shard, as JSON values."""
         return [[shard.name, [ref.key for ref in shard.refs]] for shard in self.shards]
 
 
-def make_plan(recipe: Recipe, source: Source) -> Plan:
+def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     """Divide the episodes of a source into splits, and each split into shards.
+
+    Args:
+        recipe: What to make.
+        source: Where the episodes come from.
+        look: Tells what episodes have, and which can be used.
 
     Raises:
         RecipeError: There are too few episodes.
+        SourceError: Two episodes have the same key, or too few can be used.
+        EpisodeError: One that was looked at breaks a rule, and the recipe is strict.
     """
     refs = list(source.episodes())
-    split_of = split_keys([ref.key for ref in refs], recipe.splits)
+    twice = [key for key, count in Counter(ref.key for ref in refs).items() if count > 1]
+    if twice:
+        raise SourceError(f"{recipe.name}: two episodes of the source have the key {twice[0]}")
+    split_of = split_episodes(refs, recipe.splits)
+    # Those first of which the splits need to know anyway whether they can be used.
+    heads = [_of_split(refs, split_of, split)[:1] for split in reversed(SPLITS)]
+    layout = look.find_layout(dict.fromkeys([*itertools.chain(*heads), *refs]))
+    if not recipe.records:
+        _fill_splits(refs, split_of, look, recipe.name)
     if recipe.all_phases:
         refs = _with_phases(refs, split_of, source.num_phases)
     steps = {
@@ -80,12 +104,44 @@ def make_plan(recipe: Recipe, source: Source) -> Plan:
     limit = min(max(wanted, smallest), largest) // bytes_per_step
     shards = []
     for split in SPLITS:
-        of_split = [ref for ref in refs if split_of[ref.key] == split]
         shards += [
             PlannedShard(name=f"{split}-{index:06d}.tar", refs=group)
-            for index, group in enumerate(_groups(of_split, steps, limit))
+            for index, group in enumerate(_groups(_of_split(refs, split_of, split), steps, limit))
         ]
-    return Plan(refs=tuple(refs), split_of=split_of, shards=tuple(shards))
+    return Plan(refs=tuple(refs), split_of=split_of, shards=tuple(shards), layout=layout)
+
+
+def _of_split(refs: Sequence[EpisodeRef], split_of: dict[str, str], split: str) -> list[EpisodeRef]:
+    return [ref for ref in refs if split_of[ref.key] == split]
+
+
+def _fill_splits(
+    refs: Sequence[EpisodeRef], split_of: dict[str, str], look: FirstLook, name: str
+) -> None:
+    """Let a training episode stand in where no episode of a held-out split can be used.
+
+    Raises:
+        SourceError: There are too few episodes that can be used.
+    """
+    by_key = {ref.key: ref for ref in refs}
+    # In the order in which episodes are dealt to splits, a function of their keys and the seed.
+    spare = (by_key[k] for k, split in list(split_of.items()) if split == "train")
+    usable = filter(look.is_usable, spare)
+    for split in dict.fromkeys(split_of.values()):
+        if any(map(look.is_usable, _of_split(refs, split_of, split))):
+            continue
+        stand_in = next(usable, None)
+        if split == "train" or stand_in is None:
+            raise SourceError(
+                f"{name}: no episode is left for split {split}, too few of {len(refs)} can be used"
+            )
+        logger.warning(
+            "%s: no episode of split %s can be used; %s is taken from train instead",
+            name,
+            split,
+            stand_in.key,
+        )
+        split_of[stand_in.key] = split
 
 
 def _groups(

@@ -12,10 +12,11 @@ from typing import Any
 
 import tokenwm
 from tokenwm.data import quality_report, shard_tasks
-from tokenwm.data.dataset_builder import DatasetMerger, FrameShardMaker, Layout, first_layout
+from tokenwm.data.dataset_builder import DatasetMerger, FrameShardMaker
+from tokenwm.data.first_look import FirstLook
 from tokenwm.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from tokenwm.data.plan import PlannedShard, make_plan
-from tokenwm.data.recipe import Recipe
+from tokenwm.data.recipe import UNKNOWN, Recipe
 from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import Source
@@ -58,25 +59,30 @@ def prepare(
     """
     folder = open_folder(out_dir)
     source = recipe.open_source()
-    plan = make_plan(recipe, source)
     provenance = _provenance(recipe, source)
     with folder.lock():
         finished = _finished(folder, out_dir, provenance, overwrite)
         if finished is not None:
             shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
             return finished
-        folder.remove(MANIFEST_NAME)
-        parts = {**provenance, "schema_version": SCHEMA_VERSION, "shards": plan.to_json()}
-        notes = shard_tasks.begin(folder, parts, overwrite=overwrite)
         strict = recipe.quality.strict
-        layout = _from_notes(notes) or first_layout(source, plan.refs, strict)
-        shard_tasks.note(folder, parts, {"layout": layout})
+        # What a simulator records is alike; a strict run ends at the first odd episode anyway.
+        look = FirstLook(source, strict=strict, agreeing=1 if strict or recipe.records else 2)
+        plan = make_plan(recipe, source, look)
+        folder.remove(MANIFEST_NAME)
+        parts = {
+            **provenance,
+            "schema_version": SCHEMA_VERSION,
+            "shards": plan.to_json(),
+            "layout": plan.layout,
+        }
+        shard_tasks.begin(folder, parts, overwrite=overwrite)
         job = ShardJob[PlannedShard](
             folder=folder,
             plan=shard_tasks.digest_of(parts),
-            make=FrameShardMaker(source=source, layout=layout, strict=strict),
+            make=FrameShardMaker(source=source, layout=plan.layout, strict=strict),
         )
-        merger = DatasetMerger(recipe, source.describe(), plan, layout)
+        merger = DatasetMerger(recipe, source.describe(), plan)
         records = run_shard_tasks(
             job, plan.shards, engine=engine, num_workers=num_workers, progress=progress
         )
@@ -87,7 +93,7 @@ def prepare(
                 bad.append(task.name)
         _check_unchanged(recipe, provenance)
         try:
-            manifest = merger.finish(folder, provenance)
+            manifest = merger.finish(folder, provenance, source.gaps())
         except SourceError:
             # When the episodes are mended, what this run thought of them must not be kept.
             for name in bad:
@@ -104,7 +110,9 @@ def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Where the data comes from and how it is made, as the JSON values that a manifest holds."""
     values = {
         **source.provenance(),
-        "licence": recipe.licence,
+        "licence": recipe.licence
+        if recipe.licence != UNKNOWN
+        else source.describe().licence or UNKNOWN,
         "tool": f"tokenwm {tokenwm.__version__}",
         "recipe": recipe.to_dict(),
     }
@@ -140,11 +148,6 @@ def _finished(
             "another folder, or replace it with --overwrite"
         )
     return None
-
-
-def _from_notes(notes: dict[str, Any]) -> Layout:
-    layout = notes.get("layout", {})
-    return {name: (tuple(shape), dtype) for name, (shape, dtype) in layout.items()}
 
 
 def _check_unchanged(recipe: Recipe, provenance: dict[str, Any]) -> None:

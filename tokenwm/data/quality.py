@@ -18,6 +18,8 @@ from tokenwm.data.episode import Episode
 from tokenwm.data.measures import MIN_STRETCH_SECONDS
 from tokenwm.errors import EpisodeError, RecipeError
 
+FEW_ROWS = 3
+"""Of so many rows without a picture it is said that they can be dropped."""
 FROZEN_STEPS = 10
 """An episode shorter than this is too short to say that a sensor is frozen."""
 
@@ -40,6 +42,8 @@ class QualityConfig:
         max_lag: Most seconds by which the state may follow the action, or be ahead of it.
         max_saturation: Largest part of an episode, in (0, 1], that an action may stand at its
             extreme values.
+        allow_short_video: Most rows at the end of a table for which a camera may have no picture;
+            they are dropped, so the last step is an earlier one.
         allow_frozen: Accept a camera or a state that never changes over a whole episode.
         near_duplicate: Two episodes nearer than this are reported as the same, in standard
             deviations.
@@ -58,6 +62,7 @@ class QualityConfig:
     max_frozen_seconds: float | None = 1.0
     max_lag: float | None = None
     max_saturation: float | None = None
+    allow_short_video: int = 0
     allow_frozen: bool = False
     near_duplicate: float = 0.05
     min_distinct_starts: float = 0.5
@@ -71,6 +76,8 @@ class QualityConfig:
             )
         if self.min_steps < 2:
             raise RecipeError(f"min_steps is {self.min_steps}; expected at least 2")
+        if self.allow_short_video < 0:
+            raise RecipeError(f"allow_short_video is {self.allow_short_video}; expected rows >= 0")
         for name in ("max_action_abs", "max_state_step", "max_spike", "max_lag"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
@@ -209,10 +216,13 @@ def check_video_length(key: str, camera: str, *, num_frames: int, num_rows: int)
         EpisodeError: It has fewer (truncated) or more.
     """
     if num_frames != num_rows:
+        missing = num_rows - num_frames
+        drop = f", or drop the last rows: quality.allow_short_video: {missing}"
         kind = "truncated or incomplete" if num_frames < num_rows else "too long"
         raise EpisodeError(
             f"episode {key}: video of {camera} is {kind}, it holds {num_frames} frames and the "
             f"table {num_rows} rows; they must be equal, copy or export it again"
+            f"{drop if 0 < missing <= FEW_ROWS else ''}"
         )
 
 

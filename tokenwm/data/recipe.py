@@ -18,10 +18,19 @@ from omegaconf.errors import OmegaConfBaseException
 from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.quality import QualityConfig
-from tokenwm.data.sources import EpisodeFormat, Source, SourceConfig, source_config_class
+from tokenwm.data.sources import (
+    EpisodeFormat,
+    EpisodeRef,
+    Source,
+    SourceConfig,
+    source_config_class,
+)
 from tokenwm.data.strict import build, show
 from tokenwm.data.video import Resize
 from tokenwm.errors import RecipeError, TokenwmError
+
+UNKNOWN = "unknown"
+"""A licence that nobody states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +41,14 @@ class SplitConfig:
         val: Fraction of the episodes for validation, in [0, 1).
         test: Fraction for the final evaluation, in [0, 1); ``val + test < 1``.
         seed: Changes which episodes go where.
+        recorded: Take the splits that the source records, if it holds some episodes out (LeRobot's
+            ``splits``); the fractions are for a source that does not.
     """
 
     val: float = 0.1
     test: float = 0.1
     seed: int = 0
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("val", self.val), ("test", self.test)):
@@ -59,8 +71,9 @@ class Recipe:
             begin at; for few episodes, of which ``f`` times as many rows are used then.
         image_size: ``[height, width]`` of frames, pixels, each in [8, 1024].
         resize: ``crop`` (centre, to the aspect ratio) or ``stretch``.
-        splits: How episodes are divided.
-        licence: Licence of the data; travels with every dataset made from it.
+        splits: How episodes are divided; left out, as the source records it, else by fractions.
+        licence: Licence of the data; travels with every dataset made from it. ``unknown`` takes
+            the one that the data states, if it does.
         quality: Limits of the quality rules.
         folder: Folder of the recipe file, for relative paths; not a key of the file.
     """
@@ -72,8 +85,8 @@ class Recipe:
     all_phases: bool = False
     image_size: tuple[int, int] = (64, 64)
     resize: Resize = "crop"
-    splits: SplitConfig = field(default_factory=SplitConfig)
-    licence: str = "unknown"
+    splits: SplitConfig = field(default_factory=lambda: SplitConfig(recorded=True))
+    licence: str = UNKNOWN
     quality: QualityConfig = field(default_factory=QualityConfig)
     folder: Path | None = field(default=None, metadata={"key": False})
 
@@ -178,6 +191,30 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     except TokenwmError as error:
         raise RecipeError(f"{origin}: {error}") from error
     return dataclasses.replace(recipe, folder=folder)
+
+
+def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str, str]:
+    """Divide the episodes of a source into the splits: as it records them, else by fractions.
+
+    Args:
+        refs: All episodes.
+        splits: What the recipe says.
+
+    Returns:
+        Key → split.
+
+    Raises:
+        RecipeError: There are too few episodes, or the recorded splits leave none for training.
+    """
+    recorded = {ref.key: ref.split or "train" for ref in refs}
+    if not splits.recorded or not set(recorded.values()) - {"train"}:
+        return split_keys(recorded, splits)
+    if "train" not in recorded.values():
+        raise RecipeError(
+            f"splits: the source records {', '.join(sorted(set(recorded.values())))} for the "
+            f"{len(recorded)} episode(s) and none for train; give splits.val and splits.test"
+        )
+    return recorded
 
 
 def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import NAME_PATTERN, Scalar
+from tokenwm.data.episode import MAX_MEMBER_NAME, NAME_PATTERN, Scalar
 from tokenwm.data.manifest import (
     ALLOWED_DTYPES,
     FIELD_PATTERN,
@@ -26,9 +26,6 @@ from tokenwm.data.manifest import (
 from tokenwm.data.shard_members import padded_size
 from tokenwm.data.storage import Folder, join, open_folder
 from tokenwm.errors import ShardError
-
-MAX_MEMBER_NAME = 100
-"""Longest name that fits into a plain (ustar) header; longer ones would need a second header."""
 
 
 class ShardFile:

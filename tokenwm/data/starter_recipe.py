@@ -11,6 +11,7 @@ import yaml
 
 from tokenwm.data.recipe import SplitConfig, split_keys
 from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
 
@@ -84,12 +85,14 @@ def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
 
 
 def _splits(found: Survey) -> dict[str, Any]:
-    """Fractions and a seed that leave a good episode in every split."""
+    """As the source records it, else fractions and a seed that leave a good episode in each."""
     keys = [ref.key for ref in found.refs]
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
         raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
+    if any(ref.split not in ("", "train") for ref in found.refs):
+        return {"recorded": True}
     val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)
     for seed in range(100):
         split_of = split_keys(keys, SplitConfig(val=val, test=test, seed=seed))
@@ -105,7 +108,7 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and PLAIN_TEXT.fullmatch(value) and parse_yaml(value) == value:
         return value
     style = '"' if isinstance(value, str) else None
     text = yaml.safe_dump(value, default_style=style, allow_unicode=True, width=math.inf)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 from tokenwm.data.atomic import open_atomically, partials_of
 from tokenwm.data.lock import lock_folder
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import ShardError
 
 PIECE_BYTES = 2**20
@@ -92,7 +93,8 @@ class LocalFolder:
         return path.stat().st_size if path.is_file() else None
 
     def open(self, name: str) -> BinaryIO:
-        """See :class:`Folder`."""
+        """See :class:`Folder`; a Git LFS pointer is a ShardError."""
+        refuse_pointer(self.path / name, ShardError)
         return open(self.path / name, "rb")
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,15 @@ from numpy.typing import NDArray
 
 from tokenwm.data import quality
 from tokenwm.data.manifest import MANIFEST_NAME
-from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Recognised, recognise
+from tokenwm.data.one_episode import costs_one_episode
+from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.sources import SOURCES, EpisodeFormat, EpisodeRef, Gap, Recognised, recognise
 from tokenwm.data.sources.columns import (
     AmbiguousColumnsError,
     NoPlainColumnError,
     RecordedConfig,
 )
-from tokenwm.data.sources.recording import RecordedSource, Recording, to_episode
+from tokenwm.data.sources.recording import RecordedSource, check_numbers, to_episode
 from tokenwm.errors import EpisodeError, SourceError
 
 GOOD_RATES = (5.0, 15.0)
@@ -30,7 +31,9 @@ UNKNOWN_RATE = 10.0
 IMAGE_SIZE = (64, 64)
 _Candidates = dict[str, tuple[str, ...]]
 """Option of the recipe → columns."""
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+LOOKED_BELOW = 100
+"""Files and folders of a folder that are looked at for datasets in them."""
+SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class Survey:
         unclear: Option that must be chosen, since no column is plainly it → columns that could be
             it; all were looked into.
         problems: Key of an episode → why it would be left out.
+        gaps: What the source declares and does not hold.
     """
 
     source: RecordedSource
@@ -68,6 +72,7 @@ class Survey:
     ambiguous: Mapping[str, Sequence[str]]
     unclear: Mapping[str, Sequence[str]]
     problems: Mapping[str, str]
+    gaps: Sequence[Gap] = ()
 
     @property
     def control_rate(self) -> float:
@@ -100,7 +105,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
         source=source,
         rate=found.rate,
         facts={name: fact for name, fact in found.facts.items() if fact},
-        licence=found.licence or _licence(path),
+        licence=source.licence(),
         refs=refs,
         looked_into=[ref.key for ref in looked],
         num_rows=figures.num_rows,
@@ -110,6 +115,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
         ambiguous=ambiguous,
         unclear=unclear,
         problems=figures.problems,
+        gaps=source.gaps(),
     )
 
 
@@ -127,18 +133,21 @@ class _Figures:
 
     def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
         try:
-            recording = source.read(ref)
-            if self.action_is_unclear:  # whole numbers beside each other are no ids
-                as_floats = recording.action.astype(np.float64)
-                recording = dataclasses.replace(recording, action=as_floats)
-            _check(source, ref, recording)
-            if not self.decoded:
-                # One episode is enough to see that the pictures are of a kind we can decode.
-                to_episode(recording, ref, source.format, source.rate)
-                self.decoded = True
+            with costs_one_episode(ref.key):
+                self._look_into(source, ref)
         except EpisodeError as error:
             self.problems[ref.key] = str(error)
-            return
+
+    def _look_into(self, source: RecordedSource, ref: EpisodeRef) -> None:
+        recording = source.read(ref)
+        if self.action_is_unclear:  # whole numbers beside each other are no ids
+            as_floats = recording.action.astype(np.float64)
+            recording = dataclasses.replace(recording, action=as_floats)
+        check_numbers(recording, ref, source.format.quality, source.rate, source.config.num_actions)
+        if not self.decoded:
+            # One episode is enough to see that the pictures are of a kind we can decode.
+            to_episode(recording, ref, source.format, source.rate, source.config.num_actions)
+            self.decoded = True
         self.num_rows += recording.num_rows
         self.tasks[ref.task or recording.task] += 1
         self.discrete = recording.action.dtype.kind in "iub"
@@ -153,28 +162,18 @@ class _Figures:
                 self.ranges[name] = np.stack([low, high])
 
 
-def _check(source: RecordedSource, ref: EpisodeRef, recording: Recording) -> None:
-    """The checks of an episode that need no picture to be decoded."""
-    limits = source.format.quality
-    recording.check(ref.key)
-    if recording.timestamps is not None:
-        quality.check_timestamps(ref.key, limits, timestamps=recording.timestamps, rate=source.rate)
-    quality.check_signals(
-        ref.key, limits, action=recording.action, state=recording.state, reward=recording.reward
-    )
-    for pictures in recording.frames.values():
-        pictures.check(ref.key)
-
-
 def _recognised(path: Path) -> Recognised:
     if not path.exists():
         raise SourceError(f"{path} does not exist")
+    refuse_pointer(path, SourceError)
     found = recognise(path)
     if not found and (path / MANIFEST_NAME).is_file():
         raise SourceError(
             f"{path} holds {MANIFEST_NAME}, so it looks like a dataset of tokenwm, not recordings; "
             "check it with `tokenwm verify-shards`"
         )
+    if not found or all(is_videos(item) for item in found):
+        _check_below(path, found)
     if not found:
         readable = ", ".join(name for name in SOURCES if name != "gymnasium")
         raise SourceError(
@@ -187,6 +186,38 @@ def _recognised(path: Path) -> Recognised:
             f"{path} could be one of {kinds}; write a recipe with the right source.type"
         )
     return found[0]
+
+
+def _check_below(path: Path, found: Sequence[Recognised]) -> None:
+    """Say where a dataset lies in a folder that is none itself, or is only a folder with videos.
+
+    Raises:
+        SourceError: Files or folders in it are datasets of a format that says more, or Git LFS
+            pointers.
+    """
+    below = sorted(path.iterdir())[:LOOKED_BELOW] if path.is_dir() else []
+    inside: list[str] = []
+    for item in below:
+        try:
+            kinds = [kind for kind in recognise(item) if not (is_videos(kind) and found)]
+        except SourceError as error:
+            inside.append(f"{item.name} ({error})")
+            continue
+        inside += [f"{item.name} ({kind.facts.get('format', 'a dataset')})" for kind in kinds[:1]]
+    if inside:
+        more = f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
+        raise SourceError(
+            f"{path} is no dataset itself, but holds {len(inside)}: {', '.join(inside[:SHOWN])}"
+            f"{more}; name one of them, for example {path / inside[0].partition(' (')[0]}"
+        )
+    for item in below:
+        if not found:
+            refuse_pointer(item, SourceError)
+
+
+def is_videos(found: Recognised) -> bool:
+    """Whether something is recognised only as a folder with videos in it."""
+    return getattr(found.config, "type", "") == "videos"
 
 
 def _open(found: Recognised) -> tuple[RecordedSource, _Candidates, _Candidates]:
@@ -238,26 +269,3 @@ def propose_control_rate(rate: float | None) -> float:
     rates = [rate / n for n in range(1, 1 + int(max(1.0, rate / low)))]
     good = [r for r in rates if low <= r <= high and math.isclose(r, round(r, 2))]
     return min(good, key=lambda r: abs(math.log(r / UNKNOWN_RATE)), default=rate)
-
-
-def _licence(path: Path) -> str:
-    """The licence that a folder states: in the header of README.md, else a file's first line."""
-    if not path.is_dir():
-        return ""
-    readme = path / "README.md"
-    header, _, _ = _beginning(readme).partition("\n---")
-    stated = re.search(r"^license:[ \t]*(\S.*?)[ \t]*$", header, re.MULTILINE)
-    if stated and header.startswith("---"):
-        return stated.group(1)[:100]
-    for name in LICENCE_FILES:
-        lines = [line.strip() for line in _beginning(path / name).splitlines()]
-        if any(lines):
-            return next(line for line in lines if line)[:100]
-    return ""
-
-
-def _beginning(file: Path) -> str:
-    if not file.is_file() or file.is_symlink():
-        return ""
-    with file.open(encoding="utf-8", errors="replace") as content:
-        return content.read(10_000)

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError
 
 Resize = Literal["crop", "stretch"]
@@ -33,6 +35,8 @@ CONTAINERS = frozenset(
 """Names of FFmpeg's formats that hold pictures; playlists, which name other files, are none."""
 SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
 """How long before the wanted time a key frame is searched, seconds, one after the other."""
+SAME_TIME = 1e-4
+"""Seconds; two times that differ by less are of the same frame."""
 SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU
 
 
@@ -48,6 +52,21 @@ class FramesRead(NamedTuple):
     kept: NDArray[np.uint8]
     times: NDArray[np.float64]
     repeated: float | None = None
+
+
+class FrameIndex(NamedTuple):
+    """Every frame of a video file in the order in which they are shown, found without decoding.
+
+    Attributes:
+        times: ``(F,)`` presentation times, seconds, ascending.
+        is_key: ``(F,)`` whether decoding can begin at a frame.
+        is_delayed: Whether the first frame is late only because the encoder puts frames in another
+            order and the file does not make up for it: decoding begins at 0 s.
+    """
+
+    times: NDArray[np.float64]
+    is_key: NDArray[np.bool_]
+    is_delayed: bool
 
 
 class FrameResizer:
@@ -112,8 +131,7 @@ def read_frames(
     num_rows: int | None = None,
     resizer: FrameResizer,
     episode: str,
-    start: float | None = None,
-    num_frames: int | None = None,
+    times: NDArray[np.float64] | None = None,
 ) -> FramesRead:
     """Decode a video, or a part of it, and keep the frames ``first, first + step, …``.
 
@@ -123,39 +141,39 @@ def read_frames(
 
     Args:
         path: Video file.
-        first: First frame to keep, counted from ``start``.
+        first: First frame to keep, counted from the beginning of the part.
         step: Keep one frame of ``step``, ``>= 1``.
         num_rows: Frames that there should be; what is beyond is counted and not kept.
         resizer: How to make a frame smaller.
         episode: Key of the episode, for messages.
-        start: Presentation time of the first frame of the part, seconds; None for the file's first.
-        num_frames: Frames of the part; None for all to the end.
+        times: Presentation time of every frame of the part, seconds; None for all of the file.
 
     Returns:
         The kept frames and the presentation time of *every* frame of the part, of which there are
-        less than ``num_frames`` if the file ends before.
+        less than ``times`` if the file ends before.
 
     Raises:
-        EpisodeError: The video is missing, unreadable or damaged.
+        EpisodeError: The video is missing, unreadable or damaged, or its frames are shown at other
+            times.
     """
     if not path.is_file():
         raise EpisodeError(f"episode {episode}: video {path} is missing")
+    part = None if times is None else times.tolist()
     kept: list[NDArray[np.uint8]] = []
-    times: list[float] = []
+    shown: list[float] = []
     num_repeated, before = 0, None
     try:
-        with av.open(str(path)) as container:
-            _check_container(container, f"episode {episode}: {path}")
+        with _opened(path, f"episode {episode}") as container:
             stream = container.streams.video[0]
             check_size(stream.height, stream.width, f"episode {episode}: {path}")
             stream.codec_context.thread_count = _num_threads(stream.width * stream.height)
             stream.thread_type = "AUTO"
             stream.codec_context.options = MAX_PIXELS
-            frames = container.decode(stream) if start is None else _from(container, stream, start)
-            for index, frame in enumerate(itertools.islice(frames, num_frames)):
+            frames = container.decode(stream) if not part else _from(container, stream, part[0])
+            for index, frame in enumerate(itertools.islice(frames, len(part) if part else None)):
                 if frame.is_corrupt:
                     raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
-                times.append(np.nan if frame.pts is None else frame.time)
+                shown.append(np.nan if frame.pts is None else frame.time)
                 num_repeated += before is not None and _looks_like(frame, before)
                 before = frame
                 wanted = num_rows is None or index < num_rows
@@ -163,13 +181,19 @@ def read_frames(
                     kept.append(resizer(frame))
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(
-            f"episode {episode}: {path} cannot be decoded after {len(times)} frame(s), it is "
+            f"episode {episode}: {path} cannot be decoded after {len(shown)} frame(s), it is "
             f"truncated or damaged, copy or export it again: {error}"
         ) from error
     if not kept:
-        raise EpisodeError(f"episode {episode}: {path} holds no frames{_at(start)}")
-    repeated = num_repeated / max(1, len(times) - 1)
-    return FramesRead(np.stack(kept), np.array(times, dtype=np.float64), repeated)
+        begin = f" from {part[0]:g} s on" if part else ""
+        raise EpisodeError(f"episode {episode}: {path} holds no frames{begin}")
+    if part and not np.allclose(shown, part[: len(shown)], rtol=0, atol=SAME_TIME):
+        raise EpisodeError(
+            f"episode {episode}: {path} shows other frames than its index lists, from "
+            f"{part[0]:g} s on; it is damaged, copy or export it again"
+        )
+    repeated = num_repeated / max(1, len(shown) - 1)
+    return FramesRead(np.stack(kept), np.array(shown, dtype=np.float64), repeated)
 
 
 def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
@@ -199,8 +223,7 @@ def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
         EpisodeError: It is missing, unreadable or no video.
     """
     try:
-        with av.open(str(path)) as container:
-            _check_container(container, f"{where}: {path}")
+        with _opened(path, where) as container:
             stream = container.streams.video[0]
             rate = round(float(stream.average_rate or 0), 3)
             # Some containers do not say how many frames they hold.
@@ -208,6 +231,45 @@ def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
             return num_frames, rate, (stream.height, stream.width)
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(f"{where}: {path} cannot be read: {error}") from error
+
+
+def index_frames(path: Path, where: str) -> FrameIndex:
+    """When every frame of a video file is shown, without decoding it.
+
+    Args:
+        path: Video file.
+        where: Episode, for messages.
+
+    Raises:
+        EpisodeError: It is missing, unreadable, no video, or does not say when frames are shown.
+    """
+    if not path.is_file():
+        raise EpisodeError(f"{where}: video {path} is missing")
+    try:
+        with _opened(path, where) as container:
+            stream = container.streams.video[0]
+            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+            unit = stream.time_base
+            if not packets or unit is None or any(p.pts is None for p in packets):
+                raise EpisodeError(f"{where}: {path} does not say when its frames are shown")
+            shown = np.array([p.pts for p in packets], dtype=np.int64)
+            order = np.argsort(shown, kind="stable")
+            return FrameIndex(
+                times=shown[order].astype(np.float64) * float(unit),
+                is_key=np.array([p.is_keyframe for p in packets])[order],
+                is_delayed=bool(packets[0].dts == 0 < shown.min() and (np.diff(shown) < 0).any()),
+            )
+    except (av.FFmpegError, OSError) as error:
+        raise EpisodeError(f"{where}: {path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path, where: str) -> Iterator[Any]:
+    """An open video file; raises what :func:`_check_container` does."""
+    refuse_pointer(path, EpisodeError, f"{where}: ")
+    with av.open(str(path)) as container:
+        _check_container(container, f"{where}: {path}")
+        yield container
 
 
 def _check_container(container: Any, where: str) -> None:
@@ -222,20 +284,16 @@ def _check_container(container: Any, where: str) -> None:
 
 
 def check_size(height: int, width: int, where: str) -> None:
-    """Refuse a picture that is too large to be one of a robot's: it would fill the memory.
+    """Refuse a picture without pixels, or with more than a robot's has: it would fill the memory.
 
     Raises:
-        EpisodeError: It is.
+        EpisodeError: It is such a picture.
     """
-    if height * width > LARGEST_PICTURE:
+    if not 0 < height * width <= LARGEST_PICTURE:
         raise EpisodeError(
             f"{where} has pictures of {height} × {width} pixels; at most {LARGEST_PICTURE:,} "
             "pixels are read"
         )
-
-
-def _at(start: float | None) -> str:
-    return "" if start is None else f" from {start:g} s on"
 
 
 def _from(container: Any, stream: Any, start: float) -> Iterator[av.VideoFrame]:
@@ -244,18 +302,16 @@ def _from(container: Any, stream: Any, start: float) -> Iterator[av.VideoFrame]:
     Containers are searched by decoding time, so a key frame that is found may be *shown* after the
     wanted frame; then an earlier one is tried, at last the beginning.
     """
-    period = 1 / float(stream.average_rate or 30)
-    earliest = start - period / 2
     for margin in SEEK_MARGINS:
         place = max(0.0, start - margin)
         container.seek(round(place / stream.time_base), stream=stream)
         frames = container.decode(stream)
         num_before = 0
         for frame in frames:
-            if frame.time is None or frame.time < earliest:
+            if frame.time is None or frame.time < start - SAME_TIME:
                 num_before += 1
                 continue
-            if frame.time < earliest + period:
+            if frame.time < start + SAME_TIME:
                 yield frame
                 yield from frames
                 return

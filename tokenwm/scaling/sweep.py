@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from tokenwm.data.manifest import Manifest
-from tokenwm.data.strict import build
+from tokenwm.data.strict import build, parse_yaml
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.flops import FlopCount, world_model_flops
 from tokenwm.scaling.number import number
@@ -260,7 +260,7 @@ def load_sweep(path: Path | str) -> Sweep:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
         sweep: Sweep = build(Sweep, values, allow_defaults=True)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SweepError(f"{path} cannot be read as a sweep file: {error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 from tokenwm.data.episode import Episode
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.recipe import Recipe, SplitConfig
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.errors import EpisodeError
 
 SIZE = 8
@@ -49,6 +49,9 @@ class CheapSource:
             EpisodeRef(key=f"e{index:04d}", index=index, num_rows=rows)
             for index in range(self.config.num_episodes)
         ]
+
+    def gaps(self) -> Sequence[Gap]:
+        return ()
 
     def load(self, ref: EpisodeRef) -> Episode:
         config = self.config

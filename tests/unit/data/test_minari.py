@@ -145,8 +145,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     write(combined, [6])
     with h5py.File(combined / "data" / "main_data.hdf5", "a") as file:
         file["episode_1"] = h5py.ExternalLink(str(inner), "/episode_0")
-    with pytest.raises(SourceError, match="episode_1 is a link"):
-        open_source("minari", combined)
+    source = open_source("minari", combined)
+    refs = source.episodes()
+    assert source.load(refs[0]).num_steps == 7
+    with pytest.raises(EpisodeError, match="episode_1 is a link"):
+        source.load(refs[1])
     linked = tmp_path / "linked" / "data"
     linked.mkdir(parents=True)
     (linked / "main_data.hdf5").symlink_to(inner)

@@ -16,7 +16,7 @@ from tokenwm.data.quality import QualityConfig
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef
 from tokenwm.data.sources.frames import ArrayFrames, EncodedFrames, VideoFrames
 from tokenwm.data.sources.recording import Recording, to_episode
-from tokenwm.data.video import FrameResizer, read_frames
+from tokenwm.data.video import FrameResizer, index_frames, read_frames
 from tokenwm.errors import EpisodeError
 
 SIZE = 8
@@ -170,8 +170,10 @@ def test_a_part_of_a_video_is_exact_wherever_its_key_frames_are(
     resizer = FrameResizer(SIZE, SIZE, "crop")
     whole, whole_times, _ = read_frames(path, step=1, resizer=resizer, episode="e")
     np.testing.assert_allclose(whole.mean(axis=(1, 2, 3)), 10 + 4 * np.arange(60), atol=3)
+    index = index_frames(path, "e")
+    np.testing.assert_allclose(index.times, whole_times)
     frames, times, _ = read_frames(
-        path, step=1, resizer=resizer, episode="e", start=start / fps, num_frames=count
+        path, step=1, resizer=resizer, episode="e", times=index.times[start : start + count]
     )
     shown = slice(start, start + count)
     np.testing.assert_array_equal(frames, whole[shown])
@@ -186,8 +188,7 @@ def test_a_part_beyond_the_end_of_a_video(tmp_path: Path) -> None:
             step=1,
             resizer=FrameResizer(SIZE, SIZE, "crop"),
             episode="e",
-            start=2.0,
-            num_frames=3,
+            times=np.array([2.0, 2.1, 2.2]),
         )
 
 

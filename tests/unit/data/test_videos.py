@@ -173,7 +173,7 @@ def test_what_costs_an_episode(tmp_path: Path) -> None:
     for key, message in (
         ("e1", "e1.mp4 cannot be read"),
         ("e2", "e2 has no table, and others have"),
-        ("e3", r"action is float64\(5, 2\) for 8 observations"),
+        ("e3", r"video of video \(.*e3\.mp4\) is too long, it holds 8 frames and the table 5 rows"),
         ("e4", "no column 'state'"),
         ("e5", "e5.csv cannot be read"),
         ("e6", "is no video file"),
@@ -194,8 +194,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     (folder / "a.mp4").unlink()
     for suffix in ("mp4", "mkv"):
         write_video(folder / f"a.{suffix}", 8, 10)
-    with pytest.raises(SourceError, match="are of one episode and camera"):
-        open_source("videos", folder)
+    source = open_source("videos", folder)
+    with pytest.raises(EpisodeError, match="several videos are of this episode and of video"):
+        source.load(source.episodes()[0])
     (folder / "a.mkv").unlink()
     huge = pyarrow.table({"action": pyarrow.array(np.zeros(2**26 + 1, np.int8))})
     pyarrow.parquet.write_table(huge, folder / "a.parquet")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tokenwm.data.manifest import Excluded, Manifest
+from tokenwm.data.manifest import GAPS, Excluded, Manifest
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report.summary import Measured
 from tokenwm.data.sources import PHASE
@@ -54,6 +54,7 @@ def find(
 ) -> list[Finding]:
     """Everything that deserves attention, the worst first."""
     found = [
+        *_not_there(manifest),
         *_left_out([item.key for item in excluded_recordings(manifest)]),
         *_duplicates(manifest, summary),
         *_lag(summary),
@@ -65,18 +66,21 @@ def find(
     return sorted(found, key=lambda finding: finding.level != "wrong")
 
 
-def verdict(num_kept: int, num_excluded: int, findings: Sequence[Finding]) -> str:
+def verdict(
+    num_kept: int, num_excluded: int, findings: Sequence[Finding], num_missing: int = 0
+) -> str:
     """The first sentence of the page: is the data fine?
 
     Args:
         num_kept: Recordings in the dataset.
         num_excluded: Recordings that were left out.
         findings: What deserves attention.
+        num_missing: Recordings that the source declares and does not hold.
     """
     wrong = sum(finding.level == "wrong" for finding in findings)
     look = len(findings) - wrong
-    total = num_kept + num_excluded
-    inside = f"{num_kept:,} of {count(total, 'episode')} are in" if num_excluded else ""
+    total = num_kept + num_excluded + num_missing
+    inside = f"{num_kept:,} of {count(total, 'episode')} are in" if total > num_kept else ""
     inside = inside or (f"All {num_kept:,} episodes are in" if total > 1 else "The episode is in")
     if not findings:
         return f"{inside}, and nothing looks wrong."
@@ -111,6 +115,17 @@ def dimension(manifest: Manifest, field: str, index: int) -> str:
     """The name of a dimension, else ``action[3]``."""
     names = manifest.features[field].names if field in manifest.features else ()
     return names[index] if index < len(names) else f"{field}[{index}]"
+
+
+def _not_there(manifest: Manifest) -> Iterator[Finding]:
+    for gap in manifest.extra.get(GAPS, []):
+        yield Finding(
+            rule="declared",
+            level="wrong",
+            text=f"The source declares what it does not hold: {gap['text']}.",
+            remedy="Copy or download the rest, or mend what the source says about itself, then "
+            "prepare the dataset again.",
+        )
 
 
 def _left_out(keys: Sequence[str]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenwm
-from tokenwm.data.manifest import SPLITS, Manifest
+from tokenwm.data.manifest import GAPS, SPLITS, Manifest
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report import findings as finding
 from tokenwm.data.quality_report.page import page
@@ -48,11 +48,12 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
     summary = summarize(reader, measured, config.near_duplicate)
     found = finding.find(manifest, summary, measured, config)
     excluded = finding.excluded_recordings(manifest)
+    num_missing = sum(gap["num_missing"] for gap in manifest.extra.get(GAPS, []))
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "tool": f"tokenwm {tokenwm.__version__}",
         "name": manifest.name,
-        "verdict": finding.verdict(summary["recordings"], len(excluded), found),
+        "verdict": finding.verdict(summary["recordings"], len(excluded), found, num_missing),
         "findings": [item.to_dict() for item in found],
         "rules": outcomes(manifest, summary, measured, config),
         "excluded": [{"key": item.key, "reason": item.reason} for item in excluded],
@@ -105,7 +106,7 @@ def read(folder: Path | str) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(read_bytes(open_folder(folder), REPORT_NAME))
         version = report["schema_version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read ({error}); prepare the dataset again") from error
     if version != SCHEMA_VERSION:
         raise ShardError(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenwm.data.manifest import Manifest
+from tokenwm.data.manifest import GAPS, Manifest
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report.findings import count, dimension
 from tokenwm.data.quality_report.summary import Measured
@@ -26,7 +26,9 @@ class Rule:
 
 
 RULES = (
+    Rule(title="all there that the source declares", failing="reported"),
     Rule(title="files whole, video as long as its table", failing="left out"),
+    Rule(title="rows without a picture at the end", key="allow_short_video", failing="left out"),
     Rule(title="no NaN, infinity or missing value", failing="left out"),
     Rule(title="fixed rate", key="timestamp_tolerance", failing="left out"),
     Rule(title="shortest episode, steps", key="min_steps", failing="left out"),
@@ -66,9 +68,14 @@ def outcomes(
     constant = {i for m in measured.values() if m["state"] for i in m["state"]["constant"]}
     equal, near = summary["duplicates"]["equal"], summary["duplicates"]["near"]
     lengths = [episode.num_steps for episode in manifest.episodes]
+    short = sum(bool(m.get("rows_without_picture")) for m in measured.values())
     texts = {
+        "all there that the source declares": f"{len(manifest.extra.get(GAPS, []))} difference(s)"
+        if manifest.extra.get(GAPS)
+        else "yes",
         "timestamp_tolerance": most("time_deviation", " s"),
         "min_steps": f"shortest has {min(lengths)}",
+        "allow_short_video": f"{short} episode(s) shortened" if short else "none",
         "max_frozen_seconds": most("frozen", " s"),
         "max_spike": most("spike"),
         "max_state_step": most("step"),

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import Episode
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.video import Resize
-from tokenwm.errors import EpisodeError, RecipeError
+from tokenwm.errors import EpisodeError, RecipeError, TokenwmError
 
 SOURCES: dict[str, str] = {
     "lerobot": "tokenwm.data.sources.lerobot:LeRobotConfig",
@@ -63,6 +64,7 @@ class EpisodeRef:
         num_rows: Rows the source declares, at its own rate; None if unknown.
         task: What the robot was asked to do; may be empty.
         phase: Row at which downsampling begins, in ``[0, num_phases)`` of the source.
+        split: ``train``, ``val`` or ``test`` if the source says which one it is for; else empty.
     """
 
     key: str
@@ -70,6 +72,7 @@ class EpisodeRef:
     num_rows: int | None = None
     task: str = ""
     phase: int = 0
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class SourceDescription:
         state_units: Units of the state in words, or empty.
         action_units: Units of the action in words, or empty.
         num_actions: Number of discrete actions; None if continuous or unknown.
+        licence: Licence that the data states; empty if none.
     """
 
     state_names: tuple[str, ...] = ()
@@ -89,6 +93,24 @@ class SourceDescription:
     state_units: str = ""
     action_units: str = ""
     num_actions: int | None = None
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """A difference between what a dataset declares and what is there.
+
+    Gaps are of the dataset as a whole; an episode that is listed and cannot be used has a reason of
+    its own, see :class:`~tokenwm.errors.EpisodeError`.
+
+    Attributes:
+        text: What is declared where, and what is there: one sentence without a full stop.
+        num_missing: Episodes that are not there, as far as that is known; each counted once over
+            all gaps.
+    """
+
+    text: str
+    num_missing: int = 0
 
 
 class Source(Protocol):
@@ -103,6 +125,9 @@ class Source(Protocol):
 
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""
+
+    def gaps(self) -> Sequence[Gap]:
+        """What the source declares and does not hold; empty if all is there."""
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.
@@ -132,6 +157,19 @@ class LoadsTogether(Protocol):
         """Load some: each the same as by itself, or why it cannot be used."""
 
 
+def load_one(source: Source, ref: EpisodeRef) -> Episode | EpisodeError:
+    """An episode, or the reason why it cannot be used, whatever that is.
+
+    Raises:
+        TokenwmError: The source, or the recipe, is not as it should be.
+    """
+    try:
+        with costs_one_episode(ref.key, passing=TokenwmError):
+            return source.load(ref)
+    except EpisodeError as error:
+        return error
+
+
 def load_each(source: Source, refs: Sequence[EpisodeRef]) -> Iterator[Episode | EpisodeError]:
     """Load episodes in order, several at once where the source can; a bad one is its error."""
     together = source.num_together if isinstance(source, LoadsTogether) else 1
@@ -139,11 +177,8 @@ def load_each(source: Source, refs: Sequence[EpisodeRef]) -> Iterator[Episode | 
         group = refs[start : start + together]
         if isinstance(source, LoadsTogether) and len(group) > 1:
             yield from source.load_together(group)
-            continue
-        try:
-            yield source.load(group[0])
-        except EpisodeError as error:
-            yield error
+        else:
+            yield load_one(source, group[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +189,11 @@ class Recognised:
         config: Options with which the reader opens it.
         rate: Rows per second, Hz; None where the format does not record it.
         facts: What else is plain, in words: name of the fact → the fact.
-        licence: Licence that the data states; empty if none.
     """
 
     config: "SourceConfig"
     rate: float | None
     facts: Mapping[str, str] = field(default_factory=dict)
-    licence: str = ""
 
 
 class SourceConfig(Protocol):

@@ -5,8 +5,9 @@ None of them says which array holds pictures and few say how many rows a second 
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,18 @@ from tokenwm.errors import EpisodeError, RecipeError
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
 MAX_ROWS = 10**6
 """Of one episode: nine hours at 30 Hz. A small file can claim any number of rows."""
 MAX_NUMBERS = 2**26
 """Of one array of numbers over one episode."""
 MAX_WIDTH = 4096
 """Numbers in a row from which on an array of several axes is a map (depth), not a state."""
+FREE_BYTES, MAX_EXPANSION = 64 * 2**20, 2000
+"""What a file may claim beyond what it holds: deflate makes 1 byte of 1,032 at most."""
+LOOKED_AT = 8
+"""Episodes of which columns are taken, so that one odd episode does not decide for all."""
 SMALLEST_PICTURE = 8
 """Pixels; a smaller array of bytes is no picture."""
 
@@ -97,6 +104,48 @@ def check_claims(shape: tuple[int, ...], where: str) -> None:
             f"{where} claims the shape {shape}; expected at most {MAX_ROWS:,} rows and "
             f"{MAX_NUMBERS:,} numbers"
         )
+
+
+def check_expansion(claimed: int, stored: int, where: str, free: int = FREE_BYTES) -> None:
+    """Check how many bytes a file makes of those it holds, before memory is taken for them.
+
+    Args:
+        claimed: Bytes that it makes of them.
+        stored: Bytes that it holds.
+        where: The file, for messages.
+        free: Bytes that are believed of any file.
+
+    Raises:
+        EpisodeError: They are so many that the claim must be wrong.
+    """
+    most = free + MAX_EXPANSION * stored
+    if claimed > most:
+        raise EpisodeError(
+            f"{where} claims {claimed:,} bytes, of which the file holds {stored:,}; at most "
+            f"{most:,} are believed. If it is right, store it without compression"
+        )
+
+
+def spread(items: Sequence[Item]) -> list[Item]:
+    """The first item, and some others evenly spread behind it; at most :data:`LOOKED_AT`."""
+    places = np.linspace(0, len(items) - 1, min(LOOKED_AT, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def usual_columns(of_episodes: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
+    """The columns that at least half of some episodes have, each as most of them have it.
+
+    Where several descriptions are as frequent, the first one is taken.
+    """
+    found: dict[str, list[Column]] = {}
+    for columns in of_episodes:
+        for name, column in columns.items():
+            found.setdefault(name, []).append(column)
+    return {
+        name: max(columns, key=columns.count)
+        for name, columns in found.items()
+        if 2 * len(columns) >= len(of_episodes)
+    }
 
 
 def as_numbers(values: NDArray[Any], num_rows: int | None, where: str) -> NDArray[Any]:

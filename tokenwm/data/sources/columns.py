@@ -28,6 +28,10 @@ ACTION = ("action", "actions")
 STATE = ("state", "states", "proprio")
 REWARD = ("reward", "rewards")
 NOT_OBSERVED = ("next", *ACTION)
+LONGEST_CAMERA = 40
+"""Characters of our name of a camera, which becomes part of file names."""
+MOST_ACTIONS = 2**20
+"""Ids of discrete actions: each is a token and is counted."""
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -91,6 +95,8 @@ class RecordedConfig:
         reward: Column with the reward, or null.
         state_units: Units of the state in words, stored with the data.
         action_units: Units of the action in words, stored with the data.
+        num_actions: Number of discrete actions, whose ids are in ``[0, num_actions)``; null takes
+            as many as the data shows.
         hint: Where the data can be had; shown if it is not there.
     """
 
@@ -103,6 +109,7 @@ class RecordedConfig:
     reward: str | None = AUTO
     state_units: str = ""
     action_units: str = ""
+    num_actions: int | None = None
     hint: str = ""
 
     def __post_init__(self) -> None:
@@ -110,9 +117,15 @@ class RecordedConfig:
             raise RecipeError("cameras is empty and state is null; at least one of them is needed")
         if not self.action:
             raise RecipeError("action is empty; name a column, or leave it out to have it found")
+        if self.num_actions is not None and not 1 <= self.num_actions <= MOST_ACTIONS:
+            raise RecipeError(
+                f"num_actions is {self.num_actions:,}; expected 1 to {MOST_ACTIONS:,}, or null"
+            )
         for camera in () if isinstance(self.cameras, str) else self.cameras:
-            if not NAME_PATTERN.fullmatch(camera):
-                raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
+            if not NAME_PATTERN.fullmatch(camera) or len(camera) > LONGEST_CAMERA:
+                raise RecipeError(
+                    f"cameras.{camera}: at most {LONGEST_CAMERA} letters, digits, '_' and '-' only"
+                )
 
     def find(self, folder: Path | None, layout: str) -> Path:
         """The file or folder that ``path`` means.
@@ -207,7 +220,9 @@ def concatenate(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDA
     Returns:
         ``(N, width)``; one column keeps its type.
     """
-    flat = [arrays[name].reshape(len(arrays[name]), -1) for name in names]
+    flat = [
+        arrays[name].reshape(len(arrays[name]), math.prod(arrays[name].shape[1:])) for name in names
+    ]
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
@@ -228,7 +243,7 @@ def camera_names(columns: Iterable[str]) -> dict[str, str]:
         [_plain(_parts(name)[-1]) for name in columns],
         [_plain(name) for name in columns],
     ):
-        if len(set(ours)) == len(columns):
+        if len(set(ours)) == len(columns) and all(len(name) <= LONGEST_CAMERA for name in ours):
             return dict(zip(ours, columns, strict=True))
     return {f"camera_{index}": name for index, name in enumerate(columns)}
 

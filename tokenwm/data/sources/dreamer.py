@@ -10,8 +10,9 @@ Chunks ``{time}-{uuid}-{successor}-{length}.npz`` form one stream per environmen
 successor, and an episode begins where ``is_first`` is set, anywhere in a chunk.
 """
 
+import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
-from tokenwm.data.sources.arrays import RatedConfig, as_numbers, check_claims
-from tokenwm.data.sources.columns import names_of
+from tokenwm.data.sources.arrays import (
+    RatedConfig,
+    as_numbers,
+    check_claims,
+    spread,
+    usual_columns,
+)
+from tokenwm.data.sources.columns import Column, names_of
 from tokenwm.data.sources.frames import StoredFrames
 from tokenwm.data.sources.npz import Header, columns_of, read_arrays, read_headers
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
@@ -38,8 +46,6 @@ LAYOUT = (
 CHUNK = re.compile(r"[A-Za-z0-9]+-(?P<uuid>[A-Za-z0-9]+)-(?P<next>[A-Za-z0-9]+)-(?P<length>\d+)")
 FIRST, TERMINAL, DISCOUNT = "is_first", "is_terminal", "discount"
 MARKS = (FIRST, TERMINAL, DISCOUNT)
-LOOKED_AT = 8
-"""Files from which the convention is guessed."""
 
 Convention = Literal["after", "before"]
 
@@ -68,8 +74,8 @@ class DreamerConfig(RatedConfig):
             SourceError: A file is a link that leads out of the folder.
         """
         paths = _files(path)
-        headers = _first_headers(paths)
-        if "action" not in headers or not any(mark in headers for mark in MARKS):
+        columns = _columns(paths)
+        if "action" not in columns or not any(mark in columns for mark in MARKS):
             return None
         chained = _chained(paths)
         hint = None if chained else _hint(paths)
@@ -98,11 +104,15 @@ class DreamerConfig(RatedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Rows of one file; ``stop`` is None for all from ``start`` on."""
+    """Rows of one file; ``stop`` is None for all from ``start`` on.
+
+    With a problem: a file of which is not known what episodes it holds.
+    """
 
     path: Path
     start: int = 0
     stop: int | None = None
+    problem: str = ""
 
 
 class DreamerSource(RecordedSource):
@@ -111,8 +121,8 @@ class DreamerSource(RecordedSource):
     def __init__(self, config: DreamerConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
         self.paths = _files(folder)
-        headers = _first_headers(self.paths)
-        if not headers:
+        columns = _columns(self.paths)
+        if not columns:
             raise SourceError(f"{folder} holds no NPZ file that can be read; {LAYOUT}")
         chained = _chained(self.paths)
         self.pieces = _cut(self.paths) if chained else [(Piece(path=p),) for p in self.paths]
@@ -126,9 +136,9 @@ class DreamerSource(RecordedSource):
             )
         self.convention = config.action_convention or "after"
         self.one_hot = config.one_hot
-        self.mark = next((mark for mark in (TERMINAL, DISCOUNT) if mark in headers), None)
+        self.mark = next((mark for mark in (TERMINAL, DISCOUNT) if mark in columns), None)
         rate = config.rows_per_second(None, str(folder))
-        columns = {n: c for n, c in columns_of(headers).items() if n not in (FIRST, "is_last")}
+        columns = {n: c for n, c in columns.items() if n not in (FIRST, "is_last")}
         super().__init__(config, columns, str(folder), episode_format, rate)
 
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -142,9 +152,11 @@ class DreamerSource(RecordedSource):
             EpisodeError: A file is damaged, or arrays are missing or differ in length.
         """
         pieces = self.pieces[ref.index]
+        if pieces[0].problem:
+            raise EpisodeError(f"episode {ref.key}: {pieces[0].problem}")
         names = list(dict.fromkeys((*self.numbers, *names_of(self.mark))))
-        for piece in pieces:
-            _check_lengths(piece, [*names, *self.cameras.values()])
+        cameras = list(self.cameras.values())
+        headers = [_check_lengths(piece, [*names, *cameras]) for piece in pieces]
         arrays = _read(pieces, names)
         num_rows = len(next(iter(arrays.values())))
         for name, array in arrays.items():
@@ -165,10 +177,15 @@ class DreamerSource(RecordedSource):
             reward=None if reward is None else reward[1:],
             terminated=terminated,
             frames={
-                camera: StoredFrames(open=partial(_open_images, pieces, name), name=name)
+                camera: StoredFrames(
+                    open=partial(_open_images, pieces, name),
+                    name=name,
+                    shape=(num_rows, *headers[0][name].shape[1:]),
+                    dtype=headers[0][name].dtype,
+                )
                 for camera, name in self.cameras.items()
             },
-            metadata={"file": pieces[0].path.name},
+            metadata={"file": writable(pieces[0].path.name)},
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -185,14 +202,13 @@ def _files(folder: Path) -> list[Path]:
     return [inside(folder, path) for path in sorted(folder.glob("*.npz"))]
 
 
-def _first_headers(paths: Sequence[Path]) -> dict[str, Header]:
-    """Headers of the first file that can be read."""
-    for path in paths[:LOOKED_AT]:
-        try:
-            return read_headers(path)
-        except EpisodeError:
-            continue
-    return {}
+def _columns(paths: Sequence[Path]) -> dict[str, Column]:
+    """What most of some files hold, of those that can be read."""
+    found = []
+    for path in spread(paths):
+        with contextlib.suppress(EpisodeError):
+            found.append(columns_of(read_headers(path)))
+    return usual_columns(found)
 
 
 def _chained(paths: Sequence[Path]) -> bool:
@@ -243,11 +259,11 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
     current: list[Piece] = []
     for path in chain:
         try:
-            is_first = read_arrays(path, [FIRST])[FIRST]
-        except EpisodeError:
+            is_first = _marks(path)
+        except EpisodeError as error:
             if current:
                 yield tuple(current)
-            yield (Piece(path=path),)
+            yield (Piece(path=path, problem=str(error)),)
             current = []
             continue
         edges = [*map(int, np.flatnonzero(is_first)), len(is_first)]
@@ -261,6 +277,14 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
         yield tuple(current)
 
 
+def _marks(path: Path) -> NDArray[Any]:
+    """Where episodes begin in a chunk."""
+    is_first = read_arrays(path, [FIRST])[FIRST]
+    if is_first.ndim != 1 or not len(is_first) or is_first.dtype.kind not in "biuf":
+        raise EpisodeError(f"{path}: {FIRST} is {is_first.dtype}{is_first.shape}; expected rows")
+    return is_first
+
+
 def _read(pieces: Sequence[Piece], names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Arrays over the rows of an episode."""
     parts = [(piece, read_arrays(piece.path, names)) for piece in pieces]
@@ -270,16 +294,22 @@ def _read(pieces: Sequence[Piece], names: Iterable[str]) -> dict[str, NDArray[An
     }
 
 
-def _check_lengths(piece: Piece, names: Iterable[str]) -> None:
-    """Check that arrays of a file have as many rows as each other and as its name says."""
+def _check_lengths(piece: Piece, names: Sequence[str]) -> Mapping[str, Header]:
+    """The headers of a file whose arrays have as many rows as each other and as its name says."""
     headers = read_headers(piece.path)
-    lengths = {name: headers[name].shape[:1] for name in names if name in headers}
+    missing = [name for name in names if name not in headers]
+    if missing:
+        raise EpisodeError(f"{piece.path} has no array {missing[0]!r}; it has {', '.join(headers)}")
+    lengths = {name: headers[name].shape[:1] for name in names}
     name = CHUNK.fullmatch(piece.path.stem)
     if name:
         lengths["the file's name"] = (int(name["length"]),)
     if len(set(lengths.values())) > 1 or () in lengths.values():
-        told = ", ".join(f"{name}: {rows}" for name, (rows, *_) in lengths.items())
+        told = ", ".join(
+            f"{name}: {rows[0] if rows else 'no rows'}" for name, rows in lengths.items()
+        )
         raise EpisodeError(f"{piece.path}: arrays differ in length, {told}")
+    return headers
 
 
 @contextmanager
@@ -298,7 +328,7 @@ def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
 
 
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
-    for path in paths[:LOOKED_AT]:
+    for path in spread(paths):
         try:
             action = read_arrays(path, ["action"])["action"]
         except EpisodeError:

@@ -30,11 +30,12 @@ IMAGE_CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
 class Frames(Protocol):
     """The pictures of one camera over one recording."""
 
-    def check(self, episode: str) -> None:
+    def check(self, episode: str, num_rows: int) -> None:
         """See without decoding whether the pictures are there.
 
         Args:
             episode: Key of the episode, for messages.
+            num_rows: Pictures that there should be.
 
         Raises:
             EpisodeError: They plainly are not.
@@ -77,20 +78,15 @@ class ArrayFrames:
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
     ) -> FramesRead:
         """See :meth:`Frames.read`."""
-        self.check(episode)
+        self.check(episode, num_rows)
         images = itertools.islice(self._images(first, step), len(range(first, num_rows, step)))
         kept = [resizer.resize_image(image) for image in images]
         return FramesRead(_stacked(kept, self.name, episode), np.full(len(self.images), np.nan))
 
-    def check(self, episode: str) -> None:
+    def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
-        shape, dtype = tuple(self.images.shape), np.dtype(self.images.dtype)
-        if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
-            raise EpisodeError(
-                f"episode {episode}: {self.name} is {dtype}{shape}; expected uint8 "
-                "(N, H, W, 3), (N, H, W, 1) or (N, H, W)"
-            )
-        check_size(shape[1], shape[2], f"episode {episode}: {self.name}")
+        where = f"episode {episode}: {self.name}"
+        check_pictures(tuple(self.images.shape), np.dtype(self.images.dtype), num_rows, where)
 
     def _images(self, first: int, step: int) -> Iterator[NDArray[np.uint8]]:
         size = int(np.prod(self.images.shape[1:]))
@@ -108,13 +104,18 @@ class StoredFrames:
     Attributes:
         open: Opens it; gives what :class:`ArrayFrames` takes, or raises an EpisodeError.
         name: What it is called in the source, for messages.
+        shape: Shape of the array, as the file says.
+        dtype: Its type.
     """
 
     open: Callable[[], AbstractContextManager[Any]]
     name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
-    def check(self, episode: str) -> None:
-        """A reader has seen that the array is there."""
+    def check(self, episode: str, num_rows: int) -> None:
+        """See :meth:`Frames.check`."""
+        check_pictures(self.shape, self.dtype, num_rows, f"episode {episode}: {self.name}")
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
@@ -144,8 +145,10 @@ class EncodedFrames:
     images: Sequence[bytes]
     name: str
 
-    def check(self, episode: str) -> None:
-        """Nothing shows without decoding."""
+    def check(self, episode: str, num_rows: int) -> None:
+        """See :meth:`Frames.check`; that they are pictures shows only when they are decoded."""
+        if not self.images:
+            raise EpisodeError(f"episode {episode}: {self.name} holds no pictures")
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
@@ -167,15 +170,13 @@ class VideoFrames:
 
     Attributes:
         path: The file.
-        start: Presentation time of the first picture of the part, seconds; None for all of it.
-        num_frames: Pictures of the part; None for all of it.
+        times: Presentation time of each picture of the part, seconds; None for all of the file.
     """
 
     path: Path
-    start: float | None = None
-    num_frames: int | None = None
+    times: NDArray[np.float64] | None = None
 
-    def check(self, episode: str) -> None:
+    def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
         if not self.path.is_file():
             raise EpisodeError(f"episode {episode}: video {self.path} is missing")
@@ -191,9 +192,23 @@ class VideoFrames:
             num_rows=num_rows,
             resizer=resizer,
             episode=episode,
-            start=self.start,
-            num_frames=self.num_frames,
+            times=self.times,
         )
+
+
+def check_pictures(shape: tuple[int, ...], dtype: np.dtype[Any], num_rows: int, where: str) -> None:
+    """Check what an array of pictures says about itself, before memory is taken for it.
+
+    Raises:
+        EpisodeError: It is no such array, or claims more pictures than there are rows.
+    """
+    if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
+        raise EpisodeError(
+            f"{where} is {dtype}{shape}; expected uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W)"
+        )
+    check_size(shape[1], shape[2], where)
+    if shape[0] > num_rows:
+        raise EpisodeError(f"{where} holds {shape[0]:,} pictures for {num_rows:,} rows")
 
 
 def decode_image(content: bytes, where: str) -> av.VideoFrame:

@@ -24,7 +24,7 @@ from tokenwm.data.environments import (
 )
 from tokenwm.data.episode import NAME_PATTERN, Episode
 from tokenwm.data.policies import READ_THE_SIMULATOR, get_policy, get_start
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.sources.gymnasium_recorder import EpisodeRecorder, record, record_together
 from tokenwm.errors import EpisodeError, RecipeError
 
@@ -170,6 +170,10 @@ class GymnasiumSource:
             EpisodeRef(key=f"episode_{index:06d}", index=index, task=self.config.task)
             for index in range(self.config.num_episodes)
         ]
+
+    def gaps(self) -> Sequence[Gap]:
+        """None: a simulator gives what is asked for."""
+        return ()
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Record one episode.

@@ -5,7 +5,8 @@ virtual datasets and object references. Each is refused.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.sources.arrays import as_numbers, check_claims, column_of
+from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.sources.arrays import (
+    as_numbers,
+    check_claims,
+    check_expansion,
+    column_of,
+    spread,
+    usual_columns,
+)
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.frames import StoredFrames
 from tokenwm.errors import EpisodeError, SourceError, TokenwmError
@@ -49,6 +58,7 @@ def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[A
         raise SourceError(
             f"{path} needs h5py, which cannot be imported ({missing}); pip install 'tokenwm[hdf5]'"
         ) from missing
+    refuse_pointer(path, error)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -115,7 +125,77 @@ def arrays_in(group: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def columns_in(arrays: Mapping[str, Any]) -> dict[str, Column]:
+RowCount = int | EpisodeError | None
+"""Rows of actions of an episode, why they cannot be read, or None if it has no such array."""
+
+
+def count_rows(file: Any, path: str) -> RowCount:
+    """Count the rows of an array, or of the first one in a group of arrays."""
+    import h5py
+
+    try:
+        array = member(file, path)
+        for _ in range(MAX_DEPTH):
+            if not isinstance(array, h5py.Group) or not len(array):
+                break
+            array = member(array, next(iter(array)))
+        if array is None:
+            return None
+        if not isinstance(array, h5py.Dataset) or not array.shape:
+            return EpisodeError(f"{file.filename}: {path} has no rows")
+        return len(array)
+    except EpisodeError as error:
+        return error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        return EpisodeError(f"{file.filename}: {path} cannot be read: {error}")
+
+
+def check_usable(counts: Iterable[RowCount]) -> bool:
+    """Whether at least one episode has actions.
+
+    Raises:
+        EpisodeError: None has, and of one they cannot be read.
+    """
+    counts = list(counts)
+    problem = next((count for count in counts if isinstance(count, EpisodeError)), None)
+    if problem is not None and not any(isinstance(count, int) for count in counts):
+        raise problem
+    return any(isinstance(count, int) for count in counts)
+
+
+def checked_count(count: RowCount, episode: str) -> int:
+    """The rows of actions of an episode.
+
+    Raises:
+        EpisodeError: They cannot be read, or there are none.
+    """
+    if isinstance(count, int):
+        return count
+    raise count or EpisodeError(f"episode {episode} has no array of actions")
+
+
+def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
+    """What the arrays of episodes with one row per step hold, as most of some episodes have it.
+
+    Args:
+        file: The file.
+        groups: Path of each episode.
+
+    Raises:
+        EpisodeError: Of all that were looked into: there are links in it, or it is absurdly large.
+    """
+    found, problem = [], None
+    for group in spread(groups):
+        try:
+            found.append(_columns_in(arrays_in(member(file, group))))
+        except EpisodeError as error:
+            problem = problem or error
+    if not found and problem is not None:
+        raise problem
+    return usual_columns(found)
+
+
+def _columns_in(arrays: Mapping[str, Any]) -> dict[str, Column]:
     """What arrays with one row per step hold; what has no rows is left out."""
     return {
         name: column_of(array.dtype, tuple(array.shape[1:]))
@@ -139,6 +219,7 @@ def read_numbers(group: Any, name: str, num_rows: int | None, episode: str) -> N
     array = _array(group, name, episode)
     where = f"episode {episode}: {name}"
     check_claims(array.shape, where)
+    _check_stored(array, where)
     if array.dtype.kind not in "biuf":
         raise EpisodeError(f"{where} holds {array.dtype}; expected numbers")
     return as_numbers(np.asarray(array[()]), num_rows, where)
@@ -154,10 +235,18 @@ def stored_frames(group: Any, name: str, episode: str, last: str | None = None) 
         last: Another array, of which the last picture follows those of the first.
 
     Raises:
-        EpisodeError: An array is missing.
+        EpisodeError: An array is missing, or claims far more than the file holds.
     """
-    places = [_array(group, item, episode).name for item in (name, last) if item is not None]
-    return StoredFrames(open=partial(_open_pictures, Path(group.file.filename), places), name=name)
+    arrays = [_array(group, item, episode) for item in (name, last) if item is not None]
+    for array in arrays:
+        _check_stored(array, f"episode {episode}: {name}")
+    first = arrays[0]
+    return StoredFrames(
+        open=partial(_open_pictures, Path(group.file.filename), [array.name for array in arrays]),
+        name=name,
+        shape=(first.shape[0] + len(arrays) - 1, *first.shape[1:]) if first.shape else (),
+        dtype=first.dtype,
+    )
 
 
 def text_of(attributes: Any, name: str) -> str:
@@ -187,6 +276,12 @@ def _array(group: Any, name: str, episode: str) -> Any:
     if not isinstance(array, h5py.Dataset):
         raise EpisodeError(f"episode {episode}: {group.file.filename} has no array {name!r} of it")
     return array
+
+
+def _check_stored(array: Any, where: str) -> None:
+    """Compare what an array, and a chunk of it, claims with what the file holds of it."""
+    claimed = max(math.prod(array.shape), math.prod(array.chunks or ())) * array.dtype.itemsize
+    check_expansion(claimed, array.id.get_storage_size(), where)
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tokenwm.data import quality
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.columns import RecordedConfig, names_of
 from tokenwm.data.sources.frames import EncodedFrames, VideoFrames
-from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow
+from tokenwm.data.sources.lerobot_clips import LeRobotClips
+from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow, Part
 from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
 from tokenwm.data.sources.lerobot_meta import read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
@@ -57,6 +57,10 @@ class LeRobotConfig(RecordedConfig):
             "robot": meta.robot,
             "indices": f"{first} to {last}" + (f", {gaps} missing" if gaps else ""),
         }
+        if meta.splits:
+            facts["splits"] = ", ".join(
+                f"{name} {part.start} to {part.stop - 1}" for name, part in meta.splits.items()
+            )
         return Recognised(config=cls(path=str(path)), rate=meta.rate, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "LeRobotSource":
@@ -77,6 +81,7 @@ class LeRobotSource(RecordedSource):
         super().__init__(config, self.meta.columns(), str(folder), episode_format, self.meta.rate)
         self._wanted = config.episodes
         self._files = LeRobotFiles(folder)
+        self._clips = LeRobotClips(self.meta)
         self._terminated_column = next(
             (name for name in TERMINATED_COLUMNS if name in self.columns), None
         )
@@ -101,17 +106,25 @@ class LeRobotSource(RecordedSource):
                 index=index,
                 num_rows=known[index].length,
                 task="; ".join(known[index].tasks),
+                split=self.meta.split(index),
             )
             for index in wanted
         ]
+
+    def gaps(self) -> Sequence[Gap]:
+        """What ``meta/`` declares and does not list, and what of it cannot be read."""
+        return self.meta.gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the rows of one episode, and say where its pictures are.
 
         Raises:
-            EpisodeError: A file is missing or damaged, or not as long as ``meta/`` says.
+            EpisodeError: A file is missing or damaged, or not as long as ``meta/`` says, or it is
+                not known which pictures are those of the episode.
         """
         row = self.meta.episodes[ref.index]
+        if row.problem:
+            raise EpisodeError(f"episode {ref.key}: {row.problem}")
         named = [*self.numbers, *names_of(self._terminated_column)]
         named += [name for name in (TIME, SUCCESS) if name in self.columns]
         images = [name for name in self.cameras.values() if self.columns[name].dtype == "image"]
@@ -146,15 +159,16 @@ class LeRobotSource(RecordedSource):
         )
 
     def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
-        part = row.video(feature)
+        part = row.videos.get(feature, Part(values={})) if self.meta.many_per_file else row.data
+        if not part.values:
+            raise EpisodeError(
+                f"episode {ref.key}: meta/episodes names no video of {feature} for it"
+            )
         only = sum(column.dtype == "video" for column in self.columns.values()) == 1
         path = self._files.find(self.meta.video_path, part, video_key=feature, only=only)
-        if part.start is None:
+        if not self.meta.many_per_file:
             return VideoFrames(path=path)
-        if part.stop is not None:
-            num_frames = round((part.stop - part.start) * self.rate)
-            quality.check_video_length(ref.key, feature, num_frames=num_frames, num_rows=row.length)
-        return VideoFrames(path=path, start=part.start, num_frames=row.length)
+        return VideoFrames(path=path, times=self._clips.times(ref, feature, part, path))
 
     def provenance(self) -> dict[str, Any]:
         """The path as the recipe gives it, and a SHA-256 over the files in ``meta/``."""

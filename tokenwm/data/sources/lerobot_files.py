@@ -12,7 +12,9 @@ import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.lerobot_episodes import Part
+from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.templates import fill
 from tokenwm.errors import EpisodeError
@@ -126,6 +128,7 @@ class LeRobotFiles:
         where = f"episode {episode}: {path}"
         if not path.is_file():
             raise EpisodeError(f"{where} is missing")
+        refuse_pointer(path, EpisodeError, f"episode {episode}: ")
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 present = file.schema_arrow.names
@@ -167,7 +170,7 @@ class LeRobotFiles:
                     f"{MAX_NUMBERS:,} are read"
                 )
             self._last = None  # not two at a time
-            self._last = (key, file.read_row_group(group, columns=names, use_threads=False))
+            self._last = (key, read_groups(file, [group], names, where))
         return self._last[1]
 
 

@@ -5,11 +5,12 @@ puts many episodes into one file and describes them in parquet files.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenwm.data.sources import Gap
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.lerobot_episodes import (
     LAYOUT,
@@ -18,7 +19,7 @@ from tokenwm.data.sources.lerobot_episodes import (
     EpisodeRow,
     read_object,
 )
-from tokenwm.data.sources.paths import checksum_of_sizes, read_small
+from tokenwm.data.sources.paths import checksum_of_sizes, inside, update_digest
 from tokenwm.data.sources.templates import check_template
 from tokenwm.errors import SourceError
 
@@ -34,6 +35,10 @@ VIDEO_PATHS = {
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
 LARGEST_RATE = 100_000.0
+MAX_NAMED = 1000
+"""Of more episodes than these the missing ones are counted and not named."""
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Name of a split in ``info.json`` → ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,8 @@ class LeRobotMeta:
         video_path: Template of the videos' paths.
         episodes: Episode index → what is said about it.
         tasks: Task index → the task in words.
+        gaps: What ``meta/`` declares and does not list, and what of it cannot be read.
+        splits: Split (``train``, ``val`` or ``test``) → its episodes, where some are held out.
     """
 
     folder: Path
@@ -61,6 +68,12 @@ class LeRobotMeta:
     video_path: str
     episodes: Mapping[int, EpisodeRow]
     tasks: Mapping[int, str]
+    gaps: Sequence[Gap] = ()
+    splits: Mapping[str, range] = field(default_factory=dict)
+
+    def split(self, index: int) -> str:
+        """The split that an episode is recorded for; empty if none is."""
+        return next((name for name, indices in self.splits.items() if index in indices), "")
 
     @property
     def many_per_file(self) -> bool:
@@ -93,8 +106,7 @@ class LeRobotMeta:
         for name in names:
             path = self.folder / "meta" / name
             if path.is_file():
-                content = read_small(self.folder, path)
-                digest.update(f"{name}:{len(content)}:".encode() + content)
+                update_digest(digest, inside(self.folder, path), name)
         meta = self.folder / "meta"
         kinds = ("*.parquet", "*.mp4")
         paths = [path for kind in kinds for path in self.folder.rglob(kind) if path.is_file()]
@@ -120,6 +132,10 @@ def read_meta(folder: Path) -> LeRobotMeta:
         )
     major = int(version[1])
     try:
+        listing = READ_EPISODES[major](folder, int(info.get("chunks_size", 1000)))
+        tasks, lost = READ_TASKS[major](folder)
+        splits, odd = _splits(path, info.get("splits"))
+        gaps = [*listing.gaps, *lost, *odd, *_missing(path, info, listing.episodes)]
         meta = LeRobotMeta(
             folder=folder,
             version=version,
@@ -128,8 +144,10 @@ def read_meta(folder: Path) -> LeRobotMeta:
             features={name: _feature(name, about) for name, about in info["features"].items()},
             data_path=str(info.get("data_path") or DATA_PATHS[major]),
             video_path=str(info.get("video_path") or VIDEO_PATHS[major]),
-            episodes=dict(sorted(READ_EPISODES[major](folder, int(info.get("chunks_size", 1000))))),
-            tasks=READ_TASKS[major](folder),
+            episodes=dict(sorted(listing.episodes.items())),
+            tasks=tasks,
+            gaps=gaps,
+            splits=splits,
         )
     except KeyError as error:
         raise SourceError(f"{path}: key {error} is missing; {LAYOUT}") from error
@@ -141,9 +159,45 @@ def read_meta(folder: Path) -> LeRobotMeta:
         raise SourceError(f"{path}: fps is {meta.rate}; expected Hz above zero, at most 100,000")
     if not meta.episodes:
         raise SourceError(f"{folder}/meta lists no episodes")
+    names = ("chunk_index", "file_index") if major == 3 else ("episode_chunk", "episode_index")
     for template in (meta.data_path, meta.video_path):
-        check_template(template, meta.episodes[min(meta.episodes)].data.values, str(path))
+        check_template(template, dict.fromkeys(names, 0), str(path))
     return meta
+
+
+def _missing(path: Path, info: Mapping[str, Any], listed: Mapping[int, EpisodeRow]) -> list[Gap]:
+    """What the totals in ``info.json`` say, where the list of episodes says something else."""
+    gaps = []
+    total, frames = info.get("total_episodes"), info.get("total_frames")
+    if type(total) is int and total != len(listed):
+        text = f"{path} declares {total:,} episode(s), and meta/ lists {len(listed):,}"
+        if total > len(listed):
+            few = total if total <= MAX_NAMED and max(listed, default=0) < total else 0
+            absent = [str(index) for index in range(few) if index not in listed]
+            names = f" ({', '.join(absent)})" if absent else ""
+            text += f": {total - len(listed):,} of {total:,} are missing{names}"
+        gaps.append(Gap(text=text, num_missing=max(0, total - len(listed))))
+    rows = sum(row.length for row in listed.values())
+    if type(frames) is int and frames != rows and total == len(listed):
+        gaps.append(Gap(text=f"{path} declares {frames:,} frames, and meta/ lists {rows:,} rows"))
+    return gaps
+
+
+def _splits(path: Path, declared: Any) -> tuple[dict[str, range], list[Gap]]:
+    """The episodes of each split, where some are held out; a gap if that cannot be understood."""
+    ranges: dict[str, range] = {}
+    for name, text in declared.items() if isinstance(declared, Mapping) else ():
+        parts = str(text).split(":")
+        if SPLIT_NAMES.get(name) is None or not (
+            len(parts) == 2 and all(map(str.isdecimal, parts))
+        ):
+            return {}, [Gap(text=f"{path}: split {name!r} is {text!r}; it is not used")]
+        indices = range(int(parts[0]), int(parts[1]))
+        if any(indices[:1] and max(indices[0], other.start) < min(indices.stop, other.stop)
+               for other in ranges.values()):  # fmt: skip
+            return {}, [Gap(text=f"{path}: splits overlap, {declared}; they are not used")]
+        ranges[SPLIT_NAMES[name]] = indices
+    return (ranges, []) if ranges.keys() - {"train"} else ({}, [])
 
 
 def _feature(name: str, about: Any) -> Mapping[str, Any]:

@@ -15,8 +15,11 @@ from tokenwm.data.episode import Scalar
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import RatedConfig
 from tokenwm.data.sources.hdf5 import (
-    arrays_in,
-    columns_in,
+    RowCount,
+    check_usable,
+    checked_count,
+    columns_of_episodes,
+    count_rows,
     is_hdf5,
     member,
     open_hdf5,
@@ -95,9 +98,7 @@ class MinariSource(RecordedSource):
             self.num_steps = _episodes(file)
             if not self.num_steps:
                 raise SourceError(f"{path} has no episodes; {LAYOUT}")
-            first = member(file, f"episode_{next(iter(self.num_steps))}")
-            arrays = arrays_in(first)
-            columns = columns_in(arrays)
+            columns = columns_of_episodes(file, [f"episode_{i}" for i in self.num_steps])
             self.environment = str(_about(path, file).get("env_spec") or "")
         self.has_mission = MISSION in columns and columns[MISSION].kind == "other"
         rate = config.rows_per_second(None, str(path))
@@ -106,7 +107,11 @@ class MinariSource(RecordedSource):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in the order of their ids."""
         return [
-            EpisodeRef(key=f"episode_{index:06d}", index=index, num_rows=num_steps + 1)
+            EpisodeRef(
+                key=f"episode_{index:06d}",
+                index=index,
+                num_rows=num_steps + 1 if isinstance(num_steps, int) else None,
+            )
             for index, num_steps in self.num_steps.items()
         ]
 
@@ -116,7 +121,7 @@ class MinariSource(RecordedSource):
         Raises:
             EpisodeError: An array is missing or damaged, or arrays differ in length.
         """
-        num_steps = self.num_steps[ref.index]
+        num_steps = checked_count(self.num_steps[ref.index], ref.key)
         with open_hdf5(self.path, EpisodeError) as file:
             group = member(file, f"episode_{ref.index}")
 
@@ -170,19 +175,18 @@ def _data_file(path: Path) -> Path | None:
     return path if is_hdf5(path) else None
 
 
-def _episodes(file: Any) -> dict[int, int]:
-    """Id of each episode → its number of actions, in the order of the ids."""
-    import h5py
+def _episodes(file: Any) -> dict[int, RowCount]:
+    """Id of each episode → its number of actions, in the order of the ids; empty if none has any.
 
-    found = {}
-    for name in file:
-        number = EPISODE.fullmatch(name)
-        actions = None if number is None else member(file, f"{name}/actions")
-        while isinstance(actions, h5py.Group) and len(actions):  # a dict or tuple of actions
-            actions = member(actions, next(iter(actions)))
-        if number and isinstance(actions, h5py.Dataset) and actions.shape:
-            found[int(number.group(1))] = int(actions.shape[0])
-    return dict(sorted(found.items()))
+    Raises:
+        EpisodeError: Nothing there can be read.
+    """
+    counts = {
+        int(number.group(1)): count_rows(file, f"{name}/actions")
+        for name in file
+        if (number := EPISODE.fullmatch(name))
+    }
+    return dict(sorted(counts.items())) if check_usable(counts.values()) else {}
 
 
 def _about(path: Path, file: Any) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tokenwm.data.sources.arrays import column_of
+from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.sources.arrays import check_expansion, column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.errors import EpisodeError
 
 MAX_BYTES = 2**31
 """Of one array. An archive of a few kilobytes can hold as many zeros as it likes."""
 SUFFIX = ".npy"
-DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError)
-"""What zipfile and numpy say of damaged or encrypted archives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +82,14 @@ def columns_of(headers: Mapping[str, Header]) -> dict[str, Column]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    refuse_pointer(path, EpisodeError)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except EpisodeError:
         raise
-    except DAMAGED as error:
-        raise EpisodeError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # zipfile, its codecs and numpy's parser have a dozen of their own
+        raise EpisodeError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Header:
@@ -103,6 +102,8 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Head
             f"{path}: {info.filename} claims {dtype}{shape}, {size:,} bytes, in a member of "
             f"{info.file_size:,} bytes; they must be equal, and at most {MAX_BYTES:,}"
         )
+    if not dtype.hasobject:
+        check_expansion(size, info.compress_size, f"{path}: {info.filename}")
     return Header(dtype=dtype, shape=shape)
 
 

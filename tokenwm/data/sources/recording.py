@@ -4,9 +4,11 @@ A reader says what lies in its files, at the files' own rate, as a :class:`Recor
 rules, time alignment, downsampling and pictures are the same for every format and are done here.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,10 @@ from tokenwm.data import quality
 from tokenwm.data.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.measures import measure_recording
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, SourceDescription
+from tokenwm.data.one_episode import costs_one_episode, writable
+from tokenwm.data.quality import QualityConfig
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
+from tokenwm.data.sources.arrays import MAX_ROWS, MAX_WIDTH
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -26,9 +31,15 @@ from tokenwm.data.sources.columns import (
     names_of,
     resolve,
 )
-from tokenwm.data.sources.frames import Frames
+from tokenwm.data.sources.frames import Frames, VideoFrames
+from tokenwm.data.sources.licence import stated_licence
 from tokenwm.data.video import FrameResizer, FramesRead
 from tokenwm.errors import EpisodeError
+
+DROPPED = "rows_without_picture"
+"""Name, in an episode's metadata and figures, of how many rows at its end were dropped."""
+MAX_ACTIONS = 2**16
+"""Ids where the recipe does not say how many there are; each is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +73,29 @@ class Recording:
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
+    def first(self, num_rows: int) -> "Recording":
+        """The same without the observations from ``num_rows`` on; says so in its metadata."""
+        arrays = {
+            name: array[:num_rows]
+            for name in ("action", "state", "reward", "terminated", "timestamps")
+            if (array := getattr(self, name)) is not None
+        }
+        metadata = {**self.metadata, DROPPED: self.num_rows - num_rows}
+        return replace(self, num_rows=num_rows, metadata=metadata, **arrays)
+
     def check(self, episode: str) -> None:
-        """Check that all arrays belong to ``N`` observations.
+        """Check that all arrays are numbers of ``N >= 1`` observations, each row of some width.
 
         Args:
             episode: Key of the episode, for messages.
 
         Raises:
-            EpisodeError: One does not.
+            EpisodeError: One is not.
         """
+        if not 1 <= self.num_rows <= MAX_ROWS:
+            raise EpisodeError(
+                f"episode {episode}: {self.num_rows:,} rows; expected 1 to {MAX_ROWS:,}"
+            )
         for name, num_axes, belongs_to_action in (
             ("action", 2, True),
             ("state", 2, False),
@@ -85,6 +110,14 @@ class Recording:
                     f"episode {episode}: {name} is {array.dtype}{array.shape} for {self.num_rows} "
                     f"observations; expected {num_axes} axes, the first of "
                     f"{' or '.join(map(str, allowed))} rows"
+                )
+            width = 1 if array is None else math.prod(array.shape[1:])
+            if array is not None and (
+                array.dtype.kind not in "biuf" or not 1 <= width <= MAX_WIDTH
+            ):
+                raise EpisodeError(
+                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected 1 to "
+                    f"{MAX_WIDTH:,} numbers in a row"
                 )
 
 
@@ -104,6 +137,7 @@ class RecordedSource(ABC):
     Attributes:
         config: The options, with every column named.
         rate: Rows per second, Hz.
+        where: The source, for messages: its path.
 
     Raises:
         RecipeError: A column is missing or several could be meant, or the control rate does not
@@ -125,6 +159,7 @@ class RecordedSource(ABC):
             if getattr(config, option) == AUTO
         }
         self.columns = columns
+        self.where = where
         self.format = episode_format
         self.rate = episode_format.control_rate if rate is None else rate
         self.num_phases = downsampling_factor(self.rate, episode_format.control_rate)
@@ -164,6 +199,10 @@ class RecordedSource(ABC):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in a fixed order."""
 
+    def gaps(self) -> Sequence[Gap]:
+        """What the source declares and does not hold; here nothing."""
+        return ()
+
     @abstractmethod
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode; pictures are decoded later, by ``load``.
@@ -182,20 +221,62 @@ class RecordedSource(ABC):
         Raises:
             EpisodeError: A file is missing or damaged, or a quality rule is broken.
         """
-        return to_episode(self.read(ref), ref, self.format, self.rate)
+        with costs_one_episode(ref.key):
+            return to_episode(self.read(ref), ref, self.format, self.rate, self.config.num_actions)
+
+    def licence(self) -> str:
+        """The licence as the source states it; empty if it states none."""
+        return stated_licence(Path(self.where))
 
     def describe(self) -> SourceDescription:
-        """Names of the dimensions from the source, units from the recipe."""
+        """Names of the dimensions and the licence from the source, units from the recipe."""
         return SourceDescription(
             state_names=dimension_names(self.columns, names_of(self.config.state)),
             action_names=dimension_names(self.columns, names_of(self.config.action)),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
+            licence=self.licence(),
+            num_actions=self.config.num_actions,
         )
 
 
+def check_numbers(
+    recording: Recording,
+    ref: EpisodeRef,
+    limits: QualityConfig,
+    rate: float,
+    num_actions: int | None = None,
+) -> Signals:
+    """Check all that shows without a picture being decoded; see :func:`to_episode`.
+
+    Returns:
+        The numbers in our types, ``N`` rows each.
+
+    Raises:
+        EpisodeError: A quality rule is broken.
+    """
+    if recording.num_rows - ref.phase < 2:
+        raise EpisodeError(f"episode {ref.key}: too short, {recording.num_rows} row(s)")
+    recording.check(ref.key)
+    if recording.timestamps is not None:
+        times = recording.timestamps
+        quality.check_timestamps(ref.key, limits, timestamps=times, rate=rate)
+    signals = _signals(recording, ref.key, num_actions)
+    # The last row's action is checked too: a NaN there means a broken recording as well.
+    quality.check_signals(
+        ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
+    )
+    for pictures in recording.frames.values():
+        pictures.check(ref.key, recording.num_rows)
+    return signals
+
+
 def to_episode(
-    recording: Recording, ref: EpisodeRef, episode_format: EpisodeFormat, rate: float
+    recording: Recording,
+    ref: EpisodeRef,
+    episode_format: EpisodeFormat,
+    rate: float,
+    num_actions: int | None = None,
 ) -> Episode:
     """Check a recording at its own rate, and make it an episode at the control rate.
 
@@ -204,25 +285,41 @@ def to_episode(
         ref: Which episode it is, and at which row downsampling begins.
         episode_format: What the episode is to be.
         rate: Rows per second of the recording, Hz; a whole multiple of the control rate.
+        num_actions: Number of discrete actions; None if the recipe does not say.
 
     Raises:
         EpisodeError: A quality rule is broken, or pictures are missing or damaged.
         RecipeError: The rates, or the aggregation and the kind of action, do not go together.
     """
+    try:
+        return _to_episode(recording, ref, episode_format, rate, num_actions)
+    except _FewerPicturesError as fewer:
+        shorter = recording.first(fewer.num_rows)
+        return _to_episode(shorter, ref, episode_format, rate, num_actions)
+
+
+class _FewerPicturesError(Exception):
+    """Pictures end before the rows do, by no more than the recipe allows.
+
+    Attributes:
+        num_rows: Rows that have a picture of every camera.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__(num_rows)
+        self.num_rows = num_rows
+
+
+def _to_episode(
+    recording: Recording,
+    ref: EpisodeRef,
+    episode_format: EpisodeFormat,
+    rate: float,
+    num_actions: int | None,
+) -> Episode:
     factor = downsampling_factor(rate, episode_format.control_rate)
     limits = episode_format.quality
-    if recording.num_rows - ref.phase < 2:
-        raise EpisodeError(f"episode {ref.key}: too short, {recording.num_rows} row(s)")
-    recording.check(ref.key)
-    timestamps = recording.timestamps
-    if timestamps is not None:
-        quality.check_timestamps(ref.key, limits, timestamps=timestamps, rate=rate)
-    signals = _signals(recording, ref.key)
-    # The last row's action is checked too: a NaN there means a broken recording as well.
-    quality.check_signals(
-        ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
-    )
-    signals = signals.beginning_at(ref.phase)
+    signals = check_numbers(recording, ref, limits, rate, num_actions).beginning_at(ref.phase)
     kept = downsample(signals, factor, episode_format.action_aggregation)
     num_steps = len(kept.action)
     quality.check_num_steps(ref.key, limits, num_steps, episode_format.control_rate)
@@ -246,24 +343,26 @@ def to_episode(
         terminated=kept.terminated,
         truncated=truncated,
         control_rate=episode_format.control_rate,
-        task=ref.task or recording.task,
+        task=writable(ref.task or recording.task),
         metadata={**metadata, **recording.metadata},
     )
     measured = measure_recording(
         rate=rate,
         action=recording.action,
         state=recording.state,
-        timestamps=timestamps,
+        timestamps=recording.timestamps,
         frames=episode.frames,
         frame_rate=episode_format.control_rate,
         source_repeated={camera: frames.repeated for camera, frames in read.items()},
     )
+    dropped = recording.metadata.get(DROPPED)
+    measured |= {DROPPED: dropped} if dropped else {}
     quality.check_episode(limits, replace(episode, measured=measured))
     # The other phases are the same recording, which is to be told about once.
     return episode if ref.phase else replace(episode, measured=measured)
 
 
-def _signals(recording: Recording, key: str) -> Signals:
+def _signals(recording: Recording, key: str, num_actions: int | None) -> Signals:
     """The numbers in our types, with ``N`` rows each: a row that is not recorded is zero."""
     num_rows = recording.num_rows
 
@@ -277,6 +376,12 @@ def _signals(recording: Recording, key: str) -> Signals:
         raise EpisodeError(
             f"episode {key}: whole-number actions must be one id >= 0 per row; got "
             f"{action.shape[1]} column(s) with minimum {action.min()}"
+        )
+    most = num_actions or MAX_ACTIONS
+    if discrete and action.max() >= most:
+        raise EpisodeError(
+            f"episode {key}: the action {int(action.max()):,} is no id in [0, {most:,}); if it is, "
+            "set source.num_actions to the number of actions"
         )
     reward, terminated, state = recording.reward, recording.terminated, recording.state
     if terminated is None:
@@ -295,20 +400,26 @@ def _read_frames(
     timestamps = recording.timestamps
     if timestamps is None:
         timestamps = np.arange(recording.num_rows) / rate
-    frames = {}
-    for camera, pictures in recording.frames.items():
-        frames[camera] = pictures.read(
+    frames = {
+        camera: pictures.read(
             first=ref.phase,
             step=factor,
             num_rows=recording.num_rows,
             resizer=FrameResizer(*episode_format.image_size, episode_format.resize),
             episode=ref.key,
         )
-        times = frames[camera].times
+        for camera, pictures in recording.frames.items()
+    }
+    fewest = min((len(read.times) for read in frames.values()), default=recording.num_rows)
+    if 0 < recording.num_rows - fewest <= episode_format.quality.allow_short_video:
+        raise _FewerPicturesError(fewest)
+    for camera, read in frames.items():
+        pictures = recording.frames[camera]
+        where = f"{camera} ({pictures.path})" if isinstance(pictures, VideoFrames) else camera
         quality.check_video_length(
-            ref.key, camera, num_frames=len(times), num_rows=recording.num_rows
+            ref.key, where, num_frames=len(read.times), num_rows=recording.num_rows
         )
         quality.check_frame_times(
-            ref.key, camera, frame_times=times, timestamps=timestamps, rate=rate
+            ref.key, where, frame_times=read.times, timestamps=timestamps, rate=rate
         )
     return frames

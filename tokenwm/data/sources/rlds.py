@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
+from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, check_claims
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.frames import EncodedFrames
+from tokenwm.data.sources.licence import MOST_TEXT
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.sources.rlds_features import LAYOUT, read_info, read_step_features
@@ -63,9 +65,7 @@ class RldsConfig(RatedConfig):
             "dataset": f"{info.get('name', '')} {info.get('version', '')}".strip(),
             "splits": ", ".join(sorted({_split(path) for path in _shards(folder)})),
         }
-        about = info.get("redistributionInfo")
-        licence = str(about.get("license", ""))[:100] if isinstance(about, Mapping) else ""
-        return Recognised(config=cls(path=str(path)), rate=None, facts=facts, licence=licence)
+        return Recognised(config=cls(path=str(path)), rate=None, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RldsSource":
         """Open the dataset.
@@ -96,6 +96,7 @@ class RldsSource(RecordedSource):
 
     def __init__(self, config: RldsConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
+        self.info = read_info(folder)
         self.shards = _shards(folder)
         splits = sorted({_split(path) for path in self.shards})
         if config.split is not None and config.split not in splits:
@@ -117,6 +118,12 @@ class RldsSource(RecordedSource):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in the order of the files and the records in them."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.records))]
+
+    def licence(self) -> str:
+        """The licence in ``dataset_info.json``, else as other folders state it."""
+        about = self.info.get("redistributionInfo")
+        stated = str(about.get("license") or "") if isinstance(about, Mapping) else ""
+        return stated[:MOST_TEXT] or super().licence()
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read one record; pictures stay encoded.
@@ -141,7 +148,7 @@ class RldsSource(RecordedSource):
                 raise EpisodeError(f"{where}: {name} has {len(array)} rows; others {num_rows}")
         signals = self.signals(arrays)
         reward = signals["reward"]
-        metadata: dict[str, Scalar] = {"file": record.path.name}
+        metadata: dict[str, Scalar] = {"file": writable(record.path.name)}
         if reward is not None:
             # Many datasets reward the last row, for success; it belongs to no action kept here.
             metadata["last_reward"] = float(reward[-1])

@@ -16,13 +16,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig
 from tokenwm.data.sources.columns import AUTO, names_of
 from tokenwm.data.sources.hdf5 import (
-    arrays_in,
-    columns_in,
+    RowCount,
+    check_usable,
+    checked_count,
+    columns_of_episodes,
+    count_rows,
     is_hdf5,
     member,
     open_hdf5,
@@ -31,6 +33,7 @@ from tokenwm.data.sources.hdf5 import (
     stored_frames,
     text_of,
 )
+from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
@@ -89,18 +92,16 @@ class RobomimicSource(RecordedSource):
     def __init__(self, config: RobomimicConfig, episode_format: EpisodeFormat, path: Path) -> None:
         self.path = path
         with open_hdf5(path) as file:
-            self.groups = _demonstrations(file)
-            if not self.groups:
+            self.num_rows = _demonstrations(file)
+            if not self.num_rows:
                 raise SourceError(f"{path} has no demonstrations; {LAYOUT}")
+            self.groups = list(self.num_rows)
             wanted = _listed(file, config.mask) if config.mask is not None else set(self.groups)
-            self.num_rows = {
-                name: len(member(file, f"data/{name}/actions")) for name in self.groups
-            }
-            arrays = arrays_in(member(file, f"data/{self.groups[0]}"))
+            columns = columns_of_episodes(file, [f"data/{name}" for name in self.groups])
             self.about = text_of(member(file, "data").attrs, "env_args")
             self.task = _task(member(file, "data").attrs)
-            columns = columns_in(arrays)
-        self._wanted = [name for name in self.groups if name in wanted]
+        self._keys = episode_keys(self.groups, str(path))
+        self._wanted = [index for index, name in enumerate(self.groups) if name in wanted]
         following = {name for name in columns if name.startswith(NEXT_OBS)}
         hidden = following | ({SIMULATOR} - set(names_of(config.state)))
         columns = {name: column for name, column in columns.items() if name not in hidden}
@@ -119,10 +120,12 @@ class RobomimicSource(RecordedSource):
 
     def episodes(self) -> Sequence[EpisodeRef]:
         """The demonstrations, in the order of their numbers."""
-        return [
-            EpisodeRef(key=name, index=_number(name), num_rows=self.num_rows[name] + self.has_last)
-            for name in self._wanted
-        ]
+        refs = []
+        for index in self._wanted:
+            known = self.num_rows[self.groups[index]]
+            num_rows = known + self.has_last if isinstance(known, int) else None
+            refs.append(EpisodeRef(key=self._keys[index], index=index, num_rows=num_rows))
+        return refs
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one demonstration.
@@ -130,9 +133,10 @@ class RobomimicSource(RecordedSource):
         Raises:
             EpisodeError: An array is missing, damaged, or as long as no other.
         """
-        num_actions = self.num_rows[ref.key]
+        name = self.groups[ref.index]
+        num_actions = checked_count(self.num_rows[name], ref.key)
         with open_hdf5(self.path, EpisodeError) as file:
-            group = member(file, f"data/{ref.key}")
+            group = member(file, f"data/{name}")
 
             def numbers(name: str) -> NDArray[Any]:
                 return read_numbers(group, name, num_actions, ref.key)
@@ -168,21 +172,20 @@ class RobomimicSource(RecordedSource):
         }
 
 
-def _demonstrations(file: Any) -> list[str]:
-    """Names of the groups of ``data`` that hold actions, in the order of their numbers."""
+def _demonstrations(file: Any) -> dict[str, RowCount]:
+    """Rows of actions of what lies in ``data``, in the order of the numbers; empty if none has any.
+
+    Raises:
+        EpisodeError: Nothing there can be read.
+    """
     import h5py
 
     data = member(file, "data")
     if not isinstance(data, h5py.Group):
-        return []
-    names = [
-        name
-        for name in data
-        if NAME_PATTERN.fullmatch(name)
-        and isinstance(member(data, f"{name}/actions"), h5py.Dataset)
-        and len(member(data, f"{name}/actions").shape) > 0
-    ]
-    return sorted(names, key=lambda name: (_number(name), name))
+        return {}
+    names = sorted(data, key=lambda name: (_number(name), name))
+    counts = {name: count_rows(file, f"data/{name}/actions") for name in names}
+    return counts if check_usable(counts.values()) else {}
 
 
 def _number(name: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError
 
 HEADER, FOOTER = 12, 4
@@ -39,6 +40,7 @@ def record_places(path: Path) -> Iterator[tuple[int, int]]:
         EpisodeError: The file ends within a record, or a length is damaged; what was before is
             yielded before.
     """
+    refuse_pointer(path, EpisodeError)
     size = os.stat(path).st_size
     place = 0
     with path.open("rb") as file:

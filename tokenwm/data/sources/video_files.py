@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tokenwm.data.sources.arrays import LOOKED_AT, spread
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.tables import SUFFIXES
 from tokenwm.data.video import probe
@@ -23,15 +24,16 @@ class VideoFolder:
         videos: Episode → camera → video.
         of_episode: Episode → its table.
         others: Tables that are named as no episode.
+        doubled: Episode → cameras of which it has more than one video.
 
     Raises:
-        SourceError: A file is a link that leads out of the folder, or two are of the same episode
-            and camera.
+        SourceError: A file is a link that leads out of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.videos: dict[str, dict[str, Path]] = {}
+        self.doubled: dict[str, set[str]] = {}
         tables = []
         for place, folders, names in os.walk(folder):
             folders.sort()
@@ -50,7 +52,7 @@ class VideoFolder:
         camera = place.as_posix() if place.parts else ONLY_CAMERA
         cameras = self.videos.setdefault(path.stem, {})
         if camera in cameras:
-            raise SourceError(f"{path} and {cameras[camera].name} are of one episode and camera")
+            self.doubled.setdefault(path.stem, set()).add(camera)
         cameras[camera] = path
 
     @property
@@ -58,20 +60,25 @@ class VideoFolder:
         """Cameras of any episode, sorted."""
         return sorted({camera for cameras in self.videos.values() for camera in cameras})
 
-    def probe(self) -> tuple[int, float, tuple[int, int]]:
-        """Frames, rate and size of the first video that can be read.
+    def probe(self) -> tuple[float, tuple[int, int]]:
+        """Rate and size that most of some videos have, of those that can be read.
 
         Raises:
-            SourceError: None can.
+            SourceError: None can be read.
         """
-        problem = None
-        for cameras in self.videos.values():
-            for path in cameras.values():
-                try:
-                    return probe(path, path.stem)
-                except EpisodeError as error:
-                    problem = problem or error
-        raise SourceError(f"{self.folder} holds no video that can be read: {problem}; {LAYOUT}")
+        paths = [path for cameras in self.videos.values() for path in cameras.values()]
+        found, problem = [], None
+        # Where the first ones are damaged, more of them are looked at.
+        for path in dict.fromkeys([*spread(paths), *paths]):
+            try:
+                found.append(probe(path, path.stem)[1:])
+            except EpisodeError as error:
+                problem = problem or error
+            if len(found) == min(LOOKED_AT, len(paths)):
+                break
+        if not found:
+            raise SourceError(f"{self.folder} holds no video that can be read: {problem}; {LAYOUT}")
+        return max(found, key=found.count)
 
     def all(self) -> list[Path]:
         """All videos and tables."""

@@ -6,6 +6,7 @@ a table named as the episode, or in one table for all with a column that names t
 has the one discrete action 0.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -16,11 +17,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
-from tokenwm.data.sources.arrays import RatedConfig, as_numbers, check_claims
+from tokenwm.data.sources.arrays import (
+    RatedConfig,
+    as_numbers,
+    check_claims,
+    spread,
+    usual_columns,
+)
 from tokenwm.data.sources.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.sources.frames import VideoFrames
+from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.sources.tables import SUFFIXES, Table, columns_of, read_table
@@ -73,7 +81,7 @@ class VideosConfig(RatedConfig):
         if not files.of_episode:
             tables = "one for all" if files.others else "none: every step has the action 0"
         facts = {"format": "videos", "tables": tables}
-        return Recognised(config=config, rate=files.probe()[1], facts=facts)
+        return Recognised(config=config, rate=files.probe()[0], facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
         """Open the folder.
@@ -91,10 +99,9 @@ class VideosSource(RecordedSource):
     def __init__(self, config: VideosConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
         self.files = VideoFolder(folder)
-        _, rate, size = self.files.probe()
+        rate, size = self.files.probe()
         self.names = list(self.files.videos)
-        plain = all(map(NAME_PATTERN.fullmatch, self.names))
-        self.keys = self.names if plain else [f"episode_{i:06d}" for i in range(len(self.names))]
+        self.keys = episode_keys(self.names, str(folder))
         self.table = self._only_table(config)
         first = self._first_table()
         columns = {
@@ -105,7 +112,7 @@ class VideosSource(RecordedSource):
             raise RecipeError(
                 f"{camera!r} is a folder of videos and a column of a table; rename one"
             )
-        columns |= columns_of(first)
+        columns |= self._table_columns(first)
         self.has_tables = bool(first)
         if not self.has_tables:
             logger.warning(
@@ -179,6 +186,16 @@ class VideosSource(RecordedSource):
             raise SourceError(f"no table can be read: {problem}")
         return {}
 
+    def _table_columns(self, first: Table) -> dict[str, Column]:
+        """What the tables hold, as most of some have it."""
+        if self.table is not None or not first:
+            return columns_of(first)
+        found = []
+        for path in spread(list(self.files.of_episode.values())):
+            with contextlib.suppress(EpisodeError):
+                found.append(columns_of(read_table(self.folder, path)))
+        return usual_columns(found) or columns_of(first)
+
     def episodes(self) -> Sequence[EpisodeRef]:
         """One for each name of a video, in the order of names and numbers in them."""
         return [EpisodeRef(key=key, index=index) for index, key in enumerate(self.keys)]
@@ -192,19 +209,25 @@ class VideosSource(RecordedSource):
         name = self.names[ref.index]
         videos = self.files.videos[name]
         for column in self.cameras.values():
+            if column in self.files.doubled.get(name, ()):
+                raise EpisodeError(
+                    f"episode {ref.key}: several videos are of this episode and of {column}, for "
+                    f"example {videos[column].name}; keep one"
+                )
             if column not in videos:
                 raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
         path = next(iter(videos[column] for column in self.cameras.values()), None)
         table = self._rows(name, ref.key) if self.has_tables else {}
-        if path is not None:
-            num_rows = probe(path, f"episode {ref.key}")[0]
-        else:
-            num_rows = max((len(array) for array in table.values()), default=0)
+        num_frames = None if path is None else probe(path, f"episode {ref.key}")[0]
+        check_claims((num_frames or 0,), f"episode {ref.key}: {path}")
         if not self.has_tables:
-            table = {NO_ACTION: np.zeros(num_rows, dtype=np.int64)}
+            table = {NO_ACTION: np.zeros(num_frames or 0, dtype=np.int64)}
 
         where = f"episode {ref.key}: the table of {name}"
         arrays = {column: _numbers(table, column, where) for column in self.numbers}
+        num_rows = max(map(len, arrays.values()))
+        if num_frames == num_rows + 1 and not self.config.state and TIME not in table:
+            num_rows = num_frames  # no row for what was seen after the last action
         ends = None if self.terminated is None else _numbers(table, self.terminated, where)
         task = table.get(TASK)
         return Recording(
@@ -213,8 +236,8 @@ class VideosSource(RecordedSource):
             terminated=None if ends is None else ends[:, 0] > 0,
             timestamps=_numbers(table, TIME, where)[:, 0] if TIME in table else None,
             frames={camera: VideoFrames(path=videos[c]) for camera, c in self.cameras.items()},
-            task=str(task[0]) if task is not None and len(task) and task.dtype.kind == "U" else "",
-            metadata={"file": name},
+            task=_task(task),
+            metadata={"file": writable(name)},
         )
 
     def _rows(self, name: str, key: str) -> Table:
@@ -243,6 +266,13 @@ class VideosSource(RecordedSource):
         }
 
 
+def _task(texts: NDArray[Any] | None) -> str:
+    """The first of the texts of a column."""
+    if texts is None or texts.dtype.kind != "U" or not texts.size:
+        return ""
+    return str(texts.reshape(-1)[0])
+
+
 def _means(label: str, name: str) -> bool:
     """Whether a label means an episode: by its name, its file, or the last number in its name."""
     if Path(label).suffix.lower() in VIDEO_SUFFIXES:
@@ -267,5 +297,9 @@ def _named(option: str, value: str | None, candidates: Sequence[str], table: Tab
 def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
     if column not in table:
         raise EpisodeError(f"{where} has no column {column!r}; it has: {', '.join(table)}")
-    check_claims(table[column].shape, f"{where}: {column}")
-    return as_numbers(table[column], None, f"{where}: {column}")
+    values = table[column]
+    check_claims(values.shape, f"{where}: {column}")
+    if np.ma.is_masked(values):
+        row = int(np.argmax(np.ma.getmaskarray(values).reshape(len(values), -1).any(axis=1)))
+        raise EpisodeError(f"{where}: {column} has missing values, the first in row {row}")
+    return as_numbers(np.asarray(values), None, f"{where}: {column}")

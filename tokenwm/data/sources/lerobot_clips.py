@@ -1,0 +1,281 @@
+"""Which frames of a video file belong to which episode, where a file holds many (LeRobot v3.0).
+
+Files disagree with the clip times that ``meta/episodes`` lists: they begin late, times drift by
+rounding, frames of takes that were thrown away stay in them, frames are lost. So everything that is
+known of a file is looked at together: when each frame is shown, which are key frames, and the clips
+of *all* its episodes with their numbers of rows.
+
+1. *Are there as many frames as rows?* Then frames belong to rows one after the other, whatever the
+   clip times are off, as long as they do not point at other frames.
+2. *Otherwise the clip times decide*, if each of them is the time of a frame.
+3. *A few frames too many or too few* may have come or gone anywhere. Episodes are then taken only
+   where key frames show that they begin and end at their clip times.
+
+What is still not known is left out with the reason: no episode gets another one's pictures.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.sources import EpisodeRef
+from tokenwm.data.sources.lerobot_episodes import Part
+from tokenwm.data.sources.lerobot_meta import LeRobotMeta
+from tokenwm.data.video import FrameIndex, index_frames
+from tokenwm.errors import EpisodeError
+
+# All in periods of the dataset's rate.
+NEAR = 0.25
+"""A clip time that is farther from a frame may mean the frame beside it."""
+DRIFT = 2.0
+"""Most by which the times of clips may be off where the numbers of frames and rows agree."""
+DRIFT_PART = 0.002
+"""The same as a part of the time: 29.97 Hz that is called 30 is off by 0.001."""
+OTHER_RATE = 0.1
+"""Pictures that are farther from a period apart than this are of another rate."""
+NEARLY = 0.95
+"""A jump of so much, within 1 - NEARLY of a whole number, is one of whole frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What ``meta/episodes`` says of one episode in a video file.
+
+    Attributes:
+        index: The episode.
+        num_rows: Rows of its table.
+        start: When it begins, seconds; None if that is not said.
+        stop: When it ends, or when its last frame is shown; None if that is not said.
+    """
+
+    index: int
+    num_rows: int
+    start: float | None
+    stop: float | None
+
+    def problem(self, period: float) -> str:
+        """Why the times cannot be those of the rows; empty if they can."""
+        if self.start is None or self.stop is None:
+            return "no clip times are given (null or NaN)"
+        span = f"its clip is from {self.start:g} s to {self.stop:g} s"
+        if not (self.start >= 0 and self.stop < math.inf):
+            return f"{span}, which no clip can be"
+        if self.stop <= self.start:
+            return f"{span}, which is empty"
+        # The end is a period behind the last frame, or (real datasets have it) that frame's time.
+        num_frames = (self.stop - self.start) / period
+        if not -1 - NEARLY < num_frames - self.num_rows < NEARLY:
+            return f"{span}, {num_frames:.0f} frames, and the table has {self.num_rows} rows"
+        return ""
+
+
+Place = slice | str
+"""The frames of an episode, counted over the file as they are shown; or why they are not known."""
+
+
+class LeRobotClips:
+    """When the frames of each episode are shown in its video files; keeps one file per camera.
+
+    Args:
+        meta: The dataset, of version 3.
+    """
+
+    def __init__(self, meta: LeRobotMeta) -> None:
+        self.meta = meta
+        self._known: dict[str, tuple[Path, FrameIndex, dict[int, Place]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}
+
+    def times(self, ref: EpisodeRef, feature: str, part: Part, path: Path) -> NDArray[np.float64]:
+        """Presentation times of the frames of one episode, seconds.
+
+        Args:
+            ref: The episode.
+            feature: The camera.
+            part: Where its frames are, as ``meta/episodes`` says.
+            path: The video file.
+
+        Raises:
+            EpisodeError: The file is missing or damaged, or which frames they are is not known.
+        """
+        if self._known.get(feature, (None,))[0] != path:
+            frames = index_frames(path, f"episode {ref.key}")
+            self._known[feature] = (path, frames, self._places(frames, feature, part.values))
+        _, frames, places = self._known[feature]
+        place = places[ref.index]
+        if isinstance(place, str):
+            raise EpisodeError(f"episode {ref.key}: video {path} of {feature}: {place}")
+        return frames.times[place]
+
+    def _places(
+        self, frames: FrameIndex, feature: str, values: Mapping[str, int]
+    ) -> dict[int, Place]:
+        clips: list[Clip] = []
+        rows_before = 0
+        for index, row in self.meta.episodes.items():
+            part = row.videos.get(feature)
+            if part is not None and part.values == values:
+                clips.append(
+                    Clip(index=index, num_rows=row.length, start=part.start, stop=part.stop)
+                )
+            elif not clips:
+                rows_before += row.length
+        return place_clips(frames, clips, period=1 / self.meta.rate, rows_before=rows_before)
+
+
+def place_clips(
+    frames: FrameIndex, clips: Sequence[Clip], *, period: float, rows_before: int
+) -> dict[int, Place]:
+    """The frames of every episode in a video file.
+
+    Args:
+        frames: The frames of the file.
+        clips: Its episodes, in the order of ``meta/episodes``; at least one.
+        period: Seconds between two rows.
+        rows_before: Rows of the episodes before these, in other files.
+
+    Returns:
+        Episode → its frames, as many as it has rows or, where the file ends before, fewer; or the
+        reason why they are not known.
+    """
+    reasons: dict[int, Place] = {c.index: c.problem(period) for c in clips if c.problem(period)}
+    good = [clip for clip in clips if clip.index not in reasons]
+    if not good:
+        return reasons
+    in_sequence: dict[int, slice] = {}
+    for sequence in (_ordered(clips), _ordered(good)):
+        firsts = np.cumsum([0] + [clip.num_rows for clip in sequence]).tolist()
+        if firsts[-1] == len(frames.times):
+            in_sequence = {
+                clip.index: slice(first, first + clip.num_rows)
+                for clip, first in zip(sequence, firsts, strict=False)
+                if clip.index not in reasons
+            }
+            known = [clip for clip in sequence if clip.index not in reasons]
+            if _agrees(frames, known, in_sequence, period, rows_before):
+                return in_sequence | reasons
+    places = _by_time(frames, _ordered(good), period)
+    if not in_sequence:
+        return _confirmed(frames, _ordered(good), places, period) | reasons
+    for index, place in places.items():
+        if not isinstance(place, str) and place != in_sequence[index]:
+            places[index] = (
+                f"its clip begins with frame {place.start}, but the file has as many frames as its "
+                f"episodes have rows, and in sequence it is {in_sequence[index].start}"
+            )
+    return places | reasons
+
+
+def _ordered(clips: Sequence[Clip]) -> Sequence[Clip]:
+    """Clips as they follow each other in the file; as listed where a time is missing."""
+    if any(clip.start is None or not math.isfinite(clip.start) for clip in clips):
+        return clips
+    return sorted(clips, key=lambda clip: clip.start or 0.0)
+
+
+def _agrees(
+    frames: FrameIndex,
+    clips: Sequence[Clip],
+    places: Mapping[int, slice],
+    period: float,
+    rows_before: int,
+) -> bool:
+    """Whether clip times can mean the frames that come in sequence: off a little, or all alike."""
+    begin, firsts = frames.times[0], [places[clip.index].start for clip in clips]
+    shown = frames.times[firsts]
+    off = (np.array([clip.start for clip in clips], dtype=np.float64) - shown) / period
+    allowed = DRIFT + DRIFT_PART * (shown - begin) / period
+    # Times are the file's own; or begin with its first frame, or with that of the first file.
+    bases = np.array([0.0, -begin, rows_before * period - begin]) / period
+    near = allowed[0] if firsts[0] else 0.5
+    further = DRIFT + DRIFT_PART * rows_before if rows_before else 0.0
+    if (np.abs(off[0] - bases) > [near, near, near + further]).all():
+        return False
+    jumps = np.abs(np.diff(off))
+    of_whole_frames = (jumps > NEARLY) & (np.abs(jumps - np.round(jumps)) < 1 - NEARLY)
+    return not of_whole_frames.any() and bool((np.abs(off - off[0]) <= allowed).all())
+
+
+def _by_time(frames: FrameIndex, clips: Sequence[Clip], period: float) -> dict[int, Place]:
+    """The frames that are shown during each clip, in order of time."""
+    begin, starts = frames.times[0], [clip.start or 0.0 for clip in clips]
+    spacing = float(np.median(np.diff(frames.times))) if len(frames.times) > 1 else period
+    reason = ""
+    if abs(spacing / period - 1) > OTHER_RATE:
+        reason = (
+            f"it shows {1 / spacing:.4g} pictures a second, and the rows are at {1 / period:g} Hz"
+        )
+    elif begin > period / 2 and abs(starts[0] - begin) > NEAR * period:
+        if frames.is_delayed and starts[0] <= period / 2:
+            starts = [start + begin for start in starts]
+        else:
+            reason = (
+                f"its first picture is shown at {begin:g} s, and it holds "
+                f"{_counts(frames, clips)}: which belong to which is not known"
+            )
+    if reason:
+        return {clip.index: reason for clip in clips}
+    places: dict[int, Place] = {}
+    drifts = False
+    for clip, start in zip(clips, starts, strict=True):
+        times = start + (np.array([0, clip.num_rows]) - 0.5) * period
+        first, stop = np.searchsorted(frames.times, times).tolist()
+        places[clip.index] = slice(first, stop)
+        if first == len(frames.times) or frames.times[first] > start + period / 2:
+            places[clip.index] = f"no picture is shown at {start:g} s, where its clip begins"
+        elif drifts or abs(frames.times[first] - start) > NEAR * period:
+            drifts = True
+            places[clip.index] = (
+                f"it holds {_counts(frames, clips)}, and clip times of this or an earlier episode "
+                "are between two pictures: which belong to which is not known"
+            )
+    for (one, start), (other, following) in pairwise(zip(clips, starts, strict=True)):
+        if following < start + (one.num_rows - 0.5) * period:
+            for clip, beside in ((one, other), (other, one)):
+                places[clip.index] = f"its clip overlaps that of episode {beside.index}"
+    return places
+
+
+def _confirmed(
+    frames: FrameIndex, clips: Sequence[Clip], places: Mapping[int, Place], period: float
+) -> dict[int, Place]:
+    """The same, without episodes that a few frames too many or too few may have shifted."""
+    last = places[clips[-1].index]
+    begin = frames.times[last.start] if isinstance(last, slice) else clips[-1].start or 0.0
+    end = begin + (clips[-1].num_rows - 1) * period
+    surplus = round((frames.times[-1] - end) / period)
+    if surplus == 0 or surplus > len(clips):  # many: of a take, or of episodes that nobody lists
+        return dict(places)
+
+    def begins_there(place: Place) -> bool:
+        if isinstance(place, str):
+            return False
+        first, key = place.start, frames.is_key
+        behind = key[first + 1 : first + 1 + surplus]
+        beside = behind if surplus > 0 else key[max(0, first + surplus) : first]
+        return bool(key[first]) and not beside.any()
+
+    begins = [begins_there(places[clip.index]) for clip in clips]
+    ends = [*begins[1:], surplus < 0]  # then it is the last one that is short, and said to be
+    doubt = (
+        f"it holds {_counts(frames, clips)}, and which one has too "
+        f"{'few' if surplus < 0 else 'many'} is not known"
+    )
+    return {
+        clip.index: doubt
+        if isinstance(places[clip.index], slice) and not (begin and end)
+        else places[clip.index]
+        for clip, begin, end in zip(clips, begins, ends, strict=True)
+    }
+
+
+def _counts(frames: FrameIndex, clips: Sequence[Clip]) -> str:
+    num_rows = sum(clip.num_rows for clip in clips)
+    return f"{len(frames.times)} frames for {num_rows} rows of {len(clips)} episode(s)"
