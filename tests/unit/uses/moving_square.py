@@ -211,8 +211,11 @@ class OracleModel(TokenWorldModel):
         following, outcome = super().step(state, action_tokens, sampling)
         horizon = int(following.step) - self.num_context_frames
         frame = self.true_tokens[state.noise_streams, horizon]
+        tokens = self.true_state[state.noise_streams, horizon]
+        dynamics = self.world_model.state_head.dynamics
         return replace(
             following,
             frame_tokens=frame,
-            state_tokens=self.true_state[state.noise_streams, horizon],
+            state_tokens=tokens,
+            state_values=dynamics.centers[dynamics.dimension, tokens],
         ), outcome

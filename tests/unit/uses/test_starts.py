@@ -38,14 +38,15 @@ def test_endings_are_seen_after_few_and_after_many_steps(squares: Path) -> None:
     starts = choose_starts(reader, "test", num_steps=10, num_starts=3)
     found = ending_starts(reader, starts, num_context=4, horizon=6, num_starts=3)
     # The end is after 1, 4 (2.5 rounded, and 1 for the first) or 6 steps; 6 are measured anyway.
-    lengths = {"test_0": 14, "test_1": 20, "test_2": 11}
+
+    def before(end: int) -> tuple[Start, ...]:
+        lengths = {"test_0": 14, "test_1": 20, "test_2": 11}
+        return tuple(Start(key=key, first_step=num - end) for key, num in lengths.items())
+
     assert found == {
-        1: (
-            *(Start(key=key, first_step=n - 5) for key, n in lengths.items()),
-            Start(key="test_3", first_step=1),
-        ),
+        1: (*before(5), Start(key="test_3", first_step=1)),
         2: (Start(key="test_3", first_step=0),),
-        3: tuple(Start(key=key, first_step=n - 7) for key, n in lengths.items()),
+        3: before(7),
     }
     assert ending_starts(reader, starts, num_context=6, horizon=6, num_starts=3)
 
