@@ -311,10 +311,8 @@ def measure(
             )
             measurement.measure_shuffled(actions, after_step)
     what = "endings"
-    for num_steps, chosen in before_ends:
-        scores.endings.append(
-            _measure_endings(model, reader, chosen, num_steps, config, after_step)
-        )
+    for num_steps, part in before_ends:
+        scores.endings.append(_measure_endings(model, reader, part, num_steps, config, after_step))
     return scores
 
 
