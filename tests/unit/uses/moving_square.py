@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,12 @@ def write_squares(
     control_rate: float = 10.0,
     still: bool = False,
     ends: bool = True,
+    prefix: str = "",
+    provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Write a dataset; its episodes are called ``{split}_{i}``. ``still``: nothing moves.
+    """Write a dataset; its episodes are ``{prefix}{split}_{i}``.
 
-    ``ends``: whether the last action ends the task.
+    ``still``: nothing moves. ``ends``: whether the last action ends the task.
     """
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
@@ -100,8 +103,9 @@ def write_squares(
                         if name.startswith("frames.")
                     }
                 arrays["terminated"] &= ends
-                written[f"{split}_{index}"] = arrays
-                writer.add(f"{split}_{index}", arrays, {"task": "move"})
+                key = f"{prefix}{split}_{index}"
+                written[key] = arrays
+                writer.add(key, arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes
@@ -117,7 +121,7 @@ def write_squares(
         },
         shards=shards,
         episodes=episodes,
-        provenance={"source": "moving_square.py"},
+        provenance=dict(provenance),
     ).save(folder)
     return written
 
@@ -133,7 +137,11 @@ def make_tokenizer(cameras: Sequence[str] = CAMERAS) -> FrameTokenizer:
 
 
 def make_world_model(
-    tokenizer: FrameTokenizer, *, has_state: bool = True, window: int = 6
+    tokenizer: FrameTokenizer,
+    *,
+    has_state: bool = True,
+    has_reward: bool = True,
+    window: int = 6,
 ) -> WorldModel:
     vocabulary = Vocabulary(
         codebook_size=tokenizer.codebook_size,
@@ -142,8 +150,8 @@ def make_world_model(
         grid=tokenizer.grid,
         action=bins(-3.5, 3.5, 7),
         state=bins(0.0, float(SIZE - SQUARE), 48) if has_state else None,
-        has_reward=True,
-        reward_range=(0.0, 1.0),
+        has_reward=has_reward,
+        reward_range=(0.0, 1.0) if has_reward else None,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     transformer = TransformerConfig(dim=32, num_layers=2, num_heads=2, window=window)
@@ -153,14 +161,19 @@ def make_world_model(
 def make_model(
     *,
     has_state: bool = True,
+    has_reward: bool = True,
     cameras: Sequence[str] = CAMERAS,
     window: int = 6,
     seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    tokenizer_provenance: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenWorldModel:
     """A random model whose outputs depend on all of its inputs (heads start at zero otherwise)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(cameras).eval()
-    world_model = make_world_model(tokenizer, has_state=has_state, window=window).eval()
+    world_model = make_world_model(
+        tokenizer, has_state=has_state, has_reward=has_reward, window=window
+    ).eval()
     shake(world_model, 0.2)
     torch.nn.init.constant_(world_model.copy_head.bias, 2.0)
     return TokenWorldModel(
@@ -169,7 +182,8 @@ def make_model(
             tokenizer=tokenizer,
             control_rate=10.0,
             cameras=tuple(cameras),
-            provenance={"seed": seed},
+            provenance={"seed": seed} if provenance is None else provenance,
+            tokenizer_provenance=tokenizer_provenance,
         )
     )
 

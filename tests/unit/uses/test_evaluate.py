@@ -308,9 +308,7 @@ def test_further_starts_change_no_other_figure(
             assert without[name] == values, name
 
 
-def test_an_expectation_has_the_least_squared_error(
-    squares: Path, config: EvaluationConfig
-) -> None:
+def test_reward_errors_by_hand(squares: Path, config: EvaluationConfig) -> None:
     model = make_model()
     head = model.world_model.reward_head
     assert head is not None
@@ -331,7 +329,7 @@ def test_rewards_that_were_never_trained_on_are_said_once(
     model = make_model()
     model.vocabulary = replace(model.vocabulary, reward_range=(0.0, 0.5))
     evaluate(model, squares, config)
-    message = "rewards of split test are from 0 to 1; those trained on were from 0 to 0.5"
+    message = "are from 0 to 1; those trained on were from 0 to 0.5"
     assert caplog.text.count(message) == 1
 
 
