@@ -24,7 +24,7 @@ from tokenwm.uses.evaluate import evaluate_folds
 from tokenwm.uses.folds import Fold
 from tokenwm.uses.headline import ALARMS, count, headline, table_horizons
 from tokenwm.uses.measure import EvaluationConfig
-from tokenwm.uses.page import table_rows
+from tokenwm.uses.page import outcome_sentences, table_rows
 from tokenwm.uses.report import write_report
 from tokenwm.uses.results import Evaluation
 
@@ -101,6 +101,8 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith(ALARMS) else None
         say(console, f"• {sentence}", style=style)
+    for sentence in outcome_sentences(evaluation):
+        say(console, f"• {sentence}")
 
 
 def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:
