@@ -1,20 +1,24 @@
 """What both training stages share: the optimizer, its schedule, and exact resumption.
 
 Lightning's own checkpoint holds weights, optimizer and counters; here the seed of the random
-numbers is added, and the data module derives the order of batches from the global step, so a
-resumed run equals an uninterrupted one.
+numbers and the options are added, and the data module knows which windows were seen, so a resumed
+run equals an uninterrupted one, or is refused. The learning rate of a step is a function of its
+number: nothing that a checkpoint holds can contradict the options.
 """
 
+import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.resume import REMEDY, check_options, check_shapes, named_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,9 @@ class OptimizerConfig:
         schedule: ``cosine`` (Loshchilov & Hutter 2017) or ``wsd``, warm-up, stable, linear decay
             (Hu et al. 2024).
         decay_fraction: Share of the steps that ``wsd`` spends decaying.
+        decay_knots: Steps and the part of the decay that is left there, from [STEP, 1.0] to
+            [max_steps, 0.0], linear in between, instead of ``decay_fraction``. A run by the clock
+            (``--minutes``) records its own.
         final_fraction: Learning rate at the end, as a share of the peak.
     """
 
@@ -39,6 +46,7 @@ class OptimizerConfig:
     warmup_steps: int = 100
     schedule: Literal["cosine", "wsd"] = "wsd"
     decay_fraction: float = 0.5
+    decay_knots: tuple[tuple[int, float], ...] = ()
     final_fraction: float = 0.02
 
     def __post_init__(self) -> None:
@@ -53,6 +61,19 @@ class OptimizerConfig:
                 f"decay_fraction={self.decay_fraction} must be in (0, 1], "
                 f"final_fraction={self.final_fraction} in [0, 1]"
             )
+        steps = [step for step, _ in self.decay_knots]
+        parts = [part for _, part in self.decay_knots]
+        # Only one of wsd may end elsewhere than it was said at first.
+        if self.decay_knots and (
+            self.schedule != "wsd"
+            or sorted(set(steps)) != steps
+            or sorted(parts, reverse=True) != parts
+            or not (len(steps) > 1 and steps[0] >= 0 and parts[0] <= 1 and parts[-1] == 0)
+        ):
+            raise TokenwmError(
+                f"decay_knots={self.decay_knots} must be rising steps with parts that fall from at "
+                f"most 1 to 0, and schedule={self.schedule!r} must be wsd"
+            )
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -61,16 +82,35 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
     Args:
         config: The schedule.
         step: Optimizer steps taken so far.
-        num_steps: Optimizer steps in all.
+        num_steps: Optimizer steps in all; below 1 if nobody knows yet, then ``wsd`` is stable.
     """
-    if step < config.warmup_steps:
+    knots = config.decay_knots
+    if knots and step >= knots[0][0]:
+        shape = _between_knots(knots, step)
+    elif step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
-    if config.schedule == "cosine":
-        shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif knots or num_steps < 1:
+        return 1.0
     else:
-        shape = min(1.0, (1.0 - progress) / config.decay_fraction)
+        progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
+        if config.schedule == "cosine":
+            shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+        else:
+            shape = min(1.0, (1.0 - progress) / config.decay_fraction)
     return config.final_fraction + (1.0 - config.final_fraction) * shape
+
+
+def decay_left(config: OptimizerConfig, factor: float) -> float:
+    """The part of the decay that is left at a share of the peak, in [0, 1]."""
+    span = 1.0 - config.final_fraction
+    return min(1.0, max(0.0, (factor - config.final_fraction) / span)) if span else 1.0
+
+
+def _between_knots(knots: tuple[tuple[int, float], ...], step: int) -> float:
+    for (first, high), (last, low) in zip(knots, knots[1:], strict=False):
+        if step < last:
+            return high + (low - high) * (step - first) / (last - first)
+    return knots[-1][1]
 
 
 def last_shared_step(config: OptimizerConfig, num_steps: int) -> int:
@@ -118,62 +158,150 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
+def _optimizer_of(checkpoint: Mapping[str, Any]) -> OptimizerConfig:
+    values = dict(checkpoint["optimizer"])
+    values["betas"] = tuple(values["betas"])
+    values["decay_knots"] = tuple((step, part) for step, part in values["decay_knots"])
+    return OptimizerConfig(**values)
+
+
 class TrainingModule(pl.LightningModule):
     """Base of the two Lightning modules.
 
     Args:
         optimizer: The optimizer and its schedule.
+
+    Attributes:
+        ends_by_clock: Whether a callback decides when the decay begins and ends; else
+            ``trainer.max_steps`` does.
     """
 
     def __init__(self, optimizer: OptimizerConfig) -> None:
         super().__init__()
         self.optimizer_config = optimizer
+        self.ends_by_clock = False
         self._random_seed: int | None = None
         self._seeded_step = -1
 
-    def configure_optimizers(self) -> Any:
-        """AdamW with a schedule over ``trainer.max_steps``.
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in all; -1 while the clock has not decided yet."""
+        if not self.ends_by_clock:
+            return self.trainer.max_steps
+        knots = self.optimizer_config.decay_knots
+        return knots[-1][0] if knots else -1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; :meth:`on_train_batch_start` sets the learning rate of each step.
 
         Raises:
             TokenwmError: The trainer has no ``max_steps``.
         """
         # Not trainer.estimated_stepping_batches: reading it makes Lightning forget the loader's
         # state (issue 20550).
-        num_steps = self.trainer.max_steps
-        if num_steps < 1:
-            raise TokenwmError(
-                f"trainer.max_steps is {num_steps}; set it, since training batches never end and "
-                "the learning rate follows it"
-            )
         config = self.optimizer_config
-        optimizer = torch.optim.AdamW(
+        if self.trainer.max_steps < 1 and not self.ends_by_clock:
+            raise TokenwmError(
+                f"trainer.max_steps is {self.trainer.max_steps}; set it, since training batches "
+                "never end and the learning rate follows it"
+            )
+        if config.decay_knots and not self.ends_by_clock and self.num_steps != self._last_knot():
+            raise TokenwmError(
+                f"model.optimizer.decay_knots end at step {self._last_knot()}, but "
+                f"trainer.max_steps is {self.num_steps}; give the same number to both"
+            )
+        return torch.optim.AdamW(
             parameter_groups(self, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(config, step, num_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _last_knot(self) -> int:
+        return self.optimizer_config.decay_knots[-1][0]
+
+    def options(self) -> dict[str, Any]:
+        """All options that weights follow from, by name, as a checkpoint keeps them.
+
+        The order of the windows is the data module's.
+        """
+        options = named_options(self.model_options(), "model.")
+        options["trainer.precision"] = str(self.trainer.precision)
+        options["trainer.gradient_clip_val"] = self.trainer.gradient_clip_val
+        plain: dict[str, Any] = json.loads(json.dumps(options))  # tuples become lists
+        return plain
+
+    def model_options(self) -> dict[str, Any]:
+        """Options of the subclass, as nested plain values."""
+        return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed (see :meth:`on_train_batch_start`) and the hashes of the shards."""
+        """Keep the options, the seed of the random numbers and the hashes of the shards."""
         checkpoint["random_seed"] = self._random_seed
         checkpoint["shards"] = self._shards()
+        checkpoint["options"] = self.options()
+        checkpoint["optimizer"] = json.loads(json.dumps(asdict(self.optimizer_config)))
+        checkpoint["num_steps"] = self.num_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that is resumed.
+        """Go on with the seed and, by the clock, with the decay of the run that is resumed.
 
         Raises:
-            CheckpointError: The run was trained on other shards.
+            CheckpointError: The run cannot be continued, or its model has other sizes.
         """
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self.check_continues(checkpoint)
+            if self.ends_by_clock and "optimizer" in checkpoint:
+                knots = _optimizer_of(checkpoint).decay_knots
+                self.optimizer_config = replace(self.optimizer_config, decay_knots=knots)
         self._random_seed = checkpoint.get("random_seed")
+        check_shapes(checkpoint.get("state_dict", {}), self.state_dict())
+
+    def check_continues(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that a run can be continued with these options as if it always had had them.
+
+        Args:
+            checkpoint: As :meth:`on_save_checkpoint` left it; weights need not be there.
+
+        Raises:
+            CheckpointError: Names what differs and both values.
+        """
         saved, here = checkpoint.get("shards"), self._shards()
-        fits = self._trainer is not None and self.trainer.state.fn == "fit"
-        if fits and saved and here and saved != here:
+        if saved and here and saved != here:
             raise CheckpointError(
                 "the run to be continued was trained on other shards than these; the same weights "
-                "on other data or tokens are another run: use another --trainer.default_root_dir, "
-                "or --resume false"
+                f"on other data or tokens are another run: {REMEDY}"
             )
+        step = checkpoint["global_step"]
+        if 0 < self.trainer.max_steps < step:
+            raise CheckpointError(
+                f"trainer.max_steps is {self.trainer.max_steps}, but the run to be continued is at "
+                f"step {step} already: {REMEDY}"
+            )
+        check_options(checkpoint.get("options", {}), self.options(), step)
+        if "optimizer" in checkpoint:
+            self._check_schedule(_optimizer_of(checkpoint), checkpoint["num_steps"], step)
+
+    def _check_schedule(self, before: OptimizerConfig, num_steps_before: int, step: int) -> None:
+        """Accept another schedule where all steps done would have been the same with it."""
+        now, num_steps = self.optimizer_config, self.trainer.max_steps
+        if self.ends_by_clock:
+            now, num_steps = replace(now, decay_knots=before.decay_knots), -1
+        options_before, options = (
+            {**named_options(asdict(config), "model.optimizer."), "trainer.max_steps": count}
+            for config, count in ((before, num_steps_before), (now, num_steps))
+        )
+        always = [f"model.optimizer.{name}" for name in ("learning_rate", "weight_decay", "betas")]
+        check_options({name: options_before[name] for name in always}, options, step)
+        for done in range(step):
+            factors = (
+                learning_rate_factor(before, done, num_steps_before),
+                learning_rate_factor(now, done, num_steps),
+            )
+            if factors[0] != factors[1]:
+                name = next(name for name in options if options[name] != options_before[name])
+                raise CheckpointError(
+                    f"{name} is {options[name]}, but {options_before[name]} in the run to be "
+                    f"continued (step {step}): the learning rate of its step {done} was another; "
+                    f"{REMEDY}, or begin from a checkpoint kept before (--ckpt_path)"
+                )
 
     def _shards(self) -> list[str]:
         """SHA-256 of every shard of the data at hand."""
@@ -186,7 +314,7 @@ class TrainingModule(pl.LightningModule):
             self._random_seed = torch.initial_seed() % 2**62
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Make the random numbers of a step a function of its number.
+        """Make the learning rate and the random numbers of a step functions of its number.
 
         Dropout, k-means and dead-code revival draw some, but so do loaders when validation starts,
         and how many depends on their workers: a generator's saved state would not make a resumed
@@ -197,6 +325,21 @@ class TrainingModule(pl.LightningModule):
             # Ranks draw other numbers than each other, or they would drop the same units.
             torch.manual_seed(self._random_seed + self.global_step + self.global_rank * 2**48)
             self._seeded_step = self.global_step
+            config = self.optimizer_config
+            factor = learning_rate_factor(config, self.global_step, self.num_steps)
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = factor * config.learning_rate
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the learning rate and the norm of the gradient, before it is clipped."""
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self.log("train/gradient_norm", norm)
 
     def log_all(self, stage: str, values: Iterable[tuple[str, Any]], batch_size: int) -> None:
         """Log ``stage/name`` values; at validation the mean over batches and ranks."""

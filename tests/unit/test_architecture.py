@@ -15,6 +15,7 @@ ORDER = (
     "allocator",
     "throughput",
     "norm",
+    "resume",
     "data",
     "training",
     "tokenizer",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tokenwm.cli import main as cli
+from tokenwm.cli.run_folder import keep_earlier, last_checkpoint
 from tokenwm.cli.tokenizer import TokenizerCLI
-from tokenwm.cli.training import keep_earlier_log, last_checkpoint, launch
+from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import frames_of
 from tokenwm.data.atomic import older_of, replace_folder
 from tokenwm.tokenizer.training import FrameTokenizerModule
@@ -16,10 +17,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def test_logs_of_a_continued_run_are_kept_in_order(tmp_path: Path) -> None:
     log = tmp_path / "metrics.csv"
-    keep_earlier_log(log)  # nothing there: nothing happens
+    keep_earlier(log)  # nothing there: nothing happens
     for number in range(3):
         log.write_text(f"run {number}")
-        keep_earlier_log(log)
+        keep_earlier(log)
     assert not log.exists()
     kept = sorted(tmp_path.iterdir())
     assert [path.name for path in kept] == [f"metrics.00{n}.csv" for n in range(3)]

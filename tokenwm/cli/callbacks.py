@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenwm.cli.export import tokenizer_of
+from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
@@ -20,6 +21,7 @@ from tokenwm.scaling.flops import FlopCount, tokenizer_flops, world_model_flops
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
+from tokenwm.training import TrainingModule
 from tokenwm.transformer.training import WorldModelModule, tokens_of
 from tokenwm.transformer.world_model import Tokens
 from tokenwm.uses.pictures import absolute_error, film_strip, side_by_side, write_png
@@ -46,10 +48,12 @@ class TrainingProgress(pl.Callback):
         if not trainer.is_global_zero:
             return
         self._begin, self._first_step = time.monotonic(), trainer.global_step
+        if trainer.global_step:
+            self._say(f"resuming at {_step_of(trainer)}{_windows_seen(trainer)}")
         self._progress = Progress(
             TextColumn("[bold]{task.fields[stage]}"),
             BarColumn(bar_width=20),
-            TextColumn("step {task.completed}/{task.total}  {task.description}"),
+            TextColumn("{task.description}"),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
@@ -57,7 +61,7 @@ class TrainingProgress(pl.Callback):
         )
         self._progress.start()
         self._task = self._progress.add_task(
-            "", total=trainer.max_steps, completed=trainer.global_step, stage=self.stage
+            "", total=_num_steps(trainer), completed=trainer.global_step, stage=self.stage
         )
 
     def on_train_batch_end(
@@ -76,24 +80,18 @@ class TrainingProgress(pl.Callback):
         shown = step % 10 == 0 or step == trainer.max_steps
         if shown:
             text = f"{_figures(trainer.callback_metrics, 'train')}  {rate:.1f} steps/s"
-            self._progress.update(self._task, completed=step, description=text)
+            total = _num_steps(trainer)
+            text = f"{_step_of(trainer)}  {text}"
+            self._progress.update(self._task, completed=step, total=total, description=text)
             if not self.console.is_terminal and step % self.every_n_steps == 0:
-                left = (trainer.max_steps - step) / max(rate, 1e-9)
-                self.console.print(
-                    f"{self.stage}  step {step}/{trainer.max_steps}  {text}  {left:.0f} s left",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                left = f"  {(total - step) / max(rate, 1e-9):.0f} s left" if total else ""
+                self._say(f"{text}{left}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print what validation found."""
         if self._progress is not None and not trainer.sanity_checking:
             figures = _figures(trainer.callback_metrics, "val")
-            self.console.print(
-                f"{self.stage}  step {trainer.global_step}  held out: {figures}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._say(f"step {trainer.global_step}  held out: {figures}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the line."""
@@ -105,10 +103,38 @@ class TrainingProgress(pl.Callback):
         """Give the terminal back."""
         self._stop()
 
+    def _say(self, text: str) -> None:
+        self.console.print(f"{self.stage}  {text}", highlight=False, soft_wrap=True, markup=False)
+
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _num_steps(trainer: pl.Trainer) -> int | None:
+    """Steps in all; None while the clock has not decided yet."""
+    module = trainer.lightning_module
+    num_steps = module.num_steps if isinstance(module, TrainingModule) else trainer.max_steps
+    return num_steps if num_steps > 0 else None
+
+
+def _step_of(trainer: pl.Trainer) -> str:
+    total = _num_steps(trainer)
+    return f"step {trainer.global_step}" + (f" of {total}" if total else "")
+
+
+def _windows_seen(trainer: pl.Trainer) -> str:
+    """How many windows a resumed run has seen, and how many it takes now if that is new."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, EpisodeDataModule):
+        return ""
+    *earlier, leg = data.legs
+    text = f", after {data.windows_seen:,} windows"
+    if earlier and leg.first_step == trainer.global_step:
+        now, before = (part.batch_windows * part.accumulate for part in (leg, earlier[-1]))
+        text += f"; from here on {now} windows a step, {before} before"
+    return text
 
 
 def _figures(metrics: Mapping[str, Any], stage: str) -> str:
@@ -162,6 +188,9 @@ class Throughput(pl.Callback):
         rate = self._num_batches / max(1e-9, self._seconds)
         pl_module.log("train/windows_per_second", rate * len(batch.keys) * trainer.world_size)
         pl_module.log("train/mfu", rate * self._flops_per_batch / self._peak)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        tokens = float(data.windows_seen * self._tokens_per_window)
+        pl_module.log("train/tokens_seen", tokens)
         self._restart(step)
 
     def _restart(self, step: int) -> None:
@@ -174,7 +203,9 @@ class Throughput(pl.Callback):
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._peak = measured_peak_flops(device, dtype)
-            self._flops_per_batch = _flops_of(pl_module, batch).training
+            count = _flops_of(pl_module, batch)
+            self._flops_per_batch = count.training
+            self._tokens_per_window = count.num_tokens / len(batch.keys)
 
 
 def _flops_of(module: pl.LightningModule, batch: Batch) -> FlopCount:

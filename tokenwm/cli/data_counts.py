@@ -15,6 +15,7 @@ class DataCounts(pl.Callback):
     ``data/windows/NAME`` counts windows of a dataset, or of its real or synthetic part, and
     ``data/real_fraction`` is the share of recorded ones; both only where there is something to tell
     apart. ``data/corrupt_episodes`` counts since the run began, where skipping is allowed.
+    ``data/epochs`` says how often each training window was seen, on average.
     """
 
     def on_train_batch_end(
@@ -30,6 +31,8 @@ class DataCounts(pl.Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.global_step % every or not isinstance(data, EpisodeDataModule):
             return
+        num_windows = sum(len(part.windows) for part in data.strata)
+        pl_module.log("data/epochs", data.windows_seen / num_windows)
         if data.on_corrupt == "skip":
             pl_module.log("data/corrupt_episodes", float(len(data.corrupt)))
         if len(data.strata) > 1:

@@ -63,6 +63,11 @@ class _Export(pl.Callback):
             **self._origin,
             "steps": trainer.global_step,
             "batch_size": datamodule.batch_size,
+            "windows_seen": datamodule.windows_seen,
+            # (first step, windows of each step from there on), all ranks together
+            "windows_per_step": [
+                (leg.first_step, leg.batch_windows * leg.accumulate) for leg in datamodule.legs
+            ],
             "num_steps": datamodule.num_steps,
             "metrics": metrics,
         }

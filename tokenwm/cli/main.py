@@ -7,6 +7,7 @@ verb's module is imported when the verb runs.
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -50,7 +51,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_SIGNALLED = 128  # plus the signal, as shells report it
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a user can mend wherever it arises, in Lightning's or matplotlib's files as well."""
@@ -65,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes those of the process.
 
     Returns:
-        0 on success, 1 after an error the user can mend, 2 after a wrong verb, 130 after Ctrl-C;
-        otherwise what the verb's own ``main`` returns.
+        0 on success, 1 after an error the user can mend, 2 after a wrong verb, 130 after Ctrl-C,
+        143 after a SIGTERM that training was stopped by; otherwise what the verb's own ``main``
+        returns.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -112,9 +114,9 @@ def run_verb(verb: str, argv: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {what_is_kept(verb, argv)}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNALLED + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def what_is_kept(verb: str, argv: list[str]) -> str:

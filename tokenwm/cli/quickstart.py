@@ -6,18 +6,17 @@ It only calls the other verbs and prints each call, so that what it did can be d
 import argparse
 import json
 import shlex
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 import tokenwm
 from tokenwm.cli import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.cli.run_folder import CONFIG_NAME
 from tokenwm.cli.training import TrainingCLI, launch
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.recipe import load_recipe
@@ -25,38 +24,22 @@ from tokenwm.errors import TokenwmError
 from tokenwm.sequence.token_shards import MAX_SHIFT
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.transformer.training import WorldModelModule
+from tokenwm.uses.measure import EvaluationConfig
 
-TOKENIZER_SHARE = 0.22
-"""Part of the training time that goes to the tokenizer."""
-REPORT_SHARE = 0.18
-"""Part of the time after preparation that is kept for tokenizing, evaluation and the report."""
+TOKENIZER_SHARE = 0.18
+"""Part of the time left after preparation that goes to training the tokenizer."""
+EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 5
+"""What evaluation takes, in training steps of the world model, whose pace is known by then."""
+LEAST_SECONDS = 10.0
+"""A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000
 """A small dataset gets as many shifted copies as bring it nearest to this many training steps."""
 MOST_COPIES = 7
-PROBE_STEPS = 16
-"""Steps that are timed to learn how many fit into a stage; the first half warms up."""
 
 STAGES: dict[str, tuple[type[TrainingCLI], type[pl.LightningModule]]] = {
     "tokenizer": (tokenizer.TokenizerCLI, FrameTokenizerModule),
     "world-model": (world_model.WorldModelCLI, WorldModelModule),
 }
-
-
-class StepTimer(Callback):
-    """Times the second half of a short run."""
-
-    def __init__(self) -> None:
-        self._times: list[float] = []
-
-    def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
-        """Note the time."""
-        self._times.append(time.monotonic())
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Mean over the second half."""
-        times = self._times[len(self._times) // 2 :]
-        return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def main(argv: list[str]) -> int:
@@ -73,8 +56,14 @@ class Quickstart:
         self.console = console
         self.out: Path = arguments.out
         self.began = time.monotonic()
+        self.seconds_before = 0.0
         self.plan_path = self.out / "plan.json"
         self.plan: dict[str, Any] = {}
+
+    @property
+    def seconds_used(self) -> float:
+        """Time used, by finished stages and up to the checkpoint of another one before."""
+        return self.seconds_before + time.monotonic() - self.began
 
     def run(self) -> int:
         """Run every stage that is not finished yet; returns the exit code."""
@@ -90,19 +79,20 @@ class Quickstart:
         self._do("prepare", prepare.main, [*recipe, *(["--set", *overrides] if overrides else [])])
         copies = shifted_copies(Manifest.load(frames))
         shift = ["--model.max_shift", str(MAX_SHIFT)] if copies else []
-        self._train("tokenizer", frames, out / "tokenizer", shift)
+        self._train("tokenizer", frames, out / "tokenizer", shift, share=TOKENIZER_SHARE)
         if not (tokens / MANIFEST_NAME).exists():
             source = [str(frames), "--tokenizer", str(out / "tokenizer")]
             source += ["--shifted-copies", str(copies)] if copies else []
             self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
-        self._train("world-model", tokens, out / "world_model", [])
+        reserve = ["--reserve_steps", str(evaluation_steps(Manifest.load(frames)))]
+        self._train("world-model", tokens, out / "world_model", reserve, share=1.0)
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
         curves = out / "tokenizer" / "logs" / "metrics.csv"
         report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
         code = self._do("evaluate", evaluate.main, report)
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = self.seconds_used / 60
         self.console.print(
             f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}",
             soft_wrap=True,
@@ -115,71 +105,52 @@ class Quickstart:
         code = verb_main(argv)
         if code:
             raise TokenwmError(f"tokenwm {verb} ended with exit code {code}")
+        self._save_plan()
         return code
 
-    def _train(self, verb: str, data: Path, folder: Path, options: list[str]) -> None:
+    def _train(self, verb: str, data: Path, folder: Path, options: list[str], share: float) -> None:
+        """Train a stage in a share of the time that is left."""
         if (folder / "model").is_dir():
             self.console.print(f"{verb}: finished before, kept", highlight=False)
             return
         config = find_file(f"configs/{verb.replace('-', '_')}/{self.arguments.size}.yaml")
         argv = ["fit", "--config", str(config), "--data.root", str(data), *options]
+        if self.arguments.size != "debug":  # whose config has few steps
+            argv += ["--minutes", self._minutes(verb, share), "--model.optimizer.schedule", "wsd"]
         for setting in self.arguments.model_set:
             stage, _, option = setting.partition(".")
             if stage == verb:
                 argv.append(f"--{option}")
-        steps = self._steps(verb, argv)
-        if steps is not None:
-            quarter = str(max(1, steps // 4))
-            argv += ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", quarter]
         argv += ["--trainer.default_root_dir", str(folder)]
         self._say(verb, argv)
         cli, module = STAGES[verb]
-        launch(cli, module, argv, verb)
-        if not (folder / "model").is_dir():
-            raise TokenwmError(
-                f"{folder} was stopped after its last step, before its model was written; remove "
-                "the folder and run the same command again"
-            )
+        self._note_steps(verb, launch(cli, module, argv, verb))
 
-    def _steps(self, verb: str, argv: list[str]) -> int | None:
-        """Steps that fit into the stage's share of the time; None leaves them to the config."""
-        if self.arguments.size == "debug":
-            return None
-        if verb not in self.plan:
-            seconds = self._seconds_for(verb)
-            timer = StepTimer()
-            with tempfile.TemporaryDirectory() as scratch:
-                probe = ["--trainer.max_steps", str(PROBE_STEPS)]
-                probe += ["--trainer.limit_val_batches", "0", "--trainer.logger", "false"]
-                probe += ["--trainer.val_check_interval", str(PROBE_STEPS)]
-                probe += ["--trainer.default_root_dir", scratch]
-                cli, module = STAGES[verb]
-                launch(cli, module, [*argv, *probe], verb, [timer])
-            steps = max(PROBE_STEPS, int(seconds / timer.seconds_per_step))
-            self.plan[verb] = steps
+    def _minutes(self, verb: str, share: float) -> str:
+        """Minutes for training a stage, as the command line takes them; decided once."""
+        minutes: dict[str, str] = self.plan.setdefault("minutes", {})
+        if verb not in minutes:
+            left = 60.0 * self.arguments.minutes - self.seconds_used
+            minutes[verb] = f"{max(LEAST_SECONDS, left * share) / 60:.3f}"
             self._save_plan()
-            self.console.print(
-                f"{verb}: {timer.seconds_per_step * 1e3:.0f} ms a step, so {steps} steps in "
-                f"{seconds / 60:.1f} minutes",
-                highlight=False,
-            )
-        return int(self.plan[verb])
+        return minutes[verb]
 
-    def _seconds_for(self, verb: str) -> float:
-        """Time the stage may take: its share, and for the last one what is really left of it."""
-        left = 60.0 * float(self.arguments.minutes) - (time.monotonic() - self.began)
-        if "seconds" not in self.plan:
-            training = max(20.0, left * (1.0 - REPORT_SHARE))
-            self.plan["seconds"] = {
-                "tokenizer": training * TOKENIZER_SHARE,
-                "world-model": training * (1.0 - TOKENIZER_SHARE),
-                "rest": left * REPORT_SHARE,
-            }
-        share = float(self.plan["seconds"][verb])
-        if verb == "tokenizer" or "continued" in self.plan:
-            return share
-        left -= float(self.plan["seconds"]["rest"])
-        return min(1.1 * share, max(0.7 * share, left))
+    def _note_steps(self, verb: str, done: TrainingCLI) -> None:
+        """Write down the steps that the clock decided on, with which a stage can be repeated."""
+        if done.clock is not None:
+            self.seconds_before += done.clock.seconds_before
+            knots = done.model.optimizer_config.decay_knots
+            (start, _), (end, _) = knots[0], knots[-1]
+            self.plan[verb] = {"max_steps": end, "decay_start": start, "decay_knots": knots}
+            config = done.folder / "logs" / CONFIG_NAME
+            self.console.print(
+                f"{verb}: {end} steps, the decay from step {start} on; without a clock: "
+                f"tokenwm {verb} fit --config {config} --trainer.default_root_dir DIR",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
+        self._save_plan()
 
     def _load_plan(self) -> None:
         settings = {
@@ -196,19 +167,19 @@ class Quickstart:
                     f"{self.out} holds a quick start with other settings: "
                     f"{self.plan['settings']}; give these, another --out, or remove the folder"
                 )
-            self.plan["continued"] = True
+            self.seconds_before = self.plan.get("seconds_used", 0.0)
         else:
             self.plan = {"settings": settings, "tokenwm_version": tokenwm.__version__}
         self._save_plan()
 
     def _save_plan(self) -> None:
+        self.plan["seconds_used"] = self.seconds_used
         partial = self.plan_path.with_suffix(".partial")
         partial.write_text(json.dumps(self.plan, indent=2) + "\n")
         partial.replace(self.plan_path)
 
     def _say(self, verb: str, argv: list[str]) -> None:
-        spent = (time.monotonic() - self.began) / 60
-        self.console.rule(f"[bold]{verb}[/bold]  {spent:.1f} min")
+        self.console.rule(f"[bold]{verb}[/bold]  {self.seconds_used / 60:.1f} min")
         self.console.print(
             f"$ tokenwm {verb} {shlex.join(argv)}", soft_wrap=True, highlight=False, style="dim"
         )
@@ -221,6 +192,13 @@ def shifted_copies(manifest: Manifest) -> int:
     """Shifted copies of each training episode that make a small dataset large enough."""
     steps = sum(episode.num_steps for episode in manifest.episodes if episode.split == "train")
     return min(MOST_COPIES, max(0, round(ENOUGH_STEPS / steps) - 1))
+
+
+def evaluation_steps(manifest: Manifest) -> int:
+    """Training steps of the world model that take about as long as its evaluation."""
+    split = "test" if manifest.num_episodes("test") else "val"
+    starts = manifest.num_episodes(split) * EvaluationConfig().num_starts
+    return EVALUATION_STEPS + EVALUATION_STEPS_PER_START * starts
 
 
 def find_file(path: str | Path) -> Path:
@@ -258,7 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes",
         type=float,
         default=15.0,
-        help="time for everything; training fills what is left (default: %(default)s)",
+        help="time for everything; training fills what preparation and evaluation leave, by the "
+        "clock. Continued, the time used before counts, but for what came after a checkpoint "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--size",

@@ -7,6 +7,7 @@
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,8 @@ import yaml
 
 from tokenwm import __version__
 from tokenwm.cli.checkpoints import kept_checkpoint
-from tokenwm.cli.training import last_checkpoint, launch
+from tokenwm.cli.run_folder import last_checkpoint
+from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.lock import lock_folder
@@ -237,6 +239,8 @@ def main(argv: list[str]) -> int:
     except TokenwmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as interrupt:  # a checkpoint was written; the next attempt goes on
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     return 0
 
 

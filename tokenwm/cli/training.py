@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -18,24 +20,36 @@ from torch import distributed
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.callbacks import Throughput, TrainingProgress
 from tokenwm.cli.checkpoints import KeptCheckpoints, ResumingCheckpoint
+from tokenwm.cli.clock import Clock
 from tokenwm.cli.data_counts import DataCounts
 from tokenwm.cli.export import ExportTokenizer, ExportWorldModel
-from tokenwm.data.atomic import older_of
+from tokenwm.cli.run_folder import (
+    CONFIG_NAME,
+    LAST_CHECKPOINT,
+    keep_earlier,
+    last_checkpoint,
+    read_without_weights,
+    steps_of_model,
+)
+from tokenwm.data.atomic import open_atomically
 from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.errors import TokenwmError
+from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.resume import REMEDY
+from tokenwm.training import TrainingModule
 
 _EXPECTED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # the loader keeps up from one process
     ".*is not resumable.*",  # it is: its order follows from the global step
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Checkpoint directory .* exists and is not empty",
-    # A run that begins from the checkpoint of another one has other ideas of where and how often.
-    "The dirpath has changed from",
-    "Be aware that when using `ckpt_path`.*ResumingCheckpoint",
+    "Experiment logs directory .* exists and is not empty",  # earlier logs are kept
+    # A run that is continued by steps and not by the clock, or was begun by an older tokenwm.
+    "Be aware that when using `ckpt_path`.*(ResumingCheckpoint|Clock)",
     "LightningCLI's args parameter is intended",
+    "You passed .* but AMP with fp16 is not supported on CPU",  # it is refused
 )
-LAST_CHECKPOINT = "checkpoints/last.ckpt"
-"""Where, in a run's folder, Lightning's checkpoint for resuming lies."""
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+"""Values of trainer.precision that training works with: weights are float32 in all of them."""
 
 
 class TrainingCLI(LightningCLI):
@@ -44,6 +58,9 @@ class TrainingCLI(LightningCLI):
     stage: str
     added_callbacks: Sequence[Callback] = ()
     export: Callable[[Path], list[Callback]]
+    finished_at: int | None = None
+    """Steps of a run that had ended before, so that there is nothing to do; else None."""
+    clock: Clock | None = None
 
     @property
     def folder(self) -> Path:
@@ -85,6 +102,20 @@ class TrainingCLI(LightningCLI):
             "the schedule wsd can begin their decay (--ckpt_path).",
         )
         parser.add_argument(
+            "--minutes",
+            type=float | None,
+            default=None,
+            help="Train for so long instead of trainer.max_steps, start-up and validation "
+            "included; the clock begins the decay of the schedule wsd. The steps that came of it "
+            "are written to logs/training.yaml, which as --config repeats the run.",
+        )
+        parser.add_argument(
+            "--reserve_steps",
+            type=int,
+            default=0,
+            help="Of those minutes, what so many steps take is kept for what follows training.",
+        )
+        parser.add_argument(
             "--resume",
             type=bool,
             default=True,
@@ -94,15 +125,25 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave hyper-parameters as given; a checkpoint would override them (Lightning 20801)."""
 
+    def before_instantiate_classes(self) -> None:
+        """Let the clock, if there is one, be all that ends the run."""
+        values = self.config[self.subcommand]
+        if values.get("minutes") is not None:
+            values["trainer"]["max_steps"] = -1
+            self.clock = Clock(60.0 * values["minutes"], values["reserve_steps"])
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add loggers and callbacks that need to know the run's folder."""
         config = self._get(self.config_init, "trainer", default={})
         root = Path(config["default_root_dir"])
+        precision = str(config.get("precision") or "32-true")
+        if precision not in PRECISIONS:
+            raise TokenwmError(
+                f"trainer.precision is {precision}; training works with {', '.join(PRECISIONS[:3])}"
+            )
         if config.get("logger") in (None, True):
             # Checking a model must not overwrite the log of its training.
             suffix = "" if self.subcommand == "fit" else f"_{self.subcommand}"
-            if self.subcommand == "fit":
-                keep_earlier_log(root / "logs" / "metrics.csv")
             kwargs["logger"] = [
                 CSVLogger(root, name=None, version=f"logs{suffix}"),
                 TensorBoardLogger(root, name=None, version=f"tensorboard{suffix}"),
@@ -113,21 +154,86 @@ class TrainingCLI(LightningCLI):
                 TrainingProgress(self.stage),
                 Throughput(),
                 DataCounts(),
+                *([self.clock] if self.clock is not None else []),
                 KeptCheckpoints(root, self._get(self.config_init, "keep_checkpoints_at")),
                 ResumingCheckpoint(root / LAST_CHECKPOINT, every),
                 *type(self).export(root),
                 *self.added_callbacks,
             ]
             kwargs["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        trainer: pl.Trainer = super().instantiate_trainer(**kwargs)
+        if precision.startswith("16") and trainer.precision != "16-mixed":
+            raise TokenwmError(
+                f"trainer.precision is {precision}, which needs a GPU; on this device use "
+                "bf16-mixed or 32-true"
+            )
+        return trainer
 
     def before_fit(self) -> None:
-        """Find the checkpoint to continue from."""
-        values = self.config_init["fit"]
-        last = last_checkpoint(Path(values["trainer"]["default_root_dir"]))
+        """Find the checkpoint to continue from, and see whether it can be, or has ended.
+
+        Raises:
+            CheckpointError: The run cannot be continued with these options.
+        """
+        values, root = self.config_init["fit"], self.folder
+        last = last_checkpoint(root)
         if values["resume"] and not values.get("ckpt_path") and last is not None:
             values["ckpt_path"] = str(last)
         self._read_safely("fit")
+        if values.get("ckpt_path"):
+            checkpoint = read_without_weights(Path(values["ckpt_path"]))
+            self._check_continues(checkpoint)
+            step = checkpoint["global_step"]
+            if checkpoint.get("has_ended") or step == self.trainer.max_steps:
+                self.finished_at = step if steps_of_model(root / "model") == step else None
+        elif values["resume"]:
+            self.finished_at = self._steps_without_checkpoint()
+        if self.finished_at is None and self.trainer.is_global_zero:
+            for name in ("metrics.csv", CONFIG_NAME):
+                keep_earlier(root / "logs" / name)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, unless that was done before."""
+        if self.finished_at is None:
+            self.trainer.fit(**kwargs)
+        elif self.trainer.is_global_zero:
+            Console().print(
+                f"{self.stage}: finished before, at step {self.finished_at}, and kept; "
+                f"to train again, {REMEDY}",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
+
+    def _check_continues(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse other options before anything in the run's folder is changed."""
+        module = self.model
+        assert isinstance(module, TrainingModule)
+        module.trainer = self.datamodule.trainer = self.trainer
+        self.trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
+        module.ends_by_clock = self.clock is not None
+        module.check_continues(checkpoint)
+        self.datamodule.check_order(checkpoint.get(type(self.datamodule).__qualname__, {}))
+        seed, before = self.config["fit"]["seed_everything"], checkpoint.get("random_seed")
+        if type(seed) is int and before is not None and seed != before:
+            raise CheckpointError(
+                f"seed_everything is {seed}, but {before} in the run to be continued "
+                f"(step {checkpoint['global_step']}): {REMEDY}"
+            )
+
+    def _steps_without_checkpoint(self) -> int | None:
+        """Steps of a finished run whose checkpoint is not there; older tokenwm often left none.
+
+        Raises:
+            CheckpointError: It was not trained for as many steps as are wanted now.
+        """
+        steps, wanted = steps_of_model(self.folder / "model"), self.trainer.max_steps
+        if steps is None or steps == wanted or self.clock is not None:
+            return steps
+        raise CheckpointError(
+            f"{self.folder / 'model'} was trained for {steps} steps and has no checkpoint to "
+            f"continue from, but trainer.max_steps is {wanted}: {REMEDY}"
+        )
 
     def before_validate(self) -> None:
         """Take the run's last checkpoint if none is given."""
@@ -138,14 +244,31 @@ class TrainingCLI(LightningCLI):
         self._need_checkpoint("test")
 
     def after_fit(self) -> None:
-        """Write the model of a run that was stopped between its last step and its end."""
-        root = self.folder
+        """Write what a run that was stopped between its last step and its end has not."""
+        if self.finished_at is not None:
+            return
+        root, step = self.folder, self.trainer.global_step
         # What the first rank finds: the others may look while it is still writing, and gathering
         # weights without it would wait for it in vain.
-        if not self.trainer.strategy.broadcast((root / "model").exists()):
+        if not self.trainer.strategy.broadcast(steps_of_model(root / "model") == step):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, ExportTokenizer | ExportWorldModel):
+                if isinstance(callback, WeightAveraging | ExportTokenizer | ExportWorldModel):
                     callback.on_train_end(self.trainer, self.model)
+        if self.clock is not None and self.trainer.is_global_zero:
+            self._record_steps(root / "logs" / CONFIG_NAME)
+
+    def _record_steps(self, path: Path) -> None:
+        """Put the steps that the clock decided on in the place of the minutes."""
+        if not path.is_file():  # other loggers than ours
+            return
+        assert isinstance(self.model, TrainingModule)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values |= {"minutes": None, "reserve_steps": 0}
+        values["trainer"]["max_steps"] = self.model.num_steps
+        knots = self.model.optimizer_config.decay_knots
+        values["model"]["optimizer"]["decay_knots"] = [list(knot) for knot in knots]
+        with open_atomically(path) as file:
+            file.write(yaml.safe_dump(values, sort_keys=False).encode())
 
     def next_command(self) -> list[str]:
         """What to do with the trained model: a verb and its arguments, capitals to be filled in."""
@@ -178,19 +301,6 @@ class TrainingCLI(LightningCLI):
                 "number of devices may differ). With its option save_distributed_checkpoint=false "
                 "a checkpoint is one file that any strategy reads"
             )
-
-
-def last_checkpoint(root: Path) -> Path | None:
-    """The checkpoint to resume a run from: a file, or a folder with a part for each rank."""
-    last = root / LAST_CHECKPOINT
-    return next((path for path in (last, older_of(last)) if path.exists()), None)
-
-
-def keep_earlier_log(path: Path) -> None:
-    """Rename the log of a run that is continued; Lightning's CSV logger would delete it."""
-    if path.exists():
-        number = len(list(path.parent.glob("metrics.*.csv")))
-        path.rename(path.with_name(f"metrics.{number:03d}.csv"))
 
 
 def launch(
@@ -233,7 +343,7 @@ def launch(
             EpisodeDataModule,
             args=argv,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True, "config_filename": "training.yaml"},
+            save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
             parser_kwargs={"prog": f"tokenwm {verb}"},
         )
         leave_process_group()
@@ -241,8 +351,21 @@ def launch(
     except SystemExit as exit_request:
         # Lightning turns Ctrl-C into exit code 1, as if the run had failed.
         if isinstance(exit_request.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(*exit_request.__context__.args) from None
         raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TokenwmError(
+            f"out of memory: {str(error).splitlines()[0]}; use a smaller --data.batch_size (and "
+            "--trainer.accumulate_grad_batches), --data.num_steps or model"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of whatever device, did not suffice."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def leave_process_group() -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import shutil
+import signal
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +18,11 @@ from tokenwm.data.episode import CorruptSample, Segment
 from tokenwm.data.loader import Batch, WindowDataset, collate
 from tokenwm.data.manifest import Manifest
 from tokenwm.data.mixture import MixedWindows, MixtureItem, Stratum, make_strata
-from tokenwm.data.order import GlobalOrderSampler, Weighting, evenly_spaced
+from tokenwm.data.order import GlobalOrderSampler, Leg, Weighting, evenly_spaced
 from tokenwm.data.shard_files import copy_small_files, is_url
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import CorruptSampleError, ShardError
+from tokenwm.resume import check_options
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,9 @@ class EpisodeDataModule(pl.LightningDataModule):
 
     Training batches never end: stop with ``max_steps`` and validate with ``val_check_interval``
     in steps and ``check_val_every_n_epoch: null``. Their order follows from the seed and the
-    trainer's global step, so a resumed run sees what an uninterrupted one would. Keep
+    trainer's global step, so a resumed run sees what an uninterrupted one would. Resumed with
+    another batch size or number of ranks it goes on with the first window it has not seen; with
+    another order it is refused. Keep
     ``val_check_interval`` a multiple of ``accumulate_grad_batches``: a checkpoint in the middle of
     an accumulated step has lost the gradients of its first part. ``limit_train_batches`` must be
     one, if it is set.
@@ -116,6 +121,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         self.corrupt: dict[str, str] = {}  # "root: key" → reason
         self._readers: list[ShardReader] = []
         self._strata: list[Stratum] = []
+        self._legs: list[Leg] = []
         self._small_files: Path | None = None
 
     @property
@@ -165,13 +171,30 @@ class EpisodeDataModule(pl.LightningDataModule):
 
     @property
     def strata(self) -> list[Stratum]:
-        """What training windows are drawn from."""
+        """What training windows are drawn from.
+
+        Raises:
+            ShardError: ``num_steps`` is above the length of every training episode.
+        """
         if not self._strata:
+            self._check_num_steps()
             items = list(zip(self.items, self.readers, strict=True))
             self._strata = make_strata(
                 items, self.num_steps, self.fields, self.seed, self.real_fraction
             )
         return self._strata
+
+    @property
+    def legs(self) -> list[Leg]:
+        """The parts of the run so far, each with a batch size of its own; mostly one."""
+        if not self._legs:
+            self._legs = [self._next_leg(0, 0, (0,) * len(self.strata))]
+        return self._legs
+
+    @property
+    def windows_seen(self) -> int:
+        """Windows trained on before the trainer's global step, all ranks together."""
+        return sum(self._drawn())
 
     def prepare_data(self) -> None:
         """Check the datasets; Lightning calls this once per machine."""
@@ -201,6 +224,7 @@ class EpisodeDataModule(pl.LightningDataModule):
             start_step=self._num_batches_seen,
             rank=rank,
             world_size=world_size,
+            leg=self.legs[-1],
         )
         for stratum in self.strata:
             logger.info("%s: %.2f %% of the windows", stratum.name, 100 * float(stratum.share))
@@ -238,12 +262,92 @@ class EpisodeDataModule(pl.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What was skipped so far; the place in the data follows from the global step."""
-        return {"corrupt": dict(self.corrupt)}
+        """What was skipped, which windows were seen, and what their order follows from."""
+        state: dict[str, Any] = {"corrupt": dict(self.corrupt)}
+        if self.trainer is not None and self._strata:
+            state["order"] = self._order_options()
+            state["legs"] = [asdict(leg) for leg in self.legs]
+            state["step"] = self.trainer.global_step
+            state["batches_seen"] = self._num_batches_seen()
+            state["windows_seen"] = self._drawn()
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting, and with the first window that was not seen.
+
+        Raises:
+            CheckpointError: The windows came in another order than they would from here on.
+        """
         self.corrupt = dict(state_dict.get("corrupt", {}))
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        if "order" not in state_dict:
+            logger.warning(
+                "the checkpoint is of an older tokenwm and does not say which windows were seen: "
+                "going on as if batch size, ranks, seed and data.num_steps were as before"
+            )
+            return
+        self.check_order(state_dict)
+        legs = [Leg(**{**leg, "drawn": tuple(leg["drawn"])}) for leg in state_dict["legs"]]
+        step = state_dict["step"]
+        now = self._next_leg(step, state_dict["batches_seen"], tuple(state_dict["windows_seen"]))
+        if (legs[-1].batch_windows, legs[-1].accumulate) != (now.batch_windows, now.accumulate):
+            legs = [*(leg for leg in legs if leg.first_step < step), now]
+        self._legs = legs
+
+    def check_order(self, state_dict: Mapping[str, Any]) -> None:
+        """Check that windows come in the order in which they came before this state was saved.
+
+        Raises:
+            CheckpointError: Names what differs, and both values.
+        """
+        before, now = state_dict.get("order", {}), self._order_options()
+        if before:
+            names = {**before, **now}
+            check_options(
+                {name: before.get(name) for name in names},
+                {name: now.get(name) for name in names},
+                state_dict["step"],
+            )
+
+    def _order_options(self) -> dict[str, Any]:
+        """All that the order of the windows follows from, by name, as plain values."""
+        options: dict[str, Any] = {"data.seed": self.seed, "data.num_steps": self.num_steps}
+        for part in self.strata:
+            options[f"the number of windows of {part.name}"] = len(part.windows)
+            options[f"the share of {part.name}"] = str(part.share)
+        for number, item in enumerate(self.items):
+            if item.weighting is not None:
+                kind = getattr(item.weighting, "__qualname__", type(item.weighting).__qualname__)
+                options[f"weighting of {_name_of_item(number)}"] = kind
+        return options
+
+    def _next_leg(self, step: int, batches: int, drawn: tuple[int, ...]) -> Leg:
+        return Leg(
+            first_step=step,
+            first_batch=batches,
+            drawn=drawn,
+            batch_windows=self.batch_size * self._rank()[1],
+            accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
+        )
+
+    def _drawn(self) -> list[int]:
+        """Windows of each stratum that were seen before the trainer's global step."""
+        shares = [stratum.share for stratum in self.strata]
+        return self.legs[-1].drawn_before(shares, self._num_batches_seen())
+
+    def _check_num_steps(self) -> None:
+        lengths = [
+            episode.num_steps
+            for reader in self.readers
+            for episode in reader.manifest.episodes
+            if episode.split == "train"
+        ]
+        if lengths and self.num_steps > max(lengths):
+            raise ShardError(
+                f"data.num_steps is {self.num_steps}, but the longest training episode of "
+                f"{self.root} has {max(lengths)} steps; use at most {max(lengths)}"
+            )
 
     def _of_all_ranks(self, samples: Sequence[CorruptSample]) -> list[CorruptSample]:
         if self.trainer is None or self._rank()[1] == 1:
@@ -271,9 +375,7 @@ class EpisodeDataModule(pl.LightningDataModule):
             )
 
     def _num_batches_seen(self) -> int:
-        if self.trainer is None:
-            return 0
-        return int(self.trainer.global_step * self.trainer.accumulate_grad_batches)
+        return 0 if self.trainer is None else self.legs[-1].batches_before(self.trainer.global_step)
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -297,7 +399,21 @@ class EpisodeDataModule(pl.LightningDataModule):
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=self.num_workers,
+            worker_init_fn=ignore_signals,
             multiprocessing_context=self.start_method if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which all processes of a run get, to the one that trains.
+
+    It needs a worker's batches until it has come to the end of its step; workers end with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _name_of_item(number: int) -> str:
+    return f"data.mixture[{number - 1}]" if number else "data"

@@ -11,6 +11,7 @@ own shuffled sequence, whose place is the number of times the stratum was drawn 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
@@ -117,6 +118,37 @@ class WeightedOrder:
         return weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A stretch of a run whose batches all take equally many windows.
+
+    A run that is continued with another batch size or number of ranks begins a new one, so that it
+    goes on with the first window that it has not seen.
+
+    Attributes:
+        first_step: Optimizer steps before it.
+        first_batch: Batches before it; as many as steps unless gradients were accumulated.
+        drawn: Windows of each stratum drawn before it.
+        batch_windows: Windows of a batch, all ranks together.
+        accumulate: Batches of an optimizer step.
+    """
+
+    first_step: int = 0
+    first_batch: int = 0
+    drawn: tuple[int, ...]
+    batch_windows: int
+    accumulate: int = 1
+
+    def batches_before(self, step: int) -> int:
+        """Batches before an optimizer step of this leg, those of earlier legs included."""
+        return self.first_batch + (step - self.first_step) * self.accumulate
+
+    def drawn_before(self, shares: Sequence[Fraction], batch: int) -> list[int]:
+        """How often each stratum is drawn before a batch of this leg, earlier legs included."""
+        own = drawn_before(shares, self.batch_windows, batch - self.first_batch)
+        return [before + count for before, count in zip(self.drawn, own, strict=True)]
+
+
 class GlobalOrderSampler(Sampler[list[Place]]):
     """Endless batches of windows; all ranks together walk one global sequence.
 
@@ -132,6 +164,7 @@ class GlobalOrderSampler(Sampler[list[Place]]):
             each new iteration.
         rank: Number of this process, in ``[0, world_size)``.
         world_size: Number of processes.
+        leg: The part of the run that ``start_step`` lies in; by default the run has one only.
 
     Raises:
         ShardError: An argument is out of range.
@@ -145,12 +178,16 @@ class GlobalOrderSampler(Sampler[list[Place]]):
         start_step: int | Callable[[], int] = 0,
         rank: int = 0,
         world_size: int = 1,
+        leg: Leg | None = None,
     ) -> None:
         if batch_size < 1:
             raise ShardError(f"batch_size {batch_size} must be at least 1")
         if not 0 <= rank < world_size:
             raise ShardError(f"rank {rank} is outside [0, world_size {world_size})")
         assert len(orders) == len(shares) and sum(shares) == 1 and min(shares) >= 0
+        size = batch_size * world_size
+        self.leg = leg or Leg(drawn=(0,) * len(shares), batch_windows=size)
+        assert self.leg.batch_windows == size
         self.orders = orders
         self.shares = shares
         self.batch_size = batch_size
@@ -160,12 +197,13 @@ class GlobalOrderSampler(Sampler[list[Place]]):
 
     def __iter__(self) -> Iterator[list[Place]]:
         step = self.start_step() if callable(self.start_step) else self.start_step
-        size = self.batch_size * self.world_size
+        size = self.leg.batch_windows
         slots = _spread(size)
-        drawn = drawn_before(self.shares, size, step)
+        drawn = self.leg.drawn_before(self.shares, step)
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         while True:
-            counts = np.diff(_borders(self.shares, size, step), prepend=0)
+            borders = _borders(self.shares, size, step - self.leg.first_batch)
+            counts = np.diff(borders, prepend=0)
             strata = np.repeat(np.arange(len(counts)), counts)[slots]  # (size,) of each slot
             places = np.empty(size, dtype=np.int64)
             for stratum, count in enumerate(counts.tolist()):

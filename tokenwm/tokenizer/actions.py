@@ -127,6 +127,12 @@ class ContinuousTokenizer:
         dimension = np.arange(self.num_dimensions)
         return self.centers[dimension, tokens.astype(np.int64)].astype(np.float32)
 
+    def scale(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """``(..., A)`` values → the same in units in which the outer edges are -1 and 1."""
+        low, high = self.edges[:, 0], self.edges[:, -1]
+        scaled: NDArray[np.float64] = 2.0 * (values - low) / (high - low) - 1.0
+        return scaled
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {

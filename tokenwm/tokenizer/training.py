@@ -1,7 +1,7 @@
 """Training of the frame tokenizer."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,14 @@ class FrameTokenizerModule(TrainingModule):
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_training:
             self.tokenizer.compile()
+
+    def model_options(self) -> dict[str, Any]:
+        """See :meth:`TrainingModule.model_options`."""
+        return {
+            "tokenizer": asdict(self.tokenizer_config),
+            "loss": asdict(self.loss_config),
+            "max_shift": self.max_shift,
+        }
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step; returns the loss."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,10 @@ class WorldModelModule(TrainingModule):
             shard_weights(self.world_model, mesh)
         if self.compile_training:
             self.world_model.compile()
+
+    def model_options(self) -> dict[str, Any]:
+        """See :meth:`TrainingModule.model_options`."""
+        return {"model": asdict(self.model_config)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the range that the bins of the reward head were laid over."""

@@ -186,11 +186,12 @@ class BatchMeasurement:
             self._put(self.scores.passes, index, outcome.row_passes)
             self._put(self.scores.termination_probability, index, outcome.termination_probability)
             self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
-            if batch.reward is not None:
+            if batch.reward is not None and outcome.reward is not None:
                 self._put(self.scores.reward["model"], index, outcome.reward)
                 self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
-            if state.state_tokens is not None and self.scores.state_error:
-                self._score_state(state.state_tokens, index)
+            values = model.state_in_units(state.state_values)
+            if values is not None and self.scores.state_error:
+                self._score_state(values.cpu().numpy(), index)
             after_step()
 
     def measure_shuffled(
@@ -232,12 +233,12 @@ class BatchMeasurement:
         right = (tokens == self.true_tokens[index]).float().mean(1)
         self._put(self.scores.token_accuracy[name], index, right)
 
-    def _score_state(self, tokens: Tensor, index: int) -> None:
+    def _score_state(self, imagined: NDArray[np.float32], index: int) -> None:
         state_tokenizer = self.model.vocabulary.state
         assert self.batch.state is not None and state_tokenizer is not None
         truth = self.batch.state[:, self.num_context + index]
         guesses = {
-            "model": self.model.decode_states(tokens),
+            "model": imagined,
             "persistence": self.batch.state[:, self.num_context - 1],
             "quantization": state_tokenizer.decode(state_tokenizer.encode(truth)),
         }

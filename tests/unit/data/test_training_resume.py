@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.unit.data.shard_fixtures import write_dataset
 from tests.unit.data.test_corrupt import flip_bit
 from tokenwm.cli.checkpoints import ResumingCheckpoint
-from tokenwm.cli.training import last_checkpoint
+from tokenwm.cli.run_folder import last_checkpoint
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
 from tokenwm.data.mixture import MixtureItem

@@ -167,8 +167,8 @@ def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
             first = restarted._state.step - (CONTEXT - 1)
             streams = torch.tensor([NUM_ENVS])
             alone = prefill(model.world_model, tokens, noise_streams=streams, first_step=first)
-        undisturbed.step(action[number])
-        restarted.step(action[number])
+        undisturbed.step_tokens(action[number])
+        restarted.step_tokens(action[number])
         others = torch.tensor([0, 1, 3])
         assert torch.equal(restarted.frame_tokens[others], undisturbed.frame_tokens[others])
         if alone is not None:
@@ -182,9 +182,9 @@ def test_actions_in_units_and_a_mask_are_tokens_and_numbers(model: TokenWorldMod
     one, two, three = (ImaginedEpisodes(model, starts_of(model), NUM_ENVS) for _ in range(3))
     actions = np.array([[-3.0, 0.1], [2.0, 9.0], [1.0, -9.0], [0.0, 3.0]], dtype=np.float32)
     for ended in (torch.tensor([False, True, False, True]), torch.zeros(4, dtype=torch.bool)):
-        one.step(model.encode_actions(actions))
-        two.take_actions(actions)
-        three.take_actions(torch.from_numpy(actions).requires_grad_())
+        one.step_tokens(model.encode_actions(actions))
+        two.step(actions)
+        three.step(torch.from_numpy(actions).requires_grad_())
         assert torch.equal(two.frame_tokens, one.frame_tokens)
         assert torch.equal(three.frame_tokens, one.frame_tokens)
         one.restart(ended.nonzero()[:, 0])
@@ -194,9 +194,9 @@ def test_actions_in_units_and_a_mask_are_tokens_and_numbers(model: TokenWorldMod
         assert two.num_steps.eq(0).equal(ended)
     for wrong in (np.full((4, 2), np.nan), torch.full((4, 2), torch.inf)):
         with pytest.raises(TokenwmError, match="only finite values"):
-            one.take_actions(wrong)
+            one.step(wrong)
     with pytest.raises(TokenwmError, match=r"actions has shape \(3, 2\)"):
-        one.take_actions(torch.zeros(3, 2))
+        one.step(torch.zeros(3, 2))
     with pytest.raises(TokenwmError, match="episodes has shape"):
         one.restart(torch.ones(3, dtype=torch.bool))
 
@@ -218,7 +218,7 @@ def test_pixels_are_those_of_a_rollout(cameras: tuple[str, ...]) -> None:
     assert torch.equal(episodes.observe("pixels"), starts.anchor[order])
     actions = np.ones((NUM_ENVS, 2), dtype=np.float32)
     for number in range(3):
-        episodes.take_actions(actions)
+        episodes.step(actions)
         if number == 1:
             episodes.restart(torch.tensor([1, 2]))
             order[1], order[2] = start_rows(episodes, [1, 2])
@@ -237,10 +237,10 @@ def test_terminations_have_the_models_probability(model: TokenWorldModel) -> Non
     torch.nn.init.zeros_(model.world_model.termination_head.weight)
     unpack_linear_maps(model.world_model)  # packed ones do not see the new weights
     episodes = ImaginedEpisodes(model, starts_of(model), 400)
-    ended = episodes.step(torch.zeros(400, 2, dtype=torch.int64)).terminated
+    ended = episodes.step_tokens(torch.zeros(400, 2, dtype=torch.int64)).terminated
     assert 150 < int(ended.sum()) < 250
     never = ImaginedEpisodes(model, starts_of(model), 400, termination_threshold=0.6)
-    assert not never.step(torch.zeros(400, 2, dtype=torch.int64)).terminated.any()
+    assert not never.step_tokens(torch.zeros(400, 2, dtype=torch.int64)).terminated.any()
 
 
 @pytest.mark.parametrize(

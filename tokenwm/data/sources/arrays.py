@@ -106,13 +106,19 @@ def check_claims(shape: tuple[int, ...], where: str) -> None:
         )
 
 
-def check_expansion(claimed: int, stored: int, where: str) -> None:
+def check_expansion(claimed: int, stored: int, where: str, free: int = FREE_BYTES) -> None:
     """Check how many bytes a file makes of those it holds, before memory is taken for them.
+
+    Args:
+        claimed: Bytes that it makes of them.
+        stored: Bytes that it holds.
+        where: The file, for messages.
+        free: Bytes that are believed of any file.
 
     Raises:
         EpisodeError: They are so many that the claim must be wrong.
     """
-    most = FREE_BYTES + MAX_EXPANSION * stored
+    most = free + MAX_EXPANSION * stored
     if claimed > most:
         raise EpisodeError(
             f"{where} claims {claimed:,} bytes, of which the file holds {stored:,}; at most "

@@ -106,11 +106,15 @@ class DreamerConfig(RatedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Rows of one file; ``stop`` is None for all from ``start`` on."""
+    """Rows of one file; ``stop`` is None for all from ``start`` on.
+
+    With a problem: a file of which is not known what episodes it holds.
+    """
 
     path: Path
     start: int = 0
     stop: int | None = None
+    problem: str = ""
 
 
 class DreamerSource(RecordedSource):
@@ -157,6 +161,8 @@ class DreamerSource(RecordedSource):
             EpisodeError: A file is damaged, or arrays are missing or differ in length.
         """
         pieces = self.pieces[ref.index]
+        if pieces[0].problem:
+            raise EpisodeError(f"episode {ref.key}: {pieces[0].problem}")
         names = list(dict.fromkeys((*self.numbers, *names_of(self.mark))))
         cameras = list(self.cameras.values())
         headers = [_check_lengths(piece, [*names, *cameras]) for piece in pieces]
@@ -274,10 +280,10 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
     for path in chain:
         try:
             is_first = _marks(path)
-        except EpisodeError:
+        except EpisodeError as error:
             if current:
                 yield tuple(current)
-            yield (Piece(path=path),)
+            yield (Piece(path=path, problem=str(error)),)
             current = []
             continue
         edges = [*map(int, np.flatnonzero(is_first)), len(is_first)]

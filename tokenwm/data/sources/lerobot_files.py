@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.lerobot_episodes import Part
+from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.templates import fill
 from tokenwm.errors import EpisodeError
@@ -169,7 +170,7 @@ class LeRobotFiles:
                     f"{MAX_NUMBERS:,} are read"
                 )
             self._last = None  # not two at a time
-            self._last = (key, file.read_row_group(group, columns=names, use_threads=False))
+            self._last = (key, read_groups(file, [group], names, where))
         return self._last[1]
 
 

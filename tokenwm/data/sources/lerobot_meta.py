@@ -20,7 +20,7 @@ from tokenwm.data.sources.lerobot_episodes import (
     EpisodeRow,
     read_object,
 )
-from tokenwm.data.sources.paths import checksum_of_sizes, read_small
+from tokenwm.data.sources.paths import checksum_of_sizes, inside, update_digest
 from tokenwm.data.sources.templates import check_template
 from tokenwm.errors import SourceError
 
@@ -107,8 +107,7 @@ class LeRobotMeta:
         for name in names:
             path = self.folder / "meta" / name
             if path.is_file():
-                content = read_small(self.folder, path)
-                digest.update(f"{name}:{len(content)}:".encode() + content)
+                update_digest(digest, inside(self.folder, path), name)
         meta = self.folder / "meta"
         kinds = ("*.parquet", "*.mp4")
         paths = [path for kind in kinds for path in self.folder.rglob(kind) if path.is_file()]

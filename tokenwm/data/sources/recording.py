@@ -4,6 +4,7 @@ A reader says what lies in its files, at the files' own rate, as a :class:`Recor
 rules, time alignment, downsampling and pictures are the same for every format and are done here.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from tokenwm.data.measures import measure_recording
 from tokenwm.data.one_episode import costs_one_episode, writable
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
-from tokenwm.data.sources.arrays import MAX_ROWS
+from tokenwm.data.sources.arrays import MAX_ROWS, MAX_WIDTH
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -110,10 +111,13 @@ class Recording:
                     f"observations; expected {num_axes} axes, the first of "
                     f"{' or '.join(map(str, allowed))} rows"
                 )
-            if array is not None and (array.dtype.kind not in "biuf" or 0 in array.shape[1:]):
+            width = 1 if array is None else math.prod(array.shape[1:])
+            if array is not None and (
+                array.dtype.kind not in "biuf" or not 1 <= width <= MAX_WIDTH
+            ):
                 raise EpisodeError(
-                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected at least "
-                    "one number in a row"
+                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected 1 to "
+                    f"{MAX_WIDTH:,} numbers in a row"
                 )
 
 

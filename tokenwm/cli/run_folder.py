@@ -1,0 +1,50 @@
+"""What the folder of a training run holds: checkpoints, logs, and the model at the end."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenwm.checkpoint import read_provenance
+from tokenwm.data.atomic import older_of
+from tokenwm.errors import CheckpointError
+from tokenwm.resume import REMEDY
+
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
+"""Where, in a run's folder, Lightning's checkpoint for resuming lies."""
+CONFIG_NAME = "training.yaml"
+"""All options of a run, in the folder of its logs: as a --config they repeat it."""
+
+
+def last_checkpoint(root: Path) -> Path | None:
+    """The checkpoint to resume a run from: a file, or a folder with a part for each rank."""
+    last = root / LAST_CHECKPOINT
+    return next((path for path in (last, older_of(last)) if path.exists()), None)
+
+
+def read_without_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint, whose tensors stay on the disk until somebody looks at them.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    file = path / "meta.pt" if path.is_dir() else path  # where torch keeps all but tensors
+    try:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read: {reason}; {REMEDY}") from error
+    return found
+
+
+def steps_of_model(folder: Path) -> int | None:
+    """Steps that a model in a run's folder was trained for; None if there is no model."""
+    return read_provenance(folder).get("steps") if folder.is_dir() else None
+
+
+def keep_earlier(path: Path) -> None:
+    """Rename a log of a run that is continued, which would be written over: name.NNN.suffix."""
+    if path.exists():
+        number = len(list(path.parent.glob(f"{path.stem}.*{path.suffix}")))
+        path.rename(path.with_name(f"{path.stem}.{number:03d}{path.suffix}"))
