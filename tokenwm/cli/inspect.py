@@ -117,7 +117,7 @@ def _print_tasks(console: Console, found: Survey) -> None:
 
 def _print_problems(console: Console, found: Survey) -> None:
     for gap in found.gaps:
-        console.print(f"not all is there: {printable(gap.text)}", soft_wrap=True)
+        console.print(f"declared and found differ: {printable(gap.text)}", soft_wrap=True)
     if not found.problems and not found.gaps:
         console.print("no problem found; pictures of one episode were decoded, prepare decodes all")
         return

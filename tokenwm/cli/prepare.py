@@ -67,9 +67,8 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     for name, value in means.items():
         console.print(f"mean {name} of the train episodes: {value:.3g}", highlight=False)
     for gap in manifest.extra.get(GAPS, []):
-        console.print(
-            f"not all is there: {printable(gap['text'])}", soft_wrap=True, highlight=False
-        )
+        text = f"declared and found differ: {printable(gap['text'])}"
+        console.print(text, soft_wrap=True, highlight=False)
     if not manifest.excluded:
         return
     table = Table(title=f"left out: {len(manifest.excluded)} episode(s)")

@@ -64,7 +64,7 @@ class Clip:
         if self.start is None or self.stop is None:
             return "no clip times are given (null or NaN)"
         span = f"its clip is from {self.start:g} s to {self.stop:g} s"
-        if not (self.start >= 0 and self.stop < math.inf):
+        if not (self.start > -NEAR * period and self.stop < math.inf):
             return f"{span}, which no clip can be"
         if self.stop <= self.start:
             return f"{span}, which is empty"
