@@ -214,6 +214,9 @@ def test_a_folder_above_a_dataset_says_where_it_lies(tmp_path: Path) -> None:
     write_folder(tmp_path / "arm", "v3.0", count=2)
     with pytest.raises(SourceError, match=r"holds 1: arm \(LeRobot v3\.0\); name one .*/arm$"):
         survey(tmp_path)
+    for part in ("meta", "data", "videos", "videos/observation.images.front/chunk-001"):
+        with pytest.raises(SourceError, match=r"a part of the LeRobot folder .*/arm; name that"):
+            survey(tmp_path / "arm" / part)
     test_robomimic.write(tmp_path / "demo.hdf5", [12, 14])
     with pytest.raises(SourceError, match=r"holds 2: arm .*, demo\.hdf5 \(robomimic HDF5\)"):
         survey(tmp_path)
