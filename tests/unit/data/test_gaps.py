@@ -130,7 +130,13 @@ def test_it_is_said_by_inspect_prepare_the_report_and_the_page(
     out = capsys.readouterr().out
     assert f"declared and found differ: {found.gaps[0].text}" in out
     assert "no problem found" not in out
-    allow = ["--set", "quality.allow_frozen=true", "quality.max_frozen_seconds=null"]
+    allow = [
+        "--workers",
+        "0",
+        "--set",
+        "quality.allow_frozen=true",
+        "quality.max_frozen_seconds=null",
+    ]
     assert cli.main(["prepare", str(file), "--out", str(tmp_path / "out"), *allow]) == 0
     assert f"declared and found differ: {found.gaps[0].text}" in capsys.readouterr().out
     report = quality_report.read(tmp_path / "out")
