@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tokenwm.data.one_episode import writable
 from tokenwm.data.recipe import SplitConfig, split_keys
 from tokenwm.data.sources.columns import RecordedConfig
 from tokenwm.data.strict import parse_yaml
@@ -24,9 +25,12 @@ def starter_recipe(found: Survey) -> str:
     What the survey found unclear is commented out, with the candidates; ``prepare`` asks for it.
 
     Raises:
-        RecipeError: No episode can be used.
+        RecipeError: No episode can be used, or a name cannot be written into a recipe.
     """
     config = found.source.config
+    for text in (str(Path(config.path).resolve()), *found.source.columns):
+        if writable(text) != text:
+            raise RecipeError(f"{text!a} is no UTF-8, which a recipe is; rename it")
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.path).resolve().stem).strip("_")
     rate = found.rate
     possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))

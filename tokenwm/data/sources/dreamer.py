@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.one_episode import writable
+from tokenwm.data.one_episode import costs_one_episode, writable
 from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import (
@@ -215,7 +215,7 @@ def _columns(paths: Sequence[Path]) -> dict[str, Column]:
     """What most of some files hold, of those that can be read."""
     found = []
     for path in spread(paths):
-        with contextlib.suppress(EpisodeError):
+        with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
             found.append(columns_of(read_headers(path)))
     return usual_columns(found)
 
@@ -279,7 +279,8 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
     current: list[Piece] = []
     for path in chain:
         try:
-            is_first = _marks(path)
+            with costs_one_episode(path.stem):
+                is_first = _marks(path)
         except EpisodeError as error:
             if current:
                 yield tuple(current)
@@ -350,7 +351,8 @@ def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
     for path in spread(paths):
         try:
-            action = read_arrays(path, ["action"])["action"]
+            with costs_one_episode(path.stem):
+                action = read_arrays(path, ["action"])["action"]
         except EpisodeError:
             continue
         if action.ndim == 2 and len(action) > 2 and action.dtype.kind == "f":

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources.arrays import LOOKED_AT, spread
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.tables import SUFFIXES
@@ -71,7 +72,8 @@ class VideoFolder:
         # Where the first ones are damaged, more of them are looked at.
         for path in dict.fromkeys([*spread(paths), *paths]):
             try:
-                found.append(probe(path, path.stem)[1:])
+                with costs_one_episode(path.stem):
+                    found.append(probe(path, path.stem)[1:])
             except EpisodeError as error:
                 problem = problem or error
             if len(found) == min(LOOKED_AT, len(paths)):

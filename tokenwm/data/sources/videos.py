@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.one_episode import writable
+from tokenwm.data.one_episode import costs_one_episode, writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import (
     RatedConfig,
@@ -204,7 +204,8 @@ class VideosSource(RecordedSource):
         problem = None
         for path in self.files.of_episode.values():
             try:
-                return read_table(self.folder, path)
+                with costs_one_episode(path.stem):
+                    return read_table(self.folder, path)
             except EpisodeError as error:
                 problem = problem or error
         if problem is not None:
@@ -217,7 +218,7 @@ class VideosSource(RecordedSource):
             return columns_of(first)
         found = []
         for path in spread(list(self.files.of_episode.values())):
-            with contextlib.suppress(EpisodeError):
+            with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
                 found.append(columns_of(read_table(self.folder, path)))
         return usual_columns(found) or columns_of(first)
 
