@@ -25,6 +25,8 @@ from tokenwm.data.sources import (
     SourceConfig,
     source_config_class,
 )
+from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.sources.several import open_recorded
 from tokenwm.data.strict import build, show
 from tokenwm.data.video import Resize
 from tokenwm.errors import RecipeError, TokenwmError
@@ -119,6 +121,8 @@ class Recipe:
             resize=self.resize,
             quality=self.quality,
         )
+        if isinstance(self.source, RecordedConfig):
+            return open_recorded(self.source, episode_format, self.folder)
         return self.source.open(episode_format, self.folder)
 
     def to_dict(self) -> dict[str, Any]:

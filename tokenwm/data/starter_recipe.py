@@ -11,7 +11,7 @@ import yaml
 
 from tokenwm.data.one_episode import writable
 from tokenwm.data.recipe import SplitConfig, split_keys
-from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.sources.columns import AUTO, RecordedConfig
 from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
@@ -28,10 +28,11 @@ def starter_recipe(found: Survey) -> str:
         RecipeError: No episode can be used, or a name cannot be written into a recipe.
     """
     config = found.source.config
-    for text in (str(Path(config.path).resolve()), *found.source.columns):
+    path = Path(config.paths[0])
+    for text in (*(str(Path(item).resolve()) for item in config.paths), *found.source.columns):
         if writable(text) != text:
             raise RecipeError(f"{text!a} is no UTF-8, which a recipe is; rename it")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.path).resolve().stem).strip("_")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().stem).strip("_")
     rate = found.rate
     possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))
     why = f"the source has {rate:g}; possible are {possible}, …" if rate else "not recorded: set it"
@@ -44,9 +45,10 @@ def starter_recipe(found: Survey) -> str:
         f"name: {_yaml(name or 'dataset')}",
         "source:",
         f"  type: {_yaml(getattr(config, 'type', ''))}",
-        f"  path: {_yaml(str(Path(config.path).resolve()))}",
+        f"  path: {_yaml(str(Path(config.paths[0]).resolve()))}",
         f"  cameras: {_yaml(found.source.cameras)}",
         *_columns(found, notes),
+        _action_kind(found),
         *_other_options(config, notes),
         '  state_units: ""                 # for example rad; stored with the data',
         '  action_units: ""',
@@ -78,6 +80,16 @@ def _columns(found: Survey, notes: dict[str, str]) -> list[str]:
     return lines
 
 
+def _action_kind(found: Survey) -> str:
+    """What was decided about the action, and why; for the reader to overrule."""
+    decision = found.source.action_kind
+    # A name of a column may hold anything, also the end of a line.
+    why = "".join(character if character.isprintable() else "?" for character in decision.why)
+    if "action" in found.unclear:
+        return f"  action_kind: {AUTO}  # discrete or continuous; {decision.kind} if all are: {why}"
+    return f"  action_kind: {decision.kind}  # discrete (ids) or continuous; {why}"
+
+
 def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
     """Lines for the options of one reader only, where they are not the default."""
     common = {item.name for item in dataclasses.fields(RecordedConfig)} | {"type"}
@@ -94,7 +106,7 @@ def _splits(found: Survey) -> dict[str, Any]:
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
-        raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
+        raise RecipeError(f"no episode of {found.source.config.paths[0]} can be used: {reason}")
     if any(ref.split not in ("", "train") for ref in found.refs):
         return {"recorded": True}
     val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)

@@ -265,4 +265,4 @@ def _action_space(tokenizer: ScalarTokenizer) -> spaces.Space[Any]:
         return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
     if tokenizer.num_dimensions == 1:
         return spaces.Discrete(tokenizer.num_values)
-    return spaces.MultiDiscrete([tokenizer.num_values] * tokenizer.num_dimensions)
+    return spaces.MultiDiscrete(list(tokenizer.used_sizes))

@@ -197,7 +197,7 @@ def random_actions(model: TokenWorldModel, horizon: int, seed: int) -> NDArray[A
     if isinstance(tokenizer, ContinuousTokenizer):
         low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
         return generator.uniform(low, high, shape).astype(np.float32)
-    return generator.integers(0, tokenizer.num_values, shape)
+    return generator.integers(0, tokenizer.used_sizes, shape)
 
 
 def read_actions(path: Path, model: TokenWorldModel, horizon: int) -> NDArray[Any]:

@@ -29,8 +29,12 @@ class Counter(gymnasium.Env[Any, Any]):
         self.action_space = (
             spaces.Discrete(4, start=1) if discrete else spaces.Box(-1, 1, (3,), np.float32)
         )
-        if kind == "multi":
-            self.action_space = spaces.MultiDiscrete([2, 2])
+        several = {
+            "multi": spaces.MultiDiscrete([3, 2, 5], start=[0, 1, 0]),
+            "buttons": spaces.MultiBinary(3),
+            "tuple": spaces.Tuple([spaces.Discrete(2)]),
+        }
+        self.action_space = several.get(kind, self.action_space)
         self.observation_space = spaces.Box(0, 1, (2,))
         self.canvas = np.zeros((20, 30, 3), np.uint8)
 
@@ -133,6 +137,17 @@ def test_discrete_actions_are_counted_from_zero() -> None:
     assert recipe.open_source().describe().num_actions == 4
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("multi", (3, 2, 5)), ("buttons", (2, 2, 2))])
+def test_several_ids_a_step(kind: str, sizes: tuple[int, ...]) -> None:
+    recipe = make_recipe({"kind": kind}, max_steps=100)
+    episode = load(recipe)
+    assert episode.action.dtype == np.int64
+    assert episode.action.shape == (101, 3)
+    for column, size in zip(episode.action[:-1].T, sizes, strict=True):
+        assert set(column.tolist()) == set(range(size))
+    assert recipe.open_source().describe().num_actions == max(sizes)
+
+
 @pytest.mark.parametrize("kind", ["image", "grey"])
 def test_observation_is_the_picture(kind: str) -> None:
     episode = load(make_recipe({"kind": kind}, cameras={"eye": "observation"}, state=None))
@@ -166,8 +181,8 @@ def test_wrong_options_are_named() -> None:
         load(make_recipe({"kind": "image"}))
     with pytest.raises(RecipeError, match=r"float32\(20, 30, 3\); expected uint8"):
         load(make_recipe({"kind": "float"}, cameras={"eye": "observation"}, state=None))
-    with pytest.raises(RecipeError, match="Box and Discrete"):
-        make_recipe({"kind": "multi"}).open_source()
+    with pytest.raises(RecipeError, match="Box, Discrete, MultiDiscrete and MultiBinary are"):
+        make_recipe({"kind": "tuple"}).open_source()
     with pytest.raises(RecipeError, match="num_episodes is 0"):
         make_recipe(num_episodes=0)
 

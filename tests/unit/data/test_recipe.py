@@ -15,7 +15,9 @@ def values(**changes: Any) -> dict[str, Any]:
     return {"name": "test", "source": source, "control_rate": 10} | changes
 
 
-@pytest.mark.parametrize("name", ["pusht", "unitree_g1_bottle", "template"])
+@pytest.mark.parametrize(
+    "name", ["pusht", "unitree_g1_bottle", "unitree_g1_bottle_all", "template"]
+)
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.control_rate == 10.0

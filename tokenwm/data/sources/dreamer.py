@@ -14,7 +14,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +67,11 @@ class DreamerConfig(RatedConfig):
     action_convention: Convention | None = None
     one_hot: bool = False
     type: Literal["dreamer"] = "dreamer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.one_hot and self.action_kind == "continuous":
+            raise RecipeError("one_hot makes ids of actions, and action_kind is continuous")
 
     @classmethod
     def recognise(cls, path: Path) -> Recognised | None:
@@ -141,6 +146,8 @@ class DreamerSource(RecordedSource):
             )
         self.convention = config.action_convention or "after"
         self.one_hot = config.one_hot
+        if config.one_hot:
+            config = replace(config, action_kind="discrete")
         self.mark = next((mark for mark in (TERMINAL, DISCOUNT) if mark in columns), None)
         rate = config.rows_per_second(None, str(folder))
         columns = {n: c for n, c in columns.items() if n not in (FIRST, "is_last")}
@@ -178,7 +185,8 @@ class DreamerSource(RecordedSource):
         terminated = None
         if self.mark is not None:
             mark = arrays[self.mark][1:, 0]
-            terminated = mark == 0 if self.mark == DISCOUNT else mark > 0
+            ends = mark == 0 if self.mark == DISCOUNT else mark > 0
+            terminated = np.where(np.isnan(mark), np.nan, ends)
         return Recording(
             num_rows=num_rows,
             action=_ids(action, ref.key) if self.one_hot else action,

@@ -20,6 +20,7 @@ from tokenwm.data.environments import (
     check_action_space,
     check_env_id,
     make_environment,
+    num_actions_of,
     packages_of,
 )
 from tokenwm.data.episode import NAME_PATTERN, Episode
@@ -209,13 +210,13 @@ class GymnasiumSource:
         """Number of discrete actions, and units from the recipe."""
         env = _make(self.config)
         try:
-            num_actions = getattr(env.action_space, "n", None)
+            num_actions = num_actions_of(env.action_space)
         finally:
             env.close()
         return SourceDescription(
             state_units=self.config.state_units,
             action_units=self.config.action_units,
-            num_actions=None if num_actions is None else int(num_actions),
+            num_actions=num_actions,
         )
 
     def provenance(self) -> dict[str, Any]:

@@ -104,7 +104,11 @@ class EpisodeRecorder:
         episode = self._episode(self.terminated, metadata)
         limits = self.format.quality
         quality.check_signals(
-            self.ref.key, limits, action=episode.action, state=episode.state, reward=episode.reward
+            self.ref.key,
+            limits,
+            action=episode.action[:-1],
+            state=episode.state,
+            reward=episode.reward,
         )
         measured = measure_recording(
             rate=self.format.control_rate,

@@ -21,7 +21,7 @@ from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, check_claims
 from tokenwm.data.sources.columns import Column
-from tokenwm.data.sources.frames import EncodedFrames
+from tokenwm.data.sources.frames import ArrayFrames, EncodedFrames, Frames
 from tokenwm.data.sources.gaps import compare
 from tokenwm.data.sources.licence import MOST_TEXT
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
@@ -159,20 +159,27 @@ class RldsSource(RecordedSource):
         signals = self.signals(arrays)
         reward = signals["reward"]
         metadata: dict[str, Scalar] = {"file": writable(record.path.name)}
-        if reward is not None:
+        if reward is not None and np.isfinite(reward[-1]):
             # Many datasets reward the last row, for success; it belongs to no action kept here.
             metadata["last_reward"] = float(reward[-1])
         return Recording(
             num_rows=num_rows,
             **signals,
-            terminated=arrays[TERMINAL][1:, 0] > 0 if ends else None,
+            terminated=arrays[TERMINAL][1:, 0] if ends else None,
             frames={
-                camera: EncodedFrames(images=_to_images(lists, name, where), name=name)
-                for camera, name in self.cameras.items()
+                camera: self._frames(lists, name, where) for camera, name in self.cameras.items()
             },
             task=_task(lists, self.texts),
             metadata=metadata,
         )
+
+    def _frames(self, lists: Mapping[str, Values], name: str, where: str) -> Frames:
+        """Encoded pictures, or those of a tensor of numbers."""
+        if isinstance(lists.get(STEPS + name), np.ndarray):
+            column = self.columns[name]
+            numbers = _to_array(lists, name, column, where)
+            return ArrayFrames(images=numbers, name=name, row_shape=column.shape)
+        return EncodedFrames(images=_to_images(lists, name, where), name=name)
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of all files of the version."""

@@ -15,7 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tokenwm.data.sources.arrays import MAX_NUMBERS
+from tokenwm.data.sources.arrays import MAX_NUMBERS, column_of
+from tokenwm.data.sources.arrow import to_numbers
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.npz import read_arrays, read_headers
 from tokenwm.data.sources.parquet import read_groups
@@ -50,15 +51,8 @@ def read_table(folder: Path, path: Path) -> Table:
 
 
 def columns_of(table: Table) -> dict[str, Column]:
-    """What a table holds: numbers, or text, of which we have no use as such."""
-    return {
-        name: Column(
-            kind="numbers" if array.dtype.kind in "biuf" and array.size else "other",
-            dtype=str(array.dtype),
-            shape=array.shape[1:] or (1,),
-        )
-        for name, array in table.items()
-    }
+    """What a table holds: numbers, pictures, or text, of which we have no use as such."""
+    return {name: column_of(array.dtype, array.shape[1:], name) for name, array in table.items()}
 
 
 @lru_cache(maxsize=2)
@@ -104,16 +98,12 @@ def _to_array(column: Any, name: str) -> NDArray[Any]:
 
 
 def _without_missing(column: Any, name: str) -> NDArray[Any]:
-    if pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type):
-        rows = column.to_pylist()
-        if len({len(row) for row in rows}) > 1:
-            raise EpisodeError(f"column {name!r} has rows of different lengths")
-        return np.array(rows)
-    if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    if pyarrow.types.is_boolean(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False)).astype(bool)
-    return np.array([str(value) for value in column.to_pylist()])
+    try:
+        return to_numbers(column)
+    except ValueError as error:
+        if pyarrow.types.is_nested(column.type):
+            raise EpisodeError(f"column {name!r} {error}") from error
+        return np.array([str(value) for value in column.to_pylist()])
 
 
 def _grouped(arrays: dict[str, NDArray[Any]]) -> Table:
