@@ -161,6 +161,7 @@ class LoadedWorldModel:
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras in order.
         provenance: Where model and data came from.
+        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
     """
 
     world_model: WorldModel
@@ -168,6 +169,7 @@ class LoadedWorldModel:
     control_rate: float
     cameras: tuple[str, ...]
     provenance: Mapping[str, Any]
+    tokenizer_provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load_world_model(folder: Path, device: str | torch.device = "cpu") -> LoadedWorldModel:
@@ -206,6 +208,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
         control_rate=control_rate,
         cameras=cameras,
         provenance=provenance,
+        tokenizer_provenance=read_provenance(folder / "tokenizer"),
     )
 
 

@@ -142,7 +142,8 @@ def test_a_greedy_future_is_its_own_argmax(model: WorldModel, num_context: int) 
         now = state_tokens[:, num_context - 1]
         values = model.state_head.values_of(now)
         for step, logits in enumerate(full.state_logits[:, first:].unbind(1)):
-            now, values = model.state_head.forecast(logits, now, values)
+            taken = tokens.action[:, first + step]
+            now, values = model.state_head.forecast(logits, now, taken, values)
             assert torch.equal(now, state_tokens[:, num_context + step])
             torch.testing.assert_close(states[step].state_values, values, atol=1e-5, rtol=0)
     hidden = full.outcome_hidden[:, first:-1]

@@ -39,10 +39,15 @@ UNKNOWN = "unknown"
 class SplitConfig:
     """How episodes are divided; whole episodes, never steps.
 
+    With folds every episode is held out for the test in one of them; see ``docs/evaluation.md``.
+
     Attributes:
         val: Fraction of the episodes for validation, in [0, 1).
-        test: Fraction for the final evaluation, in [0, 1); ``val + test < 1``.
+        test: Fraction for the final evaluation, in [0, 1); ``val + test < 1``. With folds it is
+            ``1 / folds``.
         seed: Changes which episodes go where.
+        folds: Parts that the episodes are divided into, at least 2; 0 for none.
+        fold: Which of the parts is the test split, counted from 0.
         recorded: Take the splits that the source records, if it holds some episodes out (LeRobot's
             ``splits``); the fractions are for a source that does not.
     """
@@ -50,9 +55,28 @@ class SplitConfig:
     val: float = 0.1
     test: float = 0.1
     seed: int = 0
+    folds: int = 0
+    fold: int = 0
     recorded: bool = False
 
     def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise RecipeError(f"folds is {self.folds}; expected 2 or more, or 0 for none")
+        if not 0 <= self.fold < max(1, self.folds):
+            raise RecipeError(
+                f"fold is {self.fold} of {self.folds} folds; expected a number from 0 to below "
+                "splits.folds"
+            )
+        if self.folds and self.recorded:
+            raise RecipeError("folds and recorded are two ways to divide; give one of them")
+        if self.folds:
+            share = 1.0 / self.folds
+            if self.test != SplitConfig.test and abs(self.test - share) > 0.005:
+                raise RecipeError(
+                    f"test is {self.test:g} beside folds: {self.folds}; the fold is the test "
+                    f"split, so leave splits.test out or set it to {share:.3g}"
+                )
+            object.__setattr__(self, "test", share)
         for name, value in (("val", self.val), ("test", self.test)):
             if not 0 <= value < 1:
                 raise RecipeError(f"{name} is {value}; expected a fraction in [0, 1)")
@@ -129,6 +153,8 @@ class Recipe:
         """The recipe with all defaults filled in, as plain JSON values, for the manifest."""
         values = dataclasses.asdict(self)
         del values["folder"]
+        if not self.splits.folds:  # as datasets had it before there were folds
+            del values["splits"]["folds"], values["splits"]["fold"]
         plain: dict[str, Any] = _plain(values)
         return plain
 
@@ -241,7 +267,7 @@ def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
 
     Args:
         keys: Keys of all episodes, in any order.
-        splits: Fractions and seed. A fraction above zero gives at least one episode.
+        splits: Fractions, or folds, and seed. A fraction above zero gives at least one episode.
 
     Returns:
         Key → split.
@@ -251,7 +277,18 @@ def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
     """
     ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{splits.seed}:{key}".encode()).digest())
     num_val = max(1, round(splits.val * len(ranked))) if splits.val else 0
-    num_test = max(1, round(splits.test * len(ranked))) if splits.test else 0
+    if splits.folds:
+        if len(ranked) < splits.folds:
+            raise RecipeError(
+                f"splits: {len(ranked)} episode(s) cannot be divided into {splits.folds} folds; "
+                "set splits.folds to no more than there are episodes"
+            )
+        test = ranked[splits.fold :: splits.folds]
+        num_test = len(test)
+        ranked = [key for key in ranked if key not in test]
+        ranked = ranked[:num_val] + test + ranked[num_val:]
+    else:
+        num_test = max(1, round(splits.test * len(ranked))) if splits.test else 0
     if num_val + num_test >= len(ranked):
         raise RecipeError(
             f"splits: {len(ranked)} episode(s) cannot be divided into train, {num_val} val and "

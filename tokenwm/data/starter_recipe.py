@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
 
+TEST_EPISODES = 6
+"""Test episodes that a recipe proposes at least, as an evaluation makes no claim on fewer."""
+FOLDS = 5
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./ -]+")
 
 
@@ -55,7 +59,7 @@ def starter_recipe(found: Survey) -> str:
         f"control_rate: {found.control_rate:.12g}                  # Hz; {why}",
         "action_aggregation: last          # last for targets, sum for differences",
         f"image_size: {_yaml(list(IMAGE_SIZE))}              # height, width",
-        f"splits: {_yaml(_splits(found))}",
+        _splits(found),
         f"licence: {_yaml(found.licence or 'unknown')}",
     ]
     return "\n".join(lines) + "\n"
@@ -100,22 +104,55 @@ def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
     ]
 
 
-def _splits(found: Survey) -> dict[str, Any]:
-    """As the source records it, else fractions and a seed that leave a good episode in each."""
+def _splits(found: Survey) -> str:
+    """The line of the splits: as the source records them, else with a good episode in each.
+
+    Where there are enough of them, so many are held out that an evaluation can make claims.
+    """
     keys = [ref.key for ref in found.refs]
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
         raise RecipeError(f"no episode of {found.source.config.paths[0]} can be used: {reason}")
     if any(ref.split not in ("", "train") for ref in found.refs):
-        return {"recorded": True}
-    val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)
+        return "splits: {recorded: true}"
+    values, num_test, why = _proportions(good)
+
+    def leaves_enough(splits: SplitConfig) -> bool:
+        split_of = split_keys(keys, splits)
+        left = Counter(split for key, split in split_of.items() if key not in found.problems)
+        return set(left) == set(split_of.values()) and left["test"] >= num_test
+
     for seed in range(100):
-        split_of = split_keys(keys, SplitConfig(val=val, test=test, seed=seed))
-        left = {split for key, split in split_of.items() if key not in found.problems}
-        if left == set(split_of.values()):
+        every = [{**values, "fold": fold} for fold in range(values.get("folds", 1))]
+        if all(leaves_enough(SplitConfig(**one, seed=seed)) for one in every):
             break
-    return {"val": val, "test": test, "seed": seed}
+    return f"splits: {_yaml({**values, 'seed': seed})}{why}"
+
+
+def _proportions(num_episodes: int) -> tuple[dict[str, Any], int, str]:
+    """Values of ``splits`` for so many episodes, the test episodes that makes, and a comment.
+
+    Below ``TEST_EPISODES`` in the test split an evaluation claims nothing with confidence.
+    """
+    val = 0.1
+    if num_episodes < 3:
+        return {"val": 0.1 * (num_episodes == 2), "test": 0.0}, 0, ""
+    num_val = max(1, round(val * num_episodes))
+    if round(0.1 * num_episodes) >= TEST_EPISODES:
+        return {"val": val, "test": 0.1}, TEST_EPISODES, ""
+    if num_episodes - num_val - TEST_EPISODES >= 2 / 3 * num_episodes:
+        share = math.ceil(1000 * TEST_EPISODES / num_episodes) / 1000
+        why = f"  # {TEST_EPISODES} test episodes: evaluate claims nothing with confidence on fewer"
+        return {"val": val, "test": share}, TEST_EPISODES, why
+    if num_episodes < TEST_EPISODES:
+        why = f"  # too few to show anything: evaluate takes {TEST_EPISODES} test episodes for that"
+        return {"val": val, "test": 0.1}, 1, why
+    why = (
+        f"  # too few to hold {TEST_EPISODES} out at once: hold all out in turn, once each with "
+        f"--set splits.fold=0 … {FOLDS - 1} (docs/evaluation.md)"
+    )
+    return {"val": val, "folds": FOLDS, "fold": 0}, 1, why
 
 
 def _yaml(value: Any) -> str:

@@ -485,7 +485,7 @@ def draw_state(
     assert head is not None
     logits = head(hidden, previous, action)  # (B, P, bins)
     if sampling.is_greedy:
-        tokens, new = head.forecast(logits, previous, values)
+        tokens, new = head.forecast(logits, previous, action, values)
     else:
         dimensions = torch.arange(logits.shape[1], device=logits.device)
         slots = model.layout.num_frame_tokens + 2 + dimensions

@@ -70,7 +70,8 @@ class Engine:
 
     Attributes:
         world_model: Transformer with its embeddings and heads.
-        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
+        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same (how
+            exactly: docs/architecture.md, "Exactness").
         approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
             default, is exact.
         max_rows: Most rows that are imagined at once, to be set by hand; unlimited by default.

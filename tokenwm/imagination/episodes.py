@@ -217,7 +217,7 @@ class ImaginedEpisodes:
     @property
     def state(self) -> Tensor | None:
         """``(B, state_dim)`` float32, of the current step in the units of the data, or None."""
-        return self.model.state_in_units(self._state.state_values)
+        return self.model.state_in_units(self._state.state_tokens, self._state.state_values)
 
     @torch.inference_mode()
     def observe(self, kind: ObservationKind) -> Tensor:

@@ -64,6 +64,7 @@ class TokenWorldModel(Engine):
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
+        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -74,6 +75,7 @@ class TokenWorldModel(Engine):
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
+        self.tokenizer_provenance: Mapping[str, Any] = loaded.tokenizer_provenance
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -305,7 +307,7 @@ class TokenWorldModel(Engine):
         named = decoded._asdict()
         rows = torch.arange(len(context.tokens.frame), device=self.device)
         return Rollout(
-            state=self.state_in_units(named.pop("state_values")),
+            state=self.state_in_units(decoded.state_tokens, named.pop("state_values")),
             **named,
             action_tokens=work.actions,
             context=context,
@@ -389,31 +391,40 @@ class TokenWorldModel(Engine):
             raise TokenwmError("the model has no state to decode")
         return self.vocabulary.state.decode(tokens.cpu().numpy())
 
-    def state_in_units(self, values: Tensor | None) -> Tensor | None:
-        """``(..., P)`` :attr:`DecodeState.state_values` → float32 in the units of the data."""
-        if values is None or self._state_range is None:
+    def state_in_units(self, tokens: Tensor | None, values: Tensor | None) -> Tensor | None:
+        """``(..., P)`` tokens and values of a :class:`DecodeState` → float32, units of the data.
+
+        None without a state; the ids of a discrete one.
+        """
+        head = self.world_model.state_head
+        if tokens is None or values is None or head is None or self._state_bins is None:
             return None if values is None else values.float()
-        low, high = self._state_range
-        units: Tensor = low + (values + 1.0) / 2.0 * (high - low)
-        return units.float()
+        low, high, centers = self._state_bins
+        beside: Tensor = (values - head.values_of(tokens)) * (high - low) / 2.0
+        return (centers[torch.arange(len(low), device=low.device), tokens] + beside).float()
 
     def state_values(self, context: Context) -> Tensor | None:
         """``(B, P)`` :attr:`DecodeState.state_values` of the last observed state, if it is known.
 
         One outside the range of the training data counts as the end of it.
         """
-        if context.state is None or self._state_range is None:
+        if context.state is None or self._state_bins is None:
             return None
-        low, high = self._state_range
+        low, high, _ = self._state_bins
         values: Tensor = 2.0 * (context.state - low) / (high - low) - 1.0
         return values.clamp(-1.0, 1.0)
 
     @cached_property
-    def _state_range(self) -> Tensor | None:
-        """``(2, P)`` float64, outer edges of the bins of a state that has any."""
-        if not isinstance(self.vocabulary.state, ContinuousTokenizer):
+    def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Of a state that has bins: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
+        bins = self.vocabulary.state
+        if not isinstance(bins, ContinuousTokenizer):
             return None
-        return torch.from_numpy(self.vocabulary.state.edges[:, [0, -1]].T.copy()).to(self.device)
+        low, high, centers = (
+            torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+            for part in (bins.edges[:, 0], bins.edges[:, -1], bins.centers)
+        )
+        return low, high, centers
 
     @torch.inference_mode()
     def decode_frames(

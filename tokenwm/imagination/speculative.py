@@ -11,7 +11,7 @@ A pass is a span of the sequence that knows no frames: each row stands at its ow
 runs on over actions that are given into the next steps, and no row waits for another before the
 last action. Speculative sampling as in Leviathan et al. (2023) accepts a draft with a probability;
 here the noise is counter-based, so a draft is accepted exactly when it is what sampling gives, and
-the result is token-identical.
+the result is token-identical (how exactly: docs/architecture.md, "Exactness").
 """
 
 import math

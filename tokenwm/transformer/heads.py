@@ -124,28 +124,35 @@ class ContinuousHead(nn.Module):
         dtype = self.features.dtype  # float64 in a frozen model
         coefficients = self.coefficients(hidden.to(self.coefficients.weight.dtype)).to(dtype)
         coefficients = coefficients.unflatten(-1, (len(self.centers), -1))
-        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features)
-        expected: Tensor = self.dynamics(previous, action)
-        distance = (self.centers - expected.unsqueeze(-1)).abs()
-        return (logits - self.sharpness.exp().unsqueeze(-1) * distance).float()
+        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features).float()
+        return logits + self._log_prior(self.dynamics(previous, action))
+
+    def _log_prior(self, expected: Tensor) -> Tensor:
+        """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)`` float32."""
+        distance = (self.centers.float() - expected.float().unsqueeze(-1)).abs()
+        return -self.sharpness.float().exp().unsqueeze(-1) * distance
 
     def values_of(self, tokens: Tensor) -> Tensor:
         """``(..., P)`` int64 → the centres of their bins, the same shape."""
         return self.centers[self.dimension, tokens]
 
-    def forecast(self, logits: Tensor, previous: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def forecast(
+        self, logits: Tensor, previous: Tensor, action: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The point forecast that greedy decoding goes on from.
 
         The most likely bin would be blind to whatever moves less than half a bin a step. So a value
-        is carried beside the token, and moves by what the head expects: what a token rounds off is
-        not lost but added to the next step (error diffusion, Floyd & Steinberg 1976). The
-        expectation is over the hump of the most likely bin, as far as probability falls on both
-        sides of it: a gripper that may open or stay shut does not stand half open.
+        is carried beside the token: what the token rounds off is not lost but added to the next
+        step (error diffusion, Floyd & Steinberg 1976). The value moves as the linear dynamics say,
+        which know no bins, and by what the rest of the head adds to the expectation of their prior.
+        That expectation is over the hump of the most likely bin, as far as probability falls on
+        both sides of it: a gripper that may open or stay shut does not stand half open.
 
         Args:
             logits: ``(B, P, bins)``, from :meth:`forward`.
             previous: ``(B, P)`` int64, the tokens of the step before.
-            values: ``(B, P)``, its values, which are in the bins of those tokens.
+            action: ``(B, A)`` int64, the action taken there.
+            values: ``(B, P)``, the values there, which are in the bins of those tokens.
 
         Returns:
             The tokens and the values of the step, ``(B, P)`` each.
@@ -155,11 +162,15 @@ class ContinuousHead(nn.Module):
         edge = torch.arange(slope.shape[-1], device=logits.device)  # between it and the next bin
         is_valley = torch.where(edge < likely, slope < 0, slope > 0)
         hump = F.pad(is_valley.cumsum(-1), (1, 0))
-        is_outside = hump != hump.gather(-1, likely)
-        probability = logits.masked_fill(is_outside, -math.inf).to(self.centers.dtype).softmax(-1)
-        moved = values + (probability * self.centers).sum(-1) - self.values_of(previous)
-        moved = moved.clamp(-1.0, 1.0)
+        inside = logits.masked_fill(hump != hump.gather(-1, likely), -math.inf)
+        expected = self.dynamics(previous, action)
+        added = self._mean(inside) - self._mean(self._log_prior(expected))
+        moved = (values + expected - self.values_of(previous) + added).clamp(-1.0, 1.0)
         return torch.searchsorted(self.inner_edges, moved.T.contiguous(), right=True).T, moved
+
+    def _mean(self, logits: Tensor) -> Tensor:
+        """``(..., P, bins)`` → the expected bin centre, ``(..., P)``."""
+        return (logits.to(self.centers.dtype).softmax(-1) * self.centers).sum(-1)
 
 
 class DiscreteHead(nn.Module):
@@ -181,7 +192,9 @@ class DiscreteHead(nn.Module):
         """``(..., P)`` int64 → the same as float32."""
         return tokens.float()
 
-    def forecast(self, logits: Tensor, previous: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def forecast(
+        self, logits: Tensor, previous: Tensor, action: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The most likely ids, ``(B, P)``; the rest as in :meth:`ContinuousHead.forecast`."""
         tokens = logits.argmax(-1)
         return tokens, self.values_of(tokens)

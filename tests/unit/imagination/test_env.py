@@ -15,7 +15,7 @@ from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens
@@ -449,3 +449,51 @@ def test_ppo_learns_in_it_without_an_adapter() -> None:
             loss.backward()
             optimizer.step()
     assert np.mean(earned[-3:]) > np.mean(earned[:3]) + 0.2, earned
+
+
+def test_without_rewards_an_environment_is_told_what_a_step_is_worth_or_refuses() -> None:
+    model = make_model(has_reward=False)
+    starts = starts_of(model)
+    for make in (WorldModelEnv, lambda *args: WorldModelVectorEnv(*args, 2)):
+        with pytest.raises(TokenwmError, match=r"source\.reward.*give the environment a reward_fn"):
+            make(model, starts)  # type: ignore[operator]
+    assert ImaginedEpisodes(model, starts, 2).step(torch.zeros(2, 2)).reward is None
+
+    seen: list[Rollout] = []
+
+    def distance(rollout: Rollout) -> torch.Tensor:
+        seen.append(rollout)
+        assert rollout.state is not None
+        return -rollout.state[:, 0].norm(dim=1)
+
+    env = WorldModelVectorEnv(
+        model, starts, NUM_ENVS, termination_threshold=1.1, reward_fn=distance
+    )
+    env.reset(seed=2)
+    for number in range(3):
+        actions = actions_for(env, number)
+        observation, reward, *_, info = env.step(actions)
+        np.testing.assert_allclose(reward, -np.linalg.norm(info["state"], axis=1), rtol=1e-5)
+        assert (reward < 0).all()
+        rollout = seen[-1]
+        assert torch.equal(rollout.action_tokens[:, 0], model.encode_actions(actions))
+        assert rollout.frame_tokens.shape == (NUM_ENVS, 1, 16) and rollout.reward is None
+        pixels = model.decode_frames(rollout)[:, 0, 0].numpy()
+        assert (pixels == observation).all()  # anchored where each episode started
+    one = WorldModelEnv(model, starts, reward_fn=lambda rollout: torch.full((1,), 3.0))
+    one.reset(seed=0)
+    assert one.step(one.action_space.sample())[1] == 3.0
+    for wrong in (lambda _: 1.0, lambda _: torch.zeros(NUM_ENVS, 1)):
+        bad = ImaginedEpisodes(model, starts, NUM_ENVS, reward_fn=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TokenwmError, match="reward_fn returned"):
+            bad.step(torch.zeros(NUM_ENVS, 2))
+
+
+def test_a_reward_function_takes_the_place_of_the_models_reward(model: TokenWorldModel) -> None:
+    plain, doubled = (
+        ImaginedEpisodes(model, starts_of(model), NUM_ENVS, reward_fn=reward_fn)
+        for reward_fn in (None, lambda rollout: 2 * rollout.reward[:, 0])
+    )
+    first, second = (e.step(torch.ones(NUM_ENVS, 2)).reward for e in (plain, doubled))
+    assert first is not None and second is not None and first.std() > 0
+    torch.testing.assert_close(second, 2 * first)
