@@ -65,7 +65,7 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     for name, value in means.items():
         say(console, f"mean {name} of the train episodes: {value:.3g}")
     for gap in manifest.extra.get(GAPS, []):
-        say(console, f"not all is there: {gap['text']}")
+        say(console, f"declared and found differ: {gap['text']}")
     if not manifest.excluded:
         return
     table = Table(title=f"left out: {len(manifest.excluded)} episode(s)")
