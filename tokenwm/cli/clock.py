@@ -32,7 +32,7 @@ class Clock(pl.Callback):
         seconds: Time for all, from the moment this is made: validation and checkpoints included.
             Of an earlier part of the run, the time up to its checkpoint counts.
         reserve_steps: What is to be done after training, in training steps: so much of the time is
-            kept for it, at the pace of the machine.
+            kept for it, at the pace of the machine, but at most half.
         now: Seconds of a clock.
 
     Attributes:
@@ -127,7 +127,8 @@ class Clock(pl.Callback):
         validation = self._validation_seconds
         if validation < 0:  # none yet: a batch is about half a step
             validation = 0.5 * pace * sum(trainer.num_val_batches)
-        usable = self.seconds - self.reserve_steps * pace - validation
+        kept = min(self.reserve_steps * pace, 0.5 * self.seconds)
+        usable = self.seconds - kept - validation
         left = usable - self.seconds_used
         fitting = max(0, int(left / pace))
         if not knots:

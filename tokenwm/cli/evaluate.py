@@ -17,6 +17,8 @@ from rich.table import Table
 
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
+from tokenwm.checkpoint import model_folder
+from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.uses.evaluate import evaluate
@@ -42,9 +44,15 @@ def main(argv: list[str]) -> int:
         num_examples=arguments.examples,
     )
     curves = _curves(arguments)
+    out = arguments.out or arguments.model / "report"
+    console = Console()
+    inputs = [model_folder(arguments.model), Path(arguments.data), *curves.values()]
+    made_before = MadeBefore("evaluate", out, arguments, inputs)
+    if made_before.stands() and not arguments.overwrite:
+        console.print(str(made_before), soft_wrap=True, highlight=False, markup=False)
+        return 0
     keep_freed_memory()
     model = tokenwm.load(arguments.model, device_from(arguments.device))
-    console = Console()
     columns = (
         TextColumn("[bold]evaluate"),
         BarColumn(bar_width=20),
@@ -65,8 +73,8 @@ def main(argv: list[str]) -> int:
                 task, completed=done, total=total, description=message
             ),
         )
-    out = arguments.out or arguments.model / "report"
     files = write_report(out, evaluation, curves)
+    made_before.save(files_below(out))
     print_summary(console, evaluation)
     console.print(f"report: {files.index}", soft_wrap=True, highlight=False)
     return 0
@@ -225,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
         "found in MODEL/logs",
     )
     add_sampling_arguments(result, temperature=0.0)
+    add_overwrite_option(result)
     return result
 
 

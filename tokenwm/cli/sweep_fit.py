@@ -7,13 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.columns import COLUMN_OF
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.number import number
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
-from tokenwm.scaling.runs import read_points
+from tokenwm.scaling.runs import RESULT_FILE, read_points
 from tokenwm.scaling.wording import choice_rows, headline, law_rows, with_interval
 
 
@@ -25,6 +26,12 @@ def main(argv: list[str]) -> int:
             for; the report is written in the second case.
     """
     arguments = parser().parse_args(argv)
+    console = Console()
+    out = arguments.out or default_folder(arguments.path)
+    made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
+    if made_before.stands() and not arguments.overwrite:
+        console.print(str(made_before), soft_wrap=True, highlight=False, markup=False)
+        return 0
     read = read_points(arguments.path, pairs("--columns", arguments.columns), arguments.metrics)
     config = FitConfig(
         budget=arguments.budget,
@@ -42,14 +49,13 @@ def main(argv: list[str]) -> int:
         imagination=imagination_from(arguments),
     )
     fit = fit_sweep(read, config)
-    out = arguments.out or default_folder(arguments.path)
     files = write_fit(out, arguments.path.resolve().stem, fit)
-    console = Console()
     print_fit(console, fit)
     console.print(f"report: {files.index}", soft_wrap=True, highlight=False)
-    if config.budget is not None and fit.recommendation.refusals:
+    if config.budget is not None and fit.recommendation.refusals:  # asked again, it says so again
         reasons = "; ".join(fit.recommendation.refusals)
         raise SweepError(f"nothing can be recommended for {number(config.budget)} FLOPs: {reasons}")
+    made_before.save(files_below(out))
     return 0
 
 
@@ -122,6 +128,11 @@ def imagination_from(arguments: argparse.Namespace) -> Imagination | None:
             "imagining is steps × tokens of each (frame tokens, one for state, one for action)"
         )
     return Imagination(steps=steps, tokens_per_step=tokens)
+
+
+def _inputs(path: Path) -> list[Path]:
+    """The results of a sweep's runs, or the file."""
+    return sorted(path.glob(f"*/*/{RESULT_FILE}")) if path.is_dir() else [path]
 
 
 def default_folder(path: Path) -> Path:
@@ -198,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)",
     )
+    add_overwrite_option(result)
     return result
 
 
