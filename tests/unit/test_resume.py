@@ -1,6 +1,8 @@
 """Continuing a run with other options: exactly after what was seen, or not at all."""
 
 from collections.abc import Sequence
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from tests.unit.data.shard_fixtures import write_dataset
 from tests.unit.data.test_datamodule import Recorder
 from tokenwm.cli.checkpoints import ResumingCheckpoint
 from tokenwm.data.datamodule import EpisodeDataModule
+from tokenwm.data.manifest import EpisodeInfo
 from tokenwm.data.mixture import MixtureItem
+from tokenwm.data.order import GlobalOrderSampler, Leg
 from tokenwm.errors import CheckpointError, ShardError
 from tokenwm.resume import check_shapes
 from tokenwm.training import OptimizerConfig, learning_rate_factor
@@ -53,8 +57,12 @@ def windows(model: Recorder) -> list[tuple[str, int]]:
     return [window for keys, starts in model.trained for window in zip(keys, starts, strict=True)]
 
 
+def alike(episodes: Sequence[EpisodeInfo], step: int) -> list[float]:
+    return [1.0] * len(episodes)
+
+
 # Of batches of 4, 2, 4 in two parts, and 6 windows a step; the last step has a checkpoint.
-CHANGES = [(3, 4, 1), (7, 2, 1), (9, 2, 2), (12, 6, 1)]
+CHANGES = [(3, 4, 1), (8, 2, 1), (10, 2, 2), (13, 6, 1)]
 
 
 def test_other_batch_sizes_go_on_after_the_windows_already_seen(
@@ -66,45 +74,52 @@ def test_other_batch_sizes_go_on_after_the_windows_already_seen(
         model, data = train(tmp_path / "parts", roots, steps, accumulate, batch_size=batch_size)
         seen += windows(model)
         assert data.windows_seen == len(seen)
-    assert len(seen) == 3 * 4 + 4 * 2 + 2 * 2 * 2 + 3 * 6 == 46
-    assert seen == whole[:46]
+    assert len(seen) == 3 * 4 + 5 * 2 + 2 * 2 * 2 + 3 * 6 == 48
+    assert seen == whole[:48]
     assert [(leg.first_step, leg.batch_windows, leg.accumulate) for leg in data.legs] == [
         (0, 4, 1),
         (3, 2, 1),
-        (7, 2, 2),
-        (9, 6, 1),
+        (8, 2, 2),
+        (10, 6, 1),
     ]
 
 
-def test_in_a_mixture_each_dataset_goes_on_where_it_was(
+def test_gradients_are_not_accumulated_over_a_part_of_a_step(
     tmp_path: Path, roots: tuple[str, str]
 ) -> None:
+    """Lightning counts batches from the beginning, and would begin with half a step."""
+    train(tmp_path, roots, 3)
+    message = "accumulate_grad_batches is 2, but 1 .*: its 3 batches are no multiple of 2"
+    with pytest.raises(CheckpointError, match=message):
+        train(tmp_path, roots, 6, accumulate=2)
+
+
+def test_in_a_mixture_each_dataset_goes_on_where_it_was() -> None:
     """Which places of a batch are whose depends on its size; the order in each dataset does not."""
-    mixture = [MixtureItem(root=roots[1], weight=0.5, synthetic=True)]
-
-    def of(seen: Sequence[tuple[str, int]], keys: set[str]) -> list[tuple[str, int]]:
-        return [window for window in seen if window[0] in keys]
-
-    whole = train(tmp_path / "whole", roots, 40, mixture=mixture)
-    expected = [
-        [part.order(place, 0) for place in range(60)] for part in whole[1].strata
-    ]  # without weighting the step does not matter
-    places: list[list[int]] = [[], []]
-    for steps, batch_size, accumulate in CHANGES:
-        model, data = train(
-            tmp_path / "parts", roots, steps, accumulate, batch_size=batch_size, mixture=mixture
+    shares = [Fraction(2, 3), Fraction(1, 5), Fraction(2, 15)]
+    leg = Leg(drawn=(0, 0, 0), batch_windows=4)
+    places: list[list[int]] = [[], [], []]
+    step = 0
+    for steps, batch_size, ranks in ((7, 4, 1), (5, 3, 2), (9, 5, 1), (30, 1, 3)):
+        leg = Leg(
+            first_step=step,
+            first_batch=step,
+            drawn=tuple(leg.drawn_before(shares, step)),
+            batch_windows=batch_size * ranks,
         )
-        for number, part in enumerate(data.strata):
-            numbers = {
-                part.windows.locate(index)[:2]: index for index in range(len(part.windows))
-            }
-            assert numbers
-            places[number] += [0] * 0
-    assert [sum(place) for place in zip(*(leg.drawn for leg in data.legs), strict=True)]
-    drawn = data._drawn()
-    assert sum(drawn) == 46
-    assert abs(drawn[1] - 46 / 3) <= 3
-    assert expected
+        for rank in range(ranks):
+            sampler = GlobalOrderSampler(
+                [lambda place, step: place] * 3, shares, batch_size, step, rank, ranks, leg
+            )
+            for batch in islice(iter(sampler), steps):
+                for stratum, place in batch:
+                    places[stratum].append(place)
+        step += steps
+    total = 7 * 4 + 5 * 6 + 9 * 5 + 30 * 3
+    assert sum(map(len, places)) == total
+    for share, found in zip(shares, places, strict=True):
+        assert sorted(found) == list(range(len(found)))  # nothing twice, nothing left out
+        assert abs(len(found) - share * total) <= 4
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,10 @@ def test_in_a_mixture_each_dataset_goes_on_where_it_was(
         ({"seed": 6}, "data.seed is 6, but 5 in the run to be continued .step 2."),
         ({"num_steps": 5}, "data.num_steps is 5, but 4 in the run"),
         ({"real_fraction": 0.25}, "the share of .* is 1/4, but 2/3 in the run"),
-        ({"weighting": lambda episodes, step: [1.0] * len(episodes)}, "weighting of data is .*None"),
+        (
+            {"weighting": lambda episodes, step: [1.0] * len(episodes)},
+            "weighting of data is .*None",
+        ),
     ],
     ids=["seed", "num_steps", "real_fraction", "weighting"],
 )
