@@ -1,6 +1,7 @@
 """Models of a few thousand weights, with weights that make every path matter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,7 +59,10 @@ def small_world_model(
     config = WorldModelConfig(
         transformer=TransformerConfig(**{**sizes, **transformer}), draft_layers=draft_layers
     )
-    model = WorldModel(config, small_vocabulary(kind, has_reward=has_reward))
+    vocabulary = small_vocabulary(kind, has_reward=has_reward)
+    if has_reward:  # over the unknown range of old models expectations of random weights are noise
+        vocabulary = replace(vocabulary, reward_range=(-2.0, 3.0))
+    model = WorldModel(config, vocabulary)
     shake(model)
     # At 8 the copy prior would drown everything else in greedy futures.
     nn.init.constant_(model.copy_head.bias, 1.0)

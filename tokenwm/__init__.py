@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     raise AttributeError(f"module 'tokenwm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

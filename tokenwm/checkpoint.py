@@ -86,8 +86,8 @@ def load_tokenizer(folder: Path, device: str | torch.device = "cpu") -> FrameTok
     """Load a tokenizer in eval mode.
 
     Raises:
-        CheckpointError: A file is missing, damaged, of another kind or version, or does not match
-            its hash.
+        CheckpointError: A file is missing, damaged, of another kind or version, does not match
+            its hash, or holds a weight that is not finite.
     """
     folder = model_folder(folder)
     config, weights, provenance = _read(folder, "frame_tokenizer")
@@ -161,6 +161,7 @@ class LoadedWorldModel:
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras in order.
         provenance: Where model and data came from.
+        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
     """
 
     world_model: WorldModel
@@ -168,14 +169,15 @@ class LoadedWorldModel:
     control_rate: float
     cameras: tuple[str, ...]
     provenance: Mapping[str, Any]
+    tokenizer_provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load_world_model(folder: Path, device: str | torch.device = "cpu") -> LoadedWorldModel:
     """Load a world model and its tokenizer.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the tokenizer is not the one that made the
-            tokens.
+        CheckpointError: A file is missing or damaged, a weight is not finite, or the tokenizer is
+            not the one that made the tokens.
     """
     folder = model_folder(folder)
     config, weights, provenance = _read(folder, "world_model")
@@ -206,6 +208,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
         control_rate=control_rate,
         cameras=cameras,
         provenance=provenance,
+        tokenizer_provenance=read_provenance(folder / "tokenizer"),
     )
 
 
@@ -292,7 +295,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
     provenance = _read_object(folder / PROVENANCE)
     if not isinstance(config, dict) or config.get("kind") != kind:
@@ -303,19 +306,41 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
             f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this "
             f"tokenwm reads {CHECKPOINT_VERSION}; see CHANGELOG.md"
         )
+    _check_finite(folder / WEIGHTS, weights)
     return {str(k): v for k, v in config.items()}, weights, provenance
+
+
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity here, once: decoding would turn them into tokens like any other."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise CheckpointError(
+                f"{path}: {count} of {tensor.numel()} weights of {name} are NaN or infinite; the "
+                "training that wrote it diverged: train again with a lower learning rate, or load "
+                "an earlier checkpoint"
+            )
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object; the file is damaged")
     return values
 
 
+_UNREADABLE = (
+    SafetensorError,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    ValueError,
+    OSError,
+    RecursionError,
+)
+"""What reading damaged files can raise."""
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What reading a config of the wrong shape, or weights of another model, can raise."""
 

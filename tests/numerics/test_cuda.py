@@ -234,7 +234,7 @@ def test_imagined_episodes_stay_on_the_device(kind: str) -> None:
     for number in range(12):
         torch.cuda.set_sync_debug_mode("error" if number > WARM_UP_CALLS else "default")
         try:
-            moved = episodes.take_actions(actions)
+            moved = episodes.step(actions)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert all(part.device.type == "cuda" for part in moved)

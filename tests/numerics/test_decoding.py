@@ -138,7 +138,14 @@ def test_a_greedy_future_is_its_own_argmax(model: WorldModel, num_context: int) 
     assert torch.equal(full.frame_logits[:, first:].argmax(-1), frame[:, num_context:])
     assert len(frame.unique()) > 4  # otherwise persistence would pass as well
     if state_tokens is not None:
-        assert torch.equal(full.state_logits[:, first:].argmax(-1), state_tokens[:, num_context:])
+        assert model.state_head is not None
+        now = state_tokens[:, num_context - 1]
+        values = model.state_head.values_of(now)
+        for step, logits in enumerate(full.state_logits[:, first:].unbind(1)):
+            taken = tokens.action[:, first + step]
+            now, values = model.state_head.forecast(logits, now, taken, values)
+            assert torch.equal(now, state_tokens[:, num_context + step])
+            torch.testing.assert_close(states[step].state_values, values, atol=1e-5, rtol=0)
     hidden = full.outcome_hidden[:, first:-1]
     nll = -full.frame_logits[:, first:].log_softmax(-1)
     nll = nll.gather(-1, frame[:, num_context:, :, None]).mean((2, 3))
@@ -185,6 +192,7 @@ def test_decode_step_from_a_longer_context_equals_decoding_on(model: WorldModel)
     tokens = random_tokens(model, 2, NUM_STEPS, seed=5)
     states, _ = decode(model, prefill(model, steps_of(tokens, [0])), tokens.action, GREEDY)
     seen = [tokens.frame[:, 0], *(s.frame_tokens for s in states)]
+    values = [None, *(s.state_values for s in states)]
     known = [
         None if tokens.state is None else tokens.state[:, 0],
         *(s.state_tokens for s in states),
@@ -195,7 +203,8 @@ def test_decode_step_from_a_longer_context_equals_decoding_on(model: WorldModel)
             None if tokens.state is None else torch.stack(known[:length], 1),  # type: ignore[arg-type]
             tokens.action[:, :length],
         )
-        state, _ = decode_step(model, prefill(model, context), tokens.action[:, length - 1], GREEDY)
+        state = prefill(model, context, state_values=values[length - 1])
+        state, _ = decode_step(model, state, tokens.action[:, length - 1], GREEDY)
         assert torch.equal(state.frame_tokens, seen[length])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from tests.small_models import (
     VOCABULARIES,
@@ -203,6 +204,22 @@ def test_a_flipped_bit_in_the_weights_is_found(saved: tuple[Path, Load], place: 
     data[index] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=str(folder)):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_not_finite_is_named(saved: tuple[Path, Load], value: float) -> None:
+    """Though its hash is right: the training wrote it so."""
+    folder, load = saved
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[-1] = value
+    save_file(weights, folder / "model.safetensors")
+    provenance = json.loads((folder / "provenance.json").read_text())
+    data = (folder / "model.safetensors").read_bytes()
+    provenance["weights_sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(CheckpointError, match=rf"1 of \d+ weights of {name} are NaN or infinite"):
         load(folder)
 
 

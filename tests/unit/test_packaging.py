@@ -63,3 +63,9 @@ def test_every_declared_library_has_one_exact_version() -> None:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pinned = required_names([line for line in lines if "==" in line])
     assert required_names(asked_for) - pinned == set()
+
+
+def test_what_the_package_offers_can_be_found_by_tab() -> None:
+    import tokenwm
+
+    assert {"load", "__version__"} <= set(dir(tokenwm))

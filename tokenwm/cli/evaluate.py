@@ -21,8 +21,9 @@ from tokenwm.checkpoint import model_folder
 from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.uses.evaluate import evaluate
-from tokenwm.uses.headline import headline, table_horizons
+from tokenwm.uses.evaluate import evaluate_folds
+from tokenwm.uses.folds import Fold
+from tokenwm.uses.headline import ALARMS, count, headline, table_horizons
 from tokenwm.uses.measure import EvaluationConfig
 from tokenwm.uses.page import table_rows
 from tokenwm.uses.report import write_report
@@ -43,16 +44,27 @@ def main(argv: list[str]) -> int:
         max_episodes=arguments.episodes,
         num_examples=arguments.examples,
     )
+    if len(arguments.model) != len(arguments.data):
+        raise TokenwmError(
+            f"{count(len(arguments.model), 'model')} before --data and "
+            f"{count(len(arguments.data), 'folder')} behind it; give MODEL … --data SHARDS …, for "
+            "each model its own data, in the same order"
+        )
     curves = _curves(arguments)
-    out = arguments.out or arguments.model / "report"
+    name = "report" if len(arguments.model) == 1 else "report_folds"
+    out = arguments.out or arguments.model[0] / name
     console = Console()
-    inputs = [model_folder(arguments.model), Path(arguments.data), *curves.values()]
+    inputs = [*map(model_folder, arguments.model), *arguments.data, *curves.values()]
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.stands() and not arguments.overwrite:
         console.print(str(made_before), soft_wrap=True, highlight=False, markup=False)
         return 0
     keep_freed_memory()
-    model = tokenwm.load(arguments.model, device_from(arguments.device))
+    device = device_from(arguments.device)
+    folds = [
+        Fold(model=tokenwm.load(model, device), data=data, model_folder=model)
+        for model, data in zip(arguments.model, arguments.data, strict=True)
+    ]
     columns = (
         TextColumn("[bold]evaluate"),
         BarColumn(bar_width=20),
@@ -64,11 +76,9 @@ def main(argv: list[str]) -> int:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=None)
-        evaluation = evaluate(
-            model,
-            arguments.data,
+        evaluation = evaluate_folds(
+            folds,
             config,
-            model_folder=arguments.model,
             progress=lambda done, total, message: bar.update(
                 task, completed=done, total=total, description=message
             ),
@@ -83,8 +93,8 @@ def main(argv: list[str]) -> int:
 def print_summary(console: Console, evaluation: Evaluation) -> None:
     """Show the figures at the usual horizons, and what they say in words."""
     horizons = table_horizons(evaluation)
-    what = "means over episodes" if evaluation.has_intervals else "of one episode"
-    table = Table(title=f"{evaluation.provenance['data_name']}: {what}", box=None)
+    over = count(len(evaluation.episodes), "episode")
+    table = Table(title=f"{evaluation.provenance['data_name']}: means over {over}", box=None)
     table.add_column("horizon")
     for horizon in horizons:
         table.add_column(f"{horizon}", justify="right")
@@ -96,7 +106,7 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
             table.add_row(f"  {title}", *cells)
     console.print(table)
     for sentence in headline(evaluation):
-        style = "bold red" if sentence.startswith("DEAD CODEBOOK") else None
+        style = "bold red" if sentence.startswith(ALARMS) else None
         console.print(f"• {sentence}", highlight=False, style=style)
 
 
@@ -123,7 +133,7 @@ def device_from(name: str) -> torch.device:
 
 
 def add_model_arguments(target: argparse.ArgumentParser) -> None:
-    """Arguments that ``evaluate`` and ``imagine`` share."""
+    """``MODEL --data SHARDS`` and how to imagine: arguments of ``imagine``."""
     target.add_argument("model", type=Path, help="run or checkpoint folder of the world model")
     target.add_argument(
         "--data",
@@ -132,6 +142,30 @@ def add_model_arguments(target: argparse.ArgumentParser) -> None:
         metavar="SHARDS",
         help="folder of frame shards made by tokenwm prepare",
     )
+    add_imagining_arguments(target)
+
+
+def _add_fold_arguments(target: argparse.ArgumentParser) -> None:
+    """``MODEL … --data SHARDS …``, as many of these as of those."""
+    target.add_argument(
+        "model",
+        nargs="*",
+        type=Path,
+        help="run or checkpoint folder of the world model; of folds, one each (they are measured "
+        "as one, see docs/evaluation.md)",
+    )
+    target.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="SHARDS",
+        help="folder of frame shards made by tokenwm prepare; of folds, one each in the same order",
+    )
+
+
+def add_imagining_arguments(target: argparse.ArgumentParser) -> None:
+    """Arguments that ``evaluate`` and ``imagine`` share."""
     target.add_argument(
         "--context",
         type=int,
@@ -187,9 +221,13 @@ def parser() -> argparse.ArgumentParser:
         description="Imagine held-out episodes open loop, measure every step beside persistence, "
         "reconstruction and shuffled actions, and write a report (see docs/evaluation.md).",
     )
-    add_model_arguments(result)
+    _add_fold_arguments(result)
+    add_imagining_arguments(result)
     result.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the report (default: MODEL/report)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the report (default: MODEL/report; of folds, report_folds of the first)",
     )
     result.add_argument(
         "--split",
@@ -244,7 +282,9 @@ def _curves(arguments: argparse.Namespace) -> dict[str, Path]:
         if not separator or not title or not Path(path).is_file():
             raise TokenwmError(f"--curves {text}: expected TITLE=CSV with a file that is there")
         curves[title] = Path(path)
-    own = arguments.model / "logs" / "metrics.csv"
-    if own.is_file():
-        curves.setdefault("world model", own)
+    for number, model in enumerate(arguments.model):
+        own = model / "logs" / "metrics.csv"
+        if own.is_file():
+            fold = f", fold {number}" if len(arguments.model) > 1 else ""
+            curves.setdefault(f"world model{fold}", own)
     return curves

@@ -49,13 +49,13 @@ def main(argv: list[str]) -> int:
         label = Path(config.actions).stem if config.actions.endswith(".npy") else config.actions
         files = write_imagined(arguments.out, imagined, model.control_rate, label)
     made_before.save([files.gif, files.mp4, files.npz])
-    print_summary(console, imagined, has_reward=model.vocabulary.has_reward)
+    print_summary(console, imagined)
     for path in (files.gif, files.mp4, files.npz):
         console.print(str(path), soft_wrap=True, highlight=False)
     return 0
 
 
-def print_summary(console: Console, imagined: ImaginedEpisode, *, has_reward: bool) -> None:
+def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
     """Show what each future says about itself and, where the truth is known, how near it came."""
     horizon = imagined.frames.shape[1]
     table = Table(
@@ -69,7 +69,7 @@ def print_summary(console: Console, imagined: ImaginedEpisode, *, has_reward: bo
     for index, frames in enumerate(imagined.frames):
         cells = [
             f"{index + 1}",
-            f"{imagined.reward[index].sum():.3f}" if has_reward else "–",
+            "–" if imagined.reward is None else f"{imagined.reward[index].sum():.3f}",
             f"{imagined.termination_probability[index].max():.2f}",
             f"{imagined.frame_nll[index].mean():.3f}",
         ]

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenwm.cli.printable import printable
-from tokenwm.data.sources.columns import dimension_names, names_of
+from tokenwm.data.sources.columns import dimension_names, names_of, with_note
+from tokenwm.data.sources.pixels import picture_shape
 from tokenwm.data.starter_recipe import starter_recipe
 from tokenwm.data.survey import Survey, survey
 from tokenwm.errors import RecipeError
@@ -49,7 +50,7 @@ def print_survey(console: Console, found: Survey) -> None:
     seen, every = len(found.looked_into), len(found.refs)
     rows = found.num_rows if seen == every else sum(ref.num_rows or 0 for ref in found.refs)
     rate = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
-    table = Table(title=printable(source.config.path), show_header=False)
+    table = Table(title=printable(source.config.paths[0]), show_header=False)
     for name, fact in found.facts.items():
         table.add_row(name, printable(fact))
     table.add_row("episodes", f"{every:,}" + ("" if seen == every else f", looked into {seen:,}"))
@@ -58,12 +59,14 @@ def print_survey(console: Console, found: Survey) -> None:
         table.add_row("steps", f"{rows:,}{length}")
     table.add_row("rate", rate)
     for camera, column in source.cameras.items():
-        shape = " × ".join(map(str, source.columns[column].shape[:2]))
+        shape = " × ".join(map(str, _picture_size(source.columns[column].shape)))
         table.add_row(f"camera {camera}", printable(f"{column}, {shape}"))
     for option in ("state", "action", "reward"):
         names = ", ".join(names_of(getattr(source.config, option))) or "none"
         table.add_row(option, "not clear" if option in found.unclear else printable(names))
-    others = sorted(set(source.columns) - _used(found))
+    others = [
+        with_note(name, source.columns[name]) for name in sorted(set(source.columns) - _used(found))
+    ]
     table.add_row("not used", printable(", ".join(others) or "none"))
     table.add_row("licence", printable(found.licence or "not stated"))
     console.print(table)
@@ -75,6 +78,12 @@ def print_survey(console: Console, found: Survey) -> None:
         candidates = printable(", ".join(columns))
         console.print(f"no column is plainly the {option}; candidates: {candidates}")
     _print_problems(console, found)
+
+
+def _picture_size(row_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of a camera's pictures."""
+    shape = picture_shape(row_shape)
+    return row_shape[:2] if shape is None else (shape.height, shape.width)
 
 
 def _used(found: Survey) -> set[str]:
@@ -102,8 +111,13 @@ def _print_ranges(console: Console, found: Survey) -> None:
             place = "" if len(low) == 1 else f"[{index}]"
             table.add_row(printable(f"{option}{place}{name}"), f"{least:.4g}", f"{most:.4g}")
     console.print(table)
-    if found.discrete:
-        console.print("actions are discrete: ids counted from 0")
+    decision = found.source.action_kind
+    what = "ids counted from 0" if decision.kind == "discrete" else "quantities"
+    if_all = " if all of these columns are the action" if "action" in found.unclear else ""
+    console.print(
+        f"actions are {decision.kind}, {what}{if_all}: {printable(decision.why)} "
+        "(source.action_kind says it otherwise)"
+    )
 
 
 def _print_tasks(console: Console, found: Survey) -> None:

@@ -15,7 +15,14 @@ from tokenwm.scaling.number import number
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
 from tokenwm.scaling.runs import RESULT_FILE, read_points
-from tokenwm.scaling.wording import choice_rows, headline, law_rows, with_interval
+from tokenwm.scaling.wording import (
+    METHODS_NOTE,
+    budget_note,
+    choice_rows,
+    headline,
+    law_rows,
+    with_interval,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -83,6 +90,8 @@ def print_fit(console: Console, fit: SweepFit) -> None:
             with_interval(method.loss, 3),
         )
     console.print(methods)
+    for caveat in (METHODS_NOTE, budget_note(fit)):
+        console.print(f"• {caveat}", highlight=False)
     for method in fit.methods:
         if method.reason:
             console.print(f"• no {method.name}: {method.reason}", highlight=False)

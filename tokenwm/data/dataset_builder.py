@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Episode
-from tokenwm.data.first_look import Layout, arrays_of, layout_of
+from tokenwm.data.first_look import Layout, arrays_of, layout_mismatch, layout_of
 from tokenwm.data.manifest import GAPS, EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
 from tokenwm.data.one_episode import writable
 from tokenwm.data.plan import Plan, PlannedShard
@@ -53,7 +53,7 @@ class FrameShardMaker:
         for ref, result in zip(task.refs, load_each(self.source, task.refs), strict=True):
             if isinstance(result, Episode):
                 arrays = arrays_of(result)
-                result = self._mismatch(ref.key, layout_of(arrays)) or result
+                result = layout_mismatch(ref.key, layout_of(arrays), self.layout) or result
             if isinstance(result, EpisodeError):
                 if self.strict:
                     raise result
@@ -75,15 +75,6 @@ class FrameShardMaker:
             "largest_action": largest_action,
         }
         return Extra(values=values, arrays=figures.to_arrays())
-
-    def _mismatch(self, key: str, layout: Layout) -> EpisodeError | None:
-        if layout == self.layout:
-            return None
-        differing = dict.fromkeys(sorted(name for name, _ in layout.items() ^ self.layout.items()))
-        return EpisodeError(
-            f"episode {key}: {', '.join(differing)} differs in shape or type from the usual "
-            f"episode of the source: {layout}, not {self.layout}"
-        )
 
 
 class DatasetMerger:
@@ -180,7 +171,10 @@ class DatasetMerger:
             return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
         if name == "action" and dtype == "int64":
             num_values = max(about.num_actions or 0, self._largest_action + 1)
-            return Feature(kind="discrete", shape=shape, dtype=dtype, num_values=num_values)
+            names = about.action_names if len(about.action_names) == shape[0] else ()
+            return Feature(
+                kind="discrete", shape=shape, dtype=dtype, names=names, num_values=num_values
+            )
         if name == "action":
             names = about.action_names if len(about.action_names) == shape[0] else ()
             units = about.action_units

@@ -113,22 +113,38 @@ def _quickened(env: Any) -> Any:
 
 
 def check_action_space(space: Any) -> None:
-    """Check that actions are one id or a vector of real numbers.
+    """Check that actions are ids, one or several, or a vector of real numbers.
 
     Raises:
         RecipeError: They are something else.
     """
     from gymnasium import spaces
 
-    if not isinstance(space, spaces.Box | spaces.Discrete):
-        raise RecipeError(f"source: action space {space} is not supported; Box and Discrete are")
+    known = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    if not isinstance(space, known):
+        raise RecipeError(
+            f"source: action space {space} is not supported; Box, Discrete, MultiDiscrete and "
+            "MultiBinary are"
+        )
+
+
+def num_actions_of(space: Any) -> int | None:
+    """How many ids there are, the most of any dimension; None where actions are real numbers."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.MultiBinary):
+        return 2
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.max())
+    return int(space.n) if isinstance(space, spaces.Discrete) else None
 
 
 def encode_action(space: Any, action: Any) -> NDArray[Any]:
-    """An action as ``(action_dim,)`` float32, or as ``(1,)`` int64, an id counted from 0."""
-    if hasattr(space, "n"):
-        return np.array([int(action) - int(space.start)], dtype=np.int64)
-    return np.asarray(action, dtype=np.float32).reshape(-1)
+    """An action as ``(action_dim,)`` float32, or as int64, ids counted from 0."""
+    if num_actions_of(space) is None:
+        return np.asarray(action, dtype=np.float32).reshape(-1)
+    start = getattr(space, "start", 0)
+    return np.asarray(np.asarray(action) - start, dtype=np.int64).reshape(-1)
 
 
 def pick(observation: Any, key: str, option: str) -> Any:

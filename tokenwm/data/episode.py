@@ -42,8 +42,8 @@ class Episode:
         key: Name, unique in its dataset; letters, digits, ``_`` and ``-``.
         frames: Camera name → ``(T, H, W, 3)`` uint8 in [0, 255], RGB.
         state: ``(T, state_dim)`` float32 in the robot's own units, or None.
-        action: ``(T, action_dim)`` float32 (continuous) or ``(T, 1)`` int64 (discrete); row ``T-1``
-            is zero.
+        action: ``(T, action_dim)`` float32 (continuous) or int64 (discrete: ids ``>= 0``, one or
+            several a step); row ``T-1`` is zero.
         reward: ``(T,)`` float32, or None where the source records none; entry ``T-1`` is zero.
         terminated: ``(T,)`` bool; entry ``t`` is True if ``action[t]`` ended the task.
         truncated: ``(T,)`` bool; entry ``t`` is True if recording was cut after ``action[t]``.

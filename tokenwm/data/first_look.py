@@ -4,7 +4,7 @@ What is seen depends on the source alone, so the plan is the same whatever makes
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -44,25 +44,24 @@ class FirstLook:
             EpisodeError: One of those looked at breaks a rule, and the recipe is strict.
             SourceError: None can be used.
         """
-        votes: Counter[str] = Counter()
-        layouts: list[Layout] = []
         reasons = []
-        for ref in refs:
-            found = self._look_at(ref)
-            if isinstance(found, EpisodeError):
-                reasons.append(str(found))
-                continue
-            layouts.append(found)
-            votes[repr(found)] += 1
-            if votes[repr(found)] == self._agreeing or len(layouts) == MOST_LAYOUTS:
-                break
-        if not layouts:
+
+        def usable() -> Iterator[Layout]:
+            for ref in refs:
+                found = self._look_at(ref)
+                if isinstance(found, EpisodeError):
+                    reasons.append(str(found))
+                else:
+                    yield found
+
+        layout = usual_layout(usable(), self._agreeing)
+        if layout is None:
             raise SourceError(
                 f"no episode is left, {len(reasons)} of {len(reasons)} were left out: "
                 f"{'; '.join(reasons[:3])}. Mend them, or choose good ones with source.episodes"
             )
-        self._layout = max(layouts, key=lambda layout: votes[repr(layout)])
-        return self._layout
+        self._layout = layout
+        return layout
 
     def is_usable(self, ref: EpisodeRef) -> bool:
         """Whether an episode can be used and has the layout that was found.
@@ -81,6 +80,43 @@ class FirstLook:
                 layout_of(arrays_of(result)) if isinstance(result, Episode) else result
             )
         return self._seen[ref.key]
+
+
+def usual_layout(layouts: Iterable[Layout], agreeing: int = 2) -> Layout | None:
+    """The layout that the first episodes agree on.
+
+    Args:
+        layouts: Those of usable episodes, in order; read no further than needed.
+        agreeing: Episodes that must have the same one: 2 keep one odd episode from deciding.
+
+    Returns:
+        None if there are none.
+    """
+    votes: Counter[str] = Counter()
+    seen: list[Layout] = []
+    for layout in layouts:
+        seen.append(layout)
+        votes[repr(layout)] += 1
+        if votes[repr(layout)] == agreeing or len(seen) == MOST_LAYOUTS:
+            break
+    return max(seen, key=lambda layout: votes[repr(layout)], default=None)
+
+
+def layout_mismatch(key: str, layout: Layout, usual: Layout) -> EpisodeError | None:
+    """Why an episode is left out that has other fields than the usual ones; None if it has these.
+
+    Args:
+        key: Episode, for messages.
+        layout: Its layout.
+        usual: The layout that all must have.
+    """
+    if layout == usual:
+        return None
+    differing = dict.fromkeys(sorted(name for name, _ in layout.items() ^ usual.items()))
+    return EpisodeError(
+        f"episode {key}: {', '.join(differing)} differs in shape or type from the usual "
+        f"episode of the source: {layout}, not {usual}"
+    )
 
 
 def layout_of(arrays: Mapping[str, NDArray[Any]]) -> Layout:

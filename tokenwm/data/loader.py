@@ -46,7 +46,7 @@ class Batch:
             an action led to is in the window where ``step_valid`` of the next place is True.)
         frames: ``(B, T, cameras, H, W, 3)`` uint8 in [0, 255], RGB.
         state: ``(B, T, state_dim)`` float32, the robot's own units.
-        action: ``(B, T, action_dim)`` float32, or ``(B, T, 1)`` int64 if discrete.
+        action: ``(B, T, action_dim)`` float32, or int64 if discrete.
         reward: ``(B, T)`` float32.
         terminated: ``(B, T)`` bool.
         truncated: ``(B, T)`` bool.

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenwm.data.first_look import FirstLook, Layout
 from tokenwm.data.manifest import SPLITS
-from tokenwm.data.recipe import Recipe, split_keys
+from tokenwm.data.recipe import Recipe, split_episodes
 from tokenwm.data.sources import PHASE, EpisodeRef, Source
 from tokenwm.errors import SourceError
 
@@ -84,12 +84,12 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     twice = [key for key, count in Counter(ref.key for ref in refs).items() if count > 1]
     if twice:
         raise SourceError(f"{recipe.name}: two episodes of the source have the key {twice[0]}")
-    split_of = split_keys([ref.key for ref in refs], recipe.splits)
+    split_of = split_episodes(refs, recipe.splits)
     # Those first of which the splits need to know anyway whether they can be used.
     heads = [_of_split(refs, split_of, split)[:1] for split in reversed(SPLITS)]
     layout = look.find_layout(dict.fromkeys([*itertools.chain(*heads), *refs]))
     if not recipe.records:
-        _fill_splits(refs, split_of, look, recipe.name)
+        _fill_splits(refs, split_of, look, recipe)
     if recipe.all_phases:
         refs = _with_phases(refs, split_of, source.num_phases)
     steps = {
@@ -116,9 +116,11 @@ def _of_split(refs: Sequence[EpisodeRef], split_of: dict[str, str], split: str) 
 
 
 def _fill_splits(
-    refs: Sequence[EpisodeRef], split_of: dict[str, str], look: FirstLook, name: str
+    refs: Sequence[EpisodeRef], split_of: dict[str, str], look: FirstLook, recipe: Recipe
 ) -> None:
     """Let a training episode stand in where no episode of a held-out split can be used.
+
+    Not for a fold's test split: the stand-in is held out in another fold as well.
 
     Raises:
         SourceError: There are too few episodes that can be used.
@@ -131,13 +133,19 @@ def _fill_splits(
         if any(map(look.is_usable, _of_split(refs, split_of, split))):
             continue
         stand_in = next(usable, None)
+        if split == "test" and recipe.splits.folds:
+            raise SourceError(
+                f"{recipe.name}: no episode of fold {recipe.splits.fold} can be used; choose "
+                "another splits.seed or fewer splits.folds, the same for all folds"
+            )
         if split == "train" or stand_in is None:
             raise SourceError(
-                f"{name}: no episode is left for split {split}, too few of {len(refs)} can be used"
+                f"{recipe.name}: no episode is left for split {split}, too few of {len(refs)} can "
+                "be used"
             )
         logger.warning(
             "%s: no episode of split %s can be used; %s is taken from train instead",
-            name,
+            recipe.name,
             split,
             stand_in.key,
         )

@@ -16,7 +16,7 @@ from tokenwm.data.dataset_builder import DatasetMerger, FrameShardMaker
 from tokenwm.data.first_look import FirstLook
 from tokenwm.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from tokenwm.data.plan import PlannedShard, make_plan
-from tokenwm.data.recipe import Recipe
+from tokenwm.data.recipe import UNKNOWN, Recipe
 from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import Source
@@ -110,7 +110,9 @@ def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Where the data comes from and how it is made, as the JSON values that a manifest holds."""
     values = {
         **source.provenance(),
-        "licence": recipe.licence,
+        "licence": recipe.licence
+        if recipe.licence != UNKNOWN
+        else source.describe().licence or UNKNOWN,
         "tool": f"tokenwm {tokenwm.__version__}",
         "recipe": recipe.to_dict(),
     }

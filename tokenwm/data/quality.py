@@ -111,16 +111,16 @@ def check_signals(
     Args:
         key: Episode, for messages.
         config: Limits.
-        action: ``(T, action_dim)``, any range.
+        action: ``(T - 1, action_dim)``, any range.
         state: ``(T, state_dim)`` or None.
-        reward: ``(T,)`` or None.
+        reward: ``(T - 1,)`` or None.
 
     Raises:
         EpisodeError: NaN or infinity, an action beyond its limit, or a frozen state.
     """
     for name, array in (("action", action), ("state", state), ("reward", reward)):
         if array is not None:
-            _check_finite(key, name, array)
+            check_finite(key, name, array)
     if config.max_action_abs is not None and action.size:
         step, column = np.unravel_index(np.argmax(np.abs(action)), action.shape)
         if abs(action[step, column]) > config.max_action_abs:
@@ -131,7 +131,7 @@ def check_signals(
             )
     if config.allow_frozen or state is None or len(state) < FROZEN_STEPS:
         return
-    if not np.ptp(state, axis=0).any() and np.ptp(action[:-1], axis=0).any():
+    if not np.ptp(state, axis=0).any() and np.ptp(action, axis=0).any():
         raise EpisodeError(
             f"episode {key}: state is frozen, all {len(state)} rows are equal and actions are not; "
             "set quality.allow_frozen: true if that is right"
@@ -153,7 +153,7 @@ def check_timestamps(
         EpisodeError: The control rate changes, rows are missing, or the declared rate is wrong.
     """
     times = np.asarray(timestamps, dtype=np.float64)
-    _check_finite(key, "timestamp", times[:, None])
+    check_finite(key, "timestamp", times[:, None])
     if len(times) < 2:
         return
     # A float32 clock cannot resolve better than this late in a long episode.
@@ -328,11 +328,17 @@ def _check_encoders(key: str, config: QualityConfig, state: Mapping[str, Any]) -
         )
 
 
-def _check_finite(key: str, name: str, array: NDArray[Any]) -> None:
+def check_finite(key: str, name: str, array: NDArray[Any]) -> None:
+    """Check that all numbers were recorded.
+
+    Raises:
+        EpisodeError: One is missing, NaN or infinite; names its row, the first axis.
+    """
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         place = tuple(int(i) for i in bad[0])
         raise EpisodeError(
-            f"episode {key}: {name} holds {len(bad)} NaN or infinite value(s), the first at row "
-            f"{place[0]}; find out what was not recorded there, none can be filled in"
+            f"episode {key}: {name} holds {len(bad)} NaN or infinite value(s) (what is missing is "
+            f"NaN), the first at row {place[0]}; find out what was not recorded there, none can be "
+            "filled in"
         )

@@ -18,27 +18,65 @@ from omegaconf.errors import OmegaConfBaseException
 from tokenwm.data.downsample import Aggregation
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.quality import QualityConfig
-from tokenwm.data.sources import EpisodeFormat, Source, SourceConfig, source_config_class
+from tokenwm.data.sources import (
+    EpisodeFormat,
+    EpisodeRef,
+    Source,
+    SourceConfig,
+    source_config_class,
+)
+from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.sources.several import open_recorded
 from tokenwm.data.strict import build, show
 from tokenwm.data.video import Resize
 from tokenwm.errors import RecipeError, TokenwmError
+
+UNKNOWN = "unknown"
+"""A licence that nobody states."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """How episodes are divided; whole episodes, never steps.
 
+    With folds every episode is held out for the test in one of them; see ``docs/evaluation.md``.
+
     Attributes:
         val: Fraction of the episodes for validation, in [0, 1).
-        test: Fraction for the final evaluation, in [0, 1); ``val + test < 1``.
+        test: Fraction for the final evaluation, in [0, 1); ``val + test < 1``. With folds it is
+            ``1 / folds``.
         seed: Changes which episodes go where.
+        folds: Parts that the episodes are divided into, at least 2; 0 for none.
+        fold: Which of the parts is the test split, counted from 0.
+        recorded: Take the splits that the source records, if it holds some episodes out (LeRobot's
+            ``splits``); the fractions are for a source that does not.
     """
 
     val: float = 0.1
     test: float = 0.1
     seed: int = 0
+    folds: int = 0
+    fold: int = 0
+    recorded: bool = False
 
     def __post_init__(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise RecipeError(f"folds is {self.folds}; expected 2 or more, or 0 for none")
+        if not 0 <= self.fold < max(1, self.folds):
+            raise RecipeError(
+                f"fold is {self.fold} of {self.folds} folds; expected a number from 0 to below "
+                "splits.folds"
+            )
+        if self.folds and self.recorded:
+            raise RecipeError("folds and recorded are two ways to divide; give one of them")
+        if self.folds:
+            share = 1.0 / self.folds
+            if self.test != SplitConfig.test and abs(self.test - share) > 0.005:
+                raise RecipeError(
+                    f"test is {self.test:g} beside folds: {self.folds}; the fold is the test "
+                    f"split, so leave splits.test out or set it to {share:.3g}"
+                )
+            object.__setattr__(self, "test", share)
         for name, value in (("val", self.val), ("test", self.test)):
             if not 0 <= value < 1:
                 raise RecipeError(f"{name} is {value}; expected a fraction in [0, 1)")
@@ -59,8 +97,9 @@ class Recipe:
             begin at; for few episodes, of which ``f`` times as many rows are used then.
         image_size: ``[height, width]`` of frames, pixels, each in [8, 1024].
         resize: ``crop`` (centre, to the aspect ratio) or ``stretch``.
-        splits: How episodes are divided.
-        licence: Licence of the data; travels with every dataset made from it.
+        splits: How episodes are divided; left out, as the source records it, else by fractions.
+        licence: Licence of the data; travels with every dataset made from it. ``unknown`` takes
+            the one that the data states, if it does.
         quality: Limits of the quality rules.
         folder: Folder of the recipe file, for relative paths; not a key of the file.
     """
@@ -72,8 +111,8 @@ class Recipe:
     all_phases: bool = False
     image_size: tuple[int, int] = (64, 64)
     resize: Resize = "crop"
-    splits: SplitConfig = field(default_factory=SplitConfig)
-    licence: str = "unknown"
+    splits: SplitConfig = field(default_factory=lambda: SplitConfig(recorded=True))
+    licence: str = UNKNOWN
     quality: QualityConfig = field(default_factory=QualityConfig)
     folder: Path | None = field(default=None, metadata={"key": False})
 
@@ -106,12 +145,16 @@ class Recipe:
             resize=self.resize,
             quality=self.quality,
         )
+        if isinstance(self.source, RecordedConfig):
+            return open_recorded(self.source, episode_format, self.folder)
         return self.source.open(episode_format, self.folder)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe with all defaults filled in, as plain JSON values, for the manifest."""
         values = dataclasses.asdict(self)
         del values["folder"]
+        if not self.splits.folds:  # as datasets had it before there were folds
+            del values["splits"]["folds"], values["splits"]["fold"]
         plain: dict[str, Any] = _plain(values)
         return plain
 
@@ -180,12 +223,36 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     return dataclasses.replace(recipe, folder=folder)
 
 
+def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str, str]:
+    """Divide the episodes of a source into the splits: as it records them, else by fractions.
+
+    Args:
+        refs: All episodes.
+        splits: What the recipe says.
+
+    Returns:
+        Key → split.
+
+    Raises:
+        RecipeError: There are too few episodes, or the recorded splits leave none for training.
+    """
+    recorded = {ref.key: ref.split or "train" for ref in refs}
+    if not splits.recorded or not set(recorded.values()) - {"train"}:
+        return split_keys(recorded, splits)
+    if "train" not in recorded.values():
+        raise RecipeError(
+            f"splits: the source records {', '.join(sorted(set(recorded.values())))} for the "
+            f"{len(recorded)} episode(s) and none for train; give splits.val and splits.test"
+        )
+    return recorded
+
+
 def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
     """Divide episodes into the splits: a pure function of the keys and the seed.
 
     Args:
         keys: Keys of all episodes, in any order.
-        splits: Fractions and seed. A fraction above zero gives at least one episode.
+        splits: Fractions, or folds, and seed. A fraction above zero gives at least one episode.
 
     Returns:
         Key → split.
@@ -195,7 +262,18 @@ def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
     """
     ranked = sorted(keys, key=lambda key: hashlib.sha256(f"{splits.seed}:{key}".encode()).digest())
     num_val = max(1, round(splits.val * len(ranked))) if splits.val else 0
-    num_test = max(1, round(splits.test * len(ranked))) if splits.test else 0
+    if splits.folds:
+        if len(ranked) < splits.folds:
+            raise RecipeError(
+                f"splits: {len(ranked)} episode(s) cannot be divided into {splits.folds} folds; "
+                "set splits.folds to no more than there are episodes"
+            )
+        test = ranked[splits.fold :: splits.folds]
+        num_test = len(test)
+        ranked = [key for key in ranked if key not in test]
+        ranked = ranked[:num_val] + test + ranked[num_val:]
+    else:
+        num_test = max(1, round(splits.test * len(ranked))) if splits.test else 0
     if num_val + num_test >= len(ranked):
         raise RecipeError(
             f"splits: {len(ranked)} episode(s) cannot be divided into train, {num_val} val and "

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import yaml
 
 from tokenwm.data.recipe import SplitConfig, split_keys
-from tokenwm.data.sources.columns import RecordedConfig
+from tokenwm.data.sources.columns import AUTO, RecordedConfig
 from tokenwm.data.strict import parse_yaml
 from tokenwm.data.survey import IMAGE_SIZE, Survey
 from tokenwm.errors import RecipeError
 
+TEST_EPISODES = 6
+"""Test episodes that a recipe proposes at least, as an evaluation makes no claim on fewer."""
+FOLDS = 5
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9_./ -]+")
 
 
@@ -27,7 +31,7 @@ def starter_recipe(found: Survey) -> str:
         RecipeError: No episode can be used.
     """
     config = found.source.config
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.path).resolve().stem).strip("_")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.paths[0]).resolve().stem).strip("_")
     rate = found.rate
     possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))
     why = f"the source has {rate:g}; possible are {possible}, …" if rate else "not recorded: set it"
@@ -40,16 +44,17 @@ def starter_recipe(found: Survey) -> str:
         f"name: {_yaml(name or 'dataset')}",
         "source:",
         f"  type: {_yaml(getattr(config, 'type', ''))}",
-        f"  path: {_yaml(str(Path(config.path).resolve()))}",
+        f"  path: {_yaml(str(Path(config.paths[0]).resolve()))}",
         f"  cameras: {_yaml(found.source.cameras)}",
         *_columns(found, notes),
+        _action_kind(found),
         *_other_options(config, notes),
         '  state_units: ""                 # for example rad; stored with the data',
         '  action_units: ""',
         f"control_rate: {found.control_rate:.12g}                  # Hz; {why}",
         "action_aggregation: last          # last for targets, sum for differences",
         f"image_size: {_yaml(list(IMAGE_SIZE))}              # height, width",
-        f"splits: {_yaml(_splits(found))}",
+        _splits(found),
         f"licence: {_yaml(found.licence or 'unknown')}",
     ]
     return "\n".join(lines) + "\n"
@@ -74,6 +79,16 @@ def _columns(found: Survey, notes: dict[str, str]) -> list[str]:
     return lines
 
 
+def _action_kind(found: Survey) -> str:
+    """What was decided about the action, and why; for the reader to overrule."""
+    decision = found.source.action_kind
+    # A name of a column may hold anything, also the end of a line.
+    why = "".join(character if character.isprintable() else "?" for character in decision.why)
+    if "action" in found.unclear:
+        return f"  action_kind: {AUTO}  # discrete or continuous; {decision.kind} if all are: {why}"
+    return f"  action_kind: {decision.kind}  # discrete (ids) or continuous; {why}"
+
+
 def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
     """Lines for the options of one reader only, where they are not the default."""
     common = {item.name for item in dataclasses.fields(RecordedConfig)} | {"type"}
@@ -84,20 +99,55 @@ def _other_options(config: RecordedConfig, notes: dict[str, str]) -> list[str]:
     ]
 
 
-def _splits(found: Survey) -> dict[str, Any]:
-    """Fractions and a seed that leave a good episode in every split."""
+def _splits(found: Survey) -> str:
+    """The line of the splits: as the source records them, else with a good episode in each.
+
+    Where there are enough of them, so many are held out that an evaluation can make claims.
+    """
     keys = [ref.key for ref in found.refs]
     good = len(keys) - len(found.problems)
     if good < 1:
         reason = next(iter(found.problems.values()), "it has none")
-        raise RecipeError(f"no episode of {found.source.config.path} can be used: {reason}")
-    val, test = (0.1, 0.1) if good >= 3 else (0.1 * (good == 2), 0.0)
+        raise RecipeError(f"no episode of {found.source.config.paths[0]} can be used: {reason}")
+    if any(ref.split not in ("", "train") for ref in found.refs):
+        return "splits: {recorded: true}"
+    values, num_test, why = _proportions(good)
+
+    def leaves_enough(splits: SplitConfig) -> bool:
+        split_of = split_keys(keys, splits)
+        left = Counter(split for key, split in split_of.items() if key not in found.problems)
+        return set(left) == set(split_of.values()) and left["test"] >= num_test
+
     for seed in range(100):
-        split_of = split_keys(keys, SplitConfig(val=val, test=test, seed=seed))
-        left = {split for key, split in split_of.items() if key not in found.problems}
-        if left == set(split_of.values()):
+        every = [{**values, "fold": fold} for fold in range(values.get("folds", 1))]
+        if all(leaves_enough(SplitConfig(**one, seed=seed)) for one in every):
             break
-    return {"val": val, "test": test, "seed": seed}
+    return f"splits: {_yaml({**values, 'seed': seed})}{why}"
+
+
+def _proportions(num_episodes: int) -> tuple[dict[str, Any], int, str]:
+    """Values of ``splits`` for so many episodes, the test episodes that makes, and a comment.
+
+    Below ``TEST_EPISODES`` in the test split an evaluation claims nothing with confidence.
+    """
+    val = 0.1
+    if num_episodes < 3:
+        return {"val": 0.1 * (num_episodes == 2), "test": 0.0}, 0, ""
+    num_val = max(1, round(val * num_episodes))
+    if round(0.1 * num_episodes) >= TEST_EPISODES:
+        return {"val": val, "test": 0.1}, TEST_EPISODES, ""
+    if num_episodes - num_val - TEST_EPISODES >= 2 / 3 * num_episodes:
+        share = math.ceil(1000 * TEST_EPISODES / num_episodes) / 1000
+        why = f"  # {TEST_EPISODES} test episodes: evaluate claims nothing with confidence on fewer"
+        return {"val": val, "test": share}, TEST_EPISODES, why
+    if num_episodes < TEST_EPISODES:
+        why = f"  # too few to show anything: evaluate takes {TEST_EPISODES} test episodes for that"
+        return {"val": val, "test": 0.1}, 1, why
+    why = (
+        f"  # too few to hold {TEST_EPISODES} out at once: hold all out in turn, once each with "
+        f"--set splits.fold=0 … {FOLDS - 1} (docs/evaluation.md)"
+    )
+    return {"val": val, "folds": FOLDS, "fold": 0}, 1, why
 
 
 def _yaml(value: Any) -> str:

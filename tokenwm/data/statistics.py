@@ -124,31 +124,37 @@ class ContinuousStatistics:
 
 
 class DiscreteStatistics:
-    """How often each id occurs."""
+    """How often each id occurs in each dimension."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(0, dtype=np.int64)
+        self.counts = np.zeros((0, 0), dtype=np.int64)  # (dimensions, ids)
 
     def add(self, ids: NDArray[Any]) -> None:
-        """Add ids of any shape, each ``>= 0``."""
-        self._add_counts(np.bincount(ids.reshape(-1)))
+        """Add rows ``(N, dimensions)`` of ids, each ``>= 0``."""
+        if len(ids):
+            size = int(ids.max()) + 1
+            self._add_counts(np.stack([np.bincount(column, minlength=size) for column in ids.T]))
 
     def merge(self, arrays: Arrays) -> None:
         """Add what another part has gathered."""
         self._add_counts(arrays["counts"])
 
     def result(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"count": int(self.counts.sum()), "counts": self.counts.tolist()}
+        """JSON values; ``counts`` has an entry per id, for several dimensions a list of them."""
+        counts = self.counts.tolist()
+        num_rows = int(self.counts[:1].sum())
+        return {"count": num_rows, "counts": counts[0] if len(counts) == 1 else counts}
 
     def to_arrays(self) -> Arrays:
         """Everything gathered so far."""
         return {"counts": self.counts}
 
     def _add_counts(self, counts: NDArray[np.int64]) -> None:
-        size = max(len(self.counts), len(counts))
-        self.counts = np.pad(self.counts, (0, size - len(self.counts)))
-        self.counts[: len(counts)] += counts
+        rows, columns = np.maximum(self.counts.shape, counts.shape)
+        total = np.zeros((rows, columns), dtype=np.int64)
+        for part in (self.counts, counts):
+            total[: part.shape[0], : part.shape[1]] += part
+        self.counts = total
 
 
 class MeanFrame:

@@ -30,8 +30,8 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str) -> Any:
     """Plain values of a YAML text; every notation of a number is a number (``2e-2``, ``1e3``).
 
-    The one loader for YAML that people write: recipes, sweeps and ``KEY=VALUE`` of the command
-    line. Training configs are read by jsonargparse, whose loader agrees.
+    The loader for sweeps and ``KEY=VALUE`` of the command line. Recipes are read by OmegaConf and
+    training configs by jsonargparse, whose loaders agree; a test says so.
 
     Raises:
         yaml.YAMLError: It is no YAML, or asks for an object of Python.

@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data import quality
+from tokenwm.data.first_look import Layout, layout_mismatch, layout_of, usual_layout
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.pointers import refuse_pointer
@@ -35,7 +35,6 @@ _Candidates = dict[str, tuple[str, ...]]
 LOOKED_BELOW = 100
 """Files and folders of a folder that are looked at for datasets in them."""
 SHOWN = 5
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,6 @@ class Survey:
         looked_into: Keys of the episodes whose numbers were read.
         num_rows: Rows of the episodes looked into.
         ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
-        discrete: Whether actions are ids.
         tasks: Task in words → number of episodes.
         ambiguous: Option of the recipe → columns that could be meant; one was taken, of the state
             all.
@@ -69,7 +67,6 @@ class Survey:
     looked_into: Sequence[str]
     num_rows: int
     ranges: Mapping[str, NDArray[np.float64]]
-    discrete: bool
     tasks: Mapping[str, int]
     ambiguous: Mapping[str, Sequence[str]]
     unclear: Mapping[str, Sequence[str]]
@@ -100,20 +97,20 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
     looked = refs
     if 0 < num_episodes < len(refs):
         looked = [refs[i] for i in np.linspace(0, len(refs) - 1, num_episodes).round().astype(int)]
-    figures = _Figures(action_is_unclear="action" in unclear)
+    figures = _Figures()
     for ref in looked:
         figures.add(source, ref)
+    figures.leave_out_the_odd()
     return Survey(
         source=source,
         rate=found.rate,
         facts={name: fact for name, fact in found.facts.items() if fact},
-        licence=found.licence or _licence(path),
+        licence=source.licence(),
         refs=refs,
         looked_into=[ref.key for ref in looked],
-        num_rows=figures.num_rows,
+        num_rows=sum(item.num_rows for item in figures.seen.values()),
         ranges=figures.ranges,
-        discrete=figures.discrete,
-        tasks=figures.tasks,
+        tasks=Counter(item.task for item in figures.seen.values()),
         ambiguous=ambiguous,
         unclear=unclear,
         problems=figures.problems,
@@ -121,47 +118,81 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What was seen of one usable episode.
+
+    Attributes:
+        layout: Shapes and types of its numbers.
+        num_rows: Rows.
+        task: What is to be done.
+        ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
+    """
+
+    layout: Layout
+    num_rows: int
+    task: str
+    ranges: Mapping[str, NDArray[np.float64]]
+
+
 class _Figures:
     """What is gathered while recordings pass by."""
 
-    action_is_unclear: bool = False
-    num_rows: int = 0
-    discrete: bool = False
-    decoded: bool = False
-    ranges: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    tasks: Counter[str] = field(default_factory=Counter)
-    problems: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.seen: dict[str, _Seen] = {}
+        self.problems: dict[str, str] = {}
 
     def add(self, source: RecordedSource, ref: EpisodeRef) -> None:
+        """Look into an episode."""
         try:
             with costs_one_episode(ref.key):
-                self._look_into(source, ref)
+                self.seen[ref.key] = self._look_into(source, ref)
         except EpisodeError as error:
             self.problems[ref.key] = str(error)
 
-    def _look_into(self, source: RecordedSource, ref: EpisodeRef) -> None:
-        recording = source.read(ref)
-        if self.action_is_unclear:  # whole numbers beside each other are no ids
-            as_floats = recording.action.astype(np.float64)
-            recording = dataclasses.replace(recording, action=as_floats)
-        check_numbers(recording, ref, source.format.quality, source.rate, source.config.num_actions)
-        if not self.decoded:
+    def _look_into(self, source: RecordedSource, ref: EpisodeRef) -> _Seen:
+        recording, num_actions = source.recording(ref), source.config.num_actions
+        signals = check_numbers(recording, ref, source.format.quality, source.rate, num_actions)
+        if not self.seen:
             # One episode is enough to see that the pictures are of a kind we can decode.
-            to_episode(recording, ref, source.format, source.rate, source.config.num_actions)
-            self.decoded = True
-        self.num_rows += recording.num_rows
-        self.tasks[ref.task or recording.task] += 1
-        self.discrete = recording.action.dtype.kind in "iub"
-        for name in ("state", "action", "reward"):
-            values = getattr(recording, name)
-            if values is not None:
-                values = values.reshape(len(values), -1).astype(np.float64)
-                low, high = values.min(axis=0), values.max(axis=0)
-                old = self.ranges.get(name)
-                if old is not None and old.shape[1] == len(low):
-                    low, high = np.minimum(low, old[0]), np.maximum(high, old[1])
-                self.ranges[name] = np.stack([low, high])
+            to_episode(recording, ref, source.format, source.rate, num_actions)
+        numbers = {"state": signals.state, "action": signals.action, "reward": signals.reward}
+        known = {name: array for name, array in numbers.items() if array is not None}
+        return _Seen(
+            layout=layout_of(known),
+            num_rows=recording.num_rows,
+            task=ref.task or recording.task,
+            ranges={
+                name: _range(array if name == "state" else array[:-1])
+                for name, array in known.items()
+            },
+        )
+
+    def leave_out_the_odd(self) -> None:
+        """Take episodes whose numbers differ from the usual ones for problems, as ``prepare``."""
+        usual = usual_layout(item.layout for item in self.seen.values())
+        for key, item in list(self.seen.items()):
+            problem = layout_mismatch(key, item.layout, usual or {})
+            if problem is not None:
+                self.problems[key] = str(problem)
+                del self.seen[key]
+
+    @property
+    def ranges(self) -> dict[str, NDArray[np.float64]]:
+        """``state``, ``action``, ``reward`` → ``(2, width)`` over all usable episodes."""
+        first = next(iter(self.seen.values()), None)
+        every = (
+            {name: [i.ranges[name] for i in self.seen.values()] for name in first.ranges}
+            if first
+            else {}
+        )
+        return {name: _range(np.concatenate(ranges)) for name, ranges in every.items()}
+
+
+def _range(values: NDArray[Any]) -> NDArray[np.float64]:
+    """``(2, width)`` smallest and largest value of ``(N, ...)``."""
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    return np.stack([rows.min(axis=0), rows.max(axis=0)])
 
 
 def _recognised(path: Path) -> Recognised:
@@ -271,26 +302,3 @@ def propose_control_rate(rate: float | None) -> float:
     rates = [rate / n for n in range(1, 1 + int(max(1.0, rate / low)))]
     good = [r for r in rates if low <= r <= high and math.isclose(r, round(r, 2))]
     return min(good, key=lambda r: abs(math.log(r / UNKNOWN_RATE)), default=rate)
-
-
-def _licence(path: Path) -> str:
-    """The licence that a folder states: in the header of README.md, else a file's first line."""
-    if not path.is_dir():
-        return ""
-    readme = path / "README.md"
-    header, _, _ = _beginning(readme).partition("\n---")
-    stated = re.search(r"^license:[ \t]*(\S.*?)[ \t]*$", header, re.MULTILINE)
-    if stated and header.startswith("---"):
-        return stated.group(1)[:100]
-    for name in LICENCE_FILES:
-        lines = [line.strip() for line in _beginning(path / name).splitlines()]
-        if any(lines):
-            return next(line for line in lines if line)[:100]
-    return ""
-
-
-def _beginning(file: Path) -> str:
-    if not file.is_file() or file.is_symlink():
-        return ""
-    with file.open(encoding="utf-8", errors="replace") as content:
-        return content.read(10_000)

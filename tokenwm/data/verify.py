@@ -227,7 +227,7 @@ class _Walk:
                 return
             try:
                 member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
-            except (tarfile.TarError, UnicodeDecodeError):
+            except Exception:  # the parser has many of its own
                 self._add("", f"garbage at byte {start:,}, where a member should begin")
                 self._resume()
                 continue

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.turn import NO_TURN, Turn, turn_of
 from tokenwm.errors import EpisodeError
 
 Resize = Literal["crop", "stretch"]
@@ -85,13 +86,14 @@ class FrameResizer:
         self._graph: av.filter.Graph | None = None
         self._layout: tuple[Any, ...] = ()
 
-    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """Resize one decoded frame; returns ``(height, width, 3)`` uint8 in [0, 255]."""
-        layout = (frame.width, frame.height, frame.format.name)
+    def __call__(self, frame: av.VideoFrame, turn: Turn = NO_TURN) -> NDArray[np.uint8]:
+        """Turn and resize one decoded frame; returns ``(height, width, 3)`` uint8 in [0, 255]."""
+        layout = (frame.width, frame.height, frame.format.name, turn.swaps)
         if self._graph is None or layout != self._layout:
-            self._graph, self._layout = self._make_graph(frame), layout
+            self._graph, self._layout = self._make_graph(frame, turn.swaps), layout
         self._graph.vpush(frame)
-        return self._graph.vpull().to_ndarray().astype(np.uint8, copy=False)
+        # Turned when it is small: that is quicker, and averages do not care.
+        return turn(self._graph.vpull().to_ndarray().astype(np.uint8, copy=False))
 
     def resize_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize an RGB image ``(h, w, 3)`` uint8; one of the right size is returned as it is."""
@@ -100,7 +102,10 @@ class FrameResizer:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         return self(frame)
 
-    def _make_graph(self, frame: av.VideoFrame) -> av.filter.Graph:
+    def _make_graph(self, frame: av.VideoFrame, swaps: bool) -> av.filter.Graph:
+        wanted_width, wanted_height = self.width, self.height
+        if swaps:
+            wanted_width, wanted_height = wanted_height, wanted_width
         graph = av.filter.Graph()
         graph.threads = 1
         source = graph.add_buffer(
@@ -111,12 +116,12 @@ class FrameResizer:
         )
         nodes = [source]
         if self.resize == "crop":
-            scale = min(frame.width / self.width, frame.height / self.height)
-            width = min(frame.width, max(1, round(self.width * scale)))
-            height = min(frame.height, max(1, round(self.height * scale)))
+            scale = min(frame.width / wanted_width, frame.height / wanted_height)
+            width = min(frame.width, max(1, round(wanted_width * scale)))
+            height = min(frame.height, max(1, round(wanted_height * scale)))
             left, top = (frame.width - width) // 2, (frame.height - height) // 2
             nodes.append(graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"))
-        nodes.append(graph.add("scale", f"{self.width}:{self.height}:flags={SCALE_FLAGS}"))
+        nodes.append(graph.add("scale", f"{wanted_width}:{wanted_height}:flags={SCALE_FLAGS}"))
         nodes.append(graph.add("format", "rgb24"))
         nodes.append(graph.add("buffersink"))
         graph.link_nodes(*nodes).configure()
@@ -173,12 +178,14 @@ def read_frames(
             for index, frame in enumerate(itertools.islice(frames, len(part) if part else None)):
                 if frame.is_corrupt:
                     raise EpisodeError(f"episode {episode}: {path} is damaged at frame {index}")
+                if not shown:
+                    check_no_depth(frame, f"episode {episode}: {path}")
                 shown.append(np.nan if frame.pts is None else frame.time)
                 num_repeated += before is not None and _looks_like(frame, before)
                 before = frame
                 wanted = num_rows is None or index < num_rows
                 if wanted and index >= first and (index - first) % step == 0:
-                    kept.append(resizer(frame))
+                    kept.append(resizer(frame, turn_of(frame, f"episode {episode}: {path}")))
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(
             f"episode {episode}: {path} cannot be decoded after {len(shown)} frame(s), it is "
@@ -209,7 +216,65 @@ def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
     return np.array_equal(lines(frame.planes[0]), lines(other.planes[0]))
 
 
-def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
+def holds_depth(pixels: av.VideoFormat) -> bool:
+    """Whether a pixel format is that of depth maps: one channel of more than 8 bits.
+
+    Made into pictures of 8 bits they would lose what they are for, without a word.
+    """
+    channels = [component for component in pixels.components if not component.is_alpha]
+    return len(channels) == 1 and channels[0].bits > 8
+
+
+class FirstPicture(NamedTuple):
+    """What the first picture of a video tells about all of them.
+
+    Attributes:
+        size: ``(height, width)`` as it is shown, pixels.
+        pixels: Name of its pixel format, ``yuv420p`` for example.
+        depth: Whether that is one of depth maps.
+    """
+
+    size: tuple[int, int]
+    pixels: str
+    depth: bool
+
+
+def first_picture(path: Path, where: str) -> FirstPicture:
+    """Decode the first picture of a video.
+
+    Raises:
+        EpisodeError: It is missing, unreadable, holds none, or cannot be turned as it asks.
+    """
+    try:
+        with av.open(str(path)) as container:
+            _check_container(container, f"{where}: {path}")
+            stream = container.streams.video[0]
+            check_size(stream.height, stream.width, f"{where}: {path}")
+            stream.codec_context.options = MAX_PIXELS
+            frame = next(container.decode(stream), None)
+    except (av.FFmpegError, OSError) as error:
+        raise EpisodeError(f"{where}: {path} cannot be read: {error}") from error
+    if frame is None:
+        raise EpisodeError(f"{where}: {path} holds no frames")
+    size = (frame.height, frame.width)
+    swaps = turn_of(frame, f"{where}: {path}").swaps
+    return FirstPicture(size[::-1] if swaps else size, frame.format.name, holds_depth(frame.format))
+
+
+def check_no_depth(frame: av.VideoFrame, where: str) -> None:
+    """Refuse a decoded depth map.
+
+    Raises:
+        EpisodeError: It is one.
+    """
+    if holds_depth(frame.format):
+        raise EpisodeError(
+            f"{where} has pixels of format {frame.format.name}, one channel of more than 8 bits: a "
+            "depth map, and depth is not read"
+        )
+
+
+def probe(path: Path, where: str) -> tuple[int, float]:
     """What a video file holds, without decoding it.
 
     Args:
@@ -217,7 +282,7 @@ def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
         where: Episode or file, for messages.
 
     Returns:
-        Number of frames, frames per second (rounded to 1/1000 Hz), and ``(height, width)``.
+        Number of frames, and frames per second (rounded to 1/1000 Hz).
 
     Raises:
         EpisodeError: It is missing, unreadable or no video.
@@ -228,7 +293,7 @@ def probe(path: Path, where: str) -> tuple[int, float, tuple[int, int]]:
             rate = round(float(stream.average_rate or 0), 3)
             # Some containers do not say how many frames they hold.
             num_frames = stream.frames or sum(1 for p in container.demux(stream) if p.size)
-            return num_frames, rate, (stream.height, stream.width)
+            return num_frames, rate
     except (av.FFmpegError, OSError) as error:
         raise EpisodeError(f"{where}: {path} cannot be read: {error}") from error
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import (
     draw_frame_tokens,
-    draw_state,
+    draw_next_state,
     embed_frame,
     feed_frame,
     observe_state,
@@ -94,7 +94,7 @@ def decode_steps_approximately(
 
     Args:
         model: The world model, in eval mode.
-        state: The state before; its cache is written to, so it must not be used again.
+        state: The state before; it is used up.
         actions: ``(B, H, A)`` int64 action tokens.
         sampling: How ids are drawn.
         approximation: How few passes.
@@ -104,11 +104,12 @@ def decode_steps_approximately(
         ``frame_entropy`` are those of the last pass.
 
     Raises:
-        TokenwmError: The approximation needs a draft head and there is none.
+        TokenwmError: The approximation needs a draft head and there is none, or see
+            :meth:`DecodeState.advance`.
     """
     schedule = approximation.schedule(model)
     num_passes = int(schedule.max()) + 1
-    state.cache.reserve(actions.shape[1])
+    state = state.advance(actions.shape[1])
     stale: Tensor | None = None
     states, outcomes = [], []
     take_step = partial(_decode_step, model, sampling, schedule, num_passes)
@@ -124,7 +125,7 @@ def decode_steps_approximately(
         start = state.step * model.layout.positions_per_step
         positions = start + torch.arange(stale.shape[1], device=stale.device)
         forward_span(model, state.cache, stale, positions[None])
-    return state, DecodedSteps.of_steps(states, outcomes, num_passes * len(outcomes))
+    return state.renewed(), DecodedSteps.of_steps(states, outcomes, num_passes * len(outcomes))
 
 
 def _decode_step(
@@ -156,11 +157,7 @@ def _decode_step(
         return draw_frame_tokens(model, logits, previous, state, next_step, slots, sampling)
 
     hidden, condition = take_action(model, state, action, stale)
-    new_state = None
-    if model.state_head is not None and state.state_tokens is not None:
-        new_state = draw_state(
-            model, model.state_head(hidden, state.state_tokens, action), state, next_step, sampling
-        )
+    new_state, new_values = draw_next_state(model, hidden, state, action, sampling)
     hints, at_state = observe_state(model, state, condition, new_state)
     # The action tells the first slot as ever (the state, where there is one, is not fed yet), and
     # the draft head a guess of all.
@@ -184,6 +181,7 @@ def _decode_step(
         pending=embedded[:, -1:],
         frame_tokens=frame,
         state_tokens=new_state,
+        state_values=new_values,
     )
     termination = model.termination_logit(hidden).sigmoid()
     passes = torch.full_like(state.seeds, num_passes)

@@ -1,17 +1,21 @@
-"""Observed steps, as tokens: where imagination starts."""
+"""Observed steps, as tokens: where imagination starts. What is given by hand is checked here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from tokenwm.errors import TokenwmError
+from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.shapes import check_shape
+from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.transformer.world_model import Tokens
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Context:
     """Observed steps that imagination starts from.
 
@@ -19,48 +23,163 @@ class Context:
         tokens: ``C`` steps of tokens, ``(B, C, ·)``.
         anchor: ``(B, cameras, H, W, 3)`` uint8, the last observed frame, or None if only its tokens
             are known.
+        state: ``(B, state_dim)`` float32, the last observed state in the units of the data, or None
+            if only its tokens are known, or none at all. Greedy decoding goes on from it.
     """
 
     tokens: Tokens
     anchor: Tensor | None = None
+    state: Tensor | None = None
+
+    def __repr__(self) -> str:
+        num_rows, num_steps = self.tokens.frame.shape[:2]
+        named = {"anchor": self.anchor, "state": self.state}
+        known = [name for name, part in named.items() if part is not None]
+        return f"Context({num_rows} row(s) of {num_steps} step(s); {', '.join(['tokens', *known])})"
+
+    def rows(self, rows: slice | Tensor) -> "Context":
+        """Some rows, also several times; a slice is a view."""
+        return Context(
+            tokens=rows_of(self.tokens, rows),
+            anchor=None if self.anchor is None else self.anchor[rows],
+            state=None if self.state is None else self.state[rows],
+        )
 
     def repeat(self, num_candidates: int) -> "Context":
         """Every row ``num_candidates`` times: as many action sequences from the same start."""
-        anchor = self.anchor
-        if anchor is not None:
-            anchor = anchor.repeat_interleave(num_candidates, dim=0)
-        return Context(tokens=spread(self.tokens, num_candidates), anchor=anchor)
+        frame = self.tokens.frame
+        rows = torch.arange(len(frame), device=frame.device)
+        return self.rows(rows.repeat_interleave(num_candidates))
+
+    def to(self, device: torch.device) -> "Context":
+        """The same on a device."""
+        frame, state, action = (None if t is None else t.to(device) for t in self.tokens)
+        assert frame is not None and action is not None
+        return Context(
+            tokens=Tokens(frame, state, action),
+            anchor=None if self.anchor is None else self.anchor.to(device),
+            state=None if self.state is None else self.state.to(device),
+        )
 
 
-def check_context(model: WorldModel, context: Tokens) -> None:
+def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequence[int]) -> None:
     """Check a context before it is read.
 
+    Args:
+        vocabulary: Of the model that is to read it.
+        context: A context, perhaps made by hand. Its tokens may wait for their device: a context
+            is read once, not at every step.
+        frame_shape: ``(cameras, H, W, 3)``.
+
     Raises:
-        TokenwmError: The context is empty, or a token is outside its vocabulary.
+        TokenwmError: It has no row or no step, the model's state is missing or it has one that the
+            model has not, a shape or a type differs, or a token is outside its vocabulary.
     """
-    vocabulary = model.vocabulary
-    if context.frame.shape[1] < 1:
-        raise TokenwmError("the context has no step; at least one observed frame is needed")
-    named = [("frame", context.frame, vocabulary.codebook_size)]
-    named.append(("action", context.action, vocabulary.action.num_values))
-    if vocabulary.state is not None and context.state is not None:
-        named.append(("state", context.state, vocabulary.state.num_values))
-    for name, tokens, limit in named:
-        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= limit):
+    frame, state, action = context.tokens
+    sizes = check_shape("context.tokens.frame", frame, ("B", "C", vocabulary.tokens_per_frame))
+    num_rows, num_steps = sizes["B"], sizes["C"]
+    if num_rows < 1 or num_steps < 1:
+        raise TokenwmError(
+            f"the context has {num_rows} rows of {num_steps} steps; at least one row and one "
+            "observed frame are needed: it has no " + ("row" if num_rows < 1 else "step")
+        )
+    if (state is None) != (vocabulary.state is None):
+        wanted = "needs state tokens" if state is None else "does not take state tokens"
+        raise TokenwmError(f"the model {wanted}; context.tokens.state is {_described(state)}")
+    named = [("frame", frame, vocabulary.tokens_per_frame, vocabulary.codebook_size)]
+    for name, tokens, tokenizer in (
+        ("action", action, vocabulary.action),
+        ("state", state, vocabulary.state),
+    ):
+        if tokens is not None and tokenizer is not None:
+            named.append((name, tokens, tokenizer.num_dimensions, tokenizer.num_values))
+    for name, tokens, count, num_values in named:
+        check_shape(f"context.tokens.{name}", tokens, (num_rows, num_steps, count))
+        check_ids(f"{name} tokens", tokens, num_values, may_wait=True)
+    if context.anchor is not None:
+        check_shape("context.anchor", context.anchor, (num_rows, *frame_shape))
+        if context.anchor.dtype != torch.uint8:
+            raise ShapeError(f"context.anchor has type {context.anchor.dtype}; expected uint8")
+    if context.state is not None:
+        if not isinstance(vocabulary.state, ContinuousTokenizer):
             raise TokenwmError(
-                f"{name} tokens span [{int(tokens.min())}, {int(tokens.max())}]; "
-                f"allowed is [0, {limit})"
+                "context.state is given, but the model has no state of real values; give None"
+            )
+        check_shape("context.state", context.state, (num_rows, vocabulary.state.num_dimensions))
+        if not context.state.is_floating_point() or not bool(context.state.isfinite().all()):
+            raise TokenwmError(
+                f"context.state is {_described(context.state)}; give finite floating-point numbers"
             )
 
 
-def spread(tokens: Tokens, num_copies: int) -> Tokens:
-    """Every row ``num_copies`` times, next to one another."""
-    frame, state, action = tokens
-    return Tokens(
-        frame.repeat_interleave(num_copies, dim=0),
-        None if state is None else state.repeat_interleave(num_copies, dim=0),
-        action.repeat_interleave(num_copies, dim=0),
-    )
+def check_ids(name: str, tokens: Any, num_values: int, *, may_wait: bool = False) -> None:
+    """Check the type of ids, and their range where that waits for no device.
+
+    Args:
+        name: What they are, for the message.
+        tokens: Should be an int64 tensor.
+        num_values: Ids are in [0, num_values).
+        may_wait: Whether the range is checked on any device.
+
+    Raises:
+        TokenwmError: Another type, or an id out of range.
+    """
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        raise TokenwmError(
+            f"{name}: expected an int64 tensor of ids in [0, {num_values}), got "
+            f"{_described(tokens)}; values in the units of the data are encoded first"
+        )
+    if tokens.numel() and (may_wait or tokens.device.type == "cpu"):
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= num_values:
+            raise TokenwmError(f"{name} span [{low}, {high}]; allowed is [0, {num_values})")
+
+
+def noise_of(
+    seed: Any, noise_streams: Any, num_rows: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Seed and stream of every row's noise, checked and on the device.
+
+    Args:
+        seed: A whole number, or one for every row.
+        noise_streams: The same; None for 0, 1, 2, ….
+        num_rows: ``B``.
+        device: Where they go.
+
+    Returns:
+        Seeds and streams, ``(B,)`` int64 each.
+
+    Raises:
+        TokenwmError: They are no whole numbers in [-2^63, 2^63), or not as many as rows.
+    """
+    if noise_streams is None:
+        noise_streams = torch.arange(num_rows)
+    named = {"seed": seed, "noise_streams": noise_streams}
+    seeds, streams = (_numbers(name, given, num_rows).to(device) for name, given in named.items())
+    return seeds, streams
+
+
+def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
+    wanted = f"one whole number, or a ({num_rows},) int64 tensor: one for every row of actions"
+    if isinstance(given, SupportsIndex) and not isinstance(given, Tensor | bool):
+        if not -(2**63) <= index(given) < 2**63:
+            raise TokenwmError(f"{name}={given}; use {wanted}, in [-2^63, 2^63)")
+        return torch.full((num_rows,), index(given))
+    try:
+        numbers = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TokenwmError(f"{name}={given!r}; use {wanted}") from error
+    is_whole = not (numbers.is_floating_point() or numbers.is_complex())
+    if not is_whole or numbers.dtype == torch.bool or numbers.shape not in ((), (num_rows,)):
+        what = repr(given) if numbers.ndim == 0 else _described(numbers)
+        raise TokenwmError(f"{name} is {what}; use {wanted}")
+    return numbers.to(torch.int64).expand(num_rows)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return "None" if value is None else type(value).__name__
 
 
 def zero_tokens(
@@ -80,17 +199,24 @@ def zero_tokens(
 
 def cat_contexts(parts: Sequence[Context]) -> Context:
     """Rows of one below those of another; of as many steps each."""
-    states = [part.tokens.state for part in parts if part.tokens.state is not None]
-    anchors = [part.anchor for part in parts if part.anchor is not None]
+
+    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        known = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(known) if known else None
+
     tokens = Tokens(
         torch.cat([part.tokens.frame for part in parts]),
-        torch.cat(states) if states else None,
+        cat([part.tokens.state for part in parts]),
         torch.cat([part.tokens.action for part in parts]),
     )
-    return Context(tokens=tokens, anchor=torch.cat(anchors) if anchors else None)
+    return Context(
+        tokens=tokens,
+        anchor=cat([part.anchor for part in parts]),
+        state=cat([part.state for part in parts]),
+    )
 
 
-def rows_of(tokens: Tokens, rows: slice) -> Tokens:
+def rows_of(tokens: Tokens, rows: slice | Tensor) -> Tokens:
     """Some of the rows."""
     frame, state, action = tokens
     return Tokens(frame[rows], None if state is None else state[rows], action[rows])

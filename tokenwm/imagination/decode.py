@@ -8,6 +8,7 @@ last observation position of the current step (its last frame token); it goes th
 together with the action, so a step costs one pass per predicted slot and none more.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -35,6 +36,7 @@ def prefill_pausing(
     model: WorldModel,
     context: Tokens,
     *,
+    state_values: Tensor | None = None,
     seed: int = 0,
     noise_streams: Tensor | None = None,
     first_step: Tensor | None = None,
@@ -47,6 +49,8 @@ def prefill_pausing(
     Args:
         model: The world model, in eval mode.
         context: ``C >= 1`` steps; the action of the last one is not read.
+        state_values: ``(B, P)``, of the last state, see :class:`DecodeState`; by default what its
+            tokens stand for.
         seed: Seed of all noise.
         noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by default.
         first_step: Scalar int64, number of the first step; 0 by default. Predictions do not depend
@@ -82,14 +86,20 @@ def prefill_pausing(
         forward_span(model, cache, embedded[:, part], positions[None, part], compiled=False)
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)
+    state_tokens = None if context.state is None else context.state[:, -1]
+    if model.state_head is not None and state_tokens is not None:
+        known = model.state_head.values_of(state_tokens)
+        state_values = known if state_values is None else state_values.to(known)
     return DecodeState(
         cache=cache,
         step=first_step + (num_context - 1),
         pending=embedded[:, pending, None],
         frame_tokens=context.frame[:, -1],
-        state_tokens=None if context.state is None else context.state[:, -1],
+        state_tokens=state_tokens,
+        state_values=state_values,
         noise_streams=noise_streams,
         seeds=torch.full((batch_size,), seed, device=device),
+        generation=cache.generation,
     )
 
 
@@ -104,15 +114,18 @@ def decode_step(
 
     Args:
         model: The world model, in eval mode.
-        state: The state before; its cache is written to, so it must not be used again.
+        state: The state before; it is used up.
         action: ``(B, A)`` int64 action tokens.
         sampling: How ids are drawn.
 
     Returns:
         The state at the next observation, and what the action caused.
+
+    Raises:
+        TokenwmError: See :meth:`DecodeState.advance`.
     """
-    state.cache.reserve(1)
-    return _take_step(model, state, action, sampling)
+    following, outcome = _take_step(model, state.advance(1), action, sampling)
+    return following.renewed(), outcome
 
 
 def _take_step(
@@ -134,17 +147,14 @@ def _decode_step(
     reward = model.reward(hidden)
     termination = model.termination_logit(hidden).sigmoid()
 
-    new_state = None
-    if model.state_head is not None and state.state_tokens is not None:
-        logits = model.state_head(hidden, state.state_tokens, action)  # (B, P, bins)
-        new_state = draw_state(model, logits, state, next_step, sampling)
+    new_state, new_values = draw_next_state(model, hidden, state, action, sampling)
     hints, inputs = observe_state(model, state, condition, new_state)
     if inputs is not None:
         hidden = decode_one_token(model, state.cache, inputs, positions[:, :1])
 
     predict = compiled_like_passes(model, predict_frame_tokens)
     frame = torch.empty_like(state.frame_tokens)
-    nll, entropy = torch.zeros_like(reward), torch.zeros_like(reward)
+    nll, entropy = torch.zeros_like(termination), torch.zeros_like(termination)
     pending = state.pending
     for index in range(layout.num_frame_tokens):
         slot = layout.first_frame_slot + index
@@ -160,7 +170,12 @@ def _decode_step(
         hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
         pending = (model.frame_embedding(token) + model.slot_embedding[slot] + hint)[:, None]
     following = replace(
-        state, step=next_step, pending=pending, frame_tokens=frame, state_tokens=new_state
+        state,
+        step=next_step,
+        pending=pending,
+        frame_tokens=frame,
+        state_tokens=new_state,
+        state_values=new_values,
     )
     count = layout.num_frame_tokens
     passes = torch.full_like(state.seeds, layout.num_predicted)
@@ -174,21 +189,24 @@ def decode_steps(
 
     Args:
         model: The world model, in eval mode.
-        state: The state before; its cache is written to, so it must not be used again.
+        state: The state before; it is used up.
         actions: ``(B, H, A)`` int64 action tokens.
         sampling: How ids are drawn.
 
     Returns:
         The state after the last action, and what the actions led to.
+
+    Raises:
+        TokenwmError: See :meth:`DecodeState.advance`.
     """
-    state.cache.reserve(actions.shape[1])
+    state = state.advance(actions.shape[1])
     states, outcomes = [], []
     for action in actions.unbind(1):
         state, outcome = _take_step(model, state, action, sampling)
         states.append(state)
         outcomes.append(outcome)
     num_passes = len(outcomes) * model.layout.num_predicted
-    return state, DecodedSteps.of_steps(states, outcomes, num_passes)
+    return state.renewed(), DecodedSteps.of_steps(states, outcomes, num_passes)
 
 
 def score_frame(
@@ -200,7 +218,8 @@ def score_frame(
 ) -> Tensor:
     """How likely a given next frame is, in one pass over all its slots.
 
-    The state can still be used afterwards.
+    The state can still be used afterwards, since what is written lies behind all that is attended
+    to: the cache needs room for a step, as decoding it would.
 
     Args:
         model: The world model, in eval mode.
@@ -214,8 +233,11 @@ def score_frame(
         ``j``.
 
     Raises:
-        TokenwmError: The model has a state and ``next_state`` is missing.
+        TokenwmError: The model has a state and ``next_state`` is missing, the state before was
+            used already, or its cache has no room for a step.
     """
+    state.check_current()
+    state.cache.check_room(1)
     if model.state_head is not None and next_state is None:
         raise TokenwmError("the model has a state: give next_state, the state tokens of the step")
     hidden, condition = take_action(model, state, action)
@@ -405,18 +427,72 @@ def draw_frame_tokens(
     return sample(logits, noise, sampling)
 
 
+def draw_next_state(
+    model: WorldModel,
+    hidden: Tensor,
+    state: DecodeState,
+    action: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Draw the state that an action leads to; None without a state.
+
+    Args:
+        model: The world model.
+        hidden: ``(B, D)`` at the action.
+        state: The state before.
+        action: ``(B, A)`` int64 action tokens.
+        sampling: How ids are drawn.
+
+    Returns:
+        Its tokens and values, ``(B, P)`` each.
+    """
+    tokens, values = state.state_tokens, state.state_values
+    if tokens is None or values is None:
+        return None, None
+    return draw_state(model, hidden, tokens, values, action, state, state.step + 1, sampling)
+
+
 def draw_state(
-    model: WorldModel, logits: Tensor, state: DecodeState, step: Tensor, sampling: SamplingConfig
-) -> Tensor:
-    """``(B, P, bins)`` logits of the state at ``step`` → ``(B, P)`` ids.
+    model: WorldModel,
+    hidden: Tensor,
+    previous: Tensor,
+    values: Tensor,
+    action: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, Tensor]:
+    """Draw the state at ``step``.
 
     Each dimension has its own noise. Frame slots use the numbers of their slots; the dimensions of
     the state go on behind the last slot of a step.
+
+    Args:
+        model: The world model, which has a state.
+        hidden: ``(B, D)`` at the action.
+        previous: ``(B, P)`` int64, the state tokens of the step before.
+        values: ``(B, P)``, its values, see :class:`DecodeState`.
+        action: ``(B, A)`` int64 action tokens.
+        state: Whose noise to use.
+        step: int64, scalar or ``(B, 1)``.
+        sampling: How ids are drawn.
+
+    Returns:
+        The tokens, ``(B, P)`` int64, and their values, the same shape; NaN where the head says NaN,
+        which no token can.
     """
+    head = model.state_head
+    assert head is not None
+    logits = head(hidden, previous, action)  # (B, P, bins)
     if sampling.is_greedy:
-        return logits.argmax(-1)
-    dimensions = torch.arange(logits.shape[1], device=logits.device)
-    slots = model.layout.num_frame_tokens + 2 + dimensions
-    seeds, streams = state.seeds[:, None], state.noise_streams[:, None]
-    noise = gumbel_noise(seeds, streams, step, slots, logits.shape[-1])
-    return sample(logits, noise, sampling)
+        tokens, new = head.forecast(logits, previous, action, values)
+    else:
+        dimensions = torch.arange(logits.shape[1], device=logits.device)
+        slots = model.layout.num_frame_tokens + 2 + dimensions
+        seeds, streams = state.seeds[:, None], state.noise_streams[:, None]
+        tokens = sample(
+            logits, gumbel_noise(seeds, streams, step, slots, logits.shape[-1]), sampling
+        )
+        new = head.values_of(tokens)
+    drawn_from = logits.gather(-1, tokens[..., None])[..., 0]
+    return tokens, new.masked_fill(drawn_from.isnan(), math.nan)

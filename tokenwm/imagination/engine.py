@@ -28,6 +28,8 @@ class Work(NamedTuple):
 
     Attributes:
         context: Of ``N`` rows.
+        state_values: ``(N, P)``, of the last state, see :class:`DecodeState`; None for what its
+            tokens stand for.
         actions: ``(N * n, H, A)`` int64, ``n`` candidates for every row of the context.
         seeds: ``(N * n,)`` int64, of each row's noise.
         noise_streams: ``(N * n,)`` int64, its stream.
@@ -37,6 +39,7 @@ class Work(NamedTuple):
     """
 
     context: Tokens
+    state_values: Tensor | None
     actions: Tensor
     seeds: Tensor
     noise_streams: Tensor
@@ -52,6 +55,7 @@ class Work(NamedTuple):
         """Some rows of the context, and some of the actions that belong to them."""
         return self._replace(
             context=rows_of(self.context, contexts),
+            state_values=None if self.state_values is None else self.state_values[contexts],
             actions=self.actions[rows],
             seeds=self.seeds[rows],
             noise_streams=self.noise_streams[rows],
@@ -66,7 +70,8 @@ class Engine:
 
     Attributes:
         world_model: Transformer with its embeddings and heads.
-        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same.
+        speculative: Whether many tokens are drawn in a pass, or one. The tokens are the same (how
+            exactly: docs/architecture.md, "Exactness").
         approximation: Set it to give up exactness for a fixed number of passes per frame; None, the
             default, is exact.
         max_rows: Most rows that are imagined at once, to be set by hand; unlimited by default.
@@ -158,6 +163,7 @@ class Engine:
         state = yield from prefill_pausing(
             self.world_model,
             work.context,
+            state_values=work.state_values,
             num_steps=0 if work.forks else most,
             cache=past,
             max_positions=chunk_steps * self.world_model.layout.positions_per_step,

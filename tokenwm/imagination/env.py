@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
-from tokenwm.imagination.episodes import ImaginedEpisodes, ObservationKind
+from tokenwm.imagination.episodes import ImaginedEpisodes, ObservationKind, RewardFunction
+from tokenwm.imagination.future import NO_REWARD
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
@@ -37,10 +38,12 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         autoreset_mode: When episodes that ended start anew, see Gymnasium.
         sampling: How ids are drawn.
         termination_threshold: See :class:`ImaginedEpisodes`.
+        reward_fn: The same; needed if the model predicts no reward.
         seed: Until :meth:`reset` is given another.
 
     Raises:
-        TokenwmError: An option or the seed is out of range, or the starts do not fit the model.
+        TokenwmError: An option or the seed is out of range, the starts do not fit the model, or
+            there is no reward.
     """
 
     def __init__(
@@ -54,10 +57,15 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         sampling: SamplingConfig | None = None,
         termination_threshold: float | None = None,
+        reward_fn: RewardFunction | None = None,
         seed: int = 0,
     ) -> None:
         if observation not in ("pixels", "tokens", "embeddings"):
             raise TokenwmError(f"observation={observation!r}; choose pixels, tokens or embeddings")
+        if reward_fn is None and not model.vocabulary.has_reward:
+            raise TokenwmError(
+                NO_REWARD + "give the environment a reward_fn, from a rollout of one step to (B,)"
+            )
         self.episodes = ImaginedEpisodes(
             model,
             starts,
@@ -65,6 +73,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             max_steps=max_episode_steps,
             sampling=sampling,
             termination_threshold=termination_threshold,
+            reward_fn=reward_fn,
             seed=seed,
         )
         self.num_envs, self.observation = num_envs, observation
@@ -126,8 +135,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         values = np.asarray(actions)
         if values.ndim == 1 and self.single_action_space.shape == ():  # discrete: without an axis
             values = values[:, None]
-        moved = self.episodes.take_actions(values)
-        reward, terminated, truncated, *doubts = (part.cpu().numpy() for part in moved)
+        moved = self.episodes.step(values)
+        assert moved.reward is not None  # checked at the start
+        reward, terminated, truncated, *doubts = (
+            part.cpu().numpy() for part in moved if part is not None
+        )
         reward, doubt = reward.astype(np.float64), np.stack(doubts)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             anew = self._ended.copy()
@@ -162,9 +174,9 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _info(self, doubt: NDArray[np.float32]) -> dict[str, Any]:
         """``doubt``: ``(2, B)``, negative log-likelihood and entropy."""
         info: dict[str, Any] = {"frame_nll": doubt[0].copy(), "frame_entropy": doubt[1].copy()}
-        tokens = self.episodes.state_tokens
-        if tokens is not None:
-            info["state"] = self.episodes.model.decode_states(tokens)
+        state = self.episodes.state
+        if state is not None:
+            info["state"] = state.cpu().numpy()
         return info
 
     def _final(self, ended: NDArray[np.bool_], doubt: NDArray[np.float32]) -> dict[str, Any]:
@@ -253,4 +265,4 @@ def _action_space(tokenizer: ScalarTokenizer) -> spaces.Space[Any]:
         return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
     if tokenizer.num_dimensions == 1:
         return spaces.Discrete(tokenizer.num_values)
-    return spaces.MultiDiscrete([tokenizer.num_values] * tokenizer.num_dimensions)
+    return spaces.MultiDiscrete(list(tokenizer.used_sizes))

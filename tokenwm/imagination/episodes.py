@@ -2,7 +2,7 @@
 
 Episodes start from recorded steps, end where the model says they do, and are cut at a length::
 
-    moved = episodes.take_actions(policy(episodes.observe("embeddings")))
+    moved = episodes.step(policy(episodes.observe("embeddings")))
     episodes.restart(moved.terminated | moved.truncated)
 
 Without speculation (``model.speculative = False``) a step never waits for the device. With it, it
@@ -11,6 +11,8 @@ anew the starts of those few costs far less than to read one for every episode a
 is what not to wait would take.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from operator import index
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -19,28 +21,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.context import Context, check_context
+from tokenwm.imagination.context import Context, check_ids
 from tokenwm.imagination.decode import prefill
+from tokenwm.imagination.future import Rollout
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.shapes import check_shape
-from tokenwm.transformer.world_model import Tokens
 
 ObservationKind = Literal["tokens", "embeddings", "pixels"]
+
+RewardFunction = Callable[[Rollout], Tensor]
+"""From one step of every episode, a rollout with ``H = 1``, to its rewards, ``(B,)`` float32.
+
+``action_tokens[:, 0]`` were taken, ``frame_tokens[:, 0]`` and ``state[:, 0]`` (in the units of the
+data) are what they led to, ``context`` and ``context_rows`` are the starts, and ``reward`` is what
+the model predicts, if its data had rewards. All is on the model's device.
+"""
 
 
 class Transition(NamedTuple):
     """What one step of every episode led to.
 
     Attributes:
-        reward: ``(B,)`` float32, expected reward.
+        reward: ``(B,)`` float32: what ``reward_fn`` says, or the model's expected reward; None
+            where there is neither.
         terminated: ``(B,)`` bool.
         truncated: ``(B,)`` bool.
         frame_nll: ``(B,)`` float32, nats per token: how surprised the model is by what it drew.
         frame_entropy: ``(B,)`` float32, nats per token: how uncertain it was before it drew.
     """
 
-    reward: Tensor
+    reward: Tensor | None
     terminated: Tensor
     truncated: Tensor
     frame_nll: Tensor
@@ -60,6 +72,8 @@ class ImaginedEpisodes:
         sampling: How ids are drawn.
         termination_threshold: An episode terminates where the model's probability of it is at least
             this; None draws with that probability.
+        reward_fn: What a step is worth, in place of the reward that the model predicts; needed to
+            have any where its data had none. See :data:`RewardFunction`.
         seed: Of starts, terminations and all noise.
 
     Raises:
@@ -75,18 +89,16 @@ class ImaginedEpisodes:
         max_steps: int | None = None,
         sampling: SamplingConfig | None = None,
         termination_threshold: float | None = None,
+        reward_fn: RewardFunction | None = None,
         seed: int = 0,
     ) -> None:
         if num_episodes < 1 or (max_steps is not None and max_steps < 1):
             raise TokenwmError(
                 f"num_episodes={num_episodes}, max_steps={max_steps}: both must be at least 1"
             )
-        if len(starts.tokens.frame) < 1:
-            raise TokenwmError("starts has no row; at least one is needed to start from")
-        check_context(model.world_model, starts.tokens)
-        self.model, self.starts, self.num_episodes = model, starts, num_episodes
+        self.model, self.starts, self.num_episodes = model, model.checked(starts), num_episodes
         self.max_steps, self.termination_threshold = max_steps, termination_threshold
-        self.sampling = sampling or SamplingConfig()
+        self.sampling, self.reward_fn = sampling or SamplingConfig(), reward_fn
         self.seed(seed)
 
     @torch.inference_mode()
@@ -100,9 +112,8 @@ class ImaginedEpisodes:
         device = self.model.device
         self._generator = torch.Generator(device).manual_seed(seed)
         self._seed, self._num_started = seed, 0
-        tokens, streams, self._start_rows = self._draw_starts(self.num_episodes)
-        self._state = prefill(self.model.world_model, tokens, seed=seed, noise_streams=streams)
-        self._num_context = tokens.frame.shape[1]
+        self._num_context = self.starts.tokens.frame.shape[1]
+        self._state, self._start_rows = self._begin(self.num_episodes)
         self.num_steps = torch.zeros(self.num_episodes, dtype=torch.int64, device=device)
 
     @torch.inference_mode()
@@ -113,28 +124,40 @@ class ImaginedEpisodes:
             episodes: Which: ``(B,)`` bool, or their numbers, ``(n,)`` int64.
 
         Raises:
-            TokenwmError: A mask has another shape.
+            TokenwmError: A mask has another shape, or (not on a GPU) a number is out of range.
         """
         if episodes.dtype == torch.bool:
             check_shape("episodes", episodes, (self.num_episodes,))
             episodes = episodes.nonzero()[:, 0]
+        check_shape("episodes", episodes, ("n",))
+        check_ids("episodes", episodes, self.num_episodes)
         if len(episodes) == 0:
             return
-        tokens, streams, rows = self._draw_starts(len(episodes))
-        new = prefill(
-            self.model.world_model,
-            tokens,
-            seed=self._seed,
-            noise_streams=streams,
-            first_step=self._state.step - (self._num_context - 1),
-        )
+        first_step = self._state.step - (self._num_context - 1)
+        new, rows = self._begin(len(episodes), first_step)
         self._state = self._state.replace_rows(episodes, new)
         self.num_steps[episodes] = 0
         self._start_rows[episodes] = rows
 
+    def step(self, actions: Tensor | NDArray[Any]) -> Transition:
+        """Take one action in every episode, ``(B, A)`` in the units of the data.
+
+        Tensors on a GPU never leave it, see :meth:`TokenWorldModel.encode_actions`.
+
+        Raises:
+            TokenwmError: Another shape; a value that is not finite, or no id (not on a GPU).
+        """
+        num_actions = self.model.vocabulary.action.num_dimensions
+        check_shape("actions", actions, (self.num_episodes, num_actions))
+        return self.step_tokens(self.model.encode_actions(actions))
+
     @torch.inference_mode()
-    def step(self, action_tokens: Tensor) -> Transition:
-        """Take one action in every episode, ``(B, A)`` int64 tokens."""
+    def step_tokens(self, action_tokens: Tensor) -> Transition:
+        """Take one action in every episode, ``(B, A)`` int64 tokens.
+
+        Raises:
+            TokenwmError: Another shape or type; an id out of range (not on a GPU).
+        """
         self._state, outcome = self.model.step(self._state, action_tokens, self.sampling)
         self.num_steps += 1
         probability = outcome.termination_probability
@@ -148,21 +171,38 @@ class ImaginedEpisodes:
         truncated = torch.zeros_like(terminated)
         if self.max_steps is not None:
             truncated = self.num_steps >= self.max_steps
-        return Transition(
-            outcome.reward, terminated, truncated, outcome.frame_nll, outcome.frame_entropy
+        reward = outcome.reward
+        if self.reward_fn is not None:
+            reward = self._rewarded(self.reward_fn, action_tokens, outcome)
+        return Transition(reward, terminated, truncated, outcome.frame_nll, outcome.frame_entropy)
+
+    def _rewarded(
+        self, reward_fn: RewardFunction, action_tokens: Tensor, outcome: StepOutcome
+    ) -> Tensor:
+        """What the reward function says of the step that was just taken, ``(B,)`` float32."""
+        state, predicted = self.state, outcome.reward
+        rollout = Rollout(
+            action_tokens=action_tokens[:, None],
+            frame_tokens=self.frame_tokens[:, None],
+            state_tokens=None if self.state_tokens is None else self.state_tokens[:, None],
+            state=None if state is None else state[:, None],
+            reward=None if predicted is None else predicted[:, None],
+            termination_probability=outcome.termination_probability[:, None],
+            frame_nll=outcome.frame_nll[:, None],
+            frame_entropy=outcome.frame_entropy[:, None],
+            context=self.starts,
+            context_rows=self._start_rows.clone(),  # restarts overwrite it
+            row_passes=outcome.row_passes,
+            num_passes=1,
         )
-
-    def take_actions(self, actions: Tensor | NDArray[Any]) -> Transition:
-        """:meth:`step` with actions in the units of the data, ``(B, A)``.
-
-        Tensors on a GPU never leave it, see :meth:`TokenWorldModel.encode_actions`.
-
-        Raises:
-            TokenwmError: Another shape; a value that is not finite, or no id (not on a GPU).
-        """
-        num_actions = self.model.vocabulary.action.num_dimensions
-        check_shape("actions", actions, (self.num_episodes, num_actions))
-        return self.step(self.model.encode_actions(actions))
+        reward = reward_fn(rollout)
+        if not isinstance(reward, Tensor):
+            raise TokenwmError(
+                f"reward_fn returned {type(reward).__name__}; expected a "
+                f"({self.num_episodes},) tensor"
+            )
+        check_shape("what reward_fn returned", reward, (self.num_episodes,))
+        return reward.float()
 
     @property
     def frame_tokens(self) -> Tensor:
@@ -173,6 +213,11 @@ class ImaginedEpisodes:
     def state_tokens(self) -> Tensor | None:
         """``(B, P)`` int64, of the current step, or None."""
         return self._state.state_tokens
+
+    @property
+    def state(self) -> Tensor | None:
+        """``(B, state_dim)`` float32, of the current step in the units of the data, or None."""
+        return self.model.state_in_units(self._state.state_tokens, self._state.state_values)
 
     @torch.inference_mode()
     def observe(self, kind: ObservationKind) -> Tensor:
@@ -186,10 +231,9 @@ class ImaginedEpisodes:
         if kind == "tokens":
             return self.frame_tokens
         if kind == "pixels":
-            rows, starts = self._start_rows, self.starts
-            anchor = None if starts.anchor is None else starts.anchor[rows]
-            anchor_tokens = starts.tokens.frame[rows, -1]
-            return self.model.decode_tokens(self.frame_tokens[:, None], anchor_tokens, anchor)[:, 0]
+            starts, tokens = self.starts, self.frame_tokens[:, None]
+            last = starts.tokens.frame[:, -1]
+            return self.model.decode_tokens(tokens, last, starts.anchor, self._start_rows)[:, 0]
         tokenizer = self.model.tokenizer
         codes = tokenizer.quantizer.codes_of(
             self.frame_tokens.reshape(-1, tokenizer.tokens_per_camera)
@@ -200,15 +244,27 @@ class ImaginedEpisodes:
             parts.append(2.0 * (self.state_tokens + 0.5) / state.num_values - 1.0)
         return torch.cat(parts, dim=1)
 
-    def _draw_starts(self, count: int) -> tuple[Tokens, Tensor, Tensor]:
-        """Rows of the starts, a noise stream for each that no episode had before; their numbers."""
-        tokens, device = self.starts.tokens, self.model.device
-        size = (count,)
-        rows = torch.randint(len(tokens.frame), size, generator=self._generator, device=device)
+    def _begin(self, count: int, first_step: Tensor | None = None) -> tuple[DecodeState, Tensor]:
+        """Episodes at starts drawn for them, with noise streams that no episode had before.
+
+        Returns:
+            Their state, and the rows of the starts, ``(count,)`` int64.
+        """
+        device, num_starts = self.model.device, len(self.starts.tokens.frame)
+        rows = torch.randint(num_starts, (count,), generator=self._generator, device=device)
         streams = self._num_started + torch.arange(count, device=device)
         self._num_started += count
-        state = None if tokens.state is None else tokens.state[rows]
-        return Tokens(tokens.frame[rows], state, tokens.action[rows]), streams, rows
+        # All but the anchor, which is not read.
+        drawn = replace(self.starts, anchor=None).rows(rows)
+        state = prefill(
+            self.model.world_model,
+            drawn.tokens,
+            state_values=self.model.state_values(drawn),
+            seed=self._seed,
+            noise_streams=streams,
+            first_step=first_step,
+        )
+        return state, rows
 
 
 def _checked_seed(seed: object) -> int:

@@ -48,15 +48,18 @@ def decode_pixels(
     anchor_tokens: Tensor | None = None,
     anchor: Tensor | None = None,
     decoder: nn.Module | None = None,
+    anchor_rows: Tensor | None = None,
 ) -> Tensor:
     """Decode tokens, anchored if an anchor frame is given; as many frames at once as fit.
 
     Args:
         tokenizer: Whose tokens they are; its ``pixel_memory`` says what fits.
         tokens: ``(B, H, K)`` int64.
-        anchor_tokens: ``(B, K)`` int64, tokens of the anchor frame.
-        anchor: ``(B, cameras, height, width, 3)`` uint8, a real frame.
+        anchor_tokens: ``(N, K)`` int64, tokens of the anchor frames.
+        anchor: ``(N, cameras, height, width, 3)`` uint8, real frames.
         decoder: In place of the tokenizer's own, see :func:`frozen_decoder`.
+        anchor_rows: ``(B,)`` int64, which of the ``N`` anchors each row has; its own by default.
+            So anchors that many rows share are held once.
 
     Returns:
         ``(B, H, cameras, height, width, 3)`` uint8 in [0, 255].
@@ -71,8 +74,9 @@ def decode_pixels(
     for rows in slices(num_rows, rows_at_once):
         before = observed = None
         if anchor is not None and anchor_tokens is not None:
-            before = tokenizer.decode_to_unit(anchor_tokens[rows, None], decoder)
-            observed = anchor[rows, None].float() / 255.0
+            which = rows if anchor_rows is None else anchor_rows[rows]
+            before = tokenizer.decode_to_unit(anchor_tokens[which, None], decoder)
+            observed = anchor[which, None].float() / 255.0
         for steps in slices(num_steps, steps_at_once):
             decoded = tokenizer.decode_to_unit(tokens[rows, steps], decoder)
             if before is not None and observed is not None:

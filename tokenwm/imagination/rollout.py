@@ -7,7 +7,7 @@ everything stays on the device.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,23 @@ from torch import Tensor
 
 from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
-from tokenwm.imagination.context import Context, check_context, rows_of, zero_tokens
+from tokenwm.imagination.context import (
+    Context,
+    check_context,
+    check_ids,
+    noise_of,
+    rows_of,
+    zero_tokens,
+)
 from tokenwm.imagination.decode import prefill, score_frames
 from tokenwm.imagination.engine import Engine, Work
+from tokenwm.imagination.future import Rollout as Rollout
 from tokenwm.imagination.memory import within_pixel_memory
 from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.state import DecodeState, StepOutcome
+from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
@@ -39,39 +47,6 @@ logger = logging.getLogger(__name__)
 
 SCORED_AT_ONCE = 64
 """Rows that are scored in one pass; more would only take more memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """``H`` imagined steps; entry ``h`` is what ``actions[:, h]`` led to.
-
-    Attributes:
-        frame_tokens: ``(B, H, K)`` int64.
-        state_tokens: ``(B, H, P)`` int64, or None.
-        reward: ``(B, H)`` float32, expected reward of each action; zeros if none was recorded.
-        termination_probability: ``(B, H)`` float32 in [0, 1].
-        frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
-        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
-        context: What it started from.
-        row_passes: ``(B,)`` int64, passes through the transformer until each row had all its steps;
-            ``K`` a step without speculation, and one for the state if there is one.
-        num_passes: Passes in all, see :class:`DecodedSteps`.
-    """
-
-    frame_tokens: Tensor
-    state_tokens: Tensor | None
-    reward: Tensor
-    termination_probability: Tensor
-    frame_nll: Tensor
-    frame_entropy: Tensor
-    context: Context
-    row_passes: Tensor
-    num_passes: int
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
-        return self.frame_tokens.numel() / int(self.row_passes.sum())
 
 
 class TokenWorldModel(Engine):
@@ -89,6 +64,7 @@ class TokenWorldModel(Engine):
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
+        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
@@ -99,7 +75,21 @@ class TokenWorldModel(Engine):
         self.control_rate = loaded.control_rate
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
+        self.tokenizer_provenance: Mapping[str, Any] = loaded.tokenizer_provenance
         self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        vocabulary, (height, width) = self.vocabulary, self.tokenizer.image_size
+        num_parameters = sum(p.numel() for p in self.world_model.parameters())
+        state = "no state"
+        if vocabulary.state is not None:
+            state = f"{vocabulary.state.num_dimensions} state dimension(s)"
+        return (
+            f"TokenWorldModel({num_parameters / 1e6:.1f}M parameters on {self.device}; "
+            f"{', '.join(self.cameras)} at {height} x {width} in {vocabulary.tokens_per_frame} "
+            f"tokens; {vocabulary.action.num_dimensions} action dimension(s), {state}, "
+            f"{'rewards' if vocabulary.has_reward else 'no reward'}; {self.control_rate:g} Hz)"
+        )
 
     @torch.inference_mode()
     def context(
@@ -117,7 +107,8 @@ class TokenWorldModel(Engine):
             states: ``(B, C, state_dim)`` in the units of the data; needed if the model has a state.
 
         Raises:
-            TokenwmError: A shape does not fit, or the state is missing.
+            TokenwmError: There is no row or no step, a shape or type does not fit, the state is
+                missing, or a value is not finite.
         """
         frames = torch.as_tensor(frames)
         tokenizer, vocabulary = self.tokenizer, self.vocabulary
@@ -125,13 +116,19 @@ class TokenWorldModel(Engine):
             "frames", frames, ("B", "C", tokenizer.num_cameras, *tokenizer.image_size, 3)
         )
         num_steps = sizes["C"]
+        if sizes["B"] < 1 or num_steps < 1:
+            raise TokenwmError(
+                f"frames has shape {tuple(frames.shape)}; at least one row of one step is needed"
+            )
         if (states is None) != (vocabulary.state is None):
             wanted = "needs" if vocabulary.state is not None else "does not take"
             raise TokenwmError(
                 f"the model {wanted} a state; give "
                 f"states={'(B, C, state_dim)' if states is None else None}"
             )
-        past = _to_numpy(actions)[:, : num_steps - 1]
+        past = _to_numpy(actions)
+        if past.ndim == 3 and past.shape[1] == num_steps:
+            past = past[:, :-1]
         action_tokens = torch.zeros(
             (sizes["B"], num_steps, vocabulary.action.num_dimensions), dtype=torch.int64
         )
@@ -139,42 +136,81 @@ class TokenWorldModel(Engine):
         action_tokens[:, : num_steps - 1] = torch.from_numpy(
             self._encode("action", vocabulary.action, past)
         )
-        state_tokens = None
+        state_tokens = last_state = None
         if states is not None and vocabulary.state is not None:
             known = _to_numpy(states)
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
+            if isinstance(vocabulary.state, ContinuousTokenizer):
+                last_state = torch.as_tensor(known[:, -1], dtype=torch.float32, device=self.device)
         encoded = within_pixel_memory(
             tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
         )
         tokens = Tokens(encoded, state_tokens, action_tokens.to(self.device))
         # A copy: a part of it would keep all frames, and change with what the caller does to them.
         anchor = frames[:, -1].to(self.device, copy=True)
-        return Context(tokens=tokens, anchor=anchor)
+        return Context(tokens=tokens, anchor=anchor, state=last_state)
+
+    def checked(self, context: Context) -> Context:
+        """A context, perhaps made by hand, on the model's device.
+
+        Raises:
+            TokenwmError: It does not fit the model, see :func:`check_context`.
+        """
+        check_context(self.vocabulary, context, self.tokenizer.frame_shape)
+        return context.to(self.device)
 
     @torch.inference_mode()
     def start(
-        self, context: Context, *, seed: int = 0, noise_streams: Tensor | None = None
+        self,
+        context: Context,
+        *,
+        seed: int | Tensor = 0,
+        noise_streams: int | Tensor | None = None,
     ) -> DecodeState:
         """Read a context; the result waits for the first action. See :func:`decode.prefill`.
 
+        Args:
+            context: Where to start.
+            seed: As in :meth:`imagine`.
+            noise_streams: The same.
+
         Raises:
-            TokenwmError: The context is empty or has a token outside its vocabulary.
+            TokenwmError: The context does not fit the model, or seed or streams are no whole
+                numbers or not as many as rows.
         """
-        check_context(self.world_model, context.tokens)
-        if noise_streams is not None:
-            noise_streams = noise_streams.to(self.device)
-        return prefill(self.world_model, context.tokens, seed=seed, noise_streams=noise_streams)
+        context = self.checked(context)
+        seeds, streams = noise_of(seed, noise_streams, len(context.tokens.frame), self.device)
+        values = self.state_values(context)
+        state = prefill(self.world_model, context.tokens, state_values=values)
+        return replace(state, seeds=seeds, noise_streams=streams)
 
     @torch.inference_mode()
     def step(
         self, state: DecodeState, action_tokens: Tensor, sampling: SamplingConfig | None = None
     ) -> tuple[DecodeState, StepOutcome]:
-        """Take one action, ``(B, A)`` int64 tokens. The given state must not be used again."""
-        state, decoded = self._decode(state, action_tokens[:, None], sampling)
+        """Take one action.
+
+        Args:
+            state: The state before; it is used up.
+            action_tokens: ``(B, A)`` int64, see :meth:`encode_actions`.
+            sampling: How ids are drawn.
+
+        Returns:
+            The state after, and what the action caused.
+
+        Raises:
+            TokenwmError: The state was used already, or the tokens are not ``(B, A)`` int64 or, on
+                a CPU, out of range; on a GPU nobody waits to look.
+        """
+        action = self.vocabulary.action
+        check_ids("action_tokens", action_tokens, action.num_values)
+        check_shape("action_tokens", action_tokens, (len(state.pending), action.num_dimensions))
+        actions = action_tokens.to(self.device)[:, None]
+        state, decoded = self._decode(state, actions, sampling)
         return state, StepOutcome(
-            decoded.reward[:, 0],
+            None if decoded.reward is None else decoded.reward[:, 0],
             decoded.termination_probability[:, 0],
             decoded.frame_nll[:, 0],
             decoded.frame_entropy[:, 0],
@@ -189,7 +225,7 @@ class TokenWorldModel(Engine):
         *,
         sampling: SamplingConfig | None = None,
         seed: int | Tensor = 0,
-        noise_streams: Tensor | None = None,
+        noise_streams: int | Tensor | None = None,
     ) -> Rollout:
         """Imagine what a sequence of actions leads to, open loop.
 
@@ -200,16 +236,17 @@ class TokenWorldModel(Engine):
             sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)``
                 is greedy.
             seed: Seed of all noise, or ``(B,)`` int64, one for each row of actions.
-            noise_streams: ``(B,)`` int64, number of each row's stream of noise; 0, 1, 2, … by
-                default. Rows with the same number, context and actions have the same future. As
-                many as actions has rows.
+            noise_streams: ``(B,)`` int64, number of each row's stream of noise, or one number for
+                all rows, which then have the same luck; 0, 1, 2, … by default. Rows with the same
+                number, context and actions have the same future.
 
         Raises:
-            TokenwmError: A shape does not fit.
+            TokenwmError: Context, actions, seed or streams do not fit the model or one another, or
+                an action is not finite.
         """
+        context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        decoded = self._imagine(work)
-        return Rollout(**decoded._asdict(), context=context.repeat(work.num_copies))
+        return self._rollout(context, work, self._imagine(work))
 
     @torch.inference_mode()
     def imagine_pausing(
@@ -220,7 +257,7 @@ class TokenWorldModel(Engine):
         chunk_steps: int,
         sampling: SamplingConfig | None = None,
         seed: int | Tensor = 0,
-        noise_streams: Tensor | None = None,
+        noise_streams: int | Tensor | None = None,
     ) -> Pausing[Rollout]:
         """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
 
@@ -228,9 +265,10 @@ class TokenWorldModel(Engine):
         rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
         the rest of those rows is imagined without a pause.
         """
+        context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
         decoded = yield from self._imagine_pausing(work, chunk_steps)
-        return Rollout(**decoded._asdict(), context=context.repeat(work.num_copies))
+        return self._rollout(context, work, decoded)
 
     def _work(
         self,
@@ -238,30 +276,42 @@ class TokenWorldModel(Engine):
         actions: NDArray[Any] | Tensor,
         sampling: SamplingConfig | None,
         seed: int | Tensor,
-        noise_streams: Tensor | None,
+        noise_streams: int | Tensor | None,
     ) -> Work:
-        """What :meth:`imagine` is given, checked and on the device."""
+        """What :meth:`imagine` is given, checked and on the device; the context is already."""
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
         sizes = check_shape("actions", tokens, ("B", "H", num_actions))
-        if sizes["H"] < 1:
-            raise TokenwmError("actions has no step; at least one action is needed to imagine")
+        if sizes["B"] < 1 or sizes["H"] < 1:
+            missing = "row" if sizes["B"] < 1 else "step"
+            raise TokenwmError(
+                f"actions has no {missing}; at least one action is needed to imagine"
+            )
         if sizes["B"] < num_rows or sizes["B"] % num_rows:
             raise ShapeError(
                 f"actions has {sizes['B']} rows for a context of {num_rows}; give as many, or a "
                 "multiple: that many candidates for each row"
             )
-        if noise_streams is None:
-            noise_streams = torch.arange(sizes["B"])
-        check_shape("noise_streams", noise_streams, (sizes["B"],))
-        check_context(self.world_model, context.tokens)
+        seeds, streams = noise_of(seed, noise_streams, sizes["B"], self.device)
         return Work(
             context=context.tokens,
+            state_values=self.state_values(context),
             actions=tokens,
-            seeds=torch.as_tensor(seed).expand(sizes["B"]).to(self.device),
-            noise_streams=noise_streams.to(self.device),
+            seeds=seeds,
+            noise_streams=streams,
             sampling=sampling or SamplingConfig(),
             forks=sizes["B"] > num_rows,
+        )
+
+    def _rollout(self, context: Context, work: Work, decoded: DecodedSteps) -> Rollout:
+        named = decoded._asdict()
+        rows = torch.arange(len(context.tokens.frame), device=self.device)
+        return Rollout(
+            state=self.state_in_units(decoded.state_tokens, named.pop("state_values")),
+            **named,
+            action_tokens=work.actions,
+            context=context,
+            context_rows=rows.repeat_interleave(work.num_copies),
         )
 
     @torch.inference_mode()
@@ -295,7 +345,7 @@ class TokenWorldModel(Engine):
         Raises:
             TokenwmError: There is no second frame.
         """
-        check_context(self.world_model, context.tokens)
+        context = self.checked(context)
         num_rows, num_steps = context.tokens.frame.shape[:2]
         scores = self.limits.in_parts(
             ("score", num_steps),
@@ -341,6 +391,41 @@ class TokenWorldModel(Engine):
             raise TokenwmError("the model has no state to decode")
         return self.vocabulary.state.decode(tokens.cpu().numpy())
 
+    def state_in_units(self, tokens: Tensor | None, values: Tensor | None) -> Tensor | None:
+        """``(..., P)`` tokens and values of a :class:`DecodeState` → float32, units of the data.
+
+        None without a state; the ids of a discrete one.
+        """
+        head = self.world_model.state_head
+        if tokens is None or values is None or head is None or self._state_bins is None:
+            return None if values is None else values.float()
+        low, high, centers = self._state_bins
+        beside: Tensor = (values - head.values_of(tokens)) * (high - low) / 2.0
+        return (centers[torch.arange(len(low), device=low.device), tokens] + beside).float()
+
+    def state_values(self, context: Context) -> Tensor | None:
+        """``(B, P)`` :attr:`DecodeState.state_values` of the last observed state, if it is known.
+
+        One outside the range of the training data counts as the end of it.
+        """
+        if context.state is None or self._state_bins is None:
+            return None
+        low, high, _ = self._state_bins
+        values: Tensor = 2.0 * (context.state - low) / (high - low) - 1.0
+        return values.clamp(-1.0, 1.0)
+
+    @cached_property
+    def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Of a state that has bins: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
+        bins = self.vocabulary.state
+        if not isinstance(bins, ContinuousTokenizer):
+            return None
+        low, high, centers = (
+            torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+            for part in (bins.edges[:, 0], bins.edges[:, -1], bins.centers)
+        )
+        return low, high, centers
+
     @torch.inference_mode()
     def decode_frames(
         self,
@@ -372,18 +457,26 @@ class TokenWorldModel(Engine):
         row = chosen("rows", rows, num_rows)
         tokens = rollout.frame_tokens[row][:, chosen("steps", steps, num_steps)]
         context = rollout.context
-        anchor = context.anchor[row] if use_anchor and context.anchor is not None else None
-        return self.decode_tokens(tokens, context.tokens.frame[row, -1], anchor)
+        anchor = context.anchor if use_anchor else None
+        starts = rollout.context_rows[row]
+        return self.decode_tokens(tokens, context.tokens.frame[:, -1], anchor, starts)
 
     @torch.inference_mode()
     def decode_tokens(
-        self, tokens: Tensor, anchor_tokens: Tensor | None = None, anchor: Tensor | None = None
+        self,
+        tokens: Tensor,
+        anchor_tokens: Tensor | None = None,
+        anchor: Tensor | None = None,
+        anchor_rows: Tensor | None = None,
     ) -> Tensor:
         """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
+        check_ids("tokens", tokens, self.vocabulary.codebook_size)
         return within_pixel_memory(
             self.tokenizer,
             self._free_memory,
-            lambda: decode_pixels(self.tokenizer, tokens, anchor_tokens, anchor, self._decoder),
+            lambda: decode_pixels(
+                self.tokenizer, tokens, anchor_tokens, anchor, self._decoder, anchor_rows
+            ),
         )
 
     def _encode(
@@ -427,8 +520,8 @@ def load(
             pixels (docs/performance.md). Frames are always encoded in float32.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or model and tokenizer do not belong
-            together.
+        CheckpointError: A file is missing or damaged, a weight is not finite, or model and
+            tokenizer do not belong together.
     """
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
 

@@ -11,7 +11,7 @@ A pass is a span of the sequence that knows no frames: each row stands at its ow
 runs on over actions that are given into the next steps, and no row waits for another before the
 last action. Speculative sampling as in Leviathan et al. (2023) accepts a draft with a probability;
 here the noise is counter-based, so a draft is accepted exactly when it is what sampling gives, and
-the result is token-identical.
+the result is token-identical (how exactly: docs/architecture.md, "Exactness").
 """
 
 import math
@@ -50,7 +50,7 @@ def decode_steps_speculatively(
 
     Args:
         model: The world model, in eval mode.
-        state: The state before; its cache is written to, so it must not be used again.
+        state: The state before; it is used up.
         actions: ``(B, H, A)`` int64 action tokens.
         sampling: How ids are drawn.
         span: Positions that a pass feeds, at most ``max_span_steps`` steps; fewer waste less
@@ -60,13 +60,13 @@ def decode_steps_speculatively(
         The state after the last action, and what the actions led to.
 
     Raises:
-        TokenwmError: ``span`` is out of range.
+        TokenwmError: ``span`` is out of range, or see :meth:`DecodeState.advance`.
     """
     longest = max_span_steps(model) * model.layout.positions_per_step
     if span is not None and not 1 <= span <= longest:
         raise TokenwmError(f"span={span}; use 1 to {longest} for this model")
     num_steps = actions.shape[1]
-    state.cache.reserve(num_steps)
+    state = state.advance(num_steps)
     stream = _Stream.of(model, state, actions, span or best_span(model, len(actions)))
     distance = num_steps * model.layout.positions_per_step
     run_pass = partial(_pass, model, sampling)
@@ -159,6 +159,7 @@ class _Stream:
         nll: The same shape, float32.
         entropy: The same.
         state: ``(B, H + n, P)`` int64, or None.
+        values: ``(B, H + n, P)``, of the state, see :class:`DecodeState`; or None.
         action: ``(B, H + n, A)`` int64.
         outcome: ``(B, H + 1, D)`` float32, hidden states at the actions, the last for nothing.
         filled: ``(B,)`` int64, first position whose final keys and values are not in the cache; its
@@ -174,6 +175,7 @@ class _Stream:
     nll: Tensor
     entropy: Tensor
     state: Tensor | None
+    values: Tensor | None
     action: Tensor
     outcome: Tensor
     filled: Tensor
@@ -188,9 +190,10 @@ class _Stream:
         steps = num_steps + 2 + longest
         frame = start.frame_tokens[:, None].expand(-1, steps, -1).flatten(1)
         frame = torch.cat([frame, frame[:, :1]], dim=1)
-        state = None
-        if start.state_tokens is not None:
-            state = start.state_tokens[:, None].repeat(1, steps, 1)
+        state, values = (
+            None if known is None else known[:, None].repeat(1, steps, 1)
+            for known in (start.state_tokens, start.state_values)
+        )
         shape = (batch, num_steps + 1, start.pending.shape[-1])
         filled = torch.full((batch,), layout.action_slot - 1, device=actions.device)
         return cls(
@@ -201,6 +204,7 @@ class _Stream:
             nll=torch.zeros(frame.shape, device=actions.device),
             entropy=torch.zeros(frame.shape, device=actions.device),
             state=state,
+            values=values,
             action=F.pad(actions, (0, 0, 1, 1 + longest)),
             outcome=torch.zeros(shape, device=actions.device),
             filled=filled,
@@ -235,7 +239,10 @@ class _Stream:
             for buffer in (self.frame, self.nll, self.entropy)
         )
         frame = frame.clone()
-        states = None if self.state is None else self.state[:, decoded_steps].clone()
+        states, values = (
+            None if buffer is None else buffer[:, decoded_steps].clone()
+            for buffer in (self.state, self.values)
+        )
         pending = model.frame_embedding(frame[:, -1, -1]) + model.slot_embedding[-2] + model.no_hint
         following = replace(
             state,
@@ -243,10 +250,12 @@ class _Stream:
             pending=pending[:, None],
             frame_tokens=frame[:, -1],
             state_tokens=None if states is None else states[:, -1],
+            state_values=None if values is None else values[:, -1],
         )
         decoded = DecodedSteps(
             frame,
             states,
+            values,
             model.reward(self.outcome[:, :-1]),
             model.termination_logit(self.outcome[:, :-1]).sigmoid(),
             nll.mean(-1),
@@ -254,7 +263,7 @@ class _Stream:
             self.passes.clone(),
             num_passes,
         )
-        return following, decoded
+        return following.renewed(), decoded
 
 
 def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
@@ -314,16 +323,25 @@ def _draw_state(
     Returns:
         ``(B, 1)`` bool, whether it is the draft.
     """
-    assert model.state_head is not None and tokens.state is not None and stream.state is not None
+    assert tokens.state is not None and stream.state is not None and stream.values is not None
     row = torch.arange(len(hidden), device=hidden.device)
     step = stream.filled // model.layout.positions_per_step
     at_action = model.layout.action_slot - stream.filled % model.layout.positions_per_step
     is_reached = at_action < stream.span
     hidden = hidden[row, at_action.clamp(max=stream.span - 1)]  # (B, D)
-    logits = model.state_head(hidden, tokens.state[:, 1], tokens.action[:, 1])
     start = stream.start
-    drawn = draw_state(model, logits, start, (start.step + step + 1)[:, None], sampling)
-    stream.state[row, torch.where(is_reached, step + 2, stream.state.shape[1] - 1)] = drawn
+    drawn, values = draw_state(
+        model,
+        hidden,
+        tokens.state[:, 1],
+        stream.values[row, step + 1],
+        tokens.action[:, 1],
+        start,
+        (start.step + step + 1)[:, None],
+        sampling,
+    )
+    target = torch.where(is_reached, step + 2, stream.state.shape[1] - 1)
+    stream.state[row, target], stream.values[row, target] = drawn, values
     return (drawn == tokens.state[:, 2]).all(1, keepdim=True)
 
 

@@ -1,12 +1,14 @@
 """What decoding holds between steps, and what it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tokenwm.errors import TokenwmError
 from tokenwm.transformer.cache import KVCache
 
 
@@ -14,14 +16,20 @@ from tokenwm.transformer.cache import KVCache
 class DecodeState:
     """Where a batch of imagined futures stands, at an observation that waits for its action.
 
+    A state is used once: decoding overwrites the cache that it shares with the states made from it,
+    and whoever uses the older one again is told so. To go on in several ways, :meth:`fork` it.
+
     Attributes:
-        cache: Keys and values; shared with the states derived from this one (a state is used once).
+        cache: Keys and values; shared with the states derived from this one.
         step: Scalar int64, number of the current step since the start of the context.
         pending: ``(B, 1, D)``, the embedded last observation position of the step.
         frame_tokens: ``(B, K)`` int64, of the current step.
         state_tokens: ``(B, P)`` int64, of the current step, or None.
+        state_values: ``(B, P)``, what greedy decoding knows of the state beyond its tokens, see
+            :meth:`~tokenwm.transformer.heads.ContinuousHead.forecast`; or None.
         noise_streams: ``(B,)`` int64, number of each row's stream of noise.
         seeds: ``(B,)`` int64, seed of each row's noise.
+        generation: Of the cache, when the state was made.
     """
 
     cache: KVCache
@@ -29,80 +37,108 @@ class DecodeState:
     pending: Tensor
     frame_tokens: Tensor
     state_tokens: Tensor | None
+    state_values: Tensor | None
     noise_streams: Tensor
     seeds: Tensor
+    generation: int
+
+    def check_current(self) -> None:
+        """Check that nothing was decoded from this state yet. Waits for no device.
+
+        Raises:
+            TokenwmError: The state was used, so that its cache holds something else by now.
+        """
+        if self.generation != self.cache.generation:
+            raise TokenwmError(
+                "this state was used already and cannot be used again: go on from the state that "
+                "came of it, or fork it before (state.fork) to go on in several ways"
+            )
+
+    def advance(self, num_steps: int) -> "DecodeState":
+        """The same state, reserved for who decodes ``num_steps`` steps from it; this one is used.
+
+        Raises:
+            TokenwmError: It was used before, there is no room for so many steps, or a fork of it
+                is still held.
+        """
+        self.check_current()
+        self.cache.reserve(num_steps)
+        return self.renewed()
+
+    def renewed(self) -> "DecodeState":
+        """The same at what the cache holds now."""
+        return replace(self, generation=self.cache.generation)
 
     def fork(self, num_copies: int, num_steps: int, cache: KVCache | None = None) -> "DecodeState":
         """``num_copies`` independent continuations of every row, neighbours of one another.
 
         What was decoded so far is stored and read once for all of them. The rows' noise streams are
-        numbered anew: 0, 1, 2, ….
+        numbered anew: 0, 1, 2, …. This state can be read, scored from and forked again; to step it
+        is refused as long as a fork, or a state made from one, is held.
 
         Args:
             num_copies: Continuations per row.
             num_steps: Most steps that will be decoded from here.
             cache: See :meth:`KVCache.fork`.
+
+        Raises:
+            TokenwmError: The state was used, or is a fork itself.
         """
-
-        def spread(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(num_copies, dim=0)
-
+        self.check_current()
         length = self.cache.positions_per_step
         pending = (self.step + 1) * length - 2
-        return replace(
-            self,
-            cache=self.cache.fork(num_copies, pending, num_steps, cache),
-            pending=spread(self.pending),
-            frame_tokens=spread(self.frame_tokens),
-            state_tokens=None if self.state_tokens is None else spread(self.state_tokens),
-            noise_streams=torch.arange(
-                len(self.pending) * num_copies, device=self.noise_streams.device
-            ),
-            seeds=spread(self.seeds),
+        forked = self._with_rows(
+            partial(torch.repeat_interleave, repeats=num_copies, dim=0),
+            self.cache.fork(num_copies, pending, num_steps, cache),
         )
+        streams = torch.arange(len(forked.pending), device=self.noise_streams.device)
+        return replace(forked, noise_streams=streams)
 
     def take_rows(self, rows: Tensor) -> "DecodeState":
-        """A copy of some rows, ``(n,)`` int64; not of a fork."""
-        return replace(
-            self,
-            cache=self.cache.take_rows(rows),
-            pending=self.pending[rows],
-            frame_tokens=self.frame_tokens[rows],
-            state_tokens=None if self.state_tokens is None else self.state_tokens[rows],
-            noise_streams=self.noise_streams[rows],
-            seeds=self.seeds[rows],
-        )
+        """A copy of some rows, ``(n,)`` int64, with a cache of its own; not of a fork.
+
+        Raises:
+            TokenwmError: The state was used, or is a fork.
+        """
+        self.check_current()
+        return self._with_rows(lambda tensor: tensor[rows], self.cache.take_rows(rows))
 
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 
         Args:
             rows: ``(n,)`` int64.
-            other: A state of ``n`` rows; must not be used again.
+            other: A state of ``n`` rows.
+
+        Raises:
+            TokenwmError: A state was used, is a fork, or a fork of this one is still held.
         """
-
-        def put(mine: Tensor, its: Tensor) -> Tensor:
-            return mine.index_copy(0, rows, its)
-
+        self.check_current()
+        other.check_current()
         self.cache.replace_rows(rows, other.cache)
-        state_tokens = None
-        if self.state_tokens is not None and other.state_tokens is not None:
-            state_tokens = put(self.state_tokens, other.state_tokens)
-        return replace(
-            self,
-            pending=put(self.pending, other.pending),
-            frame_tokens=put(self.frame_tokens, other.frame_tokens),
-            state_tokens=state_tokens,
-            noise_streams=put(self.noise_streams, other.noise_streams),
-            seeds=put(self.seeds, other.seeds),
-        )
+
+        def put(mine: Tensor | None, its: Tensor | None) -> Tensor | None:
+            return None if mine is None or its is None else mine.index_copy(0, rows, its)
+
+        parts = {name: put(getattr(self, name), getattr(other, name)) for name in _OF_ROWS}
+        return replace(self, **parts).renewed()  # type: ignore[arg-type]
+
+    def _with_rows(self, change: Callable[[Tensor], Tensor], cache: KVCache) -> "DecodeState":
+        """The state of other rows, which a cache holds."""
+        held = {name: getattr(self, name) for name in _OF_ROWS}
+        changed = {name: None if part is None else change(part) for name, part in held.items()}
+        return replace(self, cache=cache, **changed).renewed()  # type: ignore[arg-type]
+
+
+_OF_ROWS = ("pending", "frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
+"""What a :class:`DecodeState` holds row by row."""
 
 
 class StepOutcome(NamedTuple):
     """What one action caused.
 
     Attributes:
-        reward: ``(B,)`` float32, expected reward; zeros if the data had none.
+        reward: ``(B,)`` float32, expected reward; None if the data had none.
         termination_probability: ``(B,)`` float32 in [0, 1].
         frame_nll: ``(B,)`` float32, mean negative log-likelihood of the drawn frame tokens under
             the model at temperature 1, nats per token: how surprised the model is by what it
@@ -113,7 +149,7 @@ class StepOutcome(NamedTuple):
         row_passes: ``(B,)`` int64, passes through the transformer until each row had the step.
     """
 
-    reward: Tensor
+    reward: Tensor | None
     termination_probability: Tensor
     frame_nll: Tensor
     frame_entropy: Tensor
@@ -126,7 +162,8 @@ class DecodedSteps(NamedTuple):
     Attributes:
         frame_tokens: ``(B, H, K)`` int64.
         state_tokens: ``(B, H, P)`` int64, or None.
-        reward: ``(B, H)`` float32; zeros if the data had none.
+        state_values: ``(B, H, P)``, see :class:`DecodeState`, or None.
+        reward: ``(B, H)`` float32; None if the data had none.
         termination_probability: ``(B, H)`` float32 in [0, 1].
         frame_nll: ``(B, H)`` float32, nats per token, see :class:`StepOutcome`.
         frame_entropy: The same.
@@ -137,7 +174,8 @@ class DecodedSteps(NamedTuple):
 
     frame_tokens: Tensor
     state_tokens: Tensor | None
-    reward: Tensor
+    state_values: Tensor | None
+    reward: Tensor | None
     termination_probability: Tensor
     frame_nll: Tensor
     frame_entropy: Tensor
@@ -158,49 +196,39 @@ class DecodedSteps(NamedTuple):
         cls, states: Sequence[DecodeState], outcomes: Sequence[StepOutcome], num_passes: int
     ) -> "DecodedSteps":
         """From the state after each action and what it caused."""
-        known = [state.state_tokens for state in states if state.state_tokens is not None]
-        reward, termination, nll, entropy, row_passes = (
-            torch.stack(values, dim=1) for values in zip(*outcomes, strict=True)
-        )
+        reward, termination, nll, entropy, row_passes = zip(*outcomes, strict=True)
         return cls(
             frame_tokens=torch.stack([state.frame_tokens for state in states], dim=1),
-            state_tokens=torch.stack(known, dim=1) if known else None,
-            reward=reward,
-            termination_probability=termination,
-            frame_nll=nll,
-            frame_entropy=entropy,
-            row_passes=row_passes.sum(1),
+            state_tokens=_stack([state.state_tokens for state in states]),
+            state_values=_stack([state.state_values for state in states]),
+            reward=_stack(reward),
+            termination_probability=torch.stack(termination, dim=1),
+            frame_nll=torch.stack(nll, dim=1),
+            frame_entropy=torch.stack(entropy, dim=1),
+            row_passes=torch.stack(row_passes).sum(0),
             num_passes=num_passes,
         )
 
     @classmethod
     def cat(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
         """Rows of one part below those of another; passes are the most that a part made."""
-        states = [part.state_tokens for part in parts if part.state_tokens is not None]
-        return cls(
-            frame_tokens=torch.cat([part.frame_tokens for part in parts]),
-            state_tokens=torch.cat(states) if states else None,
-            reward=torch.cat([part.reward for part in parts]),
-            termination_probability=torch.cat([part.termination_probability for part in parts]),
-            frame_nll=torch.cat([part.frame_nll for part in parts]),
-            frame_entropy=torch.cat([part.frame_entropy for part in parts]),
-            row_passes=torch.cat([part.row_passes for part in parts]),
-            num_passes=max(part.num_passes for part in parts),
-        )
+        *tensors, num_passes = zip(*parts, strict=True)
+        return cls._make([*(_cat(named, dim=0) for named in tensors), max(num_passes)])
 
     @classmethod
     def join(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
         """Steps of one part after those of another, of the same rows."""
-        states = [part.state_tokens for part in parts if part.state_tokens is not None]
-        return cls(
-            frame_tokens=torch.cat([part.frame_tokens for part in parts], dim=1),
-            state_tokens=torch.cat(states, dim=1) if states else None,
-            reward=torch.cat([part.reward for part in parts], dim=1),
-            termination_probability=torch.cat(
-                [part.termination_probability for part in parts], dim=1
-            ),
-            frame_nll=torch.cat([part.frame_nll for part in parts], dim=1),
-            frame_entropy=torch.cat([part.frame_entropy for part in parts], dim=1),
-            row_passes=torch.stack([part.row_passes for part in parts]).sum(0),
-            num_passes=sum(part.num_passes for part in parts),
-        )
+        *tensors, row_passes, num_passes = zip(*parts, strict=True)
+        joined = [_cat(named, dim=1) for named in tensors]
+        return cls._make([*joined, torch.stack(row_passes).sum(0), sum(num_passes)])
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """``(B, ·)`` of every step → ``(B, H, ·)``, or None where there is none."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(known, dim=1) if known else None
+
+
+def _cat(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(known, dim=dim) if known else None

@@ -12,7 +12,14 @@ from tokenwm.scaling.estimate import Estimate
 from tokenwm.scaling.fit import SweepFit
 from tokenwm.scaling.number import number
 from tokenwm.scaling.solve import Array
-from tokenwm.scaling.wording import choice_rows, headline, law_rows, with_interval
+from tokenwm.scaling.wording import (
+    METHODS_NOTE,
+    budget_note,
+    choice_rows,
+    headline,
+    law_rows,
+    with_interval,
+)
 from tokenwm.uses.plot_style import PAGE_STYLE, Plot, figure_html
 
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -40,8 +47,9 @@ def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
         rest="".join(f"<li>{escape(sentence)}</li>" for sentence in rest),
         tiles=_tiles(fit),
         warnings=_list("Warnings", (*fit.warnings, *recommendation.warnings)),
-        budget_note=escape(_budget_note(fit)),
+        budget_note=escape(budget_note(fit)),
         choices=_choices(fit),
+        methods_note=escape(METHODS_NOTE),
         methods=_methods(fit),
         silent=_list(
             "Without an answer", [f"{m.name}: {m.reason}" for m in fit.methods if m.reason]
@@ -105,17 +113,6 @@ def _tiles(fit: SweepFit) -> str:
         f"<span>{escape(note)}</span></div>"
         for title, value, note in tiles
     )
-
-
-def _budget_note(fit: SweepFit) -> str:
-    given = "asked for" if fit.config.budget is not None else "ten times the most of a run"
-    text = (
-        f"The budget is {number(fit.budget)} FLOPs of training ({given}), "
-        f"{number(fit.recommendation.reach)} times the most of a run."
-    )
-    if fit.recommendation.refusals:
-        text += " The figures are shown so that the reasons can be checked; do not act on them."
-    return text
 
 
 def _choices(fit: SweepFit) -> str:

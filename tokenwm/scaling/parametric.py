@@ -75,8 +75,8 @@ def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> A
     """Refit with random weights (the Bayesian bootstrap), from the minimum on.
 
     Weights are exponential with mean one. No run ever vanishes, so a design stays as identifiable
-    as it is, and runs may differ in how noisy they are. In simulated sweeps of 20 runs the
-    90 % interval covers the truth in about 91 % of cases (tests/unit/scaling/test_coverage.py).
+    as it is, and runs may differ in how noisy they are. tools/scaling_coverage.py measures how
+    often the intervals hold the truth; docs/scaling.md has the figures.
 
     Args:
         best: (S, 5), minima of S problems.

@@ -7,6 +7,15 @@ from tokenwm.scaling.fit import SweepFit, law_estimates
 from tokenwm.scaling.number import number
 from tokenwm.scaling.recommend import Choice
 
+METHODS_NOTE = (
+    "The parametric law uses every run and has a floor E. IsoFLOP parabolas and the loss envelope "
+    "read the best size off runs of equal compute and off the best runs; their losses are straight "
+    "lines in logarithms, without a floor, so far beyond the runs they are too low."
+)
+"""How to read the methods side by side, wherever their losses are shown."""
+MOST_NAMED = 5
+"""Outliers that a sentence names at most; the table of runs has all."""
+
 
 def with_interval(estimate: Estimate | None, digits: int | None = None) -> str:
     """``3.1M (2.2M – 4.4M)``; digits behind the point where given."""
@@ -57,8 +66,27 @@ def headline(fit: SweepFit) -> list[str]:
     if fit.outliers:
         size = number(fit.size_without_outliers or math.nan)
         what = "outlier stays" if len(fit.outliers) == 1 else "outliers stay"
-        sentences.append(f"{len(fit.outliers)} {what} in the fit; without, N* would be {size}.")
+        named = ", ".join(
+            f"{fit.points[outlier.index].path} ({100 * math.expm1(outlier.residual):+.1f} % loss)"
+            for outlier in fit.outliers[:MOST_NAMED]
+        )
+        more = f" and {len(fit.outliers) - MOST_NAMED} more" * (len(fit.outliers) > MOST_NAMED)
+        sentences.append(
+            f"{len(fit.outliers)} {what} in the fit: {named}{more}; without, N* would be {size}."
+        )
     return sentences
+
+
+def budget_note(fit: SweepFit) -> str:
+    """Which budget the figures are for, how far it lies beyond the runs, and whether to act."""
+    given = "asked for" if fit.config.budget is not None else "ten times the most of a run"
+    text = (
+        f"The budget is {number(fit.budget)} FLOPs of training ({given}), "
+        f"{number(fit.recommendation.reach)} times the most of a run."
+    )
+    if fit.recommendation.refusals:
+        text += " The figures are shown so that the reasons can be checked; do not act on them."
+    return text
 
 
 def _in_words(choice: Choice) -> str:

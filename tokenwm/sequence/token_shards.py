@@ -55,7 +55,13 @@ def fit_scalar_tokenizer(
     feature = manifest.features[name]
     if feature.kind == "discrete":
         assert feature.num_values is not None
-        return DiscreteTokenizer(num_values=feature.num_values, num_dimensions=feature.shape[0])
+        num_dimensions = feature.shape[0]
+        counts = manifest.statistics.get(name, {}).get("counts", [])
+        several = num_dimensions > 1 and len(counts) == num_dimensions
+        sizes = tuple(int(np.flatnonzero(of_one).max()) + 1 for of_one in counts if several)
+        return DiscreteTokenizer(
+            num_values=feature.num_values, num_dimensions=num_dimensions, sizes=sizes
+        )
     quantiles = manifest.statistics.get(name, {}).get("quantiles")
     if not quantiles:
         raise TokenwmError(f"the manifest has no quantiles of {name}; prepare the shards again")

@@ -127,6 +127,12 @@ class ContinuousTokenizer:
         dimension = np.arange(self.num_dimensions)
         return self.centers[dimension, tokens.astype(np.int64)].astype(np.float32)
 
+    def scale(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """``(..., A)`` values → the same in units in which the outer edges are -1 and 1."""
+        low, high = self.edges[:, 0], self.edges[:, -1]
+        scaled: NDArray[np.float64] = 2.0 * (values - low) / (high - low) - 1.0
+        return scaled
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {
@@ -144,10 +150,18 @@ class DiscreteTokenizer:
     Attributes:
         num_values: Ids are in [0, num_values).
         num_dimensions: Ids per step.
+        sizes: Ids of a dimension that the training data uses are in [0, size), one size for each;
+            empty if all are ``num_values``. Others have tokens, and a model has not seen them.
     """
 
     num_values: int
     num_dimensions: int = 1
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def used_sizes(self) -> tuple[int, ...]:
+        """``(A,)``, how many ids of each dimension to choose from."""
+        return self.sizes or (self.num_values,) * self.num_dimensions
 
     def encode(self, values: NDArray[Any]) -> NDArray[np.uint16]:
         """``(..., A)`` ids → ``(..., A)`` tokens.
@@ -170,11 +184,12 @@ class DiscreteTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {
+        values: dict[str, Any] = {
             "kind": "discrete",
             "num_values": self.num_values,
             "num_dimensions": self.num_dimensions,
         }
+        return values | ({"sizes": list(self.sizes)} if self.sizes else {})
 
 
 ScalarTokenizer = ContinuousTokenizer | DiscreteTokenizer
@@ -195,7 +210,9 @@ def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:
             )
         if data["kind"] == "discrete":
             return DiscreteTokenizer(
-                num_values=int(data["num_values"]), num_dimensions=int(data["num_dimensions"])
+                num_values=int(data["num_values"]),
+                num_dimensions=int(data["num_dimensions"]),
+                sizes=tuple(int(size) for size in data.get("sizes", ())),
             )
     except KeyError as error:
         raise TokenwmError(f"scalar tokenizer lacks the field {error}") from error

@@ -244,6 +244,9 @@ class FrameTokenizer(nn.Module):
         """
         self._check_frames(frames)
         flat = frames.reshape(-1, *self.frame_shape)
+        if len(flat) == 0:
+            shape = (*frames.shape[:-4], self.tokens_per_frame)
+            return torch.zeros(shape, dtype=torch.int64, device=self.mean_frame.device)
         tokens = [
             self._encode(flat[part].to(self.mean_frame.device), shift)
             for part in slices(len(flat), self.frames_at_once)
@@ -308,7 +311,7 @@ class FrameTokenizer(nn.Module):
     def _check_frames(self, frames: Tensor) -> None:
         if frames.dtype != torch.uint8:
             raise ShapeError(f"frames have dtype {frames.dtype}; expected uint8 in [0, 255]")
-        tail = frames if frames.ndim <= 4 else frames.flatten(0, -5)[0]
+        tail = torch.empty(frames.shape[-4:], device="meta")  # there may be no frame at all
         check_shape("frames (..., cameras, H, W, 3)", tail, (self.num_cameras, *self.image_size, 3))
 
 

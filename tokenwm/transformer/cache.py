@@ -12,11 +12,16 @@ they count as a step that has left the window.
 Rows may be replaced one by one: a row that begins later than the others sees nothing from before
 its beginning. A fork gives every row many continuations: what came before is stored and read once,
 and each continuation has a ring of its own, as large as its steps need.
+
+A cache is overwritten as decoding goes on, so it counts how often that began: who remembers an
+earlier count holds something that is not there any more. The count is an int on the host, and to
+compare it waits for no device.
 """
 
 import copy
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -44,6 +49,7 @@ class KVCache:
         max_span: Most positions that one pass may feed once the ring is full: ``ahead`` steps and
             one position.
         past: What a fork was forked from, or None.
+        generation: How often it began to be overwritten.
     """
 
     def __init__(
@@ -74,6 +80,8 @@ class KVCache:
             for _ in range(2)
         )
         self.past: KVCache | None = None
+        self.generation = 0
+        self._forks: WeakSet[KVCache] = WeakSet()  # those that are still held
         self._first = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._steps_left: int | None = None
         self._cells = torch.arange(self.capacity, device=device)
@@ -106,7 +114,7 @@ class KVCache:
     ) -> "KVCache":
         """A cache for ``num_copies`` continuations of every row, neighbours of one another.
 
-        This cache must not be written to any more.
+        This cache can be read and forked again, and written to once nobody holds a fork of it.
 
         Args:
             num_copies: Continuations per row.
@@ -135,6 +143,7 @@ class KVCache:
         )
         forked.past = self
         forked.begin(first, num_steps)
+        self._forks.add(forked)
         return forked
 
     def begin(self, position: Tensor, num_steps: int | None = None) -> None:
@@ -146,6 +155,8 @@ class KVCache:
         """
         self._first.copy_(position.expand_as(self._first))
         self._steps_left = num_steps
+        self._forks.clear()
+        self.generation += 1
 
     def take_rows(self, rows: Tensor) -> "KVCache":
         """A copy of some rows, ``(n,)`` int64; :meth:`replace_rows` puts them back.
@@ -156,6 +167,7 @@ class KVCache:
         if self.past is not None:
             raise TokenwmError("rows of a fork cannot be taken: they share their past")
         taken = self.twin()
+        taken._forks = WeakSet()
         taken.keys = [keys[rows] for keys in self.keys]
         taken.values = [values[rows] for values in self.values]
         taken._first, taken._rings = self._first[rows], self._rings[: len(rows)]
@@ -169,28 +181,43 @@ class KVCache:
             other: A cache of ``n`` rows, written up to the same step.
 
         Raises:
-            TokenwmError: One of the two is a fork.
+            TokenwmError: One of the two is a fork, or a fork of this one is still held.
         """
         if self.past is not None or other.past is not None:
             raise TokenwmError("rows of a fork cannot be replaced: they share their past")
+        self.reserve(0)
         mine, its = [*self.keys, *self.values], [*other.keys, *other.values]
         for held, new in zip(mine, its, strict=True):
             held.index_copy_(0, rows, new)
         self._first.index_copy_(0, rows, other._first)
 
     def reserve(self, num_steps: int) -> None:
-        """Say that so many more steps will be decoded.
+        """Say that so many more steps will be decoded, over what was there before.
+
+        Raises:
+            TokenwmError: Room was made for fewer, or forks that are still held read what is here.
+        """
+        self.check_room(num_steps)
+        if self._forks:
+            raise TokenwmError(
+                f"{len(self._forks)} fork(s) of this state are still held, and stepping on would "
+                "change their past; let go of them first (del), or step a copy: state.take_rows"
+            )
+        if self._steps_left is not None:
+            self._steps_left -= num_steps
+        self.generation += 1
+
+    def check_room(self, num_steps: int) -> None:
+        """Check that so many more steps can be fed without overwriting what they attend to.
 
         Raises:
             TokenwmError: Room was made for fewer.
         """
-        if self._steps_left is not None:
-            if num_steps > self._steps_left:
-                raise TokenwmError(
-                    f"{num_steps} more step(s) asked of a cache that has room for "
-                    f"{self._steps_left}; read the context or fork with a larger num_steps"
-                )
-            self._steps_left -= num_steps
+        if self._steps_left is not None and num_steps > self._steps_left:
+            raise TokenwmError(
+                f"{num_steps} more step(s) asked of a cache that has room for "
+                f"{self._steps_left}; read the context or fork with a larger num_steps"
+            )
 
     def seek(self, positions: Tensor) -> Tensor:
         """Choose the cells that the next pass writes, and say what it may attend to.

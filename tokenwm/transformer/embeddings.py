@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,8 +35,7 @@ def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
 
     ``(P, bins)`` and ``(P, bins, F)``.
     """
-    low, high = tokenizer.edges[:, :1], tokenizer.edges[:, -1:]
-    scaled = torch.from_numpy(np.asarray(2 * (tokenizer.centers - low) / (high - low) - 1)).float()
+    scaled = torch.from_numpy(tokenizer.scale(tokenizer.centers.T).T).float()
     return scaled, fourier_features(scaled)
 
 

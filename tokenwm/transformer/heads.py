@@ -1,6 +1,7 @@
 """Heads, from hidden states to the distributions of tokens and the expected reward."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,11 +87,14 @@ class ContinuousHead(nn.Module):
 
     A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins),
     and a Laplace prior around where linear dynamics lead, with a learned sharpness per dimension,
-    makes learning start there; before :meth:`LinearDynamics.fit`, at persistence.
+    makes learning start there; before :meth:`LinearDynamics.fit`, at persistence. *Values* of a
+    state are in units in which the outer edges of a dimension's bins are -1 and 1.
     """
 
     features: Tensor
     centers: Tensor
+    inner_edges: Tensor
+    dimension: Tensor
 
     def __init__(self, tokenizer: ContinuousTokenizer, action: ScalarTokenizer, dim: int) -> None:
         super().__init__()
@@ -98,6 +102,9 @@ class ContinuousHead(nn.Module):
         centers, features = center_features(tokenizer)
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("features", features, persistent=False)
+        inner = torch.from_numpy(tokenizer.scale(tokenizer.edges.T[1:-1]).T).float().contiguous()
+        self.register_buffer("inner_edges", inner, persistent=False)  # (P, bins - 1)
+        self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
         self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
         nn.init.zeros_(self.coefficients.weight)
         # Its logarithm, that is; checkpoints know it by this name.
@@ -114,15 +121,60 @@ class ContinuousHead(nn.Module):
         Returns:
             ``(..., P, bins)`` float32.
         """
-        coefficients = self.coefficients(hidden).float().unflatten(-1, (len(self.centers), -1))
-        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features)
-        expected: Tensor = self.dynamics(previous, action)
-        distance = (self.centers - expected.unsqueeze(-1)).abs()
-        return logits - self.sharpness.exp().unsqueeze(-1) * distance
+        dtype = self.features.dtype  # float64 in a frozen model
+        coefficients = self.coefficients(hidden.to(self.coefficients.weight.dtype)).to(dtype)
+        coefficients = coefficients.unflatten(-1, (len(self.centers), -1))
+        logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features).float()
+        return logits + self._log_prior(self.dynamics(previous, action))
+
+    def _log_prior(self, expected: Tensor) -> Tensor:
+        """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)`` float32."""
+        distance = (self.centers.float() - expected.float().unsqueeze(-1)).abs()
+        return -self.sharpness.float().exp().unsqueeze(-1) * distance
+
+    def values_of(self, tokens: Tensor) -> Tensor:
+        """``(..., P)`` int64 → the centres of their bins, the same shape."""
+        return self.centers[self.dimension, tokens]
+
+    def forecast(
+        self, logits: Tensor, previous: Tensor, action: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The point forecast that greedy decoding goes on from.
+
+        The most likely bin would be blind to whatever moves less than half a bin a step. So a value
+        is carried beside the token: what the token rounds off is not lost but added to the next
+        step (error diffusion, Floyd & Steinberg 1976). The value moves as the linear dynamics say,
+        which know no bins, and by what the rest of the head adds to the expectation of their prior.
+        That expectation is over the hump of the most likely bin, as far as probability falls on
+        both sides of it: a gripper that may open or stay shut does not stand half open.
+
+        Args:
+            logits: ``(B, P, bins)``, from :meth:`forward`.
+            previous: ``(B, P)`` int64, the tokens of the step before.
+            action: ``(B, A)`` int64, the action taken there.
+            values: ``(B, P)``, the values there, which are in the bins of those tokens.
+
+        Returns:
+            The tokens and the values of the step, ``(B, P)`` each.
+        """
+        likely = logits.argmax(-1, keepdim=True)
+        slope = logits.diff(dim=-1)  # (B, P, bins - 1)
+        edge = torch.arange(slope.shape[-1], device=logits.device)  # between it and the next bin
+        is_valley = torch.where(edge < likely, slope < 0, slope > 0)
+        hump = F.pad(is_valley.cumsum(-1), (1, 0))
+        inside = logits.masked_fill(hump != hump.gather(-1, likely), -math.inf)
+        expected = self.dynamics(previous, action)
+        added = self._mean(inside) - self._mean(self._log_prior(expected))
+        moved = (values + expected - self.values_of(previous) + added).clamp(-1.0, 1.0)
+        return torch.searchsorted(self.inner_edges, moved.T.contiguous(), right=True).T, moved
+
+    def _mean(self, logits: Tensor) -> Tensor:
+        """``(..., P, bins)`` → the expected bin centre, ``(..., P)``."""
+        return (logits.to(self.centers.dtype).softmax(-1) * self.centers).sum(-1)
 
 
 class DiscreteHead(nn.Module):
-    """Logits over the ids of every discrete state dimension."""
+    """Logits over the ids of every discrete state dimension. *Values* are the ids themselves."""
 
     def __init__(self, num_dimensions: int, num_values: int, dim: int) -> None:
         super().__init__()
@@ -132,8 +184,20 @@ class DiscreteHead(nn.Module):
 
     def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., P, ids)``; ``previous`` and ``action`` are not used."""
-        out: Tensor = self.logits(hidden).float().unflatten(-1, (self.num_dimensions, -1))
+        logits = self.logits(hidden.to(self.logits.weight.dtype)).float()
+        out: Tensor = logits.unflatten(-1, (self.num_dimensions, -1))
         return out
+
+    def values_of(self, tokens: Tensor) -> Tensor:
+        """``(..., P)`` int64 → the same as float32."""
+        return tokens.float()
+
+    def forecast(
+        self, logits: Tensor, previous: Tensor, action: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The most likely ids, ``(B, P)``; the rest as in :meth:`ContinuousHead.forecast`."""
+        tokens = logits.argmax(-1)
+        return tokens, self.values_of(tokens)
 
 
 class CodeHead(CodeTable):
@@ -142,10 +206,29 @@ class CodeHead(CodeTable):
     def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
         super().__init__(codebook_size, levels, dim, scale=0.0)
         self.bias = nn.Parameter(torch.zeros(codebook_size))
+        self.folded_map: nn.Linear | None = None
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """For inference: one linear map, which can be packed as others are."""
+        vectors = self.vectors()
+        num_codes, dim = vectors.shape
+        self.folded_map = nn.Linear(dim, num_codes, device="meta")
+        self.folded_map.weight, self.folded_map.bias = nn.Parameter(vectors), self.bias
+        self.register_state_dict_post_hook(_without_folded_map)  # type: ignore[no-untyped-call]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
+        if self.folded_map is not None:
+            out: Tensor = self.folded_map(hidden)
+            return out
         return F.linear(hidden, self.vectors(), self.bias)
+
+
+def _without_folded_map(head: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Keep a checkpoint's names: what was folded is there twice."""
+    for name in ("weight", "bias"):
+        state.pop(f"{prefix}folded_map.{name}", None)
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -263,13 +263,13 @@ class WorldModel(nn.Module):
         tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
         return logits.scatter_add(-1, place, tilt)
 
-    def reward(self, hidden: Tensor) -> Tensor:
+    def reward(self, hidden: Tensor) -> Tensor | None:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
 
-        Zeros if none was recorded.
+        None if none was recorded.
         """
         if self.reward_head is None:
-            return hidden.new_zeros(hidden.shape[:-1], dtype=torch.float32)
+            return None
         out: Tensor = self.reward_head(hidden)
         return out
 
@@ -358,8 +358,8 @@ class WorldModel(nn.Module):
 
         It has no gradients, its tables are added up, its norms folded into linear maps and those
         packed (:mod:`tokenwm.transformer.packed`); on a GPU its passes are recorded. The draft head
-        is in ``dtype`` too. Embeddings, the other heads and everything about states stay in
-        float32, maps of actions and states are in float64 (see :func:`apply_in_its_type`).
+        is in ``dtype`` too. Embeddings and the other heads stay in float32, maps of actions and
+        everything about states are in float64 (see :func:`apply_in_its_type`).
         """
         model = copy.deepcopy(self).eval()
         for module in model.modules():
@@ -369,6 +369,8 @@ class WorldModel(nn.Module):
                 module.layers.double()
         if model.new_state_map is not None:
             model.new_state_map.double()
+        if model.state_head is not None:
+            model.state_head.double()
         model.transformer.to(dtype)
         model.hints.mix.to(dtype)
         if model.draft_head is not None:

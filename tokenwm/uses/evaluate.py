@@ -11,12 +11,14 @@
 import hashlib
 import logging
 import platform
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tokenwm import __version__
 from tokenwm.data.manifest import MANIFEST_NAME
@@ -24,13 +26,12 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.tokenizer.frames import codebook_usage
 from tokenwm.uses.examples import choose_examples, imagine_examples
+from tokenwm.uses.folds import Fold, check_folds, check_held_out_once
 from tokenwm.uses.measure import EvaluationConfig, ProgressCallback, RowScores, measure
+from tokenwm.uses.metrics import psnr_from_mse
+from tokenwm.uses.outside import count_outside, summarize_outside
 from tokenwm.uses.recordings import count_codes
-from tokenwm.uses.results import (
-    CodebookUse,
-    Evaluation,
-    Speed,
-)
+from tokenwm.uses.results import CodebookUse, Evaluation, Example, Speed
 from tokenwm.uses.starts import (
     Starts,
     check_data_fits,
@@ -63,9 +64,73 @@ def evaluate(
     Raises:
         TokenwmError: The data do not fit the model, or no episode is long enough.
     """
+    fold = Fold(model=model, data=data, model_folder=model_folder)
+    return evaluate_folds([fold], config, progress=progress)
+
+
+def evaluate_folds(
+    folds: Sequence[Fold],
+    config: EvaluationConfig | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Measure several models of one configuration, each on the episodes held out from it, as one.
+
+    Args:
+        folds: The models with their data. Every episode may be held out in one of them only.
+        config: What is measured, of each.
+        progress: Called after every imagined step with steps of this model done, steps of it in
+            all, and a message.
+
+    Raises:
+        TokenwmError: Data do not fit a model, no episode is long enough, or the models and datasets
+            are no folds of one thing.
+    """
     config = config or EvaluationConfig()
-    reader = ShardReader(data)
-    check_data_fits(model, reader)
+    readers = [ShardReader(fold.data) for fold in folds]
+    check_folds(folds, readers)
+    parts = [_choose(fold, reader, config) for fold, reader in zip(folds, readers, strict=True)]
+    check_held_out_once([part.starts.keys for part in parts], folds)
+    scores = []
+    for number, part in enumerate(parts):
+        where = f", model {number + 1} of {len(parts)}" if len(parts) > 1 else ""
+        scores.append(_measure(part, config, progress, where))
+    together = RowScores.joined(scores)
+    starts = Starts(
+        rows=tuple(row for part in parts for row in part.starts.rows),
+        skipped={key: size for part in parts for key, size in part.starts.skipped.items()},
+    )
+    manifests = [part.reader.manifest for part in parts for _ in part.starts.rows]
+    models = [part.model for part in parts]
+    outside = [count_outside(part.model, part.reader, part.starts.keys) for part in parts]
+    reconstruction = float(psnr_from_mse(together.mse["reconstruction"].mean()))
+    return Evaluation(
+        **summarize_scores(models[0], manifests, starts, together),
+        control_rate=models[0].control_rate,
+        num_models=len(parts),
+        outside=summarize_outside(models, outside, reconstruction),
+        codebook=min((_codebook(part, config) for part in parts), key=lambda use: use.usage),
+        speed=_speed(models[0], scores[0], config, len(parts[0].starts.rows)),
+        skipped=starts.skipped,
+        examples=_examples(parts, starts, together, config),
+        provenance=_provenance(parts, config),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What is measured of one model: ``donors`` are rows of ``starts``, see `shuffled_rows`."""
+
+    model: TokenWorldModel
+    model_folder: Path | str | None
+    reader: ShardReader
+    split: str
+    starts: Starts
+    donors: NDArray[np.int64] | None
+
+
+def _choose(fold: Fold, reader: ShardReader, config: EvaluationConfig) -> _Part:
+    check_data_fits(fold.model, reader)
     split = choose_split(reader.manifest, config.split)
     starts = choose_starts(
         reader,
@@ -74,33 +139,47 @@ def evaluate(
         num_starts=config.num_starts,
         max_episodes=config.max_episodes,
     )
-    donors = shuffled_rows([row.key for row in starts.rows], config.seed)
-    report = progress or (lambda done, total, message: None)
-    scores = measure(model, reader, starts.rows, donors, config, report)
-    codebook = _codebook(model, reader, split, starts, config)
-    chosen = choose_examples(starts, scores.mse, config.num_examples)
-    examples = imagine_examples(model, reader, starts, donors, chosen, config)
-    summary = summarize_scores(model, reader.manifest, starts, scores, config.seed)
-    return Evaluation(
-        **summary,
-        control_rate=model.control_rate,
-        codebook=codebook,
-        speed=_speed(model, scores, config, len(starts.rows)),
-        skipped=starts.skipped,
-        examples=examples,
-        provenance=_provenance(model, reader, split, config, model_folder),
+    return _Part(
+        model=fold.model,
+        model_folder=fold.model_folder,
+        reader=reader,
+        split=split,
+        starts=starts,
+        donors=shuffled_rows([row.key for row in starts.rows], config.seed),
     )
 
 
-def _codebook(
-    model: TokenWorldModel,
-    reader: ShardReader,
-    split: str,
-    starts: Starts,
-    config: EvaluationConfig,
-) -> CodebookUse:
-    keys = starts.keys if config.max_episodes is not None else reader.keys(split)
-    counts = count_codes(model, reader, keys, config.batch_size)
+def _measure(
+    part: _Part, config: EvaluationConfig, progress: ProgressCallback | None, where: str
+) -> RowScores:
+    def report(done: int, total: int, message: str) -> None:
+        if progress is not None:
+            progress(done, total, message + where)
+
+    return measure(part.model, part.reader, part.starts.rows, part.donors, config, report)
+
+
+def _examples(
+    parts: Sequence[_Part], starts: Starts, scores: RowScores, config: EvaluationConfig
+) -> tuple[Example, ...]:
+    """Pictures of starts spread over the ranking of all of them, whichever model they belong to."""
+    chosen = choose_examples(starts, scores.mse, config.num_examples)
+    found: dict[int, Example] = {}  # by row of all starts
+    first = 0
+    for part in parts:
+        end = first + len(part.starts.rows)
+        rows = [row for row, _ in chosen if first <= row < end]
+        mine = [(row - first, rank) for row, rank in chosen if row in rows]
+        pictures = imagine_examples(part.model, part.reader, part.starts, part.donors, mine, config)
+        found |= dict(zip(rows, pictures, strict=True))
+        first = end
+    return tuple(found[row] for row, _ in chosen)
+
+
+def _codebook(part: _Part, config: EvaluationConfig) -> CodebookUse:
+    everything = part.reader.keys(part.split)
+    keys = part.starts.keys if config.max_episodes is not None else everything
+    counts = count_codes(part.model, part.reader, keys, config.batch_size)
     usage, perplexity = codebook_usage(counts.cpu())
     use = CodebookUse(
         codebook_size=len(counts),
@@ -112,7 +191,7 @@ def _codebook(
         logger.warning(
             "DEAD CODEBOOK: the frames of split %s use %d of %d codes (%.1f %%); the tokenizer has "
             "collapsed, train it again with quantizer=fsq or a smaller codebook",
-            split,
+            part.split,
             use.num_used,
             use.codebook_size,
             100 * usage,
@@ -140,37 +219,40 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
-def _provenance(
-    model: TokenWorldModel,
-    reader: ShardReader,
-    split: str,
-    config: EvaluationConfig,
-    model_folder: Path | str | None,
-) -> dict[str, Any]:
-    manifest = reader.manifest
+def _provenance(parts: Sequence[_Part], config: EvaluationConfig) -> dict[str, Any]:
+    """Where everything comes from; of several models the first stands for what they share."""
+    first, *others = parts
+    model, manifest = first.model, first.reader.manifest
     return {
-        "model_folder": None if model_folder is None else str(model_folder),
+        **_origin(first),
         "model": dict(model.provenance),
         "model_config": asdict(model.world_model.config),
         "num_parameters": sum(w.numel() for w in model.world_model.parameters()),
         "num_tokenizer_parameters": sum(w.numel() for w in model.tokenizer.parameters()),
         "tokenizer_config": asdict(model.tokenizer.config),
-        "tokenizer_hash": model.vocabulary.tokenizer_hash,
         "tokens_per_frame": model.vocabulary.tokens_per_frame,
         "image_size": list(model.tokenizer.image_size),
         "cameras": list(model.cameras),
-        "data_folder": str(reader.folder),
         "data_name": manifest.name,
-        "data_manifest_sha256": hashlib.sha256(
-            (reader.folder / MANIFEST_NAME).read_bytes()
-        ).hexdigest(),
         "data": dict(manifest.provenance),
-        "split": split,
-        "evaluation": {**asdict(config), "split": split},
+        "split": first.split,
+        "evaluation": {**asdict(config), "split": first.split},
+        **({"further_models": [_origin(part) for part in others]} if others else {}),
         "versions": {
             "tokenwm": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def _origin(part: _Part) -> dict[str, Any]:
+    """What tells a model and its data from others."""
+    manifest = (part.reader.folder / MANIFEST_NAME).read_bytes()
+    return {
+        "model_folder": None if part.model_folder is None else str(part.model_folder),
+        "tokenizer_hash": part.model.vocabulary.tokenizer_hash,
+        "data_folder": str(part.reader.folder),
+        "data_manifest_sha256": hashlib.sha256(manifest).hexdigest(),
     }

@@ -21,7 +21,15 @@ from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources.lerobot_meta import DATA_PATHS, VIDEO_PATHS
 from tokenwm.errors import ShardError
 from tokenwm.uses.lerobot_description import card, features, provenance
-from tokenwm.uses.lerobot_files import TableFile, VideoFile, figures, merged, task_table
+from tokenwm.uses.lerobot_files import (
+    TableFile,
+    VideoFile,
+    count_values,
+    figures,
+    picture_figures,
+    read_column,
+    task_table,
+)
 
 Version = Literal["v2.1", "v3.0"]
 VERSIONS: tuple[Version, ...] = ("v3.0", "v2.1")
@@ -85,6 +93,7 @@ class _Export:
         self.tasks: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
         self.figures: list[dict[str, dict[str, Any]]] = []
+        self.counts: dict[str, NDArray[np.int64]] = {}
         self.num_rows = 0
         self.features: dict[str, dict[str, Any]] = {}
         self._files: dict[str, tuple[int, TableFile | VideoFile]] = {}
@@ -128,11 +137,13 @@ class _Export:
         table.add(columns)
         row |= {"dataset_from_index": self.num_rows, "dataset_to_index": self.num_rows + num_rows}
         row |= {f"data/{name}": value for name, value in place.items()}
-        of_episode = {name: figures(values, is_picture=False) for name, values in columns.items()}
+        of_episode = {name: figures(values) for name, values in columns.items()}
         for camera in self.manifest.cameras:
             frames = arrays[f"frames.{camera}"]
             row |= self._add_video(f"observation.images.{camera}", frames)
-            of_episode[f"observation.images.{camera}"] = figures(frames, is_picture=True)
+            counts = count_values(frames)
+            self.counts[camera] = counts + self.counts.get(camera, 0)
+            of_episode[f"observation.images.{camera}"] = picture_figures(counts, num_rows)
         self.num_rows += num_rows
         self.rows.append(
             {**row, "tokenwm/key": key, "tokenwm/metadata": json.dumps(self.metadata[key])}
@@ -233,10 +244,20 @@ class _Export:
             path.parent.mkdir(parents=True)
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self._episode_rows()), path)
             pyarrow.parquet.write_table(task_table(list(self.tasks)), meta / "tasks.parquet")
-            whole = {name: merged([e[name] for e in self.figures]) for name in self.figures[0]}
-            (meta / "stats.json").write_text(json.dumps(whole, indent=1))
+            (meta / "stats.json").write_text(json.dumps(self._whole_figures(), indent=1))
         (meta / "info.json").write_text(json.dumps(info, indent=1))
         (self.folder / "README.md").write_text(card(self.manifest))
+
+    def _whole_figures(self) -> dict[str, dict[str, Any]]:
+        """The statistics of every feature over all episodes, a column in memory at a time."""
+        tables = sorted((self.folder / "data").glob("**/*.parquet"))
+        cameras = {f"observation.images.{camera}": camera for camera in self.manifest.cameras}
+        return {
+            name: picture_figures(self.counts[cameras[name]], self.num_rows)
+            if name in cameras
+            else figures(read_column(tables, name))
+            for name in self.figures[0]
+        }
 
     def _episode_rows(self) -> list[dict[str, Any]]:
         return [

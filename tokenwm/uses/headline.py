@@ -1,10 +1,14 @@
 """What an evaluation says, in words; bad news as plainly as good."""
 
-from tokenwm.uses.metrics import Curve
+from tokenwm.uses.metrics import MIN_EPISODES, Curve
+from tokenwm.uses.outside import OutsideTraining
 from tokenwm.uses.results import Evaluation
 
 HEADLINE_HORIZON = 5
 TABLE_HORIZONS = (1, 3, 5, 10, 15, 20)
+DEAD_CODEBOOK, OUTSIDE = "DEAD CODEBOOK", "OUTSIDE TRAINING"
+ALARMS = (DEAD_CODEBOOK, OUTSIDE)
+"""Beginnings of sentences that are to be shown in red."""
 
 
 def table_horizons(evaluation: Evaluation) -> list[int]:
@@ -17,53 +21,91 @@ def headline(evaluation: Evaluation) -> list[str]:
     """A few sentences, the most important first."""
     sentences = [_persistence(evaluation), _effective(evaluation), _actions(evaluation)]
     sentences.append(_tokenizer(evaluation))
+    if evaluation.num_models > 1:
+        sentences.append(
+            f"{evaluation.num_models} models were measured, each on the episodes held out from it: "
+            "the figures are about models trained this way on average. They share training "
+            "episodes, so what they find is not independent, and intervals over episodes may be "
+            "somewhat too narrow."
+        )
+    outside = evaluation.outside
+    if outside.is_notable:
+        place = 0 if outside.is_far else len(sentences)
+        sentences.insert(place, _outside(outside))
     if evaluation.codebook.is_dead:
         book = evaluation.codebook
         sentences.insert(
             0,
-            f"DEAD CODEBOOK: only {book.num_used} of {book.codebook_size} codes are in use. The "
+            f"{DEAD_CODEBOOK}: only {book.num_used} of {book.codebook_size} codes are in use. The "
             "tokenizer has collapsed; nothing below can be trusted before it is trained again.",
         )
     return sentences
 
 
+def count(number: int, noun: str) -> str:
+    """``1 episode``, ``30 episodes``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _outside(outside: OutsideTraining) -> str:
+    found = [
+        f"{percent(item.share)} of the {item.name} values lie beyond the range of the training "
+        f"data (worst: {item.worst_dimension}, {percent(item.worst_share)}, by up to "
+        f"{item.worst_excess:.2g} of that range)"
+        for item in outside.values
+        if item.is_notable
+    ]
+    if outside.has_other_pictures:
+        found.append(
+            f"the tokenizer's reconstruction reaches {outside.reconstruction:.1f} dB, at home "
+            f"{outside.reconstruction_at_home:.1f} dB"
+        )
+    if not outside.is_far:
+        return f"Partly outside of what was trained on: {'; '.join(found)}."
+    return f"{OUTSIDE}: {'; '.join(found)}. What follows is about such data."
+
+
+def percent(share: float) -> str:
+    """``12 %``, ``1.5 %``."""
+    return f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
+
+
 def _persistence(evaluation: Evaluation) -> str:
     horizons, gain = evaluation.horizons, evaluation.psnr_gain
     last = evaluation.num_horizons
+    over = f"On {count(len(evaluation.episodes), 'episode')}"
+    best = int(gain.mean.argmax())
+    at_best = f"at best by {gain.mean[best]:.1f} dB, at horizon {best + 1}"
     run = horizons.longest_confident_run
     if run is not None:
-        where = f"at horizon {run[0]}" if run[0] == run[1] else f"from horizon {run[0]} to {run[1]}"
-        best = int(gain.mean.argmax())
+        several = f"from horizon {run[0]} to {run[1]} with 95 % confidence for all of these at once"
+        where = f"at horizon {run[0]} with 95 % confidence" if run[0] == run[1] else several
+        return f"{over} the model beats persistence {where} (of {last} steps imagined; {at_best})."
+    if horizons.first_better is not None and not evaluation.can_claim:
         return (
-            f"The model beats persistence {where} with 95 % confidence (of {last} steps imagined; "
-            f"at best by {gain.mean[best]:.1f} dB, at horizon {best + 1})."
-        )
-    if horizons.first_better is not None and not evaluation.has_intervals:
-        best = int(gain.mean.argmax())
-        return (
-            "On the one episode that was measured the model is better than persistence first at "
-            f"horizon {horizons.first_better} (of {last} steps imagined; at best by "
-            f"{gain.mean[best]:.1f} dB, at horizon {best + 1})."
+            f"{over} the model's mean is better than persistence's first at horizon "
+            f"{horizons.first_better} (of {last} steps imagined; {at_best})."
         )
     if horizons.first_better is not None:
         return (
-            f"The model does not beat persistence with confidence at any horizon up to {last}; its "
-            f"mean is better first at horizon {horizons.first_better}."
+            f"{over} the model does not beat persistence with confidence at any horizon up to "
+            f"{last}; its mean is better first at horizon {horizons.first_better}."
         )
-    best = int(gain.mean.argmax())
     loss = f"{-gain.mean[best]:.1f}"
     at_best = "as good as it" if loss in ("0.0", "-0.0") else f"{loss} dB worse"
     return (
-        f"The model does not beat persistence at any horizon up to {last}: at best it is "
+        f"{over} the model does not beat persistence at any horizon up to {last}: at best it is "
         f"{at_best}, at horizon {best + 1}."
     )
 
 
 def _effective(evaluation: Evaluation) -> str:
-    if not evaluation.has_intervals:
+    if not evaluation.can_claim:
         return (
-            "With one episode there is no interval over episodes: nothing here is certain, and "
-            "there is no effective horizon. More episodes for splits.test in the recipe give one."
+            f"{count(len(evaluation.episodes), 'episode')} cannot show anything with confidence, "
+            f"and give no effective horizon; that takes {MIN_EPISODES} at least. Hold out more "
+            "with splits.test in the recipe, or every one in turn with splits.folds "
+            "(docs/evaluation.md)."
         )
     effective = evaluation.horizons.effective_horizon
     if effective:
@@ -86,13 +128,14 @@ def _actions(evaluation: Evaluation) -> str:
         return "There was one start only, so actions could not be shuffled."
     horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
     figure = with_interval(gap, horizon, 1)
-    if not evaluation.has_intervals:
-        return f"True actions minus shuffled ones: {figure} dB at horizon {horizon}."
-    if gap.low[horizon - 1] > 0:
-        return f"True actions beat shuffled ones by {figure} dB at horizon {horizon}."
+    over = count(len(evaluation.episodes), "episode")
+    if not evaluation.can_claim:
+        return f"True actions minus shuffled ones: {figure} dB at horizon {horizon}, over {over}."
+    if gap.is_certain[horizon - 1]:
+        return f"True actions beat shuffled ones by {figure} dB at horizon {horizon}, over {over}."
     return (
         "True actions are not better than shuffled ones with 95 % confidence at horizon "
-        f"{horizon}: {figure} dB."
+        f"{horizon}, over {over}: {figure} dB."
     )
 
 

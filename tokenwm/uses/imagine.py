@@ -70,7 +70,7 @@ class ImaginedEpisode:
         frame_tokens: ``(N, H, K)`` int64.
         state: ``(N, H, state_dim)`` in the units of the data, or None.
         action: ``(H, A)`` in the units of the data; entry ``h`` leads to ``frames[:, h]``.
-        reward: ``(N, H)`` float32, expected reward of each action; zeros if none was recorded.
+        reward: ``(N, H)`` float32, expected reward of each action; None if none was recorded.
         termination_probability: ``(N, H)`` float32, that each action ends the task.
         frame_nll: ``(N, H)`` float32, the model's surprise at what it drew, nats per token.
         frame_entropy: ``(N, H)`` float32, how uncertain it was before it drew, nats per token.
@@ -86,7 +86,7 @@ class ImaginedEpisode:
     frame_tokens: NDArray[np.int64]
     state: NDArray[Any] | None
     action: NDArray[Any]
-    reward: NDArray[np.float32]
+    reward: NDArray[np.float32] | None
     termination_probability: NDArray[np.float32]
     frame_nll: NDArray[np.float32]
     frame_entropy: NDArray[np.float32]
@@ -132,7 +132,7 @@ def imagine_episode(
     if config.actions == "own":
         start = first + num_context
         truth = reader.frames(key, start, start + config.imagination_horizon)
-    states = rollout.state_tokens
+    state, reward = rollout.state, rollout.reward
     return ImaginedEpisode(
         key=key,
         first_step=first,
@@ -140,9 +140,9 @@ def imagine_episode(
         frames=model.decode_frames(rollout).cpu().numpy(),
         truth_frames=truth,
         frame_tokens=rollout.frame_tokens.cpu().numpy(),
-        state=None if states is None else model.decode_states(states),
+        state=None if state is None else _array(state),
         action=action,
-        reward=_array(rollout.reward),
+        reward=None if reward is None else _array(reward),
         termination_probability=_array(rollout.termination_probability),
         frame_nll=_array(rollout.frame_nll),
         frame_entropy=_array(rollout.frame_entropy),
@@ -197,7 +197,7 @@ def random_actions(model: TokenWorldModel, horizon: int, seed: int) -> NDArray[A
     if isinstance(tokenizer, ContinuousTokenizer):
         low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
         return generator.uniform(low, high, shape).astype(np.float32)
-    return generator.integers(0, tokenizer.num_values, shape)
+    return generator.integers(0, tokenizer.used_sizes, shape)
 
 
 def read_actions(path: Path, model: TokenWorldModel, horizon: int) -> NDArray[Any]:

@@ -1,5 +1,7 @@
 """What a LeRobot folder says about itself: features, provenance, a card."""
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,13 @@ import tokenwm
 from tokenwm.data.manifest import Manifest
 from tokenwm.uses.lerobot_files import pixel_format
 
+HUB_LICENCES = frozenset(
+    ("agpl-3.0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-2.0", "cc-by-3.0")
+    + ("cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0")
+    + ("cc-by-sa-4.0", "cc0-1.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "mit", "mpl-2.0", "odbl")
+    + ("odc-by", "pddl", "unknown", "unlicense")
+)
+"""Names that the hub knows, of those that data has."""
 OURS = {"observation.state": "state", "action": "action"}
 """LeRobot's name of a feature → ours, where both have names for its dimensions."""
 
@@ -56,11 +65,18 @@ def provenance(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def hub_licence(licence: str) -> str:
+    """The Hugging Face hub's name of a licence: one of its own, else ``other``."""
+    name = re.sub(r"[\s_]+", "-", licence.strip().lower()).removesuffix("-license")
+    return name if name in HUB_LICENCES else "other"
+
+
 def card(manifest: Manifest) -> str:
-    """``README.md``, as the Hugging Face hub shows it."""
+    """``README.md``, as the Hugging Face hub shows it; a licence is stated there."""
     licence = str(manifest.provenance.get("licence", "unknown"))
     return (
-        "---\nlicense: other\ntags: [LeRobot]\n---\n\n"
+        f"---\nlicense: {hub_licence(licence)}\nlicense_name: {json.dumps(licence)}\n"
+        "tags: [LeRobot]\n---\n\n"
         f"# {manifest.name}\n\nWritten by tokenwm {tokenwm.__version__} from frame shards at "
         f"{manifest.control_rate:g} Hz. Licence of the data: {licence}. Source: "
         f"{manifest.provenance.get('source', 'unknown')}; the rest of its provenance is in "

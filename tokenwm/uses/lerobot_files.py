@@ -12,6 +12,8 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+"""Name of a statistic → part of the values below it; LeRobot from 0.4 on normalises by them."""
 KEY_FRAME_EVERY = 2
 """Frames; as LeRobot does, so that training can read any frame without decoding many."""
 
@@ -108,47 +110,69 @@ def to_arrow(values: NDArray[Any]) -> pyarrow.Array:
     return pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def figures(values: NDArray[Any], *, is_picture: bool) -> dict[str, Any]:
-    """LeRobot's statistics of one feature over one episode, as plain lists.
+def read_column(paths: Sequence[Path], name: str) -> NDArray[Any]:
+    """All rows of a column of tables, ``(N,)`` or ``(N, n)``."""
+    tables = [pyarrow.parquet.read_table(path, columns=[name]) for path in paths]
+    column = pyarrow.concat_tables(tables).column(name).combine_chunks()
+    num_rows = len(column)
+    if pyarrow.types.is_fixed_size_list(column.type):
+        values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(num_rows, -1)
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def figures(values: NDArray[Any]) -> dict[str, Any]:
+    """LeRobot's statistics of numbers, as plain lists.
+
+    Source: lerobot 0.4, ``datasets/compute_stats.py``. It estimates quantiles from histograms, and
+    those of a dataset as the mean of its episodes'; here they are exact.
 
     Args:
-        values: ``(N,)`` or ``(N, n)`` numbers, or pictures ``(N, H, W, 3)`` uint8.
-        is_picture: Figures are then per channel, of values in [0, 1], shaped ``(3, 1, 1)``.
+        values: ``(N,)`` or ``(N, n)``.
     """
-    if is_picture:
-        numbers = values.reshape(-1, 3)
-        low, high = numbers.min(axis=0) / 255, numbers.max(axis=0) / 255
-        mean = numbers.mean(axis=0) / 255
-        # In two steps: the pictures of an episode as float64 would be eight times their size.
-        square = np.mean([np.square(image / 255).mean(axis=(0, 1)) for image in values], axis=0)
-        parts = [low, high, mean, np.sqrt(np.maximum(square - mean**2, 0))]
-        parts = [part.reshape(3, 1, 1) for part in parts]
-    else:
-        numbers = values.reshape(len(values), -1).astype(np.float64)
-        parts = [f(axis=0) for f in (numbers.min, numbers.max, numbers.mean, numbers.std)]
-    names = ("min", "max", "mean", "std")
-    return {
-        **{name: part.tolist() for name, part in zip(names, parts, strict=True)},
-        "count": [len(values)],
-    }
+    numbers = values.reshape(len(values), -1).astype(np.float64)
+    functions = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
+    parts = {name: function(numbers, axis=0) for name, function in functions.items()}
+    quantiles = np.quantile(numbers, list(QUANTILES.values()), axis=0)
+    parts |= dict(zip(QUANTILES, quantiles, strict=True))
+    return {**{name: part.tolist() for name, part in parts.items()}, "count": [len(values)]}
 
 
-def merged(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Statistics of one feature over several episodes."""
-    count = np.array([e["count"][0] for e in episodes], dtype=np.float64)
-    stacked = {
-        name: np.array([e[name] for e in episodes]) for name in ("min", "max", "mean", "std")
-    }
-    weights = (count / count.sum()).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
-    mean = (weights * stacked["mean"]).sum(axis=0)
-    variance = (weights * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(axis=0)
-    return {
-        "min": stacked["min"].min(axis=0).tolist(),
-        "max": stacked["max"].max(axis=0).tolist(),
-        "mean": mean.tolist(),
-        "std": np.sqrt(variance).tolist(),
-        "count": [int(count.sum())],
-    }
+def count_values(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each value occurs in each channel of pictures ``(N, H, W, 3)``: ``(3, 256)``."""
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for image in frames:
+        for channel in range(3):
+            counts[channel] += np.bincount(image[..., channel].reshape(-1), minlength=256)
+    return counts
+
+
+def picture_figures(counts: NDArray[np.int64], num_frames: int) -> dict[str, Any]:
+    """LeRobot's statistics of pictures: per channel, of values in [0, 1], shaped ``(3, 1, 1)``.
+
+    Args:
+        counts: ``(3, 256)`` of :func:`count_values`.
+        num_frames: Pictures that were counted.
+    """
+    levels = np.arange(256) / 255
+    total = counts[0].sum()
+    mean = counts @ levels / total
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / total
+    ordered = np.cumsum(counts, axis=1)
+
+    def quantile(part: float) -> NDArray[np.float64]:
+        """As NumPy's of all values: between the two nearest in rank."""
+        rank = (total - 1) * part
+        below, above = (
+            np.array([np.searchsorted(row, int(place), side="right") for row in ordered]) / 255
+            for place in (np.floor(rank), np.ceil(rank))
+        )
+        return np.asarray(below + (above - below) * (rank - np.floor(rank)))
+
+    parts = {"min": quantile(0.0), "max": quantile(1.0), "mean": mean, "std": np.sqrt(variance)}
+    parts |= {name: quantile(part) for name, part in QUANTILES.items()}
+    shaped = {name: part.reshape(3, 1, 1).tolist() for name, part in parts.items()}
+    return {**shaped, "count": [num_frames]}
 
 
 def task_table(tasks: Sequence[str]) -> pyarrow.Table:

@@ -5,7 +5,8 @@ Memory is bounded by the batch size; only figures are kept.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class EvaluationConfig:
         batch_size: Futures imagined at once; bounds the memory.
         sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
             variance.
-        seed: Of noise, of shuffled actions and of the bootstrap.
+        seed: Of noise and of shuffled actions.
         max_episodes: Measure only that many episodes, evenly spread; None for all.
         num_examples: Starts whose pictures are kept for the report.
     """
@@ -127,6 +128,20 @@ class RowScores:
             passes=table(),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["RowScores"]) -> "RowScores":
+        """The rows of several measurements of one configuration, one after another."""
+
+        def join(values: list[Any]) -> Any:
+            if isinstance(values[0], dict):
+                return {name: join([value[name] for value in values]) for name in values[0]}
+            if isinstance(values[0], list):
+                return [item for value in values for item in value]
+            return np.concatenate(values)
+
+        names = [item.name for item in fields(cls)]
+        return cls(**{name: join([getattr(part, name) for part in parts]) for name in names})
+
 
 def has_measurable_state(model: TokenWorldModel) -> bool:
     """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
@@ -186,11 +201,12 @@ class BatchMeasurement:
             self._put(self.scores.passes, index, outcome.row_passes)
             self._put(self.scores.termination_probability, index, outcome.termination_probability)
             self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
-            if batch.reward is not None:
+            if batch.reward is not None and outcome.reward is not None:
                 self._put(self.scores.reward["model"], index, outcome.reward)
                 self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
-            if state.state_tokens is not None and self.scores.state_error:
-                self._score_state(state.state_tokens, index)
+            values = model.state_in_units(state.state_tokens, state.state_values)
+            if values is not None and self.scores.state_error:
+                self._score_state(values.cpu().numpy(), index)
             after_step()
 
     def measure_shuffled(
@@ -232,12 +248,12 @@ class BatchMeasurement:
         right = (tokens == self.true_tokens[index]).float().mean(1)
         self._put(self.scores.token_accuracy[name], index, right)
 
-    def _score_state(self, tokens: Tensor, index: int) -> None:
+    def _score_state(self, imagined: NDArray[np.float32], index: int) -> None:
         state_tokenizer = self.model.vocabulary.state
         assert self.batch.state is not None and state_tokenizer is not None
         truth = self.batch.state[:, self.num_context + index]
         guesses = {
-            "model": self.model.decode_states(tokens),
+            "model": imagined,
             "persistence": self.batch.state[:, self.num_context - 1],
             "quantization": state_tokenizer.decode(state_tokenizer.encode(truth)),
         }

@@ -1,5 +1,6 @@
 """PSNR, SSIM, intervals over episodes, and for how many steps a model is better; pure functions."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,17 @@ from tokenwm.errors import TokenwmError
 MSE_FLOOR = 1e-6
 """Smallest mean squared error that counts: PSNR ends at 60 dB, far above what 8-bit video holds."""
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 2000
+"""Of the interval of one figure at one horizon."""
+MIN_EPISODES = 6
+"""Nothing is claimed with confidence on fewer: of so few not even their skewness can be seen."""
+CLAIM_ERROR = 0.01
+"""Chance of any false claim over all horizons of a curve, if episodes were Gaussian.
+
+It is a fifth of the 5 % that a claim allows. The rest is for skewed differences (a few episodes
+lost by much), of which Student's t is wrong more often than it says; see docs/evaluation.md.
+"""
+LEAST_SHARES = 10
+"""Horizons that share ``CLAIM_ERROR`` at least, so that short curves have room for skewness too."""
 SSIM_WIDTH = 11
 """Side, in pixels, of the Gaussian window of SSIM."""
 SSIM_SIGMA = 1.5
@@ -24,7 +35,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One figure at every horizon, with its 95 % interval over episodes.
+    """One figure at every horizon, each with its own 95 % interval over episodes.
 
     Attributes:
         mean: ``(H,)`` float64, mean over episodes; entry ``h - 1`` belongs to horizon ``h``.
@@ -37,8 +48,29 @@ class Curve:
     high: FloatArray
 
     def to_dict(self) -> dict[str, list[float | None]]:
-        """JSON-ready form; None stands for a value that there is not."""
+        """JSON-ready form; None where there is no value."""
         return {"mean": plain(self.mean), "low": plain(self.low), "high": plain(self.high)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainCurve(Curve):
+    """A paired difference at every horizon, of which claims are made: above zero is better.
+
+    Attributes:
+        simultaneous_low: ``(H,)`` lower ends that hold at *all* horizons at once with 95 %
+            confidence; NaN on fewer than ``MIN_EPISODES`` episodes.
+    """
+
+    simultaneous_low: FloatArray
+
+    @property
+    def is_certain(self) -> NDArray[np.bool_]:
+        """``(H,)`` where the difference is above zero, all these horizons together with 95 %."""
+        return np.asarray(self.simultaneous_low > 0)  # NaN is not above zero
+
+    def to_dict(self) -> dict[str, list[float | None]]:
+        """JSON-ready form; None where there is no value."""
+        return {**super().to_dict(), "simultaneous_low": plain(self.simultaneous_low)}
 
 
 def plain(values: FloatArray) -> list[Any]:
@@ -124,36 +156,88 @@ def _gaussian_band(size: int, device: torch.device) -> Tensor:
     return torch.zeros(size, size, device=device).scatter_add(1, columns, weights)
 
 
-def bootstrap_curve(
-    values: FloatArray, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> Curve:
-    """Mean over episodes with a percentile bootstrap interval (Efron 1979).
+def interval_curve(values: FloatArray) -> Curve:
+    """Mean over episodes with Student's interval of the mean.
 
-    Whole episodes are resampled, because the steps and starts of one episode are not independent.
-    With fewer than about ten episodes such intervals are somewhat too narrow.
+    The unit is the episode, since the steps and starts of one are not independent.
 
     Args:
         values: ``(episodes, H)``.
-        seed: Seed of the resampling; the same values and seed give the same interval.
-        num_resamples: How many sets of episodes are drawn.
 
     Raises:
         TokenwmError: There is no episode.
     """
+    half = _half_width(values, CONFIDENCE)
+    mean = values.mean(axis=0)
+    return Curve(mean=mean, low=mean - half, high=mean + half)
+
+
+def gain_curve(differences: FloatArray) -> GainCurve:
+    """Mean paired difference over episodes, and the lower ends that hold at all horizons at once.
+
+    The horizons share the error (Bonferroni), which needs nothing of how they depend on each other.
+
+    Args:
+        differences: ``(episodes, H)``, of one episode each.
+
+    Raises:
+        TokenwmError: There is no episode.
+    """
+    curve = interval_curve(differences)
+    num_episodes, num_horizons = differences.shape
+    low = np.full(num_horizons, np.nan)
+    if num_episodes >= MIN_EPISODES:
+        error = CLAIM_ERROR / max(num_horizons, LEAST_SHARES)
+        low = curve.mean - _half_width(differences, 1.0 - 2.0 * error)
+    return GainCurve(mean=curve.mean, low=curve.low, high=curve.high, simultaneous_low=low)
+
+
+def _half_width(values: FloatArray, confidence: float) -> FloatArray:
+    """``(H,)`` half of Student's interval of the mean; NaN of one episode."""
     num_episodes, num_horizons = values.shape
     if num_episodes < 1:
         raise TokenwmError("no episode to take a mean of")
-    mean = values.mean(axis=0)
     if num_episodes == 1:
-        unknown = np.full(num_horizons, np.nan)
-        return Curve(mean=mean, low=unknown, high=unknown)
-    generator = np.random.default_rng(seed)
-    share = np.full(num_episodes, 1.0 / num_episodes)
-    counts = generator.multinomial(num_episodes, share, size=num_resamples)
-    means = counts @ values / num_episodes  # (num_resamples, H)
-    tail = (1.0 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
-    return Curve(mean=mean, low=low, high=high)
+        return np.full(num_horizons, np.nan)
+    error = values.std(axis=0, ddof=1) / math.sqrt(num_episodes)
+    return np.asarray(student_quantile(confidence, num_episodes - 1) * error)
+
+
+@functools.lru_cache
+def student_quantile(confidence: float, degrees: int) -> float:
+    """The ``t`` within which, on both sides of zero, Student's variable lies so often.
+
+    Args:
+        confidence: Probability of lying within, above 0 and below 1.
+        degrees: Degrees of freedom, at least 1.
+    """
+    low, high = 0.0, 1.0
+    while _student_within(high, degrees) < confidence:
+        high *= 2.0
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        if _student_within(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _student_within(t: float, degrees: int) -> float:
+    """The probability that Student's variable lies in [-t, t].
+
+    Source: Abramowitz & Stegun 1964, 26.7.3 and 26.7.4, a finite sum for whole degrees of freedom.
+    """
+    angle = math.atan2(t, math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    numbers = np.arange(1, (degrees - odd) // 2)
+    ratios = (2 * numbers - 1 + odd) / (2 * numbers + odd) * cosine**2
+    total = 1.0 + float(np.cumprod(ratios).sum())
+    if not odd:
+        return sine * total
+    beyond_one = sine * cosine * total if degrees > 1 else 0.0
+    return 2.0 / math.pi * (angle + beyond_one)
 
 
 def copy_nll(copied: FloatArray, num_values: int) -> FloatArray:
@@ -181,14 +265,16 @@ def copy_nll(copied: FloatArray, num_values: int) -> FloatArray:
 class HorizonSummary:
     """For how many steps a model is better than a baseline. Horizons count from 1.
 
+    Everything said here of confidence is one statement: with 95 % *all* of it is true.
+
     Attributes:
-        effective_horizon: Last ``h`` such that at *every* horizon 1 to ``h`` the 95 % interval of
-            the paired difference lies above zero; 0 if it does not at horizon 1.
+        effective_horizon: Last ``h`` such that the model is better at *every* horizon 1 to ``h``
+            with confidence; 0 if it is not at horizon 1, or on too few episodes.
         first_better: First horizon at which the mean difference is positive, or None.
-        longest_confident_run: First and last horizon of the longest run over which the interval
-            lies above zero, or None. It need not start at 1: one step ahead, copying the last frame
-            is hard to beat.
-        confident_horizons: All horizons at which the interval lies above zero.
+        longest_confident_run: First and last horizon of the longest run over which the model is
+            better with confidence, or None. It need not start at 1: one step ahead, copying the
+            last frame is hard to beat.
+        confident_horizons: All horizons at which it is better with confidence.
     """
 
     effective_horizon: int
@@ -197,9 +283,9 @@ class HorizonSummary:
     confident_horizons: tuple[int, ...]
 
 
-def summarize_gain(gain: Curve) -> HorizonSummary:
+def summarize_gain(gain: GainCurve) -> HorizonSummary:
     """Where a paired difference (model minus baseline, more is better) shows the model to win."""
-    confident = [bool(low > 0) for low in gain.low]  # NaN is not above zero
+    confident = [bool(certain) for certain in gain.is_certain]
     effective = confident.index(False) if False in confident else len(confident)
     better = np.flatnonzero(gain.mean > 0)
     longest: tuple[int, int] | None = None

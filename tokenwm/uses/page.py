@@ -11,8 +11,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tokenwm.uses.headline import HEADLINE_HORIZON, headline, table_horizons, with_interval
-from tokenwm.uses.metrics import Curve
+from tokenwm.uses.headline import (
+    ALARMS,
+    HEADLINE_HORIZON,
+    count,
+    headline,
+    table_horizons,
+    with_interval,
+)
+from tokenwm.uses.metrics import MIN_EPISODES, Curve
 from tokenwm.uses.pictures import ERROR_RANGE
 from tokenwm.uses.plot_style import PAGE_STYLE, Plot, figure_html
 from tokenwm.uses.plots import LABELS
@@ -46,12 +53,12 @@ def page(
         title=escape(f"{name}: world model report"),
         name=escape(name),
         subtitle=escape(
-            f"{_count(len(evaluation.episodes), 'episode')} of split {split}, "
-            f"{_count(evaluation.num_starts, 'start')}, {evaluation.num_horizons} steps imagined "
+            f"{count(len(evaluation.episodes), 'episode')} of split {split}, "
+            f"{count(evaluation.num_starts, 'start')}, {evaluation.num_horizons} steps imagined "
             f"open loop from {provenance['evaluation']['num_context_frames']} observed frames at "
             f"{evaluation.control_rate:g} Hz"
         ),
-        alarm=" alarm" if evaluation.codebook.is_dead else "",
+        alarm=" alarm" if first.startswith(ALARMS) else "",
         first=escape(first),
         rest="".join(f"<li>{escape(sentence)}</li>" for sentence in rest),
         tiles=_tiles(evaluation),
@@ -77,22 +84,24 @@ def _tiles(evaluation: Evaluation) -> str:
     )
     book, speed = evaluation.codebook, evaluation.speed
     where = "nowhere" if run is None else f"{run[0]} – {run[1]}"
+    over = count(len(evaluation.episodes), "episode")
     certain = (
-        f"horizons, with 95 % confidence; effective horizon {evaluation.horizons.effective_horizon}"
+        f"horizons, all at once with 95 % confidence over {over}; effective horizon "
+        f"{evaluation.horizons.effective_horizon}"
     )
-    if not evaluation.has_intervals:
-        where, certain = "–", "cannot be said with confidence of one episode"
+    if not evaluation.can_claim:
+        where, certain = "–", f"no confidence from {over}; it takes {MIN_EPISODES} at least"
     tiles = [
         ("beats persistence", where, certain),
         (
             "gain over persistence",
             f"{gain.mean[horizon - 1]:+.1f} dB",
-            f"PSNR at horizon {horizon}",
+            f"PSNR at horizon {horizon}, mean of {over}",
         ),
         (
             "effect of actions",
             "–" if gap is None else f"{gap.mean[horizon - 1]:+.1f} dB",
-            f"true over shuffled actions at horizon {horizon}",
+            f"true over shuffled actions at horizon {horizon}, mean of {over}",
         ),
         (
             "codebook in use",
@@ -103,7 +112,7 @@ def _tiles(evaluation: Evaluation) -> str:
         (
             "one imagined step",
             f"{speed.milliseconds_per_step:.0f} ms",
-            f"{_count(speed.batch_size, 'future')} at once on {speed.device}: "
+            f"{count(speed.batch_size, 'future')} at once on {speed.device}: "
             f"{speed.steps_per_second:.0f} steps per second, "
             f"{speed.tokens_per_pass:.1f} frame tokens per pass",
         ),
@@ -170,9 +179,20 @@ def significant_digits(curves: Mapping[str, Curve], digits: int = 3) -> int:
 
 
 def _table_note(evaluation: Evaluation) -> str:
-    if evaluation.has_intervals:
-        return "Means over episodes; below each, its 95 % interval."
-    return "Figures of one episode, so without intervals, which are over episodes."
+    over = count(len(evaluation.episodes), "episode")
+    outside = evaluation.outside
+    home = (
+        ""
+        if outside.reconstruction_at_home is not None
+        else (" How well the tokenizer reconstructs at home is not known, so it is not compared.")
+    )
+    if not evaluation.has_intervals:
+        return f"Figures of {over}, so without intervals, which are over episodes.{home}"
+    return (
+        f"Means over {over}; below each, its 95 % interval (Student's), which is about that "
+        "horizon alone. What is said above with confidence is stricter: it holds at all its "
+        f"horizons at once, with room for skewed differences.{home}"
+    )
 
 
 def _table(evaluation: Evaluation) -> str:
@@ -243,10 +263,6 @@ def _configuration(provenance: Mapping[str, Any]) -> str:
 def _in_one_line(found: re.Match[str]) -> str:
     """A JSON list of plain values without its line breaks."""
     return " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))

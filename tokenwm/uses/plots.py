@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tokenwm.uses.metrics import Curve
+from tokenwm.uses.headline import count
+from tokenwm.uses.metrics import Curve, GainCurve
 from tokenwm.uses.plot_style import FAINT, LineEnd, Plot, label_ends, new_figure, to_png
 from tokenwm.uses.results import Evaluation
 
@@ -38,9 +39,13 @@ DASHED = ("reconstruction_anchored", "model_plain")
 def make_plots(evaluation: Evaluation) -> list[Plot]:
     """All plots that the evaluation has figures for."""
     rate = evaluation.control_rate
-    bands = "Bands are 95 % intervals over episodes."
+    over = count(len(evaluation.episodes), "episode")
+    bands = f"Bands are 95 % intervals over {over}, each about one horizon alone."
     if not evaluation.has_intervals:
         bands = "Without bands: one episode has no interval over episodes."
+    dotted = "Dotted: lower end for all horizons at once, on which claims rest."
+    if not evaluation.can_claim:
+        dotted = f"Nothing is claimed with confidence from {over}."
     plots = [
         _plot(
             "psnr",
@@ -56,7 +61,7 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
             {"model": evaluation.psnr_gain, "model_plain": evaluation.psnr_gain_plain},
             rate,
             "Paired by episode: above zero the model is better than repeating the last observed "
-            "frame.",
+            f"frame. {bands} {dotted}",
             zero=True,
         ),
         _plot(
@@ -75,7 +80,7 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
                 {"shuffled": evaluation.action_gap},
                 rate,
                 "ΔPSNR: true minus shuffled actions, from the same context. Zero means that the "
-                "model ignores its actions.",
+                f"model ignores its actions. {bands} {dotted}",
                 zero=True,
                 labels={"shuffled": "true − shuffled"},
             )
@@ -153,6 +158,10 @@ def _plot(
         if key not in DASHED and np.isfinite(curve.low).all():
             axes.fill_between(
                 horizons, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0
+            )
+        if key not in DASHED and isinstance(curve, GainCurve):
+            axes.plot(
+                horizons, curve.simultaneous_low, color=colour, linestyle="dotted", linewidth=1.2
             )
         label = (labels or LABELS)[key]
         ends.append(LineEnd(value=float(curve.mean[-1]), label=label, colour=colour))

@@ -8,9 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.tokenizer.frames import DEAD_CODEBOOK_SHARE
-from tokenwm.uses.metrics import Curve, FloatArray, HorizonSummary, plain
+from tokenwm.uses.metrics import (
+    CLAIM_ERROR,
+    CONFIDENCE,
+    LEAST_SHARES,
+    MIN_EPISODES,
+    Curve,
+    FloatArray,
+    GainCurve,
+    HorizonSummary,
+    plain,
+)
+from tokenwm.uses.outside import OutsideTraining
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +197,10 @@ class Evaluation:
         state: Errors of the state, or None.
         reward_error: ``model`` and ``training_mean``: mean absolute error of the reward, or None.
         termination: How well endings are foreseen, or None if no measured step ends.
-        codebook: Use of the codebook.
-        speed: Time of imagination.
+        num_models: How many models were measured, each on episodes held out from it.
+        outside: How far the measured episodes lie outside what was trained on.
+        codebook: Use of the codebook; of several models the one that uses least of its own.
+        speed: Time of imagination; of several models the first one's.
         horizons: Where the model beats persistence.
         episodes: Per episode.
         skipped: Key → steps of episodes that were too short.
@@ -198,15 +211,17 @@ class Evaluation:
     control_rate: float
     psnr: Mapping[str, Curve]
     psnr_pooled: Mapping[str, FloatArray]
-    psnr_gain: Curve
-    psnr_gain_plain: Curve
-    action_gap: Curve | None
+    psnr_gain: GainCurve
+    psnr_gain_plain: GainCurve
+    action_gap: GainCurve | None
     ssim: Mapping[str, Curve]
     token_accuracy: Mapping[str, Curve]
     token_nll: Mapping[str, Curve]
     state: StateErrors | None
     reward_error: Mapping[str, Curve] | None
     termination: TerminationScore | None
+    num_models: int
+    outside: OutsideTraining
     codebook: CodebookUse
     speed: Speed
     horizons: HorizonSummary
@@ -230,6 +245,11 @@ class Evaluation:
         """Whether there are intervals: they are over episodes, and one episode has no spread."""
         return len(self.episodes) > 1
 
+    @property
+    def can_claim(self) -> bool:
+        """Whether there are enough episodes to claim anything with confidence."""
+        return len(self.episodes) >= MIN_EPISODES
+
     def to_dict(self) -> dict[str, Any]:
         """What ``metrics.json`` holds; null where there is no value, never NaN."""
         return {
@@ -238,6 +258,16 @@ class Evaluation:
             "control_rate": self.control_rate,
             "num_episodes": len(self.episodes),
             "num_starts": self.num_starts,
+            "num_models": self.num_models,
+            "intervals": {
+                "kind": "student_t",
+                "over": "episodes",
+                "confidence": CONFIDENCE,
+                "min_episodes_for_claims": MIN_EPISODES,
+                "simultaneous_error": CLAIM_ERROR,
+                "simultaneous_shares": max(self.num_horizons, LEAST_SHARES),
+            },
+            "outside_training": self.outside.to_dict(),
             "beats_persistence": asdict(self.horizons),
             "psnr": _curves(self.psnr),
             "psnr_pooled": {name: plain(values) for name, values in self.psnr_pooled.items()},

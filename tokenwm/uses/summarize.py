@@ -11,8 +11,9 @@ from tokenwm.uses.measure import RowScores
 from tokenwm.uses.metrics import (
     Curve,
     FloatArray,
-    bootstrap_curve,
     copy_nll,
+    gain_curve,
+    interval_curve,
     psnr_from_mse,
     summarize_gain,
 )
@@ -23,40 +24,41 @@ TERMINATION_THRESHOLD = 0.5
 
 
 def summarize_scores(
-    model: TokenWorldModel,
-    manifest: Manifest,
-    starts: Starts,
-    scores: RowScores,
-    seed: int,
+    model: TokenWorldModel, manifests: Sequence[Manifest], starts: Starts, scores: RowScores
 ) -> dict[str, Any]:
-    """Scores of rows → fields of :class:`Evaluation`: means over starts, then over episodes."""
+    """Scores of rows → fields of :class:`Evaluation`: means over starts, then over episodes.
+
+    Args:
+        model: What was measured; of several models of one configuration, any.
+        manifests: Of each row, the dataset that its model was trained on: errors are set against
+            the figures of the training data.
+        starts: The rows.
+        scores: Of the rows.
+    """
     keys = [row.key for row in starts.rows]
 
     def curve(values: FloatArray) -> Curve:
-        return bootstrap_curve(over_episodes(values, keys), seed=seed)
-
-    def difference(left: FloatArray, right: FloatArray) -> Curve:
-        return bootstrap_curve(left - right, seed=seed)
+        return interval_curve(over_episodes(values, keys))
 
     mse = {n: table for n, table in scores.mse.items() if not np.isnan(table).any()}
     psnr = {name: psnr_from_mse(over_episodes(table, keys)) for name, table in mse.items()}
-    gain = difference(psnr["model"], psnr["persistence"])
+    gain = gain_curve(psnr["model"] - psnr["persistence"])
     accuracy = scores.token_accuracy
     nll = {
         "model": scores.token_nll,
         "persistence": copy_nll(accuracy["persistence"], model.vocabulary.codebook_size),
     }
     return {
-        "psnr": {name: bootstrap_curve(values, seed=seed) for name, values in psnr.items()},
+        "psnr": {name: interval_curve(values) for name, values in psnr.items()},
         "psnr_pooled": {name: psnr_from_mse(table.mean(axis=0)) for name, table in mse.items()},
         "psnr_gain": gain,
-        "psnr_gain_plain": difference(psnr["model_plain"], psnr["persistence"]),
-        "action_gap": difference(psnr["model"], psnr["shuffled"]) if "shuffled" in psnr else None,
+        "psnr_gain_plain": gain_curve(psnr["model_plain"] - psnr["persistence"]),
+        "action_gap": gain_curve(psnr["model"] - psnr["shuffled"]) if "shuffled" in psnr else None,
         "ssim": {name: curve(scores.ssim[name]) for name in mse},
         "token_accuracy": {n: curve(t) for n, t in accuracy.items() if not np.isnan(t).any()},
         "token_nll": {name: curve(table) for name, table in nll.items()},
-        "state": _state_errors(manifest, scores, keys, seed),
-        "reward_error": _reward_errors(manifest, scores, keys, seed),
+        "state": _state_errors(manifests, scores, keys),
+        "reward_error": _reward_errors(manifests, scores, keys),
         "termination": _termination(scores),
         "horizons": summarize_gain(gain),
         "episodes": tuple(
@@ -78,24 +80,24 @@ def over_episodes(values: FloatArray, keys: Sequence[str]) -> FloatArray:
 
 
 def _state_errors(
-    manifest: Manifest, scores: RowScores, keys: Sequence[str], seed: int
+    manifests: Sequence[Manifest], scores: RowScores, keys: Sequence[str]
 ) -> StateErrors | None:
     if not scores.state_error:
         return None
-    feature = manifest.features["state"]
-    std = np.asarray(manifest.statistics.get("state", {}).get("std", ()), dtype=np.float64)
-    moves = std > 1e-6
+    feature = manifests[0].features["state"]
+    deviations = [manifest.statistics.get("state", {}).get("std", ()) for manifest in manifests]
+    std = np.asarray(deviations, dtype=np.float64)  # (rows, state_dim), or (rows, 0)
+    moves = (std > 1e-6).all(axis=0)
     normalized = None
     if moves.any():
+        std = std[:, None, moves]
         normalized = {
-            name: bootstrap_curve(
-                over_episodes((errors[..., moves] / std[moves]).mean(-1), keys), seed=seed
-            )
+            name: interval_curve(over_episodes((errors[..., moves] / std).mean(-1), keys))
             for name, errors in scores.state_error.items()
         }
     return StateErrors(
         absolute={
-            name: bootstrap_curve(over_episodes(errors.mean(-1), keys), seed=seed)
+            name: interval_curve(over_episodes(errors.mean(-1), keys))
             for name, errors in scores.state_error.items()
         },
         normalized=normalized,
@@ -109,17 +111,18 @@ def _state_errors(
 
 
 def _reward_errors(
-    manifest: Manifest, scores: RowScores, keys: Sequence[str], seed: int
+    manifests: Sequence[Manifest], scores: RowScores, keys: Sequence[str]
 ) -> Mapping[str, Curve] | None:
     if not scores.reward:
         return None
     truth = scores.reward["truth"]
     guesses = {"model": scores.reward["model"]}
-    mean = manifest.statistics.get("reward", {}).get("mean")
-    if mean is not None:
-        guesses["training_mean"] = np.full_like(truth, float(np.ravel(mean)[0]))
+    means = [manifest.statistics.get("reward", {}).get("mean", ()) for manifest in manifests]
+    if all(np.size(mean) for mean in means):
+        per_row = np.asarray(means, dtype=np.float64).reshape(-1, 1)
+        guesses["training_mean"] = np.broadcast_to(per_row, truth.shape)
     return {
-        name: bootstrap_curve(over_episodes(np.abs(guess - truth), keys), seed=seed)
+        name: interval_curve(over_episodes(np.abs(guess - truth), keys))
         for name, guess in guesses.items()
     }
 

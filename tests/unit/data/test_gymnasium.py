@@ -29,8 +29,12 @@ class Counter(gymnasium.Env[Any, Any]):
         self.action_space = (
             spaces.Discrete(4, start=1) if discrete else spaces.Box(-1, 1, (3,), np.float32)
         )
-        if kind == "multi":
-            self.action_space = spaces.MultiDiscrete([2, 2])
+        several = {
+            "multi": spaces.MultiDiscrete([3, 2, 5], start=[0, 1, 0]),
+            "buttons": spaces.MultiBinary(3),
+            "tuple": spaces.Tuple([spaces.Discrete(2)]),
+        }
+        self.action_space = several.get(kind, self.action_space)
         self.observation_space = spaces.Box(0, 1, (2,))
         self.canvas = np.zeros((20, 30, 3), np.uint8)
 
@@ -48,6 +52,8 @@ class Counter(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.count, self.offset = 0, self.np_random.uniform()
+        if options and "offset" in options:
+            self.offset = float(options["offset"])
         return self.observe(), {}
 
     def step(self, action: Any) -> Any:
@@ -131,6 +137,17 @@ def test_discrete_actions_are_counted_from_zero() -> None:
     assert recipe.open_source().describe().num_actions == 4
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("multi", (3, 2, 5)), ("buttons", (2, 2, 2))])
+def test_several_ids_a_step(kind: str, sizes: tuple[int, ...]) -> None:
+    recipe = make_recipe({"kind": kind}, max_steps=100)
+    episode = load(recipe)
+    assert episode.action.dtype == np.int64
+    assert episode.action.shape == (101, 3)
+    for column, size in zip(episode.action[:-1].T, sizes, strict=True):
+        assert set(column.tolist()) == set(range(size))
+    assert recipe.open_source().describe().num_actions == max(sizes)
+
+
 @pytest.mark.parametrize("kind", ["image", "grey"])
 def test_observation_is_the_picture(kind: str) -> None:
     episode = load(make_recipe({"kind": kind}, cameras={"eye": "observation"}, state=None))
@@ -164,8 +181,8 @@ def test_wrong_options_are_named() -> None:
         load(make_recipe({"kind": "image"}))
     with pytest.raises(RecipeError, match=r"float32\(20, 30, 3\); expected uint8"):
         load(make_recipe({"kind": "float"}, cameras={"eye": "observation"}, state=None))
-    with pytest.raises(RecipeError, match="Box and Discrete"):
-        make_recipe({"kind": "multi"}).open_source()
+    with pytest.raises(RecipeError, match="Box, Discrete, MultiDiscrete and MultiBinary are"):
+        make_recipe({"kind": "tuple"}).open_source()
     with pytest.raises(RecipeError, match="num_episodes is 0"):
         make_recipe(num_episodes=0)
 
@@ -229,10 +246,82 @@ def test_the_pusher_of_the_shipped_recipe_touches_the_block(
     monkeypatch.setattr(pusht, "step", note_step)
     recipe = load_recipe(Path(__file__).parents[3] / "data_recipes" / "pusht.yaml")
     source = recipe.open_source()
-    for ref in source.episodes()[:10]:
+    refs = source.episodes()[:10]
+    for ref in refs[:4] + refs[5:9]:
         source.load(ref)
-    assert len(touching) == 10 * 120
+    assert len(touching) == 8 * 120
     assert 0.3 < np.mean(touching) < 0.6
+
+
+def test_each_fifth_episode_of_the_shipped_recipe_is_to_end_in_success() -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
+    path = Path(__file__).parents[3] / "data_recipes" / "pusht.yaml"
+    small = [f"source.env_kwargs.observation_{side}=16" for side in ("width", "height")]
+    source = load_recipe(path, small).open_source()
+    ended = [source.load(ref) for ref in source.episodes()[4:40:5]]
+    assert sum(bool(episode.terminated.any()) for episode in ended) >= 6  # 56 of all 60
+    for episode in ended:
+        if episode.terminated.any():
+            assert episode.reward is not None and episode.reward[-2] == 1.0
+            assert episode.metadata["success"] is True
+            assert np.flatnonzero(episode.terminated).tolist() == [episode.num_steps - 2]
+            assert episode.num_steps > 24  # long enough to be evaluated as docs/evaluation.md says
+
+
+VARIATION = {"every": 3, "policy": "smooth", "reset_options": {"offset": 7.0}}
+
+
+def test_some_episodes_may_begin_and_act_otherwise() -> None:
+    """The others are to the byte what they are without."""
+    plain = make_recipe(num_episodes=6).open_source()
+    varied = make_recipe(num_episodes=6, variation=VARIATION).open_source()
+    for index, ref in enumerate(varied.episodes()):
+        one, other = plain.load(ref), varied.load(ref)
+        assert other.state is not None and one.state is not None
+        if index in (2, 5):
+            assert (other.state[:, 1] == 7.0).all()
+            steps = np.abs(np.diff(other.action[:-1], axis=0)).mean()
+            assert steps < 0.5 * np.abs(np.diff(one.action[:-1], axis=0)).mean()
+        else:
+            np.testing.assert_array_equal(one.state, other.state)
+            np.testing.assert_array_equal(one.action, other.action)
+    assert "policy random, one episode in 3 by smooth" in varied.provenance()["source"]
+
+
+def test_all_episodes_may_begin_as_the_recipe_says() -> None:
+    recipe = make_recipe(reset_options={"offset": 3.0}, variation={"every": 2, "policy": "random"})
+    source = recipe.open_source()
+    first, second = (source.load(ref).state[0, 1] for ref in source.episodes()[:2])
+    assert first == 3.0
+    assert second != 3.0  # a variation has its own
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"variation": {"every": 1, "policy": "random"}}, "variation.*every is 1; .* least 2"),
+        ({"variation": {"every": 2, "policy": "fly"}}, "unknown policy 'fly'; known: .*smooth"),
+        ({"variation": {"every": 2}}, "'source.variation.policy' is missing"),
+        ({"variation": {**VARIATION, "starts": 1}}, "unknown key 'source.variation.starts'.*start"),
+        ({"start": "nowhere"}, "unknown start 'nowhere'; known: pusht_near_target"),
+        ({"start": "pusht_near_target"}, "pusht_near_target is of gym_pusht/.*, not of Tokenwm"),
+        (
+            {"variation": {"every": 2, "policy": "pusht_finisher"}, "num_envs": 2},
+            "policy pusht_finisher reads the simulator",
+        ),
+    ],
+)
+def test_impossible_variations_are_refused(source: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(**source)
+
+
+def test_options_that_an_environment_does_not_take_are_named() -> None:
+    recipe = make_recipe(
+        env_id="CartPole-v1", cameras={}, state="observation", reset_options={"low": "left"}
+    )
+    with pytest.raises(RecipeError, match="cannot be reset with the options .*left.*reset_options"):
+        load(recipe)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +373,7 @@ def test_episodes_are_the_same_however_many_run_at_once(
     env_id: str, camera: str | None, policy: str, package: str
 ) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed")
-    options = {
+    options: dict[str, Any] = {
         "env_id": env_id,
         "cameras": {"eye": camera} if camera else {},
         "state": None if env_id.startswith("ALE") else "observation",
@@ -292,6 +381,12 @@ def test_episodes_are_the_same_however_many_run_at_once(
         "num_episodes": 2 if camera else 4,
         "max_steps": 8 if camera else 40,
     }
+    if env_id == "CartPole-v1":  # which draws its first state between these
+        options["variation"] = {
+            "every": 2,
+            "policy": "random",
+            "reset_options": {"low": 0.01, "high": 0.02},
+        }
     one = make_recipe(**options).open_source()
     alone = [one.load(ref) for ref in one.episodes()]
     several = make_recipe(**options, num_envs=2 if camera else 3).open_source()

@@ -15,7 +15,9 @@ def values(**changes: Any) -> dict[str, Any]:
     return {"name": "test", "source": source, "control_rate": 10} | changes
 
 
-@pytest.mark.parametrize("name", ["pusht", "unitree_g1_bottle", "template"])
+@pytest.mark.parametrize(
+    "name", ["pusht", "unitree_g1_bottle", "unitree_g1_bottle_all", "template"]
+)
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert recipe.control_rate == 10.0
@@ -102,6 +104,11 @@ def test_overrides_go_on_top_of_the_file(tmp_path: Path) -> None:
         ({"splits": {"val": 1.0}}, "splits.val is 1.0"),
         ({"splits": {"val": 0.5, "test": 0.5}}, "nothing is left"),
         ({"splits": {"seed": True}}, "expected a whole number"),
+        ({"splits": {"folds": 1}}, "splits.folds is 1; expected 2 or more"),
+        ({"splits": {"folds": 5, "fold": 5}}, "splits.fold is 5 of 5 folds"),
+        ({"splits": {"fold": 1}}, "splits.fold is 1 of 0 folds"),
+        ({"splits": {"folds": 5, "test": 0.3}}, "splits.test is 0.3 beside folds: 5"),
+        ({"splits": {"folds": 5, "recorded": True}}, "splits.folds and recorded are two ways"),
         ({"splits": 3}, "splits is '3'"),
         ({"quality": {"min_steps": 1}}, "quality.min_steps is 1"),
         ({"quality": {"strict": "yes"}}, "expected true or false"),
@@ -151,9 +158,39 @@ def test_splits_are_a_pure_function_of_keys_and_seed() -> None:
     assert counts == [35, 5, 10]
 
 
+@pytest.mark.parametrize("num_episodes", [5, 6, 7, 23, 24])
+def test_over_all_folds_every_episode_is_held_out_once(num_episodes: int) -> None:
+    keys = [f"episode_{i}" for i in range(num_episodes)]
+    folds = [split_keys(keys, SplitConfig(val=0.1, folds=5, fold=fold)) for fold in range(5)]
+    held_out = [{key for key, split in one.items() if split == "test"} for one in folds]
+    assert sorted(key for one in held_out for key in one) == sorted(keys)
+    sizes = [len(one) for one in held_out]
+    assert max(sizes) - min(sizes) <= 1
+    for one in folds:
+        names = list(one.values())
+        assert set(one) == set(keys) and names.count("val") == max(1, round(0.1 * num_episodes))
+    again = split_keys(reversed(keys), SplitConfig(val=0.1, folds=5, fold=2))
+    assert again == folds[2]
+    assert split_keys(keys, SplitConfig(folds=5, fold=2, seed=1)) != folds[2]
+
+
+def test_a_fold_is_recorded_and_nothing_else_is_changed(tmp_path: Path) -> None:
+    """Recipes without folds are recorded as before, so that datasets of them stay finished."""
+    plain = {"type": "videos", "path": "x"}
+    recipe = parse_recipe({"name": "a", "source": plain, "control_rate": 10})
+    assert set(recipe.to_dict()["splits"]) == {"val", "test", "seed", "recorded"}
+    splits = {"val": 0.0, "folds": 4, "fold": 3}
+    recipe = parse_recipe({"name": "a", "source": plain, "control_rate": 10, "splits": splits})
+    recorded = recipe.to_dict()["splits"]
+    assert (recorded["test"], recorded["folds"], recorded["fold"]) == (0.25, 4, 3)
+    assert SplitConfig(**recorded) == recipe.splits  # what was recorded can be read again
+
+
 def test_every_split_gets_an_episode() -> None:
     splits = split_keys(["a", "b", "c"], SplitConfig(val=0.01, test=0.01))
     assert sorted(splits.values()) == ["test", "train", "val"]
     assert set(split_keys(["a"], SplitConfig(val=0.0, test=0.0)).values()) == {"train"}
     with pytest.raises(RecipeError, match=r"2 episode\(s\) cannot be divided"):
         split_keys(["a", "b"], SplitConfig())
+    with pytest.raises(RecipeError, match=r"4 episode\(s\) cannot be divided into 5 folds"):
+        split_keys("abcd", SplitConfig(folds=5))

@@ -76,8 +76,12 @@ def test_small_statistics() -> None:
     counts.add(np.array([[0], [2]]))
     counts.add(np.array([[0]]))
     assert counts.result() == {"count": 3, "counts": [2, 0, 1]}
+    several = DiscreteStatistics()
+    several.add(np.array([[0, 2], [1, 2]]))
+    several.add(np.array([[3, 0]]))
+    assert several.result() == {"count": 3, "counts": [[1, 1, 0, 1], [1, 0, 2, 0]]}
     more = DiscreteStatistics()
-    more.add(np.array([4]))
+    more.add(np.array([[4]]))
     counts.merge(more.to_arrays())
     assert counts.result() == {"count": 4, "counts": [2, 0, 1, 0, 1]}
     mean = MeanFrame()

@@ -1,5 +1,6 @@
 """``tokenwm inspect``: what is said about a folder, and a recipe that works as it is."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,10 +17,11 @@ from tests.unit.data.test_lerobot_versions import episode
 from tests.unit.data.test_videos import write_table
 from tokenwm.cli import main as cli
 from tokenwm.data.prepare import prepare
-from tokenwm.data.recipe import load_recipe, parse_recipe
-from tokenwm.data.starter_recipe import starter_recipe
+from tokenwm.data.recipe import load_recipe, parse_recipe, split_keys
+from tokenwm.data.starter_recipe import TEST_EPISODES, starter_recipe
 from tokenwm.data.survey import propose_control_rate, survey
 from tokenwm.errors import RecipeError, SourceError
+from tokenwm.uses.metrics import MIN_EPISODES
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -47,9 +49,9 @@ def test_what_is_said_is_so_and_the_recipe_works(
     assert found.tasks == {tasks[0]: 3, tasks[1]: 3}
     assert list(found.problems) == ["episode_000006"]
     good = [item for item in written if item.index != 6]
-    actions = np.concatenate([item.columns["action"] for item in good])
+    actions = np.concatenate([item.columns["action"][:-1] for item in good])  # the last is dropped
     np.testing.assert_allclose(found.ranges["action"], [actions.min(0), actions.max(0)])
-    assert not found.discrete and not found.ambiguous
+    assert found.source.action_kind.kind == "continuous" and not found.ambiguous
 
     recipe_file = tmp_path / "recipe.yaml"
     assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file)]) == 0
@@ -80,6 +82,45 @@ def test_few_episodes_are_divided_so_that_prepare_takes_them(tmp_path: Path, cou
     write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(count)], version="v3.0")
     recipe = parse_recipe(yaml.safe_load(starter_recipe(survey(tmp_path / "a"))))
     assert len(prepare(recipe, tmp_path / "out").episodes) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "num_test", "num_folds"),
+    [(5, 1, 0), (6, None, 5), (23, None, 5), (24, 6, 0), (30, 6, 0), (54, 6, 0), (55, 6, 0)],
+)
+def test_a_recipe_holds_out_enough_to_claim_something(
+    tmp_path: Path, count: int, num_test: int | None, num_folds: int
+) -> None:
+    """Six test episodes where two thirds stay for training, else every episode in turn."""
+    write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(2)], version="v3.0")
+    few = survey(tmp_path / "a")
+    refs = [dataclasses.replace(few.refs[0], key=f"episode_{i:06d}") for i in range(count)]
+    text = starter_recipe(dataclasses.replace(few, refs=refs))
+    splits = parse_recipe(yaml.safe_load(text)).splits
+    assert splits.folds == num_folds
+    names = list(split_keys([ref.key for ref in refs], splits).values())
+    assert names.count("val") >= 1
+    if num_test is not None:
+        assert names.count("test") == num_test
+        assert count <= 5 or names.count("train") >= 2 / 3 * count
+    assert ("--set splits.fold=0 … 4" in text) == (num_folds == 5)
+    assert ("too few to show anything" in text) == (count < 6)
+    assert TEST_EPISODES == MIN_EPISODES
+
+
+def test_a_recipe_of_damaged_recordings_holds_out_enough_good_ones(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(2)], version="v3.0")
+    few = survey(tmp_path / "a")
+    for good in (7, 30):
+        refs = [dataclasses.replace(few.refs[0], key=f"e{i}") for i in range(good + 5)]
+        problems = {f"e{i}": "damaged" for i in range(5)}
+        found = dataclasses.replace(few, refs=refs, problems=problems)
+        splits = parse_recipe(yaml.safe_load(starter_recipe(found))).splits
+        for fold in range(max(1, splits.folds)):
+            chosen = dataclasses.replace(splits, fold=fold)
+            left = split_keys([ref.key for ref in refs], chosen)
+            held_out = [key for key, split in left.items() if split == "test"]
+            assert len(set(held_out) - set(problems)) >= (6 if good == 30 else 1)
 
 
 def test_ambiguous_columns_are_listed_and_guessed_without_loss(
@@ -113,7 +154,7 @@ def test_an_unclear_action_is_left_to_choose_in_the_recipe(
     rng = np.random.default_rng(0)
     for index in range(4):
         write_video(tmp_path / "a" / f"run{index}.mp4", 12, 10)
-        # Whole numbers, some below 0: side by side they are no ids of actions.
+        # Whole numbers, some below 0: side by side they are no ids; the last row leads nowhere.
         columns = {"vx": rng.integers(-3, 3, 12), "vy": np.arange(12), "reward": np.ones(12)}
         write_table(tmp_path / "a" / f"run{index}.csv", columns)
     path = tmp_path / "recipe.yaml"
@@ -121,7 +162,8 @@ def test_an_unclear_action_is_left_to_choose_in_the_recipe(
     out = capsys.readouterr().out
     assert "no column is plainly the action; candidates: vx, vy" in out
     assert "next: choose the action in it, then tokenwm prepare" in out
-    assert re.search(r"action\[1\] vy +│ +0 │ +11", out)
+    assert re.search(r"action\[1\] vy +│ +0 │ +10", out)
+    assert "actions are continuous, quantities if all of these columns are the action" in out
 
     assert cli.main(["prepare", str(path), "--out", str(tmp_path / "out")]) == 1
     assert "source.action is not given" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens
@@ -167,8 +167,8 @@ def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
             first = restarted._state.step - (CONTEXT - 1)
             streams = torch.tensor([NUM_ENVS])
             alone = prefill(model.world_model, tokens, noise_streams=streams, first_step=first)
-        undisturbed.step(action[number])
-        restarted.step(action[number])
+        undisturbed.step_tokens(action[number])
+        restarted.step_tokens(action[number])
         others = torch.tensor([0, 1, 3])
         assert torch.equal(restarted.frame_tokens[others], undisturbed.frame_tokens[others])
         if alone is not None:
@@ -182,9 +182,9 @@ def test_actions_in_units_and_a_mask_are_tokens_and_numbers(model: TokenWorldMod
     one, two, three = (ImaginedEpisodes(model, starts_of(model), NUM_ENVS) for _ in range(3))
     actions = np.array([[-3.0, 0.1], [2.0, 9.0], [1.0, -9.0], [0.0, 3.0]], dtype=np.float32)
     for ended in (torch.tensor([False, True, False, True]), torch.zeros(4, dtype=torch.bool)):
-        one.step(model.encode_actions(actions))
-        two.take_actions(actions)
-        three.take_actions(torch.from_numpy(actions).requires_grad_())
+        one.step_tokens(model.encode_actions(actions))
+        two.step(actions)
+        three.step(torch.from_numpy(actions).requires_grad_())
         assert torch.equal(two.frame_tokens, one.frame_tokens)
         assert torch.equal(three.frame_tokens, one.frame_tokens)
         one.restart(ended.nonzero()[:, 0])
@@ -194,9 +194,9 @@ def test_actions_in_units_and_a_mask_are_tokens_and_numbers(model: TokenWorldMod
         assert two.num_steps.eq(0).equal(ended)
     for wrong in (np.full((4, 2), np.nan), torch.full((4, 2), torch.inf)):
         with pytest.raises(TokenwmError, match="only finite values"):
-            one.take_actions(wrong)
+            one.step(wrong)
     with pytest.raises(TokenwmError, match=r"actions has shape \(3, 2\)"):
-        one.take_actions(torch.zeros(3, 2))
+        one.step(torch.zeros(3, 2))
     with pytest.raises(TokenwmError, match="episodes has shape"):
         one.restart(torch.ones(3, dtype=torch.bool))
 
@@ -218,7 +218,7 @@ def test_pixels_are_those_of_a_rollout(cameras: tuple[str, ...]) -> None:
     assert torch.equal(episodes.observe("pixels"), starts.anchor[order])
     actions = np.ones((NUM_ENVS, 2), dtype=np.float32)
     for number in range(3):
-        episodes.take_actions(actions)
+        episodes.step(actions)
         if number == 1:
             episodes.restart(torch.tensor([1, 2]))
             order[1], order[2] = start_rows(episodes, [1, 2])
@@ -237,10 +237,10 @@ def test_terminations_have_the_models_probability(model: TokenWorldModel) -> Non
     torch.nn.init.zeros_(model.world_model.termination_head.weight)
     unpack_linear_maps(model.world_model)  # packed ones do not see the new weights
     episodes = ImaginedEpisodes(model, starts_of(model), 400)
-    ended = episodes.step(torch.zeros(400, 2, dtype=torch.int64)).terminated
+    ended = episodes.step_tokens(torch.zeros(400, 2, dtype=torch.int64)).terminated
     assert 150 < int(ended.sum()) < 250
     never = ImaginedEpisodes(model, starts_of(model), 400, termination_threshold=0.6)
-    assert not never.step(torch.zeros(400, 2, dtype=torch.int64)).terminated.any()
+    assert not never.step_tokens(torch.zeros(400, 2, dtype=torch.int64)).terminated.any()
 
 
 @pytest.mark.parametrize(
@@ -449,3 +449,51 @@ def test_ppo_learns_in_it_without_an_adapter() -> None:
             loss.backward()
             optimizer.step()
     assert np.mean(earned[-3:]) > np.mean(earned[:3]) + 0.2, earned
+
+
+def test_without_rewards_an_environment_is_told_what_a_step_is_worth_or_refuses() -> None:
+    model = make_model(has_reward=False)
+    starts = starts_of(model)
+    for make in (WorldModelEnv, lambda *args: WorldModelVectorEnv(*args, 2)):
+        with pytest.raises(TokenwmError, match=r"source\.reward.*give the environment a reward_fn"):
+            make(model, starts)  # type: ignore[operator]
+    assert ImaginedEpisodes(model, starts, 2).step(torch.zeros(2, 2)).reward is None
+
+    seen: list[Rollout] = []
+
+    def distance(rollout: Rollout) -> torch.Tensor:
+        seen.append(rollout)
+        assert rollout.state is not None
+        return -rollout.state[:, 0].norm(dim=1)
+
+    env = WorldModelVectorEnv(
+        model, starts, NUM_ENVS, termination_threshold=1.1, reward_fn=distance
+    )
+    env.reset(seed=2)
+    for number in range(3):
+        actions = actions_for(env, number)
+        observation, reward, *_, info = env.step(actions)
+        np.testing.assert_allclose(reward, -np.linalg.norm(info["state"], axis=1), rtol=1e-5)
+        assert (reward < 0).all()
+        rollout = seen[-1]
+        assert torch.equal(rollout.action_tokens[:, 0], model.encode_actions(actions))
+        assert rollout.frame_tokens.shape == (NUM_ENVS, 1, 16) and rollout.reward is None
+        pixels = model.decode_frames(rollout)[:, 0, 0].numpy()
+        assert (pixels == observation).all()  # anchored where each episode started
+    one = WorldModelEnv(model, starts, reward_fn=lambda rollout: torch.full((1,), 3.0))
+    one.reset(seed=0)
+    assert one.step(one.action_space.sample())[1] == 3.0
+    for wrong in (lambda _: 1.0, lambda _: torch.zeros(NUM_ENVS, 1)):
+        bad = ImaginedEpisodes(model, starts, NUM_ENVS, reward_fn=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TokenwmError, match="reward_fn returned"):
+            bad.step(torch.zeros(NUM_ENVS, 2))
+
+
+def test_a_reward_function_takes_the_place_of_the_models_reward(model: TokenWorldModel) -> None:
+    plain, doubled = (
+        ImaginedEpisodes(model, starts_of(model), NUM_ENVS, reward_fn=reward_fn)
+        for reward_fn in (None, lambda rollout: 2 * rollout.reward[:, 0])
+    )
+    first, second = (e.step(torch.ones(NUM_ENVS, 2)).reward for e in (plain, doubled))
+    assert first is not None and second is not None and first.std() > 0
+    torch.testing.assert_close(second, 2 * first)

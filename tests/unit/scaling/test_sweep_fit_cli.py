@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,26 @@ def test_the_page_needs_no_network_and_says_what_was_left_out(report: Path) -> N
     assert "n4_d0: has no result.json" in text
     assert "learning rate 0.001 gives 4.2 % more loss than 0.002" in text
     assert "$" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
+
+
+def test_the_terminal_says_what_the_page_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The caveats of the methods, the budget, and the outliers by name."""
+    points = grid_points(noise=0.002)
+    points[12] = replace(points[12], loss=1.2 * points[12].loss)
+    folder = write_sweep(tmp_path / "sweep", points)
+    assert main([str(folder), "--replicates", "100"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = (folder / "fit" / "index.html").read_text()
+    for caveat in (
+        "their losses are straight lines in logarithms, without a floor, so far beyond the runs "
+        "they are too low.",
+        "FLOPs of training (ten times the most of a run), 10 times the most of a run.",
+    ):
+        assert caveat in printed and caveat in page
+    assert re.search(r"stays? in the fit: n2_d2 \(\+1\d\.\d % loss\)", printed)
+    assert re.search(r"stays? in the fit: n2_d2 \(\+1\d\.\d % loss\)", page)
 
 
 def test_a_csv_file_with_guessed_columns(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,10 @@ def write_squares(
     size: int = SIZE,
     control_rate: float = 10.0,
     still: bool = False,
+    prefix: str = "",
+    provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Write a dataset; its episodes are called ``{split}_{i}``. ``still``: nothing moves."""
+    """Write a dataset; its episodes are ``{prefix}{split}_{i}``. ``still``: nothing moves."""
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
     for split, split_lengths in lengths.items():
@@ -95,8 +98,9 @@ def write_squares(
                         for name, array in arrays.items()
                         if name.startswith("frames.")
                     }
-                written[f"{split}_{index}"] = arrays
-                writer.add(f"{split}_{index}", arrays, {"task": "move"})
+                key = f"{prefix}{split}_{index}"
+                written[key] = arrays
+                writer.add(key, arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes
@@ -112,7 +116,7 @@ def write_squares(
         },
         shards=shards,
         episodes=episodes,
-        provenance={"source": "moving_square.py"},
+        provenance=dict(provenance),
     ).save(folder)
     return written
 
@@ -128,7 +132,11 @@ def make_tokenizer(cameras: Sequence[str] = CAMERAS) -> FrameTokenizer:
 
 
 def make_world_model(
-    tokenizer: FrameTokenizer, *, has_state: bool = True, window: int = 6
+    tokenizer: FrameTokenizer,
+    *,
+    has_state: bool = True,
+    has_reward: bool = True,
+    window: int = 6,
 ) -> WorldModel:
     vocabulary = Vocabulary(
         codebook_size=tokenizer.codebook_size,
@@ -137,7 +145,7 @@ def make_world_model(
         grid=tokenizer.grid,
         action=bins(-3.5, 3.5, 7),
         state=bins(0.0, float(SIZE - SQUARE), 48) if has_state else None,
-        has_reward=True,
+        has_reward=has_reward,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     transformer = TransformerConfig(dim=32, num_layers=2, num_heads=2, window=window)
@@ -147,14 +155,19 @@ def make_world_model(
 def make_model(
     *,
     has_state: bool = True,
+    has_reward: bool = True,
     cameras: Sequence[str] = CAMERAS,
     window: int = 6,
     seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    tokenizer_provenance: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenWorldModel:
     """A random model whose outputs depend on all of its inputs (heads start at zero otherwise)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(cameras).eval()
-    world_model = make_world_model(tokenizer, has_state=has_state, window=window).eval()
+    world_model = make_world_model(
+        tokenizer, has_state=has_state, has_reward=has_reward, window=window
+    ).eval()
     shake(world_model, 0.2)
     torch.nn.init.constant_(world_model.copy_head.bias, 2.0)
     return TokenWorldModel(
@@ -163,7 +176,8 @@ def make_model(
             tokenizer=tokenizer,
             control_rate=10.0,
             cameras=tuple(cameras),
-            provenance={"seed": seed},
+            provenance={"seed": seed} if provenance is None else provenance,
+            tokenizer_provenance=tokenizer_provenance,
         )
     )
 

@@ -147,6 +147,127 @@ def test_files_are_not_larger_than_asked(tmp_path: Path, monkeypatch: pytest.Mon
         )
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_statistics_are_those_that_lerobot_reads(tmp_path: Path, version: str) -> None:
+    """Keys, shapes and values of lerobot 0.4: quantiles too, of episodes and of the dataset."""
+    written = [episode(i, 12 + 5 * i, cameras=("front",), extra=True) for i in range(3)]
+    write_lerobot(tmp_path / "source", written, version="v3.0")
+    reader = prepared(tmp_path / "source", tmp_path / "shards")
+    out = tmp_path / "out"
+    export_lerobot(tmp_path / "shards", out, version=version)  # type: ignore[arg-type]
+    features = json.loads((out / "meta" / "info.json").read_text())["features"]
+    table = pyarrow.concat_tables(
+        pyarrow.parquet.read_table(path) for path in sorted((out / "data").glob("**/*.parquet"))
+    )
+    pictures = {key: reader.arrays(key)["frames.front"] for key in list(reader.keys())}
+    quantiles = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+
+    def check(stats: dict[str, Any], feature: str, rows: Any, images: Any) -> None:
+        assert set(stats) == {"min", "max", "mean", "std", "count", *quantiles}
+        assert stats["count"] == [len(images)]
+        is_picture = features[feature]["dtype"] == "video"
+        values = (
+            images.reshape(-1, 3) / 255 if is_picture else rows.reshape(len(rows), -1).astype(float)
+        )
+        expected = {name: np.quantile(values, part, axis=0) for name, part in quantiles.items()}
+        expected |= {"min": values.min(0), "max": values.max(0)}
+        expected |= {"mean": values.mean(0), "std": values.std(0)}
+        for name, value in expected.items():
+            got = np.array(stats[name])
+            assert got.shape == ((3, 1, 1) if is_picture else tuple(features[feature]["shape"]))
+            np.testing.assert_allclose(got.reshape(-1), value, rtol=1e-6, atol=1e-6)
+
+    start, of_episodes = 0, []
+    if version == "v3.0":
+        (path,) = (out / "meta" / "episodes").glob("**/*.parquet")
+        for row in pyarrow.parquet.read_table(path).to_pylist():
+            stats: dict[str, Any] = {name: {} for name in features}
+            for name, value in row.items():
+                if name.startswith("stats/"):
+                    _, feature, figure = name.split("/")
+                    stats[feature][figure] = value
+            of_episodes.append(stats)
+    else:
+        lines = (out / "meta" / "episodes_stats.jsonl").read_text().splitlines()
+        of_episodes = [json.loads(line)["stats"] for line in lines]
+    for stats, images in zip(of_episodes, pictures.values(), strict=True):
+        assert stats.keys() == features.keys()
+        rows = slice(start, start + len(images))
+        for feature in features:
+            column = np.array(table[feature][rows].to_pylist()) if feature in numbers(table) else 0
+            check(stats[feature], feature, column, images)
+        start = rows.stop
+    if version == "v3.0":
+        whole = json.loads((out / "meta" / "stats.json").read_text())
+        assert whole.keys() == features.keys()
+        for feature in features:
+            column = np.array(table[feature].to_pylist()) if feature in numbers(table) else 0
+            check(whole[feature], feature, column, np.concatenate(list(pictures.values())))
+
+
+def numbers(table: pyarrow.Table) -> set[str]:
+    return set(table.column_names)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_splits_and_licence_come_back(tmp_path: Path, version: str) -> None:
+    written = [episode(i, 12, cameras=("front",)) for i in range(10)]
+    write_lerobot(tmp_path / "source", written, version="v3.0")
+    splits = {"val": 0.2, "test": 0.2, "seed": 3}
+    prepare(recipe(tmp_path / "source", splits=splits, licence="MIT License"), tmp_path / "shards")
+    first = ShardReader(tmp_path / "shards")
+    export_lerobot(tmp_path / "shards", tmp_path / "out", version=version)  # type: ignore[arg-type]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith('---\nlicense: mit\nlicense_name: "MIT License"\n')
+
+    def states(reader: ShardReader) -> dict[str, list[Any]]:
+        return {
+            split: [reader.arrays(key)["state"].tolist() for key in reader.keys(split)]
+            for split in ("train", "val", "test")
+        }
+
+    # With a recipe that says nothing of them, and with the one that inspect writes.
+    prepare(recipe(tmp_path / "out"), tmp_path / "again")
+    file = tmp_path / "recipe.yaml"
+    assert cli.main(["inspect", str(tmp_path / "out"), "--recipe", str(file)]) == 0
+    assert "splits: {recorded: true}\nlicence: MIT License\n" in file.read_text()
+    assert cli.main(["prepare", str(file), "--out", str(tmp_path / "inspected")]) == 0
+    for name in ("again", "inspected"):
+        again = ShardReader(tmp_path / name)
+        assert again.manifest.provenance["licence"] == "MIT License"
+        assert again.manifest.extra["source_gaps"] == []
+        if name == "again":  # inspect proposes another rate
+            assert states(again) == states(first)
+        assert [again.manifest.num_episodes(s) for s in ("train", "val", "test")] == [6, 2, 2]
+    # A recipe that says otherwise is obeyed.
+    prepare(
+        recipe(tmp_path / "out", splits={"val": 0, "test": 0}, licence="mine"), tmp_path / "other"
+    )
+    other = ShardReader(tmp_path / "other")
+    assert other.manifest.num_episodes("train") == 10
+    assert other.manifest.provenance["licence"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"train": "0:4", "val": "3:6"}, "splits overlap"),
+        ({"train": "0:4", "val": "most"}, "split 'val' is 'most'"),
+        ({"train": "0:4", "extra": "4:6"}, "split 'extra' is '4:6'"),
+    ],
+)
+def test_splits_that_cannot_be_meant_are_not_used(
+    tmp_path: Path, splits: dict[str, str], said: str
+) -> None:
+    write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(6)], version="v3.0")
+    info = tmp_path / "a" / "meta" / "info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "splits": splits}))
+    source = recipe(tmp_path / "a").open_source()
+    (gap,) = source.gaps()
+    assert said in gap.text
+    assert {ref.split for ref in source.episodes()} == {""}
+
+
 def test_odd_sizes(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "source", [episode(i, 12) for i in range(2)], version="v2.1")
     whole = recipe(tmp_path / "source", image_size=[15, 17], splits={"val": 0, "test": 0})

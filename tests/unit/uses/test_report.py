@@ -14,7 +14,8 @@ from rich.console import Console
 from tokenwm.cli.evaluate import print_summary
 from tokenwm.errors import TokenwmError
 from tokenwm.uses.headline import headline, table_horizons, with_interval
-from tokenwm.uses.metrics import Curve, summarize_gain
+from tokenwm.uses.metrics import Curve, GainCurve, summarize_gain
+from tokenwm.uses.outside import OutsideTraining, ValuesOutside
 from tokenwm.uses.page import significant_digits
 from tokenwm.uses.plots import make_plots, table_ticks
 from tokenwm.uses.report import strip_columns, write_report
@@ -61,13 +62,22 @@ def report(tmp_path_factory: pytest.TempPathFactory, evaluation: Evaluation) -> 
     return folder / "report"
 
 
-def curve(mean: list[float], half: float = 0.5) -> Curve:
+def curve(mean: list[float], half: float = 0.5) -> GainCurve:
+    """Of an interval of one horizon alone half as wide as what holds at all of them."""
     values = np.array(mean)
-    return Curve(mean=values, low=values - half, high=values + half)
+    return GainCurve(
+        mean=values, low=values - half / 2, high=values + half / 2, simultaneous_low=values - half
+    )
 
 
-def with_gain(evaluation: Evaluation, gain: Curve) -> Evaluation:
-    return replace(evaluation, psnr_gain=gain, horizons=summarize_gain(gain))
+def with_gain(evaluation: Evaluation, gain: GainCurve, num_episodes: int = 6) -> Evaluation:
+    """The evaluation, as if it had so many episodes and this gain."""
+    return replace(
+        evaluation,
+        psnr_gain=gain,
+        horizons=summarize_gain(gain),
+        episodes=(evaluation.episodes * num_episodes)[:num_episodes],
+    )
 
 
 def test_page_needs_nothing_beside_it(report: Path) -> None:
@@ -150,16 +160,22 @@ def test_headline_of_a_good_model(evaluation: Evaluation) -> None:
     good = replace(good, action_gap=curve([0, 1, 2, 3, 2.25, 3]))
     first, effective, actions, _ = headline(good)
     assert first == (
-        "The model beats persistence from horizon 3 to 6 with 95 % confidence (of 6 steps "
-        "imagined; at best by 3.0 dB, at horizon 5)."
+        "On 6 episodes the model beats persistence from horizon 3 to 6 with 95 % confidence for "
+        "all of these at once (of 6 steps imagined; at best by 3.0 dB, at horizon 5)."
     )
     assert "effective horizon is 0: one step ahead it is not better" in effective
-    assert actions == "True actions beat shuffled ones by 2.2 (1.8 to 2.8) dB at horizon 5."
+    assert actions == (
+        "True actions beat shuffled ones by 2.2 (2.0 to 2.5) dB at horizon 5, over 6 episodes."
+    )
+    alone = with_gain(evaluation, curve([-1, 0.2, 1, 0.2, 0.3, 0.4]), 24)
+    assert headline(alone)[0].startswith(
+        "On 24 episodes the model beats persistence at horizon 3 with 95 % confidence (of 6 steps"
+    )
 
 
 def test_headline_without_a_gap_from_the_first_step(evaluation: Evaluation) -> None:
     sentences = headline(with_gain(evaluation, curve([1, 1, 1, 0, 0, 0])))
-    assert sentences[0].startswith("The model beats persistence from horizon 1 to 3 with 95 %")
+    assert sentences[0].startswith("On 6 episodes the model beats persistence from horizon 1 to 3")
     assert sentences[1] == (
         "Effective horizon: 3 steps (0.3 s), without a gap from the first step on."
     )
@@ -167,15 +183,15 @@ def test_headline_without_a_gap_from_the_first_step(evaluation: Evaluation) -> N
 
 def test_headline_says_failures_plainly(evaluation: Evaluation) -> None:
     bad = with_gain(evaluation, curve([-3, -2, -1.5, -2, -3, -4]))
-    bad = replace(bad, action_gap=curve([0] * 6))
+    bad = replace(bad, action_gap=curve([0.4] * 6))  # above zero at one horizon alone
     assert headline(bad)[0] == (
-        "The model does not beat persistence at any horizon up to 6: at best it is 1.5 dB worse, "
-        "at horizon 3."
+        "On 6 episodes the model does not beat persistence at any horizon up to 6: at best it is "
+        "1.5 dB worse, at horizon 3."
     )
     assert headline(bad)[1] == "Effective horizon: 0 steps."
-    assert (
-        "not better than shuffled ones with 95 % confidence at horizon 5: 0.0 (-0.5 to 0.5) dB"
-        in (headline(bad)[2])
+    assert headline(bad)[2] == (
+        "True actions are not better than shuffled ones with 95 % confidence at horizon 5, over 6 "
+        "episodes: 0.4 (0.2 to 0.7) dB."
     )
     copy = with_gain(evaluation, curve([0.0, -0.01, -1, -1, -1, -1]))
     assert "at any horizon up to 6: at best it is as good as it, at horizon 1." in headline(copy)[0]
@@ -203,34 +219,129 @@ def test_one_start_only(evaluation: Evaluation) -> None:
     assert with_interval(single, 2, 1) == "1.0"
 
 
+@pytest.mark.parametrize("num_episodes", [2, 5])
+def test_few_episodes_have_intervals_but_nothing_is_claimed(
+    tmp_path: Path,
+    evaluation: Evaluation,
+    capsys: pytest.CaptureFixture[str],
+    num_episodes: int,
+) -> None:
+    gain = replace(curve([1, 2, 3, 4, 5, 6]), simultaneous_low=np.full(6, np.nan))
+    few = replace(with_gain(evaluation, gain, num_episodes), action_gap=gain, examples=())
+    first, effective, actions, _ = headline(few)
+    assert first == (
+        f"On {num_episodes} episodes the model's mean is better than persistence's first at "
+        "horizon 1 (of 6 steps imagined; at best by 6.0 dB, at horizon 6)."
+    )
+    assert effective.startswith(f"{num_episodes} episodes cannot show anything with confidence")
+    assert "takes 6 at least" in effective and "splits.folds" in effective
+    assert actions == (
+        "True actions minus shuffled ones: 5.0 (4.8 to 5.2) dB at horizon 5, over "
+        f"{num_episodes} episodes."
+    )
+    print_summary(Console(width=300), few)
+    printed = capsys.readouterr().out
+    assert f"means over {num_episodes} episodes" in printed and "beats" not in printed
+    text = write_report(tmp_path, few).index.read_text()
+    assert f"no confidence from {num_episodes} episodes; it takes 6 at least" in text
+    assert "with 95 % confidence" not in text
+    metrics = few.to_dict()
+    assert metrics["num_episodes"] == num_episodes
+    assert metrics["beats_persistence"]["confident_horizons"] == ()
+    assert metrics["psnr_gain_over_persistence"]["simultaneous_low"] == [None] * 6
+
+
+def test_the_number_of_episodes_stands_wherever_something_is_claimed(
+    tmp_path: Path, evaluation: Evaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = with_gain(evaluation, curve([1, 1, 1, 2, 3, 2]), 30)
+    good = replace(good, action_gap=curve([0, 1, 2, 3, 2.25, 3]), examples=())
+    print_summary(Console(width=300), good)
+    printed = capsys.readouterr().out
+    assert "means over 30 episodes" in printed and "On 30 episodes the model beats" in printed
+    text = write_report(tmp_path, good).index.read_text()
+    assert "horizons, all at once with 95 % confidence over 30 episodes" in text
+    assert "true over shuffled actions at horizon 5, mean of 30 episodes" in text
+    assert "Means over 30 episodes; below each, its 95 % interval (Student" in text
+    captions = {plot.name: plot.caption for plot in make_plots(good)}
+    for name in ("psnr", "psnr_gain", "ssim", "action_gap"):
+        assert "95 % intervals over 30 episodes, each about one horizon alone" in captions[name]
+
+
+def test_models_of_several_folds_are_named_as_such(evaluation: Evaluation) -> None:
+    sentences = headline(replace(evaluation, num_models=5))
+    assert sentences[-1].startswith("5 models were measured, each on the episodes held out from it")
+    assert "not independent" in sentences[-1]
+
+
+def test_data_outside_of_training_come_first_and_in_red(
+    tmp_path: Path, evaluation: Evaluation
+) -> None:
+    assert not evaluation.outside.is_notable
+    action = ValuesOutside(
+        name="action",
+        share=0.123,
+        worst_dimension="elbow",
+        worst_share=0.8,
+        worst_excess=2.41,
+    )
+    state = replace(action, name="state", share=0.001, worst_share=0.0099)  # single extremes
+    outside = OutsideTraining(
+        values=(action, state), reconstruction=21.04, reconstruction_at_home=27.3
+    )
+    far = replace(evaluation, outside=outside, examples=())
+    assert headline(far)[0] == (
+        "OUTSIDE TRAINING: 12 % of the action values lie beyond the range of the training data "
+        "(worst: elbow, 80 %, by up to 2.4 of that range); the tokenizer's reconstruction reaches "
+        "21.0 dB, at home 27.3 dB. What follows is about such data."
+    )
+    text = write_report(tmp_path, far).index.read_text()
+    assert '<div class="verdict alarm"><p>OUTSIDE TRAINING' in text
+    assert far.to_dict()["outside_training"]["values"][0]["worst_dimension"] == "elbow"
+    near = replace(outside, values=(state,), reconstruction=24.31)  # 2.99 dB below
+    assert not near.is_notable
+    some = replace(near, values=(replace(action, share=0.004, worst_share=0.14),))
+    assert headline(replace(far, outside=some))[-1] == (
+        "Partly outside of what was trained on: 0.4 % of the action values lie beyond the range of "
+        "the training data (worst: elbow, 14 %, by up to 2.4 of that range)."
+    )
+    text = write_report(tmp_path, replace(far, outside=some)).index.read_text()
+    assert "Partly outside" in text and "verdict alarm" not in text
+    unknown = replace(outside, values=(state,), reconstruction_at_home=None)
+    assert not unknown.is_notable
+    text = write_report(tmp_path, replace(far, outside=unknown)).index.read_text()
+    assert "reconstructs at home is not known" in text and "verdict alarm" not in text
+
+
 def test_one_episode_has_no_intervals_and_the_report_says_so(
     tmp_path: Path, evaluation: Evaluation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unknown = np.full(6, np.nan)
-    gain = Curve(mean=np.array([-1, 0.2, 1, 2, 3, 2]), low=unknown, high=unknown)
+    gain = GainCurve(
+        mean=np.array([-1, 0.2, 1, 2, 3, 2]), low=unknown, high=unknown, simultaneous_low=unknown
+    )
     one = replace(
-        with_gain(evaluation, gain),
+        with_gain(evaluation, gain, 1),
         action_gap=gain,
         psnr={name: replace(c, low=unknown, high=unknown) for name, c in evaluation.psnr.items()},
-        episodes=evaluation.episodes[:1],
         examples=(),
     )
     first, effective, actions, _ = headline(one)
     assert first == (
-        "On the one episode that was measured the model is better than persistence first at "
-        "horizon 2 (of 6 steps imagined; at best by 3.0 dB, at horizon 5)."
+        "On 1 episode the model's mean is better than persistence's first at horizon 2 (of 6 "
+        "steps imagined; at best by 3.0 dB, at horizon 5)."
     )
-    assert effective.startswith("With one episode there is no interval over episodes")
-    assert actions == "True actions minus shuffled ones: 3.0 dB at horizon 5."
-    worse = with_gain(one, replace(gain, mean=gain.mean - 4))
-    assert headline(worse)[0].startswith("The model does not beat persistence at any horizon")
+    assert effective.startswith("1 episode cannot show anything with confidence")
+    assert actions == "True actions minus shuffled ones: 3.0 dB at horizon 5, over 1 episode."
+    worse = with_gain(one, replace(gain, mean=gain.mean - 4), 1)
+    assert "the model does not beat persistence at any horizon" in headline(worse)[0]
     print_summary(Console(width=200), one)
     printed = capsys.readouterr().out
     captions = [plot.caption for plot in make_plots(one)]
     text = write_report(tmp_path, one).index.read_text()
     for shown in (printed, *captions, text):
         assert "95 %" not in shown
-    assert "Figures of one episode, so without intervals" in text
+    assert "Figures of 1 episode, so without intervals" in text
     assert any("one episode has no interval" in caption for caption in captions)
 
 

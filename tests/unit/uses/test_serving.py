@@ -68,6 +68,21 @@ def test_imagining_over_the_wire_is_imagining(
     assert (greedy["frame_tokens"] == wanted.frame_tokens.numpy()).all()
 
 
+def test_without_rewards_none_are_answered() -> None:
+    model = make_model(has_reward=False)
+    with serving(model=model) as one, WorldModelClient(port=one.server_port) as asking:
+        assert asking.health()["model"]["has_reward"] is False
+        answer = asking.imagine(**question(1), pixels=[0])
+        assert set(answer) == {
+            "frame_tokens",
+            "termination_probability",
+            "frame_nll",
+            "frame_entropy",
+            "states",
+            "frames",
+        }
+
+
 def test_encoding_and_scoring(client: WorldModelClient, model: TokenWorldModel) -> None:
     asked = question(2)
     frames = asked["frames"][0]
@@ -179,6 +194,7 @@ def test_health_and_metrics(server: WorldModelServer, client: WorldModelClient) 
     assert health["running_seconds"] == health["queued_rows"] == 0
     assert health["model"]["frame_shape"] == [1, 32, 32, 3]
     assert health["model"]["action_dimensions"] == health["model"]["state_dimensions"] == 2
+    assert health["model"]["has_reward"] is True
     assert health["limits"]["max_steps"] == 20
     client.imagine(**question(0))  # a counter is there from its first count on
     before = client.metrics()

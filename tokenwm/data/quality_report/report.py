@@ -106,7 +106,7 @@ def read(folder: Path | str) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(read_bytes(open_folder(folder), REPORT_NAME))
         version = report["schema_version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read ({error}); prepare the dataset again") from error
     if version != SCHEMA_VERSION:
         raise ShardError(

@@ -194,7 +194,7 @@ def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any
     """How the actions fill their range.
 
     Args:
-        rows: ``(N, action_dim)`` float32, or ``(N, 1)`` ids.
+        rows: ``(N, action_dim)`` float32, or ids.
         num_values: Ids are in ``[0, num_values)``; None for continuous actions.
 
     Returns:
@@ -205,10 +205,8 @@ def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any
         extremes; None for ids).
     """
     if num_values is not None:
-        counts = np.bincount(rows[:, 0], minlength=num_values)
-        entry: dict[str, Any] = {"low": 0, "high": num_values - 1, "at_low": None, "at_high": None}
-        entry |= {"counts": counts.tolist(), "coverage": _coverage(counts)}
-        return {"steps": len(rows), "effective_dimensions": None, "dimensions": [entry]}
+        entries = [_id_coverage(column, num_values) for column in rows.T]
+        return {"steps": len(rows), "effective_dimensions": None, "dimensions": entries}
     dimensions = []
     for column in rows.T.astype(np.float64):
         low, high = float(column.min()), float(column.max())
@@ -230,6 +228,12 @@ def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any
         eigenvalues = np.linalg.eigvalsh(np.atleast_2d(np.corrcoef(moving, rowvar=False)))
         effective = rounded(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
     return {"steps": len(rows), "effective_dimensions": effective, "dimensions": dimensions}
+
+
+def _id_coverage(ids: NDArray[Any], num_values: int) -> dict[str, Any]:
+    counts = np.bincount(ids, minlength=num_values)
+    about = {"low": 0, "high": num_values - 1, "at_low": None, "at_high": None}
+    return about | {"counts": counts.tolist(), "coverage": _coverage(counts)}
 
 
 def _coverage(counts: NDArray[np.int64]) -> float:

@@ -85,6 +85,7 @@ class SourceDescription:
         state_units: Units of the state in words, or empty.
         action_units: Units of the action in words, or empty.
         num_actions: Number of discrete actions; None if continuous or unknown.
+        licence: Licence that the data states; empty if none.
     """
 
     state_names: tuple[str, ...] = ()
@@ -92,6 +93,7 @@ class SourceDescription:
     state_units: str = ""
     action_units: str = ""
     num_actions: int | None = None
+    licence: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +189,11 @@ class Recognised:
         config: Options with which the reader opens it.
         rate: Rows per second, Hz; None where the format does not record it.
         facts: What else is plain, in words: name of the fact → the fact.
-        licence: Licence that the data states; empty if none.
     """
 
     config: "SourceConfig"
     rate: float | None
     facts: Mapping[str, str] = field(default_factory=dict)
-    licence: str = ""
 
 
 class SourceConfig(Protocol):

@@ -5,14 +5,16 @@ None of them says which array holds pictures and few say how many rows a second 
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.sources.columns import Column, RecordedConfig
+from tokenwm.data.sources.pixels import SMALLEST_PICTURE, picture_shape, why_no_pictures
 from tokenwm.errors import EpisodeError, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -24,13 +26,14 @@ MAX_ROWS = 10**6
 MAX_NUMBERS = 2**26
 """Of one array of numbers over one episode."""
 MAX_WIDTH = 4096
-"""Numbers in a row from which on an array of several axes is a map (depth), not a state."""
+"""Numbers in a row beyond which an array of several axes is no state."""
 FREE_BYTES, MAX_EXPANSION = 64 * 2**20, 2000
 """What a file may claim beyond what it holds: deflate makes 1 byte of 1,032 at most."""
 LOOKED_AT = 8
 """Episodes of which columns are taken, so that one odd episode does not decide for all."""
-SMALLEST_PICTURE = 8
-"""Pixels; a smaller array of bytes is no picture."""
+SMALLEST_FLAT_PICTURE = 3 * SMALLEST_PICTURE**2
+PICTURED = re.compile("image|rgb|depth|pixel|camera")
+"""In the name of a column that holds pictures, even if its rows are flat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +75,35 @@ class RatedConfig(RecordedConfig):
         return self.rate if recorded is None else recorded
 
 
-def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> Column:
-    """What an array is, from its type and the shape of one row.
+def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Column:
+    """What an array is, from its type, the shape of one row, and its name.
 
-    Bytes of shape ``(H, W, 3)``, ``(H, W, 1)`` or ``(H, W)`` are pictures, other numbers are
-    numbers. Text, and maps of numbers such as depth, are of no use to us.
+    What has the shape of a picture is one, or of no use to us; never numbers. Neither are text,
+    maps of numbers, and rows so wide that they can only be flattened pictures.
     """
-    pictures = (
-        dtype == np.uint8
-        and len(row_shape) in (2, 3)
-        and row_shape[2:] in ((), (1,), (3,))
-        and min(row_shape[:2]) >= SMALLEST_PICTURE
-    )
-    is_map = len(row_shape) > 1 and math.prod(row_shape) > MAX_WIDTH
-    numbers = dtype.kind in "biuf" and not is_map and 0 not in row_shape
-    return Column(
-        kind="pictures" if pictures else "numbers" if numbers else "other",
-        dtype=str(dtype),
-        shape=row_shape or (1,),
-    )
+
+    def column(kind: Literal["numbers", "pictures", "other"], note: str = "") -> Column:
+        return Column(kind=kind, dtype=str(dtype), shape=row_shape or (1,), note=note)
+
+    if dtype.kind not in "biuf":
+        return column("other", "" if dtype.kind in "SUO" else f"of type {dtype}")
+    if 0 in row_shape:
+        return column("other", f"empty, rows of shape {row_shape}")
+    shape = picture_shape(row_shape)
+    if shape is not None:
+        reason = why_no_pictures(dtype, shape, name)
+        return column("other", reason) if reason else column("pictures")
+    width = math.prod(row_shape)
+    if sum(size >= SMALLEST_PICTURE for size in row_shape) > 1:
+        return column("other", f"a map of shape {row_shape}, neither a picture nor a vector")
+    if len(row_shape) > 1 and width > MAX_WIDTH:
+        return column("other", f"{width:,} numbers a row; a state has at most {MAX_WIDTH:,}")
+    pictured = dtype == np.uint8 or PICTURED.search(name.lower())
+    if width >= SMALLEST_FLAT_PICTURE and pictured:
+        return column(
+            "other", f"{width:,} {dtype} a row: a flattened picture? its shape is not said"
+        )
+    return column("numbers")
 
 
 def check_claims(shape: tuple[int, ...], where: str) -> None:
@@ -106,13 +119,19 @@ def check_claims(shape: tuple[int, ...], where: str) -> None:
         )
 
 
-def check_expansion(claimed: int, stored: int, where: str) -> None:
+def check_expansion(claimed: int, stored: int, where: str, free: int = FREE_BYTES) -> None:
     """Check how many bytes a file makes of those it holds, before memory is taken for them.
+
+    Args:
+        claimed: Bytes that it makes of them.
+        stored: Bytes that it holds.
+        where: The file, for messages.
+        free: Bytes that are believed of any file.
 
     Raises:
         EpisodeError: They are so many that the claim must be wrong.
     """
-    most = FREE_BYTES + MAX_EXPANSION * stored
+    most = free + MAX_EXPANSION * stored
     if claimed > most:
         raise EpisodeError(
             f"{where} claims {claimed:,} bytes, of which the file holds {stored:,}; at most "

@@ -9,16 +9,20 @@ import difflib
 import logging
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.errors import RecipeError, SourceError
+
+if TYPE_CHECKING:
+    from tokenwm.data.sources import EpisodeFormat, Source
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +79,14 @@ class Column:
         dtype: Type in the source, for messages.
         shape: Shape of one row; ``()`` for a scalar.
         names: One name per entry if there are ``n`` numbers per row, or empty.
+        note: Why we have no use for it, in words; may be empty.
     """
 
     kind: Literal["numbers", "pictures", "other"]
     dtype: str = ""
     shape: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +95,12 @@ class RecordedConfig:
 
     Attributes:
         path: The dataset's file or folder; relative to the current directory, else to the recipe.
+            A list of several is one dataset.
         cameras: Our name of a camera → the source's name of it; ``auto`` takes all.
         state: Column with the robot's state; a list is put side by side; null for none.
         action: Column with the action; a list is put side by side.
+        action_kind: Whether actions are ids (``discrete``) or quantities (``continuous``);
+            ``auto`` decides by what they are in all episodes.
         reward: Column with the reward, or null.
         state_units: Units of the state in words, stored with the data.
         action_units: Units of the action in words, stored with the data.
@@ -102,10 +111,11 @@ class RecordedConfig:
 
     records: ClassVar[bool] = False
 
-    path: str
+    path: str | tuple[str, ...]
     cameras: dict[str, str] | Literal["auto"] = AUTO
     state: str | tuple[str, ...] | None = AUTO
     action: str | tuple[str, ...] = AUTO
+    action_kind: Literal["auto", "continuous", "discrete"] = AUTO
     reward: str | None = AUTO
     state_units: str = ""
     action_units: str = ""
@@ -113,6 +123,8 @@ class RecordedConfig:
     hint: str = ""
 
     def __post_init__(self) -> None:
+        if not self.paths or len(set(self.paths)) < len(self.paths):
+            raise RecipeError(f"path is {list(self.paths)}; name one path, or several once each")
         if not self.cameras and not self.state:
             raise RecipeError("cameras is empty and state is null; at least one of them is needed")
         if not self.action:
@@ -127,6 +139,19 @@ class RecordedConfig:
                     f"cameras.{camera}: at most {LONGEST_CAMERA} letters, digits, '_' and '-' only"
                 )
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What ``path`` names, one or several."""
+        return names_of(self.path)
+
+    def at(self: "Config", path: str) -> "Config":
+        """The same options for one of the paths."""
+        return dataclasses.replace(self, path=path)
+
+    @abstractmethod
+    def open(self, episode_format: "EpisodeFormat", folder: Path | None) -> "Source":
+        """See :meth:`tokenwm.data.sources.SourceConfig.open`; ``path`` is one path."""
+
     def find(self, folder: Path | None, layout: str) -> Path:
         """The file or folder that ``path`` means.
 
@@ -137,9 +162,10 @@ class RecordedConfig:
         Raises:
             SourceError: It does not exist.
         """
-        places = [Path(self.path).expanduser()]
+        (path,) = self.paths
+        places = [Path(path).expanduser()]
         if folder is not None:
-            places.append(folder / self.path)
+            places.append(folder / path)
         for place in places:
             if place.exists():
                 return place.resolve()
@@ -201,13 +227,23 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
             "state",
             observed,
             f"{where} has neither pictures nor a column that is plainly the state, its columns: "
-            f"{', '.join(columns)}; name what to use with source.cameras or source.state",
+            f"{', '.join(with_note(n, c) for n, c in columns.items())}; name what to use with "
+            "source.cameras or source.state",
         ) from error
     _check(config, columns, where)
     if any(found.values()):
         chosen = ", ".join(f"{option}: {_shown(value)}" for option, value in found.items())
         logger.warning("%s: taken as the recipe does not name them: %s", where, chosen)
+    if "cameras" in found:
+        for name, column in columns.items():
+            if column.note:
+                logger.warning("%s: %s is not used: %s", where, name, column.note)
     return config
+
+
+def with_note(name: str, column: Column) -> str:
+    """A column for messages: its name, and why we have no use for it."""
+    return f"{name} ({column.note})" if column.note else name
 
 
 def concatenate(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any]:
@@ -227,8 +263,16 @@ def concatenate(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> NDA
 
 
 def dimension_names(columns: Mapping[str, Column], names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the entries of columns put side by side; empty if one has no names."""
-    parts = [columns[name].names for name in names]
+    """Names of the entries of columns put side by side; empty if one has no names.
+
+    Of several columns, one that is a single number gives its own name.
+    """
+
+    def names_in(name: str) -> tuple[str, ...]:
+        single = len(names) > 1 and math.prod(columns[name].shape) == 1
+        return columns[name].names or ((name,) if single else ())
+
+    parts = [names_in(name) for name in names]
     return tuple(name for part in parts for name in part) if all(parts) else ()
 
 
@@ -313,8 +357,10 @@ def _check(config: RecordedConfig, columns: Mapping[str, Column], where: str) ->
             )
         wanted = "pictures" if option.startswith("cameras.") else "numbers"
         if columns[name].kind != wanted:
+            note = f", {columns[name].note}" if columns[name].note else ""
             raise RecipeError(
-                f"source.{option}: {name!r} has dtype {columns[name].dtype!r}; {wanted} are needed"
+                f"source.{option}: {name!r} has shape {columns[name].shape} and dtype "
+                f"{columns[name].dtype!r}{note}; {wanted} are needed"
             )
         if option == "reward" and math.prod(columns[name].shape) != 1:
             raise RecipeError(

@@ -14,7 +14,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +66,11 @@ class DreamerConfig(RatedConfig):
     one_hot: bool = False
     type: Literal["dreamer"] = "dreamer"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.one_hot and self.action_kind == "continuous":
+            raise RecipeError("one_hot makes ids of actions, and action_kind is continuous")
+
     @classmethod
     def recognise(cls, path: Path) -> Recognised | None:
         """A folder of NPZ files with an action and one of Dreamer's marks.
@@ -104,11 +109,15 @@ class DreamerConfig(RatedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Rows of one file; ``stop`` is None for all from ``start`` on."""
+    """Rows of one file; ``stop`` is None for all from ``start`` on.
+
+    With a problem: a file of which is not known what episodes it holds.
+    """
 
     path: Path
     start: int = 0
     stop: int | None = None
+    problem: str = ""
 
 
 class DreamerSource(RecordedSource):
@@ -132,6 +141,8 @@ class DreamerSource(RecordedSource):
             )
         self.convention = config.action_convention or "after"
         self.one_hot = config.one_hot
+        if config.one_hot:
+            config = replace(config, action_kind="discrete")
         self.mark = next((mark for mark in (TERMINAL, DISCOUNT) if mark in columns), None)
         rate = config.rows_per_second(None, str(folder))
         columns = {n: c for n, c in columns.items() if n not in (FIRST, "is_last")}
@@ -148,6 +159,8 @@ class DreamerSource(RecordedSource):
             EpisodeError: A file is damaged, or arrays are missing or differ in length.
         """
         pieces = self.pieces[ref.index]
+        if pieces[0].problem:
+            raise EpisodeError(f"episode {ref.key}: {pieces[0].problem}")
         names = list(dict.fromkeys((*self.numbers, *names_of(self.mark))))
         cameras = list(self.cameras.values())
         headers = [_check_lengths(piece, [*names, *cameras]) for piece in pieces]
@@ -163,7 +176,8 @@ class DreamerSource(RecordedSource):
         terminated = None
         if self.mark is not None:
             mark = arrays[self.mark][1:, 0]
-            terminated = mark == 0 if self.mark == DISCOUNT else mark > 0
+            ends = mark == 0 if self.mark == DISCOUNT else mark > 0
+            terminated = np.where(np.isnan(mark), np.nan, ends)
         return Recording(
             num_rows=num_rows,
             action=_ids(action, ref.key) if self.one_hot else action,
@@ -254,10 +268,10 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
     for path in chain:
         try:
             is_first = _marks(path)
-        except EpisodeError:
+        except EpisodeError as error:
             if current:
                 yield tuple(current)
-            yield (Piece(path=path),)
+            yield (Piece(path=path, problem=str(error)),)
             current = []
             continue
         edges = [*map(int, np.flatnonzero(is_first)), len(is_first)]

@@ -5,7 +5,9 @@ read when an episode is made, the wanted ones only, and made smaller one by one,
 large picture at a time.
 """
 
+import io
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,15 +16,35 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 from numpy.typing import NDArray
 
-from tokenwm.data.video import MAX_PIXELS, FrameResizer, FramesRead, check_size, read_frames
+from tokenwm.data.sources.pixels import (
+    PictureShape,
+    extremes_of,
+    picture_shape,
+    scale_to_bytes,
+    why_no_pictures,
+)
+from tokenwm.data.turn import EXIF_TURNS, NO_TURN, Turn
+from tokenwm.data.video import (
+    MAX_PIXELS,
+    FrameResizer,
+    FramesRead,
+    check_no_depth,
+    check_size,
+    read_frames,
+)
 from tokenwm.errors import EpisodeError
 
 BLOCK = 16
 """Kept pictures that are read from an array at once: HDF5 is slow one by one."""
 BLOCK_BYTES = 64 * 2**20
 """Most memory for that, as long as one picture is smaller."""
+TIFF = (b"II*\0", b"MM\0*")
+EXIF_WITHIN = 4096
+"""Bytes at the beginning of an encoded image within which its EXIF data begins."""
 IMAGE_CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
 """First bytes of an encoded image → FFmpeg's name of its format."""
 
@@ -66,35 +88,64 @@ class ArrayFrames:
     """Pictures in an array, or in anything sliced like one: a memory map, an HDF5 dataset.
 
     Attributes:
-        images: ``(N, H, W, 3)``, ``(N, H, W, 1)`` or ``(N, H, W)`` uint8, RGB or grey. An open file
+        images: ``(N, H, W, C)``, ``(N, C, H, W)`` or ``(N, H, W)``, see
+            :mod:`tokenwm.data.sources.pixels`; or ``(N, size)`` with ``row_shape``. An open file
             behind it must stay open until the episode is made.
         name: What it is called in the source, for messages.
+        row_shape: Shape of one picture where the array holds them flat.
     """
 
     images: Any
     name: str
+    row_shape: tuple[int, ...] | None = None
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
     ) -> FramesRead:
         """See :meth:`Frames.read`."""
-        self.check(episode, num_rows)
-        images = itertools.islice(self._images(first, step), len(range(first, num_rows, step)))
-        kept = [resizer.resize_image(image) for image in images]
+        shape = self._shape(num_rows, episode)
+        where = f"episode {episode}: {self.name}"
+        scale = self._scale(where)
+        kept: list[NDArray[np.uint8]] = []
+        wanted = len(range(first, num_rows, step))
+        for block in self._blocks(first, step):
+            numbers = block[::step][: wanted - len(kept)]
+            if scale is not None:
+                numbers = np.rint(numbers * scale).astype(np.uint8)
+            kept += [resizer.resize_image(image) for image in shape.to_rgb(numbers, where)]
         return FramesRead(_stacked(kept, self.name, episode), np.full(len(self.images), np.nan))
 
     def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
-        where = f"episode {episode}: {self.name}"
-        check_pictures(tuple(self.images.shape), np.dtype(self.images.dtype), num_rows, where)
+        self._shape(num_rows, episode)
 
-    def _images(self, first: int, step: int) -> Iterator[NDArray[np.uint8]]:
-        size = int(np.prod(self.images.shape[1:]))
+    def _shape(self, num_rows: int, episode: str) -> PictureShape:
+        return check_pictures(
+            tuple(self.images.shape),
+            np.dtype(self.images.dtype),
+            num_rows,
+            name=self.name,
+            episode=episode,
+            row_shape=self.row_shape,
+        )
+
+    def _scale(self, where: str) -> float | None:
+        """What makes the numbers of this episode bytes; None if they are."""
+        dtype = np.dtype(self.images.dtype)
+        if dtype == np.uint8 or not len(self.images):
+            return None
+        lows, highs, ends = zip(*map(extremes_of, self._blocks(0, 1)), strict=True)
+        # Of NumPy, not of Python: a NaN in any block must come through.
+        extremes = (float(np.min(lows)), float(np.max(highs)), all(ends))
+        return scale_to_bytes(dtype, extremes, where)
+
+    def _blocks(self, first: int, step: int) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on, a few at a time, each time beginning with a kept one."""
+        size = int(np.prod(self.images.shape[1:])) * np.dtype(self.images.dtype).itemsize
         block = step * max(1, min(BLOCK, BLOCK_BYTES // max(1, size * step)))
         for start in range(first, len(self.images), block):
-            for image in np.asarray(self.images[start : start + block])[::step]:
-                grey = image.ndim == 2 or image.shape[2] == 1
-                yield np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2) if grey else image
+            rows = np.asarray(self.images[start : start + block])
+            yield rows if self.row_shape is None else rows.reshape(len(rows), *self.row_shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +166,7 @@ class StoredFrames:
 
     def check(self, episode: str, num_rows: int) -> None:
         """See :meth:`Frames.check`."""
-        check_pictures(self.shape, self.dtype, num_rows, f"episode {episode}: {self.name}")
+        check_pictures(self.shape, self.dtype, num_rows, name=self.name, episode=episode)
 
     def read(
         self, *, first: int, step: int, num_rows: int, resizer: FrameResizer, episode: str
@@ -157,7 +208,10 @@ class EncodedFrames:
         kept = []
         for index in range(first, min(num_rows, len(self.images)), step):
             where = f"episode {episode}: image {index} of {self.name}"
-            kept.append(resizer(decode_image(self.images[index], where)))
+            content = self.images[index]
+            frame = decode_image(content, where)
+            check_no_depth(frame, where)
+            kept.append(resizer(frame, exif_turn(content)))
         same = [a == b for a, b in itertools.pairwise(self.images)]
         repeated = sum(same) / max(1, len(same))
         times = np.full(len(self.images), np.nan)
@@ -196,19 +250,46 @@ class VideoFrames:
         )
 
 
-def check_pictures(shape: tuple[int, ...], dtype: np.dtype[Any], num_rows: int, where: str) -> None:
+def check_pictures(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    num_rows: int,
+    *,
+    name: str,
+    episode: str,
+    row_shape: tuple[int, ...] | None = None,
+) -> PictureShape:
     """Check what an array of pictures says about itself, before memory is taken for it.
+
+    Args:
+        shape: Of the array, ``(N, ...)``.
+        dtype: Its type.
+        num_rows: Pictures that there should be, at most.
+        name: What it is called in the source, for messages.
+        episode: Key of the episode, for messages.
+        row_shape: Shape of one picture where the array holds them flat.
 
     Raises:
         EpisodeError: It is no such array, or claims more pictures than there are rows.
     """
-    if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)):
+    where = f"episode {episode}: {name}"
+    picture = picture_shape(shape[1:] if row_shape is None else row_shape)
+    reason = "" if picture is None else why_no_pictures(dtype, picture, name)
+    if picture is None or reason:
         raise EpisodeError(
-            f"{where} is {dtype}{shape}; expected uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W)"
+            f"{where} is {dtype}{shape}, {reason or 'no pictures'}; expected (N, H, W, 3), "
+            "(N, 3, H, W), or uint8 (N, H, W)"
         )
-    check_size(shape[1], shape[2], where)
+    size = picture.height * picture.width * picture.channels
+    if math.prod(shape[1:]) != size:
+        raise EpisodeError(
+            f"{where} has {math.prod(shape[1:])} numbers a row; the shape {row_shape} that the "
+            f"source declares means {size}"
+        )
+    check_size(picture.height, picture.width, where)
     if shape[0] > num_rows:
         raise EpisodeError(f"{where} holds {shape[0]:,} pictures for {num_rows:,} rows")
+    return picture
 
 
 def decode_image(content: bytes, where: str) -> av.VideoFrame:
@@ -223,7 +304,8 @@ def decode_image(content: bytes, where: str) -> av.VideoFrame:
     """
     codec = next((name for magic, name in IMAGE_CODECS.items() if content.startswith(magic)), "")
     if not codec:
-        raise EpisodeError(f"{where} is neither PNG nor JPEG; it begins with {content[:4]!r}")
+        kind = "a TIFF, as depth maps are" if content[:4] in TIFF else "neither PNG nor JPEG"
+        raise EpisodeError(f"{where} is {kind}; it begins with {content[:4]!r}")
     try:
         context = av.CodecContext.create(codec, "r")
         context.options = MAX_PIXELS
@@ -234,6 +316,18 @@ def decode_image(content: bytes, where: str) -> av.VideoFrame:
         raise EpisodeError(f"{where} is damaged")
     frame: av.VideoFrame = frames[0]
     return frame
+
+
+def exif_turn(content: bytes) -> Turn:
+    """How an encoded image is to be turned, as its EXIF data says; see :func:`decode_image`."""
+    if b"Exif\0" not in content[:EXIF_WITHIN] and b"eXIf" not in content[:EXIF_WITHIN]:
+        return NO_TURN
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
+    except Exception:  # Pillow says of damage what it likes; the picture itself has been decoded
+        return NO_TURN
+    return EXIF_TURNS.get(orientation, NO_TURN) if isinstance(orientation, int) else NO_TURN
 
 
 def _stacked(kept: list[NDArray[np.uint8]], name: str, episode: str) -> NDArray[np.uint8]:

@@ -20,15 +20,37 @@ from tokenwm.data.environments import (
     check_action_space,
     check_env_id,
     make_environment,
+    num_actions_of,
     packages_of,
 )
 from tokenwm.data.episode import NAME_PATTERN, Episode
-from tokenwm.data.policies import READ_THE_SIMULATOR, get_policy
+from tokenwm.data.policies import READ_THE_SIMULATOR, get_policy, get_start
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.sources.gymnasium_recorder import EpisodeRecorder, record, record_together
 from tokenwm.errors import EpisodeError, RecipeError
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """How some episodes are recorded otherwise than the rest.
+
+    Attributes:
+        every: Each ``every``-th episode is one, 2 or more: with 5 the fifth, the tenth, ….
+        policy: As in :class:`GymnasiumConfig`, and so are the others.
+        start: See there.
+        reset_options: See there.
+    """
+
+    every: int
+    policy: str
+    start: str | None = None
+    reset_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.every < 2:
+            raise RecipeError(f"every is {self.every}; expected at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +64,10 @@ class GymnasiumConfig:
             the picture, or ``render`` for what ``env.render()`` returns.
         state: Key of a dict observation, ``observation`` if it is a vector, or null.
         policy: Name of a policy in ``tokenwm/data/policies.py``.
+        start: Name of a start there, which draws options for ``env.reset`` in each episode, or
+            null: the environment's own.
+        reset_options: Further options for ``env.reset``, the same in all episodes.
+        variation: Some episodes with another policy and start, or null.
         num_episodes: Episodes to record.
         max_steps: Most environment steps of an episode; it has one more observation.
         num_envs: Simulators that run at once where episodes are loaded one after the other, each in
@@ -60,6 +86,9 @@ class GymnasiumConfig:
     cameras: dict[str, str] = field(default_factory=dict)
     state: str | None = None
     policy: str = "random"
+    start: str | None = None
+    reset_options: dict[str, Any] = field(default_factory=dict)
+    variation: Variation | None = None
     num_episodes: int = 100
     max_steps: int = 100
     num_envs: int = 1
@@ -81,12 +110,22 @@ class GymnasiumConfig:
         for camera in self.cameras:
             if not NAME_PATTERN.fullmatch(camera):
                 raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
-        get_policy(self.policy)
-        if self.num_envs > 1 and self.policy in READ_THE_SIMULATOR:
-            raise RecipeError(
-                f"num_envs is {self.num_envs}, and policy {self.policy} reads the simulator, which "
-                "runs in another process then; leave num_envs out and use --workers"
-            )
+        for script in (self, self.variation):
+            if script is None:
+                continue
+            get_policy(script.policy)
+            if script.start is not None:
+                get_start(script.start, self.env_id)
+            if self.num_envs > 1 and script.policy in READ_THE_SIMULATOR:
+                raise RecipeError(
+                    f"num_envs is {self.num_envs}, and policy {script.policy} reads the simulator, "
+                    "which runs in another process then; leave num_envs out and use --workers"
+                )
+
+    def script_of(self, index: int) -> "GymnasiumConfig | Variation":
+        """Where policy, start and options of an episode are said."""
+        variation = self.variation
+        return self if variation is None or (index + 1) % variation.every else variation
 
     @classmethod
     def recognise(cls, path: Path) -> None:
@@ -171,20 +210,23 @@ class GymnasiumSource:
         """Number of discrete actions, and units from the recipe."""
         env = _make(self.config)
         try:
-            num_actions = getattr(env.action_space, "n", None)
+            num_actions = num_actions_of(env.action_space)
         finally:
             env.close()
         return SourceDescription(
             state_units=self.config.state_units,
             action_units=self.config.action_units,
-            num_actions=None if num_actions is None else int(num_actions),
+            num_actions=num_actions,
         )
 
     def provenance(self) -> dict[str, Any]:
         """The simulator and the versions of its packages; there are no files to sum up."""
-        packages = packages_of(self.config.env_id)
+        packages, variation = packages_of(self.config.env_id), self.config.variation
+        policies = self.config.policy
+        if variation is not None:
+            policies += f", one episode in {variation.every} by {variation.policy}"
         return {
-            "source": f"simulator {self.config.env_id}, policy {self.config.policy}",
+            "source": f"simulator {self.config.env_id}, policy {policies}",
             "source_checksum": None,
             "source_packages": {name: importlib.metadata.version(name) for name in packages},
         }

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from tokenwm.data import quality
 from tokenwm.data.environments import RENDER, as_rgb, encode_action, pick
 from tokenwm.data.episode import Episode, Scalar
 from tokenwm.data.measures import measure_recording
-from tokenwm.data.policies import get_policy
+from tokenwm.data.policies import get_policy, get_start
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef
 from tokenwm.data.video import FrameResizer
+from tokenwm.errors import RecipeError
 
 if TYPE_CHECKING:
     from tokenwm.data.sources.gymnasium import GymnasiumConfig
@@ -28,8 +30,10 @@ class EpisodeRecorder:
     """The arrays of one episode while it is recorded.
 
     Attributes:
+        policy: What acts.
         env_seed: For the simulator's ``reset``.
-        policy_rng: For the policy; both follow from the recipe's seed and the episode's index.
+        reset_options: The same, or None.
+        policy_rng: For the policy; all follow from the recipe's seed and the episode's index.
         done: Whether the episode is over.
     """
 
@@ -39,9 +43,15 @@ class EpisodeRecorder:
         self.config = config
         self.format = episode_format
         self.ref = ref
-        env_seed, policy_seed = np.random.SeedSequence([config.seed, ref.index]).generate_state(2)
-        self.env_seed = int(env_seed) % 2**31
-        self.policy_rng = np.random.default_rng(policy_seed)
+        script = config.script_of(ref.index)
+        seeds = np.random.SeedSequence([config.seed, ref.index]).generate_state(3)
+        self.policy = get_policy(script.policy)
+        self.env_seed = int(seeds[0]) % 2**31
+        self.policy_rng = np.random.default_rng(seeds[1])
+        self.reset_options: dict[str, Any] | None = dict(script.reset_options) or None
+        if script.start is not None:
+            drawn = get_start(script.start, config.env_id)(np.random.default_rng(seeds[2]))
+            self.reset_options = {**script.reset_options, **drawn}
         self.done = self.terminated = False
         self.resizers = {
             camera: FrameResizer(*episode_format.image_size, episode_format.resize)
@@ -94,7 +104,11 @@ class EpisodeRecorder:
         episode = self._episode(self.terminated, metadata)
         limits = self.format.quality
         quality.check_signals(
-            self.ref.key, limits, action=episode.action, state=episode.state, reward=episode.reward
+            self.ref.key,
+            limits,
+            action=episode.action[:-1],
+            state=episode.state,
+            reward=episode.reward,
         )
         measured = measure_recording(
             rate=self.format.control_rate,
@@ -131,13 +145,38 @@ class EpisodeRecorder:
 def record(config: "GymnasiumConfig", recorder: EpisodeRecorder, env: Any) -> None:
     """Record one episode from a fresh simulator."""
     renders = RENDER in config.cameras.values()
-    observation, _ = env.reset(seed=recorder.env_seed)
-    next_action = get_policy(config.policy)(env, recorder.policy_rng)
+    observation, _ = reset(env, recorder.env_seed, recorder.reset_options)
+    next_action = recorder.policy(env, recorder.policy_rng)
     recorder.observe(observation, env.render() if renders else None)
     while not recorder.done:
         action = next_action()
         result = env.step(action)
         recorder.add(env.action_space, action, result, env.render() if renders else None)
+
+
+def reset(env: Any, seed: int | None, options: Mapping[str, Any] | None) -> Any:
+    """Begin an episode; what ``env.reset`` returns.
+
+    Raises:
+        RecipeError: The environment does not take these options.
+    """
+    try:
+        return env.reset(seed=seed, options=None if options is None else dict(options))
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        if options is None:
+            raise
+        raise RecipeError(
+            f"source: the environment cannot be reset with the options {dict(options)}: {error!r}; "
+            "see reset_options and start"
+        ) from error
+
+
+def _with_options(make: Callable[[], Any], options: Mapping[str, Any] | None) -> Any:
+    """A simulator that is always reset with these options: a group is reset with common ones."""
+    env = make()
+    begin = SimpleNamespace(reset=env.reset)
+    env.reset = lambda *, seed=None, **_: reset(begin, seed, options)
+    return env
 
 
 def record_together(
@@ -149,7 +188,7 @@ def record_together(
     are the same to the byte. Where one is over its simulator idles until the longest is.
 
     Args:
-        config: Options; its policy must not read the simulator.
+        config: Options; its policies must not read the simulator.
         recorders: One for each episode.
         make: Makes a simulator; is sent to the processes.
     """
@@ -157,13 +196,15 @@ def record_together(
 
     renders = RENDER in config.cameras.values()
     vector: Any = AsyncVectorEnv(
-        [make] * len(recorders), context="spawn", autoreset_mode=AutoresetMode.DISABLED
+        [partial(_with_options, make, recorder.reset_options) for recorder in recorders],
+        context="spawn",
+        autoreset_mode=AutoresetMode.DISABLED,
     )
     try:
         space = vector.single_action_space
         policies = [
-            get_policy(config.policy)(SimpleNamespace(action_space=deepcopy(space)), r.policy_rng)
-            for r in recorders
+            recorder.policy(SimpleNamespace(action_space=deepcopy(space)), recorder.policy_rng)
+            for recorder in recorders
         ]
         observations, _ = vector.reset(seed=[recorder.env_seed for recorder in recorders])
         pictures = vector.render() if renders else [None] * len(recorders)

@@ -195,13 +195,19 @@ def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
     return usual_columns(found)
 
 
+def _column(array: Any, name: str) -> Column:
+    import h5py
+
+    inner = h5py.check_vlen_dtype(array.dtype)
+    if inner in (None, str, bytes):
+        return column_of(array.dtype, tuple(array.shape[1:]), name)
+    note = f"rows of {inner} of any length: encoded pictures? they are not read"
+    return Column(kind="other", dtype=str(inner), shape=(1,), note=note)
+
+
 def _columns_in(arrays: Mapping[str, Any]) -> dict[str, Column]:
     """What arrays with one row per step hold; what has no rows is left out."""
-    return {
-        name: column_of(array.dtype, tuple(array.shape[1:]))
-        for name, array in arrays.items()
-        if array.shape
-    }
+    return {name: _column(array, name) for name, array in arrays.items() if array.shape}
 
 
 def read_numbers(group: Any, name: str, num_rows: int | None, episode: str) -> NDArray[Any]:

@@ -37,6 +37,11 @@ def episode_keys(names: Sequence[str], where: str) -> list[str]:
     return [f"episode_{index:06d}" for index in range(len(names))]
 
 
+def plain_name(name: str) -> str:
+    """A name as it can be part of a key: other characters become underscores."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "folder"
+
+
 def _fits(name: str) -> bool:
     plain = NAME_PATTERN.fullmatch(name) is not None and len(name) <= LONGEST_KEY
     return plain and MARKED.search(name) is None

@@ -4,26 +4,41 @@ Rows map onto our steps one to one: row ``t`` holds ``o_t`` and the ``a_t`` chos
 action of the last row leads nowhere that was recorded and is dropped.
 """
 
+import contextlib
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 import numpy as np
+import pyarrow
 
+from tokenwm.data import quality
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
-from tokenwm.data.sources.columns import RecordedConfig, names_of
-from tokenwm.data.sources.frames import EncodedFrames, VideoFrames
+from tokenwm.data.sources.columns import Column, RecordedConfig, names_of
+from tokenwm.data.sources.frames import (
+    ArrayFrames,
+    EncodedFrames,
+    Frames,
+    VideoFrames,
+    decode_image,
+)
 from tokenwm.data.sources.lerobot_clips import LeRobotClips
 from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow, Part
 from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
 from tokenwm.data.sources.lerobot_meta import read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
+from tokenwm.data.video import first_picture, holds_depth
 from tokenwm.errors import EpisodeError, RecipeError
 
 TERMINATED_COLUMNS = ("next.terminated", "next.done")
 """Columns that say the task ended; the first one a dataset has is used."""
 
+LOOKED_AT = 8
+"""Episodes in which a picture is looked for that tells what a camera records."""
 SUCCESS = "next.success"
 TIME, ORDER, TASK = "timestamp", "frame_index", "task_index"
 
@@ -78,10 +93,11 @@ class LeRobotSource(RecordedSource):
 
     def __init__(self, config: LeRobotConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.meta = read_meta(folder)
-        super().__init__(config, self.meta.columns(), str(folder), episode_format, self.meta.rate)
         self._wanted = config.episodes
         self._files = LeRobotFiles(folder)
         self._clips = LeRobotClips(self.meta)
+        columns = {n: self._without_depth(n, c) for n, c in self.meta.columns().items()}
+        super().__init__(config, columns, str(folder), episode_format, self.meta.rate)
         self._terminated_column = next(
             (name for name in TERMINATED_COLUMNS if name in self.columns), None
         )
@@ -127,7 +143,7 @@ class LeRobotSource(RecordedSource):
             raise EpisodeError(f"episode {ref.key}: {row.problem}")
         named = [*self.numbers, *names_of(self._terminated_column)]
         named += [name for name in (TIME, SUCCESS) if name in self.columns]
-        images = [name for name in self.cameras.values() if self.columns[name].dtype == "image"]
+        images = [name for name in self.cameras.values() if self.columns[name].dtype != "video"]
         path = self._files.find(self.meta.data_path, row.data)
         table = self._files.read_rows(
             path,
@@ -140,6 +156,8 @@ class LeRobotSource(RecordedSource):
         where = f"episode {ref.key}: {path}"
         extra = [name for name in (ORDER, TASK) if name in table.column_names]
         columns = to_arrays(table, [*named, *extra], where)
+        for name in extra:
+            quality.check_finite(ref.key, name, columns[name])
         if ORDER in columns and (np.diff(columns[ORDER][:, 0].astype(np.int64)) != 1).any():
             raise EpisodeError(f"{where}: rows are missing or out of order, see {ORDER!r}")
         done = columns.get(self._terminated_column or "")
@@ -149,26 +167,65 @@ class LeRobotSource(RecordedSource):
             terminated=None if done is None else done[:, 0],
             timestamps=columns[TIME][:, 0] if TIME in columns else None,
             frames={
-                camera: EncodedFrames(images=to_images(table, name, where), name=name)
+                camera: self._images(table, name, where)
                 if name in images
                 else self._video(ref, row, name)
                 for camera, name in self.cameras.items()
             },
             task=self.meta.tasks.get(int(columns[TASK][0, 0]), "") if TASK in columns else "",
-            metadata={"success": bool(columns[SUCCESS].any())} if SUCCESS in columns else {},
+            metadata={"success": bool((columns[SUCCESS] > 0).any())} if SUCCESS in columns else {},
         )
 
+    def _without_depth(self, name: str, column: Column) -> Column:
+        """The column, of no use to us if its first picture is a depth map that nobody flagged."""
+        if column.dtype not in ("video", "image") or column.kind != "pictures":
+            return column
+        for index, row in itertools.islice(self.meta.episodes.items(), LOOKED_AT):
+            with contextlib.suppress(EpisodeError), costs_one_episode(f"episode_{index:06d}"):
+                pixels = self._first_pixels(name, column, index, row)
+                note = f"depth, of the pixel format {pixels.name}" if holds_depth(pixels) else ""
+                return replace(column, kind="other", note=note) if note else column
+        return column  # files are missing or damaged, which costs their episodes
+
+    def _first_pixels(
+        self, name: str, column: Column, index: int, row: EpisodeRow
+    ) -> av.VideoFormat:
+        where = f"episode {index}"
+        if column.dtype == "video":
+            path = self._video_path(row, name, where)
+            return av.VideoFormat(first_picture(path, where).pixels)
+        table = self._files.read_rows(
+            self._files.find(self.meta.data_path, row.data),
+            required=[name],
+            optional=[],
+            episode=where,
+            index=index if self.meta.many_per_file else None,
+            num_rows=row.length,
+        )
+        return decode_image(to_images(table.slice(0, 1), name, where)[0], where).format
+
+    def _images(self, table: Any, name: str, where: str) -> Frames:
+        """Pictures in the table: encoded, or as numbers."""
+        kind = table.column(name).type
+        as_numbers = pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind)
+        if not as_numbers:
+            return EncodedFrames(images=to_images(table, name, where), name=name)
+        numbers = to_arrays(table, [name], where)[name]
+        return ArrayFrames(images=numbers, name=name, row_shape=self.columns[name].shape)
+
     def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
-        part = row.videos.get(feature, Part(values={})) if self.meta.many_per_file else row.data
-        if not part.values:
-            raise EpisodeError(
-                f"episode {ref.key}: meta/episodes names no video of {feature} for it"
-            )
-        only = sum(column.dtype == "video" for column in self.columns.values()) == 1
-        path = self._files.find(self.meta.video_path, part, video_key=feature, only=only)
+        path = self._video_path(row, feature, f"episode {ref.key}")
         if not self.meta.many_per_file:
             return VideoFrames(path=path)
+        part = row.videos[feature]
         return VideoFrames(path=path, times=self._clips.times(ref, feature, part, path))
+
+    def _video_path(self, row: EpisodeRow, feature: str, where: str) -> Path:
+        part = row.videos.get(feature, Part(values={})) if self.meta.many_per_file else row.data
+        if not part.values:
+            raise EpisodeError(f"{where}: meta/episodes names no video of {feature} for it")
+        only = sum(about.get("dtype") == "video" for about in self.meta.features.values()) == 1
+        return self._files.find(self.meta.video_path, part, video_key=feature, only=only)
 
     def provenance(self) -> dict[str, Any]:
         """The path as the recipe gives it, and a SHA-256 over the files in ``meta/``."""

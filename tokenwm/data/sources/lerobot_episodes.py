@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from tokenwm.data.sources import Gap
+from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import read_small
 from tokenwm.errors import SourceError
 
@@ -206,8 +207,11 @@ def _read_table(folder: Path, path: Path, drop: str = "\0") -> list[dict[str, An
                     f"{MAX_TABLE_ROWS:,} are read"
                 )
             names = [name for name in file.schema_arrow.names if not name.startswith(drop)]
-            rows: list[dict[str, Any]] = file.read(columns=names, use_threads=False).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+            table = read_groups(file, range(file.num_row_groups), names, str(path))
+            rows: list[dict[str, Any]] = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
         raise SourceError(f"{path} cannot be read: {error}; {LAYOUT}") from error
     return rows
 

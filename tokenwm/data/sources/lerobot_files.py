@@ -1,19 +1,21 @@
 """The files of a LeRobot folder: found where the templates say or by name; rows of parquet."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
 from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.sources.arrow import to_numbers
 from tokenwm.data.sources.lerobot_episodes import Part
+from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.templates import fill
 from tokenwm.errors import EpisodeError
@@ -169,7 +171,7 @@ class LeRobotFiles:
                     f"{MAX_NUMBERS:,} are read"
                 )
             self._last = None  # not two at a time
-            self._last = (key, file.read_row_group(group, columns=names, use_threads=False))
+            self._last = (key, read_groups(file, [group], names, where))
         return self._last[1]
 
 
@@ -182,15 +184,17 @@ def to_arrays(table: pyarrow.Table, names: Iterable[str], where: str) -> dict[st
         where: Episode and file, for messages.
 
     Returns:
-        Column → ``(rows, width)`` in the file's own dtype; a scalar column has width 1.
+        Column → ``(rows, width)`` in the file's own dtype; a scalar column has width 1, and what is
+        missing is NaN.
 
     Raises:
-        EpisodeError: A column holds something else, misses values, or its rows differ in length.
+        EpisodeError: A column holds something else, or its rows differ in length.
     """
     columns = {}
     for name in names:
         try:
-            columns[name] = _to_array(table.column(name).combine_chunks(), table.num_rows)
+            numbers = to_numbers(table.column(name).combine_chunks())
+            columns[name] = numbers.reshape(table.num_rows, math.prod(numbers.shape[1:]))
         except (ValueError, pyarrow.ArrowException) as error:
             raise EpisodeError(f"{where}: column {name!r} {error}") from error
     return columns
@@ -226,23 +230,3 @@ def _may_hold(file: Any, group: int, index: int | None) -> bool:
     if statistics is None or not statistics.has_min_max:
         return True
     return bool(statistics.min <= index <= statistics.max)
-
-
-def _to_array(column: Any, num_rows: int) -> NDArray[Any]:
-    values = column
-    while not values.null_count and pyarrow.types.is_nested(values.type):
-        if not pyarrow.types.is_fixed_size_list(values.type):
-            lengths = np.asarray(values.value_lengths())
-            if len(lengths) and (lengths != lengths[0]).any():
-                raise ValueError("has rows of different lengths")
-        values = values.flatten()
-    if values.null_count:
-        raise ValueError("has missing values")
-    if not (
-        pyarrow.types.is_floating(values.type)
-        or pyarrow.types.is_integer(values.type)
-        or pyarrow.types.is_boolean(values.type)
-    ):
-        raise ValueError(f"holds {values.type}; expected numbers")
-    numbers = np.asarray(values.to_numpy(zero_copy_only=False))
-    return numbers.reshape(num_rows, len(numbers) // max(num_rows, 1))

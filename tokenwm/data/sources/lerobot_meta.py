@@ -4,13 +4,18 @@ Version 2 has one parquet file and one video per camera for each episode, and JS
 puts many episodes into one file and describes them in parquet files.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import av
+import numpy as np
 
 from tokenwm.data.sources import Gap
+from tokenwm.data.sources.arrays import column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.lerobot_episodes import (
     LAYOUT,
@@ -19,8 +24,10 @@ from tokenwm.data.sources.lerobot_episodes import (
     EpisodeRow,
     read_object,
 )
-from tokenwm.data.sources.paths import checksum_of_sizes, read_small
+from tokenwm.data.sources.paths import checksum_of_sizes, inside, update_digest
+from tokenwm.data.sources.pixels import is_called_depth
 from tokenwm.data.sources.templates import check_template
+from tokenwm.data.video import holds_depth
 from tokenwm.errors import SourceError
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -82,15 +89,7 @@ class LeRobotMeta:
 
     def columns(self) -> dict[str, Column]:
         """The features, as every reader describes what it has."""
-        return {
-            name: Column(
-                kind=_kind(feature),
-                dtype=str(feature.get("dtype")),
-                shape=tuple(feature.get("shape") or (1,)),
-                names=_names(feature),
-            )
-            for name, feature in self.features.items()
-        }
+        return {name: _column(name, feature) for name, feature in self.features.items()}
 
     def checksum(self) -> str:
         """SHA-256, as hex digits.
@@ -106,8 +105,7 @@ class LeRobotMeta:
         for name in names:
             path = self.folder / "meta" / name
             if path.is_file():
-                content = read_small(self.folder, path)
-                digest.update(f"{name}:{len(content)}:".encode() + content)
+                update_digest(digest, inside(self.folder, path), name)
         meta = self.folder / "meta"
         kinds = ("*.parquet", "*.mp4")
         paths = [path for kind in kinds for path in self.folder.rglob(kind) if path.is_file()]
@@ -211,11 +209,39 @@ def _feature(name: str, about: Any) -> Mapping[str, Any]:
     return dict(about)
 
 
-def _kind(feature: Mapping[str, Any]) -> Literal["numbers", "pictures", "other"]:
-    about = feature.get("info") or feature.get("video_info") or {}
-    if feature.get("dtype") in ("video", "image"):
-        return "other" if about.get("video.is_depth_map") else "pictures"
-    return "other" if feature.get("dtype") == "string" else "numbers"
+def _column(name: str, feature: Mapping[str, Any]) -> Column:
+    dtype, shape = str(feature.get("dtype")), tuple(feature.get("shape") or (1,))
+    if dtype in ("video", "image"):
+        note = _why_depth(name, feature)
+        return Column(kind="other" if note else "pictures", dtype=dtype, shape=shape, note=note)
+    try:
+        column = column_of(np.dtype(dtype), () if shape == (1,) else shape, name)
+    except TypeError:  # text and what we do not know
+        return Column(kind="other", dtype=dtype, shape=shape)
+    return dataclasses.replace(column, dtype=dtype, names=_names(feature))
+
+
+def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
+    """What says that pictures are depth maps; empty if nothing does."""
+    if is_called_depth(name):
+        return "depth, by its name"
+    places = [feature, *(value for value in feature.values() if isinstance(value, Mapping))]
+    for about in places:
+        for key, value in about.items():
+            # "is_depth_map" today, "video.is_depth_map" before.
+            last = str(key).rpartition(".")[2]
+            if (last == "is_depth_map" and value is True) or last == "depth_unit":
+                return f"depth, as {key} of meta/info.json says"
+            if last == "pix_fmt" and _is_depth_format(str(value)):
+                return f"depth, of the pixel format {value}"
+    return ""
+
+
+def _is_depth_format(name: str) -> bool:
+    try:
+        return holds_depth(av.VideoFormat(name))
+    except ValueError:
+        return False
 
 
 def _names(feature: Mapping[str, Any]) -> tuple[str, ...]:

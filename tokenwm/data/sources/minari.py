@@ -136,7 +136,7 @@ class MinariSource(RecordedSource):
             return Recording(
                 num_rows=num_steps + 1,
                 **self.signals(arrays),
-                terminated=numbers("terminations")[:, 0].astype(bool),
+                terminated=numbers("terminations")[:, 0],
                 frames={
                     camera: stored_frames(group, name, ref.key)
                     for camera, name in self.cameras.items()

@@ -74,7 +74,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 def columns_of(headers: Mapping[str, Header]) -> dict[str, Column]:
     """What arrays with one row per step hold."""
     return {
-        name: column_of(header.dtype, header.shape[1:])
+        name: column_of(header.dtype, header.shape[1:], name)
         for name, header in headers.items()
         if header.shape
     }

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenwm.data.pointers import refuse_pointer
 from tokenwm.errors import SourceError
@@ -37,7 +38,7 @@ def inside(folder: Path, path: Path) -> Path:
     return path
 
 
-def read_small(folder: Path, path: Path) -> bytes:
+def read_small(folder: Path, path: Path, most: int | None = None) -> bytes:
     """The content of a file that describes a dataset.
 
     Raises:
@@ -45,14 +46,23 @@ def read_small(folder: Path, path: Path) -> bytes:
         OSError: It cannot be read.
         SourceError: It lies outside the dataset, is absurdly large, or a Git LFS pointer.
     """
+    most = MAX_META_BYTES if most is None else most
     size = os.stat(inside(folder, path)).st_size
     refuse_pointer(path, SourceError)
-    if size > MAX_META_BYTES:
+    if size > most:
         raise SourceError(
-            f"{path} has {size:,} bytes; at most {MAX_META_BYTES:,} are read of a file that "
+            f"{path} has {size:,} bytes; at most {most:,} are read of a file that "
             "describes a dataset"
         )
     return path.read_bytes()
+
+
+def update_digest(digest: Any, path: Path, name: str) -> None:
+    """Add the name, size and bytes of a file to a digest; of any size, a piece at a time."""
+    digest.update(os.fsencode(f"{name}:{path.stat().st_size}:"))
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
 
 
 def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:

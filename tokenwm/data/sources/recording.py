@@ -4,10 +4,14 @@ A reader says what lies in its files, at the files' own rate, as a :class:`Recor
 rules, time alignment, downsampling and pictures are the same for every format and are done here.
 """
 
+import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +23,14 @@ from tokenwm.data.measures import measure_recording
 from tokenwm.data.one_episode import costs_one_episode, writable
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, SourceDescription
-from tokenwm.data.sources.arrays import MAX_ROWS
+from tokenwm.data.sources.action_kind import (
+    REMEDY,
+    ActionKind,
+    as_decided,
+    decide,
+    whole_where_possible,
+)
+from tokenwm.data.sources.arrays import MAX_ROWS, MAX_WIDTH
 from tokenwm.data.sources.columns import (
     AUTO,
     Column,
@@ -30,8 +41,9 @@ from tokenwm.data.sources.columns import (
     resolve,
 )
 from tokenwm.data.sources.frames import Frames, VideoFrames
+from tokenwm.data.sources.licence import stated_licence
 from tokenwm.data.video import FrameResizer, FramesRead
-from tokenwm.errors import EpisodeError
+from tokenwm.errors import EpisodeError, RecipeError
 
 DROPPED = "rows_without_picture"
 """Name, in an episode's metadata and figures, of how many rows at its end were dropped."""
@@ -49,12 +61,14 @@ class Recording:
 
     Attributes:
         num_rows: ``N``, observations.
-        action: ``(N, action_dim)`` or ``(N - 1, action_dim)``, real numbers; or whole numbers in
-            one column, ids ``>= 0``.
+        action: ``(N, action_dim)`` or ``(N - 1, action_dim)``, real numbers, or ids ``>= 0`` if
+            they are whole numbers. A reader gives them as they are recorded, and its source
+            decides for all episodes which of the two they are.
         frames: Camera → its ``N`` pictures, read when the episode is made.
         state: ``(N, state_dim)`` numbers, or None.
         reward: ``(N,)`` or ``(N - 1,)`` numbers, or None where none is recorded.
-        terminated: ``(N,)`` or ``(N - 1,)`` bool, or None where the format does not say.
+        terminated: ``(N,)`` or ``(N - 1,)`` bool or numbers, above 0 where the task ended; None
+            where the format does not say.
         timestamps: ``(N,)`` seconds, or None where the format records no time.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, for example ``success``.
@@ -108,11 +122,30 @@ class Recording:
                     f"observations; expected {num_axes} axes, the first of "
                     f"{' or '.join(map(str, allowed))} rows"
                 )
-            if array is not None and (array.dtype.kind not in "biuf" or 0 in array.shape[1:]):
+            width = 1 if array is None else math.prod(array.shape[1:])
+            if array is not None and (
+                array.dtype.kind not in "biuf" or not 1 <= width <= MAX_WIDTH
+            ):
                 raise EpisodeError(
-                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected at least "
-                    "one number in a row"
+                    f"episode {episode}: {name} is {array.dtype}{array.shape}; expected 1 to "
+                    f"{MAX_WIDTH:,} numbers in a row"
                 )
+
+    def without_last_action(self) -> "Recording":
+        """The same with ``N - 1`` actions and rewards.
+
+        What the last row holds beside its observation leads nowhere that was recorded. By
+        convention it is often NaN. Its end is kept, as no end if it is NaN.
+        """
+        last, reward, terminated = self.num_rows - 1, self.reward, self.terminated
+        if terminated is not None and len(terminated) > last and np.isnan(terminated[last]):
+            terminated = np.append(terminated[:last], False)
+        return replace(
+            self,
+            action=self.action[:last],
+            reward=None if reward is None else reward[:last],
+            terminated=terminated,
+        )
 
 
 class RecordedSource(ABC):
@@ -131,11 +164,15 @@ class RecordedSource(ABC):
     Attributes:
         config: The options, with every column named.
         rate: Rows per second, Hz.
+        where: The source, for messages: its path.
 
     Raises:
         RecipeError: A column is missing or several could be meant, or the control rate does not
             divide the source's rate.
     """
+
+    declares_types: ClassVar[bool] = True
+    """Whether files say what type a column has; in CSV each file seems to have its own."""
 
     def __init__(
         self,
@@ -152,6 +189,7 @@ class RecordedSource(ABC):
             if getattr(config, option) == AUTO
         }
         self.columns = columns
+        self.where = where
         self.format = episode_format
         self.rate = episode_format.control_rate if rate is None else rate
         self.num_phases = downsampling_factor(self.rate, episode_format.control_rate)
@@ -164,8 +202,55 @@ class RecordedSource(ABC):
 
     @property
     def inferred(self) -> dict[str, Any]:
-        """Columns that the recipe leaves open, as they were filled in: for the provenance."""
-        return {"source_inferred": self._inferred} if self._inferred else {}
+        """What the recipe leaves open, as it was filled in: for the provenance."""
+        inferred = dict(self._inferred)
+        if self.config.action_kind == AUTO and not self._real_action():
+            inferred["action_kind"] = f"{self.action_kind.kind}: {self.action_kind.why}"
+        return {"source_inferred": inferred} if inferred else {}
+
+    @cached_property
+    def action_kind(self) -> ActionKind:
+        """Whether actions are ids or quantities: one decision for all episodes.
+
+        Raises:
+            RecipeError: They are ids, and the recipe wants their mean or sum.
+        """
+        found = self._decide()
+        aggregation = self.format.action_aggregation
+        if found.kind == "discrete" and aggregation in ("mean", "sum") and self.num_phases > 1:
+            raise RecipeError(
+                f"action_aggregation: {aggregation} makes no sense for discrete actions "
+                f"({found.why}); use last or first, or {REMEDY}"
+            )
+        return found
+
+    def _decide(self) -> ActionKind:
+        config = self.config
+        if config.action_kind != AUTO:
+            return ActionKind(kind=config.action_kind, why="the recipe says so")
+        if config.num_actions is not None:
+            return ActionKind(kind="discrete", why="the recipe gives num_actions")
+        real = self._real_action()
+        if real:
+            return ActionKind(kind="continuous", why=f"{real} holds real numbers")
+        refs = self.episodes()
+        return decide(self._actions(refs), len(refs))
+
+    def _real_action(self) -> str:
+        """A column of the action whose type is that of real numbers; empty if there is none."""
+        if not self.declares_types:
+            return ""
+        names = names_of(self.config.action)
+        return next((name for name in names if "float" in self.columns[name].dtype), "")
+
+    def _actions(self, refs: Sequence[EpisodeRef]) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The actions of all episodes that can be read, as they are recorded."""
+        for ref in refs:
+            # Whoever loads it says what is wrong with it.
+            with contextlib.suppress(EpisodeError), costs_one_episode(ref.key):
+                recording = self.read(ref)
+                recording.check(ref.key)
+                yield ref.key, whole_where_possible(recording.action, recording.num_rows)
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -213,16 +298,35 @@ class RecordedSource(ABC):
         Raises:
             EpisodeError: A file is missing or damaged, or a quality rule is broken.
         """
+        self.action_kind  # noqa: B018 - what is wrong with it is wrong with all episodes
         with costs_one_episode(ref.key):
-            return to_episode(self.read(ref), ref, self.format, self.rate, self.config.num_actions)
+            recording = self.recording(ref)
+            return to_episode(recording, ref, self.format, self.rate, self.config.num_actions)
+
+    def recording(self, ref: EpisodeRef) -> Recording:
+        """Read one episode, with actions of the kind that all episodes have.
+
+        Raises:
+            EpisodeError: A file is missing or damaged, or its actions are not of this kind.
+        """
+        recording = self.read(ref)
+        recording.check(ref.key)
+        recording = recording.without_last_action()
+        where = f"episode {ref.key}"
+        return replace(recording, action=as_decided(recording.action, self.action_kind, where))
+
+    def licence(self) -> str:
+        """The licence as the source states it; empty if it states none."""
+        return stated_licence(Path(self.where))
 
     def describe(self) -> SourceDescription:
-        """Names of the dimensions from the source, units from the recipe."""
+        """Names of the dimensions and the licence from the source, units from the recipe."""
         return SourceDescription(
             state_names=dimension_names(self.columns, names_of(self.config.state)),
             action_names=dimension_names(self.columns, names_of(self.config.action)),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
+            licence=self.licence(),
             num_actions=self.config.num_actions,
         )
 
@@ -248,11 +352,13 @@ def check_numbers(
     if recording.timestamps is not None:
         times = recording.timestamps
         quality.check_timestamps(ref.key, limits, timestamps=times, rate=rate)
-    signals = _signals(recording, ref.key, num_actions)
-    # The last row's action is checked too: a NaN there means a broken recording as well.
+    recording = recording.without_last_action()
     quality.check_signals(
-        ref.key, limits, action=signals.action, state=signals.state, reward=signals.reward
+        ref.key, limits, action=recording.action, state=recording.state, reward=recording.reward
     )
+    if recording.terminated is not None:
+        quality.check_finite(ref.key, "terminated", recording.terminated)
+    signals = _signals(recording, ref.key, num_actions)
     for pictures in recording.frames.values():
         pictures.check(ref.key, recording.num_rows)
     return signals
@@ -306,6 +412,7 @@ def _to_episode(
 ) -> Episode:
     factor = downsampling_factor(rate, episode_format.control_rate)
     limits = episode_format.quality
+    recording = recording.without_last_action()
     signals = check_numbers(recording, ref, limits, rate, num_actions).beginning_at(ref.phase)
     kept = downsample(signals, factor, episode_format.action_aggregation)
     num_steps = len(kept.action)
@@ -319,7 +426,7 @@ def _to_episode(
     last_kept = ref.phase + (num_steps - 1) * factor
     if recording.terminated is not None and len(recording.terminated) > last_kept:
         rest = recording.terminated[last_kept:]
-        metadata["terminated_after_end"] = bool(rest.any())
+        metadata["terminated_after_end"] = bool((rest > 0).any())
     read = _read_frames(recording, ref, episode_format, rate, factor)
     episode = Episode(
         key=ref.key,
@@ -359,25 +466,24 @@ def _signals(recording: Recording, key: str, num_actions: int | None) -> Signals
 
     action = recording.action
     discrete = action.dtype.kind in "iub"
-    if discrete and (action.shape[1] != 1 or action.min() < 0):
+    if discrete and (action < 0).any():
         raise EpisodeError(
-            f"episode {key}: whole-number actions must be one id >= 0 per row; got "
-            f"{action.shape[1]} column(s) with minimum {action.min()}"
+            f"episode {key}: ids of actions are >= 0; the smallest is {action.min()}"
         )
     most = num_actions or MAX_ACTIONS
-    if discrete and action.max() >= most:
+    if discrete and action.size and action.max() >= most:
         raise EpisodeError(
             f"episode {key}: the action {int(action.max()):,} is no id in [0, {most:,}); if it is, "
-            "set source.num_actions to the number of actions"
+            "set source.num_actions to the number of actions; if it is a quantity, set "
+            "source.action_kind: continuous"
         )
-    reward, terminated, state = recording.reward, recording.terminated, recording.state
-    if terminated is None:
-        terminated = np.zeros(num_rows, dtype=np.bool_)
+    reward, state = recording.reward, recording.state
+    terminated = np.zeros(0) if recording.terminated is None else recording.terminated
     return Signals(
         action=padded(action, np.int64 if discrete else np.float32),
         state=None if state is None else state.astype(np.float32),
         reward=None if reward is None else padded(reward, np.float32),
-        terminated=padded(terminated, np.bool_),
+        terminated=padded(terminated > 0, np.bool_),
     )
 
 

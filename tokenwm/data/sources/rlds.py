@@ -21,7 +21,8 @@ from tokenwm.data.one_episode import writable
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, check_claims
 from tokenwm.data.sources.columns import Column
-from tokenwm.data.sources.frames import EncodedFrames
+from tokenwm.data.sources.frames import ArrayFrames, EncodedFrames, Frames
+from tokenwm.data.sources.licence import MOST_TEXT
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.sources.rlds_features import LAYOUT, read_info, read_step_features
@@ -64,9 +65,7 @@ class RldsConfig(RatedConfig):
             "dataset": f"{info.get('name', '')} {info.get('version', '')}".strip(),
             "splits": ", ".join(sorted({_split(path) for path in _shards(folder)})),
         }
-        about = info.get("redistributionInfo")
-        licence = str(about.get("license", ""))[:100] if isinstance(about, Mapping) else ""
-        return Recognised(config=cls(path=str(path)), rate=None, facts=facts, licence=licence)
+        return Recognised(config=cls(path=str(path)), rate=None, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RldsSource":
         """Open the dataset.
@@ -97,6 +96,7 @@ class RldsSource(RecordedSource):
 
     def __init__(self, config: RldsConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
+        self.info = read_info(folder)
         self.shards = _shards(folder)
         splits = sorted({_split(path) for path in self.shards})
         if config.split is not None and config.split not in splits:
@@ -118,6 +118,12 @@ class RldsSource(RecordedSource):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in the order of the files and the records in them."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.records))]
+
+    def licence(self) -> str:
+        """The licence in ``dataset_info.json``, else as other folders state it."""
+        about = self.info.get("redistributionInfo")
+        stated = str(about.get("license") or "") if isinstance(about, Mapping) else ""
+        return stated[:MOST_TEXT] or super().licence()
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read one record; pictures stay encoded.
@@ -143,20 +149,27 @@ class RldsSource(RecordedSource):
         signals = self.signals(arrays)
         reward = signals["reward"]
         metadata: dict[str, Scalar] = {"file": writable(record.path.name)}
-        if reward is not None:
+        if reward is not None and np.isfinite(reward[-1]):
             # Many datasets reward the last row, for success; it belongs to no action kept here.
             metadata["last_reward"] = float(reward[-1])
         return Recording(
             num_rows=num_rows,
             **signals,
-            terminated=arrays[TERMINAL][1:, 0] > 0 if ends else None,
+            terminated=arrays[TERMINAL][1:, 0] if ends else None,
             frames={
-                camera: EncodedFrames(images=_to_images(lists, name, where), name=name)
-                for camera, name in self.cameras.items()
+                camera: self._frames(lists, name, where) for camera, name in self.cameras.items()
             },
             task=_task(lists, self.texts),
             metadata=metadata,
         )
+
+    def _frames(self, lists: Mapping[str, Values], name: str, where: str) -> Frames:
+        """Encoded pictures, or those of a tensor of numbers."""
+        if isinstance(lists.get(STEPS + name), np.ndarray):
+            column = self.columns[name]
+            numbers = _to_array(lists, name, column, where)
+            return ArrayFrames(images=numbers, name=name, row_shape=column.shape)
+        return EncodedFrames(images=_to_images(lists, name, where), name=name)
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of all files of the version."""

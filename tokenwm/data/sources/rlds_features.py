@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.data.sources.arrays import MAX_WIDTH
+from tokenwm.data.sources.arrays import column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.paths import read_small
+from tokenwm.data.sources.pixels import is_called_depth
 from tokenwm.errors import SourceError
 
 LAYOUT = (
@@ -63,16 +64,20 @@ def _collect(feature: Mapping[str, Any], name: str, columns: dict[str, Column], 
         for part, inner in feature["featuresDict"]["features"].items():
             _collect(inner, f"{name}/{part}" if name else part, columns, depth + 1)
     else:
-        columns[name] = _column(feature)
+        columns[name] = _column(feature, name)
 
 
-def _column(feature: Mapping[str, Any]) -> Column:
+def _column(feature: Mapping[str, Any], name: str) -> Column:
     if "image" in feature:
         about = feature["image"]
         shape, dtype = _shape(about), str(about.get("dtype") or "uint8")
         coding = about.get("encodingFormat") or "png"
-        usable = dtype == "uint8" and shape[2:] in ((1,), (3,)) and coding in ("png", "jpeg")
-        return Column(kind="pictures" if usable else "other", dtype=dtype, shape=shape)
+        note = "depth, by its name" if is_called_depth(name) else ""
+        if dtype != "uint8":
+            note = note or f"encoded as {dtype}, as depth is"
+        elif shape[2:] not in ((1,), (3,), (4,)) or coding not in ("png", "jpeg"):
+            note = note or f"pictures of shape {shape}, encoded as {coding}"
+        return Column(kind="other" if note else "pictures", dtype=dtype, shape=shape, note=note)
     if "text" in feature:
         return Column(kind="other", dtype="text")
     if "classLabel" in feature:
@@ -82,9 +87,13 @@ def _column(feature: Mapping[str, Any]) -> Column:
         shape, dtype = _shape(about), str(about.get("dtype") or "")
         if dtype == "string":
             return Column(kind="other", dtype="text")
-        plain = about.get("encoding") in (None, "none") and np.dtype(dtype).kind in "biuf"
-        usable = plain and min(shape, default=1) > 0 and int(np.prod(shape)) <= MAX_WIDTH
-        return Column(kind="numbers" if usable else "other", dtype=dtype, shape=shape or (1,))
+        if about.get("encoding") not in (None, "none"):
+            note = f"a tensor encoded as {about['encoding']}"
+            return Column(kind="other", dtype=dtype, shape=shape or (1,), note=note)
+        if min(shape, default=1) < 0:
+            note = f"a tensor of any size, {shape}"
+            return Column(kind="other", dtype=dtype, shape=shape, note=note)
+        return column_of(np.dtype(dtype), shape, name)
     return Column(kind="other", dtype=str(feature.get("pythonClassName", "")).rpartition(".")[2])
 
 

@@ -156,7 +156,7 @@ class RobomimicSource(RecordedSource):
         return Recording(
             num_rows=num_actions + self.has_last,
             **self.signals(arrays),
-            terminated=None if done is None else done[:, 0] > 0,
+            terminated=None if done is None else done[:, 0],
             frames=frames,
             task=task or self.task,
         )

@@ -15,12 +15,16 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tokenwm.data.sources.arrays import MAX_NUMBERS
+from tokenwm.data.sources.arrays import MAX_NUMBERS, column_of
+from tokenwm.data.sources.arrow import to_numbers
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.npz import read_arrays, read_headers
+from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import read_small
 from tokenwm.errors import EpisodeError, SourceError
 
+MAX_TABLE_BYTES = 2**31
+"""Of one table, which may be that of all episodes."""
 SUFFIXES = (".csv", ".parquet", ".npz")
 NUMBERED = re.compile(r"(?P<name>.+?)[._]?\[?(?P<number>\d{1,6})\]?")
 Table = Mapping[str, NDArray[Any]]
@@ -47,24 +51,16 @@ def read_table(folder: Path, path: Path) -> Table:
 
 
 def columns_of(table: Table) -> dict[str, Column]:
-    """What a table holds: numbers, or text, of which we have no use as such."""
-    return {
-        name: Column(
-            kind="numbers" if array.dtype.kind in "biuf" and array.size else "other",
-            dtype=str(array.dtype),
-            shape=array.shape[1:] or (1,),
-        )
-        for name, array in table.items()
-    }
+    """What a table holds: numbers, pictures, or text, of which we have no use as such."""
+    return {name: column_of(array.dtype, array.shape[1:], name) for name, array in table.items()}
 
 
 @lru_cache(maxsize=2)
 def _read(folder: Path, path: Path, _time: int, _size: int) -> Table:
     if path.suffix == ".npz":
-        read_small(folder, path)
         headers = read_headers(path)
         return read_arrays(path, [name for name, header in headers.items() if header.shape])
-    content = pyarrow.BufferReader(read_small(folder, path))
+    content = pyarrow.BufferReader(read_small(folder, path, MAX_TABLE_BYTES))
     if path.suffix == ".csv":
         table = pyarrow.csv.read_csv(content, pyarrow.csv.ReadOptions(use_threads=False))
     else:
@@ -85,31 +81,29 @@ def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
             raise EpisodeError(
                 f"{path} claims {numbers:,} numbers; at most {MAX_NUMBERS:,} are read"
             )
-        return file.read(use_threads=False)
+        return read_groups(file, range(about.num_row_groups), file.schema_arrow.names, str(path))
 
 
 def _to_array(column: Any, name: str) -> NDArray[Any]:
+    """A column; rows with missing values are masked, since a table may hold many episodes."""
     column = column.combine_chunks()
-    if column.null_count:
-        # Masked: they cost the episodes of those rows, and a table may hold many episodes.
-        values = _to_array(column.drop_null(), name)
-        mask = np.asarray(column.is_null().to_numpy(zero_copy_only=False)).astype(bool)
-        if not len(values):
-            return np.array([""] * len(column))
-        whole = np.zeros((len(column), *values.shape[1:]), dtype=values.dtype)
-        whole[~mask] = values
-        rows = np.broadcast_to(mask.reshape(-1, *[1] * (whole.ndim - 1)), whole.shape)
-        return np.ma.masked_array(whole, rows)  # type: ignore[no-untyped-call]
-    if pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type):
-        rows = column.to_pylist()
-        if len({len(row) for row in rows}) > 1:
-            raise EpisodeError(f"column {name!r} has rows of different lengths")
-        return np.array(rows)
-    if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    if pyarrow.types.is_boolean(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False)).astype(bool)
-    return np.array([str(value) for value in column.to_pylist()])
+    missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False)).astype(bool)
+    values = _without_missing(column.drop_null(), name)
+    if not missing.any() or not len(values):
+        return values if len(values) else np.array([""] * len(column))
+    whole = np.zeros((len(column), *values.shape[1:]), dtype=values.dtype)
+    whole[~missing] = values
+    mask = np.broadcast_to(missing.reshape(-1, *[1] * (whole.ndim - 1)), whole.shape)
+    return np.ma.masked_array(whole, mask)
+
+
+def _without_missing(column: Any, name: str) -> NDArray[Any]:
+    try:
+        return to_numbers(column)
+    except ValueError as error:
+        if pyarrow.types.is_nested(column.type):
+            raise EpisodeError(f"column {name!r} {error}") from error
+        return np.array([str(value) for value in column.to_pylist()])
 
 
 def _grouped(arrays: dict[str, NDArray[Any]]) -> Table:

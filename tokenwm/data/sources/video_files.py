@@ -1,14 +1,16 @@
 """What lies where in a folder of videos and tables."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources.arrays import LOOKED_AT, spread
 from tokenwm.data.sources.paths import inside
 from tokenwm.data.sources.tables import SUFFIXES
-from tokenwm.data.video import probe
+from tokenwm.data.video import FirstPicture, first_picture, probe
 from tokenwm.errors import EpisodeError, SourceError
 
 LAYOUT = "expected: a folder of videos, EPISODE.mp4 or CAMERA/EPISODE.mp4, and tables EPISODE.csv"
@@ -60,8 +62,8 @@ class VideoFolder:
         """Cameras of any episode, sorted."""
         return sorted({camera for cameras in self.videos.values() for camera in cameras})
 
-    def probe(self) -> tuple[float, tuple[int, int]]:
-        """Rate and size that most of some videos have, of those that can be read.
+    def rate(self) -> float:
+        """Frames per second that most of some videos have, of those that can be read.
 
         Raises:
             SourceError: None can be read.
@@ -71,7 +73,7 @@ class VideoFolder:
         # Where the first ones are damaged, more of them are looked at.
         for path in dict.fromkeys([*spread(paths), *paths]):
             try:
-                found.append(probe(path, path.stem)[1:])
+                found.append(probe(path, path.stem)[1])
             except EpisodeError as error:
                 problem = problem or error
             if len(found) == min(LOOKED_AT, len(paths)):
@@ -79,6 +81,14 @@ class VideoFolder:
         if not found:
             raise SourceError(f"{self.folder} holds no video that can be read: {problem}; {LAYOUT}")
         return max(found, key=found.count)
+
+    def first_picture(self, camera: str) -> FirstPicture | None:
+        """The first picture of a camera's first video that can be read; None if none can."""
+        for cameras in self.videos.values():
+            with contextlib.suppress(EpisodeError), costs_one_episode(camera):
+                if camera in cameras:
+                    return first_picture(cameras[camera], camera)
+        return None
 
     def all(self) -> list[Path]:
         """All videos and tables."""

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,14 @@ from tokenwm.data.sources.arrays import (
     usual_columns,
 )
 from tokenwm.data.sources.columns import AUTO, AmbiguousColumnsError, Column
-from tokenwm.data.sources.frames import VideoFrames
+from tokenwm.data.sources.frames import ArrayFrames, Frames, VideoFrames
 from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
+from tokenwm.data.sources.pixels import is_called_depth
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.sources.tables import SUFFIXES, Table, columns_of, read_table
 from tokenwm.data.sources.video_files import LAYOUT, VIDEO_SUFFIXES, VideoFolder
-from tokenwm.data.video import probe
+from tokenwm.data.video import FirstPicture, probe
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ NO_ACTION = "action"
 EPISODE_COLUMNS = ("episode", "episode_id", "episode_index", "video", "file", "filename")
 TERMINATED_COLUMNS = ("terminated", "is_terminal", "done")
 TIME, TASK = "timestamp", "task"
+VIDEO = "video"
+"""Type of a column that is a folder of videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class VideosConfig(RatedConfig):
         if not files.of_episode:
             tables = "one for all" if files.others else "none: every step has the action 0"
         facts = {"format": "videos", "tables": tables}
-        return Recognised(config=config, rate=files.probe()[0], facts=facts)
+        return Recognised(config=config, rate=files.rate(), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
         """Open the folder.
@@ -96,16 +99,18 @@ class VideosConfig(RatedConfig):
 class VideosSource(RecordedSource):
     """The episodes of one folder."""
 
+    declares_types = False
+
     def __init__(self, config: VideosConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.folder = folder
         self.files = VideoFolder(folder)
-        rate, size = self.files.probe()
+        rate = self.files.rate()
         self.names = list(self.files.videos)
         self.keys = episode_keys(self.names, str(folder))
         self.table = self._only_table(config)
         first = self._first_table()
         columns = {
-            camera: Column(kind="pictures", dtype="video", shape=(*size, 3))
+            camera: _camera(camera, self.files.first_picture(camera))
             for camera in self.files.cameras
         }
         for camera in columns.keys() & first.keys():
@@ -115,6 +120,7 @@ class VideosSource(RecordedSource):
         columns |= self._table_columns(first)
         self.has_tables = bool(first)
         if not self.has_tables:
+            config = replace(config, action_kind="discrete")
             logger.warning(
                 "%s has no tables: every step gets the one discrete action 0, so a model learns "
                 "how the videos go on and nothing about actions",
@@ -207,23 +213,15 @@ class VideosSource(RecordedSource):
             EpisodeError: A video or a table is missing or damaged.
         """
         name = self.names[ref.index]
-        videos = self.files.videos[name]
-        for column in self.cameras.values():
-            if column in self.files.doubled.get(name, ()):
-                raise EpisodeError(
-                    f"episode {ref.key}: several videos are of this episode and of {column}, for "
-                    f"example {videos[column].name}; keep one"
-                )
-            if column not in videos:
-                raise EpisodeError(f"episode {ref.key}: {name} has no video of {column}")
-        path = next(iter(videos[column] for column in self.cameras.values()), None)
         table = self._rows(name, ref.key) if self.has_tables else {}
+        where = f"episode {ref.key}: the table of {name}"
+        frames = {c: self._frames(name, ref.key, n, table) for c, n in self.cameras.items()}
+        path = next((f.path for f in frames.values() if isinstance(f, VideoFrames)), None)
         num_frames = None if path is None else probe(path, f"episode {ref.key}")[0]
         check_claims((num_frames or 0,), f"episode {ref.key}: {path}")
         if not self.has_tables:
             table = {NO_ACTION: np.zeros(num_frames or 0, dtype=np.int64)}
 
-        where = f"episode {ref.key}: the table of {name}"
         arrays = {column: _numbers(table, column, where) for column in self.numbers}
         num_rows = max(map(len, arrays.values()))
         if num_frames == num_rows + 1 and not self.config.state and TIME not in table:
@@ -233,12 +231,27 @@ class VideosSource(RecordedSource):
         return Recording(
             num_rows=num_rows,
             **self.signals(arrays),
-            terminated=None if ends is None else ends[:, 0] > 0,
+            terminated=None if ends is None else ends[:, 0],
             timestamps=_numbers(table, TIME, where)[:, 0] if TIME in table else None,
-            frames={camera: VideoFrames(path=videos[c]) for camera, c in self.cameras.items()},
+            frames=frames,
             task=_task(task),
             metadata={"file": writable(name)},
         )
+
+    def _frames(self, name: str, key: str, column: str, table: Table) -> Frames:
+        """Where the pictures of a camera are: in a video, or as numbers in the table."""
+        if self.columns[column].dtype != VIDEO:
+            images = np.asarray(_column(table, column, f"episode {key}: the table of {name}"))
+            return ArrayFrames(images=images, name=column)
+        videos = self.files.videos[name]
+        if column in self.files.doubled.get(name, ()):
+            raise EpisodeError(
+                f"episode {key}: several videos are of this episode and of {column}, for "
+                f"example {videos[column].name}; keep one"
+            )
+        if column not in videos:
+            raise EpisodeError(f"episode {key}: {name} has no video of {column}")
+        return VideoFrames(path=videos[column])
 
     def _rows(self, name: str, key: str) -> Table:
         """The rows of an episode."""
@@ -294,12 +307,26 @@ def _named(option: str, value: str | None, candidates: Sequence[str], table: Tab
     return value
 
 
-def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
+def _camera(name: str, first: FirstPicture | None) -> Column:
+    """A folder of videos as a column."""
+    size = (0, 0) if first is None else first.size
+    note = "depth, by its name" if is_called_depth(name) else ""
+    if first is not None and first.depth:
+        note = f"depth, of the pixel format {first.pixels}"
+    kind: Literal["pictures", "other"] = "other" if note else "pictures"
+    return Column(kind=kind, dtype=VIDEO, shape=(*size, 3), note=note)
+
+
+def _column(table: Table, column: str, where: str) -> NDArray[Any]:
     if column not in table:
         raise EpisodeError(f"{where} has no column {column!r}; it has: {', '.join(table)}")
-    values = table[column]
-    check_claims(values.shape, f"{where}: {column}")
+    check_claims(table[column].shape, f"{where}: {column}")
+    return table[column]
+
+
+def _numbers(table: Table, column: str, where: str) -> NDArray[Any]:
+    """A column of numbers; what is missing is NaN, and then whole numbers are real ones."""
+    values = _column(table, column, where)
     if np.ma.is_masked(values):
-        row = int(np.argmax(np.ma.getmaskarray(values).reshape(len(values), -1).any(axis=1)))
-        raise EpisodeError(f"{where}: {column} has missing values, the first in row {row}")
+        values = np.ma.filled(values.astype(np.float64), np.nan)
     return as_numbers(np.asarray(values), None, f"{where}: {column}")

@@ -81,24 +81,23 @@ def _answer(
     tokens = rollout.frame_tokens[rows, steps]
     result = {
         "frame_tokens": tokens.cpu().numpy().astype(np.uint16),
-        "reward": rollout.reward[rows, steps].cpu().numpy(),
         "termination_probability": rollout.termination_probability[rows, steps].cpu().numpy(),
         "frame_nll": rollout.frame_nll[rows, steps].cpu().numpy(),
         "frame_entropy": rollout.frame_entropy[rows, steps].cpu().numpy(),
     }
-    if rollout.state_tokens is not None:
-        result["states"] = model.decode_states(rollout.state_tokens[rows, steps])
+    if rollout.reward is not None:
+        result["reward"] = rollout.reward[rows, steps].cpu().numpy()
+    if rollout.state is not None:
+        result["states"] = rollout.state[rows, steps].cpu().numpy()
     if request.pixels:
         context, wanted = rollout.context, tokens[:, list(request.pixels)]
         shape = (*wanted.shape[:2], *request.frames.shape[2:])
         frames = np.empty(shape, dtype=np.uint8)
-        last, anchor = context.tokens.frame[rows, -1], context.anchor
-        anchor = None if anchor is None else anchor[rows]
+        last, starts = context.tokens.frame[:, -1], rollout.context_rows[rows]
         for row in slices(len(wanted), MOST_FRAMES):
-            seen = None if anchor is None else anchor[row]
             for step in slices(len(request.pixels), max(1, MOST_FRAMES // len(wanted[row]))):
                 yield
-                pixels = model.decode_tokens(wanted[row, step], last[row], seen)
+                pixels = model.decode_tokens(wanted[row, step], last, context.anchor, starts[row])
                 frames[row, step] = pixels.cpu().numpy()
         result["frames"] = frames
     return result

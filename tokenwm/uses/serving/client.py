@@ -78,9 +78,8 @@ class WorldModelClient:
                 steps whose frames are wanted), ``timeout`` (seconds).
 
         Returns:
-            ``frame_tokens``, ``reward``, ``termination_probability``, ``frame_nll``,
-            ``frame_entropy``, and ``states`` and ``frames`` if there are any;
-            ``(B * n, steps, ·)`` each.
+            ``frame_tokens``, ``termination_probability``, ``frame_nll``, ``frame_entropy``, and
+            ``reward``, ``states`` and ``frames`` if there are any; ``(B * n, steps, ·)`` each.
 
         Raises:
             ServerError: The server refused, or did not answer in time.

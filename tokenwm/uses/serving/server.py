@@ -187,6 +187,7 @@ class WorldModelServer(ThreadingHTTPServer):
                 "tokens_per_frame": vocabulary.tokens_per_frame,
                 "action_dimensions": vocabulary.action.num_dimensions,
                 "state_dimensions": 0 if state is None else state.num_dimensions,
+                "has_reward": vocabulary.has_reward,
                 "control_rate": self.model.control_rate,
             },
             "limits": vars(self.limits),

@@ -1,0 +1,271 @@
+"""One odd episode, of every format and in every place, costs itself and no other."""
+
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tests.unit.data.odd_datasets import FORMATS, NUM_ROWS, SIZE, Rows, make_rows
+from tests.unit.data.readers import recipe
+from tokenwm.data.episode import Episode
+from tokenwm.data.prepare import prepare
+from tokenwm.data.shards import ShardReader
+from tokenwm.data.sources import load_each
+from tokenwm.data.sources.parquet import read_groups
+from tokenwm.data.sources.paths import MAX_META_BYTES
+from tokenwm.data.survey import survey
+
+NUM_EPISODES = 4
+
+
+def replaced(name: str, change: Callable[[Any], Any]) -> Callable[[Rows], Rows]:
+    return lambda rows: {**rows, name: change(rows[name])}
+
+
+def with_value(value: Any, dtype: type = np.float64) -> Callable[[Any], Any]:
+    def change(array: Any) -> Any:
+        array = array.astype(dtype)
+        array.flat[3] = value
+        return array
+
+    return change
+
+
+ODD: dict[str, Callable[[Rows], Rows]] = {
+    "no rows": lambda rows: {name: array[:0] for name, array in rows.items()},
+    "one row": lambda rows: {name: array[:1] for name, array in rows.items()},
+    "action without width": replaced("action", lambda a: a[:, :0]),
+    "state without width": replaced("state", lambda a: a[:, :0]),
+    "whole numbers without width": replaced("action", lambda a: a[:, :0].astype(np.int64)),
+    "action is a scalar": replaced("action", lambda a: np.float32(1)),
+    "reward is a scalar": replaced("reward", lambda a: np.float32(1)),
+    "end is a scalar": replaced("done", lambda a: np.bool_(True)),
+    "action has an axis less": replaced("action", lambda a: a[:, 0]),
+    "action has two axes more": replaced("action", lambda a: a[:, :, None, None]),
+    "reward of two numbers": replaced("reward", lambda a: np.stack([a, a], axis=1)),
+    "action too short": replaced("action", lambda a: a[:4]),
+    "state too long": replaced("state", lambda a: np.concatenate([a, a])),
+    "action is text": replaced("action", lambda a: a.astype(str)),
+    "action is complex": replaced("action", lambda a: a.astype(np.complex64)),
+    "action missing": lambda rows: {n: a for n, a in rows.items() if n != "action"},
+    "state missing": lambda rows: {n: a for n, a in rows.items() if n != "state"},
+    "not a number": replaced("action", with_value(np.nan)),
+    "infinite": replaced("state", with_value(np.inf)),
+    "beyond float32": replaced("state", with_value(1e300)),
+    "an absurd id": replaced(
+        "action", lambda a: with_value(9 * 10**12, np.int64)(np.zeros(len(a)))
+    ),
+    "a negative id": replaced("action", lambda a: with_value(-5, np.int64)(np.zeros(len(a)))),
+    "pictures without height": replaced("image", lambda a: a[:, :0]),
+    "pictures are a scalar": replaced("image", lambda a: a[0, 0, 0, 0]),
+    "pictures are real numbers": replaced("image", lambda a: a.astype(np.float32)),
+    "pictures of two channels": replaced("image", lambda a: a[..., :2]),
+    "too many pictures": replaced("image", lambda a: np.concatenate([a, a])),
+    "too few pictures": replaced("image", lambda a: a[:4]),
+}
+
+
+def check_others(kind: str, path: Path, odd: Collection[int], options: Any = ()) -> None:
+    """All episodes but the odd ones can be used, and their reasons are told; by both verbs."""
+    source = recipe(kind, path, source=dict(options)).open_source()
+    refs = list(source.episodes())
+    results = list(load_each(source, refs))
+    for ref, result in zip(refs, results, strict=True):
+        assert isinstance(result, Episode) or ref.index in odd, (ref, result)
+        assert "cannot be used: " not in str(result) or ".py:" in str(result)
+    found = survey(path)
+    assert len(found.refs) == len(refs)
+    assert set(found.problems) <= {ref.key for ref in refs if ref.index in odd}
+
+
+def can_hold(name: str, rows: Rows, folder: Path) -> bool:
+    folder.mkdir()
+    try:
+        FORMATS[name].write(folder, [make_rows(0), rows])
+    except (TypeError, ValueError, IndexError, KeyError, OSError, Warning, NotImplementedError):
+        return False
+    return True
+
+
+BATCH = 3
+"""Odd episodes in a dataset of eight: fewer than half, since most say what columns there are."""
+
+
+@pytest.mark.parametrize("batch", range(len(ODD) // BATCH))
+@pytest.mark.parametrize("name", FORMATS)
+def test_odd_values(name: str, batch: int, tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(2 * BATCH + 2)]
+    odd = set()
+    for number, what in enumerate(list(ODD)[batch :: len(ODD) // BATCH]):
+        rows = ODD[what](make_rows(number))
+        if can_hold(name, rows, tmp_path / str(number)):
+            odd.add(2 * number)  # the first one, too
+            episodes[2 * number] = rows
+    (tmp_path / "data").mkdir()
+    path = FORMATS[name].write(tmp_path / "data", episodes)
+    check_others(FORMATS[name].kind, path, odd, FORMATS[name].options)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_prepare_leaves_the_odd_one_out(name: str, tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    episodes[3]["action"][2, 0] = np.nan
+    (tmp_path / "data").mkdir()
+    path = FORMATS[name].write(tmp_path / "data", episodes)
+    made = recipe(FORMATS[name].kind, path, source=dict(FORMATS[name].options))
+    manifest = prepare(made, tmp_path / "out")
+    assert len(manifest.episodes) == 3 and len(manifest.excluded) == 1
+    assert {episode.split for episode in manifest.episodes} == {"train", "val", "test"}
+    ShardReader(tmp_path / "out", verify=True)
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.1, 0.5, 0.97])
+@pytest.mark.parametrize("name", [name for name, about in FORMATS.items() if about.own_files])
+def test_a_file_that_is_cut(name: str, cut: float, tmp_path: Path) -> None:
+    path = FORMATS[name].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    of_episode = sorted(p for p in path.rglob("*") if p.is_file() and "meta" not in p.parts)
+    per_episode = len(of_episode) // NUM_EPISODES
+    for file in of_episode[per_episode : 2 * per_episode]:
+        file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
+    check_others(FORMATS[name].kind, path, [1], FORMATS[name].options)
+
+
+LONG, UNDECODABLE = "x" * 95, b"caf\xe9".decode(errors="surrogateescape")
+ODD_NAMES = [LONG, "take_0_phase1", "take 1", "täke", UNDECODABLE, "take.two", "[red]x[b]"]
+
+
+@pytest.mark.parametrize("odd", ODD_NAMES, ids=ascii)
+@pytest.mark.parametrize("name", ["robomimic", "videos"])
+def test_odd_names(name: str, odd: str, tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(4)]
+    (tmp_path / "data").mkdir()
+    try:
+        path = FORMATS[name].write(tmp_path / "data", episodes, ["take_0", "t1", odd, "t3"])
+    except UnicodeEncodeError:
+        pytest.skip("this format cannot hold that")
+    made = recipe(FORMATS[name].kind, path, source=dict(FORMATS[name].options), all_phases=True)
+    manifest = prepare(made, tmp_path / "out")
+    assert len(manifest.episodes) == 4 and not manifest.excluded
+    assert not survey(path).problems
+
+
+@pytest.mark.parametrize("shape", [(10**12, SIZE, SIZE, 3), (10**8, SIZE, SIZE, 3), (10, 10**5, 9)])
+@pytest.mark.parametrize("array", ["obs/image", "obs/state", "actions"])
+def test_an_hdf5_array_that_claims_too_much(array: str, shape: Any, tmp_path: Path) -> None:
+    path = FORMATS["robomimic"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    with h5py.File(path, "a") as file:
+        del file[f"data/demo_1/{array}"]
+        chunks = (1, *shape[1:])
+        file["data/demo_1"].create_dataset(array, shape, "u1", chunks=chunks, compression="gzip")
+    check_others("robomimic", path, [1])
+
+
+def test_an_npz_array_that_claims_too_much(tmp_path: Path) -> None:
+    path = FORMATS["npz"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    for index, header in enumerate((b"{'descr': (", b"{'descr': '|u1', 'shape': (999999999999,)}")):
+        with zipfile.ZipFile(path / f"e{index}.npz", "a") as archive:
+            magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            with pytest.warns(UserWarning, match="Duplicate name"):
+                archive.writestr("action.npy", magic)
+    options = FORMATS["npz"].options
+    source = recipe("dreamer", path, source=dict(options)).open_source()
+    results = list(load_each(source, list(source.episodes())))
+    assert [isinstance(result, Episode) for result in results] == [False, False, True, True]
+
+
+def test_a_small_npz_that_holds_gigabytes_of_zeros(tmp_path: Path) -> None:
+    path = FORMATS["npz"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    rows = make_rows(1)
+    rows["image"] = np.zeros((NUM_ROWS, 2**12, 2**10, 3), np.uint8)
+    np.savez_compressed(path / "e1.npz", **{k: v for k, v in rows.items() if k != "done"})
+    check_others("dreamer", path, [1], FORMATS["npz"].options)
+
+
+@pytest.mark.parametrize("use_dictionary", [False, True])
+def test_a_small_parquet_file_that_holds_gigabytes_of_zeros(
+    use_dictionary: bool, tmp_path: Path
+) -> None:
+    path = FORMATS["lerobot2"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    file = path / "data" / "chunk-000" / "episode_000001.parquet"
+    table = pyarrow.parquet.read_table(file)
+    picture = {"bytes": bytes(30 * 2**20), "path": None}
+    name = "observation.images.eye"
+    column = pyarrow.array([picture] * NUM_ROWS, table.schema.field(name).type)
+    table = table.set_column(table.column_names.index(name), name, column)
+    pyarrow.parquet.write_table(
+        table, file, compression="zstd", use_dictionary=use_dictionary, write_statistics=False
+    )
+    del table, column
+    assert file.stat().st_size < 50_000
+    check_others("lerobot", path, [1])
+    source = recipe("lerobot", path).open_source()
+    _, odd, *_ = load_each(source, source.episodes())
+    if use_dictionary:
+        assert "claims" in str(odd) or "is neither PNG nor JPEG" in str(odd)
+    else:
+        assert "claims" in str(odd) and "at most" in str(odd)
+
+
+def test_what_honest_files_hold_is_believed(tmp_path: Path) -> None:
+    """Numbers that never change take no room, and statistics of many episodes are large."""
+    table = pyarrow.table({"a": np.zeros(2**20, np.float32)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as file:
+        assert len(read_groups(file, range(file.num_row_groups), ["a"], "a.parquet")) == 2**20
+    path = FORMATS["lerobot2"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    with (path / "meta" / "episodes_stats.jsonl").open("wb") as stats:
+        stats.truncate(MAX_META_BYTES + 1)
+    checksum = recipe("lerobot", path).open_source().provenance()["source_checksum"]
+    assert len(checksum) == 64
+
+
+@pytest.mark.parametrize("length", [0, -1, 1, NUM_ROWS + 1, 10**12])
+@pytest.mark.parametrize("name", ["lerobot2", "lerobot3"])
+def test_a_length_that_is_not_so(name: str, length: int, tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    episodes[2]["length"] = length
+    check_others("lerobot", FORMATS[name].write(tmp_path, episodes), [2])
+
+
+def test_marks_of_a_chunk_that_are_no_rows(tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    for place, marks in ((1, np.bool_(True)), (2, np.array(["a"] * NUM_ROWS))):
+        episodes[place]["is_first"] = marks
+    path = FORMATS["dreamer"].write(tmp_path, episodes)
+    source = recipe("dreamer", path).open_source()
+    results = list(load_each(source, list(source.episodes())))
+    assert sum(isinstance(result, Episode) for result in results) == 2
+
+
+def test_a_missing_value_in_a_table_for_all(tmp_path: Path) -> None:
+    path = FORMATS["one_table"].write(tmp_path, [make_rows(s) for s in range(NUM_EPISODES)])
+    lines = (path / "all.csv").read_text().splitlines()
+    row = 1 + 2 * NUM_ROWS + 4
+    cells = lines[row].split(",")
+    lines[row] = ",".join([cells[0], "", *cells[2:]])
+    (path / "all.csv").write_text("\n".join(lines) + "\n")
+    check_others("videos", path, [2])
+
+
+def test_interrupting_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = FORMATS["robomimic"].write(tmp_path, [make_rows(seed) for seed in range(2)])
+    source = recipe("robomimic", path).open_source()
+
+    def interrupt(self: Any, ref: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def no_memory(self: Any, ref: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(type(source), "read", no_memory)
+    (result,) = load_each(source, source.episodes()[:1])
+    assert "demo_0 cannot be used: MemoryError at tokenwm/data/sources/recording.py:" in str(result)
+    monkeypatch.setattr(type(source), "read", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(load_each(source, source.episodes()[:1]))

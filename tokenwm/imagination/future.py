@@ -1,0 +1,168 @@
+"""Imagined futures, side by side: what came of every row's actions, and which row came out best."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.context import Context
+from tokenwm.shapes import check_shape
+
+logger = logging.getLogger(__name__)
+
+NO_REWARD = (
+    "the model predicts no reward, because its data has none: name the column in the recipe "
+    "(source.reward), prepare and train anew; or "
+)
+"""Begins every error of who asks for a reward that there is not."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rollout:
+    """``H`` imagined steps of ``B`` rows; entry ``h`` is what ``actions[:, h]`` led to.
+
+    Attributes:
+        action_tokens: ``(B, H, A)`` int64, the actions.
+        frame_tokens: ``(B, H, K)`` int64.
+        state_tokens: ``(B, H, P)`` int64, or None.
+        state: ``(B, H, P)`` float32 in the units of the data, or None: the expected value in greedy
+            decoding, the centre of the token's bin where tokens are drawn, and the id of a discrete
+            state.
+        reward: ``(B, H)`` float32, expected reward of each action; None if none was recorded.
+        termination_probability: ``(B, H)`` float32 in [0, 1], that the action ends the episode,
+            given that it is taken.
+        frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
+        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
+        context: What it started from, each row once, however many futures it has.
+        context_rows: ``(B,)`` int64, the row of the context that each future started from.
+        row_passes: ``(B,)`` int64, passes through the transformer until each row had all its steps;
+            ``K`` a step without speculation, and one for the state if there is one.
+        num_passes: Passes in all, see :class:`~tokenwm.imagination.state.DecodedSteps`.
+    """
+
+    action_tokens: Tensor
+    frame_tokens: Tensor
+    state_tokens: Tensor | None
+    state: Tensor | None
+    reward: Tensor | None
+    termination_probability: Tensor
+    frame_nll: Tensor
+    frame_entropy: Tensor
+    context: Context
+    context_rows: Tensor
+    row_passes: Tensor
+    num_passes: int
+
+    def __repr__(self) -> str:
+        num_rows, num_steps = self.frame_tokens.shape[:2]
+        return f"Rollout({num_rows} row(s) of {num_steps} step(s) from {self.context!r})"
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
+        return self.frame_tokens.numel() / int(self.row_passes.sum())
+
+    @property
+    def survival(self) -> Tensor:
+        """``(B, H)`` float32, the probability that each action is still taken.
+
+        That is, that no action before it ended the episode: 1 at the first, and from then on the
+        product of ``1 - termination_probability`` over the actions before.
+        """
+        goes_on = 1.0 - self.termination_probability
+        first = torch.ones_like(goes_on[:, :1])
+        return torch.cat([first, goes_on[:, :-1].cumprod(1)], dim=1)
+
+    @property
+    def stop_probability(self) -> Tensor:
+        """``(B, H)`` float32, the probability that each step is the last that is reached.
+
+        Because its action ends the episode or, at the last, because the future was imagined no
+        further. The sum over the steps is 1.
+        """
+        ends = self.termination_probability.clone()
+        ends[:, -1] = 1.0
+        return self.survival * ends
+
+    @property
+    def is_finite(self) -> Tensor:
+        """``(B,)`` bool, whether all numbers of a row are finite. Tokens alone cannot tell."""
+        known = (self.reward, self.termination_probability, self.frame_nll, self.frame_entropy)
+        parts = [part.isfinite().all(1) for part in known if part is not None]
+        if self.state is not None:
+            parts.append(self.state.isfinite().flatten(1).all(1))
+        return torch.stack(parts).all(0)
+
+    def discounted_return(self, discount: float, bootstrap: Tensor | None = None) -> Tensor:
+        """The expected sum of discounted rewards up to the end of the episode.
+
+        Rewards count by the probability that their action is still taken
+        (:attr:`survival`): ``sum_h discount^h * survival[:, h] * reward[:, h]``.
+
+        Args:
+            discount: In [0, 1].
+            bootstrap: ``(B,)``, the value of the state behind the last action; it counts by the
+                probability that the last action did not end the episode either, discounted by
+                ``discount^H``.
+
+        Returns:
+            ``(B,)`` float32; see :meth:`comparable` for rows that are not finite.
+
+        Raises:
+            TokenwmError: There is no reward, the discount is out of range, or ``bootstrap`` has
+                another shape.
+        """
+        if self.reward is None:
+            raise TokenwmError(NO_REWARD + "rank by a score of your own: rollout.best(scores)")
+        if not 0.0 <= discount <= 1.0:
+            raise TokenwmError(f"discount={discount}; use a number in [0, 1]")
+        num_rows, num_steps = self.reward.shape
+        weights = discount ** torch.arange(num_steps, device=self.reward.device)
+        survival = self.survival
+        total = (weights * survival * self.reward).sum(1)
+        if bootstrap is not None:
+            check_shape("bootstrap", bootstrap, (num_rows,))
+            goes_on = survival[:, -1] * (1.0 - self.termination_probability[:, -1])
+            total = total + discount**num_steps * goes_on * bootstrap.to(total)
+        return self.comparable(total)
+
+    def comparable(self, scores: Tensor) -> Tensor:
+        """Scores that can be compared: minus infinity where a row cannot be trusted.
+
+        A row whose score or any of whose numbers is NaN or infinite ranks last, so that neither
+        ``argmax`` nor a sort takes it for the best. How many there are is logged as a warning; to
+        know it waits for the device. Minus infinity as a score, which rules a row out, stays.
+
+        Args:
+            scores: ``(B,)``, more is better.
+
+        Returns:
+            ``(B,)`` float32.
+
+        Raises:
+            TokenwmError: ``scores`` has another shape.
+        """
+        check_shape("scores", scores, (len(self.frame_tokens),))
+        is_broken = scores.isnan() | (scores == torch.inf) | ~self.is_finite.to(scores.device)
+        count = int(is_broken.sum())
+        if count:
+            logger.warning(
+                "%d of %d imagined rows are not finite and rank last", count, len(scores)
+            )
+        return scores.float().masked_fill(is_broken, -torch.inf)
+
+    def best(self, scores: Tensor) -> int:
+        """The number of the row with the highest score, ``(B,)``.
+
+        Raises:
+            TokenwmError: No row is finite, or ``scores`` has another shape.
+        """
+        compared = self.comparable(scores)
+        row = int(compared.argmax())
+        if compared[row] == -torch.inf:
+            raise TokenwmError(
+                f"none of {len(compared)} rows has a finite score: no future can be chosen"
+            )
+        return row

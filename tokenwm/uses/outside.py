@@ -1,0 +1,161 @@
+"""How far measured episodes lie outside what a model was trained on: values, and pictures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.shards import ShardReader
+from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.uses.metrics import FloatArray
+
+NOTABLE_SHARE = 0.01
+"""Share of a dimension's values beyond its bins from which on the headline says it."""
+FAR_SHARE = 0.25
+"""The same from which on it is an alarm: these are other data, not only a little further."""
+FAR_LOSS = 3.0
+"""dB of reconstruction below that at home from which on it is an alarm: twice the error."""
+HOME_FIGURE = "val/psnr"
+"""What the tokenizer's training noted last of its own val split, dB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuesOutside:
+    """How many recorded actions or states lie beyond the bins, the range of the training data.
+
+    Attributes:
+        name: ``action`` or ``state``.
+        share: Of all values, 0 to 1.
+        worst_dimension: Name of the dimension with most, or its number.
+        worst_share: Of that dimension's values, 0 to 1.
+        worst_excess: How far its furthest value lies beyond, in ranges of the training data.
+    """
+
+    name: str
+    share: float
+    worst_dimension: str
+    worst_share: float
+    worst_excess: float
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether it is more than single extremes."""
+        return self.worst_share >= NOTABLE_SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideTraining:
+    """How far the measured episodes lie outside what the model was trained on.
+
+    Attributes:
+        values: Of actions, and of states if the model has them; ids have no outside.
+        reconstruction: PSNR of the MSE of all true frames that were imagined, through the
+            tokenizer, dB.
+        reconstruction_at_home: The same as the tokenizer's training noted it last for its own val
+            split, dB; None if it had none.
+    """
+
+    values: tuple[ValuesOutside, ...]
+    reconstruction: float
+    reconstruction_at_home: float | None
+
+    @property
+    def has_other_pictures(self) -> bool:
+        """Whether the tokenizer shows these pictures far worse than those at home."""
+        home = self.reconstruction_at_home
+        return home is not None and home - self.reconstruction >= FAR_LOSS
+
+    @property
+    def is_far(self) -> bool:
+        """Whether figures of these data say little about data like those of the training."""
+        return self.has_other_pictures or any(item.worst_share >= FAR_SHARE for item in self.values)
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether the headline has to say it."""
+        return self.has_other_pictures or any(item.is_notable for item in self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "is_notable": self.is_notable, "is_far": self.is_far}
+
+
+@dataclass(kw_only=True)
+class OutsideCounts:
+    """What is counted of one dataset against the bins of its model; ``(dimensions,)`` each."""
+
+    num_values: int
+    num_outside: NDArray[np.int64]
+    excess: FloatArray
+
+
+def count_outside(
+    model: TokenWorldModel, reader: ShardReader, keys: Sequence[str]
+) -> dict[str, OutsideCounts]:
+    """Count values beyond the bins over whole episodes, ``action`` and ``state``.
+
+    The last action of an episode is left out: it leads nowhere.
+    """
+    tokenizers = {"action": model.vocabulary.action, "state": model.vocabulary.state}
+    result = {}
+    for name, tokenizer in tokenizers.items():
+        if not isinstance(tokenizer, ContinuousTokenizer):
+            continue
+        low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
+        counts = OutsideCounts(
+            num_values=0, num_outside=np.zeros(len(low), np.int64), excess=np.zeros(len(low))
+        )
+        for key in keys:
+            rows = reader.arrays(key, [name])[name]
+            rows = rows[:-1] if name == "action" else rows
+            outside = tokenizer.outside(rows)
+            counts.num_values += len(rows)
+            counts.num_outside += outside.sum(axis=0)
+            beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (high - low)
+            counts.excess = np.maximum(counts.excess, beyond.max(axis=0, initial=0.0))
+        result[name] = counts
+    return result
+
+
+def summarize_outside(
+    models: Sequence[TokenWorldModel],
+    counts: Sequence[dict[str, OutsideCounts]],
+    reconstruction: float,
+) -> OutsideTraining:
+    """Counts of each model's own episodes → figures over all of them."""
+    values = []
+    for name in counts[0]:
+        mine = [part[name] for part in counts]
+        num_rows = sum(part.num_values for part in mine)
+        num_outside = np.sum([part.num_outside for part in mine], axis=0)
+        excess = np.max([part.excess for part in mine], axis=0)
+        worst = int(np.lexsort((excess, num_outside))[-1])
+        names = getattr(models[0].vocabulary, name).names
+        values.append(
+            ValuesOutside(
+                name=name,
+                share=float(num_outside.mean()) / num_rows,
+                worst_dimension=names[worst] if names else str(worst),
+                worst_share=float(num_outside[worst]) / num_rows,
+                worst_excess=float(excess[worst]),
+            )
+        )
+    home = [_at_home(model) for model in models]
+    known = [psnr for psnr in home if psnr is not None]
+    return OutsideTraining(
+        values=tuple(values),
+        reconstruction=reconstruction,
+        reconstruction_at_home=float(np.mean(known)) if len(known) == len(home) else None,
+    )
+
+
+def _at_home(model: TokenWorldModel) -> float | None:
+    metrics = model.tokenizer_provenance.get("metrics")
+    psnr = metrics.get(HOME_FIGURE) if isinstance(metrics, dict) else None
+    if not isinstance(psnr, int | float) or isinstance(psnr, bool) or not math.isfinite(psnr):
+        return None
+    return float(psnr)
