@@ -99,13 +99,14 @@ def has_other_splits(model: TokenWorldModel, manifest: Manifest) -> bool:
         return False
     if trained_on["source_checksum"] != now.get("source_checksum"):
         return False
-    return _splits(trained_on) != _splits(now)
+    before, after = (_recipe(provenance).get("splits", {}) for provenance in (trained_on, now))
+    # Older datasets do not name every key; without folds none does.
+    names = (before.keys() & after.keys()) | {"folds", "fold"}
+    return any(before.get(name, 0) != after.get(name, 0) for name in names)
 
 
-def _splits(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe says of splits; keys that say nothing may be missing in older datasets."""
-    splits = provenance.get("recipe", {}).get("splits", {})
-    return {name: value for name, value in splits.items() if value}
+def _recipe(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(provenance.get("recipe", {}))
 
 
 def _configuration(model: TokenWorldModel) -> dict[str, Any]:
@@ -127,6 +128,6 @@ def _configuration(model: TokenWorldModel) -> dict[str, Any]:
 
 def _without_fold(provenance: Any) -> Any:
     """Where a dataset comes from, less the one key that folds differ in."""
-    recipe = dict(provenance.get("recipe", {}))
+    recipe = _recipe(provenance)
     splits = {name: value for name, value in recipe.get("splits", {}).items() if name != "fold"}
     return {**provenance, "recipe": {**recipe, "splits": splits}}
