@@ -17,6 +17,7 @@ from rich.table import Table
 
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
+from tokenwm.cli.printable import printable, say
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.uses.evaluate import evaluate_folds
@@ -57,10 +58,10 @@ def main(argv: list[str]) -> int:
     ]
     console = Console()
     columns = (
-        TextColumn("[bold]evaluate"),
+        TextColumn("evaluate", style="bold", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("steps, {task.description}"),
+        TextColumn("steps, {task.description}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
     out = arguments.out or arguments.model[0] / ("report" if len(folds) == 1 else "report_folds")
     files = write_report(out, evaluation, curves)
     print_summary(console, evaluation)
-    console.print(f"report: {files.index}", soft_wrap=True, highlight=False)
+    say(console, f"report: {files.index}")
     return 0
 
 
@@ -85,22 +86,23 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     """Show the figures at the usual horizons, and what they say in words."""
     horizons = table_horizons(evaluation)
     over = count(len(evaluation.episodes), "episode")
-    table = Table(title=f"{evaluation.provenance['data_name']}: means over {over}", box=None)
+    title = f"{evaluation.provenance['data_name']}: means over {over}"
+    table = Table(title=printable(title), box=None)
     table.add_column("horizon")
     for horizon in horizons:
         table.add_column(f"{horizon}", justify="right")
     for title, curve, digits in table_rows(evaluation):
         if curve is None:
-            table.add_row(f"[bold]{title}")
+            table.add_row(printable(title, style="bold"))
         else:
             cells = (f"{curve.mean[horizon - 1]:.{digits}f}" for horizon in horizons)
-            table.add_row(f"  {title}", *cells)
+            table.add_row(printable(f"  {title}"), *cells)
     console.print(table)
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith(ALARMS) else None
-        console.print(f"• {sentence}", highlight=False, style=style)
+        say(console, f"• {sentence}", style=style)
     for sentence in outcome_sentences(evaluation):
-        console.print(f"• {sentence}", highlight=False)
+        say(console, f"• {sentence}")
 
 
 def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from tokenwm.cli.printable import say
 from tokenwm.uses.export_lerobot import VERSIONS, export_lerobot
 
 
@@ -22,12 +23,7 @@ def main(argv: list[str]) -> int:
             crf=arguments.crf,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(
-        f"LeRobot {arguments.version}, {count} episode(s): {arguments.out}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    say(console, f"LeRobot {arguments.version}, {count} episode(s): {arguments.out}")
     return 0
 
 

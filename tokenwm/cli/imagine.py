@@ -14,6 +14,7 @@ from tokenwm.cli.evaluate import (
     device_from,
     sampling_from,
 )
+from tokenwm.cli.printable import printable, say
 from tokenwm.data.shards import ShardReader
 from tokenwm.uses.imagine import ImagineConfig, ImaginedEpisode, imagine_episode, write_imagined
 from tokenwm.uses.metrics import psnr_from_mse
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         files = write_imagined(arguments.out, imagined, model.control_rate, label)
     print_summary(console, imagined)
     for path in (files.gif, files.mp4, files.npz):
-        console.print(str(path), soft_wrap=True, highlight=False)
+        say(console, str(path))
     return 0
 
 
@@ -50,7 +51,8 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
     """Show what each future says about itself and, where the truth is known, how near it came."""
     horizon = imagined.frames.shape[1]
     table = Table(
-        title=f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps", box=None
+        title=printable(f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps"),
+        box=None,
     )
     names = ["future", "reward, sum", "ends, at most", "surprise, nats per token"]
     if imagined.truth_frames is not None:
@@ -69,7 +71,7 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
             cells.append(f"{float(psnr_from_mse((error**2).mean())):.1f}")
         table.add_row(*cells)
     console.print(table)
-    console.print(f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
+    say(console, f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
 
 
 def parser() -> argparse.ArgumentParser:

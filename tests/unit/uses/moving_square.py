@@ -224,12 +224,12 @@ class OracleModel(TokenWorldModel):
     def step(self, state, action_tokens, sampling=None):  # type: ignore[no-untyped-def]
         following, outcome = super().step(state, action_tokens, sampling)
         horizon = int(following.step) - self.num_context_frames
-        frame = self.true_tokens[state.noise_streams, horizon]
-        tokens = self.true_state[state.noise_streams, horizon]
-        dynamics = self.world_model.state_head.dynamics
+        known = self.true_state[state.noise_streams, horizon]
+        head = self.world_model.state_head
+        assert head is not None
         return replace(
             following,
-            frame_tokens=frame,
-            state_tokens=tokens,
-            state_values=dynamics.centers[dynamics.dimension, tokens],
+            frame_tokens=self.true_tokens[state.noise_streams, horizon],
+            state_tokens=known,
+            state_values=head.values_of(known),
         ), outcome
