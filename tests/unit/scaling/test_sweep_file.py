@@ -1,5 +1,6 @@
 """Sweep files are read strictly, and the runs that follow from them share their trunks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tests.unit.scaling.sweeps import (
     small_size,
     small_sweep,
 )
+from tokenwm.data.loader import WindowDataset
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.number import number
+from tokenwm.scaling.plan import costs_of
 from tokenwm.scaling.sweep import (
     TokenData,
     load_sweep,
@@ -164,3 +167,18 @@ def test_the_sweeps_that_are_shipped_can_be_read(path: Path) -> None:
 def test_the_model_of_a_size_has_what_is_shared() -> None:
     model = small_size().model(TRAINING)
     assert (model.transformer.dim, model.transformer.window) == (16, 2)
+
+
+def test_padding_is_not_counted_as_tokens(token_shards: Path) -> None:
+    """Windows hang over the ends of their episodes; counted window by window."""
+    data = TokenData.load(token_shards)
+    for num_steps in (2, 4, 11):
+        windows = WindowDataset(token_shards, "train", num_steps, ["frame_tokens"])
+        valid = sum(int(windows[i].arrays["step_valid"][1:].sum()) for i in range(len(windows)))
+        assert data.filled(num_steps) == pytest.approx(valid / (len(windows) * (num_steps - 1)))
+        training = replace(TRAINING, num_steps=num_steps)
+        sweep = small_sweep(training=training, sizes=(small_size(token_budgets=(20_000, 40_000)),))
+        for cost in costs_of(sweep, data):
+            nominal = cost.run.max_steps * sweep.training.batch_size * (num_steps - 1)
+            nominal *= data.vocabulary.layout.num_predicted
+            assert cost.num_tokens == round(nominal * data.filled(num_steps))
