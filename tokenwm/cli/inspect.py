@@ -130,7 +130,7 @@ def _print_tasks(console: Console, found: Survey) -> None:
 
 def _print_problems(console: Console, found: Survey) -> None:
     for gap in found.gaps:
-        say(console, f"not all is there: {gap.text}")
+        say(console, f"declared and found differ: {gap.text}")
     if not found.problems and not found.gaps:
         say(console, "no problem found; pictures of one episode were decoded, prepare decodes all")
         return

@@ -233,6 +233,11 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     return dataclasses.replace(recipe, folder=folder)
 
 
+def takes_recorded(refs: Iterable[EpisodeRef], splits: SplitConfig) -> bool:
+    """Whether the splits are those that the source records."""
+    return splits.recorded and any(ref.split not in ("", "train") for ref in refs)
+
+
 def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str, str]:
     """Divide the episodes of a source into the splits: as it records them, else by fractions.
 
@@ -247,7 +252,7 @@ def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str,
         RecipeError: There are too few episodes, or the recorded splits leave none for training.
     """
     recorded = {ref.key: ref.split or "train" for ref in refs}
-    if not splits.recorded or not set(recorded.values()) - {"train"}:
+    if not takes_recorded(refs, splits):
         return split_keys(recorded, splits)
     if "train" not in recorded.values():
         raise RecipeError(

@@ -32,10 +32,11 @@ def starter_recipe(found: Survey) -> str:
         RecipeError: No episode can be used, or a name cannot be written into a recipe.
     """
     config = found.source.config
-    for text in (*(str(Path(path).resolve()) for path in config.paths), *found.source.columns):
+    path = Path(config.paths[0])
+    for text in (*(str(Path(item).resolve()) for item in config.paths), *found.source.columns):
         if writable(text) != text:
             raise RecipeError(f"{text!a} is no UTF-8, which a recipe is; rename it")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.paths[0]).resolve().stem).strip("_")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().stem).strip("_")
     rate = found.rate
     possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))
     why = f"the source has {rate:g}; possible are {possible}, …" if rate else "not recorded: set it"

@@ -277,6 +277,12 @@ def text_of(attributes: Any, name: str) -> str:
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
 
 
+def whole_in(attributes: Any, name: str) -> int | None:
+    """A whole number in the attributes of a file or group; None if there is none."""
+    value = attributes.get(name)
+    return int(value) if isinstance(value, np.integer) else None
+
+
 def parse_object(text: str | bytes) -> Mapping[str, Any]:
     """Keys and values of a JSON text; none if it is something else."""
     try:
