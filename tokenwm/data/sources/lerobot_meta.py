@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from tokenwm.data.sources import Gap
-from tokenwm.data.sources.arrays import column_of
+from tokenwm.data.sources.arrays import LARGEST_RATE, column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.gaps import compare
 from tokenwm.data.sources.lerobot_episodes import (
@@ -42,7 +42,6 @@ VIDEO_PATHS = {
 }
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
-LARGEST_RATE = 100_000.0
 MAX_NAMED = 1000
 """Of more episodes than these the missing ones are counted and not named."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
