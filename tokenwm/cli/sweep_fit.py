@@ -7,13 +7,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
+from tokenwm.cli.printable import say
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.columns import COLUMN_OF
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.number import number
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
-from tokenwm.scaling.runs import read_points
+from tokenwm.scaling.runs import RESULT_FILE, read_points
 from tokenwm.scaling.wording import (
     METHODS_NOTE,
     budget_note,
@@ -32,6 +34,12 @@ def main(argv: list[str]) -> int:
             for; the report is written in the second case.
     """
     arguments = parser().parse_args(argv)
+    console = Console()
+    out = arguments.out or default_folder(arguments.path)
+    made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
+    if made_before.stands() and not arguments.overwrite:
+        say(console, str(made_before))
+        return 0
     read = read_points(arguments.path, pairs("--columns", arguments.columns), arguments.metrics)
     config = FitConfig(
         budget=arguments.budget,
@@ -49,23 +57,22 @@ def main(argv: list[str]) -> int:
         imagination=imagination_from(arguments),
     )
     fit = fit_sweep(read, config)
-    out = arguments.out or default_folder(arguments.path)
     files = write_fit(out, arguments.path.resolve().stem, fit)
-    console = Console()
     print_fit(console, fit)
-    console.print(f"report: {files.index}", soft_wrap=True, highlight=False)
-    if config.budget is not None and fit.recommendation.refusals:
+    say(console, f"report: {files.index}")
+    if config.budget is not None and fit.recommendation.refusals:  # asked again, it says so again
         reasons = "; ".join(fit.recommendation.refusals)
         raise SweepError(f"nothing can be recommended for {number(config.budget)} FLOPs: {reasons}")
+    made_before.save(files_below(out))
     return 0
 
 
 def print_fit(console: Console, fit: SweepFit) -> None:
     """Show the choices that were made, the law, the methods side by side, and the answer."""
     for note in fit.notes:
-        console.print(f"• {note}", highlight=False)
+        say(console, f"• {note}")
     for item in fit.left_out:
-        console.print(f"• left out {item.path}: {item.reason}", highlight=False)
+        say(console, f"• left out {item.path}: {item.reason}")
     percent = f"{100 * fit.config.confidence:.0f} % interval"
     law = Table(title=f"L = E + A/N^α + B/D^β from {len(fit.points)} runs", box=None)
     for heading in ("", "value", percent):
@@ -85,18 +92,18 @@ def print_fit(console: Console, fit: SweepFit) -> None:
         )
     console.print(methods)
     for caveat in (METHODS_NOTE, budget_note(fit)):
-        console.print(f"• {caveat}", highlight=False)
+        say(console, f"• {caveat}")
     for method in fit.methods:
         if method.reason:
-            console.print(f"• no {method.name}: {method.reason}", highlight=False)
+            say(console, f"• no {method.name}: {method.reason}")
     if not fit.recommendation.refusals:
         for label, figure in choice_rows(fit.recommendation.choice):
-            console.print(f"{label:>22}  {figure}", highlight=False)
+            say(console, f"{label:>22}  {figure}")
     for warning in (*fit.warnings, *fit.recommendation.warnings):
-        console.print(f"• {warning}", highlight=False, style="yellow")
+        say(console, f"• {warning}", style="yellow")
     for sentence in headline(fit):
         style = "bold red" if sentence.startswith("No recommendation") else None
-        console.print(f"• {sentence}", highlight=False, style=style)
+        say(console, f"• {sentence}", style=style)
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
@@ -131,6 +138,11 @@ def imagination_from(arguments: argparse.Namespace) -> Imagination | None:
             "imagining is steps × tokens of each (frame tokens, one for state, one for action)"
         )
     return Imagination(steps=steps, tokens_per_step=tokens)
+
+
+def _inputs(path: Path) -> list[Path]:
+    """The results of a sweep's runs, or the file."""
+    return sorted(path.glob(f"*/*/{RESULT_FILE}")) if path.is_dir() else [path]
 
 
 def default_folder(path: Path) -> Path:
@@ -207,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)",
     )
+    add_overwrite_option(result)
     return result
 
 

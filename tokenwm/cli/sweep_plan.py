@@ -12,10 +12,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tokenwm.cli.printable import printable, say
 from tokenwm.cli.sweep_training import StepClock, settings_of
 from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
+from tokenwm.data.manifest import MANIFEST_NAME
+from tokenwm.data.storage import open_folder, sha256_of
 from tokenwm.data.strict import build, dump_yaml, parse_yaml
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
@@ -40,6 +43,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
     data = TokenData.load(arguments.tokens)
+    comment = _comment(argv, arguments.tokens)
+    if arguments.out.exists() and not arguments.overwrite:
+        if not arguments.out.read_text(encoding="utf-8").startswith(comment):
+            raise TokenwmError(
+                f"{arguments.out} is there already, and not the plan of this command; give another "
+                "--out, or replace it with --overwrite"
+            )
+        say(console, f"{arguments.out}: planned before, and kept")
+        return 0
     training = _training(arguments.set)
     request = Request(
         budget=arguments.budget,
@@ -63,23 +75,28 @@ def main(argv: list[str]) -> int:
     costs = costs_of(sweep, data)
     print_plan(console, sweep, data, costs, arguments.parallel)
     for warning in warnings_of(costs, data):
-        console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
-    comment = f"# tokenwm sweep plan {shlex.join(argv)}\n"
+        say(console, f"warning: {warning}", style="yellow")
     with open_atomically(arguments.out) as file:
         file.write((comment + sweep_text(sweep)).encode())
-    console.print(
+    say(
+        console,
         f"next: tokenwm sweep run {arguments.out} --out DIR --parallel {arguments.parallel}",
-        highlight=False,
-        soft_wrap=True,
     )
     return 0
+
+
+def _comment(argv: Sequence[str], tokens: Path) -> str:
+    """What a plan follows from, as the first lines of its file."""
+    words = [word for word in argv if word != "--overwrite"]
+    manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
+    return f"# tokenwm sweep plan {shlex.join(words)}\n# manifest of the tokens: {manifest}\n"
 
 
 def print_plan(
     console: Console, sweep: Sweep, data: TokenData, costs: Sequence[RunCost], parallel: int
 ) -> None:
     """A row for each size (its shape is width/layers/heads), and what all of it takes."""
-    table = Table(title=f"{sweep.name}: {len(costs)} runs", box=None)
+    table = Table(title=printable(f"{sweep.name}: {len(costs)} runs"), box=None)
     table.add_column("size", no_wrap=True)
     headings = ("N", "shape", "rate", "tokens D", "epochs", "FLOPs C", "C/6ND", "hours")
     for heading in headings:
@@ -89,7 +106,7 @@ def print_plan(
         laws = [cost for cost in own if not cost.run.is_check]
         count = size.flops(sweep.training, data.vocabulary)
         table.add_row(
-            size.name,
+            printable(size.name),
             number(count.num_matmul_parameters),
             f"{size.dim}/{size.num_layers}/{size.num_heads}",
             f"{size.learning_rate:g}",
@@ -102,11 +119,11 @@ def print_plan(
     console.print(table)
     flops = sum(cost.own_flops for cost in costs)
     alone = sum(cost.flops for cost in costs)
-    console.print(
+    say(
+        console,
         f"{flops:.2e} FLOPs ({alone:.2e} without shared trunks); about "
         f"{hours_of(costs, parallel):.2f} hours with {parallel} run(s) at once if they do not slow "
         f"each other; {number(data.num_train_tokens)} different tokens to train on",
-        highlight=False,
     )
 
 
@@ -150,10 +167,7 @@ def _clock(
     def measure(size: Size) -> float:
         seconds = probe(size, training, str(arguments.tokens))
         rate = size.flops(training, data.vocabulary).training / seconds
-        console.print(
-            f"{size.name}: {1e3 * seconds:.0f} ms a step, {rate / 1e9:.0f} GFLOP/s",
-            highlight=False,
-        )
+        say(console, f"{size.name}: {1e3 * seconds:.0f} ms a step, {rate / 1e9:.0f} GFLOP/s")
         return float(f"{seconds:.3g}")
 
     return measure
@@ -234,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FLOPS_PER_SECOND",
         help="time nothing; each run is as fast as this",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a plan that is there")
     parser.add_argument(
         "--set",
         nargs="+",

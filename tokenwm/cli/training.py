@@ -23,6 +23,7 @@ from tokenwm.cli.checkpoints import KeptCheckpoints, ResumingCheckpoint
 from tokenwm.cli.clock import Clock
 from tokenwm.cli.data_counts import DataCounts
 from tokenwm.cli.export import ExportTokenizer, ExportWorldModel
+from tokenwm.cli.printable import say
 from tokenwm.cli.run_folder import (
     CONFIG_NAME,
     LAST_CHECKPOINT,
@@ -197,12 +198,10 @@ class TrainingCLI(LightningCLI):
         if self.finished_at is None:
             self.trainer.fit(**kwargs)
         elif self.trainer.is_global_zero:
-            Console().print(
+            say(
+                Console(),
                 f"{self.stage}: finished before, at step {self.finished_at}, and kept; "
                 f"to train again, {REMEDY}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
             )
 
     def _check_continues(self, checkpoint: dict[str, Any]) -> None:
@@ -265,8 +264,8 @@ class TrainingCLI(LightningCLI):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         values |= {"minutes": None, "reserve_steps": 0}
         values["trainer"]["max_steps"] = self.model.num_steps
-        knots = self.model.optimizer_config.decay_knots
-        values["model"]["optimizer"]["decay_knots"] = [list(knot) for knot in knots]
+        spans = self.model.optimizer_config.decay_spans
+        values["model"]["optimizer"]["decay_spans"] = [list(span) for span in spans]
         with open_atomically(path) as file:
             file.write(yaml.safe_dump(values, sort_keys=False).encode())
 
@@ -389,10 +388,8 @@ def run(
         return exit_request.code if isinstance(exit_request.code, int) else 1
     # Here and not in the stage: the quick start and sweeps go on by themselves.
     if done.subcommand == "fit" and done.trainer.is_global_zero:
-        Console().print(
+        say(
+            Console(),
             f"model: {done.folder / 'model'}; next: tokenwm {shlex.join(done.next_command())}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
         )
     return 0

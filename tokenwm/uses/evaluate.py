@@ -24,6 +24,7 @@ from tokenwm import __version__
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.tokenizer.frames import codebook_usage
 from tokenwm.uses.examples import choose_examples, imagine_examples
 from tokenwm.uses.folds import Fold, check_folds, check_held_out_once
@@ -37,6 +38,7 @@ from tokenwm.uses.starts import (
     check_data_fits,
     choose_split,
     choose_starts,
+    ending_starts,
     shuffled_rows,
 )
 from tokenwm.uses.summarize import summarize_scores
@@ -156,7 +158,19 @@ def _measure(
         if progress is not None:
             progress(done, total, message + where)
 
-    return measure(part.model, part.reader, part.starts.rows, part.donors, config, report)
+    endings = ending_starts(
+        part.reader,
+        part.starts,
+        num_context=config.num_context_frames,
+        horizon=config.imagination_horizon,
+        num_starts=config.num_starts,
+    )
+    rows = part.starts.rows
+    scores = measure(part.model, part.reader, rows, part.donors, config, report, endings)
+    if scores.reward:
+        truth, where = scores.reward["truth"], f"split {part.split} of {part.reader.root}"
+        warn_of_rewards_outside(part.model.vocabulary, truth, where)
+    return scores
 
 
 def _examples(

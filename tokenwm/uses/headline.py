@@ -50,8 +50,8 @@ def count(number: int, noun: str) -> str:
 def _outside(outside: OutsideTraining) -> str:
     found = [
         f"{percent(item.share)} of the {item.name} values lie beyond the range of the training "
-        f"data (worst: {item.worst_dimension}, {percent(item.worst_share)}, by up to "
-        f"{item.worst_excess:.2g} of that range)"
+        f"data (worst: {item.worst_dimension}, {percent(item.worst_share)}"
+        + (f", by up to {item.worst_excess:.2g} of that range)" if item.worst_excess else ")")
         for item in outside.values
         if item.is_notable
     ]
@@ -73,7 +73,8 @@ def percent(share: float) -> str:
 def _persistence(evaluation: Evaluation) -> str:
     horizons, gain = evaluation.horizons, evaluation.psnr_gain
     last = evaluation.num_horizons
-    over = f"On {count(len(evaluation.episodes), 'episode')}"
+    known = "training " if evaluation.provenance["split"] == "train" else ""
+    over = f"On {count(len(evaluation.episodes), f'{known}episode')}"
     best = int(gain.mean.argmax())
     at_best = f"at best by {gain.mean[best]:.1f} dB, at horizon {best + 1}"
     run = horizons.longest_confident_run

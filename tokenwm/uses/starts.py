@@ -96,6 +96,38 @@ def choose_starts(
     return Starts(rows=tuple(rows), skipped=skipped)
 
 
+def ending_starts(
+    reader: ShardReader, starts: Starts, *, num_context: int, horizon: int, num_starts: int
+) -> dict[int, tuple[Start, ...]]:
+    """Further starts for endings: of each episode that ended its task, so that this is foreseen.
+
+    Starts that are spread over an episode see its last action at the last horizon, if at all. These
+    see it after 1 to ``horizon`` imagined steps, evenly spread, also in episodes that are too short
+    to be measured otherwise. They are for endings only: pictures of them would favour the ends.
+
+    Args:
+        reader: Dataset.
+        starts: The others; what is among them is left out here.
+        num_context: ``C``, observed frames.
+        horizon: ``H``, most imagined steps.
+        num_starts: Most starts per episode.
+
+    Returns:
+        Number of imagined steps, of which the last ends the task → starts.
+    """
+    found: dict[int, list[Start]] = {}
+    known = set(starts.rows)
+    for key in (*starts.keys, *starts.skipped):
+        ends = np.flatnonzero(reader.arrays(key, ["terminated"])["terminated"])
+        # The action of step t is the last of h imagined ones if h - 1 others come before it.
+        longest = min(horizon, int(ends[-1]) + 2 - num_context) if len(ends) else 0
+        for count in _spread(longest, num_starts) if longest > 0 else ():
+            start = Start(key=key, first_step=int(ends[-1]) + 1 - num_context - count)
+            if start not in known:
+                found.setdefault(count + 1, []).append(start)
+    return {count: tuple(rows) for count, rows in sorted(found.items())}
+
+
 def _spread(size: int, count: int) -> list[int]:
     """At most ``count`` distinct numbers evenly spread over [0, size), ends included; 1: middle."""
     if count == 1:

@@ -20,6 +20,7 @@ from tokenwm.data.sources import load_each
 from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import MAX_META_BYTES
 from tokenwm.data.survey import survey
+from tokenwm.errors import RecipeError
 
 NUM_EPISODES = 4
 
@@ -251,6 +252,32 @@ def test_a_missing_value_in_a_table_for_all(tmp_path: Path) -> None:
     lines[row] = ",".join([cells[0], "", *cells[2:]])
     (path / "all.csv").write_text("\n".join(lines) + "\n")
     check_others("videos", path, [2])
+
+
+def test_how_many_actions_there_are_is_the_recipe_s_to_say(tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    for rows in episodes:
+        rows["action"] = np.arange(NUM_ROWS)
+    episodes[1]["action"][2] = 70_000
+    path = FORMATS["robomimic"].write(tmp_path, episodes)
+    check_others("robomimic", path, [1])
+    for num_actions, message in ((100_000, None), (1000, r"70,000 is no id in [0, 1,000)")):
+        source = recipe("robomimic", path, source={"num_actions": num_actions}).open_source()
+        assert source.describe().num_actions == num_actions
+        result = list(load_each(source, source.episodes()))[1]
+        assert isinstance(result, Episode) if message is None else message in str(result)
+    with pytest.raises(RecipeError, match="num_actions is 2,000,000; expected 1 to"):
+        recipe("robomimic", path, source={"num_actions": 2_000_000})
+
+
+def test_a_path_that_looks_like_a_protocol_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("concat:x")
+    folder.mkdir()
+    FORMATS["videos"].write(folder, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    assert not survey(folder).problems
 
 
 def test_interrupting_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

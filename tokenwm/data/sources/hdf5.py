@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrays import (
     as_numbers,
@@ -134,20 +135,19 @@ def count_rows(file: Any, path: str) -> RowCount:
     import h5py
 
     try:
-        array = member(file, path)
-        for _ in range(MAX_DEPTH):
-            if not isinstance(array, h5py.Group) or not len(array):
-                break
-            array = member(array, next(iter(array)))
-        if array is None:
-            return None
-        if not isinstance(array, h5py.Dataset) or not array.shape:
-            return EpisodeError(f"{file.filename}: {path} has no rows")
-        return len(array)
+        with costs_one_episode(path):
+            array = member(file, path)
+            for _ in range(MAX_DEPTH):
+                if not isinstance(array, h5py.Group) or not len(array):
+                    break
+                array = member(array, next(iter(array)))
+            if array is None:
+                return None
+            if not isinstance(array, h5py.Dataset) or not array.shape:
+                raise EpisodeError(f"{file.filename}: {path} has no rows")
+            return len(array)
     except EpisodeError as error:
         return error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        return EpisodeError(f"{file.filename}: {path} cannot be read: {error}")
 
 
 def check_usable(counts: Iterable[RowCount]) -> bool:
@@ -187,7 +187,8 @@ def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
     found, problem = [], None
     for group in spread(groups):
         try:
-            found.append(_columns_in(arrays_in(member(file, group))))
+            with costs_one_episode(group):
+                found.append(_columns_in(arrays_in(member(file, group))))
         except EpisodeError as error:
             problem = problem or error
     if not found and problem is not None:
@@ -264,6 +265,12 @@ def text_of(attributes: Any, name: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
+
+
+def whole_in(attributes: Any, name: str) -> int | None:
+    """A whole number in the attributes of a file or group; None if there is none."""
+    value = attributes.get(name)
+    return int(value) if isinstance(value, np.integer) else None
 
 
 def parse_object(text: str | bytes) -> Mapping[str, Any]:

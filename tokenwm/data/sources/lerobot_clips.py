@@ -64,7 +64,7 @@ class Clip:
         if self.start is None or self.stop is None:
             return "no clip times are given (null or NaN)"
         span = f"its clip is from {self.start:g} s to {self.stop:g} s"
-        if not (self.start >= 0 and self.stop < math.inf):
+        if not (self.start > -NEAR * period and self.stop < math.inf):
             return f"{span}, which no clip can be"
         if self.stop <= self.start:
             return f"{span}, which is empty"
@@ -73,6 +73,11 @@ class Clip:
         if not -1 - NEARLY < num_frames - self.num_rows < NEARLY:
             return f"{span}, {num_frames:.0f} frames, and the table has {self.num_rows} rows"
         return ""
+
+    def fraction(self, period: float) -> float:
+        """How far the length of the clip is from a whole number of frames, in periods."""
+        num_frames = ((self.stop or 0.0) - (self.start or 0.0)) / period
+        return abs(num_frames - round(num_frames))
 
 
 Place = slice | str
@@ -212,30 +217,27 @@ def _by_time(frames: FrameIndex, clips: Sequence[Clip], period: float) -> dict[i
         reason = (
             f"it shows {1 / spacing:.4g} pictures a second, and the rows are at {1 / period:g} Hz"
         )
-    elif begin > period / 2 and abs(starts[0] - begin) > NEAR * period:
-        if frames.is_delayed and starts[0] <= period / 2:
-            starts = [start + begin for start in starts]
-        else:
+    elif begin > period / 2 and frames.is_delayed and starts[0] <= period / 2:
+        starts = [start + begin for start in starts]
+    elif begin > period / 2 and (frames.is_delayed or abs(starts[0] - begin) > NEAR * period):
+        reason = f"its first picture is shown at {begin:g} s"
+    firsts = np.searchsorted(frames.times, np.array(starts) - period / 2).tolist()
+    places: dict[int, Place] = {}
+    for clip, start, first in zip(clips, starts, firsts, strict=True):
+        stop = int(np.searchsorted(frames.times, start + (clip.num_rows - 0.5) * period))
+        places[clip.index] = slice(first, stop)
+        off = (frames.times[first] - start) / period if first < len(frames.times) else np.inf
+        if off > 0.5:
+            places[clip.index] = f"no picture is shown at {start:g} s, where its clip begins"
+        elif abs(off) > NEAR or clip.fraction(period) > NEAR:
             reason = (
-                f"its first picture is shown at {begin:g} s, and it holds "
-                f"{_counts(frames, clips)}: which belong to which is not known"
+                reason or f"the clip of episode {clip.index} does not begin and end with a picture"
             )
     if reason:
+        reason = (
+            f"it holds {_counts(frames, clips)}, and {reason}: which belong to which is not known"
+        )
         return {clip.index: reason for clip in clips}
-    places: dict[int, Place] = {}
-    drifts = False
-    for clip, start in zip(clips, starts, strict=True):
-        times = start + (np.array([0, clip.num_rows]) - 0.5) * period
-        first, stop = np.searchsorted(frames.times, times).tolist()
-        places[clip.index] = slice(first, stop)
-        if first == len(frames.times) or frames.times[first] > start + period / 2:
-            places[clip.index] = f"no picture is shown at {start:g} s, where its clip begins"
-        elif drifts or abs(frames.times[first] - start) > NEAR * period:
-            drifts = True
-            places[clip.index] = (
-                f"it holds {_counts(frames, clips)}, and clip times of this or an earlier episode "
-                "are between two pictures: which belong to which is not known"
-            )
     for (one, start), (other, following) in pairwise(zip(clips, starts, strict=True)):
         if following < start + (one.num_rows - 0.5) * period:
             for clip, beside in ((one, other), (other, one)):

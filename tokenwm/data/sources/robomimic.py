@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig
 from tokenwm.data.sources.columns import AUTO, names_of
+from tokenwm.data.sources.gaps import compare, few
 from tokenwm.data.sources.hdf5 import (
     RowCount,
     check_usable,
@@ -32,6 +33,7 @@ from tokenwm.data.sources.hdf5 import (
     read_numbers,
     stored_frames,
     text_of,
+    whole_in,
 )
 from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes
@@ -100,6 +102,7 @@ class RobomimicSource(RecordedSource):
             columns = columns_of_episodes(file, [f"data/{name}" for name in self.groups])
             self.about = text_of(member(file, "data").attrs, "env_args")
             self.task = _task(member(file, "data").attrs)
+            self._gaps = _differences(file, self.num_rows, config.mask)
         self._keys = episode_keys(self.groups, str(path))
         self._wanted = [index for index, name in enumerate(self.groups) if name in wanted]
         following = {name for name in columns if name.startswith(NEXT_OBS)}
@@ -126,6 +129,10 @@ class RobomimicSource(RecordedSource):
             num_rows = known + self.has_last if isinstance(known, int) else None
             refs.append(EpisodeRef(key=self._keys[index], index=index, num_rows=num_rows))
         return refs
+
+    def gaps(self) -> Sequence[Gap]:
+        """Where ``total``, ``num_samples`` and the masks say something else than the arrays."""
+        return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one demonstration.
@@ -186,6 +193,25 @@ def _demonstrations(file: Any) -> dict[str, RowCount]:
     names = sorted(data, key=lambda name: (_number(name), name))
     counts = {name: count_rows(file, f"data/{name}/actions") for name in names}
     return counts if check_usable(counts.values()) else {}
+
+
+def _differences(file: Any, counts: Mapping[str, RowCount], mask: str | None) -> list[Gap]:
+    """What the attributes and the mask that is used say, where something else is there."""
+    known = {name: count for name, count in counts.items() if isinstance(count, int)}
+    data = member(file, "data")
+    gaps = []
+    if len(known) == len(counts):
+        gaps += compare(f"{file.filename}: data", "samples", whole_in(data.attrs, "total"),
+                        sum(known.values()))  # fmt: skip
+    for name, count in known.items():
+        where = f"{file.filename}: data/{name}"
+        declared = whole_in(member(data, name).attrs, "num_samples")
+        gaps += compare(where, "samples", declared, count)
+    absent = sorted(_listed(file, mask) - counts.keys()) if mask is not None else []
+    if absent:
+        text = f"mask {mask!r} of {file.filename} lists {few(absent)}, which are not there"
+        gaps.append(Gap(text=text, num_missing=len(absent)))
+    return gaps
 
 
 def _number(name: str) -> int:
