@@ -34,9 +34,9 @@ class OptimizerConfig:
         schedule: ``cosine`` (Loshchilov & Hutter 2017) or ``wsd``, warm-up, stable, linear decay
             (Hu et al. 2024).
         decay_fraction: Share of the steps that ``wsd`` spends decaying.
-        decay_knots: Steps and the part of the decay that is left there, from [STEP, 1.0] to
-            [max_steps, 0.0], linear in between, instead of ``decay_fraction``. A run by the clock
-            (``--minutes``) records its own.
+        decay_spans: Steps at which the decay of ``wsd`` begins, or is planned anew, each with the
+            step at which it is to end from there on; the last one is ``trainer.max_steps``. Instead
+            of ``decay_fraction``: a run by the clock (``--minutes``) records its own.
         final_fraction: Learning rate at the end, as a share of the peak.
     """
 
@@ -46,7 +46,7 @@ class OptimizerConfig:
     warmup_steps: int = 100
     schedule: Literal["cosine", "wsd"] = "wsd"
     decay_fraction: float = 0.5
-    decay_knots: tuple[tuple[int, float], ...] = ()
+    decay_spans: tuple[tuple[int, int], ...] = ()
     final_fraction: float = 0.02
 
     def __post_init__(self) -> None:
@@ -61,18 +61,15 @@ class OptimizerConfig:
                 f"decay_fraction={self.decay_fraction} must be in (0, 1], "
                 f"final_fraction={self.final_fraction} in [0, 1]"
             )
-        steps = [step for step, _ in self.decay_knots]
-        parts = [part for _, part in self.decay_knots]
-        # Only one of wsd may end elsewhere than it was said at first.
-        if self.decay_knots and (
+        starts = [start for start, _ in self.decay_spans]
+        if self.decay_spans and (
             self.schedule != "wsd"
-            or sorted(set(steps)) != steps
-            or sorted(parts, reverse=True) != parts
-            or not (len(steps) > 1 and steps[0] >= 0 and parts[0] <= 1 and parts[-1] == 0)
+            or sorted(set(starts)) != starts
+            or any(not 0 <= start <= end for start, end in self.decay_spans)
         ):
             raise TokenwmError(
-                f"decay_knots={self.decay_knots} must be rising steps with parts that fall from at "
-                f"most 1 to 0, and schedule={self.schedule!r} must be wsd"
+                f"decay_spans={self.decay_spans} must be (start, end) with rising starts, none "
+                f"after its end, and schedule={self.schedule!r} must be wsd"
             )
 
 
@@ -84,12 +81,12 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
         step: Optimizer steps taken so far.
         num_steps: Optimizer steps in all; below 1 if nobody knows yet, then ``wsd`` is stable.
     """
-    knots = config.decay_knots
-    if knots and step >= knots[0][0]:
-        shape = _between_knots(knots, step)
+    spans = config.decay_spans
+    if spans and step >= spans[0][0]:
+        shape = _decay_left(config, step)
     elif step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    elif knots or num_steps < 1:
+    elif spans or num_steps < 1:
         return 1.0
     else:
         progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
@@ -100,17 +97,19 @@ def learning_rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> 
     return config.final_fraction + (1.0 - config.final_fraction) * shape
 
 
-def decay_left(config: OptimizerConfig, factor: float) -> float:
-    """The part of the decay that is left at a share of the peak, in [0, 1]."""
-    span = 1.0 - config.final_fraction
-    return min(1.0, max(0.0, (factor - config.final_fraction) / span)) if span else 1.0
-
-
-def _between_knots(knots: tuple[tuple[int, float], ...], step: int) -> float:
-    for (first, high), (last, low) in zip(knots, knots[1:], strict=False):
-        if step < last:
-            return high + (low - high) * (step - first) / (last - first)
-    return knots[-1][1]
+def _decay_left(config: OptimizerConfig, step: int) -> float:
+    """The part of the decay that is left, in [0, 1]; steps before a new span do not feel it."""
+    spans, final = config.decay_spans, config.final_fraction
+    left = 1.0
+    if spans[0][0] < config.warmup_steps and final < 1.0:  # from where the warm-up had got to
+        left = max(0.0, ((spans[0][0] + 1) / config.warmup_steps - final) / (1.0 - final))
+    for index, (start, end) in enumerate(spans):
+        is_last = index + 1 == len(spans)
+        until = step if is_last else min(step, spans[index + 1][0])
+        left *= max(0, end - until) / (end - start) if end > start else 0.0
+        if until == step:
+            break
+    return left
 
 
 def last_shared_step(config: OptimizerConfig, num_steps: int) -> int:
@@ -161,7 +160,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def _optimizer_of(checkpoint: Mapping[str, Any]) -> OptimizerConfig:
     values = dict(checkpoint["optimizer"])
     values["betas"] = tuple(values["betas"])
-    values["decay_knots"] = tuple((step, part) for step, part in values["decay_knots"])
+    values["decay_spans"] = tuple((start, end) for start, end in values["decay_spans"])
     return OptimizerConfig(**values)
 
 
@@ -188,8 +187,8 @@ class TrainingModule(pl.LightningModule):
         """Optimizer steps in all; -1 while the clock has not decided yet."""
         if not self.ends_by_clock:
             return self.trainer.max_steps
-        knots = self.optimizer_config.decay_knots
-        return knots[-1][0] if knots else -1
+        spans = self.optimizer_config.decay_spans
+        return spans[-1][1] if spans else -1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; :meth:`on_train_batch_start` sets the learning rate of each step.
@@ -205,17 +204,14 @@ class TrainingModule(pl.LightningModule):
                 f"trainer.max_steps is {self.trainer.max_steps}; set it, since training batches "
                 "never end and the learning rate follows it"
             )
-        if config.decay_knots and not self.ends_by_clock and self.num_steps != self._last_knot():
+        if config.decay_spans and self.num_steps != config.decay_spans[-1][1]:
             raise TokenwmError(
-                f"model.optimizer.decay_knots end at step {self._last_knot()}, but "
+                f"model.optimizer.decay_spans end at step {config.decay_spans[-1][1]}, but "
                 f"trainer.max_steps is {self.num_steps}; give the same number to both"
             )
         return torch.optim.AdamW(
             parameter_groups(self, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
-
-    def _last_knot(self) -> int:
-        return self.optimizer_config.decay_knots[-1][0]
 
     def options(self) -> dict[str, Any]:
         """All options that weights follow from, by name, as a checkpoint keeps them.
@@ -249,8 +245,8 @@ class TrainingModule(pl.LightningModule):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self.check_continues(checkpoint)
             if self.ends_by_clock and "optimizer" in checkpoint:
-                knots = _optimizer_of(checkpoint).decay_knots
-                self.optimizer_config = replace(self.optimizer_config, decay_knots=knots)
+                spans = _optimizer_of(checkpoint).decay_spans
+                self.optimizer_config = replace(self.optimizer_config, decay_spans=spans)
         self._random_seed = checkpoint.get("random_seed")
         check_shapes(checkpoint.get("state_dict", {}), self.state_dict())
 
@@ -283,7 +279,7 @@ class TrainingModule(pl.LightningModule):
         """Accept another schedule where all steps done would have been the same with it."""
         now, num_steps = self.optimizer_config, self.trainer.max_steps
         if self.ends_by_clock:
-            now, num_steps = replace(now, decay_knots=before.decay_knots), -1
+            now, num_steps = replace(now, decay_spans=before.decay_spans), -1
         options_before, options = (
             {**named_options(asdict(config), "model.optimizer."), "trainer.max_steps": count}
             for config, count in ((before, num_steps_before), (now, num_steps))

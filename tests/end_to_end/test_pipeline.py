@@ -4,11 +4,11 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.documentation import python_blocks
+from tokenwm.cli import main as cli
 from tokenwm.cli.export import code_revision
 from tokenwm.data.shards import ShardReader
 
@@ -198,31 +199,71 @@ def test_a_killed_run_leads_to_the_weights_of_an_uninterrupted_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_ctrl_c_keeps_the_work_and_the_same_command_goes_on(
-    run_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "step", "in_validation"),
+    [(signal.SIGINT, 7, False), (signal.SIGTERM, 20, True)],
+    ids=["ctrl-c", "sigterm in validation"],
+)
+def test_a_stopped_run_keeps_every_step_and_the_same_command_goes_on(
+    run_folder: Path, tmp_path: Path, number: int, step: int, in_validation: bool
 ) -> None:
-    folder = tmp_path / "world_model"
     config = REPOSITORY / "configs" / "world_model" / "debug.yaml"
     command = ["world-model", "fit", "--config", str(config)]
-    command += ["--data.root", str(run_folder / "tokens"), "--trainer.max_steps", "300"]
-    command += ["--trainer.default_root_dir", str(folder), "--checkpoint_every_n_steps", "20"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tokenwm", *command],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 90
-    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted" in errors
-    assert not (folder / "model").exists()
-    must(*command)
-    assert (folder / "model" / "model.safetensors").is_file()
-    provenance = json.loads((folder / "model" / "provenance.json").read_text())
-    assert provenance["steps"] <= 300
+    command += ["--data.root", str(run_folder / "tokens")]
+    command += ["--trainer.default_root_dir", str(tmp_path)]
+    stopping = ["--trainer.callbacks+=tests.kill.KillAt", f"--trainer.callbacks.step={step}"]
+    stopping += [f"--trainer.callbacks.number={int(number)}"]
+    stopping += [f"--trainer.callbacks.in_validation={in_validation}"]
+    stopped = tokenwm(*command, *stopping)
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert "interrupted: the last checkpoint" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "model").exists()
+    done = step if in_validation else step + 1  # the step at hand is finished
+    assert f"resuming at step {done} of 40, after {4 * done} windows" in must(*command)
+    resumed = load_file(tmp_path / "model" / "model.safetensors")
+    whole = load_file(run_folder / "world_model" / "model" / "model.safetensors")
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning and jsonargparse warn of each other
+def test_a_finished_run_is_left_alone_and_other_options_are_one_line(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_folder / "world_model"
+    config = REPOSITORY / "configs" / "world_model" / "debug.yaml"
+    command = ["world-model", "fit", "--config", str(config)]
+    command += ["--data.root", str(run_folder / "tokens")]
+    command += ["--trainer.default_root_dir", str(folder)]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert cli.main(command) == 0
+    assert "finished before, at step 40, and kept" in capsys.readouterr().out
+    for option, value, message in (
+        ("trainer.max_steps", "30", "trainer.max_steps is 30, but the run .* is at step 40"),
+        ("trainer.max_steps", "60", "max_steps is 60, but 40 .* learning rate of its step 23"),
+        ("model.model.transformer.dim", "64", "transformer.dim is 64, but 32 in the run"),
+        ("model.optimizer.learning_rate", "1e-5", "learning_rate is 1e-05, but 0.002 in the run"),
+        ("model.optimizer.schedule", "cosine", "schedule is cosine, but wsd"),
+        ("seed_everything", "3", "seed_everything is 3, but 0 in the run"),
+        ("data.seed", "3", "data.seed is 3, but 0 in the run"),
+        ("trainer.precision", "bf16-mixed", "precision is bf16-mixed, but 32-true"),
+        ("trainer.precision", "bf16-true", "training works with 32-true, bf16-mixed, 16-mixed"),
+        ("trainer.precision", "16-mixed", "which needs a GPU"),
+    ):
+        assert cli.main([*command, f"--{option}={value}"]) == 1
+        errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert len(errors) == 1 and re.search(message, errors[0]), errors
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_logs_hold_rate_gradient_tokens_and_epochs(run_folder: Path) -> None:
+    with (run_folder / "world_model" / "logs" / "metrics.csv").open() as log:
+        rows = [row for row in csv.DictReader(log) if row["train/learning_rate"]]
+    assert [int(row["step"]) for row in rows] == [19, 39]
+    assert float(rows[0]["train/learning_rate"]) == pytest.approx(2e-3)  # stable until step 22
+    assert float(rows[1]["train/learning_rate"]) < 3e-4
+    assert all(float(row["train/gradient_norm"]) > 0 for row in rows)
+    tokens = [float(row["train/tokens_seen"]) for row in rows]
+    assert tokens[1] == 2 * tokens[0] > 0
+    epochs = [float(row["data/epochs"]) for row in rows]
+    assert epochs[1] == pytest.approx(2 * epochs[0])

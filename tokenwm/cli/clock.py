@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from tokenwm.errors import TokenwmError
-from tokenwm.training import TrainingModule, decay_left, learning_rate_factor
+from tokenwm.training import TrainingModule
 
 PACE_STEPS = 64
 """Latest steps whose mean time is the pace of the machine."""
@@ -25,14 +25,14 @@ class Clock(pl.Callback):
     It begins when ``decay_fraction`` of the time is left and has as many steps as fit into that at
     the pace of the latest ones. Where the pace changes, what is left of it is stretched or
     shortened, so the learning rate always arrives at its end in time. The steps at which that was
-    decided are ``decay_knots`` of the optimizer's options: with them and the number of steps the
+    decided are ``decay_spans`` of the optimizer's options: with them and the number of steps the
     run can be repeated without a clock, bit for bit.
 
     Args:
         seconds: Time for all, from the moment this is made: validation and checkpoints included.
             Of an earlier part of the run, the time up to its checkpoint counts.
         reserve_steps: What is to be done after training, in training steps: so much of the time is
-            kept for it, at the pace of the machine.
+            kept for it, at the pace of the machine, but at most half.
         now: Seconds of a clock.
 
     Attributes:
@@ -122,28 +122,24 @@ class Clock(pl.Callback):
 
     def _plan(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         """Begin the decay, or move its end."""
-        config, knots = module.optimizer_config, module.optimizer_config.decay_knots
+        config, spans = module.optimizer_config, module.optimizer_config.decay_spans
         pace = max(1e-9, sum(self._durations) / len(self._durations))
         validation = self._validation_seconds
         if validation < 0:  # none yet: a batch is about half a step
             validation = 0.5 * pace * sum(trainer.num_val_batches)
-        usable = self.seconds - self.reserve_steps * pace - validation
+        kept = min(self.reserve_steps * pace, 0.5 * self.seconds)
+        usable = self.seconds - kept - validation
         left = usable - self.seconds_used
         fitting = max(0, int(left / pace))
-        if not knots:
-            if left <= config.decay_fraction * usable or fitting <= 1:
-                part = decay_left(config, learning_rate_factor(config, step, -1))
-                knots = ((step, part), (step + max(1, fitting), 0.0))
+        planned = spans[-1][1] - step if spans else 0
+        if not spans:
+            is_time = left <= config.decay_fraction * usable or fitting <= 1
+            fitting = max(1, fitting)
         else:
-            planned = knots[-1][0] - step
             changed = abs(fitting - planned) > TOLERANCE * planned
-            if planned > 0 and changed and (fitting < planned or planned > FEW_STEPS):
-                factor = learning_rate_factor(config, step, -1)
-                knots = tuple(knot for knot in knots if knot[0] < step)
-                if fitting:
-                    knots += ((step, decay_left(config, factor)),)
-                knots += ((step + fitting, 0.0),)
-        module.optimizer_config = replace(config, decay_knots=knots)
+            is_time = planned > 0 and changed and (fitting < planned or planned > FEW_STEPS)
+        if is_time:
+            module.optimizer_config = replace(config, decay_spans=(*spans, (step, step + fitting)))
 
     def _time(self, trainer: pl.Trainer) -> float:
         """The first rank's clock, so that all ranks decide alike."""

@@ -17,6 +17,8 @@ from rich.table import Table
 
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
+from tokenwm.checkpoint import model_folder
+from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
 from tokenwm.cli.printable import printable, say
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
@@ -50,13 +52,20 @@ def main(argv: list[str]) -> int:
             "each model its own data, in the same order"
         )
     curves = _curves(arguments)
+    name = "report" if len(arguments.model) == 1 else "report_folds"
+    out = arguments.out or arguments.model[0] / name
+    console = Console()
+    inputs = [*map(model_folder, arguments.model), *arguments.data, *curves.values()]
+    made_before = MadeBefore("evaluate", out, arguments, inputs)
+    if made_before.stands() and not arguments.overwrite:
+        say(console, str(made_before))
+        return 0
     keep_freed_memory()
     device = device_from(arguments.device)
     folds = [
         Fold(model=tokenwm.load(model, device), data=data, model_folder=model)
         for model, data in zip(arguments.model, arguments.data, strict=True)
     ]
-    console = Console()
     columns = (
         TextColumn("evaluate", style="bold", markup=False),
         BarColumn(bar_width=20),
@@ -75,8 +84,8 @@ def main(argv: list[str]) -> int:
                 task, completed=done, total=total, description=message
             ),
         )
-    out = arguments.out or arguments.model[0] / ("report" if len(folds) == 1 else "report_folds")
     files = write_report(out, evaluation, curves)
+    made_before.save(files_below(out))
     print_summary(console, evaluation)
     say(console, f"report: {files.index}")
     return 0
@@ -266,6 +275,7 @@ def parser() -> argparse.ArgumentParser:
         "found in MODEL/logs",
     )
     add_sampling_arguments(result, temperature=0.0)
+    add_overwrite_option(result)
     return result
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from tokenwm.cli.made_before import MadeBefore, files_below
 from tokenwm.cli.printable import say
 from tokenwm.uses.export_lerobot import VERSIONS, export_lerobot
 
@@ -14,6 +15,10 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     console = Console()
+    made_before = MadeBefore("export-lerobot", arguments.out, arguments, [Path(arguments.dataset)])
+    if made_before.stands():
+        say(console, f"{arguments.out}: exported before from the same data, and kept")
+        return 0
     with Progress(console=console) as bar:
         task = bar.add_task("episodes", total=None)
         count = export_lerobot(
@@ -23,6 +28,7 @@ def main(argv: list[str]) -> int:
             crf=arguments.crf,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    made_before.save(files_below(arguments.out))
     say(console, f"LeRobot {arguments.version}, {count} episode(s): {arguments.out}")
     return 0
 

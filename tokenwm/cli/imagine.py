@@ -8,12 +8,14 @@ from rich.table import Table
 
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
+from tokenwm.checkpoint import model_folder
 from tokenwm.cli.evaluate import (
     add_model_arguments,
     add_sampling_arguments,
     device_from,
     sampling_from,
 )
+from tokenwm.cli.made_before import MadeBefore, add_overwrite_option
 from tokenwm.cli.printable import printable, say
 from tokenwm.data.shards import ShardReader
 from tokenwm.uses.imagine import ImagineConfig, ImaginedEpisode, imagine_episode, write_imagined
@@ -33,14 +35,21 @@ def main(argv: list[str]) -> int:
         sampling=sampling_from(arguments),
         seed=arguments.seed,
     )
+    console = Console()
+    inputs = [model_folder(arguments.model), Path(arguments.data)]
+    inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
+    made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
+    if made_before.stands() and not arguments.overwrite:
+        say(console, str(made_before))
+        return 0
     keep_freed_memory()
     reader = ShardReader(arguments.data)
     model = tokenwm.load(arguments.model, device_from(arguments.device))
-    console = Console()
     with console.status("imagining …"):
         imagined = imagine_episode(model, reader, config)
         label = Path(config.actions).stem if config.actions.endswith(".npy") else config.actions
         files = write_imagined(arguments.out, imagined, model.control_rate, label)
+    made_before.save([files.gif, files.mp4, files.npz])
     print_summary(console, imagined)
     for path in (files.gif, files.mp4, files.npz):
         say(console, str(path))
@@ -111,4 +120,5 @@ def parser() -> argparse.ArgumentParser:
         help="futures to draw, each with its own noise (default: %(default)s)",
     )
     add_sampling_arguments(result, temperature=1.0)
+    add_overwrite_option(result)
     return result

@@ -10,7 +10,7 @@ from tokenwm.cli.printable import printable, say
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
 from tokenwm.data.engines import ENGINES
-from tokenwm.data.manifest import GAPS, SPLITS, Manifest
+from tokenwm.data.manifest import GAPS, MANIFEST_NAME, SPLITS, Manifest
 from tokenwm.data.prepare import prepare
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipe import load_recipe
@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     strict = ["quality.strict=true"] if arguments.strict else []
     recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
     console = Console()
+    made_before = not arguments.overwrite and holds_dataset(arguments.out)
     with show_progress(console, recipe.name) as progress:
         manifest = prepare(
             recipe,
@@ -35,7 +36,14 @@ def main(argv: list[str]) -> int:
     print_summary(console, manifest)
     say(console, f"dataset: {arguments.out}")
     print_verdict(console, arguments.out)
+    if made_before:
+        say(console, "made before of the same data and options, and kept")
     return 0
+
+
+def holds_dataset(out: str) -> bool:
+    """Whether a folder or URL holds a finished dataset, of whatever kind."""
+    return open_folder(out).size(MANIFEST_NAME) is not None
 
 
 def print_verdict(console: Console, dataset: str) -> None:

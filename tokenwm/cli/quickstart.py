@@ -136,9 +136,9 @@ class Quickstart:
         """Write down the steps that the clock decided on, with which a stage can be repeated."""
         if done.clock is not None:
             self.seconds_before += done.clock.seconds_before
-            knots = done.model.optimizer_config.decay_knots
-            (start, _), (end, _) = knots[0], knots[-1]
-            self.plan[verb] = {"max_steps": end, "decay_start": start, "decay_knots": knots}
+            spans = done.model.optimizer_config.decay_spans
+            start, end = spans[0][0], spans[-1][1]
+            self.plan[verb] = {"max_steps": end, "decay_start": start, "decay_spans": spans}
             config = done.folder / "logs" / CONFIG_NAME
             say(
                 self.console,

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
 from tokenwm.cli.printable import say
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.columns import COLUMN_OF
@@ -14,7 +15,7 @@ from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.number import number
 from tokenwm.scaling.recommend import Imagination, Machine
 from tokenwm.scaling.report import write_fit
-from tokenwm.scaling.runs import read_points
+from tokenwm.scaling.runs import RESULT_FILE, read_points
 from tokenwm.scaling.wording import (
     METHODS_NOTE,
     budget_note,
@@ -33,6 +34,12 @@ def main(argv: list[str]) -> int:
             for; the report is written in the second case.
     """
     arguments = parser().parse_args(argv)
+    console = Console()
+    out = arguments.out or default_folder(arguments.path)
+    made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
+    if made_before.stands() and not arguments.overwrite:
+        say(console, str(made_before))
+        return 0
     read = read_points(arguments.path, pairs("--columns", arguments.columns), arguments.metrics)
     config = FitConfig(
         budget=arguments.budget,
@@ -50,14 +57,13 @@ def main(argv: list[str]) -> int:
         imagination=imagination_from(arguments),
     )
     fit = fit_sweep(read, config)
-    out = arguments.out or default_folder(arguments.path)
     files = write_fit(out, arguments.path.resolve().stem, fit)
-    console = Console()
     print_fit(console, fit)
     say(console, f"report: {files.index}")
-    if config.budget is not None and fit.recommendation.refusals:
+    if config.budget is not None and fit.recommendation.refusals:  # asked again, it says so again
         reasons = "; ".join(fit.recommendation.refusals)
         raise SweepError(f"nothing can be recommended for {number(config.budget)} FLOPs: {reasons}")
+    made_before.save(files_below(out))
     return 0
 
 
@@ -134,6 +140,11 @@ def imagination_from(arguments: argparse.Namespace) -> Imagination | None:
     return Imagination(steps=steps, tokens_per_step=tokens)
 
 
+def _inputs(path: Path) -> list[Path]:
+    """The results of a sweep's runs, or the file."""
+    return sorted(path.glob(f"*/*/{RESULT_FILE}")) if path.is_dir() else [path]
+
+
 def default_folder(path: Path) -> Path:
     """``SWEEP/fit`` for a folder, ``NAME-fit`` beside a file."""
     return path / "fit" if path.is_dir() else path.with_name(f"{path.stem}-fit")
@@ -208,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)",
     )
+    add_overwrite_option(result)
     return result
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,9 @@ from tokenwm.cli.sweep_training import StepClock, settings_of
 from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
-from tokenwm.data.strict import build, parse_yaml
+from tokenwm.data.manifest import MANIFEST_NAME
+from tokenwm.data.storage import open_folder, sha256_of
+from tokenwm.data.strict import build, dump_yaml, parse_yaml
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
 from tokenwm.scaling.number import number
@@ -42,6 +43,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
     data = TokenData.load(arguments.tokens)
+    comment = _comment(argv, arguments.tokens)
+    if arguments.out.exists() and not arguments.overwrite:
+        if not arguments.out.read_text(encoding="utf-8").startswith(comment):
+            raise TokenwmError(
+                f"{arguments.out} is there already, and not the plan of this command; give another "
+                "--out, or replace it with --overwrite"
+            )
+        say(console, f"{arguments.out}: planned before, and kept")
+        return 0
     training = _training(arguments.set)
     request = Request(
         budget=arguments.budget,
@@ -66,7 +76,6 @@ def main(argv: list[str]) -> int:
     print_plan(console, sweep, data, costs, arguments.parallel)
     for warning in warnings_of(costs, data):
         say(console, f"warning: {warning}", style="yellow")
-    comment = f"# tokenwm sweep plan {shlex.join(argv)}\n"
     with open_atomically(arguments.out) as file:
         file.write((comment + sweep_text(sweep)).encode())
     say(
@@ -74,6 +83,13 @@ def main(argv: list[str]) -> int:
         f"next: tokenwm sweep run {arguments.out} --out DIR --parallel {arguments.parallel}",
     )
     return 0
+
+
+def _comment(argv: Sequence[str], tokens: Path) -> str:
+    """What a plan follows from, as the first lines of its file."""
+    words = [word for word in argv if word != "--overwrite"]
+    manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
+    return f"# tokenwm sweep plan {shlex.join(words)}\n# manifest of the tokens: {manifest}\n"
 
 
 def print_plan(
@@ -173,7 +189,7 @@ def probe(size: Size, training: Training, tokens: str) -> float:
     clock = StepClock()
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch) / "probe.yaml"
-        config.write_text(yaml.safe_dump(settings_of(run, sweep)))
+        config.write_text(dump_yaml(settings_of(run, sweep)))
         argv = ["fit", "--config", str(config), "--data.root", tokens, "--data.verify", "false"]
         argv += ["--trainer.default_root_dir", scratch, "--trainer.logger", "false"]
         argv += ["--checkpoint_every_n_steps", str(10 * PROBE_STEPS)]
@@ -232,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FLOPS_PER_SECOND",
         help="time nothing; each run is as fast as this",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a plan that is there")
     parser.add_argument(
         "--set",
         nargs="+",

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
-from tokenwm.cli.prepare import add_engine_options
+from tokenwm.cli.prepare import add_engine_options, holds_dataset
 from tokenwm.cli.printable import say
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import Manifest
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     if arguments.vocabulary_of is not None:
         vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
     console = Console()
+    made_before = not arguments.overwrite and holds_dataset(arguments.out)
     with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
             arguments.frames,
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
         f"{len(tokens.episodes)} episodes, {num_steps:,} steps of "
         f"{vocabulary.tokens_per_frame} frame tokens → {arguments.out}",
     )
+    if made_before:
+        say(console, "made before of the same data and options, and kept")
     return 0
 
 

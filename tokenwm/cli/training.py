@@ -264,8 +264,8 @@ class TrainingCLI(LightningCLI):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         values |= {"minutes": None, "reserve_steps": 0}
         values["trainer"]["max_steps"] = self.model.num_steps
-        knots = self.model.optimizer_config.decay_knots
-        values["model"]["optimizer"]["decay_knots"] = [list(knot) for knot in knots]
+        spans = self.model.optimizer_config.decay_spans
+        values["model"]["optimizer"]["decay_spans"] = [list(span) for span in spans]
         with open_atomically(path) as file:
             file.write(yaml.safe_dump(values, sort_keys=False).encode())
 

@@ -21,8 +21,8 @@ from tokenwm.data.mixture import MixedWindows, MixtureItem, Stratum, make_strata
 from tokenwm.data.order import GlobalOrderSampler, Leg, Weighting, evenly_spaced
 from tokenwm.data.shard_files import copy_small_files, is_url
 from tokenwm.data.shards import ShardReader
-from tokenwm.errors import CorruptSampleError, ShardError
-from tokenwm.resume import check_options
+from tokenwm.errors import CheckpointError, CorruptSampleError, ShardError
+from tokenwm.resume import REMEDY, check_options
 
 logger = logging.getLogger(__name__)
 
@@ -302,12 +302,21 @@ class EpisodeDataModule(pl.LightningDataModule):
             CheckpointError: Names what differs, and both values.
         """
         before, now = state_dict.get("order", {}), self._order_options()
-        if before:
-            names = {**before, **now}
-            check_options(
-                {name: before.get(name) for name in names},
-                {name: now.get(name) for name in names},
-                state_dict["step"],
+        if not before:
+            return
+        step, batches = state_dict["step"], state_dict["batches_seen"]
+        names = {**before, **now}
+        check_options(
+            {name: before.get(name) for name in names},
+            {name: now.get(name) for name in names},
+            step,
+        )
+        accumulated, every = state_dict["legs"][-1]["accumulate"], self._accumulate()
+        if every != accumulated and batches % every:
+            raise CheckpointError(
+                f"trainer.accumulate_grad_batches is {every}, but {accumulated} in the run to be "
+                f"continued (step {step}): its {batches} batches are no multiple of {every}; give "
+                f"a divisor of {batches}, or {REMEDY}"
             )
 
     def _order_options(self) -> dict[str, Any]:
@@ -328,8 +337,11 @@ class EpisodeDataModule(pl.LightningDataModule):
             first_batch=batches,
             drawn=drawn,
             batch_windows=self.batch_size * self._rank()[1],
-            accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
+            accumulate=self._accumulate(),
         )
+
+    def _accumulate(self) -> int:
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def _drawn(self) -> list[int]:
         """Windows of each stratum that were seen before the trainer's global step."""

@@ -131,12 +131,12 @@ def make_plan(
         SweepError: The budget is too small for the sizes, or two sizes are the same.
     """
     widths = choose_widths(request, training, data.vocabulary)
-    sizes = [_size(width, training, data.vocabulary, request) for width in widths]
-    measured = [replace(size, seconds_per_step=seconds_per_step(size)) for size in sizes]
-    shape = Sweep(
-        name=name, data=folder, training=training, sizes=tuple(measured), seeds=request.seeds
-    )
-    return replace(shape, sizes=_with_budgets(request, shape, data))
+    sizes = tuple(_size(width, training, data.vocabulary, request) for width in widths)
+    shape = Sweep(name=name, data=folder, training=training, sizes=sizes, seeds=request.seeds)
+    # First, since measuring takes a minute and a budget may be too small for these sizes.
+    planned = _with_budgets(request, shape, data)
+    measured = (replace(size, seconds_per_step=seconds_per_step(size)) for size in planned)
+    return replace(shape, sizes=tuple(measured))
 
 
 def choose_widths(request: Request, training: Training, vocabulary: Vocabulary) -> list[int]:

@@ -1,6 +1,7 @@
 """Frame shards → token shards: every frame is encoded once, before the world model is trained."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -129,8 +130,8 @@ def tokenize_shards(
     Few episodes are soon learned by heart. Copies whose frames are moved by a few pixels give a
     world model more of them: it has to look where things are instead of recognising the step.
 
-    A run that was stopped is continued. On a CPU a task uses one thread, so that the tokens do not
-    depend on the number of cores; more workers use more of them.
+    A run that was stopped is continued; tokens made of the same are kept. On a CPU a task uses one
+    thread, so that the tokens do not depend on the number of cores; more workers use more of them.
 
     Args:
         frames_folder: Dataset of kind ``frames``, a path or a URL.
@@ -174,8 +175,13 @@ def tokenize_shards(
         "vocabulary": vocabulary.to_dict(),
         "num_shifted_copies": num_shifted_copies,
     }
+    made_of = {"frames_manifest": plan["frames"], "shifted_copies": num_shifted_copies}
     with folder.lock():
-        _check_replaceable(folder, overwrite)
+        asked = json.loads(json.dumps({**made_of, "vocabulary": plan["vocabulary"]}))
+        finished = _finished(folder, asked, overwrite)
+        if finished is not None:
+            shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
+            return finished
         folder.remove(MANIFEST_NAME)
         shard_tasks.begin(folder, plan, overwrite=overwrite)
         job = ShardJob[TokenShard](
@@ -192,7 +198,8 @@ def tokenize_shards(
             shards=[record.shard for record in records if record.shard is not None],
             episodes=[episode for record in records for episode in record.episodes],
         )
-        tokens = replace(tokens, files=_write_tokenizer(out_folder, tokenizer_files or {}))
+        files = _write_tokenizer(out_folder, tokenizer_files or {})
+        tokens = replace(tokens, files=files, extra={**tokens.extra, **made_of})
         tokens.save(out_folder)
         shard_tasks.end(folder)
         return tokens
@@ -265,21 +272,31 @@ def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
         )
 
 
-def _check_replaceable(folder: Folder, overwrite: bool) -> None:
-    """Refuse a folder that holds a dataset, unless these are tokens that may be replaced."""
+def _finished(folder: Folder, made_of: Mapping[str, Any], overwrite: bool) -> Manifest | None:
+    """The manifest of token shards that are there already and are what is asked for.
+
+    Raises:
+        ShardError: The folder holds another dataset that may not be replaced.
+    """
     if folder.size(MANIFEST_NAME) is None:
-        return
-    if not overwrite:
+        return None
+    manifest = Manifest.load(str(folder))
+    if manifest.kind != "tokens":
+        does = "--overwrite would remove" if overwrite else "tokens would replace"
         raise ShardError(
-            f"{folder} holds a dataset already; choose another folder, or replace it with "
-            "--overwrite"
+            f"{does} {folder}, but it holds {manifest.kind}, not tokens; choose another folder"
         )
-    kind = Manifest.load(str(folder)).kind
-    if kind != "tokens":
+    if overwrite:
+        return None
+    differing = [name for name, value in made_of.items() if manifest.extra.get(name) != value]
+    if any(folder.size(shard.path) != shard.num_bytes for shard in manifest.shards):
+        differing.append("the shards, which are not all there")
+    if differing:
         raise ShardError(
-            f"--overwrite would remove {folder}, but it holds {kind}, not tokens; choose another "
-            "folder"
+            f"{folder} holds a dataset already, of other tokens (they differ in "
+            f"{', '.join(differing)}); choose another folder, or replace it with --overwrite"
         )
+    return manifest
 
 
 def _write_tokenizer(out_folder: Path | str, files: Mapping[str, bytes]) -> dict[str, str]:

@@ -40,8 +40,11 @@ def test_to_a_folder_or_a_url(
         write_bytes(beside, name, content[:-1] + bytes([content[-1] ^ 1]))
         assert [problem.file for problem in find_problems(out)] == [f"tokenizer/{name}"]
         write_bytes(beside, name, content)
-    with pytest.raises(TokenwmError, match="holds a dataset already; choose another folder"):
-        main(arguments)
+    assert main(arguments) == 0  # the same: nothing is done
+    with pytest.raises(TokenwmError, match="other tokens .* differ in shifted_copies.; choose"):
+        main([*arguments, "--shifted-copies", "1"])
+    with pytest.raises(TokenwmError, match="other tokens .* differ in vocabulary"):
+        main([*arguments, "--no-state"])
     assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
     other = [str(tmp_path / "other"), "--vocabulary-of", out, "--no-state", "--workers", "0"]
     assert main([*arguments[:-1], *other]) == 0  # the bins of tokens behind a URL will do
@@ -82,6 +85,24 @@ def test_a_second_run_at_the_same_time_is_refused(
     assert find_problems(out) == []
 
 
+def test_given_twice_nothing_is_done_the_second_time(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    main([*arguments, "--workers", "0"])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert "made before" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert "made before of the same data and options, and kept" in capsys.readouterr().out
+    (out / "train-000000.tar").unlink()
+    with pytest.raises(TokenwmError, match="the shards, which are not all there"):
+        main(arguments)
+    main([*arguments, "--overwrite"])
+    assert find_problems(out) == []
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -90,4 +111,6 @@ def test_frames_are_not_overwritten(frame_shards: Path, checkpoint: Path) -> Non
     arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(frame_shards)]
     with pytest.raises(TokenwmError, match="would remove .*, but it holds frames"):
         main([*arguments, "--overwrite"])
+    with pytest.raises(TokenwmError, match="tokens would replace .*, but it holds frames"):
+        main(arguments)
     assert Manifest.load(frame_shards).kind == "frames"

@@ -45,6 +45,18 @@ def test_a_run_folder_will_do_and_the_report_goes_into_it(
     assert main([*arguments, "--starts", "1", "--examples", "0", "--temperature", "1"]) == 0
     assert (run / "report" / "index.html").is_file()
     assert (run / "report" / "plots" / "training_world_model.png").is_file()
+    page = run / "report" / "index.html"
+    written = page.stat().st_mtime_ns
+    same = [*arguments, "--starts", "1", "--examples", "0", "--temperature", "1"]
+    assert main(same) == 0
+    assert page.stat().st_mtime_ns == written
+    page.write_text("damaged")  # what is not whole is made again, and so is what has other inputs
+    assert main(same) == 0
+    written = page.stat().st_mtime_ns
+    assert page.read_text() != "damaged"
+    (run / "logs" / "metrics.csv").write_text("step,train/loss\n1,2.0\n2,0.5\n")
+    assert main(same) == 0
+    assert page.stat().st_mtime_ns != written
 
 
 def test_imagine_writes_three_files(
@@ -56,11 +68,17 @@ def test_imagine_writes_three_files(
     assert main([*arguments, "--actions", "random"]) == 0
     printed = capsys.readouterr().out
     assert "PSNR" in printed and "episode test_1 from step 2" in printed
-    assert {path.name for path in tmp_path.iterdir()} == {
+    files = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert files.keys() == {".imagine.json"} | {
         f"test_1_0002_{whose}.{suffix}"
         for whose in ("own", "random")
         for suffix in ("gif", "mp4", "npz")
     }
+    assert main([*arguments, "--actions", "random"]) == 0
+    assert "made before of the same data and options, and kept" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    assert main([*arguments, "--actions", "random", "--overwrite"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} != files
 
 
 @pytest.mark.parametrize(

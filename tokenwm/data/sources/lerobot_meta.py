@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from tokenwm.data.sources import Gap
-from tokenwm.data.sources.arrays import column_of
+from tokenwm.data.sources.arrays import LARGEST_RATE, column_of
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.gaps import compare
 from tokenwm.data.sources.lerobot_episodes import (
@@ -42,7 +42,6 @@ VIDEO_PATHS = {
 }
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
-LARGEST_RATE = 100_000.0
 MAX_NAMED = 1000
 """Of more episodes than these the missing ones are counted and not named."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -225,7 +224,8 @@ def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
         for key, value in about.items():
             # "is_depth_map" today, "video.is_depth_map" before.
             last = str(key).rpartition(".")[2]
-            if (last == "is_depth_map" and value is True) or last == "depth_unit":
+            is_set = str(value).lower() in ("true", "1")
+            if (last == "is_depth_map" and is_set) or last == "depth_unit":
                 return f"depth, as {key} of meta/info.json says"
             if last == "pix_fmt" and _is_depth_format(str(value)):
                 return f"depth, of the pixel format {value}"

@@ -23,6 +23,7 @@ from tokenwm.data.sources.hdf5 import (
     count_rows,
     is_hdf5,
     member,
+    names_in,
     open_hdf5,
     parse_object,
     read_numbers,
@@ -190,7 +191,7 @@ def _episodes(file: Any) -> dict[int, RowCount]:
     """
     counts = {
         int(number.group(1)): count_rows(file, f"{name}/actions")
-        for name in file
+        for name in names_in(file)
         if (number := EPISODE.fullmatch(name))
     }
     return dict(sorted(counts.items())) if check_usable(counts.values()) else {}

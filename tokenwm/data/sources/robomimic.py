@@ -6,7 +6,7 @@ rows map onto our steps one to one, and where ``next_obs`` is recorded its last 
 observation more, with which the last action, reward and end are kept too.
 """
 
-import math
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
-from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig
+from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig, plausible_rate
 from tokenwm.data.sources.columns import AUTO, names_of
 from tokenwm.data.sources.gaps import compare, few
 from tokenwm.data.sources.hdf5 import (
@@ -28,6 +29,7 @@ from tokenwm.data.sources.hdf5 import (
     count_rows,
     is_hdf5,
     member,
+    names_in,
     open_hdf5,
     parse_object,
     read_numbers,
@@ -190,9 +192,22 @@ def _demonstrations(file: Any) -> dict[str, RowCount]:
     data = member(file, "data")
     if not isinstance(data, h5py.Group):
         return {}
-    names = sorted(data, key=lambda name: (_number(name), name))
-    counts = {name: count_rows(file, f"data/{name}/actions") for name in names}
+    names = sorted(names_in(data), key=lambda name: (_number(name), name))
+    counts = {
+        name: count_rows(file, f"data/{name}/actions")
+        for name in names
+        if not _is_array(data, name)
+    }
     return counts if check_usable(counts.values()) else {}
+
+
+def _is_array(data: Any, name: str) -> bool:
+    """Whether something beside the demonstrations is an array: a note, and no episode."""
+    import h5py
+
+    with contextlib.suppress(EpisodeError), costs_one_episode(name):
+        return isinstance(member(data, name), h5py.Dataset)
+    return False
 
 
 def _differences(file: Any, counts: Mapping[str, RowCount], mask: str | None) -> list[Gap]:
@@ -241,7 +256,7 @@ def _rate(about: Mapping[str, Any]) -> float | None:
     """The ``control_freq`` of robosuite, Hz."""
     arguments = about.get("env_kwargs")
     rate = arguments.get("control_freq") if isinstance(arguments, Mapping) else None
-    return float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else None
+    return plausible_rate(rate) if isinstance(rate, int | float) else None
 
 
 def _task(attributes: Any) -> str:

@@ -23,6 +23,7 @@ from tokenwm.data.sources.arrays import (
     RatedConfig,
     as_numbers,
     check_claims,
+    plausible_rate,
     spread,
     usual_columns,
 )
@@ -87,7 +88,7 @@ class VideosConfig(RatedConfig):
         if not files.of_episode:
             tables = "one for all" if files.others else "none: every step has the action 0"
         facts = {"format": "videos", "tables": tables}
-        return Recognised(config=config, rate=files.rate(), facts=facts)
+        return Recognised(config=config, rate=plausible_rate(files.rate()), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
         """Open the folder.

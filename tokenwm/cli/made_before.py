@@ -1,0 +1,93 @@
+"""Whether what a verb is asked for lies there already, made of the same things."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenwm
+from tokenwm.data.atomic import open_atomically
+from tokenwm.data.manifest import MANIFEST_NAME
+
+_SAYS_NOTHING = ("out", "overwrite")
+
+
+class MadeBefore:
+    """The record of what an output was made of, a file ``.VERB.json`` beside it.
+
+    A verb given twice does nothing the second time; with other options, or inputs whose content has
+    changed, it makes its output again.
+
+    Args:
+        verb: Name of the verb.
+        out: Folder of the output.
+        arguments: All options of the verb.
+        inputs: Files and folders whose content counts; of a dataset its manifest, which holds the
+            checksums of all else. One that is not there is for the verb to complain about.
+    """
+
+    def __init__(
+        self, verb: str, out: Path, arguments: argparse.Namespace, inputs: Iterable[Path]
+    ) -> None:
+        self.out = out
+        self._path = out / f".{verb.replace(' ', '_')}.json"
+        options = {k: str(v) for k, v in vars(arguments).items() if k not in _SAYS_NOTHING}
+        self._made_of: dict[str, Any] = {
+            "tokenwm_version": tokenwm.__version__,
+            "options": options,
+            "inputs": {str(path): _digest(path) for path in inputs},
+        }
+
+    def stands(self) -> bool:
+        """Whether the output is there, whole and made of the same."""
+        try:
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+            files = record.pop("files")
+            return record == self._made_of and all(
+                _digest(self.out / name) == digest for name, digest in files.items()
+            )
+        except (OSError, ValueError, AttributeError, KeyError):
+            return False
+
+    def save(self, files: Iterable[Path]) -> None:
+        """Record what these files of the output were made of."""
+        digests = {str(path.relative_to(self.out)): _digest(path) for path in files}
+        with open_atomically(self._path) as file:
+            file.write(json.dumps({**self._made_of, "files": digests}, indent=1).encode() + b"\n")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.out}: made before of the same data and options, and kept; --overwrite makes it "
+            "again"
+        )
+
+
+def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
+    """The option that a record is not asked with."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="make it again, even if it was made of the same data and options before",
+    )
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and its folders but records, in order."""
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    )
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of what a file or a folder holds; None if there is nothing."""
+    if (path / MANIFEST_NAME).is_file():
+        path = path / MANIFEST_NAME
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return None
+    parts = [f"{file.relative_to(path)} {_digest(file)}" for file in files_below(path)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
