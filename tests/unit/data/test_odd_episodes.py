@@ -1,5 +1,6 @@
 """One odd episode, of every format and in every place, costs itself and no other."""
 
+import importlib.util
 import json
 import zipfile
 from collections.abc import Callable, Collection
@@ -330,3 +331,16 @@ def test_interrupting_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(type(source), "read", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(load_each(source, source.episodes()[:1]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.filterwarnings("ignore")
+def test_random_damage(name: str) -> None:
+    """A little of what tools/fuzz_readers.py does for as long as one likes."""
+    place = Path(__file__).parents[3] / "tools" / "fuzz_readers.py"
+    spec = importlib.util.spec_from_file_location("fuzz_readers", place)
+    assert spec is not None and spec.loader is not None
+    fuzz = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz)
+    for number in range(1, 6):
+        assert fuzz.one_round(name, 0, number, megabytes=2000) is None
