@@ -17,7 +17,7 @@ class KillAt(pl.Callback):
     """
 
     def __init__(
-        self, step: int, number: int = signal.SIGKILL, in_validation: bool = False
+        self, step: int, number: int = int(signal.SIGKILL), in_validation: bool = False
     ) -> None:
         self.step = step
         self.number = number

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,7 @@ from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.storage import open_folder, sha256_of
-from tokenwm.data.strict import build, parse_yaml
+from tokenwm.data.strict import build, dump_yaml, parse_yaml
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
 from tokenwm.scaling.number import number
@@ -190,7 +189,7 @@ def probe(size: Size, training: Training, tokens: str) -> float:
     clock = StepClock()
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch) / "probe.yaml"
-        config.write_text(yaml.safe_dump(settings_of(run, sweep)))
+        config.write_text(dump_yaml(settings_of(run, sweep)))
         argv = ["fit", "--config", str(config), "--data.root", tokens, "--data.verify", "false"]
         argv += ["--trainer.default_root_dir", scratch, "--trainer.logger", "false"]
         argv += ["--checkpoint_every_n_steps", str(10 * PROBE_STEPS)]

@@ -27,7 +27,7 @@ from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.tokenizer.frames import codebook_usage
 from tokenwm.uses.examples import choose_examples, imagine_examples
-from tokenwm.uses.folds import Fold, check_folds, check_held_out_once
+from tokenwm.uses.folds import Fold, check_folds, check_held_out_once, has_other_splits
 from tokenwm.uses.measure import EvaluationConfig, ProgressCallback, RowScores, measure
 from tokenwm.uses.metrics import psnr_from_mse
 from tokenwm.uses.outside import count_outside, summarize_outside
@@ -110,6 +110,7 @@ def evaluate_folds(
         **summarize_scores(models[0], manifests, starts, together),
         control_rate=models[0].control_rate,
         num_models=len(parts),
+        has_other_splits=any(has_other_splits(part.model, part.reader.manifest) for part in parts),
         outside=summarize_outside(models, outside, reconstruction),
         codebook=min((_codebook(part, config) for part in parts), key=lambda use: use.usage),
         speed=_speed(models[0], scores[0], config, len(parts[0].starts.rows)),

@@ -6,8 +6,8 @@ from tokenwm.uses.results import Evaluation
 
 HEADLINE_HORIZON = 5
 TABLE_HORIZONS = (1, 3, 5, 10, 15, 20)
-DEAD_CODEBOOK, OUTSIDE = "DEAD CODEBOOK", "OUTSIDE TRAINING"
-ALARMS = (DEAD_CODEBOOK, OUTSIDE)
+DEAD_CODEBOOK, OUTSIDE, OTHER_SPLITS = "DEAD CODEBOOK", "OUTSIDE TRAINING", "OTHER SPLITS"
+ALARMS = (DEAD_CODEBOOK, OUTSIDE, OTHER_SPLITS)
 """Beginnings of sentences that are to be shown in red."""
 
 
@@ -32,6 +32,12 @@ def headline(evaluation: Evaluation) -> list[str]:
     if outside.is_notable:
         place = 0 if outside.is_far else len(sentences)
         sentences.insert(place, _outside(outside))
+    if evaluation.has_other_splits:
+        sentences.insert(
+            0,
+            f"{OTHER_SPLITS}: the model was trained on the same recordings under other splits, so "
+            "it may know some of these episodes. Prepare them with the splits of its training.",
+        )
     if evaluation.codebook.is_dead:
         book = evaluation.codebook
         sentences.insert(

@@ -216,6 +216,8 @@ class Evaluation:
             what may be is no good guess where the absolute error counts.
         termination: How well endings are foreseen, or None if no measured step ends.
         num_models: How many models were measured, each on episodes held out from it.
+        has_other_splits: Whether the data are those of the training divided otherwise, so that the
+            model may know episodes that are held out now.
         outside: How far the measured episodes lie outside what was trained on.
         codebook: Use of the codebook; of several models the one that uses least of its own.
         speed: Time of imagination; of several models the first one's.
@@ -240,6 +242,7 @@ class Evaluation:
     reward_squared_error: Mapping[str, Curve] | None
     termination: TerminationScore | None
     num_models: int
+    has_other_splits: bool
     outside: OutsideTraining
     codebook: CodebookUse
     speed: Speed
@@ -278,6 +281,7 @@ class Evaluation:
             "num_episodes": len(self.episodes),
             "num_starts": self.num_starts,
             "num_models": self.num_models,
+            "has_other_splits": self.has_other_splits,
             "intervals": {
                 "kind": "student_t",
                 "over": "episodes",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.shards import ShardReader
+from tokenwm.data.sources import PHASE
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.tokenizer.actions import ContinuousTokenizer
@@ -69,7 +70,7 @@ def choose_starts(
     Raises:
         TokenwmError: No episode is long enough.
     """
-    lengths = {key: reader.episode(key).num_steps for key in reader.keys(split)}
+    lengths = {key: reader.episode(key).num_steps for key in _recordings(reader.keys(split))}
     skipped = {key: length for key, length in lengths.items() if length < num_steps}
     keys = [key for key in lengths if key not in skipped]
     if not keys:
@@ -126,6 +127,12 @@ def ending_starts(
             if start not in known:
                 found.setdefault(count + 1, []).append(start)
     return {count: tuple(rows) for count, rows in sorted(found.items())}
+
+
+def _recordings(keys: Sequence[str]) -> list[str]:
+    """Episodes without the other phases of one (``all_phases``), which are no further evidence."""
+    known = set(keys)
+    return [key for key in keys if key.rpartition(PHASE)[0] not in known]
 
 
 def _spread(size: int, count: int) -> list[int]:

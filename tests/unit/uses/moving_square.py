@@ -84,6 +84,7 @@ def write_squares(
     still: bool = False,
     ends: bool = True,
     prefix: str = "",
+    names: Sequence[str] = (),
     provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Write a dataset; its episodes are ``{prefix}{split}_{i}``.
@@ -103,7 +104,7 @@ def write_squares(
                         if name.startswith("frames.")
                     }
                 arrays["terminated"] &= ends
-                key = f"{prefix}{split}_{index}"
+                key = names[index] if names else f"{prefix}{split}_{index}"
                 written[key] = arrays
                 writer.add(key, arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()

@@ -146,6 +146,33 @@ def test_datasets_of_other_recipes_are_no_folds(folds: list[Fold], tmp_path: Pat
         evaluate_folds([], CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("trained", "warned"),
+    [
+        ({"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.15}}}, True),
+        ({"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.25}}}, False),
+        (
+            {"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.25, "fold": 1}}},
+            True,
+        ),
+        ({"source_checksum": "b", "recipe": {"splits": {"val": 0.1, "test": 0.15}}}, False),
+        ({"source_checksum": None, "recipe": {}}, False),  # a simulator
+        ({}, False),
+    ],
+)
+def test_the_same_recordings_under_other_splits_are_an_alarm(
+    tmp_path: Path, trained: dict[str, Any], warned: bool
+) -> None:
+    splits = {"val": 0.1, "test": 0.25, "seed": 0, "recorded": True}
+    now = {"source_checksum": "a", "recipe": {"splits": splits}}
+    write_squares(tmp_path, {"test": (9,)}, provenance=now)
+    quick = replace(CONFIG, num_examples=0, num_starts=1)
+    model = make_model(provenance={"data_provenance": trained})
+    found = evaluate(model, tmp_path, quick)
+    assert found.has_other_splits == warned
+    assert headline(found)[0].startswith("OTHER SPLITS: ") == warned
+
+
 def test_evaluate_takes_models_and_their_data_in_order(
     folds: list[Fold],
     folders: list[Path],

@@ -51,6 +51,13 @@ def test_endings_are_seen_after_few_and_after_many_steps(squares: Path) -> None:
     assert ending_starts(reader, starts, num_context=6, horizon=6, num_starts=3)
 
 
+def test_other_phases_of_a_recording_are_no_episodes_of_their_own(tmp_path: Path) -> None:
+    lengths = {"train": (14, 13, 12)}
+    write_squares(tmp_path, lengths, names=("a", "a_phase1", "b_phase1"))
+    starts = choose_starts(ShardReader(tmp_path), "train", num_steps=10, num_starts=1)
+    assert starts.keys == ("a", "b_phase1")  # the second is somebody's name
+
+
 def test_a_single_start_is_in_the_middle(squares: Path) -> None:
     starts = choose_starts(ShardReader(squares), "test", num_steps=10, num_starts=1)
     assert [row.first_step for row in starts.rows] == [2, 5, 0]

@@ -110,7 +110,7 @@ def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Co
         return column("other", f"a map of shape {row_shape}, neither a picture nor a vector")
     if len(row_shape) > 1 and width > MAX_WIDTH:
         return column("other", f"{width:,} numbers a row; a state has at most {MAX_WIDTH:,}")
-    pictured = dtype == np.uint8 or PICTURED.search(name.lower())
+    pictured = dtype.kind in "iu" or PICTURED.search(name.lower())
     if width >= SMALLEST_FLAT_PICTURE and pictured:
         return column(
             "other", f"{width:,} {dtype} a row: a flattened picture? its shape is not said"

@@ -46,6 +46,8 @@ LAYOUT = (
     "per episode; arrays action, reward, is_first, is_terminal, image, …"
 )
 CHUNK = re.compile(r"[A-Za-z0-9]+-(?P<uuid>[A-Za-z0-9]+)-(?P<next>[A-Za-z0-9]+)-(?P<length>\d+)")
+EPISODE = re.compile(r"\d{8}T\d{6}\w*-[A-Za-z0-9]+-(?P<length>\d+)")
+"""Name of a file that holds one episode: its steps are rows, or one less (Dreamer, DreamerV2)."""
 FIRST, TERMINAL, DISCOUNT = "is_first", "is_terminal", "discount"
 MARKS = (FIRST, TERMINAL, DISCOUNT)
 
@@ -338,6 +340,14 @@ def _check_lengths(piece: Piece, names: Sequence[str]) -> Mapping[str, Header]:
             f"{name}: {rows[0] if rows else 'no rows'}" for name, rows in lengths.items()
         )
         raise EpisodeError(f"{piece.path}: arrays differ in length, {told}")
+    whole = EPISODE.fullmatch(piece.path.stem)
+    declared = int(whole["length"]) if whole else None
+    for (num_rows,) in lengths.values():
+        if declared is not None and num_rows not in (declared, declared + 1):
+            raise EpisodeError(
+                f"{piece.path}: the file's name declares {declared} steps, and it holds "
+                f"{num_rows} rows; copy or write it again"
+            )
     return headers
 
 

@@ -224,7 +224,8 @@ def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
         for key, value in about.items():
             # "is_depth_map" today, "video.is_depth_map" before.
             last = str(key).rpartition(".")[2]
-            if (last == "is_depth_map" and value is True) or last == "depth_unit":
+            is_set = str(value).lower() in ("true", "1")
+            if (last == "is_depth_map" and is_set) or last == "depth_unit":
                 return f"depth, as {key} of meta/info.json says"
             if last == "pix_fmt" and _is_depth_format(str(value)):
                 return f"depth, of the pixel format {value}"
