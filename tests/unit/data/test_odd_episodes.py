@@ -158,6 +158,18 @@ def test_odd_names(name: str, odd: str, tmp_path: Path) -> None:
     assert not survey(path).problems
 
 
+def test_a_reason_with_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    names = ["a", "b", UNDECODABLE, "d"]
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    path = FORMATS["videos_npz"].write(tmp_path / "data", episodes, names)
+    (path / f"{UNDECODABLE}.mp4").write_bytes(b"no video")
+    manifest = prepare(recipe("videos", path), tmp_path / "out")
+    (excluded,) = manifest.excluded
+    assert r"caf\udce9.mp4" in excluded.reason
+    assert (tmp_path / "out" / "quality.html").is_file()
+
+
 @pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 300, b" ", b"\x1b[2J"])
 def test_hdf5_names_that_are_no_text(name: bytes, tmp_path: Path) -> None:
     path = FORMATS["robomimic"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
