@@ -1,6 +1,7 @@
 """Frame and token shards of a square that a velocity moves over a still background."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenwm.data.manifest import Feature, Manifest
 from tokenwm.data.shard_writer import ShardWriter
 from tokenwm.data.statistics import ContinuousStatistics, MeanFrame
 from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
+from tokenwm.tokenizer.actions import BinMethod
 
 SIZE = 16
 LENGTHS = {"train": (9, 7, 12), "val": (8,), "test": (6,)}
@@ -41,8 +43,52 @@ def moving_square(num_steps: int, seed: int) -> dict[str, NDArray[Any]]:
     }
 
 
+def falling_square(seed: int, cut: bool) -> dict[str, NDArray[Any]]:
+    """One episode: a square falls by one or two pixels a step until it lands in row 8 or below.
+
+    Landing ends the task and gives 5, the first action -2, and any other 0 or, one in five, 1. An
+    episode that is ``cut`` is over three actions before it would land.
+    """
+    generator = np.random.default_rng(seed)
+    down = generator.integers(1, 3, 9)
+    rows = np.cumsum(np.concatenate([[0], down[: int(np.argmax(np.cumsum(down) >= 8)) + 1]]))
+    rows = rows[: len(rows) - 3 * cut]
+    num_steps = len(rows)
+    state = np.stack([rows, generator.integers(0, 12, num_steps)], axis=1).astype(np.float32)
+    action = np.zeros((num_steps, 2), dtype=np.float32)
+    action[:-1] = np.diff(state, axis=0)
+    frames = np.full((num_steps, SIZE, SIZE, 3), 40, dtype=np.uint8)
+    for frame, (row, column) in zip(frames, state.astype(int), strict=True):
+        frame[row : row + 4, column : column + 4] = (220, 180, 30)
+    reward = (generator.random(num_steps) < 0.2).astype(np.float32)
+    terminated, truncated = np.zeros((2, num_steps), dtype=np.bool_)
+    (truncated if cut else terminated)[-2] = True
+    reward[terminated] = 5.0
+    reward[0], reward[-1] = -2.0, 0.0
+    return {
+        "frames.top": frames,
+        "state": state,
+        "action": action,
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated,
+    }
+
+
 def write_frame_shards(folder: Path) -> dict[str, dict[str, NDArray[Any]]]:
     """A whole frames dataset with statistics; returns key → arrays."""
+    seeds = iter(range(100))
+    episodes = {
+        split: [moving_square(num_steps, next(seeds)) for num_steps in lengths]
+        for split, lengths in LENGTHS.items()
+    }
+    return write_episodes(folder, episodes)
+
+
+def write_episodes(
+    folder: Path, of_split: Mapping[str, Sequence[dict[str, NDArray[Any]]]]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Frame shards of such episodes, called ``{split}_{i}``; returns key → arrays."""
     features = {
         "frames.top": Feature(kind="frames", shape=(SIZE, SIZE, 3), dtype="uint8"),
         "state": Feature(
@@ -54,18 +100,19 @@ def write_frame_shards(folder: Path) -> dict[str, dict[str, NDArray[Any]]]:
         "truncated": Feature(kind="flag", shape=(), dtype="bool"),
     }
     written: dict[str, dict[str, NDArray[Any]]] = {}
-    figures = {"action": ContinuousStatistics(), "state": ContinuousStatistics()}
+    figures = {name: ContinuousStatistics() for name in ("action", "state", "reward")}
     mean_frame = MeanFrame()
     shards, episodes = [], []
-    for split, lengths in LENGTHS.items():
+    for split, some in of_split.items():
         with ShardWriter(folder, split) as writer:
-            for index, num_steps in enumerate(lengths):
+            for index, arrays in enumerate(some):
                 key = f"{split}_{index}"
-                arrays = written[key] = moving_square(num_steps, seed=len(written))
+                written[key] = arrays
                 writer.add(key, arrays, {"task": "move"})
                 if split == "train":
                     figures["action"].add(arrays["action"][:-1])
                     figures["state"].add(arrays["state"])
+                    figures["reward"].add(arrays["reward"][:-1, None])
                     mean_frame.add(arrays["frames.top"])
             new_shards, new_episodes = writer.finish()
         shards += new_shards
@@ -87,16 +134,23 @@ def write_frame_shards(folder: Path) -> dict[str, dict[str, NDArray[Any]]]:
     return written
 
 
-def write_token_shards(frames_folder: Path, folder: Path, *, use_state: bool = True) -> Manifest:
+def write_token_shards(
+    frames_folder: Path,
+    folder: Path,
+    *,
+    use_state: bool = True,
+    num_bins: int = 8,
+    method: BinMethod = "quantile",
+) -> Manifest:
     """Tokens of a frames dataset, made by an untrained tokenizer."""
     tokenizer = small_tokenizer().eval()
     vocabulary = make_vocabulary(
         Manifest.load(frames_folder),
         tokenizer,
         tokenizer_hash(tokenizer),
-        num_action_bins=8,
-        num_state_bins=8,
-        method="quantile",
+        num_action_bins=num_bins,
+        num_state_bins=num_bins,
+        method=method,
         use_state=use_state,
     )
     return tokenize_shards(frames_folder, folder, tokenizer, vocabulary)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenwm.cli.export import tokenizer_of
+from tokenwm.cli.printable import say
 from tokenwm.data.datamodule import EpisodeDataModule
 from tokenwm.data.loader import Batch
 from tokenwm.imagination.decode import prefill
@@ -51,9 +52,9 @@ class TrainingProgress(pl.Callback):
         if trainer.global_step:
             self._say(f"resuming at {_step_of(trainer)}{_windows_seen(trainer)}")
         self._progress = Progress(
-            TextColumn("[bold]{task.fields[stage]}"),
+            TextColumn("{task.fields[stage]}", style="bold", markup=False),
             BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
@@ -104,7 +105,7 @@ class TrainingProgress(pl.Callback):
         self._stop()
 
     def _say(self, text: str) -> None:
-        self.console.print(f"{self.stage}  {text}", highlight=False, soft_wrap=True, markup=False)
+        say(self.console, f"{self.stage}  {text}")
 
     def _stop(self) -> None:
         if self._progress is not None:

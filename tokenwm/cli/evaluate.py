@@ -19,13 +19,14 @@ import tokenwm
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
 from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
+from tokenwm.cli.printable import printable, say
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.uses.evaluate import evaluate_folds
 from tokenwm.uses.folds import Fold
 from tokenwm.uses.headline import ALARMS, count, headline, table_horizons
 from tokenwm.uses.measure import EvaluationConfig
-from tokenwm.uses.page import table_rows
+from tokenwm.uses.page import outcome_sentences, table_rows
 from tokenwm.uses.report import write_report
 from tokenwm.uses.results import Evaluation
 
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     inputs = [*map(model_folder, arguments.model), *arguments.data, *curves.values()]
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.stands() and not arguments.overwrite:
-        console.print(str(made_before), soft_wrap=True, highlight=False, markup=False)
+        say(console, str(made_before))
         return 0
     keep_freed_memory()
     device = device_from(arguments.device)
@@ -66,10 +67,10 @@ def main(argv: list[str]) -> int:
         for model, data in zip(arguments.model, arguments.data, strict=True)
     ]
     columns = (
-        TextColumn("[bold]evaluate"),
+        TextColumn("evaluate", style="bold", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("steps, {task.description}"),
+        TextColumn("steps, {task.description}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
     files = write_report(out, evaluation, curves)
     made_before.save(files_below(out))
     print_summary(console, evaluation)
-    console.print(f"report: {files.index}", soft_wrap=True, highlight=False)
+    say(console, f"report: {files.index}")
     return 0
 
 
@@ -94,20 +95,23 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     """Show the figures at the usual horizons, and what they say in words."""
     horizons = table_horizons(evaluation)
     over = count(len(evaluation.episodes), "episode")
-    table = Table(title=f"{evaluation.provenance['data_name']}: means over {over}", box=None)
+    title = f"{evaluation.provenance['data_name']}: means over {over}"
+    table = Table(title=printable(title), box=None)
     table.add_column("horizon")
     for horizon in horizons:
         table.add_column(f"{horizon}", justify="right")
     for title, curve, digits in table_rows(evaluation):
         if curve is None:
-            table.add_row(f"[bold]{title}")
+            table.add_row(printable(title, style="bold"))
         else:
             cells = (f"{curve.mean[horizon - 1]:.{digits}f}" for horizon in horizons)
-            table.add_row(f"  {title}", *cells)
+            table.add_row(printable(f"  {title}"), *cells)
     console.print(table)
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith(ALARMS) else None
-        console.print(f"• {sentence}", highlight=False, style=style)
+        say(console, f"• {sentence}", style=style)
+    for sentence in outcome_sentences(evaluation):
+        say(console, f"• {sentence}")
 
 
 def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:

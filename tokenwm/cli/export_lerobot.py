@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokenwm.cli.made_before import MadeBefore, files_below
+from tokenwm.cli.printable import say
 from tokenwm.uses.export_lerobot import VERSIONS, export_lerobot
 
 
@@ -16,12 +17,7 @@ def main(argv: list[str]) -> int:
     console = Console()
     made_before = MadeBefore("export-lerobot", arguments.out, arguments, [Path(arguments.dataset)])
     if made_before.stands():
-        console.print(
-            f"{arguments.out}: exported before from the same data, and kept",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        say(console, f"{arguments.out}: exported before from the same data, and kept")
         return 0
     with Progress(console=console) as bar:
         task = bar.add_task("episodes", total=None)
@@ -33,12 +29,7 @@ def main(argv: list[str]) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     made_before.save(files_below(arguments.out))
-    console.print(
-        f"LeRobot {arguments.version}, {count} episode(s): {arguments.out}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    say(console, f"LeRobot {arguments.version}, {count} episode(s): {arguments.out}")
     return 0
 
 

@@ -16,6 +16,7 @@ from tokenwm.cli.evaluate import (
     sampling_from,
 )
 from tokenwm.cli.made_before import MadeBefore, add_overwrite_option
+from tokenwm.cli.printable import printable, say
 from tokenwm.data.shards import ShardReader
 from tokenwm.uses.imagine import ImagineConfig, ImaginedEpisode, imagine_episode, write_imagined
 from tokenwm.uses.metrics import psnr_from_mse
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.stands() and not arguments.overwrite:
-        console.print(str(made_before), soft_wrap=True, highlight=False, markup=False)
+        say(console, str(made_before))
         return 0
     keep_freed_memory()
     reader = ShardReader(arguments.data)
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     made_before.save([files.gif, files.mp4, files.npz])
     print_summary(console, imagined)
     for path in (files.gif, files.mp4, files.npz):
-        console.print(str(path), soft_wrap=True, highlight=False)
+        say(console, str(path))
     return 0
 
 
@@ -59,7 +60,8 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
     """Show what each future says about itself and, where the truth is known, how near it came."""
     horizon = imagined.frames.shape[1]
     table = Table(
-        title=f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps", box=None
+        title=printable(f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps"),
+        box=None,
     )
     names = ["future", "reward, sum", "ends, at most", "surprise, nats per token"]
     if imagined.truth_frames is not None:
@@ -78,7 +80,7 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
             cells.append(f"{float(psnr_from_mse((error**2).mean())):.1f}")
         table.add_row(*cells)
     console.print(table)
-    console.print(f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
+    say(console, f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.printable import printable
+from tokenwm.cli.printable import printable, say
 from tokenwm.data.sources.columns import dimension_names, names_of, with_note
 from tokenwm.data.sources.pixels import picture_shape
 from tokenwm.data.starter_recipe import starter_recipe
@@ -30,16 +30,14 @@ def main(argv: list[str]) -> int:
     recipe = starter_recipe(found)
     choose = f"choose the {' and the '.join(found.unclear)} in it, then " if found.unclear else ""
     if arguments.recipe is None:
-        console.print("\na recipe to begin with (write it to a file with --recipe FILE):\n")
-        console.print(recipe, markup=False, highlight=False, soft_wrap=True)
+        say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
+        say(console, recipe)
     else:
         arguments.recipe.write_text(recipe, encoding="utf-8")
-        console.print(
+        say(
+            console,
             f"recipe: {arguments.recipe}; next: {choose}"
             f"tokenwm prepare {arguments.recipe} --out DIR",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
         )
     return 0
 
@@ -52,7 +50,7 @@ def print_survey(console: Console, found: Survey) -> None:
     rate = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
     table = Table(title=printable(source.config.paths[0]), show_header=False)
     for name, fact in found.facts.items():
-        table.add_row(name, printable(fact))
+        table.add_row(printable(name), printable(fact))
     table.add_row("episodes", f"{every:,}" + ("" if seen == every else f", looked into {seen:,}"))
     if rows:
         length = f", {rows / found.rate / 60:.1f} minutes" if found.rate else ""
@@ -60,7 +58,7 @@ def print_survey(console: Console, found: Survey) -> None:
     table.add_row("rate", rate)
     for camera, column in source.cameras.items():
         shape = " × ".join(map(str, _picture_size(source.columns[column].shape)))
-        table.add_row(f"camera {camera}", printable(f"{column}, {shape}"))
+        table.add_row(printable(f"camera {camera}"), printable(f"{column}, {shape}"))
     for option in ("state", "action", "reward"):
         names = ", ".join(names_of(getattr(source.config, option))) or "none"
         table.add_row(option, "not clear" if option in found.unclear else printable(names))
@@ -73,10 +71,10 @@ def print_survey(console: Console, found: Survey) -> None:
     _print_ranges(console, found)
     _print_tasks(console, found)
     for option, columns in found.ambiguous.items():
-        console.print(f"the {option} is a guess among: {printable(', '.join(columns))}")
+        say(console, f"the {option} is a guess among: {', '.join(columns)}")
     for option, columns in found.unclear.items():
-        candidates = printable(", ".join(columns))
-        console.print(f"no column is plainly the {option}; candidates: {candidates}")
+        candidates = ", ".join(columns)
+        say(console, f"no column is plainly the {option}; candidates: {candidates}")
     _print_problems(console, found)
 
 
@@ -114,9 +112,10 @@ def _print_ranges(console: Console, found: Survey) -> None:
     decision = found.source.action_kind
     what = "ids counted from 0" if decision.kind == "discrete" else "quantities"
     if_all = " if all of these columns are the action" if "action" in found.unclear else ""
-    console.print(
-        f"actions are {decision.kind}, {what}{if_all}: {printable(decision.why)} "
-        "(source.action_kind says it otherwise)"
+    say(
+        console,
+        f"actions are {decision.kind}, {what}{if_all}: {decision.why} "
+        "(source.action_kind says it otherwise)",
     )
 
 
@@ -124,16 +123,16 @@ def _print_tasks(console: Console, found: Survey) -> None:
     tasks = sorted(found.tasks.items(), key=lambda item: -item[1])
     for task, count in tasks[:MOST_TASKS]:
         if task:
-            console.print(f"task, {count} episode(s): {printable(task)}")
+            say(console, f"task, {count} episode(s): {task}")
     if len(tasks) > MOST_TASKS:
-        console.print(f"and {len(tasks) - MOST_TASKS} more tasks")
+        say(console, f"and {len(tasks) - MOST_TASKS} more tasks")
 
 
 def _print_problems(console: Console, found: Survey) -> None:
     for gap in found.gaps:
-        console.print(f"not all is there: {printable(gap.text)}", soft_wrap=True)
+        say(console, f"declared and found differ: {gap.text}")
     if not found.problems and not found.gaps:
-        console.print("no problem found; pictures of one episode were decoded, prepare decodes all")
+        say(console, "no problem found; pictures of one episode were decoded, prepare decodes all")
         return
     if not found.problems:
         return
@@ -141,7 +140,7 @@ def _print_problems(console: Console, found: Survey) -> None:
     table.add_column("episode")
     table.add_column("reason", overflow="fold")
     for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
-        table.add_row(key, printable(reason))
+        table.add_row(printable(key), printable(reason))
     console.print(table)
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from tokenwm import __version__
+from tokenwm.cli.printable import plain_lines
 from tokenwm.errors import TokenwmError
 
 VERBS: Mapping[str, tuple[str, str]] = {
@@ -102,17 +103,15 @@ def run_verb(verb: str, argv: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(plain_lines(f"error: {error}"), file=sys.stderr)
         return EXIT_ERROR
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         path = error.filename2 or error.filename  # of a copy, its target
         where = f" ({path})" if path else ""
-        print(
-            f"error: {error.strerror}{where}; free space, then run the same command again",
-            file=sys.stderr,
-        )
+        message = f"error: {error.strerror}{where}; free space, then run the same command again"
+        print(plain_lines(message), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {what_is_kept(verb, argv)}", file=sys.stderr)

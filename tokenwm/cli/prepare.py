@@ -6,7 +6,7 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.printable import printable
+from tokenwm.cli.printable import printable, say
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
 from tokenwm.data.engines import ENGINES
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> int:
             engine=arguments.engine,
         )
     print_summary(console, manifest)
-    console.print(f"dataset: {arguments.out}", soft_wrap=True, highlight=False)
+    say(console, f"dataset: {arguments.out}")
     print_verdict(console, arguments.out)
     if made_before:
-        console.print("made before of the same data and options, and kept", highlight=False)
+        say(console, "made before of the same data and options, and kept")
     return 0
 
 
@@ -52,14 +52,12 @@ def print_verdict(console: Console, dataset: str) -> None:
         return  # prepared before there were reports
     verdict = quality_report.read(dataset)["verdict"]
     page = join(dataset, PAGE_NAME)
-    console.print(
-        f"quality: {verdict} Report: {page}", soft_wrap=True, highlight=False, markup=False
-    )
+    say(console, f"quality: {verdict} Report: {page}")
 
 
 def print_summary(console: Console, manifest: Manifest) -> None:
     """Show how many episodes and steps there are, and what was left out and why."""
-    table = Table(title=f"{manifest.name}, {manifest.control_rate:g} Hz")
+    table = Table(title=printable(f"{manifest.name}, {manifest.control_rate:g} Hz"))
     table.add_column("split")
     for heading in ("episodes", "steps", "minutes", "shards", "MB"):
         table.add_column(heading, justify="right")
@@ -73,18 +71,16 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     console.print(table)
     means = manifest.extra.get("train_metadata_mean", {})
     for name, value in means.items():
-        console.print(f"mean {name} of the train episodes: {value:.3g}", highlight=False)
+        say(console, f"mean {name} of the train episodes: {value:.3g}")
     for gap in manifest.extra.get(GAPS, []):
-        console.print(
-            f"not all is there: {printable(gap['text'])}", soft_wrap=True, highlight=False
-        )
+        say(console, f"declared and found differ: {gap['text']}")
     if not manifest.excluded:
         return
     table = Table(title=f"left out: {len(manifest.excluded)} episode(s)")
     table.add_column("episode")
     table.add_column("reason", overflow="fold")
     for item in manifest.excluded:
-        table.add_row(item.key, printable(item.reason))
+        table.add_row(printable(item.key), printable(item.reason))
     console.print(table)
 
 

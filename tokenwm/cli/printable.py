@@ -1,8 +1,35 @@
-"""Text of a stranger (names, columns, reasons with file names in them), made fit for a terminal."""
+"""Text for a terminal. Paths, names and reasons are a stranger's: shown as they are, never obeyed.
 
-from rich.markup import escape
+Neither markup (``[red]``) nor control characters, which could move the cursor, nor names that are
+no UTF-8 have an effect. Rich is imported only where it is needed, for `tokenwm --help`'s sake.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 
-def printable(text: str) -> str:
-    """The text without control characters, which could move the cursor, and without rich markup."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+def plain(text: str) -> str:
+    """The text without control characters; a line break is one, too."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def plain_lines(text: str) -> str:
+    """The text without control characters but for line breaks."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def printable(text: str, style: str | None = None) -> "Text":
+    """The text as rich shows it, in a table for example: without markup."""
+    from rich.text import Text
+
+    return Text(plain(text), style=style or "")
+
+
+def say(console: "Console", text: str, style: str | None = None) -> None:
+    """Print lines as they are; where the window is narrow, the terminal breaks them."""
+    from rich.text import Text
+
+    console.print(Text(plain_lines(text), style=style or ""), soft_wrap=True)

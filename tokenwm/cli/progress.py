@@ -38,13 +38,13 @@ class Rate(ProgressColumn):
 def show_progress(console: Console, title: str) -> Iterator[ShowProgress]:
     """Show what is handed to the function that this gives."""
     columns = (
-        TextColumn("[bold]{task.fields[title]}"),
-        TextColumn("{task.fields[now].stage}"),
+        TextColumn("{task.fields[title]}", style="bold", markup=False),
+        TextColumn("{task.fields[now].stage}", markup=False),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         Rate(),
         # Only the message gives way where the window is narrow.
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
     )
     with Bar(*columns, console=console, expand=True) as bar:
         stages: dict[str, TaskID] = {}

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import tokenwm
 from tokenwm.cli import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.cli.printable import printable, say
 from tokenwm.cli.run_folder import CONFIG_NAME
 from tokenwm.cli.training import TrainingCLI, launch
 from tokenwm.data.manifest import MANIFEST_NAME, Manifest
@@ -93,11 +94,7 @@ class Quickstart:
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
         code = self._do("evaluate", evaluate.main, report)
         minutes = self.seconds_used / 60
-        self.console.print(
-            f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        say(self.console, f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}")
         return code
 
     def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
@@ -111,7 +108,7 @@ class Quickstart:
     def _train(self, verb: str, data: Path, folder: Path, options: list[str], share: float) -> None:
         """Train a stage in a share of the time that is left."""
         if (folder / "model").is_dir():
-            self.console.print(f"{verb}: finished before, kept", highlight=False)
+            say(self.console, f"{verb}: finished before, kept")
             return
         config = find_file(f"configs/{verb.replace('-', '_')}/{self.arguments.size}.yaml")
         argv = ["fit", "--config", str(config), "--data.root", str(data), *options]
@@ -143,12 +140,10 @@ class Quickstart:
             start, end = spans[0][0], spans[-1][1]
             self.plan[verb] = {"max_steps": end, "decay_start": start, "decay_spans": spans}
             config = done.folder / "logs" / CONFIG_NAME
-            self.console.print(
+            say(
+                self.console,
                 f"{verb}: {end} steps, the decay from step {start} on; without a clock: "
                 f"tokenwm {verb} fit --config {config} --trainer.default_root_dir DIR",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
             )
         self._save_plan()
 
@@ -179,10 +174,8 @@ class Quickstart:
         partial.replace(self.plan_path)
 
     def _say(self, verb: str, argv: list[str]) -> None:
-        self.console.rule(f"[bold]{verb}[/bold]  {self.seconds_used / 60:.1f} min")
-        self.console.print(
-            f"$ tokenwm {verb} {shlex.join(argv)}", soft_wrap=True, highlight=False, style="dim"
-        )
+        self.console.rule(printable(f"{verb}  {self.seconds_used / 60:.1f} min", style="bold"))
+        say(self.console, f"$ tokenwm {verb} {shlex.join(argv)}", style="dim")
 
 
 _DEBUG_DATA = ["source.num_episodes=12", "source.max_steps=30", "splits.test=0.2"]

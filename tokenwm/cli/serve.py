@@ -13,6 +13,7 @@ from rich.console import Console
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.evaluate import device_from
+from tokenwm.cli.printable import say
 from tokenwm.errors import TokenwmError
 from tokenwm.uses.serving.requests import Limits
 from tokenwm.uses.serving.server import WorldModelServer
@@ -48,12 +49,12 @@ def main(argv: list[str]) -> int:
             f"cannot listen on {arguments.host}:{arguments.port}: {error}; choose another --port"
         ) from error
     host, port = server.server_address[:2]
-    Console().print(f"serving {arguments.model} on http://{host!s}:{port} (Ctrl-C stops)")
+    say(Console(), f"serving {arguments.model} on http://{host!s}:{port} (Ctrl-C stops)")
     _stop_on_signals()
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        Console().print("stopping; once more ends it at once")
+        say(Console(), "stopping; once more ends it at once")
     finally:
         server.server_close()
     if server.batcher.is_alive:  # in the middle of a long pass, which nothing can interrupt

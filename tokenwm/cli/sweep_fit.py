@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
+from tokenwm.cli.printable import say
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.columns import COLUMN_OF
 from tokenwm.scaling.fit import FitConfig, SweepFit, fit_sweep
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     out = arguments.out or default_folder(arguments.path)
     made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
     if made_before.stands() and not arguments.overwrite:
-        console.print(str(made_before), soft_wrap=True, highlight=False, markup=False)
+        say(console, str(made_before))
         return 0
     read = read_points(arguments.path, pairs("--columns", arguments.columns), arguments.metrics)
     config = FitConfig(
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     fit = fit_sweep(read, config)
     files = write_fit(out, arguments.path.resolve().stem, fit)
     print_fit(console, fit)
-    console.print(f"report: {files.index}", soft_wrap=True, highlight=False)
+    say(console, f"report: {files.index}")
     if config.budget is not None and fit.recommendation.refusals:  # asked again, it says so again
         reasons = "; ".join(fit.recommendation.refusals)
         raise SweepError(f"nothing can be recommended for {number(config.budget)} FLOPs: {reasons}")
@@ -69,9 +70,9 @@ def main(argv: list[str]) -> int:
 def print_fit(console: Console, fit: SweepFit) -> None:
     """Show the choices that were made, the law, the methods side by side, and the answer."""
     for note in fit.notes:
-        console.print(f"• {note}", highlight=False)
+        say(console, f"• {note}")
     for item in fit.left_out:
-        console.print(f"• left out {item.path}: {item.reason}", highlight=False)
+        say(console, f"• left out {item.path}: {item.reason}")
     percent = f"{100 * fit.config.confidence:.0f} % interval"
     law = Table(title=f"L = E + A/N^α + B/D^β from {len(fit.points)} runs", box=None)
     for heading in ("", "value", percent):
@@ -91,18 +92,18 @@ def print_fit(console: Console, fit: SweepFit) -> None:
         )
     console.print(methods)
     for caveat in (METHODS_NOTE, budget_note(fit)):
-        console.print(f"• {caveat}", highlight=False)
+        say(console, f"• {caveat}")
     for method in fit.methods:
         if method.reason:
-            console.print(f"• no {method.name}: {method.reason}", highlight=False)
+            say(console, f"• no {method.name}: {method.reason}")
     if not fit.recommendation.refusals:
         for label, figure in choice_rows(fit.recommendation.choice):
-            console.print(f"{label:>22}  {figure}", highlight=False)
+            say(console, f"{label:>22}  {figure}")
     for warning in (*fit.warnings, *fit.recommendation.warnings):
-        console.print(f"• {warning}", highlight=False, style="yellow")
+        say(console, f"• {warning}", style="yellow")
     for sentence in headline(fit):
         style = "bold red" if sentence.startswith("No recommendation") else None
-        console.print(f"• {sentence}", highlight=False, style=style)
+        say(console, f"• {sentence}", style=style)
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from tokenwm.cli.printable import printable, say
 from tokenwm.cli.sweep_training import StepClock, settings_of
 from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.storage import open_folder, sha256_of
-from tokenwm.data.strict import build, parse_yaml
+from tokenwm.data.strict import build, dump_yaml, parse_yaml
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.engines import threads_for
 from tokenwm.scaling.number import number
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
                 f"{arguments.out} is there already, and not the plan of this command; give another "
                 "--out, or replace it with --overwrite"
             )
-        console.print(f"{arguments.out}: planned before, and kept", highlight=False, markup=False)
+        say(console, f"{arguments.out}: planned before, and kept")
         return 0
     training = _training(arguments.set)
     request = Request(
@@ -75,13 +75,12 @@ def main(argv: list[str]) -> int:
     costs = costs_of(sweep, data)
     print_plan(console, sweep, data, costs, arguments.parallel)
     for warning in warnings_of(costs, data):
-        console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+        say(console, f"warning: {warning}", style="yellow")
     with open_atomically(arguments.out) as file:
         file.write((comment + sweep_text(sweep)).encode())
-    console.print(
+    say(
+        console,
         f"next: tokenwm sweep run {arguments.out} --out DIR --parallel {arguments.parallel}",
-        highlight=False,
-        soft_wrap=True,
     )
     return 0
 
@@ -97,7 +96,7 @@ def print_plan(
     console: Console, sweep: Sweep, data: TokenData, costs: Sequence[RunCost], parallel: int
 ) -> None:
     """A row for each size (its shape is width/layers/heads), and what all of it takes."""
-    table = Table(title=f"{sweep.name}: {len(costs)} runs", box=None)
+    table = Table(title=printable(f"{sweep.name}: {len(costs)} runs"), box=None)
     table.add_column("size", no_wrap=True)
     headings = ("N", "shape", "rate", "tokens D", "epochs", "FLOPs C", "C/6ND", "hours")
     for heading in headings:
@@ -107,7 +106,7 @@ def print_plan(
         laws = [cost for cost in own if not cost.run.is_check]
         count = size.flops(sweep.training, data.vocabulary)
         table.add_row(
-            size.name,
+            printable(size.name),
             number(count.num_matmul_parameters),
             f"{size.dim}/{size.num_layers}/{size.num_heads}",
             f"{size.learning_rate:g}",
@@ -120,11 +119,11 @@ def print_plan(
     console.print(table)
     flops = sum(cost.own_flops for cost in costs)
     alone = sum(cost.flops for cost in costs)
-    console.print(
+    say(
+        console,
         f"{flops:.2e} FLOPs ({alone:.2e} without shared trunks); about "
         f"{hours_of(costs, parallel):.2f} hours with {parallel} run(s) at once if they do not slow "
         f"each other; {number(data.num_train_tokens)} different tokens to train on",
-        highlight=False,
     )
 
 
@@ -168,10 +167,7 @@ def _clock(
     def measure(size: Size) -> float:
         seconds = probe(size, training, str(arguments.tokens))
         rate = size.flops(training, data.vocabulary).training / seconds
-        console.print(
-            f"{size.name}: {1e3 * seconds:.0f} ms a step, {rate / 1e9:.0f} GFLOP/s",
-            highlight=False,
-        )
+        say(console, f"{size.name}: {1e3 * seconds:.0f} ms a step, {rate / 1e9:.0f} GFLOP/s")
         return float(f"{seconds:.3g}")
 
     return measure
@@ -193,7 +189,7 @@ def probe(size: Size, training: Training, tokens: str) -> float:
     clock = StepClock()
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch) / "probe.yaml"
-        config.write_text(yaml.safe_dump(settings_of(run, sweep)))
+        config.write_text(dump_yaml(settings_of(run, sweep)))
         argv = ["fit", "--config", str(config), "--data.root", tokens, "--data.verify", "false"]
         argv += ["--trainer.default_root_dir", scratch, "--trainer.logger", "false"]
         argv += ["--checkpoint_every_n_steps", str(10 * PROBE_STEPS)]

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tokenwm.cli.printable import printable, say
 from tokenwm.cli.sweep_training import begins_from
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.strict import parse_yaml
@@ -133,9 +134,9 @@ class SweepView:
             self._told[state.run.name] = (state.status, state.attempts)
             if state.status != "waiting" or state.attempts:
                 line = f"{state.status:9} {state.run.name}  {result_text(state, self.folder)}"
-                self.console.print(line.rstrip(), highlight=False, soft_wrap=True)
+                say(self.console, line.rstrip())
         if changed:
-            self.console.print(summary(states), highlight=False, soft_wrap=True)
+            say(self.console, summary(states))
 
     def overview(self, states: Sequence[RunState], height: int | None) -> Group:
         """The summary, then the runs, in the order of :data:`STYLES`.
@@ -145,7 +146,7 @@ class SweepView:
             height: Lines that there are: of runs that do not fit, only the number is shown. None:
                 as many as it takes.
         """
-        head = Text.assemble((self.sweep.name, "bold"), ": ", summary(states))
+        head = Text.assemble(printable(self.sweep.name, "bold"), ": ", summary(states))
         ordered = sorted(states, key=self._place)
         if height is None:
             return Group(head, self.table(ordered))
@@ -176,8 +177,7 @@ class SweepView:
             status = Text(state.status, style=STYLES[state.status])
             tries = "kept" if state.skipped else str(state.attempts)
             steps = f"{state.run.first_step}–{state.run.max_steps}"
-            # As Text: what a log says is no markup.
-            table.add_row(state.run.name, status, tries, steps, Text(text))
+            table.add_row(printable(state.run.name), status, tries, steps, printable(text))
         return table
 
 
@@ -214,18 +214,17 @@ def report(console: Console, states: Sequence[RunState], folder: Path) -> int:
     """Say what did not finish and why; returns the exit code."""
     bad = [state for state in states if state.status != "finished"]
     for state in bad:
-        console.print(f"[bold red]{state.status}[/] {state.run.name}", highlight=False)
+        say(console, f"{state.status} {state.run.name}", style="bold red")
         log = folder / state.run.name / LOG_FILE
         if state.status == "failed":
-            console.print(Text(_last_lines(log, LINES_OF_LOG)), soft_wrap=True)
-            console.print(f"  all of it: {log}", highlight=False, soft_wrap=True)
+            say(console, _last_lines(log, LINES_OF_LOG))
+            say(console, f"  all of it: {log}")
         else:
-            console.print(f"  {result_text(state, folder)}", highlight=False, soft_wrap=True)
-    console.print(
+            say(console, f"  {result_text(state, folder)}")
+    say(
+        console,
         f"{len(states) - len(bad)} of {len(states)} runs are finished; next: tokenwm sweep fit "
         f"{folder}",
-        highlight=False,
-        soft_wrap=True,
     )
     return 1 if any(state.status in ("failed", "blocked") for state in bad) else 0
 

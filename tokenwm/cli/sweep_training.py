@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 
 from tokenwm import __version__
 from tokenwm.cli.checkpoints import kept_checkpoint
@@ -24,7 +23,7 @@ from tokenwm.cli.training import launch
 from tokenwm.cli.world_model import WorldModelCLI
 from tokenwm.data.atomic import open_atomically
 from tokenwm.data.lock import lock_folder
-from tokenwm.data.strict import parse_yaml
+from tokenwm.data.strict import dump_yaml, parse_yaml
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.drive import DIVERGED, read_result, result_status
 from tokenwm.scaling.held_out import downstream_metrics, held_out_loss
@@ -224,7 +223,7 @@ def _write_settings(path: Path, settings: dict[str, Any]) -> None:
             )
         return
     with open_atomically(path) as file:
-        file.write(yaml.safe_dump(settings, sort_keys=False).encode())
+        file.write(dump_yaml(settings).encode())
 
 
 def _device() -> str:

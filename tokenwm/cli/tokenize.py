@@ -10,6 +10,7 @@ from rich.console import Console
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
 from tokenwm.cli.prepare import add_engine_options, holds_dataset
+from tokenwm.cli.printable import say
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import Manifest
 from tokenwm.sequence.token_shards import borrow_vocabulary, make_vocabulary, tokenize_shards
@@ -51,15 +52,13 @@ def main(argv: list[str]) -> int:
             overwrite=arguments.overwrite,
         )
     num_steps = sum(episode.num_steps for episode in tokens.episodes)
-    console.print(
+    say(
+        console,
         f"{len(tokens.episodes)} episodes, {num_steps:,} steps of "
         f"{vocabulary.tokens_per_frame} frame tokens → {arguments.out}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
     )
     if made_before:
-        console.print("made before of the same data and options, and kept", highlight=False)
+        say(console, "made before of the same data and options, and kept")
     return 0
 
 

@@ -23,6 +23,7 @@ from tokenwm.cli.checkpoints import KeptCheckpoints, ResumingCheckpoint
 from tokenwm.cli.clock import Clock
 from tokenwm.cli.data_counts import DataCounts
 from tokenwm.cli.export import ExportTokenizer, ExportWorldModel
+from tokenwm.cli.printable import say
 from tokenwm.cli.run_folder import (
     CONFIG_NAME,
     LAST_CHECKPOINT,
@@ -199,12 +200,10 @@ class TrainingCLI(LightningCLI):
         if self.finished_at is None:
             self.trainer.fit(**kwargs)
         elif self.trainer.is_global_zero:
-            Console().print(
+            say(
+                Console(),
                 f"{self.stage}: finished before, at step {self.finished_at}, and kept; "
                 f"to train again, {REMEDY}",
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
             )
 
     def _check_continues(self, checkpoint: dict[str, Any]) -> None:
@@ -391,10 +390,8 @@ def run(
         return exit_request.code if isinstance(exit_request.code, int) else 1
     # Here and not in the stage: the quick start and sweeps go on by themselves.
     if done.subcommand == "fit" and done.trainer.is_global_zero:
-        Console().print(
+        say(
+            Console(),
             f"model: {done.folder / 'model'}; next: tokenwm {shlex.join(done.next_command())}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
         )
     return 0

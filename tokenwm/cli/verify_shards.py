@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenwm.cli.prepare import count
-from tokenwm.cli.printable import printable
+from tokenwm.cli.printable import printable, say
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.verify import Problem, find_problems
@@ -24,22 +24,20 @@ def main(argv: list[str]) -> int:
         )
     if problems:
         print_problems(console, problems)
-        console.print(
+        say(
+            console,
             f"{arguments.dataset}: {len(problems)} problem(s). Copy these files again, or make the "
             "dataset again with --overwrite.",
-            soft_wrap=True,
-            highlight=False,
         )
         return EXIT_DAMAGED
     manifest = Manifest.load(arguments.dataset)
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     num_steps = sum(manifest.num_steps(split) for split in SPLITS)
-    console.print(
+    say(
+        console,
         f"{arguments.dataset}: {len(manifest.shards)} shards of {manifest.kind}, "
         f"{len(manifest.episodes)} episodes, {num_steps:,} steps, {num_bytes / 1e6:.1f} MB: every "
         "byte is as the manifest says",
-        soft_wrap=True,
-        highlight=False,
     )
     return 0
 

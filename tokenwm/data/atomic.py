@@ -1,16 +1,20 @@
 """The one way files of a dataset and folders of a checkpoint are written: whole or not at all."""
 
+import fcntl
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tokenwm.errors import ShardError
 
+STALE_SECONDS = 24 * 3600.0
+"""Age from which on a half-filled folder is nobody's any more."""
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 """Names of half-written files; their random part keeps two processes that write one file apart."""
 
@@ -57,12 +61,14 @@ def partials_of(folder: Path) -> list[Path]:
 def make_folder_atomically(folder: Path | str) -> Iterator[Path]:
     """Fill a sibling folder, which then takes the place of ``folder``; whole or not at all.
 
-    A failure removes it and leaves what was there before; a kill leaves ``{name}.partial``, which
-    the next call removes. Errors pass unchanged.
+    A failure removes it and leaves what was there before. A kill leaves
+    ``{name}.{random}.partial``, which a call after :data:`STALE_SECONDS` removes. Of two processes
+    that fill one folder the later one to finish is right, and neither disturbs the other. Errors
+    pass unchanged.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    remove_whole(partial)
+    _remove_stale(folder)
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -78,16 +84,41 @@ def replace_folder(new: Path, folder: Path) -> None:
     If the process is killed in between, it lies in ``{name}.older``, see :func:`older_of`.
     """
     older = older_of(folder)
-    if folder.exists():
+    with _one_at_a_time(folder.parent):
+        if folder.exists():
+            remove_whole(older)
+            os.replace(folder, older)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            if older.exists():
+                os.replace(older, folder)
+            raise
         remove_whole(older)
-        os.replace(folder, older)
+
+
+@contextmanager
+def _one_at_a_time(parent: Path) -> Iterator[None]:
+    """Wait for other processes that replace a folder in ``parent``, where its disk has locks."""
+    descriptor = os.open(parent, os.O_RDONLY)
     try:
-        os.replace(new, folder)
-    except BaseException:
-        if older.exists():
-            os.replace(older, folder)
-        raise
-    remove_whole(older)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what calls for ``folder`` left when they were killed long ago."""
+    ours = re.compile(rf"{re.escape(folder.name)}(\.[0-9a-f]{{8}})?\.partial")
+    if not folder.parent.is_dir():
+        return
+    for path in folder.parent.iterdir():
+        if ours.fullmatch(path.name):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    remove_whole(path)
 
 
 def older_of(folder: Path) -> Path:

@@ -16,6 +16,9 @@ from tokenwm.errors import RecipeError
 
 Aggregation = Literal["last", "first", "mean", "sum"]
 
+MOST_ROWS = 10_000
+"""Rows of a source that can make one step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
@@ -47,11 +50,12 @@ def downsampling_factor(source_rate: float, control_rate: float) -> int:
     """How many rows of the source make one step.
 
     Raises:
-        RecipeError: The source's rate is not a whole multiple of the control rate.
+        RecipeError: The source's rate is not a whole multiple, or an absurd one, of the control
+            rate.
     """
     ratio = source_rate / control_rate
-    factor = round(ratio)
-    if factor < 1 or not math.isclose(ratio, factor, rel_tol=1e-6):
+    factor = round(min(ratio, 2.0 * MOST_ROWS))
+    if not 1 <= factor <= MOST_ROWS or not math.isclose(ratio, factor, rel_tol=1e-6):
         whole = ", ".join(f"{source_rate / n:g}" for n in (1, 2, 3, 5))
         raise RecipeError(
             f"control_rate {control_rate:g} Hz does not divide the source's {source_rate:g} Hz "

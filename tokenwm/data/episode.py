@@ -31,6 +31,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 MAX_MEMBER_NAME = 100
 """Longest name that fits into a plain (ustar) header; longer ones would need a second header."""
 
+MAX_MEMBER_BYTES = 2**33 - 2**12
+"""Most bytes of one field of an episode: a plain header has room for sizes below 8 GiB."""
+
 Scalar = str | int | float | bool | None
 
 
@@ -113,6 +116,14 @@ class Episode:
                 )
         if self.reward is not None:
             self._check("reward", self.reward, (num_steps,), (np.float32,))
+        arrays = [("action", self.action), *self.frames.items()]
+        for name, array in arrays:
+            if array.nbytes > MAX_MEMBER_BYTES:
+                raise EpisodeError(
+                    f"episode {self.key}: {name} of {num_steps:,} steps takes {array.nbytes:,} "
+                    f"bytes, at most {MAX_MEMBER_BYTES:,} can be stored; make image_size or "
+                    "control_rate smaller, or record shorter episodes"
+                )
         self._check("terminated", self.terminated, (num_steps,), (np.bool_,))
         self._check("truncated", self.truncated, (num_steps,), (np.bool_,))
 

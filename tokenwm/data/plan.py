@@ -11,7 +11,7 @@ from tokenwm.data.first_look import FirstLook, Layout
 from tokenwm.data.manifest import SPLITS
 from tokenwm.data.recipe import Recipe, split_episodes
 from tokenwm.data.sources import PHASE, EpisodeRef, Source
-from tokenwm.errors import SourceError
+from tokenwm.errors import RecipeError, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,8 @@ MANY_SHARDS = 64
 """Shards a dataset should have at least, so that many processes can make and read it."""
 SHARD_BYTES = (2 * 2**20, 256 * 2**20)
 """Smallest and largest size aimed at, counted for one camera."""
+MOST_PHASES = 100
+"""Rows at which an episode can begin, that are each worth an episode of their own."""
 UNKNOWN_ROWS = 100
 """Rows taken for an episode whose source declares none."""
 
@@ -76,10 +78,15 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
         look: Tells what episodes have, and which can be used.
 
     Raises:
-        RecipeError: There are too few episodes.
+        RecipeError: There are too few episodes, or too many phases.
         SourceError: Two episodes have the same key, or too few can be used.
         EpisodeError: One that was looked at breaks a rule, and the recipe is strict.
     """
+    if recipe.all_phases and source.num_phases > MOST_PHASES:
+        raise RecipeError(
+            f"all_phases: {source.num_phases:,} rows make one step, at most {MOST_PHASES} can be "
+            "kept each as an episode of its own; set all_phases to false"
+        )
     refs = list(source.episodes())
     twice = [key for key, count in Counter(ref.key for ref in refs).items() if count > 1]
     if twice:

@@ -111,11 +111,12 @@ def pusht_finisher(env: Any, rng: np.random.Generator) -> NextAction:
     """Push the block onto its target: the push that brings it nearest, again and again.
 
     Walks round the block to where each push begins, at a speed that each walk draws. From
-    :func:`pusht_near_target` on, 19 of 20 episodes reach the target within 120 steps.
+    :func:`pusht_near_target` on, 56 of 60 episodes reach the target within 120 steps.
     """
     simulator = env.unwrapped
     walk: list[Point] = []
-    normal, end, way_out, speed = np.zeros(2), np.zeros(2), None, 0.0
+    normal, end, speed = np.zeros(2), np.zeros(2), 0.0
+    way_out: Point | None = None
     is_pushing = False
 
     def plan(agent: Point) -> None:

@@ -16,13 +16,13 @@ from tokenwm.data.dataset_builder import DatasetMerger, FrameShardMaker
 from tokenwm.data.first_look import FirstLook
 from tokenwm.data.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from tokenwm.data.plan import PlannedShard, make_plan
-from tokenwm.data.recipe import UNKNOWN, Recipe
+from tokenwm.data.recipe import UNKNOWN, Recipe, parse_recipe, takes_recorded
 from tokenwm.data.shard_tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards import ShardReader
 from tokenwm.data.sources import Source
 from tokenwm.data.storage import Folder, open_folder
 from tokenwm.data.verify import check_files
-from tokenwm.errors import ShardError, SourceError
+from tokenwm.errors import ShardError, SourceError, TokenwmError
 
 
 def prepare(
@@ -108,13 +108,15 @@ def prepare(
 
 def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Where the data comes from and how it is made, as the JSON values that a manifest holds."""
+    plain_recipe = recipe.to_dict()
+    plain_recipe["splits"]["recorded"] = takes_recorded(source.episodes(), recipe.splits)
     values = {
         **source.provenance(),
         "licence": recipe.licence
         if recipe.licence != UNKNOWN
         else source.describe().licence or UNKNOWN,
         "tool": f"tokenwm {tokenwm.__version__}",
-        "recipe": recipe.to_dict(),
+        "recipe": plain_recipe,
     }
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
@@ -129,10 +131,11 @@ def _finished(
     differing = ["the manifest, which is damaged"]
     with contextlib.suppress(ShardError):
         manifest = Manifest.load(out_dir)
+        before = {**manifest.provenance, "recipe": _of_today(manifest.provenance.get("recipe"))}
         differing = sorted(
             key
-            for key in provenance.keys() | manifest.provenance.keys()
-            if provenance.get(key) != manifest.provenance.get(key) and key != "tool"
+            for key in provenance.keys() | before.keys()
+            if provenance.get(key) != before.get(key) and key != "tool"
         )
         if any(folder.size(shard.path) != shard.num_bytes for shard in manifest.shards):
             differing.append("the shards, which are not all there")
@@ -148,6 +151,14 @@ def _finished(
             "another folder, or replace it with --overwrite"
         )
     return None
+
+
+def _of_today(recipe: Any) -> Any:
+    """The recipe in a manifest, with the keys that recipes did not have when it was written."""
+    try:
+        return json.loads(json.dumps(parse_recipe(recipe).to_dict()))
+    except TokenwmError:
+        return recipe
 
 
 def _check_unchanged(recipe: Recipe, provenance: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ that names the file, the key, and what is allowed; nothing is guessed and no key
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,10 +190,20 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
                 raise RecipeError(
                     f"--set {override!r}: the value is not valid YAML; one with spaces needs quotes"
                 ) from None
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        # Never resolved: what a stranger's recipe names, an environment variable for example, would
+        # be published with the dataset.
+        values = OmegaConf.to_container(config, resolve=False, throw_on_missing=True)
+        reference = next(_references(values), None)
+        if reference is not None:
+            raise RecipeError(
+                f"{path}: {reference}: a recipe fills nothing in, no ${{NAME}} and no "
+                "${oc.env:NAME}; write the value itself"
+            )
     except FileNotFoundError:
         raise RecipeError(f"recipe {path} does not exist") from None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
     return parse_recipe(values, origin=str(path), folder=path.resolve().parent)
 
@@ -223,6 +233,11 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     return dataclasses.replace(recipe, folder=folder)
 
 
+def takes_recorded(refs: Iterable[EpisodeRef], splits: SplitConfig) -> bool:
+    """Whether the splits are those that the source records."""
+    return splits.recorded and any(ref.split not in ("", "train") for ref in refs)
+
+
 def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str, str]:
     """Divide the episodes of a source into the splits: as it records them, else by fractions.
 
@@ -237,7 +252,7 @@ def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str,
         RecipeError: There are too few episodes, or the recorded splits leave none for training.
     """
     recorded = {ref.key: ref.split or "train" for ref in refs}
-    if not splits.recorded or not set(recorded.values()) - {"train"}:
+    if not takes_recorded(refs, splits):
         return split_keys(recorded, splits)
     if "train" not in recorded.values():
         raise RecipeError(
@@ -282,6 +297,21 @@ def split_keys(keys: Iterable[str], splits: SplitConfig) -> dict[str, str]:
     names = ["val"] * num_val + ["test"] * num_test
     names += ["train"] * (len(ranked) - len(names))
     return dict(zip(ranked, names, strict=True))
+
+
+def _references(value: Any, place: str = "") -> Iterator[str]:
+    """Places of the texts and keys that OmegaConf would fill in."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            if "${" in str(key):
+                yield below
+            yield from _references(item, below)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _references(item, f"{place}[{index}]")
+    elif isinstance(value, str) and "${" in value:
+        yield f"{place} = {value[:60]!r}"
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import MAX_MEMBER_NAME, NAME_PATTERN, Scalar
+from tokenwm.data.episode import MAX_MEMBER_BYTES, MAX_MEMBER_NAME, NAME_PATTERN, Scalar
 from tokenwm.data.manifest import (
     ALLOWED_DTYPES,
     FIELD_PATTERN,
@@ -201,6 +201,11 @@ def _checked(key: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[
         if array.dtype.name not in ALLOWED_DTYPES:
             raise ShardError(
                 f"episode {key}: {name} is {array.dtype}; allowed: {', '.join(ALLOWED_DTYPES)}"
+            )
+        if array.nbytes > MAX_MEMBER_BYTES:
+            raise ShardError(
+                f"episode {key}: {name} takes {array.nbytes:,} bytes, at most "
+                f"{MAX_MEMBER_BYTES:,} can be stored; divide the episode"
             )
         # One byte order and C order, so that a step is a slice of bytes on every machine.
         prepared[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tokenwm.data.one_episode import writable
 from tokenwm.data.recipe import SplitConfig, split_keys
 from tokenwm.data.sources.columns import AUTO, RecordedConfig
 from tokenwm.data.strict import parse_yaml
@@ -28,10 +29,14 @@ def starter_recipe(found: Survey) -> str:
     What the survey found unclear is commented out, with the candidates; ``prepare`` asks for it.
 
     Raises:
-        RecipeError: No episode can be used.
+        RecipeError: No episode can be used, or a name cannot be written into a recipe.
     """
     config = found.source.config
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(config.paths[0]).resolve().stem).strip("_")
+    path = Path(config.paths[0])
+    for text in (*(str(Path(item).resolve()) for item in config.paths), *found.source.columns):
+        if writable(text) != text:
+            raise RecipeError(f"{text!a} is no UTF-8, which a recipe is; rename it")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().stem).strip("_")
     rate = found.rate
     possible = "" if rate is None else ", ".join(f"{rate / n:g}" for n in (1, 2, 3, 5))
     why = f"the source has {rate:g}; possible are {possible}, …" if rate else "not recorded: set it"

@@ -18,13 +18,18 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, for which ``2e-2`` is a number, too."""
 
 
-# PyYAML reads YAML 1.1, where a float needs a dot and its exponent a sign. This is the float of
-# YAML 1.2.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which puts the text ``2e-2`` into quotes, too."""
+
+
+for _kind in (_Loader, _Dumper):
+    # PyYAML knows YAML 1.1, where a float needs a dot and its exponent a sign. This is the float
+    # of YAML 1.2.
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -37,6 +42,11 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: It is no YAML, or asks for an object of Python.
     """
     return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(values: Any) -> str:
+    """The YAML text of plain values, keys in their order; :func:`parse_yaml` reads the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> Any:
@@ -92,6 +102,9 @@ def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> An
         return {key: inner(arguments[1], item, _below(where, key)) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
         return float(value)
+    # 1e6, which people write for a million. What a program wrote is what it says.
+    if hint is int and allow_defaults and type(value) is float and value.is_integer():
+        return int(value)
     # In Python True is an int; in a file it is not.
     if hint in (bool, int, str) and type(value) is hint:
         return value

@@ -32,6 +32,8 @@ UNKNOWN_RATE = 10.0
 IMAGE_SIZE = (64, 64)
 _Candidates = dict[str, tuple[str, ...]]
 """Option of the recipe → columns."""
+LEVELS_ABOVE = 4
+"""Folders above a path of which it could be a part: ``videos/CAMERA/chunk-000/FILE`` is so deep."""
 LOOKED_BELOW = 100
 """Files and folders of a folder that are looked at for datasets in them."""
 SHOWN = 5
@@ -206,7 +208,7 @@ def _recognised(path: Path) -> Recognised:
             "check it with `tokenwm verify-shards`"
         )
     if not found or all(is_videos(item) for item in found):
-        _check_below(path, found)
+        _check_level(path, found)
     if not found:
         readable = ", ".join(name for name in SOURCES if name != "gymnasium")
         raise SourceError(
@@ -221,13 +223,16 @@ def _recognised(path: Path) -> Recognised:
     return found[0]
 
 
-def _check_below(path: Path, found: Sequence[Recognised]) -> None:
-    """Say where a dataset lies in a folder that is none itself, or is only a folder with videos.
+def _check_level(path: Path, found: Sequence[Recognised]) -> None:
+    """Say where a dataset lies, of a folder that is none itself or only a folder with videos.
 
     Raises:
-        SourceError: Files or folders in it are datasets of a format that says more, or Git LFS
-            pointers.
+        SourceError: It is a part of a LeRobot folder, or files or folders in it are datasets of a
+            format that says more, or Git LFS pointers.
     """
+    for above in path.resolve().parents[:LEVELS_ABOVE]:
+        if (above / "meta" / "info.json").is_file():
+            raise SourceError(f"{path} is a part of the LeRobot folder {above}; name that one")
     below = sorted(path.iterdir())[:LOOKED_BELOW] if path.is_dir() else []
     inside: list[str] = []
     for item in below:

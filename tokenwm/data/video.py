@@ -30,10 +30,10 @@ LARGEST_PICTURE = 8192 * 8192
 """Pixels; more than any camera gives, and a small file can claim any number."""
 MAX_PIXELS = {"max_pixels": str(LARGEST_PICTURE)}
 """For FFmpeg's decoders: what a header says and what the stream then holds may differ."""
-CONTAINERS = frozenset(
-    {"mp4", "mov", "matroska", "webm", "avi", "mpegts", "mpeg", "ogg", "flv", "gif"}
-)
+FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,ogg,flv,gif"
 """Names of FFmpeg's formats that hold pictures; playlists, which name other files, are none."""
+OPENING = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+"""For FFmpeg: nothing but files, and only those of these formats, is ever opened."""
 SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
 """How long before the wanted time a key frame is searched, seconds, one after the other."""
 SAME_TIME = 1e-4
@@ -246,8 +246,7 @@ def first_picture(path: Path, where: str) -> FirstPicture:
         EpisodeError: It is missing, unreadable, holds none, or cannot be turned as it asks.
     """
     try:
-        with av.open(str(path)) as container:
-            _check_container(container, f"{where}: {path}")
+        with _opened(path, where) as container:
             stream = container.streams.video[0]
             check_size(stream.height, stream.width, f"{where}: {path}")
             stream.codec_context.options = MAX_PIXELS
@@ -330,22 +329,27 @@ def index_frames(path: Path, where: str) -> FrameIndex:
 
 @contextmanager
 def _opened(path: Path, where: str) -> Iterator[Any]:
-    """An open video file; raises what :func:`_check_container` does."""
-    refuse_pointer(path, EpisodeError, f"{where}: ")
-    with av.open(str(path)) as container:
-        _check_container(container, f"{where}: {path}")
-        yield container
-
-
-def _check_container(container: Any, where: str) -> None:
-    """Refuse what is no file of pictures: a playlist under a video's name leads to other files.
+    """An open video file.
 
     Raises:
-        EpisodeError: It is none, or holds no video stream.
+        EpisodeError: It is none, or holds no video stream; a playlist under a video's name, which
+            would lead to other files, is none.
     """
-    formats = set(container.format.name.split(","))
-    if not formats & CONTAINERS or not container.streams.video:
-        raise EpisodeError(f"{where} is no video file ({container.format.name})")
+    refuse_pointer(path, EpisodeError, f"{where}: ")
+    try:
+        # A path such as `concat:a|b` is a name here, not a protocol.
+        container = av.open(f"file:{path}", container_options=OPENING, metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        raise EpisodeError(
+            f"{where}: {path} cannot be read, it is no video file, or is truncated or damaged: "
+            f"{error}"
+        ) from error
+    with container:
+        if not container.streams.video:
+            raise EpisodeError(
+                f"{where}: {path} is no video file, it holds no pictures ({container.format.name})"
+            )
+        yield container
 
 
 def check_size(height: int, width: int, where: str) -> None:

@@ -182,7 +182,7 @@ class ImaginedEpisodes:
         """What the reward function says of the step that was just taken, ``(B,)`` float32."""
         state, predicted = self.state, outcome.reward
         rollout = Rollout(
-            action_tokens=action_tokens[:, None],
+            action_tokens=action_tokens[:, None].to(self.model.device),
             frame_tokens=self.frame_tokens[:, None],
             state_tokens=None if self.state_tokens is None else self.state_tokens[:, None],
             state=None if state is None else state[:, None],

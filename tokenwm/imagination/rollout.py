@@ -143,12 +143,12 @@ class TokenWorldModel(Engine):
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
             if isinstance(vocabulary.state, ContinuousTokenizer):
-                last_state = torch.as_tensor(known[:, -1], dtype=torch.float32, device=self.device)
+                last_state = torch.tensor(known[:, -1], dtype=torch.float32, device=self.device)
         encoded = within_pixel_memory(
             tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
         )
         tokens = Tokens(encoded, state_tokens, action_tokens.to(self.device))
-        # A copy: a part of it would keep all frames, and change with what the caller does to them.
+        # Copies: a part of it would keep all frames, and change with what the caller does to them.
         anchor = frames[:, -1].to(self.device, copy=True)
         return Context(tokens=tokens, anchor=anchor, state=last_state)
 
@@ -378,18 +378,22 @@ class TokenWorldModel(Engine):
         return DeviceEncoder(self.vocabulary.action, self.device)
 
     def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
-        """``(..., A)`` tokens → the units of the data."""
-        return self.vocabulary.action.decode(tokens.cpu().numpy())
+        """``(..., A)`` tokens → the units of the data.
+
+        Raises:
+            TokenwmError: A token is out of range, or of another type.
+        """
+        return _decode(self.vocabulary.action, tokens.cpu())
 
     def decode_states(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., P)`` tokens → the units of the data.
 
         Raises:
-            TokenwmError: The model has no state.
+            TokenwmError: The model has no state, or a token is out of range or of another type.
         """
         if self.vocabulary.state is None:
             raise TokenwmError("the model has no state to decode")
-        return self.vocabulary.state.decode(tokens.cpu().numpy())
+        return _decode(self.vocabulary.state, tokens.cpu())
 
     def state_in_units(self, tokens: Tensor | None, values: Tensor | None) -> Tensor | None:
         """``(..., P)`` tokens and values of a :class:`DecodeState` → float32, units of the data.
@@ -524,6 +528,11 @@ def load(
             tokenizer do not belong together.
     """
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
+
+
+def _decode(tokenizer: ScalarTokenizer, tokens: Tensor) -> NDArray[Any]:
+    check_ids("tokens", tokens, tokenizer.num_values)
+    return tokenizer.decode(tokens.numpy())
 
 
 def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:

@@ -75,8 +75,9 @@ def downstream_metrics(model: Path, frames: Path, device: str = "cpu") -> dict[s
         device: Where.
 
     Returns:
-        ``rollout_psnr@h`` in dB, ``effective_horizon`` in steps, and ``reward_error`` (mean
-        absolute, over all horizons) where rewards were recorded.
+        ``rollout_psnr@h`` in dB, ``effective_horizon`` in steps where the val split has enough
+        episodes to claim one, and ``reward_error`` (mean absolute, over all horizons) where
+        rewards were recorded.
 
     Raises:
         TokenwmError: The frames do not fit the model, or no episode is long enough.
@@ -95,7 +96,8 @@ def downstream_metrics(model: Path, frames: Path, device: str = "cpu") -> dict[s
     psnr = found.psnr["model"].mean
     horizons = [horizon for horizon in PSNR_HORIZONS if horizon <= config.imagination_horizon]
     metrics = {f"rollout_psnr@{horizon}": float(psnr[horizon - 1]) for horizon in horizons}
-    metrics["effective_horizon"] = float(found.horizons.effective_horizon)
+    if found.can_claim:
+        metrics["effective_horizon"] = float(found.horizons.effective_horizon)
     if found.reward_error is not None:
         metrics["reward_error"] = float(found.reward_error["model"].mean.mean())
     return metrics

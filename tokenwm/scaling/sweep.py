@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from tokenwm.data.manifest import Manifest
-from tokenwm.data.strict import build, parse_yaml
+from tokenwm.data.strict import build, dump_yaml, parse_yaml
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.flops import FlopCount, world_model_flops
 from tokenwm.scaling.number import number
@@ -271,7 +271,7 @@ def load_sweep(path: Path | str) -> Sweep:
 
 def sweep_text(sweep: Sweep) -> str:
     """The sweep as YAML that :func:`load_sweep` reads."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(sweep)), sort_keys=False, allow_unicode=True)
+    return dump_yaml(_plain(dataclasses.asdict(sweep)))
 
 
 def _plain(value: Any) -> Any:

@@ -24,9 +24,10 @@ from tokenwm import __version__
 from tokenwm.data.manifest import MANIFEST_NAME
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.tokenizer.frames import codebook_usage
 from tokenwm.uses.examples import choose_examples, imagine_examples
-from tokenwm.uses.folds import Fold, check_folds, check_held_out_once
+from tokenwm.uses.folds import Fold, check_folds, check_held_out_once, has_other_splits
 from tokenwm.uses.measure import EvaluationConfig, ProgressCallback, RowScores, measure
 from tokenwm.uses.metrics import psnr_from_mse
 from tokenwm.uses.outside import count_outside, summarize_outside
@@ -37,6 +38,7 @@ from tokenwm.uses.starts import (
     check_data_fits,
     choose_split,
     choose_starts,
+    ending_starts,
     shuffled_rows,
 )
 from tokenwm.uses.summarize import summarize_scores
@@ -108,6 +110,7 @@ def evaluate_folds(
         **summarize_scores(models[0], manifests, starts, together),
         control_rate=models[0].control_rate,
         num_models=len(parts),
+        has_other_splits=any(has_other_splits(part.model, part.reader.manifest) for part in parts),
         outside=summarize_outside(models, outside, reconstruction),
         codebook=min((_codebook(part, config) for part in parts), key=lambda use: use.usage),
         speed=_speed(models[0], scores[0], config, len(parts[0].starts.rows)),
@@ -156,7 +159,19 @@ def _measure(
         if progress is not None:
             progress(done, total, message + where)
 
-    return measure(part.model, part.reader, part.starts.rows, part.donors, config, report)
+    endings = ending_starts(
+        part.reader,
+        part.starts,
+        num_context=config.num_context_frames,
+        horizon=config.imagination_horizon,
+        num_starts=config.num_starts,
+    )
+    rows = part.starts.rows
+    scores = measure(part.model, part.reader, rows, part.donors, config, report, endings)
+    if scores.reward:
+        truth, where = scores.reward["truth"], f"split {part.split} of {part.reader.root}"
+        warn_of_rewards_outside(part.model.vocabulary, truth, where)
+    return scores
 
 
 def _examples(

@@ -1,10 +1,11 @@
 """Several models, each with the episodes held out from it, measured as one (cross-validation)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenwm.data.manifest import Manifest
 from tokenwm.data.shards import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
@@ -88,6 +89,26 @@ def check_held_out_once(keys: Sequence[Sequence[str]], folds: Sequence[Fold]) ->
             seen[key] = fold
 
 
+def has_other_splits(model: TokenWorldModel, manifest: Manifest) -> bool:
+    """Whether a dataset is the model's own source divided otherwise.
+
+    Episodes that are held out here may then be among those that the model was trained on.
+    """
+    trained_on, now = model.provenance.get("data_provenance"), manifest.provenance
+    if not isinstance(trained_on, Mapping) or trained_on.get("source_checksum") is None:
+        return False
+    if trained_on["source_checksum"] != now.get("source_checksum"):
+        return False
+    before, after = (_recipe(provenance).get("splits", {}) for provenance in (trained_on, now))
+    # Older datasets do not name every key; without folds none does.
+    names = (before.keys() & after.keys()) | {"folds", "fold"}
+    return any(before.get(name, 0) != after.get(name, 0) for name in names)
+
+
+def _recipe(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(provenance.get("recipe", {}))
+
+
 def _configuration(model: TokenWorldModel) -> dict[str, Any]:
     """All that must be the same; bins and weights follow the training data and may differ."""
     vocabulary = model.vocabulary
@@ -107,6 +128,6 @@ def _configuration(model: TokenWorldModel) -> dict[str, Any]:
 
 def _without_fold(provenance: Any) -> Any:
     """Where a dataset comes from, less the one key that folds differ in."""
-    recipe = dict(provenance.get("recipe", {}))
+    recipe = _recipe(provenance)
     splits = {name: value for name, value in recipe.get("splits", {}).items() if name != "fold"}
     return {**provenance, "recipe": {**recipe, "splits": splits}}

@@ -6,8 +6,8 @@ from tokenwm.uses.results import Evaluation
 
 HEADLINE_HORIZON = 5
 TABLE_HORIZONS = (1, 3, 5, 10, 15, 20)
-DEAD_CODEBOOK, OUTSIDE = "DEAD CODEBOOK", "OUTSIDE TRAINING"
-ALARMS = (DEAD_CODEBOOK, OUTSIDE)
+DEAD_CODEBOOK, OUTSIDE, OTHER_SPLITS = "DEAD CODEBOOK", "OUTSIDE TRAINING", "OTHER SPLITS"
+ALARMS = (DEAD_CODEBOOK, OUTSIDE, OTHER_SPLITS)
 """Beginnings of sentences that are to be shown in red."""
 
 
@@ -32,6 +32,12 @@ def headline(evaluation: Evaluation) -> list[str]:
     if outside.is_notable:
         place = 0 if outside.is_far else len(sentences)
         sentences.insert(place, _outside(outside))
+    if evaluation.has_other_splits:
+        sentences.insert(
+            0,
+            f"{OTHER_SPLITS}: the model was trained on the same recordings under other splits, so "
+            "it may know some of these episodes. Prepare them with the splits of its training.",
+        )
     if evaluation.codebook.is_dead:
         book = evaluation.codebook
         sentences.insert(
@@ -50,8 +56,8 @@ def count(number: int, noun: str) -> str:
 def _outside(outside: OutsideTraining) -> str:
     found = [
         f"{percent(item.share)} of the {item.name} values lie beyond the range of the training "
-        f"data (worst: {item.worst_dimension}, {percent(item.worst_share)}, by up to "
-        f"{item.worst_excess:.2g} of that range)"
+        f"data (worst: {item.worst_dimension}, {percent(item.worst_share)}"
+        + (f", by up to {item.worst_excess:.2g} of that range)" if item.worst_excess else ")")
         for item in outside.values
         if item.is_notable
     ]
@@ -73,7 +79,8 @@ def percent(share: float) -> str:
 def _persistence(evaluation: Evaluation) -> str:
     horizons, gain = evaluation.horizons, evaluation.psnr_gain
     last = evaluation.num_horizons
-    over = f"On {count(len(evaluation.episodes), 'episode')}"
+    known = "training " if evaluation.provenance["split"] == "train" else ""
+    over = f"On {count(len(evaluation.episodes), f'{known}episode')}"
     best = int(gain.mean.argmax())
     at_best = f"at best by {gain.mean[best]:.1f} dB, at horizon {best + 1}"
     run = horizons.longest_confident_run

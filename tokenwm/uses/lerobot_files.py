@@ -1,7 +1,7 @@
 """Parquet and video files of a LeRobot dataset while they are written, and its statistics."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,12 @@ def figures(values: NDArray[Any]) -> dict[str, Any]:
         values: ``(N,)`` or ``(N, n)``.
     """
     numbers = values.reshape(len(values), -1).astype(np.float64)
-    functions = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
+    functions: dict[str, Callable[..., Any]] = {
+        "min": np.min,
+        "max": np.max,
+        "mean": np.mean,
+        "std": np.std,
+    }
     parts = {name: function(numbers, axis=0) for name, function in functions.items()}
     quantiles = np.quantile(numbers, list(QUANTILES.values()), axis=0)
     parts |= dict(zip(QUANTILES, quantiles, strict=True))

@@ -4,7 +4,7 @@ Memory is bounded by the batch size; only figures are kept.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -93,6 +93,8 @@ class RowScores:
         reward: ``model`` and ``truth``. Empty without reward.
         termination_probability: That the action before horizon ``h`` ended the task.
         terminated: Whether it did.
+        endings: The same two for starts that were added for endings only (see
+            :func:`~tokenwm.uses.starts.ending_starts`), in parts of ``(rows, h)`` each.
         passes: Passes through the transformer that each step took.
         step_seconds: Time of each imagined step of a full batch, without scoring and pixels.
     """
@@ -106,6 +108,7 @@ class RowScores:
     termination_probability: FloatArray
     terminated: NDArray[np.bool_]
     passes: FloatArray
+    endings: list[tuple[FloatArray, NDArray[np.bool_]]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
 
     @classmethod
@@ -272,6 +275,7 @@ def measure(
     donors: NDArray[np.int64] | None,
     config: EvaluationConfig,
     progress: ProgressCallback,
+    endings: Mapping[int, Sequence[Start]] | None = None,
 ) -> RowScores:
     """Score every row.
 
@@ -282,6 +286,7 @@ def measure(
         donors: Whose actions each row gets when they are shuffled; None leaves that out.
         config: How to imagine, and how many rows at a time.
         progress: Called after every step.
+        endings: Further starts for endings: number of imagined steps → starts.
     """
     state = model.vocabulary.state
     scores = RowScores.empty(
@@ -293,14 +298,21 @@ def measure(
     batch_size = config.batch_size
     num_batches = -(-len(rows) // batch_size)
     total = num_batches * config.imagination_horizon * (1 if donors is None else 2)
+    before_ends = [
+        (num_steps, part[first : first + batch_size])
+        for num_steps, part in (endings or {}).items()
+        for first in range(0, len(part), batch_size)
+    ]
+    total += sum(num_steps for num_steps, _ in before_ends)
     done = 0
 
     def after_step() -> None:
         nonlocal done
         done += 1
-        progress(done, total, f"batch {number + 1} of {num_batches}")
+        progress(done, total, what)
 
     for number in range(num_batches):
+        what = f"batch {number + 1} of {num_batches}"
         numbers = np.arange(number * batch_size, min((number + 1) * batch_size, len(rows)))
         chosen = [rows[int(row)] for row in numbers]
         num_steps = config.num_context_frames + config.imagination_horizon
@@ -313,7 +325,36 @@ def measure(
                 reader, others, config.num_context_frames, config.imagination_horizon
             )
             measurement.measure_shuffled(actions, after_step)
+    what = "endings"
+    for num_steps, part in before_ends:
+        scores.endings.append(_measure_endings(model, reader, part, num_steps, config, after_step))
     return scores
+
+
+def _measure_endings(
+    model: TokenWorldModel,
+    reader: ShardReader,
+    rows: Sequence[Start],
+    num_steps: int,
+    config: EvaluationConfig,
+    after_step: Callable[[], None],
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Probability of an end at each imagined step, and whether it came; ``(rows, num_steps)``."""
+    first, numbers = config.num_context_frames - 1, np.arange(len(rows))
+    batch = load_rows(model, reader, rows, numbers, config.num_context_frames + num_steps)
+    tokens = model.encode_actions(batch.action[:, first : first + num_steps])
+    streams = torch.from_numpy(numbers).to(model.device)
+    context = batch.context(model, config.num_context_frames)
+    state = model.start(context, seed=config.seed, noise_streams=streams)
+    probability = []
+    for index in range(num_steps):
+        state, outcome = model.step(state, tokens[:, index], config.sampling)
+        probability.append(outcome.termination_probability.float().cpu().numpy())
+        after_step()
+    return (
+        np.stack(probability, axis=1).astype(np.float64),
+        batch.terminated[:, first : first + num_steps],
+    )
 
 
 def _synchronize(device: torch.device) -> None:

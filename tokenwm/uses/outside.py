@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.shards import ShardReader
 from tokenwm.imagination.rollout import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.uses.metrics import FloatArray
 
 NOTABLE_SHARE = 0.01
@@ -25,14 +25,15 @@ HOME_FIGURE = "val/psnr"
 
 @dataclass(frozen=True, kw_only=True)
 class ValuesOutside:
-    """How many recorded actions or states lie beyond the bins, the range of the training data.
+    """How many recorded actions or states lie beyond the bins or ids that the training data used.
 
     Attributes:
         name: ``action`` or ``state``.
         share: Of all values, 0 to 1.
         worst_dimension: Name of the dimension with most, or its number.
         worst_share: Of that dimension's values, 0 to 1.
-        worst_excess: How far its furthest value lies beyond, in ranges of the training data.
+        worst_excess: How far its furthest value lies beyond, in ranges of the training data; 0 for
+            ids, which have no distance.
     """
 
     name: str
@@ -52,7 +53,7 @@ class OutsideTraining:
     """How far the measured episodes lie outside what the model was trained on.
 
     Attributes:
-        values: Of actions, and of states if the model has them; ids have no outside.
+        values: Of actions, and of states if the model has them.
         reconstruction: PSNR of the MSE of all true frames that were imagined, through the
             tokenizer, dB.
         reconstruction_at_home: The same as the tokenizer's training noted it last for its own val
@@ -101,24 +102,34 @@ def count_outside(
     The last action of an episode is left out: it leads nowhere.
     """
     tokenizers = {"action": model.vocabulary.action, "state": model.vocabulary.state}
-    result = {}
-    for name, tokenizer in tokenizers.items():
-        if not isinstance(tokenizer, ContinuousTokenizer):
-            continue
-        low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
-        counts = OutsideCounts(
-            num_values=0, num_outside=np.zeros(len(low), np.int64), excess=np.zeros(len(low))
-        )
-        for key in keys:
-            rows = reader.arrays(key, [name])[name]
-            rows = rows[:-1] if name == "action" else rows
+    return {
+        name: _count(tokenizer, reader, keys, name)
+        for name, tokenizer in tokenizers.items()
+        if tokenizer is not None
+    }
+
+
+def _count(
+    tokenizer: ScalarTokenizer, reader: ShardReader, keys: Sequence[str], name: str
+) -> OutsideCounts:
+    counts = OutsideCounts(
+        num_values=0,
+        num_outside=np.zeros(tokenizer.num_dimensions, np.int64),
+        excess=np.zeros(tokenizer.num_dimensions),
+    )
+    for key in keys:
+        rows = reader.arrays(key, [name])[name]
+        rows = rows.reshape(len(rows), -1)[: -1 if name == "action" else None]
+        if isinstance(tokenizer, ContinuousTokenizer):
             outside = tokenizer.outside(rows)
-            counts.num_values += len(rows)
-            counts.num_outside += outside.sum(axis=0)
+            low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
             beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (high - low)
             counts.excess = np.maximum(counts.excess, beyond.max(axis=0, initial=0.0))
-        result[name] = counts
-    return result
+        else:
+            outside = rows >= np.array(tokenizer.used_sizes)
+        counts.num_values += len(rows)
+        counts.num_outside += outside.sum(axis=0)
+    return counts
 
 
 def summarize_outside(
@@ -134,12 +145,12 @@ def summarize_outside(
         num_outside = np.sum([part.num_outside for part in mine], axis=0)
         excess = np.max([part.excess for part in mine], axis=0)
         worst = int(np.lexsort((excess, num_outside))[-1])
-        names = getattr(models[0].vocabulary, name).names
+        names = getattr(getattr(models[0].vocabulary, name), "names", ())
         values.append(
             ValuesOutside(
                 name=name,
                 share=float(num_outside.mean()) / num_rows,
-                worst_dimension=names[worst] if names else str(worst),
+                worst_dimension=names[worst] if names else f"dimension {worst}",
                 worst_share=float(num_outside[worst]) / num_rows,
                 worst_excess=float(excess[worst]),
             )

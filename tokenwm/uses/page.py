@@ -23,7 +23,7 @@ from tokenwm.uses.metrics import MIN_EPISODES, Curve
 from tokenwm.uses.pictures import ERROR_RANGE
 from tokenwm.uses.plot_style import PAGE_STYLE, Plot, figure_html
 from tokenwm.uses.plots import LABELS
-from tokenwm.uses.results import Evaluation, Example
+from tokenwm.uses.results import Evaluation, Example, TerminationScore
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""
@@ -67,7 +67,7 @@ def page(
         plots="".join(map(_figure, plots)),
         table_note=_table_note(evaluation),
         table=_table(evaluation),
-        outcomes=_outcomes(evaluation),
+        outcomes=f"<p>{escape(' '.join(outcome_sentences(evaluation)))}</p>",
         training=_training(training),
         skipped=_skipped(evaluation.skipped),
         configuration=_configuration(provenance),
@@ -164,6 +164,9 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
     if evaluation.reward_error is not None:
         errors = evaluation.reward_error
         groups.append(("reward error", errors, significant_digits(errors)))
+    if evaluation.reward_squared_error is not None:
+        errors = evaluation.reward_squared_error
+        groups.append(("reward error, squared", errors, significant_digits(errors)))
     for title, curves, digits in groups:
         rows.append((title, None, 0))
         rows += [(LABELS[name], curve, digits) for name, curve in curves.items()]
@@ -217,22 +220,43 @@ def _cell(curve: Curve, horizon: int, digits: int) -> str:
     return f"{mean}<small>{interval.strip('()')}</small>" if interval else mean
 
 
-def _outcomes(evaluation: Evaluation) -> str:
-    score = evaluation.termination
+def outcome_sentences(evaluation: Evaluation) -> list[str]:
+    """What the figures of endings and rewards say."""
+    return [_endings(evaluation.termination), _rewards(evaluation)]
+
+
+def _endings(score: TerminationScore | None) -> str:
     if score is None:
-        text = "No measured step ends its task, so endings were not scored."
-    else:
-        precision = (
-            "none was predicted" if score.precision is None else f"precision {score.precision:.2f}"
+        return "No measured step ends its task, so endings were not scored."
+    horizons = [
+        f"{horizon}: {hits} of {count}"
+        for horizon, (count, hits) in enumerate(
+            zip(score.true_per_horizon, score.hits_per_horizon, strict=True), start=1
         )
-        text = (
-            f"Endings: {score.num_true} among the measured steps; recall {score.recall:.2f} at the "
-            f"very step, {precision} (probability of at least {score.threshold:g}, "
-            f"{score.num_predicted} predicted)."
-        )
-    if evaluation.reward_error is None:
-        text += " Rewards were not recorded or are not modelled."
-    return f"<p>{escape(text)}</p>"
+        if count
+    ]
+    precision = (
+        "none was predicted" if score.precision is None else f"precision {score.precision:.2f}"
+    )
+    alarms = score.num_predicted - score.num_hits
+    return (
+        f"Endings: {score.num_true} among {score.num_steps} measured steps; recall "
+        f"{score.recall:.2f} at the very step (by horizon, {', '.join(horizons)}), {precision} "
+        f"({score.num_predicted} predicted with a probability of at least {score.threshold:g}, "
+        f"{alarms} of them where nothing ended)."
+    )
+
+
+def _rewards(evaluation: Evaluation) -> str:
+    errors, squared = evaluation.reward_error, evaluation.reward_squared_error
+    if errors is None or squared is None:
+        return "Rewards were not recorded or are not modelled."
+    horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
+    parts = []
+    for name, curve in errors.items():
+        root = math.sqrt(squared[name].mean[horizon - 1])
+        parts.append(f"{curve.mean[horizon - 1]:.3g} ({root:.3g}) of {LABELS[name]}")
+    return f"Mean reward error (root mean square) at horizon {horizon}: {', '.join(parts)}."
 
 
 def _training(plots: Sequence[Plot]) -> str:

@@ -58,19 +58,28 @@ class StateErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class TerminationScore:
-    """How well endings are foreseen, over all imagined steps.
+    """How well endings are foreseen, over all imagined steps, those of further starts included.
+
+    The further starts lie before endings, so endings are more frequent here than in the data;
+    recall does not depend on that, precision is the better for it.
 
     Attributes:
         threshold: An ending is predicted where its probability is at least this.
+        num_steps: Imagined steps.
         num_true: Steps that really ended the task.
         num_predicted: Steps predicted to.
         num_hits: Steps for which both hold.
+        true_per_horizon: ``num_true`` by horizon, ``(H,)``.
+        hits_per_horizon: ``num_hits`` by horizon.
     """
 
     threshold: float
+    num_steps: int
     num_true: int
     num_predicted: int
     num_hits: int
+    true_per_horizon: tuple[int, ...]
+    hits_per_horizon: tuple[int, ...]
 
     @property
     def recall(self) -> float:
@@ -82,9 +91,16 @@ class TerminationScore:
         """Share of predicted endings that were real; None if there was none."""
         return self.num_hits / self.num_predicted if self.num_predicted else None
 
+    @property
+    def false_alarm_rate(self) -> float | None:
+        """Share of the steps that ended nothing at which an ending was predicted; None: no such."""
+        going_on = self.num_steps - self.num_true
+        return (self.num_predicted - self.num_hits) / going_on if going_on else None
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        return {**asdict(self), "recall": self.recall, "precision": self.precision}
+        rates = ("recall", "precision", "false_alarm_rate")
+        return {**asdict(self), **{name: getattr(self, name) for name in rates}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +212,12 @@ class Evaluation:
         token_nll: ``model`` and ``persistence``, nats per token.
         state: Errors of the state, or None.
         reward_error: ``model`` and ``training_mean``: mean absolute error of the reward, or None.
+        reward_squared_error: The same of the square, which an expectation makes least; the mean of
+            what may be is no good guess where the absolute error counts.
         termination: How well endings are foreseen, or None if no measured step ends.
         num_models: How many models were measured, each on episodes held out from it.
+        has_other_splits: Whether the data are those of the training divided otherwise, so that the
+            model may know episodes that are held out now.
         outside: How far the measured episodes lie outside what was trained on.
         codebook: Use of the codebook; of several models the one that uses least of its own.
         speed: Time of imagination; of several models the first one's.
@@ -219,8 +239,10 @@ class Evaluation:
     token_nll: Mapping[str, Curve]
     state: StateErrors | None
     reward_error: Mapping[str, Curve] | None
+    reward_squared_error: Mapping[str, Curve] | None
     termination: TerminationScore | None
     num_models: int
+    has_other_splits: bool
     outside: OutsideTraining
     codebook: CodebookUse
     speed: Speed
@@ -259,6 +281,7 @@ class Evaluation:
             "num_episodes": len(self.episodes),
             "num_starts": self.num_starts,
             "num_models": self.num_models,
+            "has_other_splits": self.has_other_splits,
             "intervals": {
                 "kind": "student_t",
                 "over": "episodes",
@@ -279,6 +302,9 @@ class Evaluation:
             "token_nll": _curves(self.token_nll),
             "state_error": None if self.state is None else self.state.to_dict(),
             "reward_error": None if self.reward_error is None else _curves(self.reward_error),
+            "reward_squared_error": None
+            if self.reward_squared_error is None
+            else _curves(self.reward_squared_error),
             "termination": None if self.termination is None else self.termination.to_dict(),
             "codebook": self.codebook.to_dict(),
             "speed": self.speed.to_dict(),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.shards import ShardReader
+from tokenwm.data.sources import PHASE
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.tokenizer.actions import ContinuousTokenizer
@@ -69,7 +70,7 @@ def choose_starts(
     Raises:
         TokenwmError: No episode is long enough.
     """
-    lengths = {key: reader.episode(key).num_steps for key in reader.keys(split)}
+    lengths = {key: reader.episode(key).num_steps for key in _recordings(reader.keys(split))}
     skipped = {key: length for key, length in lengths.items() if length < num_steps}
     keys = [key for key in lengths if key not in skipped]
     if not keys:
@@ -94,6 +95,44 @@ def choose_starts(
         for first_step in _spread(lengths[key] - num_steps + 1, num_starts):
             rows.append(Start(key=key, first_step=first_step))
     return Starts(rows=tuple(rows), skipped=skipped)
+
+
+def ending_starts(
+    reader: ShardReader, starts: Starts, *, num_context: int, horizon: int, num_starts: int
+) -> dict[int, tuple[Start, ...]]:
+    """Further starts for endings: of each episode that ended its task, so that this is foreseen.
+
+    Starts that are spread over an episode see its last action at the last horizon, if at all. These
+    see it after 1 to ``horizon`` imagined steps, evenly spread, also in episodes that are too short
+    to be measured otherwise. They are for endings only: pictures of them would favour the ends.
+
+    Args:
+        reader: Dataset.
+        starts: The others; what is among them is left out here.
+        num_context: ``C``, observed frames.
+        horizon: ``H``, most imagined steps.
+        num_starts: Most starts per episode.
+
+    Returns:
+        Number of imagined steps, of which the last ends the task → starts.
+    """
+    found: dict[int, list[Start]] = {}
+    known = set(starts.rows)
+    for key in (*starts.keys, *starts.skipped):
+        ends = np.flatnonzero(reader.arrays(key, ["terminated"])["terminated"])
+        # The action of step t is the last of h imagined ones if h - 1 others come before it.
+        longest = min(horizon, int(ends[-1]) + 2 - num_context) if len(ends) else 0
+        for count in _spread(longest, num_starts) if longest > 0 else ():
+            start = Start(key=key, first_step=int(ends[-1]) + 1 - num_context - count)
+            if start not in known:
+                found.setdefault(count + 1, []).append(start)
+    return {count: tuple(rows) for count, rows in sorted(found.items())}
+
+
+def _recordings(keys: Sequence[str]) -> list[str]:
+    """Episodes without the other phases of one (``all_phases``), which are no further evidence."""
+    known = set(keys)
+    return [key for key in keys if key.rpartition(PHASE)[0] not in known]
 
 
 def _spread(size: int, count: int) -> list[int]:

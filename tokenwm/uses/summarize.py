@@ -1,6 +1,6 @@
 """Scores of single starts → figures over episodes, with intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,8 @@ def summarize_scores(
         "token_accuracy": {n: curve(t) for n, t in accuracy.items() if not np.isnan(t).any()},
         "token_nll": {name: curve(table) for name, table in nll.items()},
         "state": _state_errors(manifests, scores, keys),
-        "reward_error": _reward_errors(manifests, scores, keys),
+        "reward_error": _reward_errors(manifests, scores, keys, np.abs),
+        "reward_squared_error": _reward_errors(manifests, scores, keys, np.square),
         "termination": _termination(scores),
         "horizons": summarize_gain(gain),
         "episodes": tuple(
@@ -111,7 +112,10 @@ def _state_errors(
 
 
 def _reward_errors(
-    manifests: Sequence[Manifest], scores: RowScores, keys: Sequence[str]
+    manifests: Sequence[Manifest],
+    scores: RowScores,
+    keys: Sequence[str],
+    size: Callable[[FloatArray], FloatArray],
 ) -> Mapping[str, Curve] | None:
     if not scores.reward:
         return None
@@ -122,18 +126,31 @@ def _reward_errors(
         per_row = np.asarray(means, dtype=np.float64).reshape(-1, 1)
         guesses["training_mean"] = np.broadcast_to(per_row, truth.shape)
     return {
-        name: interval_curve(over_episodes(np.abs(guess - truth), keys))
+        name: interval_curve(over_episodes(size(guess - truth), keys))
         for name, guess in guesses.items()
     }
 
 
 def _termination(scores: RowScores) -> TerminationScore | None:
-    if not scores.terminated.any():
+    horizon = scores.terminated.shape[1]
+    steps, true, predicted, hits = np.zeros((4, horizon), dtype=np.int64)
+    for probability, ended in [
+        (scores.termination_probability, scores.terminated),
+        *scores.endings,
+    ]:
+        foreseen, first = probability >= TERMINATION_THRESHOLD, slice(0, ended.shape[1])
+        steps[first] += len(ended)
+        true[first] += ended.sum(axis=0)
+        predicted[first] += foreseen.sum(axis=0)
+        hits[first] += (foreseen & ended).sum(axis=0)
+    if not true.any():
         return None
-    predicted = scores.termination_probability >= TERMINATION_THRESHOLD
     return TerminationScore(
         threshold=TERMINATION_THRESHOLD,
-        num_true=int(scores.terminated.sum()),
+        num_steps=int(steps.sum()),
+        num_true=int(true.sum()),
         num_predicted=int(predicted.sum()),
-        num_hits=int((predicted & scores.terminated).sum()),
+        num_hits=int(hits.sum()),
+        true_per_horizon=tuple(true.tolist()),
+        hits_per_horizon=tuple(hits.tolist()),
     )

@@ -218,3 +218,14 @@ def test_hostile_archives(tmp_path: Path) -> None:
 class Bomb:
     def __reduce__(self) -> Any:
         return pytest.fail, ("was unpickled",)
+
+
+def test_a_name_that_declares_other_steps(tmp_path: Path) -> None:
+    write_episodes(tmp_path, [8, 9, 10], "after")
+    for path, length in zip(sorted(tmp_path.glob("*.npz")), (7, 20, 10), strict=True):
+        path.rename(path.with_name(f"{path.stem.rpartition('-')[0]}-{length}.npz"))
+    source = open_source("dreamer", tmp_path, source={"action_convention": "after"})
+    good, bad, same = source.episodes()
+    assert [source.load(ref).num_steps for ref in (good, same)] == [8, 10]
+    with pytest.raises(EpisodeError, match="name declares 20 steps, and it holds 9 rows"):
+        source.load(bad)

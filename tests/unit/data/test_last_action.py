@@ -68,6 +68,15 @@ def test_nan_elsewhere_costs_the_episode(lerobot: Any, name: str, row: int) -> N
         source.load(source.episodes()[0])
 
 
+def test_a_number_too_large_for_our_type_costs_the_episode(lerobot: Any) -> None:
+    action = np.ones((ROWS, 2))
+    action[4] = 1e300
+    lerobot.add(0, ROWS, action=action)
+    source = lerobot.recipe(control_rate=30).open_source()
+    with pytest.raises(EpisodeError, match=r"action holds 2 NaN or infinite value\(s\).* row 4;"):
+        source.load(source.episodes()[0])
+
+
 def test_nan_in_the_last_state_costs_the_episode(lerobot: Any) -> None:
     lerobot.add(0, ROWS, observation__state=with_nan(np.ones((ROWS, 2)), ROWS - 1))
     source = lerobot.recipe(control_rate=30).open_source()

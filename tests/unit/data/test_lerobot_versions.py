@@ -171,7 +171,9 @@ def test_one_episode_of_a_long_video_does_not_decode_it_all(
                 yield frame
 
     opened = av.open
-    monkeypatch.setattr("tokenwm.data.video.av.open", lambda path: Counting(opened(path)))
+    monkeypatch.setattr(
+        "tokenwm.data.video.av.open", lambda path, **options: Counting(opened(path, **options))
+    )
     check_equal(source.load(source.episodes()[10]), written[10])
     assert 30 <= decoded <= 40  # its own 30, and at most one group of 10 before
 

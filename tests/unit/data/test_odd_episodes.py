@@ -1,5 +1,6 @@
 """One odd episode, of every format and in every place, costs itself and no other."""
 
+import json
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,6 +21,7 @@ from tokenwm.data.sources import load_each
 from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import MAX_META_BYTES
 from tokenwm.data.survey import survey
+from tokenwm.errors import RecipeError
 
 NUM_EPISODES = 4
 
@@ -155,6 +157,19 @@ def test_odd_names(name: str, odd: str, tmp_path: Path) -> None:
     assert not survey(path).problems
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 300, b" ", b"\x1b[2J"])
+def test_hdf5_names_that_are_no_text(name: bytes, tmp_path: Path) -> None:
+    path = FORMATS["robomimic"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    with h5py.File(path, "a") as file:
+        file["data"].move(b"demo_2", name)
+        file["data/demo_1"]["obs"].create_dataset(name, data=[1])
+    source = recipe("robomimic", path).open_source()
+    results = list(load_each(source, source.episodes()))
+    readable = b"\xe9" not in name  # of other names h5py opens nothing
+    assert sum(isinstance(result, Episode) for result in results) == NUM_EPISODES - (not readable)
+    assert len(survey(path).problems) == (not readable)
+
+
 @pytest.mark.parametrize("shape", [(10**12, SIZE, SIZE, 3), (10**8, SIZE, SIZE, 3), (10, 10**5, 9)])
 @pytest.mark.parametrize("array", ["obs/image", "obs/state", "actions"])
 def test_an_hdf5_array_that_claims_too_much(array: str, shape: Any, tmp_path: Path) -> None:
@@ -251,6 +266,52 @@ def test_a_missing_value_in_a_table_for_all(tmp_path: Path) -> None:
     lines[row] = ",".join([cells[0], "", *cells[2:]])
     (path / "all.csv").write_text("\n".join(lines) + "\n")
     check_others("videos", path, [2])
+
+
+def test_how_many_actions_there_are_is_the_recipe_s_to_say(tmp_path: Path) -> None:
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    for rows in episodes:
+        rows["action"] = np.arange(NUM_ROWS)
+    episodes[1]["action"][2] = 70_000
+    path = FORMATS["robomimic"].write(tmp_path, episodes)
+    check_others("robomimic", path, [1])
+    for num_actions, message in ((100_000, None), (1000, r"70,000 is no id in [0, 1,000)")):
+        source = recipe("robomimic", path, source={"num_actions": num_actions}).open_source()
+        assert source.describe().num_actions == num_actions
+        result = list(load_each(source, source.episodes()))[1]
+        assert isinstance(result, Episode) if message is None else message in str(result)
+    with pytest.raises(RecipeError, match="num_actions is 2,000,000; expected 1 to"):
+        recipe("robomimic", path, source={"num_actions": 2_000_000})
+
+
+def test_a_path_that_looks_like_a_protocol_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("concat:x")
+    folder.mkdir()
+    FORMATS["videos"].write(folder, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    assert not survey(folder).problems
+
+
+@pytest.mark.parametrize("rate", [1e300, 10**400, 1e-300, -5, 1e9, "20", None])
+def test_a_rate_that_is_none_is_not_believed(rate: Any, tmp_path: Path) -> None:
+    path = FORMATS["robomimic"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": rate}})
+    found = survey(path)
+    assert found.rate is None and not found.problems
+
+
+def test_absurd_rates_of_a_recipe_are_refused(tmp_path: Path) -> None:
+    path = FORMATS["robomimic"].write(tmp_path, [make_rows(seed) for seed in range(NUM_EPISODES)])
+    with pytest.raises(RecipeError, match="rate is 1e\\+300; expected Hz > 0, at most 100,000"):
+        recipe("robomimic", path, source={"rate": 1e300})
+    with pytest.raises(RecipeError, match="does not divide"):
+        recipe("robomimic", path, source={"rate": 100_000.0}, control_rate=1e-3).open_source()
+    made = recipe("robomimic", path, source={"rate": 2000.0}, all_phases=True)
+    with pytest.raises(RecipeError, match="all_phases: 200 rows make one step"):
+        prepare(made, tmp_path / "out")
 
 
 def test_interrupting_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="duplicate key"):
         load_recipe(path)
     path.write_text("name: ${nothing}\n")
-    with pytest.raises(RecipeError, match=r"bad\.yaml cannot be read"):
+    with pytest.raises(RecipeError, match=r"bad\.yaml: name = .*nothing.* fills nothing in"):
         load_recipe(path)
     with pytest.raises(RecipeError, match="expected key=value"):
         load_recipe(RECIPES / "pusht.yaml", ["seed"])
@@ -194,3 +194,28 @@ def test_every_split_gets_an_episode() -> None:
         split_keys(["a", "b"], SplitConfig())
     with pytest.raises(RecipeError, match=r"4 episode\(s\) cannot be divided into 5 folds"):
         split_keys("abcd", SplitConfig(folds=5))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("licence: ${oc.env:TOKENWM_TEST_SECRET}", []),
+        ("licence: a ${oc.env:TOKENWM_TEST_SECRET} b", []),
+        ("licence: ${oc.decode:${oc.env:TOKENWM_TEST_SECRET}}", []),
+        ("quality: {min_steps: '${oc.env:TOKENWM_TEST_SECRET}'}", []),
+        ("'${oc.env:TOKENWM_TEST_SECRET}': 1", []),
+        ("", ["licence=${oc.env:TOKENWM_TEST_SECRET}"]),
+        ("", ["source.state=[a,'${oc.env:TOKENWM_TEST_SECRET}']"]),
+        ("licence: ${name}", []),
+    ],
+)
+def test_a_recipe_cannot_read_the_environment(
+    text: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENWM_TEST_SECRET", "hunter2")
+    path = tmp_path / "stranger.yaml"
+    source = "source: {type: lerobot, path: x}"
+    path.write_text(f"name: a\ncontrol_rate: 10\n{source}\n{text}\n")
+    with pytest.raises(RecipeError, match=r"stranger.yaml: .*\$\{.*fills nothing in") as error:
+        load_recipe(path, overrides)
+    assert "hunter2" not in str(error.value)

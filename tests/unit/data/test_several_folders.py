@@ -101,6 +101,8 @@ def test_wrong_lists(tmp_path: Path) -> None:
     paths = folders(tmp_path)
     with pytest.raises(RecipeError, match="several once each"):
         several([paths[0], paths[0]])
+    with pytest.raises(RecipeError, match="names one folder twice"):
+        several([paths[0], f"{paths[0]}/../{Path(paths[0]).name}"]).open_source()
     with pytest.raises(RecipeError, match="name one path"):
         several(paths, source={"path": []})
     with pytest.raises(RecipeError, match="names episodes by their number in a folder"):

@@ -80,10 +80,10 @@ def test_truncated_video(tmp_path: Path, make_video: MakeVideo) -> None:
 def test_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"not a video at all" * 100)
-    with pytest.raises(EpisodeError, match="cannot be decoded"):
+    with pytest.raises(EpisodeError, match="cannot be read, it is no video file"):
         read(path)
     path.write_bytes(b"")
-    with pytest.raises(EpisodeError, match="cannot be decoded"):
+    with pytest.raises(EpisodeError, match="cannot be read, it is no video file"):
         read(path)
 
 
@@ -91,5 +91,5 @@ def test_a_playlist_is_not_followed(tmp_path: Path, make_video: MakeVideo) -> No
     make_video(tmp_path / "other.mp4", 5, 30)
     path = tmp_path / "a.mp4"
     path.write_text("ffconcat version 1.0\nfile other.mp4\n")
-    with pytest.raises(EpisodeError, match=r"a\.mp4 is no video file \(concat\)"):
+    with pytest.raises(EpisodeError, match=r"a\.mp4 cannot be read, it is no video file"):
         read(path)

@@ -11,7 +11,8 @@ from tests.unit.scaling.sweeps import small_sweep
 from tokenwm.cli.sweep_plan import _training
 from tokenwm.data.recipe import load_recipe
 from tokenwm.data.starter_recipe import _yaml
-from tokenwm.data.strict import parse_yaml
+from tokenwm.data.strict import dump_yaml, parse_yaml
+from tokenwm.errors import RecipeError
 from tokenwm.scaling.sweep import load_sweep, sweep_text
 
 
@@ -38,6 +39,11 @@ def test_notations_of_numbers(text: str, value: Any) -> None:
     assert (found, type(found)) == (value, type(value))
 
 
+@pytest.mark.parametrize("value", ["2e-2", "1e6", 0.02, 1e6, 3, "3", "on", [1e-5, "1e-5"], None])
+def test_what_is_written_is_read(value: Any) -> None:
+    assert parse_yaml(dump_yaml({"key": value})) == {"key": value}
+
+
 def test_no_object_of_python_is_made() -> None:
     with pytest.raises(yaml.YAMLError):
         parse_yaml("!!python/object/apply:os.getcwd []")
@@ -53,10 +59,17 @@ def test_sweeps_recipes_options_and_training_configs_read_them(tmp_path: Path) -
     assert load_sweep(path).sizes[0].learning_rate == 0.02
     assert _training(["weight_decay=2e-2"]).weight_decay == 0.02
 
+    values["sizes"][0]["token_budgets"] = [123456, 234567]
+    path.write_text(yaml.safe_dump(values).replace("123456", "1e5").replace("234567", "2.5e5"))
+    assert load_sweep(path).sizes[0].token_budgets == (100_000, 250_000)
+
     path = tmp_path / "recipe.yaml"
     path.write_text("name: a\nsource: {type: lerobot, path: x}\ncontrol_rate: 1e1\n")
     assert load_recipe(path).control_rate == 10.0
     assert load_recipe(path, ["control_rate=2e-2"]).control_rate == 0.02
+    assert load_recipe(path, ["splits.seed=1e3"]).splits.seed == 1000
+    with pytest.raises(RecipeError, match="expected a whole number"):
+        load_recipe(path, ["splits.seed=15e-1"])
 
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--config", action="config")

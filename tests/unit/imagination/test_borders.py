@@ -185,6 +185,11 @@ def test_observed_arrays_that_do_not_fit_are_refused(model: TokenWorldModel) -> 
     assert none.shape == (0, 16) and none.dtype == torch.int64
     with pytest.raises(TokenwmError, match=r"tokens span \[-1"):
         model.decode_tokens(torch.full((1, 1, 16), -1))
+    for decode in (model.decode_states, model.decode_actions):
+        with pytest.raises(TokenwmError, match=r"tokens span \[-1, -1\]"):
+            decode(torch.full((1, 2), -1))
+        with pytest.raises(TokenwmError, match="tokens: expected an int64 tensor"):
+            decode(torch.zeros(1, 2))
 
 
 def test_episodes_that_are_not_there_are_not_restarted(

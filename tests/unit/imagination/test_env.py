@@ -406,9 +406,11 @@ class Agent(nn.Module):
 def test_ppo_learns_in_it_without_an_adapter() -> None:
     """CleanRL's loop on Gymnasium's interface alone; what it is paid rises."""
     torch.manual_seed(0)
+    model = make_model()
+    model.world_model.set_reward_range((-1000.0, 1000.0))  # its weights are random: much to earn
     env = WorldModelVectorEnv(
-        make_model(),
-        starts_of(make_model()),
+        model,
+        starts_of(model),
         32,
         observation="embeddings",
         max_episode_steps=6,

@@ -177,12 +177,13 @@ def test_a_context_does_not_change_with_the_frames_it_was_made_of(
     model: TokenWorldModel, recorded: Mapping[str, Any]
 ) -> None:
     frames = torch.from_numpy(recorded["frames"][:, :CONTEXT].copy())
-    context = model.context(
-        frames, recorded["action"][:, : CONTEXT - 1], recorded["state"][:, :CONTEXT]
-    )
-    last = frames[:, -1].clone()
+    states = recorded["state"][:, :CONTEXT].astype(np.float32)
+    context = model.context(frames, recorded["action"][:, : CONTEXT - 1], states)
+    last, last_state = frames[:, -1].clone(), states[:, -1].copy()
     frames.zero_()
+    states[:] = 0.0
     assert context.anchor is not None and torch.equal(context.anchor, last)
+    assert context.state is not None and (context.state.numpy() == last_state).all()
 
 
 def test_actions_and_states_survive_within_half_a_bin(

@@ -1,5 +1,6 @@
 """Sweep files are read strictly, and the runs that follow from them share their trunks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tests.unit.scaling.sweeps import (
     small_size,
     small_sweep,
 )
+from tokenwm.data.loader import WindowDataset
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.number import number
+from tokenwm.scaling.plan import costs_of
 from tokenwm.scaling.sweep import (
     TokenData,
     load_sweep,
@@ -59,7 +62,7 @@ def test_bad_sweep_files_are_refused(tmp_path: Path, change: dict[str, Any], mes
     [
         ({"token_budgets": [200, 100]}, r"sizes\[0\].token_budgets=\[200, 100\].*ascending"),
         ({"token_budgets": []}, "give positive numbers"),
-        ({"token_budgets": ["1e6"]}, r"token_budgets\[0\] is '1e6'.*a whole number"),
+        ({"token_budgets": ["many"]}, r"token_budgets\[0\] is 'many'.*a whole number"),
         ({"name": "../up"}, "letters, digits"),
         ({"learning_rate": 0.0}, "must be above 0"),
         ({"dim": 15}, "must be a multiple of 2"),
@@ -164,3 +167,18 @@ def test_the_sweeps_that_are_shipped_can_be_read(path: Path) -> None:
 def test_the_model_of_a_size_has_what_is_shared() -> None:
     model = small_size().model(TRAINING)
     assert (model.transformer.dim, model.transformer.window) == (16, 2)
+
+
+def test_padding_is_not_counted_as_tokens(token_shards: Path) -> None:
+    """Windows hang over the ends of their episodes; counted window by window."""
+    data = TokenData.load(token_shards)
+    for num_steps in (2, 4, 11):
+        windows = WindowDataset(token_shards, "train", num_steps, ["frame_tokens"])
+        valid = sum(int(windows[i].arrays["step_valid"][1:].sum()) for i in range(len(windows)))
+        assert data.filled(num_steps) == pytest.approx(valid / (len(windows) * (num_steps - 1)))
+        training = replace(TRAINING, num_steps=num_steps)
+        sweep = small_sweep(training=training, sizes=(small_size(token_budgets=(20_000, 40_000)),))
+        for cost in costs_of(sweep, data):
+            nominal = cost.run.max_steps * sweep.training.batch_size * (num_steps - 1)
+            nominal *= data.vocabulary.layout.num_predicted
+            assert cost.num_tokens == round(nominal * data.filled(num_steps))

@@ -69,7 +69,7 @@ def test_the_manifest_says_what_the_tokens_are(token_shards: Path) -> None:
     assert manifest.features["state_tokens"].num_values == 8
     assert manifest.extra["tokenizer_hash"] == manifest.extra["vocabulary"]["tokenizer_hash"]
     assert not any(name.startswith("frames.") for name in manifest.features)
-    assert set(manifest.statistics) == {"action", "state"}
+    assert set(manifest.statistics) == {"action", "state", "reward"}
 
 
 def test_passes_of_any_size_give_the_same_tokens(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tokenwm.errors import TokenwmError
+from tokenwm.data.episode import Episode
+from tokenwm.errors import EpisodeError, TokenwmError
 from tokenwm.tokenizer.actions import (
     ContinuousTokenizer,
     DiscreteTokenizer,
@@ -89,6 +90,17 @@ def test_quantile_bins_hold_about_equally_many_values(seed: int, size: int, num_
     counts = np.bincount(tokenizer.encode(data[:, None])[:, 0], minlength=num_bins)
     assert counts.sum() == len(data)
     assert np.abs(counts - len(data) / num_bins).max() <= 2
+
+
+def test_values_of_no_dimensions_are_refused() -> None:
+    with pytest.raises(TokenwmError, match=r"bin edges have shape \(0, 9\); .*dimensions >= 1"):
+        ContinuousTokenizer(edges=np.zeros((0, 9)))
+    for name in ("state", "action"):
+        arrays = {"state": np.zeros((4, 2), np.float32), "action": np.zeros((4, 2), np.float32)}
+        arrays[name] = arrays[name][:, :0]
+        flags = {"terminated": np.zeros(4, np.bool_), "truncated": np.zeros(4, np.bool_)}
+        with pytest.raises(EpisodeError, match=f"episode a: {name} has no dimensions"):
+            Episode(key="a", frames={}, control_rate=10.0, **arrays, **flags).check()
 
 
 @given(quantiles=training_quantiles(), num_bins=st.integers(2, 50))

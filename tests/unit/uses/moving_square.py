@@ -82,10 +82,15 @@ def write_squares(
     size: int = SIZE,
     control_rate: float = 10.0,
     still: bool = False,
+    ends: bool = True,
     prefix: str = "",
+    names: Sequence[str] = (),
     provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """Write a dataset; its episodes are ``{prefix}{split}_{i}``. ``still``: nothing moves."""
+    """Write a dataset; its episodes are ``{prefix}{split}_{i}``.
+
+    ``still``: nothing moves. ``ends``: whether the last action ends the task.
+    """
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
     for split, split_lengths in lengths.items():
@@ -98,7 +103,8 @@ def write_squares(
                         for name, array in arrays.items()
                         if name.startswith("frames.")
                     }
-                key = f"{prefix}{split}_{index}"
+                arrays["terminated"] &= ends
+                key = names[index] if names else f"{prefix}{split}_{index}"
                 written[key] = arrays
                 writer.add(key, arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()
@@ -146,6 +152,7 @@ def make_world_model(
         action=bins(-3.5, 3.5, 7),
         state=bins(0.0, float(SIZE - SQUARE), 48) if has_state else None,
         has_reward=has_reward,
+        reward_range=(0.0, 1.0) if has_reward else None,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     transformer = TransformerConfig(dim=32, num_layers=2, num_heads=2, window=window)
@@ -218,9 +225,12 @@ class OracleModel(TokenWorldModel):
     def step(self, state, action_tokens, sampling=None):  # type: ignore[no-untyped-def]
         following, outcome = super().step(state, action_tokens, sampling)
         horizon = int(following.step) - self.num_context_frames
-        frame = self.true_tokens[state.noise_streams, horizon]
+        known = self.true_state[state.noise_streams, horizon]
+        head = self.world_model.state_head
+        assert head is not None
         return replace(
             following,
-            frame_tokens=frame,
-            state_tokens=self.true_state[state.noise_streams, horizon],
+            frame_tokens=self.true_tokens[state.noise_streams, horizon],
+            state_tokens=known,
+            state_values=head.values_of(known),
         ), outcome

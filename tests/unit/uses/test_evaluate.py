@@ -210,8 +210,8 @@ def test_an_oracle_is_as_good_as_the_tokenizer_and_no_better(
         np.testing.assert_array_equal(found.ssim[ours].mean, found.ssim[ceiling].mean)
     np.testing.assert_array_equal(found.token_accuracy["model"].mean, 1.0)
     assert found.state is not None
-    np.testing.assert_array_equal(
-        found.state.absolute["model"].mean, found.state.absolute["quantization"].mean
+    np.testing.assert_allclose(
+        found.state.absolute["model"].mean, found.state.absolute["quantization"].mean, rtol=1e-6
     )
     # It knows the future whatever it is told to do, so actions make no difference.
     assert found.action_gap is not None
@@ -233,7 +233,8 @@ def test_figures_do_not_depend_on_the_batch_size(
     for name in ("psnr", "ssim", "token_accuracy", "token_nll", "state_error", "reward_error"):
         for curve, values in flat(expected[name]).items():
             np.testing.assert_allclose(flat(got[name])[curve], values, atol=1e-4, err_msg=curve)
-    total = 6 * 2 * HORIZON
+    # Two further starts before ends (1 step and in test_3, with 3 of context, 3 steps), see below.
+    total = 6 * 2 * HORIZON + 3 * 1 + 1 + 3
     assert calls == [(done, total) for done in range(1, total + 1)]
     assert alone.speed.batch_size == 1 and alone.speed.milliseconds_per_step > 0
     assert got["speed"]["tokens_per_pass"] == expected["speed"]["tokens_per_pass"]
@@ -274,19 +275,62 @@ def test_endings_are_counted_by_hand(squares: Path, config: EvaluationConfig) ->
     model = make_model()
     model.world_model.termination_head.bias.data.fill_(100.0)  # always expects the end
     score = evaluate(model, squares, config).termination
-    # The last start of each of three episodes ends at its last step, where the task ends.
+    # The last start of each of three episodes ends at its last step, where the task ends. Further
+    # starts end there after one step, and in test_3 (6 steps, 3 of context) after one and three.
     assert score is not None
-    assert (score.num_true, score.num_predicted, score.num_hits) == (3, 6 * HORIZON, 3)
-    assert (score.recall, score.precision) == (1.0, 3 / 36)
+    num_steps = 6 * HORIZON + 3 * 1 + 1 + 3
+    assert (score.num_steps, score.num_true) == (num_steps, 8)
+    assert (score.num_predicted, score.num_hits) == (num_steps, 8)
+    assert (score.recall, score.precision) == (1.0, 8 / num_steps)
+    assert score.false_alarm_rate == 1.0
+    assert score.true_per_horizon == score.hits_per_horizon == (4, 0, 1, 0, 0, 3)
     model.world_model.termination_head.bias.data.fill_(-100.0)
     score = evaluate(model, squares, config).termination
     assert score is not None
-    assert (score.recall, score.precision) == (0.0, None)
+    assert (score.recall, score.precision, score.false_alarm_rate) == (0.0, None, 0.0)
 
 
-def test_without_endings_there_is_no_score(model: TokenWorldModel, squares: Path) -> None:
-    middle = EvaluationConfig(num_context_frames=2, imagination_horizon=2, num_starts=1)
-    assert evaluate(model, squares, middle).termination is None
+def test_without_endings_there_is_no_score(
+    model: TokenWorldModel, tmp_path: Path, config: EvaluationConfig
+) -> None:
+    write_squares(tmp_path, {"test": (12, 12)}, ends=False)
+    found = evaluate(model, tmp_path, config)
+    assert found.termination is None and found.to_dict()["termination"] is None
+
+
+def test_further_starts_change_no_other_figure(
+    model: TokenWorldModel, evaluation: Evaluation, tmp_path: Path, config: EvaluationConfig
+) -> None:
+    write_squares(tmp_path, {"train": (20,), "val": (16,), "test": (14, 20, 11, 6)}, ends=False)
+    without = evaluate(model, tmp_path, config).to_dict()
+    for name, values in evaluation.to_dict().items():
+        if name not in ("termination", "speed", "provenance"):
+            assert without[name] == values, name
+
+
+def test_reward_errors_by_hand(squares: Path, config: EvaluationConfig) -> None:
+    model = make_model()
+    head = model.world_model.reward_head
+    assert head is not None
+    head.set_range((0.25, 0.25))  # always expects that
+    found = evaluate(model, squares, config)
+    truth = [window["reward"][CONTEXT - 1 : -1] for _, window in windows(squares)]
+    for errors, size in ((found.reward_error, np.abs), (found.reward_squared_error, np.square)):
+        by_hand = mean_over_episodes(squares, [size(reward - 0.25) for reward in truth])
+        expected = np.mean(list(by_hand.values()), axis=0)
+        assert errors is not None
+        np.testing.assert_allclose(errors["model"].mean, expected, atol=1e-6)
+        np.testing.assert_allclose(errors["training_mean"].mean, expected, atol=1e-6)
+
+
+def test_rewards_that_were_never_trained_on_are_said_once(
+    squares: Path, config: EvaluationConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    model.vocabulary = replace(model.vocabulary, reward_range=(0.0, 0.5))
+    evaluate(model, squares, config)
+    message = "are from 0 to 1; those trained on were from 0 to 0.5"
+    assert caplog.text.count(message) == 1
 
 
 def test_one_start_in_one_episode_gives_no_intervals_and_no_shuffling(

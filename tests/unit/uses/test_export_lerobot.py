@@ -1,6 +1,7 @@
 """LeRobot → shards → LeRobot: frames within the codec's error, everything else equal."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def test_splits_and_licence_come_back(tmp_path: Path, version: str) -> None:
     file = tmp_path / "recipe.yaml"
     assert cli.main(["inspect", str(tmp_path / "out"), "--recipe", str(file)]) == 0
     assert "splits: {recorded: true}\nlicence: MIT License\n" in file.read_text()
-    assert cli.main(["prepare", str(file), "--out", str(tmp_path / "inspected")]) == 0
+    assert cli.main(["prepare", str(file), "--out", f"{tmp_path}/inspected", "--workers", "0"]) == 0
     for name in ("again", "inspected"):
         again = ShardReader(tmp_path / name)
         assert again.manifest.provenance["licence"] == "MIT License"
@@ -246,6 +247,20 @@ def test_splits_and_licence_come_back(tmp_path: Path, version: str) -> None:
     other = ShardReader(tmp_path / "other")
     assert other.manifest.num_episodes("train") == 10
     assert other.manifest.provenance["licence"] == "mine"
+
+
+def test_a_dataset_of_before_there_were_recorded_splits_is_kept(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "a", [episode(i, 12) for i in range(5)], version="v3.0")
+    for wanted in (recipe(tmp_path / "a"), recipe(tmp_path / "a", splits={"val": 0.2})):
+        out = tmp_path / f"{wanted.splits.val}"
+        manifest = prepare(wanted, out)
+        older = json.loads(json.dumps(manifest.provenance))
+        assert older["recipe"]["splits"].pop("recorded") is False
+        del older["recipe"]["quality"]["allow_short_video"]
+        replace(manifest, provenance=older).save(out)
+        assert prepare(wanted, out).provenance == older
+        with pytest.raises(ShardError, match="it differs in recipe"):
+            prepare(replace(wanted, image_size=(24, 24)), out)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from tests.unit.uses.moving_square import make_model, save_model, write_squares
 from tokenwm.cli.main import main
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.tokenizer.actions import DiscreteTokenizer
 from tokenwm.uses.evaluate import evaluate, evaluate_folds
 from tokenwm.uses.folds import Fold
 from tokenwm.uses.headline import headline
 from tokenwm.uses.measure import EvaluationConfig
+from tokenwm.uses.outside import count_outside, summarize_outside
 from tokenwm.uses.results import Evaluation
 
 CONFIG = EvaluationConfig(
@@ -144,6 +146,33 @@ def test_datasets_of_other_recipes_are_no_folds(folds: list[Fold], tmp_path: Pat
         evaluate_folds([], CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("trained", "warned"),
+    [
+        ({"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.15}}}, True),
+        ({"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.25}}}, False),
+        (
+            {"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.25, "fold": 1}}},
+            True,
+        ),
+        ({"source_checksum": "b", "recipe": {"splits": {"val": 0.1, "test": 0.15}}}, False),
+        ({"source_checksum": None, "recipe": {}}, False),  # a simulator
+        ({}, False),
+    ],
+)
+def test_the_same_recordings_under_other_splits_are_an_alarm(
+    tmp_path: Path, trained: dict[str, Any], warned: bool
+) -> None:
+    splits = {"val": 0.1, "test": 0.25, "seed": 0, "recorded": True}
+    now = {"source_checksum": "a", "recipe": {"splits": splits}}
+    write_squares(tmp_path, {"test": (9,)}, provenance=now)
+    quick = replace(CONFIG, num_examples=0, num_starts=1)
+    model = make_model(provenance={"data_provenance": trained})
+    found = evaluate(model, tmp_path, quick)
+    assert found.has_other_splits == warned
+    assert headline(found)[0].startswith("OTHER SPLITS: ") == warned
+
+
 def test_evaluate_takes_models_and_their_data_in_order(
     folds: list[Fold],
     folders: list[Path],
@@ -198,6 +227,22 @@ def test_values_beyond_the_bins_are_counted_by_hand(tmp_path: Path) -> None:
     assert action.worst_excess == pytest.approx((3 - 1.5) / 5)
     assert found.is_far == (outside.mean() >= 0.25)
     assert any("beyond the range of the training data (worst: x" in text for text in said)
+
+
+def test_ids_that_the_training_data_never_used_are_outside() -> None:
+    class Reader:
+        """Of one episode: two ids a step, and a last action that leads nowhere."""
+
+        def arrays(self, key: str, names: list[str]) -> dict[str, Any]:
+            return {"action": np.array([[0, 3], [1, 0], [2, 2], [9, 9]])}
+
+    model = make_model()
+    action = DiscreteTokenizer(num_values=10, num_dimensions=2, sizes=(3, 3))
+    model.vocabulary = replace(model.vocabulary, action=action, state=None)
+    counts = count_outside(model, Reader(), ["one"])  # type: ignore[arg-type]
+    (values,) = summarize_outside([model], [counts], 20.0).values
+    assert (values.share, values.worst_dimension) == (pytest.approx(1 / 6), "dimension 1")
+    assert (values.worst_share, values.worst_excess) == (pytest.approx(1 / 3), 0.0)
 
 
 @pytest.mark.parametrize(

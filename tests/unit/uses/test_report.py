@@ -167,6 +167,8 @@ def test_headline_of_a_good_model(evaluation: Evaluation) -> None:
     assert actions == (
         "True actions beat shuffled ones by 2.2 (2.0 to 2.5) dB at horizon 5, over 6 episodes."
     )
+    learned = replace(good, provenance={**good.provenance, "split": "train"})
+    assert headline(learned)[0].startswith("On 6 training episodes the model beats persistence")
     alone = with_gain(evaluation, curve([-1, 0.2, 1, 0.2, 0.3, 0.4]), 24)
     assert headline(alone)[0].startswith(
         "On 24 episodes the model beats persistence at horizon 3 with 95 % confidence (of 6 steps"

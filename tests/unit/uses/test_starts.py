@@ -16,6 +16,7 @@ from tokenwm.uses.starts import (
     check_episode,
     choose_split,
     choose_starts,
+    ending_starts,
     shuffled_rows,
 )
 
@@ -30,6 +31,31 @@ def test_starts_are_evenly_spread_and_the_last_ends_with_the_episode(squares: Pa
     )
     assert starts.keys == ("test_0", "test_1", "test_2")
     assert starts.skipped == {"test_3": 6}
+
+
+def test_endings_are_seen_after_few_and_after_many_steps(squares: Path) -> None:
+    reader = ShardReader(squares)
+    starts = choose_starts(reader, "test", num_steps=10, num_starts=3)
+    found = ending_starts(reader, starts, num_context=4, horizon=6, num_starts=3)
+    # The end is after 1, 4 (2.5 rounded, and 1 for the first) or 6 steps; 6 are measured anyway.
+
+    def before(end: int) -> tuple[Start, ...]:
+        lengths = {"test_0": 14, "test_1": 20, "test_2": 11}
+        return tuple(Start(key=key, first_step=num - end) for key, num in lengths.items())
+
+    assert found == {
+        1: (*before(5), Start(key="test_3", first_step=1)),
+        2: (Start(key="test_3", first_step=0),),
+        3: before(7),
+    }
+    assert ending_starts(reader, starts, num_context=6, horizon=6, num_starts=3)
+
+
+def test_other_phases_of_a_recording_are_no_episodes_of_their_own(tmp_path: Path) -> None:
+    lengths = {"train": (14, 13, 12)}
+    write_squares(tmp_path, lengths, names=("a", "a_phase1", "b_phase1"))
+    starts = choose_starts(ShardReader(tmp_path), "train", num_steps=10, num_starts=1)
+    assert starts.keys == ("a", "b_phase1")  # the second is somebody's name
 
 
 def test_a_single_start_is_in_the_middle(squares: Path) -> None:

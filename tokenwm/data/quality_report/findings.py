@@ -122,9 +122,9 @@ def _not_there(manifest: Manifest) -> Iterator[Finding]:
         yield Finding(
             rule="declared",
             level="wrong",
-            text=f"The source declares what it does not hold: {gap['text']}.",
-            remedy="Copy or download the rest, or mend what the source says about itself, then "
-            "prepare the dataset again.",
+            text=f"What the source declares and what is there differ: {gap['text']}.",
+            remedy="Copy or download what is missing, or mend what the source says about itself, "
+            "then prepare the dataset again.",
         )
 
 

@@ -114,11 +114,13 @@ def _tiles(report: Mapping[str, Any], num_of: Mapping[str, int]) -> str:
     repeated = max((about["kept"] for about in cameras), default=None)
     in_source = max((about["source"] or 0.0 for about in cameras), default=0.0)
     effective = actions["effective_dimensions"]
+    num_missing = report.get("missing", 0)
+    missing = f"{num_missing:,} declared and not there; " if num_missing else ""
     tiles = [
         (
             "recordings in",
             f"{summary['recordings']:,}",
-            f"{len(report['excluded']):,} left out; "
+            f"{len(report['excluded']):,} left out; {missing}"
             + ", ".join(f"{num_of.get(split, 0)} {split}" for split in SPLITS),
         ),
         (

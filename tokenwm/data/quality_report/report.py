@@ -57,6 +57,7 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
         "findings": [item.to_dict() for item in found],
         "rules": outcomes(manifest, summary, measured, config),
         "excluded": [{"key": item.key, "reason": item.reason} for item in excluded],
+        "missing": num_missing,
         "splits": {
             split: {"episodes": manifest.num_episodes(split), "steps": manifest.num_steps(split)}
             for split in SPLITS

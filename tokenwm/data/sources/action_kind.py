@@ -62,6 +62,8 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
             largest = max(largest, int(action.max()))
         if num_contradicting * DOUBTFUL >= num_episodes:
             break
+    if not num_seen:
+        return ActionKind(kind="continuous", why="the actions of no episode can be read")
     # What cannot be read does not count in the end.
     if num_contradicting and num_contradicting * DOUBTFUL >= num_seen:
         return ActionKind(kind="continuous", why=f"whole numbers, and {contradicting}")

@@ -23,6 +23,8 @@ Item = TypeVar("Item")
 
 MAX_ROWS = 10**6
 """Of one episode: nine hours at 30 Hz. A small file can claim any number of rows."""
+SMALLEST_RATE, LARGEST_RATE = 0.001, 100_000.0
+"""Hz; no recorder has less or more."""
 MAX_NUMBERS = 2**26
 """Of one array of numbers over one episode."""
 MAX_WIDTH = 4096
@@ -49,8 +51,10 @@ class RatedConfig(RecordedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise RecipeError(f"rate is {self.rate}; expected Hz > 0, or null")
+        if self.rate is not None and not 0 < self.rate <= LARGEST_RATE:
+            raise RecipeError(
+                f"rate is {self.rate}; expected Hz > 0, at most {LARGEST_RATE:,.0f}, or null"
+            )
 
     def rows_per_second(self, recorded: float | None, where: str) -> float | None:
         """The rate of the source: as it says itself, else as the recipe says.
@@ -62,6 +66,7 @@ class RatedConfig(RecordedConfig):
         Raises:
             RecipeError: The two differ.
         """
+        recorded = plausible_rate(recorded)
         if recorded is None and self.rate is None:
             logger.warning(
                 "%s does not record how many rows a second has: every row becomes one step at "
@@ -73,6 +78,13 @@ class RatedConfig(RecordedConfig):
                 f"source.rate is {self.rate:g} Hz, and {where} says {recorded:g} Hz; leave it out"
             )
         return self.rate if recorded is None else recorded
+
+
+def plausible_rate(rate: float | None) -> float | None:
+    """A rate that a source states, Hz; None for what can be no rate."""
+    if rate is None or not SMALLEST_RATE <= rate <= LARGEST_RATE:
+        return None
+    return float(rate)
 
 
 def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Column:
@@ -98,7 +110,7 @@ def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Co
         return column("other", f"a map of shape {row_shape}, neither a picture nor a vector")
     if len(row_shape) > 1 and width > MAX_WIDTH:
         return column("other", f"{width:,} numbers a row; a state has at most {MAX_WIDTH:,}")
-    pictured = dtype == np.uint8 or PICTURED.search(name.lower())
+    pictured = dtype.kind in "iu" or PICTURED.search(name.lower())
     if width >= SMALLEST_FLAT_PICTURE and pictured:
         return column(
             "other", f"{width:,} {dtype} a row: a flattened picture? its shape is not said"

@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.one_episode import writable
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.one_episode import costs_one_episode, writable
+from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import (
     RatedConfig,
     as_numbers,
@@ -34,6 +35,7 @@ from tokenwm.data.sources.arrays import (
 )
 from tokenwm.data.sources.columns import Column, names_of
 from tokenwm.data.sources.frames import StoredFrames
+from tokenwm.data.sources.gaps import few
 from tokenwm.data.sources.npz import Header, columns_of, read_arrays, read_headers
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.recording import RecordedSource, Recording
@@ -44,6 +46,8 @@ LAYOUT = (
     "per episode; arrays action, reward, is_first, is_terminal, image, …"
 )
 CHUNK = re.compile(r"[A-Za-z0-9]+-(?P<uuid>[A-Za-z0-9]+)-(?P<next>[A-Za-z0-9]+)-(?P<length>\d+)")
+EPISODE = re.compile(r"\d{8}T\d{6}\w*-[A-Za-z0-9]+-(?P<length>\d+)")
+"""Name of a file that holds one episode: its steps are rows, or one less (Dreamer, DreamerV2)."""
 FIRST, TERMINAL, DISCOUNT = "is_first", "is_terminal", "discount"
 MARKS = (FIRST, TERMINAL, DISCOUNT)
 
@@ -128,9 +132,12 @@ class DreamerSource(RecordedSource):
         self.paths = _files(folder)
         columns = _columns(self.paths)
         if not columns:
+            for path in self.paths:
+                refuse_pointer(path, SourceError)
             raise SourceError(f"{folder} holds no NPZ file that can be read; {LAYOUT}")
         chained = _chained(self.paths)
         self.pieces = _cut(self.paths) if chained else [(Piece(path=p),) for p in self.paths]
+        self._gaps = _lost_chunks(self.paths) if chained else []
         if config.action_convention is None and not chained:
             hint = _hint(self.paths)
             seems = f"; its actions look like {hint}" if hint else ""
@@ -151,6 +158,10 @@ class DreamerSource(RecordedSource):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, stream by stream in the order of the files' names."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.pieces))]
+
+    def gaps(self) -> Sequence[Gap]:
+        """Chunks that others name as their successors and that are not there."""
+        return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode.
@@ -214,7 +225,7 @@ def _columns(paths: Sequence[Path]) -> dict[str, Column]:
     """What most of some files hold, of those that can be read."""
     found = []
     for path in spread(paths):
-        with contextlib.suppress(EpisodeError):
+        with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
             found.append(columns_of(read_headers(path)))
     return usual_columns(found)
 
@@ -232,6 +243,17 @@ def _chained(paths: Sequence[Path]) -> bool:
             f"{others[0].name}; keep them in folders of their own"
         )
     return not others
+
+
+def _lost_chunks(paths: Sequence[Path]) -> list[Gap]:
+    names = [name for path in paths if (name := CHUNK.fullmatch(path.stem))]
+    there = {name["uuid"] for name in names}
+    # A chunk that has no successor yet names number 0.
+    lost = [n.string for n in names if n["next"] not in there and n["next"].strip("0")]
+    if not lost:
+        return []
+    text = f"{len(lost)} chunk(s) name a successor that is not in {paths[0].parent}: {few(lost)}"
+    return [Gap(text=text)]
 
 
 def _cut(paths: Sequence[Path]) -> list[tuple[Piece, ...]]:
@@ -267,7 +289,8 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
     current: list[Piece] = []
     for path in chain:
         try:
-            is_first = _marks(path)
+            with costs_one_episode(path.stem):
+                is_first = _marks(path)
         except EpisodeError as error:
             if current:
                 yield tuple(current)
@@ -317,6 +340,14 @@ def _check_lengths(piece: Piece, names: Sequence[str]) -> Mapping[str, Header]:
             f"{name}: {rows[0] if rows else 'no rows'}" for name, rows in lengths.items()
         )
         raise EpisodeError(f"{piece.path}: arrays differ in length, {told}")
+    whole = EPISODE.fullmatch(piece.path.stem)
+    declared = int(whole["length"]) if whole else None
+    for (num_rows,) in lengths.values():
+        if declared is not None and num_rows not in (declared, declared + 1):
+            raise EpisodeError(
+                f"{piece.path}: the file's name declares {declared} steps, and it holds "
+                f"{num_rows} rows; copy or write it again"
+            )
     return headers
 
 
@@ -338,7 +369,8 @@ def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
     for path in spread(paths):
         try:
-            action = read_arrays(path, ["action"])["action"]
+            with costs_one_episode(path.stem):
+                action = read_arrays(path, ["action"])["action"]
         except EpisodeError:
             continue
         if action.ndim == 2 and len(action) > 2 and action.dtype.kind == "f":

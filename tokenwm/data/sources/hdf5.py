@@ -6,6 +6,7 @@ virtual datasets and object references. Each is refused.
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.one_episode import costs_one_episode, writable
 from tokenwm.data.pointers import refuse_pointer
 from tokenwm.data.sources.arrays import (
     as_numbers,
@@ -71,6 +73,11 @@ def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[A
         raise error(f"{path} cannot be read: {problem}") from problem
 
 
+def names_in(group: Any) -> list[str]:
+    """Names of what lies in a group; those that are no UTF-8 with escapes, as names of files."""
+    return [os.fsdecode(name) for name in group]
+
+
 def member(group: Any, name: str) -> Any:
     """A group or an array inside a group, ``a/b/c``; None if there is none.
 
@@ -82,8 +89,10 @@ def member(group: Any, name: str) -> Any:
     for part in name.split("/"):
         if not isinstance(group, h5py.Group):
             return None
+        where = f"{group.file.filename}: {group.name.rstrip('/')}/{writable(part)}"
+        if writable(part) != part:
+            raise EpisodeError(f"{where} has a name that is no UTF-8, which h5py cannot read")
         link = group.get(part, getlink=True)
-        where = f"{group.file.filename}: {group.name.rstrip('/')}/{part}"
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
@@ -110,13 +119,15 @@ def arrays_in(group: Any, prefix: str = "") -> dict[str, Any]:
     seen = 0
     while waiting:
         place, path, depth = waiting.pop(0)
-        for name in place:
+        for name in names_in(place):
             seen += 1
             if depth > MAX_DEPTH or seen > MAX_OBJECTS:
                 raise EpisodeError(
                     f"{group.file.filename}: {group.name} holds more than {MAX_OBJECTS:,} arrays "
                     f"or {MAX_DEPTH} levels"
                 )
+            if writable(name) != name:
+                continue  # no recipe can name it
             item = member(place, name)
             if isinstance(item, h5py.Dataset):
                 found[path + name] = item
@@ -134,20 +145,19 @@ def count_rows(file: Any, path: str) -> RowCount:
     import h5py
 
     try:
-        array = member(file, path)
-        for _ in range(MAX_DEPTH):
-            if not isinstance(array, h5py.Group) or not len(array):
-                break
-            array = member(array, next(iter(array)))
-        if array is None:
-            return None
-        if not isinstance(array, h5py.Dataset) or not array.shape:
-            return EpisodeError(f"{file.filename}: {path} has no rows")
-        return len(array)
+        with costs_one_episode(path):
+            array = member(file, path)
+            for _ in range(MAX_DEPTH):
+                if not isinstance(array, h5py.Group) or not len(array):
+                    break
+                array = member(array, names_in(array)[0])
+            if array is None:
+                return None
+            if not isinstance(array, h5py.Dataset) or not array.shape:
+                raise EpisodeError(f"{file.filename}: {path} has no rows")
+            return len(array)
     except EpisodeError as error:
         return error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        return EpisodeError(f"{file.filename}: {path} cannot be read: {error}")
 
 
 def check_usable(counts: Iterable[RowCount]) -> bool:
@@ -187,7 +197,8 @@ def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
     found, problem = [], None
     for group in spread(groups):
         try:
-            found.append(_columns_in(arrays_in(member(file, group))))
+            with costs_one_episode(group):
+                found.append(_columns_in(arrays_in(member(file, group))))
         except EpisodeError as error:
             problem = problem or error
     if not found and problem is not None:
@@ -264,6 +275,12 @@ def text_of(attributes: Any, name: str) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
+
+
+def whole_in(attributes: Any, name: str) -> int | None:
+    """A whole number in the attributes of a file or group; None if there is none."""
+    value = attributes.get(name)
+    return int(value) if isinstance(value, np.integer) else None
 
 
 def parse_object(text: str | bytes) -> Mapping[str, Any]:

@@ -5,8 +5,9 @@ rounding, frames of takes that were thrown away stay in them, frames are lost. S
 known of a file is looked at together: when each frame is shown, which are key frames, and the clips
 of *all* its episodes with their numbers of rows.
 
-1. *Are there as many frames as rows?* Then frames belong to rows one after the other, whatever the
-   clip times are off, as long as they do not point at other frames.
+1. *Are there as many frames as rows?* Then frames belong to rows one after the other, as long as
+   clip times are off by a little or all alike; where one plainly points at another frame, that
+   episode is left out.
 2. *Otherwise the clip times decide*, if each of them is the time of a frame.
 3. *A few frames too many or too few* may have come or gone anywhere. Episodes are then taken only
    where key frames show that they begin and end at their clip times.
@@ -64,7 +65,7 @@ class Clip:
         if self.start is None or self.stop is None:
             return "no clip times are given (null or NaN)"
         span = f"its clip is from {self.start:g} s to {self.stop:g} s"
-        if not (self.start >= 0 and self.stop < math.inf):
+        if not (self.start > -NEAR * period and self.stop < math.inf):
             return f"{span}, which no clip can be"
         if self.stop <= self.start:
             return f"{span}, which is empty"
@@ -74,7 +75,14 @@ class Clip:
             return f"{span}, {num_frames:.0f} frames, and the table has {self.num_rows} rows"
         return ""
 
+    def fraction(self, period: float) -> float:
+        """How far the length of the clip is from a whole number of frames, in periods."""
+        num_frames = ((self.stop or 0.0) - (self.start or 0.0)) / period
+        return abs(num_frames - round(num_frames))
 
+
+Values = tuple[tuple[str, int], ...]
+"""What stands for a file in the path template."""
 Place = slice | str
 """The frames of an episode, counted over the file as they are shown; or why they are not known."""
 
@@ -88,10 +96,11 @@ class LeRobotClips:
 
     def __init__(self, meta: LeRobotMeta) -> None:
         self.meta = meta
+        self._clips: dict[str, dict[Values, tuple[int, list[Clip]]]] = {}
         self._known: dict[str, tuple[Path, FrameIndex, dict[int, Place]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}}
+        return {**self.__dict__, "_clips": {}, "_known": {}}
 
     def times(self, ref: EpisodeRef, feature: str, part: Part, path: Path) -> NDArray[np.float64]:
         """Presentation times of the frames of one episode, seconds.
@@ -107,27 +116,31 @@ class LeRobotClips:
         """
         if self._known.get(feature, (None,))[0] != path:
             frames = index_frames(path, f"episode {ref.key}")
-            self._known[feature] = (path, frames, self._places(frames, feature, part.values))
+            rows_before, clips = self._clips_of(feature)[_values(part)]
+            places = place_clips(frames, clips, period=1 / self.meta.rate, rows_before=rows_before)
+            self._known[feature] = (path, frames, places)
         _, frames, places = self._known[feature]
         place = places[ref.index]
         if isinstance(place, str):
             raise EpisodeError(f"episode {ref.key}: video {path} of {feature}: {place}")
         return frames.times[place]
 
-    def _places(
-        self, frames: FrameIndex, feature: str, values: Mapping[str, int]
-    ) -> dict[int, Place]:
-        clips: list[Clip] = []
-        rows_before = 0
-        for index, row in self.meta.episodes.items():
-            part = row.videos.get(feature)
-            if part is not None and part.values == values:
-                clips.append(
-                    Clip(index=index, num_rows=row.length, start=part.start, stop=part.stop)
-                )
-            elif not clips:
+    def _clips_of(self, feature: str) -> dict[Values, tuple[int, list[Clip]]]:
+        """File → rows of the episodes that are listed before its first one, and its clips."""
+        if feature not in self._clips:
+            files: dict[Values, tuple[int, list[Clip]]] = {}
+            rows_before = 0
+            for index, row in self.meta.episodes.items():
+                part = row.videos.get(feature, Part(values={}))
+                clip = Clip(index=index, num_rows=row.length, start=part.start, stop=part.stop)
+                files.setdefault(_values(part), (rows_before, []))[1].append(clip)
                 rows_before += row.length
-        return place_clips(frames, clips, period=1 / self.meta.rate, rows_before=rows_before)
+            self._clips[feature] = files
+        return self._clips[feature]
+
+
+def _values(part: Part) -> Values:
+    return tuple(sorted(part.values.items()))
 
 
 def place_clips(
@@ -207,35 +220,33 @@ def _by_time(frames: FrameIndex, clips: Sequence[Clip], period: float) -> dict[i
     """The frames that are shown during each clip, in order of time."""
     begin, starts = frames.times[0], [clip.start or 0.0 for clip in clips]
     spacing = float(np.median(np.diff(frames.times))) if len(frames.times) > 1 else period
+    spacing = max(spacing, 1e-9)
     reason = ""
     if abs(spacing / period - 1) > OTHER_RATE:
         reason = (
             f"it shows {1 / spacing:.4g} pictures a second, and the rows are at {1 / period:g} Hz"
         )
-    elif begin > period / 2 and abs(starts[0] - begin) > NEAR * period:
-        if frames.is_delayed and starts[0] <= period / 2:
-            starts = [start + begin for start in starts]
-        else:
+    elif begin > period / 2 and frames.is_delayed and starts[0] <= period / 2:
+        starts = [start + begin for start in starts]
+    elif begin > period / 2 and (frames.is_delayed or abs(starts[0] - begin) > NEAR * period):
+        reason = f"its first picture is shown at {begin:g} s"
+    firsts = np.searchsorted(frames.times, np.array(starts) - period / 2).tolist()
+    places: dict[int, Place] = {}
+    for clip, start, first in zip(clips, starts, firsts, strict=True):
+        stop = int(np.searchsorted(frames.times, start + (clip.num_rows - 0.5) * period))
+        places[clip.index] = slice(first, stop)
+        off = (frames.times[first] - start) / period if first < len(frames.times) else np.inf
+        if off > 0.5:
+            places[clip.index] = f"no picture is shown at {start:g} s, where its clip begins"
+        elif abs(off) > NEAR or clip.fraction(period) > NEAR:
             reason = (
-                f"its first picture is shown at {begin:g} s, and it holds "
-                f"{_counts(frames, clips)}: which belong to which is not known"
+                reason or f"the clip of episode {clip.index} does not begin and end with a picture"
             )
     if reason:
+        reason = (
+            f"it holds {_counts(frames, clips)}, and {reason}: which belong to which is not known"
+        )
         return {clip.index: reason for clip in clips}
-    places: dict[int, Place] = {}
-    drifts = False
-    for clip, start in zip(clips, starts, strict=True):
-        times = start + (np.array([0, clip.num_rows]) - 0.5) * period
-        first, stop = np.searchsorted(frames.times, times).tolist()
-        places[clip.index] = slice(first, stop)
-        if first == len(frames.times) or frames.times[first] > start + period / 2:
-            places[clip.index] = f"no picture is shown at {start:g} s, where its clip begins"
-        elif drifts or abs(frames.times[first] - start) > NEAR * period:
-            drifts = True
-            places[clip.index] = (
-                f"it holds {_counts(frames, clips)}, and clip times of this or an earlier episode "
-                "are between two pictures: which belong to which is not known"
-            )
     for (one, start), (other, following) in pairwise(zip(clips, starts, strict=True)):
         if following < start + (one.num_rows - 0.5) * period:
             for clip, beside in ((one, other), (other, one)):

@@ -15,8 +15,9 @@ import av
 import numpy as np
 
 from tokenwm.data.sources import Gap
-from tokenwm.data.sources.arrays import column_of
+from tokenwm.data.sources.arrays import LARGEST_RATE, column_of
 from tokenwm.data.sources.columns import Column
+from tokenwm.data.sources.gaps import compare
 from tokenwm.data.sources.lerobot_episodes import (
     LAYOUT,
     READ_EPISODES,
@@ -41,7 +42,6 @@ VIDEO_PATHS = {
 }
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
-LARGEST_RATE = 100_000.0
 MAX_NAMED = 1000
 """Of more episodes than these the missing ones are counted and not named."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -166,19 +166,13 @@ def read_meta(folder: Path) -> LeRobotMeta:
 
 def _missing(path: Path, info: Mapping[str, Any], listed: Mapping[int, EpisodeRow]) -> list[Gap]:
     """What the totals in ``info.json`` say, where the list of episodes says something else."""
-    gaps = []
-    total, frames = info.get("total_episodes"), info.get("total_frames")
-    if type(total) is int and total != len(listed):
-        text = f"{path} declares {total:,} episode(s), and meta/ lists {len(listed):,}"
-        if total > len(listed):
-            few = total if total <= MAX_NAMED and max(listed, default=0) < total else 0
-            absent = [str(index) for index in range(few) if index not in listed]
-            names = f" ({', '.join(absent)})" if absent else ""
-            text += f": {total - len(listed):,} of {total:,} are missing{names}"
-        gaps.append(Gap(text=text, num_missing=max(0, total - len(listed))))
-    rows = sum(row.length for row in listed.values())
-    if type(frames) is int and frames != rows and total == len(listed):
-        gaps.append(Gap(text=f"{path} declares {frames:,} frames, and meta/ lists {rows:,} rows"))
+    total, where = info.get("total_episodes"), str(path)
+    counted = total if type(total) is int and max(listed, default=0) < total <= MAX_NAMED else 0
+    absent = [str(index) for index in range(counted) if index not in listed]
+    gaps = compare(where, "episodes", total, len(listed), missing=absent)
+    if not gaps and not any(row.problem for row in listed.values()):
+        num_rows = sum(row.length for row in listed.values())
+        gaps = compare(where, "frames", info.get("total_frames"), num_rows)
     return gaps
 
 
@@ -230,7 +224,8 @@ def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
         for key, value in about.items():
             # "is_depth_map" today, "video.is_depth_map" before.
             last = str(key).rpartition(".")[2]
-            if (last == "is_depth_map" and value is True) or last == "depth_unit":
+            is_set = str(value).lower() in ("true", "1")
+            if (last == "is_depth_map" and is_set) or last == "depth_unit":
                 return f"depth, as {key} of meta/info.json says"
             if last == "pix_fmt" and _is_depth_format(str(value)):
                 return f"depth, of the pixel format {value}"

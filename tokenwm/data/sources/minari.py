@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenwm.data.episode import Scalar
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import RatedConfig
+from tokenwm.data.sources.gaps import compare
 from tokenwm.data.sources.hdf5 import (
     RowCount,
     check_usable,
@@ -22,11 +23,13 @@ from tokenwm.data.sources.hdf5 import (
     count_rows,
     is_hdf5,
     member,
+    names_in,
     open_hdf5,
     parse_object,
     read_numbers,
     stored_frames,
     text_of,
+    whole_in,
 )
 from tokenwm.data.sources.paths import checksum_of_sizes, inside, read_small
 from tokenwm.data.sources.recording import RecordedSource, Recording
@@ -100,6 +103,7 @@ class MinariSource(RecordedSource):
                 raise SourceError(f"{path} has no episodes; {LAYOUT}")
             columns = columns_of_episodes(file, [f"episode_{i}" for i in self.num_steps])
             self.environment = str(_about(path, file).get("env_spec") or "")
+            self._gaps = _differences(path, file, self.num_steps)
         self.has_mission = MISSION in columns and columns[MISSION].kind == "other"
         rate = config.rows_per_second(None, str(path))
         super().__init__(config, columns, str(path), episode_format, rate)
@@ -114,6 +118,10 @@ class MinariSource(RecordedSource):
             )
             for index, num_steps in self.num_steps.items()
         ]
+
+    def gaps(self) -> Sequence[Gap]:
+        """Where the totals of the dataset say something else than its episodes."""
+        return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode.
@@ -183,10 +191,25 @@ def _episodes(file: Any) -> dict[int, RowCount]:
     """
     counts = {
         int(number.group(1)): count_rows(file, f"{name}/actions")
-        for name in file
+        for name in names_in(file)
         if (number := EPISODE.fullmatch(name))
     }
     return dict(sorted(counts.items())) if check_usable(counts.values()) else {}
+
+
+def _differences(path: Path, file: Any, counts: Mapping[int, RowCount]) -> list[Gap]:
+    """What the totals say, where something else is there."""
+    beside = path.parent / METADATA_FILE
+    if beside.is_file():
+        where, about = str(beside), _about(path, file)
+    else:
+        names = ("total_episodes", "total_steps")
+        where, about = str(path), {name: whole_in(file.attrs, name) for name in names}
+    gaps = compare(where, "episodes", about.get("total_episodes"), len(counts))
+    known = [count for count in counts.values() if isinstance(count, int)]
+    if not gaps and len(known) == len(counts):
+        gaps = compare(where, "steps", about.get("total_steps"), sum(known))
+    return gaps
 
 
 def _about(path: Path, file: Any) -> Mapping[str, Any]:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
 from tokenwm.data.one_episode import writable
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import RatedConfig, check_claims
 from tokenwm.data.sources.columns import Column
 from tokenwm.data.sources.frames import ArrayFrames, EncodedFrames, Frames
+from tokenwm.data.sources.gaps import compare
 from tokenwm.data.sources.licence import MOST_TEXT
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.recording import RecordedSource, Recording
@@ -31,9 +32,13 @@ from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
 logger = logging.getLogger(__name__)
 
-SHARD = re.compile(r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(\d{5,})-of-(?P<all>\d{5,})")
+SHARD = re.compile(
+    r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.tfrecord-(?P<number>\d{5,})-of-(?P<all>\d{5,})"
+)
 TERMINAL = "is_terminal"
 STEPS = "steps/"
+MAX_NAMED = 10_000
+"""Shards of which it is told which ones are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,7 @@ class RldsSource(RecordedSource):
         ]
         if not self.records:
             raise SourceError(f"{folder} holds no episodes; {LAYOUT}")
+        self._gaps = _differences(folder, self.info, self.shards, self.records, config.split)
         columns, self.texts = read_step_features(folder)
         rate = config.rows_per_second(None, str(folder))
         super().__init__(config, columns, str(folder), episode_format, rate)
@@ -118,6 +124,10 @@ class RldsSource(RecordedSource):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in the order of the files and the records in them."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.records))]
+
+    def gaps(self) -> Sequence[Gap]:
+        """Shards that the names or ``dataset_info.json`` declare and that are not there."""
+        return self._gaps
 
     def licence(self) -> str:
         """The licence in ``dataset_info.json``, else as other folders state it."""
@@ -201,6 +211,39 @@ def _shards(folder: Path) -> list[Path]:
     """
     paths = [path for path in sorted(folder.glob("*.tfrecord-*")) if SHARD.fullmatch(path.name)]
     return [inside(folder, path) for path in paths]
+
+
+def _differences(
+    folder: Path,
+    info: Mapping[str, Any],
+    shards: Sequence[Path],
+    records: Sequence[Record],
+    wanted: str | None,
+) -> list[Gap]:
+    """Shards by their names, and episodes by ``dataset_info.json``, that are not there."""
+    gaps = []
+    names = [match for path in shards if (match := SHARD.fullmatch(path.name))]
+    for split in sorted({match["split"] for match in names if wanted in (None, match["split"])}):
+        of_split = [match for match in names if match["split"] == split]
+        total = max(int(match["all"]) for match in of_split)
+        there = {int(match["number"]) for match in of_split}
+        absent = [str(i) for i in range(min(total, MAX_NAMED)) if i not in there]
+        where = f"{folder}: names of the shards of split {split!r}"
+        gaps += compare(where, "shards", total, len(there), missing=absent)
+    splits = info.get("splits")
+    for about in splits if isinstance(splits, list) else ():
+        if not isinstance(about, Mapping):
+            continue
+        name, lengths = about.get("name"), about.get("shardLengths")
+        if not isinstance(lengths, list) or not all(str(n).isdecimal() for n in lengths):
+            continue
+        if wanted in (None, name):
+            found = [record for record in records if _split(record.path) == name]
+            # What a damaged file holds is not known; it is an episode with a reason.
+            if not any(record.problem for record in found):
+                where = f"{folder / 'dataset_info.json'}, split {name!r},"
+                gaps += compare(where, "episodes", sum(map(int, lengths)), len(found))
+    return gaps
 
 
 def _split(path: Path) -> str:

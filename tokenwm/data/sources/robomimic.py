@@ -6,7 +6,7 @@ rows map onto our steps one to one, and where ``next_obs`` is recorded its last 
 observation more, with which the last action, reward and end are kept too.
 """
 
-import math
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
-from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig
+from tokenwm.data.one_episode import costs_one_episode
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
+from tokenwm.data.sources.arrays import MAX_ROWS, RatedConfig, plausible_rate
 from tokenwm.data.sources.columns import AUTO, names_of
+from tokenwm.data.sources.gaps import compare, few
 from tokenwm.data.sources.hdf5 import (
     RowCount,
     check_usable,
@@ -27,11 +29,13 @@ from tokenwm.data.sources.hdf5 import (
     count_rows,
     is_hdf5,
     member,
+    names_in,
     open_hdf5,
     parse_object,
     read_numbers,
     stored_frames,
     text_of,
+    whole_in,
 )
 from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes
@@ -100,6 +104,7 @@ class RobomimicSource(RecordedSource):
             columns = columns_of_episodes(file, [f"data/{name}" for name in self.groups])
             self.about = text_of(member(file, "data").attrs, "env_args")
             self.task = _task(member(file, "data").attrs)
+            self._gaps = _differences(file, self.num_rows, config.mask)
         self._keys = episode_keys(self.groups, str(path))
         self._wanted = [index for index, name in enumerate(self.groups) if name in wanted]
         following = {name for name in columns if name.startswith(NEXT_OBS)}
@@ -126,6 +131,10 @@ class RobomimicSource(RecordedSource):
             num_rows = known + self.has_last if isinstance(known, int) else None
             refs.append(EpisodeRef(key=self._keys[index], index=index, num_rows=num_rows))
         return refs
+
+    def gaps(self) -> Sequence[Gap]:
+        """Where ``total``, ``num_samples`` and the masks say something else than the arrays."""
+        return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one demonstration.
@@ -183,9 +192,41 @@ def _demonstrations(file: Any) -> dict[str, RowCount]:
     data = member(file, "data")
     if not isinstance(data, h5py.Group):
         return {}
-    names = sorted(data, key=lambda name: (_number(name), name))
-    counts = {name: count_rows(file, f"data/{name}/actions") for name in names}
+    names = sorted(names_in(data), key=lambda name: (_number(name), name))
+    counts = {
+        name: count_rows(file, f"data/{name}/actions")
+        for name in names
+        if not _is_array(data, name)
+    }
     return counts if check_usable(counts.values()) else {}
+
+
+def _is_array(data: Any, name: str) -> bool:
+    """Whether something beside the demonstrations is an array: a note, and no episode."""
+    import h5py
+
+    with contextlib.suppress(EpisodeError), costs_one_episode(name):
+        return isinstance(member(data, name), h5py.Dataset)
+    return False
+
+
+def _differences(file: Any, counts: Mapping[str, RowCount], mask: str | None) -> list[Gap]:
+    """What the attributes and the mask that is used say, where something else is there."""
+    known = {name: count for name, count in counts.items() if isinstance(count, int)}
+    data = member(file, "data")
+    gaps = []
+    if len(known) == len(counts):
+        gaps += compare(f"{file.filename}: data", "samples", whole_in(data.attrs, "total"),
+                        sum(known.values()))  # fmt: skip
+    for name, count in known.items():
+        where = f"{file.filename}: data/{name}"
+        declared = whole_in(member(data, name).attrs, "num_samples")
+        gaps += compare(where, "samples", declared, count)
+    absent = sorted(_listed(file, mask) - counts.keys()) if mask is not None else []
+    if absent:
+        text = f"mask {mask!r} of {file.filename} lists {few(absent)}, which are not there"
+        gaps.append(Gap(text=text, num_missing=len(absent)))
+    return gaps
 
 
 def _number(name: str) -> int:
@@ -215,7 +256,7 @@ def _rate(about: Mapping[str, Any]) -> float | None:
     """The ``control_freq`` of robosuite, Hz."""
     arguments = about.get("env_kwargs")
     rate = arguments.get("control_freq") if isinstance(arguments, Mapping) else None
-    return float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else None
+    return plausible_rate(rate) if isinstance(rate, int | float) else None
 
 
 def _task(attributes: Any) -> str:

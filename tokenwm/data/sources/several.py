@@ -59,6 +59,8 @@ class SeveralSource:
 
     def __init__(self, paths: Sequence[str], parts: Sequence[RecordedSource]) -> None:
         self.paths, self.parts = tuple(paths), tuple(parts)
+        if len({part.where for part in self.parts}) < len(self.parts):
+            raise RecipeError(f"source.path names one folder twice: {', '.join(self.paths)}")
         for path, part in zip(self.paths[1:], self.parts[1:], strict=True):
             _check_alike((self.paths[0], self.parts[0]), (path, part))
         self.num_phases = self.parts[0].num_phases

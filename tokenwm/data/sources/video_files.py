@@ -73,7 +73,8 @@ class VideoFolder:
         # Where the first ones are damaged, more of them are looked at.
         for path in dict.fromkeys([*spread(paths), *paths]):
             try:
-                found.append(probe(path, path.stem)[1])
+                with costs_one_episode(path.stem):
+                    found.append(probe(path, path.stem)[1])
             except EpisodeError as error:
                 problem = problem or error
             if len(found) == min(LOOKED_AT, len(paths)):

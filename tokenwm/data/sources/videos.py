@@ -17,17 +17,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.one_episode import writable
-from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Recognised
+from tokenwm.data.one_episode import costs_one_episode, writable
+from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import (
     RatedConfig,
     as_numbers,
     check_claims,
+    plausible_rate,
     spread,
     usual_columns,
 )
 from tokenwm.data.sources.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.sources.frames import ArrayFrames, Frames, VideoFrames
+from tokenwm.data.sources.gaps import few
 from tokenwm.data.sources.keys import episode_keys
 from tokenwm.data.sources.paths import checksum_of_sizes, inside
 from tokenwm.data.sources.pixels import is_called_depth
@@ -44,6 +46,8 @@ NO_ACTION = "action"
 EPISODE_COLUMNS = ("episode", "episode_id", "episode_index", "video", "file", "filename")
 TERMINATED_COLUMNS = ("terminated", "is_terminal", "done")
 TIME, TASK = "timestamp", "task"
+MOST_COMPARED = 10**6
+"""Pairs of labels and names; where there are more, it is not looked for labels without a video."""
 VIDEO = "video"
 """Type of a column that is a folder of videos."""
 
@@ -84,7 +88,7 @@ class VideosConfig(RatedConfig):
         if not files.of_episode:
             tables = "one for all" if files.others else "none: every step has the action 0"
         facts = {"format": "videos", "tables": tables}
-        return Recognised(config=config, rate=files.rate(), facts=facts)
+        return Recognised(config=config, rate=plausible_rate(files.rate()), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
         """Open the folder.
@@ -144,8 +148,30 @@ class VideosSource(RecordedSource):
                 f"the episode; it has: {', '.join(first)}"
             )
         self.terminated = _named("terminated", config.terminated, TERMINATED_COLUMNS, first)
+        self._gaps = self._tables_without_video(first)
         known = config.rows_per_second(rate or None, str(folder))
         super().__init__(config, columns, str(folder), episode_format, known)
+
+    def gaps(self) -> Sequence[Gap]:
+        """Episodes that have a table, or rows in the one for all, and no video."""
+        return self._gaps
+
+    def _tables_without_video(self, first: Table) -> list[Gap]:
+        if self.table is None:
+            lost = [path.name for path in self.files.others] if self.files.of_episode else []
+        else:
+            labels = np.unique(first[self.episode_column or ""])
+            known = len(labels) * len(self.names) <= MOST_COMPARED
+            lost = [
+                str(label)
+                for label in (labels if known else ())
+                if not any(_means(str(label), name) for name in self.names)
+            ]
+        if not lost:
+            return []
+        kind = "tables of" if self.table is None else f"rows in {self.table} of"
+        text = f"{self.folder} has {kind} {len(lost)} episode(s) without a video: {few(lost)}"
+        return [Gap(text=text, num_missing=len(lost))]
 
     def _only_table(self, config: VideosConfig) -> Path | None:
         if config.table is not None:
@@ -185,7 +211,8 @@ class VideosSource(RecordedSource):
         problem = None
         for path in self.files.of_episode.values():
             try:
-                return read_table(self.folder, path)
+                with costs_one_episode(path.stem):
+                    return read_table(self.folder, path)
             except EpisodeError as error:
                 problem = problem or error
         if problem is not None:
@@ -198,7 +225,7 @@ class VideosSource(RecordedSource):
             return columns_of(first)
         found = []
         for path in spread(list(self.files.of_episode.values())):
-            with contextlib.suppress(EpisodeError):
+            with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
                 found.append(columns_of(read_table(self.folder, path)))
         return usual_columns(found) or columns_of(first)
 
