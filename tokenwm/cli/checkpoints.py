@@ -101,8 +101,8 @@ class ResumingCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note whether this is where the run ends."""
-        checkpoint["has_ended"] = _has_ended(trainer)
+        """Note whether something else than the number of steps ended the run here."""
+        checkpoint["has_ended"] = trainer.should_stop
 
     def _save(self, trainer: pl.Trainer) -> None:
         write_whole(trainer, self.path, trainer.save_checkpoint)

@@ -184,9 +184,11 @@ class TrainingCLI(LightningCLI):
         if values.get("ckpt_path"):
             checkpoint = read_without_weights(Path(values["ckpt_path"]))
             self._check_continues(checkpoint)
-            step = checkpoint["global_step"]
+            step, of_model = checkpoint["global_step"], steps_of_model(root / "model")
             if checkpoint.get("has_ended") or step == self.trainer.max_steps:
-                self.finished_at = step if steps_of_model(root / "model") == step else None
+                self.finished_at = step if of_model == step else None
+            elif "options" not in checkpoint and of_model == self.trainer.max_steps:
+                self.finished_at = of_model  # older tokenwm had no checkpoint of the last step
         elif values["resume"]:
             self.finished_at = self._steps_without_checkpoint()
         if self.finished_at is None and self.trainer.is_global_zero:
