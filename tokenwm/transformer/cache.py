@@ -198,14 +198,22 @@ class KVCache:
             TokenwmError: Room was made for fewer, or forks that are still held read what is here.
         """
         self.check_room(num_steps)
+        self.check_no_forks()
+        if self._steps_left is not None:
+            self._steps_left -= num_steps
+        self.generation += 1
+
+    def check_no_forks(self) -> None:
+        """Check that nobody reads what is here as the past of a fork.
+
+        Raises:
+            TokenwmError: Somebody does.
+        """
         if self._forks:
             raise TokenwmError(
                 f"{len(self._forks)} fork(s) of this state are still held, and stepping on would "
                 "change their past; let go of them first (del), or step a copy: state.take_rows"
             )
-        if self._steps_left is not None:
-            self._steps_left -= num_steps
-        self.generation += 1
 
     def check_room(self, num_steps: int) -> None:
         """Check that so many more steps can be fed without overwriting what they attend to.
