@@ -71,13 +71,13 @@ def check_type(name: str, value: Any, kind: type) -> None:
 
 def is_whole(value: Any, least: int = 1) -> bool:
     """Whether a value is a whole number in [least, 2^31); True and False are none."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    is_integer = type(value) is not bool and isinstance(value, Integral)
     return is_integer and least <= int(value) < 2**31
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is a real number, NaN and infinity included; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return type(value) is not bool and isinstance(value, Real)
 
 
 def shown(value: Any) -> str:

@@ -99,7 +99,9 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
     if (state is None) != (vocabulary.state is None):
         wanted = "needs state tokens" if state is None else "does not take state tokens"
         raise TokenwmError(f"the model {wanted}; context.tokens.state is {_described(state)}")
-    named = [("frame", frame, vocabulary.tokens_per_frame, vocabulary.codebook_size)]
+    named: list[tuple[str, Any, int, int]] = [
+        ("frame", frame, vocabulary.tokens_per_frame, vocabulary.codebook_size)
+    ]
     for name, tokens, tokenizer in (
         ("action", action, vocabulary.action),
         ("state", state, vocabulary.state),
@@ -182,7 +184,7 @@ def noise_of(
 
 def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
     wanted = f"one whole number, or a ({num_rows},) int64 tensor: one for every row of actions"
-    if isinstance(given, Integral) and not isinstance(given, bool):
+    if type(given) is not bool and isinstance(given, Integral):
         if not -(2**63) <= int(given) < 2**63:
             raise TokenwmError(f"{name}={given}; use {wanted}, in [-2^63, 2^63)")
         return torch.full((num_rows,), int(given))

@@ -144,7 +144,7 @@ class ImaginedEpisodes:
             episodes = episodes.nonzero()[:, 0]
         check_shape("episodes", episodes, ("n",))
         check_ids("episodes", episodes, self.num_episodes)
-        if episodes.device.type == "cpu" and len(episodes.unique()) < len(episodes):
+        if episodes.device.type == "cpu" and len(set(episodes.tolist())) < len(episodes):
             raise TokenwmError(f"episodes {episodes.tolist()} name one twice; name each once")
         if len(episodes) == 0:
             return
@@ -301,7 +301,7 @@ def check_observation(kind: object) -> None:
 
 
 def _checked_seed(seed: Any) -> int:
-    is_integer = isinstance(seed, Integral) and not isinstance(seed, bool)
+    is_integer = type(seed) is not bool and isinstance(seed, Integral)
     if not is_integer or not 0 <= int(seed) < 2**63:
         raise TokenwmError(
             f"seed={shown(seed)}; use one whole number in [0, 2^63) for all episodes"

@@ -113,6 +113,7 @@ class DecodeState:
         check_shape("rows", rows, ("n",))
         return self._with_rows(lambda tensor: tensor[rows], self.cache.take_rows(rows))
 
+    @torch.inference_mode()  # in place: the memory of a state that a model returned is of this mode
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 
@@ -128,6 +129,8 @@ class DecodeState:
         check_type("other", other, DecodeState)
         other.check_current()
         self.cache.check_no_forks()
+        if other.cache is self.cache:
+            raise TokenwmError("rows of a state cannot take the place of others in it: take_rows")
         check_ids("rows", rows, len(self.pending))
         check_shape("rows", rows, (len(other.pending),))
         self.cache.replace_rows(rows, other.cache)
