@@ -246,7 +246,11 @@ def test_a_finished_run_is_left_alone_and_other_options_are_one_line(
         ("model.optimizer.schedule", "cosine", "schedule is cosine, but wsd"),
         ("seed_everything", "3", "seed_everything is 3, but 0 in the run"),
         ("data.seed", "3", "data.seed is 3, but 0 in the run"),
-        ("trainer.gradient_clip_algorithm", "value", "clip_algorithm is value, but norm in the run"),
+        (
+            "trainer.gradient_clip_algorithm",
+            "value",
+            "algorithm is value, but norm in the run",
+        ),
         (
             "trainer.callbacks+",
             "lightning.pytorch.callbacks.EMAWeightAveraging",
