@@ -22,6 +22,7 @@ from tests.unit.data.test_videos import make_columns, write_table
 from tokenwm.cli import main as cli
 from tokenwm.data import quality_report
 from tokenwm.data.prepare import prepare
+from tokenwm.data.sources.gaps import compare
 from tokenwm.data.survey import survey
 from tokenwm.errors import SourceError
 
@@ -229,3 +230,13 @@ def test_a_folder_above_a_dataset_says_where_it_lies(tmp_path: Path) -> None:
     # A folder of videos is one, also with other folders in it.
     videos(tmp_path / "clips")
     assert survey(tmp_path / "clips").facts["format"] == "videos"
+
+
+@pytest.mark.parametrize(
+    ("declared", "missing"),
+    [(6, 2), ("6", 2), (6.0, 2), (4, None), (3, 0), ("many", None), (True, None), (None, None),
+     ([6], None), (float("nan"), None), (10**400, None), (4.5, None)],
+)  # fmt: skip
+def test_what_declares_a_number(declared: Any, missing: int | None) -> None:
+    gaps = compare("a", "episodes", declared, 4)
+    assert [gap.num_missing for gap in gaps] == ([] if missing is None else [missing])

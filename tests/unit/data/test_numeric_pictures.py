@@ -240,6 +240,21 @@ def test_lerobot_arrays(tmp_path: Path, first: bool, dtype: str) -> None:
     assert episode.state is not None and episode.state.shape == (ROWS, 2)
 
 
+def test_lists_in_lists_have_a_shape_of_their_own(tmp_path: Path) -> None:
+    """``info.json`` may give the channels first and the table last, or the other way round."""
+    last, first = {"dtype": "uint8", "shape": [16, 16, 3]}, {"dtype": "uint8", "shape": [3, 16, 16]}
+    large = pyarrow.large_list(pyarrow.large_list(pyarrow.large_list(pyarrow.uint8())))
+    columns = {
+        "obs.a": pyarrow.array(PICTURES.tolist()),
+        "obs.b": pyarrow.array(FIRST.tolist()),
+        "obs.c": pyarrow.array(PICTURES.tolist(), large),
+    }
+    lerobot(tmp_path, {"obs.a": first, "obs.b": last, "obs.c": last}, columns)
+    (episode,) = load_all(open_source("lerobot", tmp_path, control_rate=30))
+    for camera in "abc":
+        np.testing.assert_array_equal(episode.frames[camera], PICTURES)
+
+
 FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("observation.images.d", {"info": {"is_depth_map": True}}),
     ("observation.images.d", {"info": {"video.is_depth_map": True}}),
@@ -248,6 +263,13 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("observation.images.d", {"info": {"depth_unit": "m"}}),
     ("observation.images.d", {"info": {"video.pix_fmt": "gray12le"}}),
     ("observation.images.d", {"info": {"pix_fmt": "gray16be"}}),
+    ("observation.images.d", {"info": {"pix_fmt": "GRAY16LE"}}),
+    ("observation.images.d", {"info": {"video": {"is_depth_map": True}}}),
+    ("observation.images.d", {"info": {"Is_Depth_Map": [True]}}),
+    ("observation.images.d", {"isDepthMap": "yes"}),
+    ("observation.images.d", {"info": {"is_depth": 1}}),
+    ("observation.images.d", {"info": {"depth_units": "mm"}}),
+    ("observation.images.d", {"info": {"type": "depth"}}),
     ("observation.images.top_depth", {}),
     ("observation.images.DepthCamera", {}),
 ]

@@ -28,7 +28,7 @@ from tokenwm.data.sources.frames import (
 )
 from tokenwm.data.sources.lerobot_clips import LeRobotClips
 from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow, Part
-from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
+from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_array, to_arrays, to_images
 from tokenwm.data.sources.lerobot_meta import read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.video import first_picture, holds_depth
@@ -207,11 +207,18 @@ class LeRobotSource(RecordedSource):
     def _images(self, table: Any, name: str, where: str) -> Frames:
         """Pictures in the table: encoded, or as numbers."""
         kind = table.column(name).type
-        as_numbers = pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind)
-        if not as_numbers:
+        lists = (
+            pyarrow.types.is_list,
+            pyarrow.types.is_large_list,
+            pyarrow.types.is_fixed_size_list,
+        )
+        if not any(is_list(kind) for is_list in lists):
             return EncodedFrames(images=to_images(table, name, where), name=name)
-        numbers = to_arrays(table, [name], where)[name]
-        return ArrayFrames(images=numbers, name=name, row_shape=self.columns[name].shape)
+        numbers = to_array(table, name, where)
+        # Lists in lists have a shape of their own, which meta/ need not repeat: (3, H, W) there
+        # and (H, W, 3) in the table.
+        row_shape = self.columns[name].shape if numbers.ndim == 2 else None
+        return ArrayFrames(images=numbers, name=name, row_shape=row_shape)
 
     def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
         path = self._video_path(row, feature, f"episode {ref.key}")

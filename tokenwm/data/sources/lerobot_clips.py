@@ -63,7 +63,7 @@ class Clip:
     def problem(self, period: float) -> str:
         """Why the times cannot be those of the rows; empty if they can."""
         if self.start is None or self.stop is None:
-            return "no clip times are given (null or NaN)"
+            return "no clip times are given (null, NaN, or no numbers)"
         span = f"its clip is from {self.start:g} s to {self.stop:g} s"
         if not (self.start > -NEAR * period and self.stop < math.inf):
             return f"{span}, which no clip can be"
@@ -72,7 +72,7 @@ class Clip:
         # The end is a period behind the last frame, or (real datasets have it) that frame's time.
         num_frames = (self.stop - self.start) / period
         if not -1 - NEARLY < num_frames - self.num_rows < NEARLY:
-            return f"{span}, {num_frames:.0f} frames, and the table has {self.num_rows} rows"
+            return f"{span}, {num_frames:.6g} frames, and the table has {self.num_rows} rows"
         return ""
 
     def fraction(self, period: float) -> float:
@@ -163,17 +163,19 @@ def place_clips(
     if not good:
         return reasons
     in_sequence: dict[int, slice] = {}
-    for sequence in (_ordered(clips), _ordered(good)):
+    # As listed, too: a wrong time of one episode must not change the order of the others.
+    for sequence in (_ordered(clips), clips, _ordered(good)):
         firsts = np.cumsum([0] + [clip.num_rows for clip in sequence]).tolist()
         if firsts[-1] == len(frames.times):
-            in_sequence = {
+            found = {
                 clip.index: slice(first, first + clip.num_rows)
                 for clip, first in zip(sequence, firsts, strict=False)
                 if clip.index not in reasons
             }
             known = [clip for clip in sequence if clip.index not in reasons]
-            if _agrees(frames, known, in_sequence, period, rows_before):
-                return in_sequence | reasons
+            if _agrees(frames, known, found, period, rows_before):
+                return found | reasons
+            in_sequence = in_sequence or found
     places = _by_time(frames, _ordered(good), period)
     if not in_sequence:
         return _confirmed(frames, _ordered(good), places, period) | reasons

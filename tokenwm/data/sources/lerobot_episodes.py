@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,15 @@ def _video_part(row: Mapping[str, Any], prefix: str) -> Part:
 
 
 def _seconds(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not math.isnan(value)
-    return float(value) if is_number else None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    try:  # a decimal number, or one written as text, too
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if math.isnan(seconds) else seconds
 
 
 def _add(
