@@ -139,6 +139,24 @@ def test_a_file_that_is_cut(name: str, cut: float, tmp_path: Path) -> None:
     check_others(FORMATS[name].kind, path, [1], FORMATS[name].options)
 
 
+@pytest.mark.parametrize("target", ["itself", "nowhere", "a folder"])
+@pytest.mark.parametrize("name", [name for name, about in FORMATS.items() if about.own_files])
+def test_a_link_that_leads_to_no_file(name: str, target: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = FORMATS[name].write(tmp_path / "data", [make_rows(seed) for seed in range(NUM_EPISODES)])
+    of_episode = sorted(p for p in path.rglob("*") if p.is_file() and "meta" not in p.parts)
+    file = of_episode[0]
+    file.unlink()
+    if target == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file.name if target == "itself" else "nowhere")
+    made = recipe(FORMATS[name].kind, path, source=dict(FORMATS[name].options))
+    manifest = prepare(made, tmp_path / "out")
+    assert len(manifest.episodes) == NUM_EPISODES - 1
+    assert set(survey(path).problems) == {item.key for item in manifest.excluded}
+
+
 LONG, UNDECODABLE = "x" * 95, b"caf\xe9".decode(errors="surrogateescape")
 ODD_NAMES = [LONG, "take_0_phase1", "take 1", "täke", UNDECODABLE, "take.two", "[red]x[b]"]
 
