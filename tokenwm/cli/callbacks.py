@@ -206,7 +206,9 @@ class Throughput(pl.Callback):
             self._peak = measured_peak_flops(device, dtype)
             count = _flops_of(pl_module, batch)
             self._flops_per_batch = count.training
-            self._tokens_per_window = count.num_tokens / len(batch.keys)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        filled = sum(float(part.share) * part.windows.filled for part in data.strata)
+        self._tokens_per_window = filled * count.num_tokens / len(batch.keys)
 
 
 def _flops_of(module: pl.LightningModule, batch: Batch) -> FlopCount:

@@ -142,6 +142,7 @@ class WindowDataset(Dataset[Segment]):
             self._stored_fields += self._cameras
         lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
         self.windows_per_episode = num_windows(lengths, num_steps)
+        self._num_transitions = int((lengths - 1).sum())
         self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each
 
     @property
@@ -153,6 +154,11 @@ class WindowDataset(Dataset[Segment]):
     def episodes(self) -> list[EpisodeInfo]:
         """The episodes, in the order in which windows are numbered."""
         return [self.reader.episode(key) for key in self._keys]
+
+    @property
+    def filled(self) -> float:
+        """Share of the steps to be predicted, ``T - 1`` a window, that are no padding."""
+        return self._num_transitions / len(self) if self.num_steps > 1 else 1.0
 
     def __len__(self) -> int:
         return int(self._ends[-1])

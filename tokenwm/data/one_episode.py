@@ -30,10 +30,13 @@ def costs_one_episode(key: str, *, passing: type[TokenwmError] = EpisodeError) -
         # A number that overflows becomes infinite, which the quality rules find.
         with np.errstate(all="ignore"):
             yield
-    except passing:
+    except passing as error:
+        # The reason is kept in files, and names of files in it need not be UTF-8.
+        if isinstance(error, EpisodeError) and writable(str(error)) != str(error):
+            raise EpisodeError(writable(str(error))) from error
         raise
     except TokenwmError as error:
-        raise EpisodeError(f"episode {key}: {error}") from error
+        raise EpisodeError(writable(f"episode {key}: {error}")) from error
     except Exception as error:
         told = f"{type(error).__name__} at {place_of(error)}: {str(error) or 'without a word'}"
         raise EpisodeError(f"episode {key} cannot be used: {writable(told)[:MOST_TEXT]}") from error

@@ -178,7 +178,7 @@ def result_status(run: Run, folder: Path, metrics: bool) -> Literal["finished", 
     result = read_result(folder / run.name)
     status = result.get("status")
     metrics = metrics and not run.is_check
-    if status == FINISHED and metrics and not result.get("metrics"):
+    if status == FINISHED and metrics and "rollout_psnr@1" not in result.get("metrics", {}):
         return None
     return status if status in (FINISHED, DIVERGED) else None
 

@@ -262,7 +262,7 @@ class RewardHead(nn.Module):
         self, dim: int, reward_range: tuple[float, float] | None = None, num_bins: int = 255
     ) -> None:
         super().__init__()
-        self.register_buffer("bins", torch.zeros(num_bins, dtype=torch.float64), persistent=False)
+        self.register_buffer("bins", torch.zeros(num_bins), persistent=False)
         self.logits = nn.Linear(dim, num_bins)
         nn.init.zeros_(self.logits.weight)
         self.set_range(reward_range)
@@ -279,6 +279,7 @@ class RewardHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → expected reward ``(...)`` float32, within the range."""
+        # In float64, since bins may be large beside the reward that they add up to.
         probabilities = self.logits(hidden).double().softmax(-1)
         if self.least_probability:
             probabilities = probabilities * (probabilities >= self.least_probability)
@@ -291,12 +292,12 @@ class RewardHead(nn.Module):
 
         A reward outside the range counts as its nearer end.
         """
-        bins = self.bins.double()
-        target = reward.double().clamp(bins[0], bins[-1]).contiguous()
+        bins = self.bins.float()
+        target = reward.float().clamp(bins[0], bins[-1]).contiguous()
         below = torch.searchsorted(bins, target, right=True).sub(1).clamp(0, len(bins) - 2)
         # Where all rewards are equal bins have no width, and any division of a target is right.
-        width = (bins[below + 1] - bins[below]).clamp(min=torch.finfo(torch.float64).tiny)
-        weight = ((target - bins[below]) / width).float()
+        width = (bins[below + 1] - bins[below]).clamp(min=torch.finfo(torch.float32).tiny)
+        weight = (target - bins[below]) / width
         log_probabilities = self.logits(hidden).float().log_softmax(-1)
         low = log_probabilities.gather(-1, below.unsqueeze(-1)).squeeze(-1)
         high = log_probabilities.gather(-1, below.unsqueeze(-1) + 1).squeeze(-1)

@@ -169,8 +169,8 @@ def _measure(
     rows = part.starts.rows
     scores = measure(part.model, part.reader, rows, part.donors, config, report, endings)
     if scores.reward:
-        truth, where = scores.reward["truth"], f"split {part.split} of {part.reader.root}"
-        warn_of_rewards_outside(part.model.vocabulary, truth, where)
+        data = f"split {part.split} of {part.reader.root}"
+        warn_of_rewards_outside(part.model.vocabulary, scores.reward["truth"], data)
     return scores
 
 

@@ -1,5 +1,6 @@
 """One odd episode, of every format and in every place, costs itself and no other."""
 
+import importlib.util
 import json
 import zipfile
 from collections.abc import Callable, Collection
@@ -155,6 +156,18 @@ def test_odd_names(name: str, odd: str, tmp_path: Path) -> None:
     manifest = prepare(made, tmp_path / "out")
     assert len(manifest.episodes) == 4 and not manifest.excluded
     assert not survey(path).problems
+
+
+def test_a_reason_with_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    names = ["a", "b", UNDECODABLE, "d"]
+    episodes = [make_rows(seed) for seed in range(NUM_EPISODES)]
+    path = FORMATS["videos_npz"].write(tmp_path / "data", episodes, names)
+    (path / f"{UNDECODABLE}.mp4").write_bytes(b"no video")
+    manifest = prepare(recipe("videos", path), tmp_path / "out")
+    (excluded,) = manifest.excluded
+    assert r"caf\udce9.mp4" in excluded.reason
+    assert (tmp_path / "out" / "quality.html").is_file()
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 300, b" ", b"\x1b[2J"])
@@ -330,3 +343,16 @@ def test_interrupting_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(type(source), "read", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(load_each(source, source.episodes()[:1]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.filterwarnings("ignore")
+def test_random_damage(name: str) -> None:
+    """A little of what tools/fuzz_readers.py does for as long as one likes."""
+    place = Path(__file__).parents[3] / "tools" / "fuzz_readers.py"
+    spec = importlib.util.spec_from_file_location("fuzz_readers", place)
+    assert spec is not None and spec.loader is not None
+    fuzz = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz)
+    for number in range(1, 6):
+        assert fuzz.one_round(name, 0, number, megabytes=2000) is None

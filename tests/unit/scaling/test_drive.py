@@ -108,7 +108,7 @@ def test_finished_runs_are_started_once_more_for_metrics(tmp_path: Path) -> None
     run_all(tmp_path, PretendEngine(1, lambda name: succeed(tmp_path, name)))
 
     def measure(name: str) -> int:
-        result = {"status": "finished", "metrics": {"effective_horizon": 3.0}}
+        result = {"status": "finished", "metrics": {"rollout_psnr@1": 30.0}}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
         return 0
 

@@ -175,6 +175,7 @@ def test_padding_is_not_counted_as_tokens(token_shards: Path) -> None:
     for num_steps in (2, 4, 11):
         windows = WindowDataset(token_shards, "train", num_steps, ["frame_tokens"])
         valid = sum(int(windows[i].arrays["step_valid"][1:].sum()) for i in range(len(windows)))
+        assert data.filled(num_steps) == pytest.approx(windows.filled)
         assert data.filled(num_steps) == pytest.approx(valid / (len(windows) * (num_steps - 1)))
         training = replace(TRAINING, num_steps=num_steps)
         sweep = small_sweep(training=training, sizes=(small_size(token_budgets=(20_000, 40_000)),))

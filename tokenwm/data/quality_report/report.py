@@ -8,6 +8,7 @@ from typing import Any
 
 import tokenwm
 from tokenwm.data.manifest import GAPS, SPLITS, Manifest
+from tokenwm.data.one_episode import writable
 from tokenwm.data.quality import QualityConfig
 from tokenwm.data.quality_report import findings as finding
 from tokenwm.data.quality_report.page import page
@@ -66,8 +67,8 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
         "measured": measured,
     }
     files = open_folder(folder)
-    write_bytes(files, REPORT_NAME, _dump(report).encode())
-    write_bytes(files, PAGE_NAME, page(reader, report).encode())
+    write_bytes(files, REPORT_NAME, writable(_dump(report)).encode())
+    write_bytes(files, PAGE_NAME, writable(page(reader, report)).encode())
     return report
 
 

@@ -4,6 +4,7 @@ HDF5 has five ways to lead elsewhere: external links, soft links through them, e
 virtual datasets and object references. Each is refused.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -271,7 +272,7 @@ def text_of(attributes: Any, name: str) -> str:
 
     Texts are for people and for JSON; nothing in them is run.
     """
-    value = attributes.get(name)
+    value = _attribute(attributes, name)
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""
@@ -279,8 +280,15 @@ def text_of(attributes: Any, name: str) -> str:
 
 def whole_in(attributes: Any, name: str) -> int | None:
     """A whole number in the attributes of a file or group; None if there is none."""
-    value = attributes.get(name)
+    value = _attribute(attributes, name)
     return int(value) if isinstance(value, np.integer) else None
+
+
+def _attribute(attributes: Any, name: str) -> Any:
+    """An attribute; None if there is none, or one that h5py cannot read."""
+    with contextlib.suppress(EpisodeError), costs_one_episode(name):
+        return attributes.get(name)
+    return None
 
 
 def parse_object(text: str | bytes) -> Mapping[str, Any]:
