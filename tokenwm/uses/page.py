@@ -221,7 +221,7 @@ def _cell(curve: Curve, horizon: int, digits: int) -> str:
 
 
 def outcome_sentences(evaluation: Evaluation) -> list[str]:
-    """What the figures of endings and rewards say."""
+    """Sentences about the figures of endings and rewards."""
     return [_endings(evaluation.termination), _rewards(evaluation)]
 
 

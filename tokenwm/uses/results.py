@@ -58,7 +58,7 @@ class StateErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class TerminationScore:
-    """How well endings are foreseen, over all imagined steps, those of further starts included.
+    """Figures of predicted endings, over all imagined steps, those of further starts included.
 
     The further starts lie before endings, so endings are more frequent here than in the data;
     recall does not depend on that, precision is the better for it.
@@ -269,7 +269,7 @@ class Evaluation:
 
     @property
     def can_claim(self) -> bool:
-        """Whether there are enough episodes to claim anything with confidence."""
+        """True if there are enough episodes to claim anything with confidence."""
         return len(self.episodes) >= MIN_EPISODES
 
     def to_dict(self) -> dict[str, Any]:
