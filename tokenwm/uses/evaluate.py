@@ -122,7 +122,7 @@ def evaluate_folds(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A model and what is measured of it; ``donors`` are rows of ``starts``, see `shuffled_rows`."""
+    """A model and what is measured of it: ``donors``, rows of ``starts``; see `shuffled_rows`."""
 
     model: TokenWorldModel
     model_folder: Path | str | None

@@ -63,8 +63,8 @@ def _outside(outside: OutsideTraining) -> str:
     ]
     if outside.has_other_pictures:
         found.append(
-            f"the tokenizer's reconstruction reaches {outside.reconstruction:.1f} dB, at home "
-            f"{outside.reconstruction_at_home:.1f} dB"
+            f"the tokenizer's reconstruction reaches {outside.reconstruction:.1f} dB, on "
+            f"its own val split {outside.reconstruction_at_home:.1f} dB"
         )
     if not outside.is_far:
         return f"Partly outside of what was trained on: {'; '.join(found)}."

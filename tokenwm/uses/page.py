@@ -187,7 +187,8 @@ def _table_note(evaluation: Evaluation) -> str:
     home = (
         ""
         if outside.reconstruction_at_home is not None
-        else (" How well the tokenizer reconstructs at home is not known, so it is not compared.")
+        else " How well the tokenizer reconstructs its own val split is not known, so it is not "
+        "compared."
     )
     if not evaluation.has_intervals:
         return f"Figures of {over}, so without intervals, which are over episodes.{home}"
