@@ -213,7 +213,7 @@ def _recognised(path: Path) -> Recognised:
         readable = ", ".join(name for name in SOURCES if name != "gymnasium")
         raise SourceError(
             f"{path} is of no format that a reader knows: {readable}; see "
-            "docs/data.md for what each looks like"
+            "docs/formats.md for what each looks like"
         )
     if len(found) > 1:
         kinds = ", ".join(str(getattr(item.config, "type", "?")) for item in found)

@@ -24,9 +24,9 @@ def headline(evaluation: Evaluation) -> list[str]:
     if evaluation.num_models > 1:
         sentences.append(
             f"{evaluation.num_models} models were measured, each on the episodes held out from it: "
-            "the figures are about models trained this way on average. They share training "
-            "episodes, so what they find is not independent, and intervals over episodes may be "
-            "somewhat too narrow."
+            "the figures are about models trained this way on average. Each was trained on "
+            "episodes that others were measured on, so what they find is not independent, and "
+            "intervals over episodes may be somewhat too narrow."
         )
     outside = evaluation.outside
     if outside.is_notable:
