@@ -65,6 +65,7 @@ class TerminationScore:
 
     Attributes:
         threshold: An ending is predicted where its probability is at least this.
+        num_episodes: Episodes whose end was among the imagined steps.
         num_steps: Imagined steps.
         num_true: Steps that really ended the task.
         num_predicted: Steps predicted to.
@@ -74,6 +75,7 @@ class TerminationScore:
     """
 
     threshold: float
+    num_episodes: int
     num_steps: int
     num_true: int
     num_predicted: int
