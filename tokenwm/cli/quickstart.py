@@ -16,6 +16,7 @@ from rich.console import Console
 
 import tokenwm
 from tokenwm.cli import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.cli import main as program
 from tokenwm.cli.printable import printable, say
 from tokenwm.cli.run_folder import CONFIG_NAME
 from tokenwm.cli.training import TrainingCLI, launch
@@ -56,7 +57,7 @@ class Quickstart:
         self.arguments = arguments
         self.console = console
         self.out: Path = arguments.out
-        self.began = time.monotonic()
+        self.began = program.verb_began or time.monotonic()
         self.seconds_before = 0.0
         self.plan_path = self.out / "plan.json"
         self.plan: dict[str, Any] = {}

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
     data = TokenData.load(arguments.tokens)
+    training = _training(arguments.set)
     comment = _comment(argv, arguments.tokens)
     if arguments.out.exists() and not arguments.overwrite:
         if not arguments.out.read_text(encoding="utf-8").startswith(comment):
@@ -52,7 +53,6 @@ def main(argv: list[str]) -> int:
             )
         say(console, f"{arguments.out}: planned before, and kept")
         return 0
-    training = _training(arguments.set)
     request = Request(
         budget=arguments.budget,
         num_sizes=arguments.sizes,

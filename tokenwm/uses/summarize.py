@@ -145,10 +145,10 @@ def _termination(scores: RowScores, keys: Sequence[str]) -> TerminationScore | N
         hits[first] += (foreseen & ended).sum(axis=0)
     if not true.any():
         return None
-    ended = {key for key, row in zip(keys, scores.terminated, strict=True) if row.any()}
+    with_end = {key for key, row in zip(keys, scores.terminated, strict=True) if row.any()}
     return TerminationScore(
         threshold=TERMINATION_THRESHOLD,
-        num_episodes=len(ended.union(scores.ending_keys)),
+        num_episodes=len(with_end.union(scores.ending_keys)),
         num_steps=int(steps.sum()),
         num_true=int(true.sum()),
         num_predicted=int(predicted.sum()),
