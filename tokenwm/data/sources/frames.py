@@ -325,7 +325,7 @@ def exif_turn(content: bytes) -> Turn:
     try:
         with PIL.Image.open(io.BytesIO(content)) as image:
             orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
-    except Exception:  # Pillow says of damage what it likes; the picture itself has been decoded
+    except Exception:  # Pillow raises anything where EXIF is damaged; the picture is decoded
         return NO_TURN
     return EXIF_TURNS.get(orientation, NO_TURN) if isinstance(orientation, int) else NO_TURN
 
