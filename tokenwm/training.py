@@ -302,8 +302,8 @@ class TrainingModule(pl.LightningModule):
                 name = next(name for name in options if options[name] != options_before[name])
                 raise CheckpointError(
                     f"{name} is {options[name]}, but {options_before[name]} in the run to be "
-                    f"continued (step {step}): the learning rate of its step {done} was another; "
-                    f"{REMEDY}, or begin from a checkpoint kept before (--ckpt_path)"
+                    f"continued (step {step}): the learning rate of its step {done} would be "
+                    f"another one; {REMEDY}, or begin from a checkpoint kept before (--ckpt_path)"
                 )
 
     def _shards(self) -> list[str]:

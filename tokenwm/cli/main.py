@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tokenwm import __version__
@@ -59,6 +60,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 TRACEBACK_VARIABLE = "TOKENWM_TRACEBACK"
 
+verb_began = 0.0
+"""When the verb at hand was called, on the monotonic clock: before its module was imported."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tokenwm`` with the given arguments.
@@ -95,6 +99,8 @@ def run_verb(verb: str, argv: list[str]) -> int:
     Returns:
         The exit code, see :func:`main`.
     """
+    global verb_began
+    verb_began = time.monotonic()
     try:
         verb_main: Callable[[list[str]], int] = importlib.import_module(VERBS[verb][0]).main
         return verb_main(argv)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import tokenwm
 from tokenwm.cli import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.cli import main as program
 from tokenwm.cli.printable import printable, say
 from tokenwm.cli.run_folder import CONFIG_NAME
 from tokenwm.cli.training import TrainingCLI, launch
@@ -30,7 +31,7 @@ from tokenwm.uses.measure import EvaluationConfig
 TOKENIZER_SHARE = 0.18
 """Part of the time left after preparation that goes to training the tokenizer."""
 EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 5
-"""What evaluation takes, in training steps of the world model, whose pace is known by then."""
+"""Cost of the evaluation in training steps of the world model, whose pace is known by then."""
 LEAST_SECONDS = 10.0
 """A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000
@@ -56,7 +57,7 @@ class Quickstart:
         self.arguments = arguments
         self.console = console
         self.out: Path = arguments.out
-        self.began = time.monotonic()
+        self.began = program.verb_began or time.monotonic()
         self.seconds_before = 0.0
         self.plan_path = self.out / "plan.json"
         self.plan: dict[str, Any] = {}

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
     data = TokenData.load(arguments.tokens)
+    training = _training(arguments.set)
     comment = _comment(argv, arguments.tokens)
     if arguments.out.exists() and not arguments.overwrite:
         if not arguments.out.read_text(encoding="utf-8").startswith(comment):
@@ -52,7 +53,6 @@ def main(argv: list[str]) -> int:
             )
         say(console, f"{arguments.out}: planned before, and kept")
         return 0
-    training = _training(arguments.set)
     request = Request(
         budget=arguments.budget,
         num_sizes=arguments.sizes,
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def _comment(argv: Sequence[str], tokens: Path) -> str:
-    """What a plan follows from, as the first lines of its file."""
+    """First lines of a plan's file: the options that the plan follows from."""
     words = [word for word in argv if word != "--overwrite"]
     manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
     return f"# tokenwm sweep plan {shlex.join(words)}\n# manifest of the tokens: {manifest}\n"

@@ -368,7 +368,7 @@ def launch(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of whatever device, did not suffice."""
+    """True if an error says that memory, of whatever device, did not suffice."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 

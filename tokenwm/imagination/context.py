@@ -63,7 +63,7 @@ class Context:
         return self.rows(rows.repeat_interleave(num_candidates))
 
     def to(self, device: torch.device) -> "Context":
-        """The same on a device."""
+        """This context on a device."""
         frame, state, action = (None if t is None else t.to(device) for t in self.tokens)
         assert frame is not None and action is not None
         return Context(

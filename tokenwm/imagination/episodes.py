@@ -32,7 +32,7 @@ from tokenwm.shapes import check_shape, check_type, is_number, is_whole, shown
 ObservationKind = Literal["pixels", "tokens", "embeddings"]
 
 RewardFunction = Callable[[Rollout], Tensor]
-"""From one step of every episode, a rollout with ``H = 1``, to its rewards, ``(B,)`` float32.
+"""Function from one step of every episode, a rollout with ``H = 1``, to rewards ``(B,)`` float32.
 
 ``action_tokens[:, 0]`` were taken, ``frame_tokens[:, 0]`` and ``state[:, 0]`` (in the units of the
 data) are what they led to, ``context`` and ``context_rows`` are the starts, and ``reward`` is what
@@ -195,7 +195,7 @@ class ImaginedEpisodes:
     def _rewarded(
         self, reward_fn: RewardFunction, action_tokens: Tensor, outcome: StepOutcome
     ) -> Tensor:
-        """What the reward function says of the step that was just taken, ``(B,)`` float32."""
+        """Rewards of the step that was just taken, by the reward function, ``(B,)`` float32."""
         state, predicted = self.state, outcome.reward
         rollout = Rollout(
             action_tokens=action_tokens[:, None].to(self.model.device),

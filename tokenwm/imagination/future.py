@@ -16,7 +16,7 @@ NO_REWARD = (
     "the model predicts no reward, because its data has none: name the column in the recipe "
     "(source.reward), prepare and train anew; or "
 )
-"""Begins every error of who asks for a reward that there is not."""
+"""Beginning of every error about a reward that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -61,7 +61,7 @@ class Rollout:
 
     @property
     def tokens_per_pass(self) -> float:
-        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
+        """Mean number of tokens that a pass decides, see :attr:`DecodedSteps.tokens_per_pass`."""
         return self.frame_tokens.numel() / int(self.row_passes.sum())
 
     @property

@@ -284,7 +284,7 @@ class TokenWorldModel(Engine):
         seed: int | Tensor,
         noise_streams: int | Tensor | None,
     ) -> Work:
-        """What :meth:`imagine` is given, checked and on the device; the context is already."""
+        """Arguments of :meth:`imagine`, checked and on the device; the context is already."""
         _check_sampling(sampling)
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
@@ -427,7 +427,7 @@ class TokenWorldModel(Engine):
 
     @cached_property
     def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Of a state that has bins: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
+        """Bins of the state, if any: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
         bins = self.vocabulary.state
         if not isinstance(bins, ContinuousTokenizer):
             return None

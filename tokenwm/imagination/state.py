@@ -57,7 +57,7 @@ class DecodeState:
             )
 
     def advance(self, num_steps: int) -> "DecodeState":
-        """The same state, reserved for who decodes ``num_steps`` steps from it; this one is used.
+        """Successor of this state with ``num_steps`` steps reserved for decoding; this one is used.
 
         Raises:
             TokenwmError: It was used before, there is no room for so many steps, or a fork of it
@@ -68,7 +68,7 @@ class DecodeState:
         return self.renewed()
 
     def renewed(self) -> "DecodeState":
-        """The same at what the cache holds now."""
+        """This state, made valid for what the cache holds now."""
         return replace(self, generation=self.cache.generation)
 
     def fork(self, num_copies: int, num_steps: int, cache: KVCache | None = None) -> "DecodeState":
@@ -149,7 +149,7 @@ class DecodeState:
 
 
 _OF_ROWS = ("pending", "frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
-"""What a :class:`DecodeState` holds row by row."""
+"""Fields of a :class:`DecodeState` that hold a row for each of its rows."""
 
 
 class StepOutcome(NamedTuple):

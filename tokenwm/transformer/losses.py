@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 
 if TYPE_CHECKING:
     from tokenwm.transformer.world_model import Predictions, Tokens, WorldModel
@@ -100,5 +100,15 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean, in training over the batch of all ranks.
+
+    Ranks have windows of other lengths, and their gradients are averaged: divided by the mean of
+    their weights, not by each rank's own, every step counts the same on however many ranks.
+    """
     weights = weights.expand_as(values)
-    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
+    total = weights.sum()
+    if torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized():
+        total = total.detach().clone()
+        distributed.all_reduce(total)
+        total = total / distributed.get_world_size()
+    return (values * weights).sum() / total.clamp(min=1e-8)

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.unit.data import test_minari, test_rlds, test_robomimic
+from tests.unit.data import odd_datasets, test_minari, test_rlds, test_robomimic
 from tests.unit.data.conftest import write_video
 from tests.unit.data.lerobot_writer import write_lerobot
 from tests.unit.data.readers import open_source, recipe
@@ -22,6 +22,7 @@ from tests.unit.data.test_videos import make_columns, write_table
 from tokenwm.cli import main as cli
 from tokenwm.data import quality_report
 from tokenwm.data.prepare import prepare
+from tokenwm.data.sources.gaps import compare
 from tokenwm.data.survey import survey
 from tokenwm.errors import SourceError
 
@@ -229,3 +230,24 @@ def test_a_folder_above_a_dataset_says_where_it_lies(tmp_path: Path) -> None:
     # A folder of videos is one, also with other folders in it.
     videos(tmp_path / "clips")
     assert survey(tmp_path / "clips").facts["format"] == "videos"
+
+
+@pytest.mark.parametrize(
+    ("declared", "missing"),
+    [(6, 2), ("6", 2), (6.0, 2), (4, None), (3, 0), ("many", None), (True, None), (None, None),
+     ([6], None), (float("nan"), None), (10**400, None), (4.5, None)],
+)  # fmt: skip
+def test_what_declares_a_number(declared: Any, missing: int | None) -> None:
+    gaps = compare("a", "episodes", declared, 4)
+    assert [gap.num_missing for gap in gaps] == ([] if missing is None else [missing])
+
+
+def test_groups_of_minari_that_are_called_like_no_episode(tmp_path: Path) -> None:
+    path = odd_datasets.write_minari(tmp_path, [odd_datasets.make_rows(seed) for seed in range(4)])
+    with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
+        file.move("episode_1", "episode_-1")
+        file.copy("episode_2", "episode_02")
+    found = survey(path)
+    assert [ref.key for ref in found.refs] == ["episode_000000", "episode_000002", "episode_000003"]
+    (gap,) = found.gaps
+    assert "like no episode and not read: episode_-1, episode_02" in gap.text

@@ -247,19 +247,19 @@ def test_the_pusher_of_the_shipped_recipe_touches_the_block(
     recipe = load_recipe(Path(__file__).parents[3] / "data_recipes" / "pusht.yaml")
     source = recipe.open_source()
     refs = source.episodes()[:10]
-    for ref in refs[:4] + refs[5:9]:
+    for ref in refs[:3] + refs[4:7] + refs[8:]:  # not those of the finisher
         source.load(ref)
     assert len(touching) == 8 * 120
     assert 0.3 < np.mean(touching) < 0.6
 
 
-def test_each_fifth_episode_of_the_shipped_recipe_is_to_end_in_success() -> None:
+def test_each_fourth_episode_of_the_shipped_recipe_is_to_end_in_success() -> None:
     pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
     path = Path(__file__).parents[3] / "data_recipes" / "pusht.yaml"
     small = [f"source.env_kwargs.observation_{side}=16" for side in ("width", "height")]
     source = load_recipe(path, small).open_source()
-    ended = [source.load(ref) for ref in source.episodes()[4:40:5]]
-    assert sum(bool(episode.terminated.any()) for episode in ended) >= 6  # 56 of all 60
+    ended = [source.load(ref) for ref in source.episodes()[3:31:4]]
+    assert sum(bool(episode.terminated.any()) for episode in ended) >= 6  # of 7; 73 of all 75
     for episode in ended:
         if episode.terminated.any():
             assert episode.reward is not None and episode.reward[-2] == 1.0

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.data.conftest import LeRobotFolder, write_video
 from tests.unit.data.readers import load_all, open_source
 from tokenwm.data.prepare import prepare
+from tokenwm.data.sources.arrow import to_numbers
 from tokenwm.data.survey import survey
 from tokenwm.errors import EpisodeError
 
@@ -108,3 +109,12 @@ def test_buttons_with_nothing_in_the_last_row_are_buttons(tmp_path: Path, last: 
     for episode in load_all(open_source("videos", tmp_path)):
         assert episode.action.dtype == np.int64
         np.testing.assert_array_equal(episode.action[:-1, 1], np.arange(ROWS - 1) % 3)
+
+
+def test_an_empty_list_is_missing() -> None:
+    kind = pyarrow.list_(pyarrow.float32())
+    found = to_numbers(pyarrow.array([[1, 2], [3, 4], []], kind))
+    np.testing.assert_array_equal(found, [[1, 2], [3, 4], [NAN, NAN]])
+    np.testing.assert_array_equal(to_numbers(pyarrow.array([[], None, []], kind)).shape, (3, 0))
+    with pytest.raises(ValueError, match="rows of different lengths"):
+        to_numbers(pyarrow.array([[1, 2], [3], []], kind))

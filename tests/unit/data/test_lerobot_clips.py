@@ -1,11 +1,15 @@
 """LeRobot v3.0: every row gets its own picture, or the episode is left out with the reason."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.unit.data.numbered_videos import FPS, LATE, SIZE, Film, Take, numbers_of, write_takes
@@ -259,6 +263,13 @@ CASES = [
         out={1: "names no video"},
     ),
     Case(
+        name="one beyond all",
+        takes=[take(20, 0), take(15, 1e300, 2e300), take(18, 35)],
+        films=PLAIN,
+        shown={0: 0, 2: 35},
+        out={1: "its clip is from"},
+    ),
+    Case(
         name="empty",
         takes=[take(20, 0), take(15, 20, 20), take(18, 35)],
         films=PLAIN,
@@ -344,3 +355,31 @@ def test_rows_without_a_picture_are_dropped_only_if_the_recipe_says_so(
         np.testing.assert_allclose(episode.state[:, 0], steps + 0.5 * index)
         np.testing.assert_allclose(episode.action[:-1, 0], np.sin(steps + index)[:-1], rtol=1e-6)
         assert episode.metadata.get("rows_without_picture", 0) == (2, 1, 0)[index]
+
+
+@pytest.mark.parametrize(
+    ("kind", "convert"),
+    [
+        (pyarrow.string(), lambda seconds: f"{seconds:.6f}"),
+        (pyarrow.decimal128(12, 6), lambda seconds: Decimal(f"{seconds:.6f}")),
+        (pyarrow.float32(), float),
+        (pyarrow.list_(pyarrow.float64()), lambda seconds: [seconds]),
+        (pyarrow.duration("us"), lambda seconds: round(seconds * 1e6)),
+    ],
+    ids=str,
+)
+def test_times_of_any_type(
+    tmp_path: Path, kind: pyarrow.DataType, convert: Callable[[float], Any]
+) -> None:
+    write_takes(tmp_path, takes(), PLAIN)
+    (path,) = (tmp_path / "meta").rglob("*.parquet")
+    table = pyarrow.parquet.read_table(path)
+    for place, name in enumerate(table.column_names):
+        if name.endswith("_timestamp"):
+            times = [convert(seconds) for seconds in table.column(name).to_pylist()]
+            table = table.set_column(place, name, pyarrow.array(times, kind))
+    pyarrow.parquet.write_table(table, path)
+    source = recipe(tmp_path).open_source()
+    for ref, start, rows in zip(source.episodes(), STARTS, LENGTHS, strict=True):
+        shown = numbers_of(source.load(ref).frames["top"])
+        assert shown == list(range(start, start + rows))

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tests.unit.data.conftest import LeRobotFolder, write_video
+from tests.unit.data.odd_datasets import FORMATS, make_rows
 from tests.unit.data.readers import load_all, open_source
 from tests.unit.data.test_rlds import features_json, serialise
 from tokenwm.cli import main as cli
+from tokenwm.data.episode import Episode
+from tokenwm.data.sources import load_each
 from tokenwm.data.sources.arrays import column_of
 from tokenwm.data.sources.frames import ArrayFrames
 from tokenwm.data.video import FrameResizer
@@ -240,6 +243,27 @@ def test_lerobot_arrays(tmp_path: Path, first: bool, dtype: str) -> None:
     assert episode.state is not None and episode.state.shape == (ROWS, 2)
 
 
+@pytest.mark.parametrize("dtype", ["S10", "U10", "O"])
+def test_encoded_pictures_in_an_array_are_named(dtype: str) -> None:
+    assert "encoded pictures" in column_of(np.dtype(dtype), (), "obs/images/top").note
+    assert column_of(np.dtype(dtype), (), "obs/instruction").note == ""
+
+
+def test_lists_in_lists_have_a_shape_of_their_own(tmp_path: Path) -> None:
+    """``info.json`` may give the channels first and the table last, or the other way round."""
+    last, first = {"dtype": "uint8", "shape": [16, 16, 3]}, {"dtype": "uint8", "shape": [3, 16, 16]}
+    large = pyarrow.large_list(pyarrow.large_list(pyarrow.large_list(pyarrow.uint8())))
+    columns = {
+        "obs.a": pyarrow.array(PICTURES.tolist()),
+        "obs.b": pyarrow.array(FIRST.tolist()),
+        "obs.c": pyarrow.array(PICTURES.tolist(), large),
+    }
+    lerobot(tmp_path, {"obs.a": first, "obs.b": last, "obs.c": last}, columns)
+    (episode,) = load_all(open_source("lerobot", tmp_path, control_rate=30))
+    for camera in "abc":
+        np.testing.assert_array_equal(episode.frames[camera], PICTURES)
+
+
 FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("observation.images.d", {"info": {"is_depth_map": True}}),
     ("observation.images.d", {"info": {"video.is_depth_map": True}}),
@@ -248,6 +272,13 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("observation.images.d", {"info": {"depth_unit": "m"}}),
     ("observation.images.d", {"info": {"video.pix_fmt": "gray12le"}}),
     ("observation.images.d", {"info": {"pix_fmt": "gray16be"}}),
+    ("observation.images.d", {"info": {"pix_fmt": "GRAY16LE"}}),
+    ("observation.images.d", {"info": {"video": {"is_depth_map": True}}}),
+    ("observation.images.d", {"info": {"Is_Depth_Map": [True]}}),
+    ("observation.images.d", {"isDepthMap": "yes"}),
+    ("observation.images.d", {"info": {"is_depth": 1}}),
+    ("observation.images.d", {"info": {"depth_units": "mm"}}),
+    ("observation.images.d", {"info": {"type": "depth"}}),
     ("observation.images.top_depth", {}),
     ("observation.images.DepthCamera", {}),
 ]
@@ -285,6 +316,37 @@ def test_depth_that_nobody_flagged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert list(episode.frames) == ["front"]
     assert "obs.near is not used: depth, of the pixel format gray16be" in caplog.text
     assert "obs.far is not used: depth, of the pixel format gray16le" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_the_odd_pictures_of_one_episode_decide_for_no_other(tmp_path: Path, version: str) -> None:
+    """Depth in the first episode does not make a camera one of depth; nor the other way round."""
+    write = FORMATS["lerobot2" if version == "v2.1" else "lerobot3"].write
+    for odd, usual in ((np.uint16, np.uint8), (np.uint8, np.uint16)):
+        folder = tmp_path / np.dtype(usual).name
+        folder.mkdir()
+        episodes = [make_rows(seed) for seed in range(4)]
+        for index, rows in enumerate(episodes):
+            dtype = usual if index else odd
+            rows["image"] = rows["image"][..., 0].astype(dtype) * (257 if dtype == np.uint16 else 1)
+        source = open_source("lerobot", write(folder, episodes))
+        results = list(load_each(source, source.episodes()))
+        if usual == np.uint16:
+            assert all(isinstance(item, Episode) and not item.frames for item in results)
+        else:
+            assert "depth" in str(results[0])
+            assert all(isinstance(item, Episode) and "eye" in item.frames for item in results[1:])
+
+
+def test_a_tiff_is_named_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((SIZE, SIZE), np.uint16)).save(content, "TIFF")
+    images = pyarrow.array([{"bytes": content.getvalue(), "path": None}] * ROWS)
+    feature = {"dtype": "image", "shape": [SIZE, SIZE, 1]}
+    lerobot(tmp_path, {"obs.near": feature}, {"obs.near": images})
+    (episode,) = load_all(open_source("lerobot", tmp_path, control_rate=30))
+    assert list(episode.frames) == ["front"]
+    assert "obs.near is not used: TIFF, as depth maps are" in caplog.text
 
 
 def test_images_of_sixteen_bits_within_a_camera(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
@@ -137,6 +138,24 @@ def test_a_file_that_is_cut(name: str, cut: float, tmp_path: Path) -> None:
     for file in of_episode[per_episode : 2 * per_episode]:
         file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
     check_others(FORMATS[name].kind, path, [1], FORMATS[name].options)
+
+
+@pytest.mark.parametrize("target", ["itself", "nowhere", "a folder"])
+@pytest.mark.parametrize("name", [name for name, about in FORMATS.items() if about.own_files])
+def test_a_link_that_leads_to_no_file(name: str, target: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = FORMATS[name].write(tmp_path / "data", [make_rows(seed) for seed in range(NUM_EPISODES)])
+    of_episode = sorted(p for p in path.rglob("*") if p.is_file() and "meta" not in p.parts)
+    file = of_episode[0]
+    file.unlink()
+    if target == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file.name if target == "itself" else "nowhere")
+    made = recipe(FORMATS[name].kind, path, source=dict(FORMATS[name].options))
+    manifest = prepare(made, tmp_path / "out")
+    assert len(manifest.episodes) == NUM_EPISODES - 1
+    assert set(survey(path).problems) == {item.key for item in manifest.excluded}
 
 
 LONG, UNDECODABLE = "x" * 95, b"caf\xe9".decode(errors="surrogateescape")
@@ -279,6 +298,41 @@ def test_a_missing_value_in_a_table_for_all(tmp_path: Path) -> None:
     lines[row] = ",".join([cells[0], "", *cells[2:]])
     (path / "all.csv").write_text("\n".join(lines) + "\n")
     check_others("videos", path, [2])
+
+
+def change_rows(path: Path, change: Callable[[list[list[str]]], Any]) -> None:
+    rows = [line.split(",") for line in (path / "all.csv").read_text().splitlines()]
+    change(rows)
+    (path / "all.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+
+
+def test_a_slip_in_a_table_for_all_costs_its_episode(tmp_path: Path) -> None:
+    path = FORMATS["one_table"].write(tmp_path, [make_rows(s) for s in range(NUM_EPISODES)])
+    change_rows(path, lambda rows: rows[1 + 2 * NUM_ROWS + 3].__setitem__(1, "n. a."))
+    check_others("videos", path, [2])
+    source = recipe("videos", path).open_source()
+    assert "NaN" in str(list(load_each(source, source.episodes()))[2])
+
+
+def test_columns_of_one_name_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = FORMATS["one_table"].write(tmp_path, [make_rows(s) for s in range(NUM_EPISODES)])
+
+    def double(rows: list[list[str]]) -> None:
+        for number, row in enumerate(rows):
+            row += ["", "", "note", "note"] if number == 0 else ["1", "2", "3", "4"]
+
+    change_rows(path, double)
+    check_others("videos", path, [])
+    assert "columns of the same name are not used: ['', 'note']" in caplog.text
+
+
+def test_a_column_of_texts_in_lists_is_no_harm(tmp_path: Path) -> None:
+    path = FORMATS["one_table"].write(tmp_path, [make_rows(s) for s in range(NUM_EPISODES)])
+    table = pyarrow.csv.read_csv(path / "all.csv")
+    ragged = pyarrow.array([["a"] * (row % 3) for row in range(len(table))])
+    pyarrow.parquet.write_table(table.append_column("tags", ragged), path / "all.parquet")
+    (path / "all.csv").unlink()
+    check_others("videos", path, [])
 
 
 def test_how_many_actions_there_are_is_the_recipe_s_to_say(tmp_path: Path) -> None:

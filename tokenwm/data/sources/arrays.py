@@ -30,7 +30,7 @@ MAX_NUMBERS = 2**26
 MAX_WIDTH = 4096
 """Numbers in a row beyond which an array of several axes is no state."""
 FREE_BYTES, MAX_EXPANSION = 64 * 2**20, 2000
-"""What a file may claim beyond what it holds: deflate makes 1 byte of 1,032 at most."""
+"""Bytes, and multiple of the stored bytes, that a file may claim: deflate reaches 1,032."""
 LOOKED_AT = 8
 """Episodes of which columns are taken, so that one odd episode does not decide for all."""
 SMALLEST_FLAT_PICTURE = 3 * SMALLEST_PICTURE**2
@@ -88,7 +88,7 @@ def plausible_rate(rate: float | None) -> float | None:
 
 
 def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Column:
-    """What an array is, from its type, the shape of one row, and its name.
+    """Column that an array makes, from its type, the shape of one row, and its name.
 
     What has the shape of a picture is one, or of no use to us; never numbers. Neither are text,
     maps of numbers, and rows so wide that they can only be flattened pictures.
@@ -97,8 +97,13 @@ def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Co
     def column(kind: Literal["numbers", "pictures", "other"], note: str = "") -> Column:
         return Column(kind=kind, dtype=str(dtype), shape=row_shape or (1,), note=note)
 
+    pictured = PICTURED.search(name.lower())
+    if dtype.kind in "SUO":
+        return column(
+            "other", "text or bytes: encoded pictures? they are not read" if pictured else ""
+        )
     if dtype.kind not in "biuf":
-        return column("other", "" if dtype.kind in "SUO" else f"of type {dtype}")
+        return column("other", f"of type {dtype}")
     if 0 in row_shape:
         return column("other", f"empty, rows of shape {row_shape}")
     shape = picture_shape(row_shape)
@@ -110,8 +115,7 @@ def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Co
         return column("other", f"a map of shape {row_shape}, neither a picture nor a vector")
     if len(row_shape) > 1 and width > MAX_WIDTH:
         return column("other", f"{width:,} numbers a row; a state has at most {MAX_WIDTH:,}")
-    pictured = dtype.kind in "iu" or PICTURED.search(name.lower())
-    if width >= SMALLEST_FLAT_PICTURE and pictured:
+    if width >= SMALLEST_FLAT_PICTURE and (dtype.kind in "iu" or pictured):
         return column(
             "other", f"{width:,} {dtype} a row: a flattened picture? its shape is not said"
         )

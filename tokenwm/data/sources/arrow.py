@@ -14,8 +14,8 @@ def to_numbers(column: pyarrow.Array) -> NDArray[Any]:
         column: ``N`` rows.
 
     Returns:
-        ``(N, ...)``, an axis for each level of lists. What is missing is NaN, and then whole
-        numbers are float64.
+        ``(N, ...)``, an axis for each level of lists. What is missing, also an empty list among
+        others, is NaN, and then whole numbers are float64.
 
     Raises:
         ValueError: It holds something else, or lists of different lengths; the message goes
@@ -23,18 +23,23 @@ def to_numbers(column: pyarrow.Array) -> NDArray[Any]:
     """
     if not pyarrow.types.is_nested(column.type):
         return _flat_numbers(column)
-    present = column.drop_null() if column.null_count else column
-    lengths = _lengths(present)
+    is_there = np.asarray(column.is_valid())
+    lengths = np.zeros(len(column), np.int64)
+    lengths[is_there] = _lengths(column.drop_null())
+    if lengths.any():
+        is_there = lengths > 0
+    present = column.filter(pyarrow.array(is_there)) if not is_there.all() else column
+    lengths = lengths[is_there]
     if len(lengths) and (lengths != lengths[0]).any():
         raise ValueError("has rows of different lengths")
     inner = to_numbers(present.flatten())
     width = int(lengths[0]) if len(lengths) else 0
     rows = inner.reshape(len(present), width, *inner.shape[1:])
-    if not column.null_count:
+    if is_there.all():
         return rows
     dtype = rows.dtype if rows.dtype.kind == "f" else np.float64
     every = np.full((len(column), *rows.shape[1:]), np.nan, dtype=dtype)
-    every[np.asarray(column.is_valid())] = rows
+    every[is_there] = rows
     return every
 
 

@@ -141,16 +141,16 @@ class RecordedConfig:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What ``path`` names, one or several."""
+        """Paths that ``path`` names, one or several."""
         return names_of(self.path)
 
     def at(self: "Config", path: str) -> "Config":
-        """The same options for one of the paths."""
+        """These options for one of the paths."""
         return dataclasses.replace(self, path=path)
 
     @abstractmethod
     def open(self, episode_format: "EpisodeFormat", folder: Path | None) -> "Source":
-        """See :meth:`tokenwm.data.sources.SourceConfig.open`; ``path`` is one path."""
+        """Open the source, see :meth:`tokenwm.data.sources.SourceConfig.open`; ``path`` is one."""
 
     def find(self, folder: Path | None, layout: str) -> Path:
         """The file or folder that ``path`` means.
@@ -205,10 +205,12 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
         found["action"] = _one("action", _actions(columns), where)
         if found["action"] is None:
             numbers = [name for name in _numbers(columns) if _parts(name)[-1] not in REWARD]
+            useless = [n for n, c in columns.items() if _parts(n)[-1] in ACTION and c.note]
+            odd = "".join(f" that can be used, {with_note(n, columns[n])}" for n in useless[:1])
             raise NoPlainColumnError(
                 "action",
                 numbers,
-                f"source.action is not given, and {where} has no column called action; its "
+                f"source.action is not given, and {where} has no column called action{odd}; its "
                 f"numbers: {', '.join(numbers) or 'none'}. Name those that are the action as "
                 "`action: [NAME, NAME]` under `source:` of the recipe (`tokenwm inspect` writes "
                 "one to choose in)",

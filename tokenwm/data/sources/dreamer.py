@@ -12,6 +12,7 @@ successor, and an episode begins where ``is_first`` is set, anywhere in a chunk.
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -136,8 +137,12 @@ class DreamerSource(RecordedSource):
                 refuse_pointer(path, SourceError)
             raise SourceError(f"{folder} holds no NPZ file that can be read; {LAYOUT}")
         chained = _chained(self.paths)
-        self.pieces = _cut(self.paths) if chained else [(Piece(path=p),) for p in self.paths]
-        self._gaps = _lost_chunks(self.paths) if chained else []
+        self.pieces: list[tuple[Piece, ...]] = [(Piece(path=p),) for p in self.paths]
+        self._gaps: list[Gap] = []
+        if chained:
+            chains, odd = _chains(self.paths)
+            self.pieces = [pieces for chain in chains for pieces in _episodes_of(chain)]
+            self._gaps = [*_lost_chunks(self.paths), *odd]
         if config.action_convention is None and not chained:
             hint = _hint(self.paths)
             seems = f"; its actions look like {hint}" if hint else ""
@@ -222,7 +227,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _columns(paths: Sequence[Path]) -> dict[str, Column]:
-    """What most of some files hold, of those that can be read."""
+    """Columns that most of some files hold, of those that can be read."""
     found = []
     for path in spread(paths):
         with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
@@ -256,32 +261,34 @@ def _lost_chunks(paths: Sequence[Path]) -> list[Gap]:
     return [Gap(text=text)]
 
 
-def _cut(paths: Sequence[Path]) -> list[tuple[Piece, ...]]:
-    """Follow the chains of chunks, and cut them where episodes begin.
+def _chains(paths: Sequence[Path]) -> tuple[list[list[Path]], list[Gap]]:
+    """Chunks as they follow each other, and what is odd about that.
 
-    Raises:
-        SourceError: A chain runs in a circle, or two chunks have the same successor.
+    Where it is not known what follows, a chain ends: an episode may then be in two pieces, and
+    nothing is put together that does not belong together.
     """
     names = {path: CHUNK.fullmatch(path.stem) for path in paths}
     of_uuid = {name["uuid"]: path for path, name in names.items() if name}
     following = {path: of_uuid.get(name["next"]) for path, name in names.items() if name}
+    named = Counter(path for path in following.values() if path is not None)
+    doubled = [path for path in paths if named[path] > 1]
+    gaps = [Gap(text=f"{path} is the successor of two chunks; it follows none") for path in doubled]
+    following = {path: None if n in doubled else n for path, n in following.items()}
     heads = [path for path in paths if path not in set(following.values())]
-    episodes: list[tuple[Piece, ...]] = []
+    chains: list[list[Path]] = []
     seen: set[Path] = set()
-    for head in heads:
-        chain: list[Path] = []
+    for head in (*heads, *paths):  # of a circle, whatever comes first
+        if head in seen:
+            continue
+        if head not in heads:
+            gaps.append(Gap(text=f"{head} begins chunks that follow one another in a circle"))
+        chains.append([])
         path: Path | None = head
-        while path is not None:
-            if path in seen:
-                raise SourceError(f"{path} is the successor of two chunks")
+        while path is not None and path not in seen:
             seen.add(path)
-            chain.append(path)
+            chains[-1].append(path)
             path = following[path]
-        episodes += _episodes_of(chain)
-    if len(seen) < len(paths):
-        circle = next(path for path in paths if path not in seen)
-        raise SourceError(f"{circle} belongs to chunks that follow one another in a circle")
-    return episodes
+    return chains, gaps
 
 
 def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
@@ -309,7 +316,7 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
 
 
 def _marks(path: Path) -> NDArray[Any]:
-    """Where episodes begin in a chunk."""
+    """Rows of a chunk at which episodes begin."""
     is_first = read_arrays(path, [FIRST])[FIRST]
     if is_first.ndim != 1 or not len(is_first) or is_first.dtype.kind not in "biuf":
         raise EpisodeError(f"{path}: {FIRST} is {is_first.dtype}{is_first.shape}; expected rows")

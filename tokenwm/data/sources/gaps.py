@@ -1,4 +1,4 @@
-"""What the readers share to compare what a dataset declares with what is there."""
+"""Comparison of what a dataset declares with what is there, shared by the readers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,18 @@ def compare(
     Args:
         where: What declares it, for example a file.
         what: What is counted; those that are missing count in the verdict if it is ``episodes``.
-        declared: The number; anything but a whole number declares nothing.
+        declared: The number, which some write as a text or with a point behind it; anything but a
+            whole number declares nothing.
         found: What is there.
         missing: Names of those that are missing, as far as they are known.
     """
-    if type(declared) is not int:
+    try:
+        total = None if isinstance(declared, bool) else float(declared)
+    except (TypeError, ValueError, OverflowError):
+        total = None
+    if total is None or not total.is_integer():
         return []
+    declared = int(total)
     lost = declared - found
     if lost == 0:
         return []

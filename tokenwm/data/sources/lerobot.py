@@ -20,6 +20,7 @@ from tokenwm.data.one_episode import costs_one_episode
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.columns import Column, RecordedConfig, names_of
 from tokenwm.data.sources.frames import (
+    TIFF,
     ArrayFrames,
     EncodedFrames,
     Frames,
@@ -28,7 +29,7 @@ from tokenwm.data.sources.frames import (
 )
 from tokenwm.data.sources.lerobot_clips import LeRobotClips
 from tokenwm.data.sources.lerobot_episodes import LAYOUT, EpisodeRow, Part
-from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_arrays, to_images
+from tokenwm.data.sources.lerobot_files import LeRobotFiles, to_array, to_arrays, to_images
 from tokenwm.data.sources.lerobot_meta import read_meta
 from tokenwm.data.sources.recording import RecordedSource, Recording
 from tokenwm.data.video import first_picture, holds_depth
@@ -128,7 +129,7 @@ class LeRobotSource(RecordedSource):
         ]
 
     def gaps(self) -> Sequence[Gap]:
-        """What ``meta/`` declares and does not list, and what of it cannot be read."""
+        """Differences between what ``meta/`` declares and lists, and what of it cannot be read."""
         return self.meta.gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
@@ -177,41 +178,57 @@ class LeRobotSource(RecordedSource):
         )
 
     def _without_depth(self, name: str, column: Column) -> Column:
-        """The column, of no use to us if its first picture is a depth map that nobody flagged."""
+        """The column, of no use to us if first pictures are depth maps that nobody flagged.
+
+        Two episodes decide that agree, since one may be odd.
+        """
         if column.dtype not in ("video", "image") or column.kind != "pictures":
             return column
+        notes: list[str] = []
         for index, row in itertools.islice(self.meta.episodes.items(), LOOKED_AT):
             with contextlib.suppress(EpisodeError), costs_one_episode(f"episode_{index:06d}"):
-                pixels = self._first_pixels(name, column, index, row)
-                note = f"depth, of the pixel format {pixels.name}" if holds_depth(pixels) else ""
-                return replace(column, kind="other", note=note) if note else column
-        return column  # files are missing or damaged, which costs their episodes
+                notes.append(self._why_depth(name, column, index, row))
+                if notes.count(notes[-1]) == 2:
+                    break
+        # None where files are missing or damaged, which costs their episodes.
+        note = max(notes, key=notes.count, default="")
+        return replace(column, kind="other", note=note) if note else column
 
-    def _first_pixels(
-        self, name: str, column: Column, index: int, row: EpisodeRow
-    ) -> av.VideoFormat:
+    def _why_depth(self, name: str, column: Column, index: int, row: EpisodeRow) -> str:
+        """What says that the first picture of an episode is depth; empty if nothing does."""
         where = f"episode {index}"
         if column.dtype == "video":
-            path = self._video_path(row, name, where)
-            return av.VideoFormat(first_picture(path, where).pixels)
-        table = self._files.read_rows(
-            self._files.find(self.meta.data_path, row.data),
-            required=[name],
-            optional=[],
-            episode=where,
-            index=index if self.meta.many_per_file else None,
-            num_rows=row.length,
-        )
-        return decode_image(to_images(table.slice(0, 1), name, where)[0], where).format
+            pixels = av.VideoFormat(first_picture(self._video_path(row, name, where), where).pixels)
+        else:
+            table = self._files.read_rows(
+                self._files.find(self.meta.data_path, row.data),
+                required=[name],
+                optional=[],
+                episode=where,
+                index=index if self.meta.many_per_file else None,
+                num_rows=row.length,
+            )
+            content = to_images(table.slice(0, 1), name, where)[0]
+            if content.startswith(TIFF):
+                return "TIFF, as depth maps are, and not read"
+            pixels = decode_image(content, where).format
+        return f"depth, of the pixel format {pixels.name}" if holds_depth(pixels) else ""
 
     def _images(self, table: Any, name: str, where: str) -> Frames:
         """Pictures in the table: encoded, or as numbers."""
         kind = table.column(name).type
-        as_numbers = pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind)
-        if not as_numbers:
+        lists = (
+            pyarrow.types.is_list,
+            pyarrow.types.is_large_list,
+            pyarrow.types.is_fixed_size_list,
+        )
+        if not any(is_list(kind) for is_list in lists):
             return EncodedFrames(images=to_images(table, name, where), name=name)
-        numbers = to_arrays(table, [name], where)[name]
-        return ArrayFrames(images=numbers, name=name, row_shape=self.columns[name].shape)
+        numbers = to_array(table, name, where)
+        # Lists in lists have a shape of their own, which meta/ need not repeat: (3, H, W) there
+        # and (H, W, 3) in the table.
+        row_shape = self.columns[name].shape if numbers.ndim == 2 else None
+        return ArrayFrames(images=numbers, name=name, row_shape=row_shape)
 
     def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
         path = self._video_path(row, feature, f"episode {ref.key}")

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _place(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
-    """Where a file is; empty if a number of it is missing."""
+    """Numbers that say where a file is; empty if one is missing."""
     found = {name: _whole(row.get(f"{prefix}/{name}")) for name in ("chunk_index", "file_index")}
     values = {name: value for name, value in found.items() if value is not None}
     return values if len(values) == len(found) else {}
@@ -235,8 +236,15 @@ def _video_part(row: Mapping[str, Any], prefix: str) -> Part:
 
 
 def _seconds(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not math.isnan(value)
-    return float(value) if is_number else None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    try:  # a decimal number, or one written as text, too
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if math.isnan(seconds) else seconds
 
 
 def _add(

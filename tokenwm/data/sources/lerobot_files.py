@@ -190,14 +190,23 @@ def to_arrays(table: pyarrow.Table, names: Iterable[str], where: str) -> dict[st
     Raises:
         EpisodeError: A column holds something else, or its rows differ in length.
     """
-    columns = {}
-    for name in names:
-        try:
-            numbers = to_numbers(table.column(name).combine_chunks())
-            columns[name] = numbers.reshape(table.num_rows, math.prod(numbers.shape[1:]))
-        except (ValueError, pyarrow.ArrowException) as error:
-            raise EpisodeError(f"{where}: column {name!r} {error}") from error
-    return columns
+    arrays = {name: to_array(table, name, where) for name in names}
+    return {
+        name: array.reshape(len(array), math.prod(array.shape[1:]))
+        for name, array in arrays.items()
+    }
+
+
+def to_array(table: pyarrow.Table, name: str, where: str) -> NDArray[Any]:
+    """A column of numbers, ``(rows, ...)``; see :func:`to_arrays`.
+
+    Raises:
+        EpisodeError: It holds something else, or its rows differ in shape.
+    """
+    try:
+        return to_numbers(table.column(name).combine_chunks())
+    except (ValueError, pyarrow.ArrowException) as error:
+        raise EpisodeError(f"{where}: column {name!r} {error}") from error
 
 
 def to_images(table: pyarrow.Table, name: str, where: str) -> list[bytes]:

@@ -6,7 +6,8 @@ puts many episodes into one file and describes them in parquet files.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ VIDEO_PATHS = {
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
 MAX_NAMED = 1000
-"""Of more episodes than these the missing ones are counted and not named."""
+"""Most missing episodes that are named; more are counted only."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a split in ``info.json`` → ours."""
 
@@ -140,7 +141,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             version=version,
             robot=str(info.get("robot_type") or ""),
             rate=float(info["fps"]),
-            features={name: _feature(name, about) for name, about in info["features"].items()},
+            features={name: _feature(about) for name, about in info["features"].items()},
             data_path=str(info.get("data_path") or DATA_PATHS[major]),
             video_path=str(info.get("video_path") or VIDEO_PATHS[major]),
             episodes=dict(sorted(listing.episodes.items())),
@@ -165,7 +166,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
 
 
 def _missing(path: Path, info: Mapping[str, Any], listed: Mapping[int, EpisodeRow]) -> list[Gap]:
-    """What the totals in ``info.json`` say, where the list of episodes says something else."""
+    """Totals in ``info.json`` that differ from the list of episodes."""
     total, where = info.get("total_episodes"), str(path)
     counted = total if type(total) is int and max(listed, default=0) < total <= MAX_NAMED else 0
     absent = [str(index) for index in range(counted) if index not in listed]
@@ -193,18 +194,26 @@ def _splits(path: Path, declared: Any) -> tuple[dict[str, range], list[Gap]]:
     return (ranges, []) if ranges.keys() - {"train"} else ({}, [])
 
 
-def _feature(name: str, about: Any) -> Mapping[str, Any]:
+def _feature(about: Any) -> Mapping[str, Any]:
+    """What is said about a feature; with ``odd``, why nobody can use it, if that is so.
+
+    Most features are of no use to us, and an odd one among them costs nothing.
+    """
+    if not isinstance(about, Mapping):
+        return {"dtype": "", "odd": f"described as {str(about)[:80]!r}"}
     shape = about.get("shape") or [1]
-    if not all(type(n) is int and 1 <= n <= LARGEST_DIMENSION for n in shape):
-        raise SourceError(
-            f"feature {name!r} of meta/info.json has shape {str(shape)[:80]}; expected whole "
-            f"numbers in [1, {LARGEST_DIMENSION:,}]"
-        )
+    if not isinstance(shape, list) or not all(
+        type(n) is int and 1 <= n <= LARGEST_DIMENSION for n in shape
+    ):
+        odd = f"its shape is {str(shape)[:80]}; expected numbers in [1, {LARGEST_DIMENSION:,}]"
+        return {**about, "shape": [1], "odd": odd}
     return dict(about)
 
 
 def _column(name: str, feature: Mapping[str, Any]) -> Column:
     dtype, shape = str(feature.get("dtype")), tuple(feature.get("shape") or (1,))
+    if "odd" in feature:
+        return Column(kind="other", dtype=dtype, shape=shape, note=feature["odd"])
     if dtype in ("video", "image"):
         note = _why_depth(name, feature)
         return Column(kind="other" if note else "pictures", dtype=dtype, shape=shape, note=note)
@@ -216,20 +225,28 @@ def _column(name: str, feature: Mapping[str, Any]) -> Column:
 
 
 def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
-    """What says that pictures are depth maps; empty if nothing does."""
+    """Mark that says that pictures are depth maps; empty if there is none."""
     if is_called_depth(name):
         return "depth, by its name"
-    places = [feature, *(value for value in feature.values() if isinstance(value, Mapping))]
-    for about in places:
-        for key, value in about.items():
-            # "is_depth_map" today, "video.is_depth_map" before.
-            last = str(key).rpartition(".")[2]
-            is_set = str(value).lower() in ("true", "1")
-            if (last == "is_depth_map" and is_set) or last == "depth_unit":
-                return f"depth, as {key} of meta/info.json says"
-            if last == "pix_fmt" and _is_depth_format(str(value)):
-                return f"depth, of the pixel format {value}"
+    for key, value in _flags(feature):
+        # "is_depth_map" today, "video.is_depth_map" before, and as others spell it.
+        last = re.sub("[^a-z]", "", str(key).rpartition(".")[2].lower())
+        text = str(value).lower().strip("[]'")
+        is_set = last in ("isdepthmap", "isdepth", "depthmap") and text in ("true", "1", "yes")
+        if is_set or last in ("depthunit", "depthunits") or text in ("depth", "depth_map"):
+            return f"depth, as {key} of meta/info.json says"
+        if last == "pixfmt" and _is_depth_format(text):
+            return f"depth, of the pixel format {value}"
     return ""
+
+
+def _flags(about: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of an object, those of objects in it, too; without names of dimensions."""
+    for key, value in about.items():
+        if isinstance(value, Mapping) and key != "names":
+            yield from _flags(value)
+        elif key != "names":
+            yield key, value
 
 
 def _is_depth_format(name: str) -> bool:

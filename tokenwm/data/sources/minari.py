@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tokenwm.data.episode import Scalar
 from tokenwm.data.sources import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.sources.arrays import RatedConfig
-from tokenwm.data.sources.gaps import compare
+from tokenwm.data.sources.gaps import compare, few
 from tokenwm.data.sources.hdf5 import (
     RowCount,
     check_usable,
@@ -41,7 +41,7 @@ LAYOUT = (
 )
 DATA_FILE, METADATA_FILE = "main_data.hdf5", "metadata.json"
 OTHER_STORAGES = ("arrow", "parquet")
-EPISODE = re.compile(r"episode_(\d{1,15})")
+EPISODE = re.compile(r"episode_(0|[1-9]\d{0,14})", re.ASCII)
 PER_ACTION = ("actions", "rewards", "terminations", "truncations")
 """Arrays with a row for each step; the others have one for each observation."""
 MISSION, SUCCESS = "observations/mission", "infos/success"
@@ -120,7 +120,7 @@ class MinariSource(RecordedSource):
         ]
 
     def gaps(self) -> Sequence[Gap]:
-        """Where the totals of the dataset say something else than its episodes."""
+        """Totals of the dataset that differ from its episodes."""
         return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
@@ -198,7 +198,7 @@ def _episodes(file: Any) -> dict[int, RowCount]:
 
 
 def _differences(path: Path, file: Any, counts: Mapping[int, RowCount]) -> list[Gap]:
-    """What the totals say, where something else is there."""
+    """Totals that differ from what is there."""
     beside = path.parent / METADATA_FILE
     if beside.is_file():
         where, about = str(beside), _about(path, file)
@@ -206,6 +206,10 @@ def _differences(path: Path, file: Any, counts: Mapping[int, RowCount]) -> list[
         names = ("total_episodes", "total_steps")
         where, about = str(path), {name: whole_in(file.attrs, name) for name in names}
     gaps = compare(where, "episodes", about.get("total_episodes"), len(counts))
+    odd = [name for name in names_in(file) if not EPISODE.fullmatch(name)]
+    if odd:
+        text = f"{path} holds what is called like no episode and not read: {few(odd)}"
+        gaps.append(Gap(text=text))
     known = [count for count in counts.values() if isinstance(count, int)]
     if not gaps and len(known) == len(counts):
         gaps = compare(where, "steps", about.get("total_steps"), sum(known))

@@ -26,10 +26,11 @@ def inside(folder: Path, path: Path) -> Path:
     Raises:
         SourceError: It lies elsewhere.
     """
-    roots = [folder.resolve()]
+    # Not `resolve`, which raises RuntimeError where links lead round in a circle.
+    roots = [Path(os.path.realpath(folder))]
     if folder.parent.name == "snapshots":
-        roots.append((folder.parent.parent / "blobs").resolve())
-    target = path.resolve()
+        roots.append(Path(os.path.realpath(folder.parent.parent / "blobs")))
+    target = Path(os.path.realpath(path))
     if not any(target.is_relative_to(root) for root in roots):
         raise SourceError(
             f"{path} leads out of the dataset, to {target}; only files inside {folder} are read. "
@@ -66,9 +67,16 @@ def update_digest(digest: Any, path: Path, name: str) -> None:
 
 
 def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:
-    """SHA-256 over names and sizes of files, as hex digits: their bytes are too many to sum up."""
+    """SHA-256 over names and sizes of files, as hex digits: their bytes are too many to sum up.
+
+    A link that leads nowhere has no size; it costs its episode, which is said there.
+    """
     digest = hashlib.sha256()
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
-        digest.update(os.fsencode(f"{name}:{path.stat().st_size}:"))
+        try:
+            size = str(path.stat().st_size)
+        except OSError:
+            size = "none"
+        digest.update(os.fsencode(f"{name}:{size}:"))
     return digest.hexdigest()

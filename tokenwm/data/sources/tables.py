@@ -3,8 +3,10 @@
 Columns such as ``action_0, action_1, …`` are one column ``action`` here.
 """
 
+import logging
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from tokenwm.data.sources.parquet import read_groups
 from tokenwm.data.sources.paths import read_small
 from tokenwm.errors import EpisodeError, SourceError
 
+logger = logging.getLogger(__name__)
+
 MAX_TABLE_BYTES = 2**31
-"""Of one table, which may be that of all episodes."""
+"""Largest size of one table, which may be that of all episodes."""
 SUFFIXES = (".csv", ".parquet", ".npz")
 NUMBERED = re.compile(r"(?P<name>.+?)[._]?\[?(?P<number>\d{1,6})\]?")
 Table = Mapping[str, NDArray[Any]]
@@ -51,7 +55,7 @@ def read_table(folder: Path, path: Path) -> Table:
 
 
 def columns_of(table: Table) -> dict[str, Column]:
-    """What a table holds: numbers, pictures, or text, of which we have no use as such."""
+    """Columns of a table: numbers, pictures, or text, which is not used as such."""
     return {name: column_of(array.dtype, array.shape[1:], name) for name, array in table.items()}
 
 
@@ -65,8 +69,11 @@ def _read(folder: Path, path: Path, _time: int, _size: int) -> Table:
         table = pyarrow.csv.read_csv(content, pyarrow.csv.ReadOptions(use_threads=False))
     else:
         table = _read_parquet(content, path)
-    arrays = {name: _to_array(table.column(name), name) for name in table.column_names}
-    return _grouped(arrays)
+    names = table.column_names
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled - {""}:
+        logger.warning("%s: columns of the same name are not used: %s", path, sorted(doubled))
+    return _grouped({n: _to_array(table.column(n)) for n in names if n not in doubled})
 
 
 def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
@@ -84,11 +91,11 @@ def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
         return read_groups(file, range(about.num_row_groups), file.schema_arrow.names, str(path))
 
 
-def _to_array(column: Any, name: str) -> NDArray[Any]:
+def _to_array(column: Any) -> NDArray[Any]:
     """A column; rows with missing values are masked, since a table may hold many episodes."""
     column = column.combine_chunks()
     missing = np.asarray(column.is_null().to_numpy(zero_copy_only=False)).astype(bool)
-    values = _without_missing(column.drop_null(), name)
+    values = _without_missing(column.drop_null())
     if not missing.any() or not len(values):
         return values if len(values) else np.array([""] * len(column))
     whole = np.zeros((len(column), *values.shape[1:]), dtype=values.dtype)
@@ -97,13 +104,33 @@ def _to_array(column: Any, name: str) -> NDArray[Any]:
     return np.ma.masked_array(whole, mask)
 
 
-def _without_missing(column: Any, name: str) -> NDArray[Any]:
+def _without_missing(column: Any) -> NDArray[Any]:
+    """Numbers; what cannot be numbers is text, of which we have no use but as labels and tasks."""
     try:
         return to_numbers(column)
-    except ValueError as error:
-        if pyarrow.types.is_nested(column.type):
-            raise EpisodeError(f"column {name!r} {error}") from error
-        return np.array([str(value) for value in column.to_pylist()])
+    except ValueError:
+        texts = [str(value) for value in column.to_pylist()]
+        numbers = _mostly_real(texts)
+        return np.array(texts) if numbers is None else numbers
+
+
+def _mostly_real(texts: Sequence[str]) -> NDArray[np.float64] | None:
+    """The real numbers that most texts are, NaN for the others; None if most are something else.
+
+    A slip in one row of a table for all costs its episode. Whole numbers may be labels, and stay
+    texts.
+    """
+    numbers = np.array([_number(text) for text in texts])
+    is_number = np.isfinite(numbers)
+    has_point = any("." in text for text, good in zip(texts, is_number, strict=True) if good)
+    return numbers if has_point and is_number.mean() > 0.5 else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _grouped(arrays: dict[str, NDArray[Any]]) -> Table:
