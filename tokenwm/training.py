@@ -57,6 +57,8 @@ class OptimizerConfig:
                 f"weight_decay={self.weight_decay} and "
                 f"warmup_steps={self.warmup_steps} must not be negative"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise TokenwmError(f"betas={self.betas}: both must be in [0, 1)")
         if not 0 < self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:
             raise TokenwmError(
                 f"decay_fraction={self.decay_fraction} must be in (0, 1], "

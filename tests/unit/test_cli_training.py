@@ -134,3 +134,26 @@ def test_a_finished_run_whose_model_is_damaged_writes_it_again(
         assert weights.read_bytes() == whole
     assert cli.main(argv) == 0
     assert "finished before, at step 1, and kept" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning and jsonargparse warn of each other
+def test_numbers_that_are_too_small_are_one_line(
+    tmp_path: Path, frame_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["tokenizer", "fit", "--config", f"{CONFIGS / 'tokenizer' / 'debug.yaml'}"]
+    argv += [f"--data.root={frame_shards}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    for option, value, least in (
+        ("checkpoint_every_n_steps", "0", "must be at least 1"),
+        ("seed_everything", "-1", "must be at least 0"),
+        ("trainer.accumulate_grad_batches", "0", "must be at least 1"),
+        ("trainer.gradient_clip_val", "-1", "must be at least 0"),
+        ("trainer.log_every_n_steps", "0", "must be at least 1"),
+        ("trainer.val_check_interval", "0", "must be at least 1"),
+        ("data.num_workers", "-1", "must be at least 0"),
+        ("model.optimizer.betas", "[1.5,0.9]", "must be in"),
+    ):
+        assert cli.main([*argv, f"--{option}={value}"]) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and least in error, error
+        assert option.split(".")[-1] in error
+    assert not (tmp_path / "run").exists()

@@ -225,6 +225,8 @@ def test_other_shards_than_those_trained_on_are_refused() -> None:
             max_steps=9,
             precision="32-true",
             gradient_clip_val=None,
+            gradient_clip_algorithm=None,
+            callbacks=[],
         )
         return module
 

@@ -55,6 +55,16 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
 """Values of trainer.precision that training works with: weights are float32 in all of them."""
 
 
+LEAST_VALUES = {
+    "checkpoint_every_n_steps": 1,
+    "seed_everything": 0,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": 0,
+    "trainer.log_every_n_steps": 1,
+    "trainer.val_check_interval": 1,
+}
+
+
 class TrainingCLI(LightningCLI):
     """LightningCLI with the trainer settings that tokenwm's endless, resumable loader needs."""
 
@@ -124,6 +134,20 @@ class TrainingCLI(LightningCLI):
             default=True,
             help="Continue from checkpoints/last.ckpt in the run's folder if it is there.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Check numbers that Lightning takes as they are.
+
+        Raises:
+            TokenwmError: One is too small.
+        """
+        super().parse_arguments(parser, args)
+        values = self.config[self.config["subcommand"]]
+        for name, least in LEAST_VALUES.items():
+            *folders, key = name.split(".")
+            value = (values[folders[0]] if folders else values).get(key)
+            if type(value) in (int, float) and value < least:
+                raise TokenwmError(f"{name} is {value}; it must be at least {least}")
 
     def _parse_ckpt_path(self) -> None:
         """Leave hyper-parameters as given; a checkpoint would override them (Lightning 20801)."""

@@ -96,6 +96,8 @@ class EpisodeDataModule(pl.LightningDataModule):
         for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
             if value < 1:
                 raise ShardError(f"{name} is {value}; it must be at least 1")
+        if num_workers < 0:
+            raise ShardError(f"num_workers is {num_workers}; it must be at least 0")
         if num_val_batches < 1 or (val_batch_size is not None and val_batch_size < 1):
             raise ShardError(
                 f"num_val_batches {num_val_batches} and val_batch_size {val_batch_size} must be "
