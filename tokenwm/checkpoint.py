@@ -340,7 +340,7 @@ _UNREADABLE = (
     OSError,
     RecursionError,
 )
-"""What reading damaged files can raise."""
+"""Errors that reading damaged files can raise."""
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What reading a config of the wrong shape, or weights of another model, can raise."""
 

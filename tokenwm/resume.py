@@ -1,4 +1,4 @@
-"""Whether a run can be continued: with what was saved compared with what is given now.
+"""Check whether a run can be continued: what was saved against what is given now.
 
 A run is continued as it began, or refused in one line that names both values and what to do.
 """

@@ -1,4 +1,4 @@
-"""The one legend of shape letters, and the check used where tensors cross a border.
+"""The one legend of shape letters, and the checks used where values cross a border.
 
 ==========  =====================================================================
 ``B``       rows of a batch
@@ -24,9 +24,10 @@ are embedded together on the way in and the state's heads read one hidden state 
 """
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
-from tokenwm.errors import ShapeError
+from tokenwm.errors import ShapeError, TokenwmError
 
 
 def check_shape(name: str, array: Any, expected: Sequence[int | str]) -> dict[str, int]:
@@ -42,8 +43,11 @@ def check_shape(name: str, array: Any, expected: Sequence[int | str]) -> dict[st
         The size of every letter in ``expected``.
 
     Raises:
-        ShapeError: The number of axes or a size differs.
+        ShapeError: The number of axes or a size differs, or it is no array.
     """
+    wanted_text = "(" + ", ".join(str(w) for w in expected) + ")"
+    if getattr(array, "shape", None) is None:
+        raise ShapeError(f"{name} is {shown(array)}; expected an array of shape {wanted_text}")
     shape = tuple(array.shape)
     sizes: dict[str, int] = {}
     fits = len(shape) == len(expected)
@@ -51,6 +55,34 @@ def check_shape(name: str, array: Any, expected: Sequence[int | str]) -> dict[st
         wanted = want if isinstance(want, int) else sizes.setdefault(want, got)
         fits = fits and wanted == got
     if not fits:
-        wanted_text = "(" + ", ".join(str(w) for w in expected) + ")"
         raise ShapeError(f"{name} has shape {shape}; expected {wanted_text}")
     return sizes
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Check that a value is of a class of ours.
+
+    Raises:
+        TokenwmError: It is something else.
+    """
+    if not isinstance(value, kind):
+        raise TokenwmError(f"{name} is {shown(value)}; expected a {kind.__name__}")
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number in [least, 2^31); True and False are none."""
+    is_integer = type(value) is not bool and isinstance(value, Integral)
+    return is_integer and least <= int(value) < 2**31
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, NaN and infinity included; True and False are none."""
+    return type(value) is not bool and isinstance(value, Real)
+
+
+def shown(value: Any) -> str:
+    """A value, for a message of one line."""
+    if getattr(value, "shape", ()) != ():
+        return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -221,6 +222,12 @@ class TrainingModule(pl.LightningModule):
         options = named_options(self.model_options(), "model.")
         options["trainer.precision"] = str(self.trainer.precision)
         options["trainer.gradient_clip_val"] = self.trainer.gradient_clip_val
+        algorithm = self.trainer.gradient_clip_algorithm
+        options["trainer.gradient_clip_algorithm"] = getattr(algorithm, "value", "norm")
+        # A checkpoint's weights are the averaged ones, if there is a callback that averages.
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        averaging = [type(each).__name__ for each in callbacks if isinstance(each, WeightAveraging)]
+        options["the averaging of weights (trainer.callbacks)"] = ", ".join(averaging) or "none"
         plain: dict[str, Any] = json.loads(json.dumps(options))  # tuples become lists
         return plain
 
@@ -295,8 +302,8 @@ class TrainingModule(pl.LightningModule):
                 name = next(name for name in options if options[name] != options_before[name])
                 raise CheckpointError(
                     f"{name} is {options[name]}, but {options_before[name]} in the run to be "
-                    f"continued (step {step}): the learning rate of its step {done} was another; "
-                    f"{REMEDY}, or begin from a checkpoint kept before (--ckpt_path)"
+                    f"continued (step {step}): the learning rate of its step {done} would be "
+                    f"another one; {REMEDY}, or begin from a checkpoint kept before (--ckpt_path)"
                 )
 
     def _shards(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""How often the intervals of `tokenwm sweep fit` hold the truth, in simulated sweeps; prints JSON.
+"""Share of intervals of `tokenwm sweep fit` that hold the truth, in simulated sweeps, as JSON.
 
     python tools/scaling_coverage.py --sweeps 1000
 

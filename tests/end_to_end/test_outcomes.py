@@ -68,7 +68,7 @@ def test_ends_and_rare_rewards_are_foreseen(tmp_path: Path) -> None:
         ),
     )
     ended = sum(bool(episode["terminated"].any()) for episode in episodes["test"])
-    assert found.termination is not None
+    assert found.termination is not None and found.termination.num_episodes == ended
     # Of each end, after 1, 2 and 3 imagined steps.
     assert found.termination.true_per_horizon == (ended,) * HORIZON
     assert found.termination.recall >= 0.9
@@ -78,8 +78,9 @@ def test_ends_and_rare_rewards_are_foreseen(tmp_path: Path) -> None:
     for curves in (errors, squared):
         assert curves["model"].mean.mean() < 0.5 * curves["training_mean"].mean.mean()
     ends, rewards = outcome_sentences(found)
-    assert f"Endings: {HORIZON * ended} among" in ends and f"3: {ended} of {ended}" in ends
-    assert "of mean of training" in rewards
+    assert f"Endings: {HORIZON * ended} of {ended} episodes among" in ends
+    assert f"3: {ended} of {ended}" in ends
+    assert f"over {len(found.episodes)} episodes" in rewards and "of mean of training" in rewards
 
     # The first action of an episode, and the others, of whose two rewards one is rare.
     first, other = [], []

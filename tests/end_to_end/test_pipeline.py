@@ -246,6 +246,16 @@ def test_a_finished_run_is_left_alone_and_other_options_are_one_line(
         ("model.optimizer.schedule", "cosine", "schedule is cosine, but wsd"),
         ("seed_everything", "3", "seed_everything is 3, but 0 in the run"),
         ("data.seed", "3", "data.seed is 3, but 0 in the run"),
+        (
+            "trainer.gradient_clip_algorithm",
+            "value",
+            "algorithm is value, but norm in the run",
+        ),
+        (
+            "trainer.callbacks+",
+            "lightning.pytorch.callbacks.EMAWeightAveraging",
+            "averaging of weights .* is EMAWeightAveraging, but none in the run",
+        ),
         ("trainer.precision", "bf16-mixed", "precision is bf16-mixed, but 32-true"),
         ("trainer.precision", "bf16-true", "training works with 32-true, bf16-mixed, 16-mixed"),
         ("trainer.precision", "16-mixed", "which needs a GPU"),

@@ -1,6 +1,9 @@
 """A state is used once; what would silently decode another future is refused."""
 
+import copy
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +128,31 @@ def test_what_is_asked_beyond_the_room_leaves_the_state_usable() -> None:
     with pytest.raises(TokenwmError, match=r"3 more step\(s\) asked"):
         decode_steps(model, state, tokens.action[:, :3], SAMPLING)
     decode_steps(model, state, tokens.action[:, :2], SAMPLING)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))])
+def test_copies_of_states_have_memory_of_their_own(copied: Callable[[Any], Any]) -> None:
+    model = small_world_model()
+    tokens = random_tokens(model, 2, 5)
+    actions = random_tokens(model, 4, 2, seed=1).action
+    root = prefill(model, tokens)
+    fork = root.fork(2, 2)
+    alone, (both_root, both_fork) = copied(root), copied((root, fork))
+    decode_steps(model, alone, actions[:2], SAMPLING)  # nobody holds a fork of it
+    with pytest.raises(TokenwmError, match="still held"):
+        decode_steps(model, both_root, actions[:2], SAMPLING)
+    expected = decode_steps(model, fork, actions, SAMPLING)[1].frame_tokens
+    assert torch.equal(decode_steps(model, both_fork, actions, SAMPLING)[1].frame_tokens, expected)
+    with pytest.raises(TokenwmError, match=USED):
+        decode_steps(model, copied(fork), actions, SAMPLING)
+
+
+def test_rows_are_replaced_outside_of_inference_mode_too() -> None:
+    model = small_world_model()
+    with torch.inference_mode():
+        state, other = (prefill(model, random_tokens(model, 2, 5, seed=s)) for s in (0, 1))
+    with pytest.raises(TokenwmError, match="take the place of others in it"):
+        state.replace_rows(torch.tensor([1, 0]), state)
+    put = state.replace_rows(torch.tensor([1]), other.take_rows(torch.tensor([0])))
+    assert torch.equal(put.frame_tokens[1], other.frame_tokens[0])

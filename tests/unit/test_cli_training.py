@@ -1,7 +1,10 @@
 import json
+import os
 import shlex
+import signal
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 
 from tokenwm.cli import main as cli
@@ -91,3 +94,23 @@ def test_a_finished_training_names_the_next_command(
         json.dumps({**json.loads(path.read_text()), "data_provenance": {"source": "other"}})
     )
     assert frames_of(Path(folder) / "model") is None
+
+
+class TerminateBeforeTheFirstStep(pl.Callback):
+    """Sends SIGTERM once Lightning listens, before training takes the signals over."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning and jsonargparse warn of each other
+def test_sigterm_before_the_first_step_is_said(
+    tmp_path: Path, frame_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["tokenizer", "fit", "--config", f"{CONFIGS / 'tokenizer' / 'debug.yaml'}"]
+    argv += [f"--data.root={frame_shards}", f"--trainer.default_root_dir={tmp_path}"]
+    argv += ["--data.num_steps=2", "--trainer.max_steps=3", "--trainer.accelerator=cpu"]
+    assert cli.main([*argv, f"--trainer.callbacks+={__name__}.TerminateBeforeTheFirstStep"]) == 143
+    assert "run the same command again" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    assert cli.main(argv) == 0

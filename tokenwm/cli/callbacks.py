@@ -126,7 +126,7 @@ def _step_of(trainer: pl.Trainer) -> str:
 
 
 def _windows_seen(trainer: pl.Trainer) -> str:
-    """How many windows a resumed run has seen, and how many it takes now if that is new."""
+    """Text of the windows that a resumed run has seen, and of a new batch size."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(data, EpisodeDataModule):
         return ""

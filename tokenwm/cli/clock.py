@@ -16,7 +16,7 @@ PACE_STEPS = 64
 TOLERANCE = 0.1
 """Part of the steps left by which the pace may change before the end of the decay is moved."""
 FEW_STEPS = 20
-"""So near to its end a decay is only shortened, never made longer."""
+"""Steps before its end from which on a decay is only shortened, never made longer."""
 
 
 class Clock(pl.Callback):

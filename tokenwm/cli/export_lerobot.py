@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenwm export-lerobot",
-        description="Write the episodes of frame shards as a LeRobot folder (see docs/data.md).",
+        description="Write the episodes of frame shards as a LeRobot folder (see docs/formats.md).",
     )
     parser.add_argument("dataset", type=Path, help="folder of frame shards, from tokenwm prepare")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")

@@ -20,8 +20,6 @@ MOST_TASKS = 10
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    if arguments.recipe is not None and arguments.recipe.exists():
-        raise RecipeError(f"{arguments.recipe} exists already; choose another name for the recipe")
     if arguments.recipe is not None and not arguments.recipe.parent.is_dir():
         raise RecipeError(f"{arguments.recipe}: folder {arguments.recipe.parent} does not exist")
     found = survey(arguments.path, num_episodes=arguments.episodes)
@@ -33,11 +31,17 @@ def main(argv: list[str]) -> int:
         say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
         say(console, recipe)
     else:
-        arguments.recipe.write_text(recipe, encoding="utf-8")
+        is_there = arguments.recipe.exists()
+        if is_there and arguments.recipe.read_bytes() != recipe.encode():
+            raise RecipeError(
+                f"{arguments.recipe} exists already, with another text; choose another name"
+            )
+        if not is_there:
+            arguments.recipe.write_text(recipe, encoding="utf-8")
         say(
             console,
-            f"recipe: {arguments.recipe}; next: {choose}"
-            f"tokenwm prepare {arguments.recipe} --out DIR",
+            f"recipe: {arguments.recipe}{', the same as before' if is_there else ''}; next: "
+            f"{choose}tokenwm prepare {arguments.recipe} --out DIR",
         )
     return 0
 
@@ -115,7 +119,7 @@ def _print_ranges(console: Console, found: Survey) -> None:
     say(
         console,
         f"actions are {decision.kind}, {what}{if_all}: {decision.why} "
-        "(source.action_kind says it otherwise)",
+        "(to change that: source.action_kind in the recipe)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether what a verb is asked for lies there already, made of the same things."""
+"""Record of what an output was made of, so that a verb given twice does nothing."""
 
 import argparse
 import hashlib
@@ -41,7 +41,7 @@ class MadeBefore:
         }
 
     def stands(self) -> bool:
-        """Whether the output is there, whole and made of the same."""
+        """True if the output is there, whole and made of the same."""
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             files = record.pop("files")

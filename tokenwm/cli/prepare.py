@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def holds_dataset(out: str) -> bool:
-    """Whether a folder or URL holds a finished dataset, of whatever kind."""
+    """True if a folder or URL holds a finished dataset, of whatever kind."""
     return open_folder(out).size(MANIFEST_NAME) is not None
 
 

@@ -31,7 +31,7 @@ from tokenwm.uses.measure import EvaluationConfig
 TOKENIZER_SHARE = 0.18
 """Part of the time left after preparation that goes to training the tokenizer."""
 EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 5
-"""What evaluation takes, in training steps of the world model, whose pace is known by then."""
+"""Cost of the evaluation in training steps of the world model, whose pace is known by then."""
 LEAST_SECONDS = 10.0
 """A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000

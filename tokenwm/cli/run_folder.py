@@ -1,4 +1,4 @@
-"""What the folder of a training run holds: checkpoints, logs, and the model at the end."""
+"""Folder of a training run: checkpoints, logs, and the model at the end."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ from tokenwm.errors import CheckpointError
 from tokenwm.resume import REMEDY
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-"""Where, in a run's folder, Lightning's checkpoint for resuming lies."""
+"""Place of Lightning's checkpoint for resuming in a run's folder."""
 CONFIG_NAME = "training.yaml"
 """All options of a run, in the folder of its logs: as a --config they repeat it."""
 

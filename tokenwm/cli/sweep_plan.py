@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def _comment(argv: Sequence[str], tokens: Path) -> str:
-    """What a plan follows from, as the first lines of its file."""
+    """First lines of a plan's file: the options that the plan follows from."""
     words = [word for word in argv if word != "--overwrite"]
     manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
     return f"# tokenwm sweep plan {shlex.join(words)}\n# manifest of the tokens: {manifest}\n"

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch import distributed
 
@@ -349,6 +351,8 @@ def launch(
         )
         leave_process_group()
         return done
+    except SIGTERMException:  # before the first step or in a check of a model: nothing to be saved
+        raise KeyboardInterrupt(signal.SIGTERM) from None
     except SystemExit as exit_request:
         # Lightning turns Ctrl-C into exit code 1, as if the run had failed.
         if isinstance(exit_request.__context__, KeyboardInterrupt):
@@ -364,7 +368,7 @@ def launch(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of whatever device, did not suffice."""
+    """True if an error says that memory, of whatever device, did not suffice."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from tokenwm.errors import ShardError
 
 STALE_SECONDS = 24 * 3600.0
-"""Age from which on a half-filled folder is nobody's any more."""
+"""Age of a half-filled folder from which on its writer is taken to be gone."""
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 """Names of half-written files; their random part keeps two processes that write one file apart."""
 

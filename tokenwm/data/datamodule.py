@@ -171,7 +171,7 @@ class EpisodeDataModule(pl.LightningDataModule):
 
     @property
     def strata(self) -> list[Stratum]:
-        """What training windows are drawn from.
+        """Datasets, or parts of them, that training windows are drawn from in fixed shares.
 
         Raises:
             ShardError: ``num_steps`` is above the length of every training episode.
@@ -262,7 +262,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What was skipped, which windows were seen, and what their order follows from."""
+        """State for a checkpoint: episodes skipped, windows seen, what their order follows from."""
         state: dict[str, Any] = {"corrupt": dict(self.corrupt)}
         if self.trainer is not None and self._strata:
             state["order"] = self._order_options()

@@ -129,7 +129,7 @@ def check_action_space(space: Any) -> None:
 
 
 def num_actions_of(space: Any) -> int | None:
-    """How many ids there are, the most of any dimension; None where actions are real numbers."""
+    """Number of ids, the most of any dimension; None where actions are real numbers."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.MultiBinary):

@@ -64,7 +64,7 @@ class FirstLook:
         return layout
 
     def is_usable(self, ref: EpisodeRef) -> bool:
-        """Whether an episode can be used and has the layout that was found.
+        """True if an episode can be used and has the layout that was found.
 
         Raises:
             EpisodeError: It breaks a rule, and the recipe is strict.
@@ -103,7 +103,7 @@ def usual_layout(layouts: Iterable[Layout], agreeing: int = 2) -> Layout | None:
 
 
 def layout_mismatch(key: str, layout: Layout, usual: Layout) -> EpisodeError | None:
-    """Why an episode is left out that has other fields than the usual ones; None if it has these.
+    """Reason to leave out an episode with other fields than the usual ones; None if it has these.
 
     Args:
         key: Episode, for messages.

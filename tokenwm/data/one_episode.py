@@ -43,7 +43,7 @@ def costs_one_episode(key: str, *, passing: type[TokenwmError] = EpisodeError) -
 
 
 def place_of(error: BaseException) -> str:
-    """Where an error arose, ``file:line``: the last place in this package, else anywhere."""
+    """Place where an error arose, ``file:line``: the last in this package, else anywhere."""
     places = [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]

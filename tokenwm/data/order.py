@@ -144,7 +144,7 @@ class Leg:
         return self.first_batch + (step - self.first_step) * self.accumulate
 
     def drawn_before(self, shares: Sequence[Fraction], batch: int) -> list[int]:
-        """How often each stratum is drawn before a batch of this leg, earlier legs included."""
+        """Draws from each stratum before a batch of this leg, earlier legs included."""
         own = drawn_before(shares, self.batch_windows, batch - self.first_batch)
         return [before + count for before, count in zip(self.drawn, own, strict=True)]
 

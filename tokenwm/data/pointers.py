@@ -11,7 +11,7 @@ MAX_BYTES = 1024
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is a pointer; False if there is no such file."""
+    """True if a file is a pointer; False if it is none or is not there."""
     try:
         if path.stat().st_size > MAX_BYTES or not path.is_file():
             return False
@@ -22,7 +22,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def pointer_message(path: Path | str) -> str:
-    """What to say of a pointer."""
+    """Text that says what a pointer is and how to get the file."""
     return f"{path} is a Git LFS pointer, not the file: run git lfs pull"
 
 

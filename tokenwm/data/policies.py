@@ -35,9 +35,9 @@ TEE_CONTACTS: NDArray[np.float64] = np.array(
         ((0.0, 120.0), (0.0, -1.0)),  # its foot
     ]
 )
-"""Where a push may begin, ``(contacts, 2, 2)``: a point of the edge, and the normal inwards."""
+"""Places where a push may begin, ``(contacts, 2, 2)``: a point of the edge, the normal inwards."""
 PUSHER_RADIUS = 15.5
-"""Of the round pusher, and half a pixel between it and the block."""
+"""Radius of the round pusher, and half a pixel between it and the block, px."""
 
 
 def random_policy(env: Any, rng: np.random.Generator) -> NextAction:

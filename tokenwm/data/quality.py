@@ -19,7 +19,7 @@ from tokenwm.data.measures import MIN_STRETCH_SECONDS
 from tokenwm.errors import EpisodeError, RecipeError
 
 FEW_ROWS = 3
-"""Of so many rows without a picture it is said that they can be dropped."""
+"""Most rows without a picture of which the error says that they can be dropped."""
 FROZEN_STEPS = 10
 """An episode shorter than this is too short to say that a sensor is frozen."""
 

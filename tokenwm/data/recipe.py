@@ -234,7 +234,7 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
 
 
 def takes_recorded(refs: Iterable[EpisodeRef], splits: SplitConfig) -> bool:
-    """Whether the splits are those that the source records."""
+    """True if the splits are those that the source records."""
     return splits.recorded and any(ref.split not in ("", "train") for ref in refs)
 
 

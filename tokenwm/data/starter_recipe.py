@@ -85,7 +85,7 @@ def _columns(found: Survey, notes: dict[str, str]) -> list[str]:
 
 
 def _action_kind(found: Survey) -> str:
-    """What was decided about the action, and why; for the reader to overrule."""
+    """Line with the kind of the actions and what decided it; for the reader to overrule."""
     decision = found.source.action_kind
     # A name of a column may hold anything, also the end of a line.
     why = "".join(character if character.isprintable() else "?" for character in decision.why)

@@ -124,7 +124,7 @@ class ContinuousStatistics:
 
 
 class DiscreteStatistics:
-    """How often each id occurs in each dimension."""
+    """Counts of each id in each dimension."""
 
     def __init__(self) -> None:
         self.counts = np.zeros((0, 0), dtype=np.int64)  # (dimensions, ids)

@@ -93,7 +93,7 @@ class LocalFolder:
         return path.stat().st_size if path.is_file() else None
 
     def open(self, name: str) -> BinaryIO:
-        """See :class:`Folder`; a Git LFS pointer is a ShardError."""
+        """Open a file, see :class:`Folder`; a Git LFS pointer is a ShardError."""
         refuse_pointer(self.path / name, ShardError)
         return open(self.path / name, "rb")
 

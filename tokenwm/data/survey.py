@@ -122,7 +122,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What was seen of one usable episode.
+    """Figures of one usable episode.
 
     Attributes:
         layout: Shapes and types of its numbers.
@@ -213,7 +213,7 @@ def _recognised(path: Path) -> Recognised:
         readable = ", ".join(name for name in SOURCES if name != "gymnasium")
         raise SourceError(
             f"{path} is of no format that a reader knows: {readable}; see "
-            "docs/data.md for what each looks like"
+            "docs/formats.md for what each looks like"
         )
     if len(found) > 1:
         kinds = ", ".join(str(getattr(item.config, "type", "?")) for item in found)
@@ -254,7 +254,7 @@ def _check_level(path: Path, found: Sequence[Recognised]) -> None:
 
 
 def is_videos(found: Recognised) -> bool:
-    """Whether something is recognised only as a folder with videos in it."""
+    """True if something is recognised only as a folder with videos in it."""
     return getattr(found.config, "type", "") == "videos"
 
 

@@ -1,4 +1,4 @@
-"""How pictures are turned before they are shown, as their containers ask."""
+"""Turns of pictures before they are shown, as their containers ask."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from tokenwm.errors import EpisodeError
 
 
 class Turn(NamedTuple):
-    """How a decoded picture is turned before it is shown, as its container asks.
+    """Turn of a decoded picture before it is shown, as its container asks.
 
     Attributes:
         swaps: Rows become columns; done first.
@@ -47,7 +47,7 @@ ROTATIONS = {90: EXIF_TURNS[8], 180: EXIF_TURNS[3], 270: EXIF_TURNS[6]}
 
 
 def turn_of(frame: av.VideoFrame, where: str) -> Turn:
-    """What the display matrix of a frame asks for: the videos of phones have one.
+    """Turn that the display matrix of a frame asks for: the videos of phones have one.
 
     Raises:
         EpisodeError: It is no turn by a multiple of 90 degrees, mirrored or not.

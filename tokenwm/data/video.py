@@ -217,7 +217,7 @@ def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
 
 
 def holds_depth(pixels: av.VideoFormat) -> bool:
-    """Whether a pixel format is that of depth maps: one channel of more than 8 bits.
+    """True if a pixel format is that of depth maps: one channel of more than 8 bits.
 
     Made into pictures of 8 bits they would lose what they are for, without a word.
     """
@@ -226,7 +226,7 @@ def holds_depth(pixels: av.VideoFormat) -> bool:
 
 
 class FirstPicture(NamedTuple):
-    """What the first picture of a video tells about all of them.
+    """First picture of a video, as far as it tells about all of them.
 
     Attributes:
         size: ``(height, width)`` as it is shown, pixels.
@@ -298,7 +298,7 @@ def probe(path: Path, where: str) -> tuple[int, float]:
 
 
 def index_frames(path: Path, where: str) -> FrameIndex:
-    """When every frame of a video file is shown, without decoding it.
+    """Times at which the frames of a video file are shown, without decoding it.
 
     Args:
         path: Video file.

@@ -29,6 +29,7 @@ from tokenwm.imagination.passes import forward_span
 from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.shapes import is_whole, shown
 from tokenwm.transformer.world_model import WorldModel
 
 
@@ -54,8 +55,12 @@ class Approximation:
             TokenwmError: None or both are given, or one is below 1.
         """
         given = [value for value in (self.num_passes, self.row_delay) if value is not None]
-        if len(given) != 1 or given[0] < 1:
-            raise TokenwmError(f"{self}: give either num_passes or row_delay, at least 1")
+        if len(given) != 1 or not is_whole(given[0]):
+            raise TokenwmError(
+                f"num_passes={shown(self.num_passes)}, row_delay={shown(self.row_delay)}: "
+                "give one of them, "
+                "a whole number, at least 1"
+            )
 
     def schedule(self, model: WorldModel) -> Tensor:
         """``(K,)`` int64, the pass in which each slot is fixed, counted from 0.

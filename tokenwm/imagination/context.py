@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import Any, SupportsIndex
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.shapes import check_shape
+from tokenwm.shapes import check_shape, check_type, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.world_model import Tokens
 
@@ -38,7 +40,16 @@ class Context:
         return f"Context({num_rows} row(s) of {num_steps} step(s); {', '.join(['tokens', *known])})"
 
     def rows(self, rows: slice | Tensor) -> "Context":
-        """Some rows, also several times; a slice is a view."""
+        """Some rows, by a slice, which is a view, or by their numbers, ``(n,)`` int64.
+
+        Numbers may come several times.
+
+        Raises:
+            TokenwmError: Rows are no such numbers or, not on a GPU, out of range.
+        """
+        if not isinstance(rows, slice):
+            check_ids("rows", rows, len(self.tokens.frame))
+            check_shape("rows", rows, ("n",))
         return Context(
             tokens=rows_of(self.tokens, rows),
             anchor=None if self.anchor is None else self.anchor[rows],
@@ -52,7 +63,7 @@ class Context:
         return self.rows(rows.repeat_interleave(num_candidates))
 
     def to(self, device: torch.device) -> "Context":
-        """The same on a device."""
+        """This context on a device."""
         frame, state, action = (None if t is None else t.to(device) for t in self.tokens)
         assert frame is not None and action is not None
         return Context(
@@ -75,6 +86,8 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
         TokenwmError: It has no row or no step, the model's state is missing or it has one that the
             model has not, a shape or a type differs, or a token is outside its vocabulary.
     """
+    check_type("context", context, Context)
+    check_type("context.tokens", context.tokens, Tokens)
     frame, state, action = context.tokens
     sizes = check_shape("context.tokens.frame", frame, ("B", "C", vocabulary.tokens_per_frame))
     num_rows, num_steps = sizes["B"], sizes["C"]
@@ -86,27 +99,37 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
     if (state is None) != (vocabulary.state is None):
         wanted = "needs state tokens" if state is None else "does not take state tokens"
         raise TokenwmError(f"the model {wanted}; context.tokens.state is {_described(state)}")
-    named = [("frame", frame, vocabulary.tokens_per_frame, vocabulary.codebook_size)]
+    named: list[tuple[str, Any, int, int]] = [
+        ("frame", frame, vocabulary.tokens_per_frame, vocabulary.codebook_size)
+    ]
     for name, tokens, tokenizer in (
         ("action", action, vocabulary.action),
         ("state", state, vocabulary.state),
     ):
-        if tokens is not None and tokenizer is not None:
+        if tokenizer is not None:
             named.append((name, tokens, tokenizer.num_dimensions, tokenizer.num_values))
     for name, tokens, count, num_values in named:
         check_shape(f"context.tokens.{name}", tokens, (num_rows, num_steps, count))
         check_ids(f"{name} tokens", tokens, num_values, may_wait=True)
     if context.anchor is not None:
         check_shape("context.anchor", context.anchor, (num_rows, *frame_shape))
-        if context.anchor.dtype != torch.uint8:
-            raise ShapeError(f"context.anchor has type {context.anchor.dtype}; expected uint8")
+        if getattr(context.anchor, "dtype", None) != torch.uint8 or context.anchor.is_meta:
+            raise ShapeError(
+                f"context.anchor is {_described(context.anchor)}; expected uint8, as a tensor"
+            )
     if context.state is not None:
         if not isinstance(vocabulary.state, ContinuousTokenizer):
             raise TokenwmError(
                 "context.state is given, but the model has no state of real values; give None"
             )
         check_shape("context.state", context.state, (num_rows, vocabulary.state.num_dimensions))
-        if not context.state.is_floating_point() or not bool(context.state.isfinite().all()):
+        numbers: Any = context.state
+        is_real = (
+            isinstance(numbers, Tensor)
+            and numbers.is_floating_point()
+            and not (numbers.is_meta or numbers.is_sparse)
+        )
+        if not is_real or not bool(numbers.isfinite().all()):
             raise TokenwmError(
                 f"context.state is {_described(context.state)}; give finite floating-point numbers"
             )
@@ -124,7 +147,7 @@ def check_ids(name: str, tokens: Any, num_values: int, *, may_wait: bool = False
     Raises:
         TokenwmError: Another type, or an id out of range.
     """
-    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.is_meta:
         raise TokenwmError(
             f"{name}: expected an int64 tensor of ids in [0, {num_values}), got "
             f"{_described(tokens)}; values in the units of the data are encoded first"
@@ -161,24 +184,71 @@ def noise_of(
 
 def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
     wanted = f"one whole number, or a ({num_rows},) int64 tensor: one for every row of actions"
-    if isinstance(given, SupportsIndex) and not isinstance(given, Tensor | bool):
-        if not -(2**63) <= index(given) < 2**63:
+    if type(given) is not bool and isinstance(given, Integral):
+        if not -(2**63) <= int(given) < 2**63:
             raise TokenwmError(f"{name}={given}; use {wanted}, in [-2^63, 2^63)")
-        return torch.full((num_rows,), index(given))
+        return torch.full((num_rows,), int(given))
     try:
         numbers = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TokenwmError(f"{name}={given!r}; use {wanted}") from error
-    is_whole = not (numbers.is_floating_point() or numbers.is_complex())
-    if not is_whole or numbers.dtype == torch.bool or numbers.shape not in ((), (num_rows,)):
-        what = repr(given) if numbers.ndim == 0 else _described(numbers)
+        raise TokenwmError(f"{name}={shown(given)}; use {wanted}") from error
+    has_fractions = numbers.is_floating_point() or numbers.is_complex()
+    if (
+        has_fractions
+        or numbers.dtype in (torch.bool, torch.uint64)
+        or numbers.is_meta
+        or (numbers.shape not in ((), (num_rows,)))
+    ):
+        what = shown(given) if numbers.ndim == 0 else _described(numbers)
         raise TokenwmError(f"{name} is {what}; use {wanted}")
     return numbers.to(torch.int64).expand(num_rows)
 
 
+def as_array(name: str, values: Any) -> NDArray[Any]:
+    """Numbers that somebody gave, as an array on the host.
+
+    Args:
+        name: What they are, for the message.
+        values: An array, a tensor of any type and device, or nested lists.
+
+    Raises:
+        TokenwmError: They are no real numbers, or none that can be read.
+    """
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+            if values.dtype == torch.bfloat16:  # which numpy does not have
+                values = values.float()
+            values = values.numpy()
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TokenwmError(
+            f"{name} is {shown(values)}; expected an array of real numbers"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        raise TokenwmError(f"{name} is {shown(values)}; expected an array of real numbers")
+    return array
+
+
+def as_tensor(name: str, values: Any) -> Tensor:
+    """A tensor as it is; anything else as :func:`as_array` takes it.
+
+    Raises:
+        TokenwmError: See :func:`as_array`.
+    """
+    if isinstance(values, Tensor) and not values.is_meta:
+        return values
+    array = np.require(as_array(name, values), requirements=["C", "W"])  # flipped, or read only
+    try:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    except TypeError as error:  # whole numbers up to 2^64
+        raise TokenwmError(f"{name} is {shown(values)}, a type that torch does not have") from error
+
+
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
+        on = f" on {value.device}" if value.is_meta else ""
+        return f"{value.dtype} of shape {tuple(value.shape)}{on}"
     return "None" if value is None else type(value).__name__
 
 

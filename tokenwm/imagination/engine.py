@@ -186,7 +186,8 @@ class Engine:
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
     ) -> tuple[DecodeState, DecodedSteps]:
-        model, sampling = self.world_model, sampling or SamplingConfig()
+        model = self.world_model
+        sampling = SamplingConfig() if sampling is None else sampling
         if self.approximation is not None:
             return decode_steps_approximately(model, state, actions, sampling, self.approximation)
         decode = decode_steps_speculatively if self.speculative else decode_steps

@@ -10,11 +10,17 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.context import Context
-from tokenwm.imagination.episodes import ImaginedEpisodes, ObservationKind, RewardFunction
+from tokenwm.imagination.context import Context, as_array
+from tokenwm.imagination.episodes import (
+    ImaginedEpisodes,
+    ObservationKind,
+    RewardFunction,
+    check_observation,
+)
 from tokenwm.imagination.future import NO_REWARD
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.shapes import check_type, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 
 
@@ -60,8 +66,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         reward_fn: RewardFunction | None = None,
         seed: int = 0,
     ) -> None:
-        if observation not in ("pixels", "tokens", "embeddings"):
-            raise TokenwmError(f"observation={observation!r}; choose pixels, tokens or embeddings")
+        check_observation(observation)
+        modes = {mode.value: mode for mode in AutoresetMode}
+        mode = modes.get(getattr(autoreset_mode, "value", str(autoreset_mode)))
+        if mode is None:
+            raise TokenwmError(f"autoreset_mode={shown(autoreset_mode)}; choose {', '.join(modes)}")
         if reward_fn is None and not model.vocabulary.has_reward:
             raise TokenwmError(
                 NO_REWARD + "give the environment a reward_fn, from a rollout of one step to (B,)"
@@ -77,7 +86,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             seed=seed,
         )
         self.num_envs, self.observation = num_envs, observation
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = mode
         self.metadata = {
             "autoreset_mode": self.autoreset_mode,
             "render_modes": ["rgb_array"],
@@ -132,7 +141,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                 f"episodes {np.flatnonzero(self._ended).tolist()} have ended; call "
                 "reset(options={'reset_mask': ...}) before stepping on"
             )
-        values = np.asarray(actions)
+        values = as_array("actions", actions)
         if values.ndim == 1 and self.single_action_space.shape == ():  # discrete: without an axis
             values = values[:, None]
         moved = self.episodes.step(values)
@@ -249,7 +258,10 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
 
 def _reset_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:
     """``(B,)`` bool, which episodes to start anew."""
-    mask = np.asarray((options or {}).get("reset_mask", np.ones(num_envs, dtype=np.bool_)))
+    if options is None:
+        return np.ones(num_envs, dtype=np.bool_)
+    check_type("options", options, dict)
+    mask = as_array("reset_mask", options.get("reset_mask", np.ones(num_envs, dtype=np.bool_)))
     if mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
         raise TokenwmError(
             f"reset_mask has shape {mask.shape} and dtype {mask.dtype}; use ({num_envs},) bool "

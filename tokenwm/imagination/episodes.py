@@ -13,26 +13,26 @@ is what not to wait would take.
 
 from collections.abc import Callable
 from dataclasses import replace
-from operator import index
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.context import Context, check_ids
+from tokenwm.imagination.context import Context, as_tensor, check_ids
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.future import Rollout
 from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState, StepOutcome
-from tokenwm.shapes import check_shape
+from tokenwm.shapes import check_shape, check_type, is_number, is_whole, shown
 
-ObservationKind = Literal["tokens", "embeddings", "pixels"]
+ObservationKind = Literal["pixels", "tokens", "embeddings"]
 
 RewardFunction = Callable[[Rollout], Tensor]
-"""From one step of every episode, a rollout with ``H = 1``, to its rewards, ``(B,)`` float32.
+"""Function from one step of every episode, a rollout with ``H = 1``, to rewards ``(B,)`` float32.
 
 ``action_tokens[:, 0]`` were taken, ``frame_tokens[:, 0]`` and ``state[:, 0]`` (in the units of the
 data) are what they led to, ``context`` and ``context_rows`` are the starts, and ``reward`` is what
@@ -92,13 +92,24 @@ class ImaginedEpisodes:
         reward_fn: RewardFunction | None = None,
         seed: int = 0,
     ) -> None:
-        if num_episodes < 1 or (max_steps is not None and max_steps < 1):
+        if not is_whole(num_episodes) or not (max_steps is None or is_whole(max_steps)):
             raise TokenwmError(
-                f"num_episodes={num_episodes}, max_steps={max_steps}: both must be at least 1"
+                f"num_episodes={shown(num_episodes)}, max_steps={shown(max_steps)}: both must be "
+                "whole numbers, at least 1"
             )
+        threshold = termination_threshold
+        if threshold is not None and not (is_number(threshold) and threshold >= 0.0):
+            raise TokenwmError(
+                f"termination_threshold={shown(threshold)}; use a probability, above 1 for never, "
+                "or None"
+            )
+        if reward_fn is not None and not callable(reward_fn):
+            raise TokenwmError(f"reward_fn is {shown(reward_fn)}; expected a function")
+        if sampling is not None:
+            check_type("sampling", sampling, SamplingConfig)
         self.model, self.starts, self.num_episodes = model, model.checked(starts), num_episodes
         self.max_steps, self.termination_threshold = max_steps, termination_threshold
-        self.sampling, self.reward_fn = sampling or SamplingConfig(), reward_fn
+        self.sampling, self.reward_fn = sampling, reward_fn
         self.seed(seed)
 
     @torch.inference_mode()
@@ -124,13 +135,17 @@ class ImaginedEpisodes:
             episodes: Which: ``(B,)`` bool, or their numbers, ``(n,)`` int64.
 
         Raises:
-            TokenwmError: A mask has another shape, or (not on a GPU) a number is out of range.
+            TokenwmError: A mask has another shape, or (not on a GPU) a number is out of range or
+                there twice.
         """
+        episodes = as_tensor("episodes", episodes)
         if episodes.dtype == torch.bool:
             check_shape("episodes", episodes, (self.num_episodes,))
             episodes = episodes.nonzero()[:, 0]
         check_shape("episodes", episodes, ("n",))
         check_ids("episodes", episodes, self.num_episodes)
+        if episodes.device.type == "cpu" and len(set(episodes.tolist())) < len(episodes):
+            raise TokenwmError(f"episodes {episodes.tolist()} name one twice; name each once")
         if len(episodes) == 0:
             return
         first_step = self._state.step - (self._num_context - 1)
@@ -147,6 +162,7 @@ class ImaginedEpisodes:
         Raises:
             TokenwmError: Another shape; a value that is not finite, or no id (not on a GPU).
         """
+        actions = as_tensor("actions", actions)
         num_actions = self.model.vocabulary.action.num_dimensions
         check_shape("actions", actions, (self.num_episodes, num_actions))
         return self.step_tokens(self.model.encode_actions(actions))
@@ -179,7 +195,7 @@ class ImaginedEpisodes:
     def _rewarded(
         self, reward_fn: RewardFunction, action_tokens: Tensor, outcome: StepOutcome
     ) -> Tensor:
-        """What the reward function says of the step that was just taken, ``(B,)`` float32."""
+        """Rewards of the step that was just taken, by the reward function, ``(B,)`` float32."""
         state, predicted = self.state, outcome.reward
         rollout = Rollout(
             action_tokens=action_tokens[:, None].to(self.model.device),
@@ -227,7 +243,11 @@ class ImaginedEpisodes:
             kind: ``tokens``: ``(B, K)`` int64. ``embeddings``: ``(B, K * code_dim + P)`` float32,
                 the codes of the tokens, then the state scaled to [-1, 1]. ``pixels``:
                 ``(B, cameras, H, W, 3)`` uint8.
+
+        Raises:
+            TokenwmError: There is no such kind.
         """
+        check_observation(kind)
         if kind == "tokens":
             return self.frame_tokens
         if kind == "pixels":
@@ -267,7 +287,23 @@ class ImaginedEpisodes:
         return state, rows
 
 
-def _checked_seed(seed: object) -> int:
-    if not isinstance(seed, SupportsIndex) or not 0 <= index(seed) < 2**63:
-        raise TokenwmError(f"seed={seed!r}; use one whole number in [0, 2^63) for all episodes")
-    return index(seed)
+def check_observation(kind: object) -> None:
+    """Check that there is such a kind of observation.
+
+    Raises:
+        TokenwmError: There is not.
+    """
+    kinds = get_args(ObservationKind)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise TokenwmError(
+            f"observation={shown(kind)}; choose {', '.join(kinds[:-1])} or {kinds[-1]}"
+        )
+
+
+def _checked_seed(seed: Any) -> int:
+    is_integer = type(seed) is not bool and isinstance(seed, Integral)
+    if not is_integer or not 0 <= int(seed) < 2**63:
+        raise TokenwmError(
+            f"seed={shown(seed)}; use one whole number in [0, 2^63) for all episodes"
+        )
+    return int(seed)

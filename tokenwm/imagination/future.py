@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.context import Context
-from tokenwm.shapes import check_shape
+from tokenwm.imagination.context import Context, as_tensor
+from tokenwm.shapes import check_shape, is_number, shown
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ NO_REWARD = (
     "the model predicts no reward, because its data has none: name the column in the recipe "
     "(source.reward), prepare and train anew; or "
 )
-"""Begins every error of who asks for a reward that there is not."""
+"""Beginning of every error about a reward that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -61,7 +61,7 @@ class Rollout:
 
     @property
     def tokens_per_pass(self) -> float:
-        """How well drafts were accepted, see :attr:`DecodedSteps.tokens_per_pass`."""
+        """Mean number of tokens that a pass decides, see :attr:`DecodedSteps.tokens_per_pass`."""
         return self.frame_tokens.numel() / int(self.row_passes.sum())
 
     @property
@@ -116,13 +116,14 @@ class Rollout:
         """
         if self.reward is None:
             raise TokenwmError(NO_REWARD + "rank by a score of your own: rollout.best(scores)")
-        if not 0.0 <= discount <= 1.0:
-            raise TokenwmError(f"discount={discount}; use a number in [0, 1]")
+        if not is_number(discount) or not 0.0 <= discount <= 1.0:
+            raise TokenwmError(f"discount={shown(discount)}; use a number in [0, 1]")
         num_rows, num_steps = self.reward.shape
         weights = discount ** torch.arange(num_steps, device=self.reward.device)
         survival = self.survival
         total = (weights * survival * self.reward).sum(1)
         if bootstrap is not None:
+            bootstrap = as_tensor("bootstrap", bootstrap)
             check_shape("bootstrap", bootstrap, (num_rows,))
             goes_on = survival[:, -1] * (1.0 - self.termination_probability[:, -1])
             total = total + discount**num_steps * goes_on * bootstrap.to(total)
@@ -144,6 +145,7 @@ class Rollout:
         Raises:
             TokenwmError: ``scores`` has another shape.
         """
+        scores = as_tensor("scores", scores)
         check_shape("scores", scores, (len(self.frame_tokens),))
         is_broken = scores.isnan() | (scores == torch.inf) | ~self.is_finite.to(scores.device)
         count = int(is_broken.sum())

@@ -10,11 +10,14 @@ future is used.
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.context import as_array
+from tokenwm.shapes import shown
 from tokenwm.tokenizer.frames import FrameTokenizer, slices, to_uint8
 
 CHANGE_SCALE = 0.06
@@ -106,7 +109,10 @@ def chosen(name: str, indices: Sequence[int] | None, count: int) -> list[int] | 
     """
     if indices is None:
         return slice(None)
-    picked = [int(index) for index in indices]
+    numbers = as_array(name, indices)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise TokenwmError(f"{name} is {shown(indices)}; give a list of whole numbers, or None")
+    picked: list[int] = numbers.astype(np.int64).tolist()
     outside = [index for index in picked if not -count <= index < count]
     if outside:
         raise TokenwmError(f"{name} has {outside[0]}; the rollout has {count}: give [0, {count})")

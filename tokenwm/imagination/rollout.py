@@ -21,6 +21,8 @@ from tokenwm.checkpoint import LoadedWorldModel, load_world_model
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.imagination.context import (
     Context,
+    as_array,
+    as_tensor,
     check_context,
     check_ids,
     noise_of,
@@ -37,7 +39,7 @@ from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.shapes import check_shape
+from tokenwm.shapes import check_shape, check_type, is_whole, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
@@ -110,7 +112,7 @@ class TokenWorldModel(Engine):
             TokenwmError: There is no row or no step, a shape or type does not fit, the state is
                 missing, or a value is not finite.
         """
-        frames = torch.as_tensor(frames)
+        frames = as_tensor("frames", frames)
         tokenizer, vocabulary = self.tokenizer, self.vocabulary
         sizes = check_shape(
             "frames", frames, ("B", "C", tokenizer.num_cameras, *tokenizer.image_size, 3)
@@ -126,7 +128,7 @@ class TokenWorldModel(Engine):
                 f"the model {wanted} a state; give "
                 f"states={'(B, C, state_dim)' if states is None else None}"
             )
-        past = _to_numpy(actions)
+        past = as_array("actions", actions)
         if past.ndim == 3 and past.shape[1] == num_steps:
             past = past[:, :-1]
         action_tokens = torch.zeros(
@@ -138,7 +140,7 @@ class TokenWorldModel(Engine):
         )
         state_tokens = last_state = None
         if states is not None and vocabulary.state is not None:
-            known = _to_numpy(states)
+            known = as_array("states", states)
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
@@ -204,6 +206,8 @@ class TokenWorldModel(Engine):
             TokenwmError: The state was used already, or the tokens are not ``(B, A)`` int64 or, on
                 a CPU, out of range; on a GPU nobody waits to look.
         """
+        check_type("state", state, DecodeState)
+        _check_sampling(sampling)
         action = self.vocabulary.action
         check_ids("action_tokens", action_tokens, action.num_values)
         check_shape("action_tokens", action_tokens, (len(state.pending), action.num_dimensions))
@@ -265,6 +269,8 @@ class TokenWorldModel(Engine):
         rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
         the rest of those rows is imagined without a pause.
         """
+        if not is_whole(chunk_steps):
+            raise TokenwmError(f"chunk_steps={shown(chunk_steps)}; use a whole number, at least 1")
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
         decoded = yield from self._imagine_pausing(work, chunk_steps)
@@ -278,7 +284,8 @@ class TokenWorldModel(Engine):
         seed: int | Tensor,
         noise_streams: int | Tensor | None,
     ) -> Work:
-        """What :meth:`imagine` is given, checked and on the device; the context is already."""
+        """Arguments of :meth:`imagine`, checked and on the device; the context is already."""
+        _check_sampling(sampling)
         tokens = self.encode_actions(actions)
         num_rows, num_actions = context.tokens.frame.shape[0], self.vocabulary.action.num_dimensions
         sizes = check_shape("actions", tokens, ("B", "H", num_actions))
@@ -299,7 +306,7 @@ class TokenWorldModel(Engine):
             actions=tokens,
             seeds=seeds,
             noise_streams=streams,
-            sampling=sampling or SamplingConfig(),
+            sampling=SamplingConfig() if sampling is None else sampling,
             forks=sizes["B"] > num_rows,
         )
 
@@ -368,9 +375,9 @@ class TokenWorldModel(Engine):
             TokenwmError: A value is not finite, or a discrete id is out of range.
         """
         # MPS has no float64, in which bins are exact.
-        if isinstance(actions, Tensor) and actions.device.type not in ("cpu", "mps"):
+        if isinstance(actions, Tensor) and actions.device.type not in ("cpu", "mps", "meta"):
             return self._action_encoder(actions.to(self.device))
-        tokens = self._encode("action", self.vocabulary.action, _to_numpy(actions))
+        tokens = self._encode("action", self.vocabulary.action, as_array("actions", actions))
         return torch.from_numpy(tokens).to(self.device)
 
     @cached_property
@@ -383,7 +390,7 @@ class TokenWorldModel(Engine):
         Raises:
             TokenwmError: A token is out of range, or of another type.
         """
-        return _decode(self.vocabulary.action, tokens.cpu())
+        return _decode(self.vocabulary.action, tokens)
 
     def decode_states(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., P)`` tokens → the units of the data.
@@ -393,7 +400,7 @@ class TokenWorldModel(Engine):
         """
         if self.vocabulary.state is None:
             raise TokenwmError("the model has no state to decode")
-        return _decode(self.vocabulary.state, tokens.cpu())
+        return _decode(self.vocabulary.state, tokens)
 
     def state_in_units(self, tokens: Tensor | None, values: Tensor | None) -> Tensor | None:
         """``(..., P)`` tokens and values of a :class:`DecodeState` → float32, units of the data.
@@ -420,7 +427,7 @@ class TokenWorldModel(Engine):
 
     @cached_property
     def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Of a state that has bins: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
+        """Bins of the state, if any: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
         bins = self.vocabulary.state
         if not isinstance(bins, ContinuousTokenizer):
             return None
@@ -457,6 +464,7 @@ class TokenWorldModel(Engine):
         Raises:
             TokenwmError: There is no such row or step.
         """
+        check_type("rollout", rollout, Rollout)
         num_rows, num_steps = rollout.frame_tokens.shape[:2]
         row = chosen("rows", rows, num_rows)
         tokens = rollout.frame_tokens[row][:, chosen("steps", steps, num_steps)]
@@ -475,6 +483,7 @@ class TokenWorldModel(Engine):
     ) -> Tensor:
         """Pixels of ``(B, H, K)`` tokens; see :func:`tokenwm.imagination.pixels.decode_pixels`."""
         check_ids("tokens", tokens, self.vocabulary.codebook_size)
+        check_shape("tokens", tokens, ("B", "H", self.vocabulary.tokens_per_frame))
         return within_pixel_memory(
             self.tokenizer,
             self._free_memory,
@@ -530,10 +539,11 @@ def load(
     return TokenWorldModel(load_world_model(Path(path), device), dtype)
 
 
+def _check_sampling(sampling: SamplingConfig | None) -> None:
+    if sampling is not None:
+        check_type("sampling", sampling, SamplingConfig)
+
+
 def _decode(tokenizer: ScalarTokenizer, tokens: Tensor) -> NDArray[Any]:
-    check_ids("tokens", tokens, tokenizer.num_values)
-    return tokenizer.decode(tokens.numpy())
-
-
-def _to_numpy(values: NDArray[Any] | Tensor) -> NDArray[Any]:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    check_ids("tokens", tokens, tokenizer.num_values, may_wait=True)
+    return tokenizer.decode(as_array("tokens", tokens))

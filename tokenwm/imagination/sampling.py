@@ -5,12 +5,14 @@ gives one future whatever the batch size, the neighbours of a row or the order o
 action sequences can be compared under the same noise. Greedy decoding draws none.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.shapes import is_number, is_whole, shown
 
 # SplitMix64 (Steele, Lea & Flood 2014); constants as signed 64-bit integers, multiplication wraps.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -41,19 +43,21 @@ class SamplingConfig:
         Raises:
             TokenwmError: A value is out of range.
         """
-        if not 0.0 <= self.temperature < float("inf"):
+        if not is_number(self.temperature) or not 0.0 <= self.temperature < math.inf:
             raise TokenwmError(
-                f"temperature={self.temperature}; use 0 (greedy) or a positive number"
+                f"temperature={shown(self.temperature)}; use 0 (greedy) or a positive number"
             )
         if 0.0 < self.temperature < LEAST_TEMPERATURE:
             raise TokenwmError(
                 f"temperature={self.temperature} is below the limit of {LEAST_TEMPERATURE:g}, "
                 "where float32 would no longer draw the right tokens; use 0, which is greedy"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise TokenwmError(f"top_k={self.top_k}; use at least 1, or None for all")
-        if not 0.0 < self.top_p <= 1.0:
-            raise TokenwmError(f"top_p={self.top_p}; use a number in (0, 1]")
+        if self.top_k is not None and not is_whole(self.top_k):
+            raise TokenwmError(
+                f"top_k={shown(self.top_k)}; use a whole number, at least 1, or None for all ids"
+            )
+        if not is_number(self.top_p) or not 0.0 < self.top_p <= 1.0:
+            raise TokenwmError(f"top_p={shown(self.top_p)}; use a number in (0, 1]")
 
     @property
     def is_greedy(self) -> bool:

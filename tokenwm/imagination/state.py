@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.context import check_ids
+from tokenwm.shapes import check_shape, check_type, is_whole, shown
 from tokenwm.transformer.cache import KVCache
 
 
@@ -55,7 +57,7 @@ class DecodeState:
             )
 
     def advance(self, num_steps: int) -> "DecodeState":
-        """The same state, reserved for who decodes ``num_steps`` steps from it; this one is used.
+        """Successor of this state with ``num_steps`` steps reserved for decoding; this one is used.
 
         Raises:
             TokenwmError: It was used before, there is no room for so many steps, or a fork of it
@@ -66,7 +68,7 @@ class DecodeState:
         return self.renewed()
 
     def renewed(self) -> "DecodeState":
-        """The same at what the cache holds now."""
+        """This state, made valid for what the cache holds now."""
         return replace(self, generation=self.cache.generation)
 
     def fork(self, num_copies: int, num_steps: int, cache: KVCache | None = None) -> "DecodeState":
@@ -82,9 +84,14 @@ class DecodeState:
             cache: See :meth:`KVCache.fork`.
 
         Raises:
-            TokenwmError: The state was used, or is a fork itself.
+            TokenwmError: The state was used, or is a fork itself, or a number is none.
         """
         self.check_current()
+        if not is_whole(num_copies) or not is_whole(num_steps, least=0):
+            raise TokenwmError(
+                f"num_copies={shown(num_copies)}, num_steps={shown(num_steps)}; use whole numbers, "
+                "at least 1 and 0"
+            )
         length = self.cache.positions_per_step
         pending = (self.step + 1) * length - 2
         forked = self._with_rows(
@@ -98,11 +105,15 @@ class DecodeState:
         """A copy of some rows, ``(n,)`` int64, with a cache of its own; not of a fork.
 
         Raises:
-            TokenwmError: The state was used, or is a fork.
+            TokenwmError: The state was used, or is a fork; rows are no numbers or, not on a GPU,
+                out of range.
         """
         self.check_current()
+        check_ids("rows", rows, len(self.pending))
+        check_shape("rows", rows, ("n",))
         return self._with_rows(lambda tensor: tensor[rows], self.cache.take_rows(rows))
 
+    @torch.inference_mode()  # in place: the memory of a state that a model returned is of this mode
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 
@@ -111,10 +122,17 @@ class DecodeState:
             other: A state of ``n`` rows.
 
         Raises:
-            TokenwmError: A state was used, is a fork, or a fork of this one is still held.
+            TokenwmError: A state was used, is a fork, or a fork of this one is still held; rows are
+                no numbers, not as many as the other state has or, not on a GPU, out of range.
         """
         self.check_current()
+        check_type("other", other, DecodeState)
         other.check_current()
+        self.cache.check_no_forks()
+        if other.cache is self.cache:
+            raise TokenwmError("rows of a state cannot take the place of others in it: take_rows")
+        check_ids("rows", rows, len(self.pending))
+        check_shape("rows", rows, (len(other.pending),))
         self.cache.replace_rows(rows, other.cache)
 
         def put(mine: Tensor | None, its: Tensor | None) -> Tensor | None:
@@ -131,7 +149,7 @@ class DecodeState:
 
 
 _OF_ROWS = ("pending", "frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
-"""What a :class:`DecodeState` holds row by row."""
+"""Fields of a :class:`DecodeState` that hold a row for each of its rows."""
 
 
 class StepOutcome(NamedTuple):

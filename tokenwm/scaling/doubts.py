@@ -6,6 +6,7 @@ import numpy as np
 
 from tokenwm.scaling.estimate import Estimate
 from tokenwm.scaling.law import Laws, TrainingCost, best_log_n
+from tokenwm.scaling.number import number
 from tokenwm.scaling.parametric import ParametricFit
 from tokenwm.scaling.runs import RunPoint
 from tokenwm.scaling.select import MAX_EPOCHS, Observations
@@ -78,8 +79,9 @@ def find_refusals(
     different = _num_different_tokens(points)
     if different and num_tokens > MAX_REPEATS * different:
         reasons.append(
-            f"D* is {num_tokens / different:.0f} times the {different:.3g} different tokens that "
-            f"the runs had (limit {MAX_REPEATS:g}); record more episodes, or give a smaller budget"
+            f"D* is {number(num_tokens / different)} times the {different:.3g} different tokens "
+            f"that the runs had (limit {MAX_REPEATS:g}); record more episodes, or give a smaller "
+            "budget"
         )
     return reasons
 
@@ -157,6 +159,6 @@ def repeats_warnings(points: Sequence[RunPoint], num_tokens: float, name: str) -
     if different is None or num_tokens <= MAX_EPOCHS * different:
         return []
     return [
-        f"{name} is {num_tokens / different:.1f} times the tokens that the runs had "
+        f"{name} is {number(num_tokens / different)} times the tokens that the runs had "
         f"({different:.3g}); beyond {MAX_EPOCHS:g} repeats the law is too hopeful"
     ]

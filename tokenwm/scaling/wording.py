@@ -12,7 +12,7 @@ METHODS_NOTE = (
     "read the best size off runs of equal compute and off the best runs; their losses are straight "
     "lines in logarithms, without a floor, so far beyond the runs they are too low."
 )
-"""How to read the methods side by side, wherever their losses are shown."""
+"""Advice on reading the methods side by side, shown wherever their losses are."""
 MOST_NAMED = 5
 """Outliers that a sentence names at most; the table of runs has all."""
 
@@ -78,7 +78,7 @@ def headline(fit: SweepFit) -> list[str]:
 
 
 def budget_note(fit: SweepFit) -> str:
-    """Which budget the figures are for, how far it lies beyond the runs, and whether to act."""
+    """Budget that the figures are for, how far it lies beyond the runs, and whether to act."""
     given = "asked for" if fit.config.budget is not None else "ten times the most of a run"
     text = (
         f"The budget is {number(fit.budget)} FLOPs of training ({given}), "

@@ -99,11 +99,7 @@ class ContinuousTokenizer:
         Raises:
             TokenwmError: The number of dimensions differs or a value is not finite.
         """
-        if values.shape[-1] != self.num_dimensions:
-            raise TokenwmError(
-                f"values have {values.shape[-1]} dimension(s); the bins were made for "
-                f"{self.num_dimensions}"
-            )
+        _check_dimensions(values, self.num_dimensions)
         if not np.isfinite(values).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
             raise TokenwmError(
@@ -123,7 +119,12 @@ class ContinuousTokenizer:
         return outside
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
-        """``(..., A)`` bins → ``(..., A)`` float32 bin centres."""
+        """``(..., A)`` bins → ``(..., A)`` float32 bin centres.
+
+        Raises:
+            TokenwmError: The number of dimensions differs.
+        """
+        _check_dimensions(tokens, self.num_dimensions)
         dimension = np.arange(self.num_dimensions)
         return self.centers[dimension, tokens.astype(np.int64)].astype(np.float32)
 
@@ -167,8 +168,9 @@ class DiscreteTokenizer:
         """``(..., A)`` ids → ``(..., A)`` tokens.
 
         Raises:
-            TokenwmError: An id is out of range.
+            TokenwmError: The number of dimensions differs or an id is out of range.
         """
+        _check_dimensions(values, self.num_dimensions)
         if not np.equal(np.mod(values, 1), 0).all():  # NaN and infinity are not whole either
             raise TokenwmError("discrete ids must be whole numbers")
         if values.size and (values.min() < 0 or values.max() >= self.num_values):
@@ -179,7 +181,12 @@ class DiscreteTokenizer:
         return values.astype(np.uint16)
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.int64]:
-        """``(..., A)`` tokens → ``(..., A)`` ids."""
+        """``(..., A)`` tokens → ``(..., A)`` ids.
+
+        Raises:
+            TokenwmError: The number of dimensions differs.
+        """
+        _check_dimensions(tokens, self.num_dimensions)
         return tokens.astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +200,14 @@ class DiscreteTokenizer:
 
 
 ScalarTokenizer = ContinuousTokenizer | DiscreteTokenizer
+
+
+def _check_dimensions(values: NDArray[Any], expected: int) -> None:
+    if values.ndim == 0 or values.shape[-1] != expected:
+        raise TokenwmError(
+            f"values have {values.shape[-1] if values.ndim else 'no'} dimension(s), shape "
+            f"{values.shape}; their tokens were made for {expected}"
+        )
 
 
 def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:

@@ -127,7 +127,7 @@ class FrameTokenizerModule(TrainingModule):
             self.tokenizer.compile()
 
     def model_options(self) -> dict[str, Any]:
-        """See :meth:`TrainingModule.model_options`."""
+        """Options of the model, see :meth:`TrainingModule.model_options`."""
         return {
             "tokenizer": asdict(self.tokenizer_config),
             "loss": asdict(self.loss_config),

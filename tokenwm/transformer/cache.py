@@ -18,7 +18,6 @@ earlier count holds something that is not there any more. The count is an int on
 compare it waits for no device.
 """
 
-import copy
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -92,9 +91,19 @@ class KVCache:
 
     def twin(self) -> "KVCache":
         """Another name for the same memory, for recordings: they would hold their owner else."""
-        twin = copy.copy(self)
-        twin._recordings = {}
+        twin = object.__new__(KVCache)
+        twin.__dict__.update(self.__dict__, _recordings={})
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, has memory of its own: what was recorded and forked is not of it."""
+        return self.__dict__ | {"_recordings": {}, "_forks": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come to be from another's :meth:`__getstate__`, as a fork of its past if it was one."""
+        self.__dict__.update(state, _forks=WeakSet())
+        if self.past is not None:
+            self.past._forks.add(self)
 
     def recording(self, key: Hashable, make: Callable[[], T]) -> T:
         """What was recorded (:mod:`tokenwm.imagination.recording`) on this cache's memory.
@@ -198,14 +207,22 @@ class KVCache:
             TokenwmError: Room was made for fewer, or forks that are still held read what is here.
         """
         self.check_room(num_steps)
+        self.check_no_forks()
+        if self._steps_left is not None:
+            self._steps_left -= num_steps
+        self.generation += 1
+
+    def check_no_forks(self) -> None:
+        """Check that nobody reads what is here as the past of a fork.
+
+        Raises:
+            TokenwmError: Somebody does.
+        """
         if self._forks:
             raise TokenwmError(
                 f"{len(self._forks)} fork(s) of this state are still held, and stepping on would "
                 "change their past; let go of them first (del), or step a copy: state.take_rows"
             )
-        if self._steps_left is not None:
-            self._steps_left -= num_steps
-        self.generation += 1
 
     def check_room(self, num_steps: int) -> None:
         """Check that so many more steps can be fed without overwriting what they attend to.

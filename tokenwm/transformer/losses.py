@@ -69,6 +69,7 @@ def losses_of(
         state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
     valid_outcome = action_valid.float()
     if model.reward_head is not None and reward is not None:
+        reward = reward.masked_fill(~action_valid, 0.0)  # where none is meant, it may be NaN
         reward_loss = _mean(
             model.reward_head.loss(predictions.outcome_hidden, reward), valid_outcome
         )

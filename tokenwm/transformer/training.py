@@ -75,7 +75,7 @@ class WorldModelModule(TrainingModule):
             self.world_model.compile()
 
     def model_options(self) -> dict[str, Any]:
-        """See :meth:`TrainingModule.model_options`."""
+        """Options of the model, see :meth:`TrainingModule.model_options`."""
         return {"model": asdict(self.model_config)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

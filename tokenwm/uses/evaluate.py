@@ -122,7 +122,7 @@ def evaluate_folds(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What is measured of one model: ``donors`` are rows of ``starts``, see `shuffled_rows`."""
+    """A model and what is measured of it: ``donors``, rows of ``starts``; see `shuffled_rows`."""
 
     model: TokenWorldModel
     model_folder: Path | str | None
@@ -235,7 +235,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _provenance(parts: Sequence[_Part], config: EvaluationConfig) -> dict[str, Any]:
-    """Where everything comes from; of several models the first stands for what they share."""
+    """Provenance of a report; of several models the first stands for what they share."""
     first, *others = parts
     model, manifest = first.model, first.reader.manifest
     return {
@@ -263,7 +263,7 @@ def _provenance(parts: Sequence[_Part], config: EvaluationConfig) -> dict[str, A
 
 
 def _origin(part: _Part) -> dict[str, Any]:
-    """What tells a model and its data from others."""
+    """Marks that tell a model and its data from others."""
     manifest = (part.reader.folder / MANIFEST_NAME).read_bytes()
     return {
         "model_folder": None if part.model_folder is None else str(part.model_folder),

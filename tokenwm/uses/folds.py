@@ -90,7 +90,7 @@ def check_held_out_once(keys: Sequence[Sequence[str]], folds: Sequence[Fold]) ->
 
 
 def has_other_splits(model: TokenWorldModel, manifest: Manifest) -> bool:
-    """Whether a dataset is the model's own source divided otherwise.
+    """True if a dataset is the model's own source divided otherwise.
 
     Episodes that are held out here may then be among those that the model was trained on.
     """
@@ -127,7 +127,7 @@ def _configuration(model: TokenWorldModel) -> dict[str, Any]:
 
 
 def _without_fold(provenance: Any) -> Any:
-    """Where a dataset comes from, less the one key that folds differ in."""
+    """Provenance of a dataset without the one key that folds differ in."""
     recipe = _recipe(provenance)
     splits = {name: value for name, value in recipe.get("splits", {}).items() if name != "fold"}
     return {**provenance, "recipe": {**recipe, "splits": splits}}

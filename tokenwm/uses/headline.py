@@ -24,9 +24,9 @@ def headline(evaluation: Evaluation) -> list[str]:
     if evaluation.num_models > 1:
         sentences.append(
             f"{evaluation.num_models} models were measured, each on the episodes held out from it: "
-            "the figures are about models trained this way on average. They share training "
-            "episodes, so what they find is not independent, and intervals over episodes may be "
-            "somewhat too narrow."
+            "the figures are about models trained this way on average. Each was trained on "
+            "episodes that others were measured on, so what they find is not independent, and "
+            "intervals over episodes may be somewhat too narrow."
         )
     outside = evaluation.outside
     if outside.is_notable:
@@ -63,8 +63,8 @@ def _outside(outside: OutsideTraining) -> str:
     ]
     if outside.has_other_pictures:
         found.append(
-            f"the tokenizer's reconstruction reaches {outside.reconstruction:.1f} dB, at home "
-            f"{outside.reconstruction_at_home:.1f} dB"
+            f"the tokenizer's reconstruction reaches {outside.reconstruction:.1f} dB, on "
+            f"its own val split {outside.reconstruction_at_home:.1f} dB"
         )
     if not outside.is_far:
         return f"Partly outside of what was trained on: {'; '.join(found)}."

@@ -17,7 +17,7 @@ HUB_LICENCES = frozenset(
     + ("cc-by-sa-4.0", "cc0-1.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "mit", "mpl-2.0", "odbl")
     + ("odc-by", "pddl", "unknown", "unlicense")
 )
-"""Names that the hub knows, of those that data has."""
+"""Names of licences that the hub knows, of those that data has."""
 OURS = {"observation.state": "state", "action": "action"}
 """LeRobot's name of a feature → ours, where both have names for its dimensions."""
 

@@ -144,7 +144,7 @@ def figures(values: NDArray[Any]) -> dict[str, Any]:
 
 
 def count_values(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each value occurs in each channel of pictures ``(N, H, W, 3)``: ``(3, 256)``."""
+    """Counts of each value in each channel of pictures ``(N, H, W, 3)``: ``(3, 256)``."""
     counts = np.zeros((3, 256), dtype=np.int64)
     for image in frames:
         for channel in range(3):
@@ -166,7 +166,7 @@ def picture_figures(counts: NDArray[np.int64], num_frames: int) -> dict[str, Any
     ordered = np.cumsum(counts, axis=1)
 
     def quantile(part: float) -> NDArray[np.float64]:
-        """As NumPy's of all values: between the two nearest in rank."""
+        """Quantile of all values, between the two nearest in rank as NumPy's."""
         rank = (total - 1) * part
         below, above = (
             np.array([np.searchsorted(row, int(place), side="right") for row in ordered]) / 255

@@ -95,6 +95,7 @@ class RowScores:
         terminated: Whether it did.
         endings: The same two for starts that were added for endings only (see
             :func:`~tokenwm.uses.starts.ending_starts`), in parts of ``(rows, h)`` each.
+        ending_keys: Episode of each of these starts.
         passes: Passes through the transformer that each step took.
         step_seconds: Time of each imagined step of a full batch, without scoring and pixels.
     """
@@ -109,6 +110,7 @@ class RowScores:
     terminated: NDArray[np.bool_]
     passes: FloatArray
     endings: list[tuple[FloatArray, NDArray[np.bool_]]] = field(default_factory=list)
+    ending_keys: list[str] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
 
     @classmethod
@@ -328,6 +330,7 @@ def measure(
     what = "endings"
     for num_steps, part in before_ends:
         scores.endings.append(_measure_endings(model, reader, part, num_steps, config, after_step))
+        scores.ending_keys += [start.key for start in part]
     return scores
 
 

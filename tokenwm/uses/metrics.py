@@ -15,7 +15,7 @@ from tokenwm.errors import TokenwmError
 MSE_FLOOR = 1e-6
 """Smallest mean squared error that counts: PSNR ends at 60 dB, far above what 8-bit video holds."""
 CONFIDENCE = 0.95
-"""Of the interval of one figure at one horizon."""
+"""Level of the interval of one figure at one horizon."""
 MIN_EPISODES = 6
 """Nothing is claimed with confidence on fewer: of so few not even their skewness can be seen."""
 CLAIM_ERROR = 0.01

@@ -1,4 +1,4 @@
-"""How far measured episodes lie outside what a model was trained on: values, and pictures."""
+"""Distance of measured episodes from what a model was trained on: values, and pictures."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from tokenwm.uses.metrics import FloatArray
 NOTABLE_SHARE = 0.01
 """Share of a dimension's values beyond its bins from which on the headline says it."""
 FAR_SHARE = 0.25
-"""The same from which on it is an alarm: these are other data, not only a little further."""
+"""Such a share from which on it is an alarm: these are other data, not only a little further."""
 FAR_LOSS = 3.0
 """dB of reconstruction below that at home from which on it is an alarm: twice the error."""
 HOME_FIGURE = "val/psnr"
-"""What the tokenizer's training noted last of its own val split, dB."""
+"""Name of the tokenizer's PSNR on its own val split, dB, as its training noted it last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValuesOutside:
-    """How many recorded actions or states lie beyond the bins or ids that the training data used.
+    """Recorded actions or states beyond the bins or ids that the training data used.
 
     Attributes:
         name: ``action`` or ``state``.
@@ -44,13 +44,13 @@ class ValuesOutside:
 
     @property
     def is_notable(self) -> bool:
-        """Whether it is more than single extremes."""
+        """True if it is more than single extremes."""
         return self.worst_share >= NOTABLE_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutsideTraining:
-    """How far the measured episodes lie outside what the model was trained on.
+    """Distance of the measured episodes from what the model was trained on.
 
     Attributes:
         values: Of actions, and of states if the model has them.
@@ -66,18 +66,18 @@ class OutsideTraining:
 
     @property
     def has_other_pictures(self) -> bool:
-        """Whether the tokenizer shows these pictures far worse than those at home."""
+        """True if the tokenizer shows these pictures far worse than those of its val split."""
         home = self.reconstruction_at_home
         return home is not None and home - self.reconstruction >= FAR_LOSS
 
     @property
     def is_far(self) -> bool:
-        """Whether figures of these data say little about data like those of the training."""
+        """True if figures of these data say little about data like those of the training."""
         return self.has_other_pictures or any(item.worst_share >= FAR_SHARE for item in self.values)
 
     @property
     def is_notable(self) -> bool:
-        """Whether the headline has to say it."""
+        """True if the headline has to say it."""
         return self.has_other_pictures or any(item.is_notable for item in self.values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class OutsideTraining:
 
 @dataclass(kw_only=True)
 class OutsideCounts:
-    """What is counted of one dataset against the bins of its model; ``(dimensions,)`` each."""
+    """Counts of one dataset against the bins of its model; ``(dimensions,)`` each."""
 
     num_values: int
     num_outside: NDArray[np.int64]

@@ -187,7 +187,8 @@ def _table_note(evaluation: Evaluation) -> str:
     home = (
         ""
         if outside.reconstruction_at_home is not None
-        else (" How well the tokenizer reconstructs at home is not known, so it is not compared.")
+        else " How well the tokenizer reconstructs its own val split is not known, so it is not "
+        "compared."
     )
     if not evaluation.has_intervals:
         return f"Figures of {over}, so without intervals, which are over episodes.{home}"
@@ -221,7 +222,7 @@ def _cell(curve: Curve, horizon: int, digits: int) -> str:
 
 
 def outcome_sentences(evaluation: Evaluation) -> list[str]:
-    """What the figures of endings and rewards say."""
+    """Sentences about the figures of endings and rewards."""
     return [_endings(evaluation.termination), _rewards(evaluation)]
 
 
@@ -229,18 +230,19 @@ def _endings(score: TerminationScore | None) -> str:
     if score is None:
         return "No measured step ends its task, so endings were not scored."
     horizons = [
-        f"{horizon}: {hits} of {count}"
-        for horizon, (count, hits) in enumerate(
+        f"{horizon}: {hits} of {true}"
+        for horizon, (true, hits) in enumerate(
             zip(score.true_per_horizon, score.hits_per_horizon, strict=True), start=1
         )
-        if count
+        if true
     ]
     precision = (
         "none was predicted" if score.precision is None else f"precision {score.precision:.2f}"
     )
     alarms = score.num_predicted - score.num_hits
     return (
-        f"Endings: {score.num_true} among {score.num_steps} measured steps; recall "
+        f"Endings: {score.num_true} of {count(score.num_episodes, 'episode')} among "
+        f"{score.num_steps} measured steps; recall "
         f"{score.recall:.2f} at the very step (by horizon, {', '.join(horizons)}), {precision} "
         f"({score.num_predicted} predicted with a probability of at least {score.threshold:g}, "
         f"{alarms} of them where nothing ended)."
@@ -256,7 +258,11 @@ def _rewards(evaluation: Evaluation) -> str:
     for name, curve in errors.items():
         root = math.sqrt(squared[name].mean[horizon - 1])
         parts.append(f"{curve.mean[horizon - 1]:.3g} ({root:.3g}) of {LABELS[name]}")
-    return f"Mean reward error (root mean square) at horizon {horizon}: {', '.join(parts)}."
+    over = count(len(evaluation.episodes), "episode")
+    return (
+        f"Reward error at horizon {horizon}, over {over}, mean absolute (root mean square): "
+        f"{', '.join(parts)}."
+    )
 
 
 def _training(plots: Sequence[Plot]) -> str:

@@ -58,13 +58,14 @@ class StateErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class TerminationScore:
-    """How well endings are foreseen, over all imagined steps, those of further starts included.
+    """Figures of predicted endings, over all imagined steps, those of further starts included.
 
     The further starts lie before endings, so endings are more frequent here than in the data;
     recall does not depend on that, precision is the better for it.
 
     Attributes:
         threshold: An ending is predicted where its probability is at least this.
+        num_episodes: Episodes whose end was among the imagined steps.
         num_steps: Imagined steps.
         num_true: Steps that really ended the task.
         num_predicted: Steps predicted to.
@@ -74,6 +75,7 @@ class TerminationScore:
     """
 
     threshold: float
+    num_episodes: int
     num_steps: int
     num_true: int
     num_predicted: int
@@ -269,7 +271,7 @@ class Evaluation:
 
     @property
     def can_claim(self) -> bool:
-        """Whether there are enough episodes to claim anything with confidence."""
+        """True if there are enough episodes to claim anything with confidence."""
         return len(self.episodes) >= MIN_EPISODES
 
     def to_dict(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def summarize_scores(
         "state": _state_errors(manifests, scores, keys),
         "reward_error": _reward_errors(manifests, scores, keys, np.abs),
         "reward_squared_error": _reward_errors(manifests, scores, keys, np.square),
-        "termination": _termination(scores),
+        "termination": _termination(scores, keys),
         "horizons": summarize_gain(gain),
         "episodes": tuple(
             EpisodeResult(
@@ -131,7 +131,7 @@ def _reward_errors(
     }
 
 
-def _termination(scores: RowScores) -> TerminationScore | None:
+def _termination(scores: RowScores, keys: Sequence[str]) -> TerminationScore | None:
     horizon = scores.terminated.shape[1]
     steps, true, predicted, hits = np.zeros((4, horizon), dtype=np.int64)
     for probability, ended in [
@@ -145,8 +145,10 @@ def _termination(scores: RowScores) -> TerminationScore | None:
         hits[first] += (foreseen & ended).sum(axis=0)
     if not true.any():
         return None
+    with_end = {key for key, row in zip(keys, scores.terminated, strict=True) if row.any()}
     return TerminationScore(
         threshold=TERMINATION_THRESHOLD,
+        num_episodes=len(with_end.union(scores.ending_keys)),
         num_steps=int(steps.sum()),
         num_true=int(true.sum()),
         num_predicted=int(predicted.sum()),

@@ -1,4 +1,4 @@
-"""A reader is one small file: this one is as docs/data.md says, and everything works with it.
+"""A reader is one small file: this one is as docs/formats.md says, and everything works with it.
 
 Its format has one observation more than actions, its state in two arrays, pictures in an array, and
 no rate.

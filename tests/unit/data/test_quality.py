@@ -19,7 +19,7 @@ from tokenwm.data.quality import (
 from tokenwm.data.quality_report.rules import RULES
 from tokenwm.errors import EpisodeError, RecipeError
 
-DOCS = Path(__file__).parents[3] / "docs" / "data.md"
+DOCS = Path(__file__).parents[3] / "docs" / "quality.md"
 CONFIG = QualityConfig()
 ACTION = np.arange(40, dtype=np.float32).reshape(20, 2)
 STATE = np.arange(60, dtype=np.float32).reshape(20, 3)

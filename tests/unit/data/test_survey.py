@@ -72,7 +72,10 @@ def test_what_is_said_is_so_and_the_recipe_works(
     assert manifest.cameras == ("front", "wrist")
     assert manifest.provenance["licence"] == "Apache License"
     assert {path: path.stat().st_mtime_ns for path in folder.glob("**/*")} == before
-    # It is written once: what a user changed is not lost.
+    assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file)]) == 0
+    assert "the same as before" in capsys.readouterr().out.replace("\n", " ")
+    # What a user changed is not lost.
+    recipe_file.write_text(recipe_file.read_text() + "# mine\n")
     assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file)]) == 1
     assert "exists already" in capsys.readouterr().err
 

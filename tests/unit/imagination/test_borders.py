@@ -11,9 +11,12 @@ import torch
 from tests.unit.imagination.test_future import start_of
 from tests.unit.uses.moving_square import make_episode, make_model
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
+from tokenwm.imagination.env import WorldModelVectorEnv
 from tokenwm.imagination.episodes import ImaginedEpisodes
 from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.transformer.world_model import Tokens
 
 ROWS, CONTEXT = 2, 3
@@ -199,3 +202,142 @@ def test_episodes_that_are_not_there_are_not_restarted(
     for wrong in (torch.tensor([3]), torch.tensor([-1]), torch.tensor([0.0])):
         with pytest.raises(TokenwmError, match="episodes"):
             episodes.restart(wrong)
+
+
+NOT_NUMBERS: dict[str, Any] = {
+    "objects": np.full((ROWS, 2, 2), None),
+    "text": np.full((ROWS, 2, 2), "a"),
+    "complex": np.zeros((ROWS, 2, 2), dtype=np.complex64),
+    "dates": np.zeros((ROWS, 2, 2), dtype="datetime64[s]"),
+    "ragged": [[1.0, 2.0], [3.0]],
+    "a dict": {"action": 1.0},
+    "None": None,
+    "one number": 1.0,
+    "meta": torch.zeros(ROWS, 2, 2, device="meta"),
+    "sparse": torch.zeros(ROWS, 2, 2).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("name", NOT_NUMBERS)
+@pytest.mark.parametrize("speculative", [True, False])
+def test_what_is_no_array_of_numbers_is_refused_by_all_who_take_one(
+    model: TokenWorldModel, context: Context, name: str, speculative: bool
+) -> None:
+    wrong = NOT_NUMBERS[name]
+    model.speculative = speculative
+    episodes = ImaginedEpisodes(model, context, ROWS)
+    frames = np.zeros((ROWS, CONTEXT, 1, 32, 32, 3), dtype=np.uint8)
+    past, states = np.zeros((ROWS, CONTEXT - 1, 2)), np.zeros((ROWS, CONTEXT, 2))
+    state, rollout = model.start(context), model.imagine(context, np.zeros((ROWS, 1, 2)))
+    takers: list[Callable[[], object]] = [
+        lambda: model.imagine(context, wrong),
+        lambda: next(model.imagine_pausing(context, wrong, chunk_steps=1)),
+        lambda: model.encode_actions(wrong),
+        lambda: model.context(frames, wrong, states),
+        lambda: model.context(frames, past, wrong if wrong is not None else 1.0),
+        lambda: model.context(wrong, past, states),
+        lambda: model.step(state, wrong),
+        lambda: episodes.step(wrong),
+        lambda: episodes.step_tokens(wrong),
+        lambda: episodes.restart(wrong),
+        lambda: WorldModelVectorEnv(model, context, ROWS).step(wrong),
+        lambda: model.decode_actions(wrong),
+        lambda: model.decode_states(wrong),
+        lambda: model.decode_tokens(wrong),
+        lambda: model.start(changed(context, frame=wrong)),
+        lambda: model.start(changed(context, action=wrong)),
+        lambda: model.start(changed(context, state=wrong)),
+        lambda: model.start(replace(context, anchor=wrong if wrong is not None else 1)),
+        lambda: model.start(replace(context, state=wrong if wrong is not None else 1)),
+        lambda: model.imagine(wrong, past),
+        lambda: model.start(wrong),
+        lambda: model.score(wrong),
+        lambda: model.decode_frames(wrong),
+        lambda: model.decode_frames(rollout, rows=wrong if wrong is not None else 1),
+        lambda: context.rows(wrong),
+        lambda: state.take_rows(wrong),
+        lambda: state.replace_rows(wrong, state),
+        lambda: rollout.best(wrong),
+        lambda: rollout.discounted_return(0.9, wrong if wrong is not None else 1.0),
+    ]
+    for number, take in enumerate(takers):
+        with pytest.raises(TokenwmError) as refused:
+            take()
+        assert "\n" not in str(refused.value), number
+    model.speculative = True
+
+
+@pytest.mark.parametrize(
+    "wrong", [0, -1, 1.5, True, "2", [2], torch.tensor(2), np.nan, 2**63], ids=str
+)
+def test_counts_are_whole_numbers(model: TokenWorldModel, context: Context, wrong: Any) -> None:
+    actions = np.zeros((ROWS, 1, 2))
+    for take in (
+        lambda: ImaginedEpisodes(model, context, wrong),
+        lambda: ImaginedEpisodes(model, context, 1, max_steps=wrong),
+        lambda: WorldModelVectorEnv(model, context, wrong),
+        lambda: next(model.imagine_pausing(context, actions, chunk_steps=wrong)),
+        lambda: model.start(context).fork(wrong, 1),
+        lambda: SamplingConfig(top_k=wrong),
+        lambda: Approximation(num_passes=wrong),
+        lambda: Approximation(row_delay=wrong),
+    ):
+        with pytest.raises(TokenwmError, match="whole number"):
+            take()
+
+
+@pytest.mark.parametrize("wrong", [-0.5, np.nan, True, "1", [0.5], torch.zeros(2)], ids=str)
+def test_options_that_are_numbers_are_numbers(
+    model: TokenWorldModel, context: Context, wrong: Any
+) -> None:
+    rollout = model.imagine(context, np.zeros((ROWS, 1, 2)))
+    for take in (
+        lambda: SamplingConfig(temperature=wrong),
+        lambda: SamplingConfig(top_p=wrong),
+        lambda: rollout.discounted_return(wrong),
+        lambda: ImaginedEpisodes(model, context, 1, termination_threshold=wrong),
+        lambda: ImaginedEpisodes(model, context, 1, reward_fn=wrong),
+        lambda: ImaginedEpisodes(model, context, 1, sampling=wrong),
+        lambda: ImaginedEpisodes(model, context, 1).observe(wrong),
+        lambda: model.imagine(context, np.zeros((ROWS, 1, 2)), sampling=wrong),
+        lambda: WorldModelVectorEnv(model, context, 1, observation=wrong),
+        lambda: WorldModelVectorEnv(model, context, 1, autoreset_mode=wrong),
+        lambda: WorldModelVectorEnv(model, context, 1).reset(options=wrong),
+    ):
+        with pytest.raises(TokenwmError):
+            take()
+
+
+def test_arrays_of_any_layout_and_precision_are_read(model: TokenWorldModel) -> None:
+    episode = make_episode(CONTEXT, 0)
+    frames, states = episode["frames.top"][None, :, None], episode["state"][None]
+    past = episode["action"][None, : CONTEXT - 1]
+    expected = model.context(frames, past, states)
+    flipped = np.ascontiguousarray(frames[..., ::-1])[..., ::-1]
+    flipped.flags.writeable = False
+    found = model.context(flipped, past.astype(">f4"), states.tolist())
+    assert torch.equal(found.tokens.frame, expected.tokens.frame)
+    assert torch.equal(found.tokens.action, expected.tokens.action)
+    assert found.tokens.state is not None and expected.tokens.state is not None
+    assert torch.equal(found.tokens.state, expected.tokens.state)
+    halves = torch.tensor([[0.5, -0.5]])
+    assert torch.equal(model.encode_actions(halves.bfloat16()), model.encode_actions(halves))
+
+
+def test_rows_of_a_state_are_numbers_of_its_rows(model: TokenWorldModel, context: Context) -> None:
+    state, one = model.start(context), model.start(context.rows(slice(0, 1)))
+    for rows in (torch.tensor([ROWS]), torch.tensor([-1]), torch.tensor([True, False])):
+        with pytest.raises(TokenwmError, match="rows"):
+            state.take_rows(rows)
+        with pytest.raises(TokenwmError, match="rows"):
+            state.replace_rows(rows, one)
+        with pytest.raises(TokenwmError, match="rows"):
+            context.rows(rows)
+    with pytest.raises(TokenwmError, match="rows has shape"):
+        state.replace_rows(torch.tensor([0, 1]), one)
+    with pytest.raises(TokenwmError, match=r"episodes \[0, 0\] name one twice"):
+        ImaginedEpisodes(model, context, 2).restart(torch.tensor([0, 0]))
+    rollout = model.imagine(context, np.zeros((ROWS, 2, 2)))
+    for named in ([True, False], [0.5], slice(0, 1)):
+        with pytest.raises(TokenwmError, match="whole numbers|array of real numbers"):
+            model.decode_frames(rollout, steps=named)  # type: ignore[arg-type]

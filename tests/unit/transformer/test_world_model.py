@@ -204,6 +204,9 @@ def test_padding_counts_for_nothing(kind: str) -> None:
             tensor[1, 2:] = other[name][1, 2:]
     for got, wanted in zip(model.losses(**batch), reference, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+    batch["reward"][1, 2:] = torch.nan  # a last step has none
+    assert float(model.losses(**batch).reward) == pytest.approx(float(reference.reward), rel=1e-6)
+    batch["reward"][1, 2:] = 0.0
     batch["action_valid"][1, 2:] = True
     assert abs(float(model.losses(**batch).total - reference.total)) > 1e-4
 

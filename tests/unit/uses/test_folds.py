@@ -230,7 +230,7 @@ def test_values_beyond_the_bins_are_counted_by_hand(tmp_path: Path) -> None:
 
 def test_ids_that_the_training_data_never_used_are_outside() -> None:
     class Reader:
-        """Of one episode: two ids a step, and a last action that leads nowhere."""
+        """A reader of one episode: two ids a step, and a last action that leads nowhere."""
 
         def arrays(self, key: str, names: list[str]) -> dict[str, Any]:
             return {"action": np.array([[0, 3], [1, 0], [2, 2], [9, 9]])}

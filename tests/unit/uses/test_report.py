@@ -295,7 +295,7 @@ def test_data_outside_of_training_come_first_and_in_red(
     assert headline(far)[0] == (
         "OUTSIDE TRAINING: 12 % of the action values lie beyond the range of the training data "
         "(worst: elbow, 80 %, by up to 2.4 of that range); the tokenizer's reconstruction reaches "
-        "21.0 dB, at home 27.3 dB. What follows is about such data."
+        "21.0 dB, on its own val split 27.3 dB. What follows is about such data."
     )
     text = write_report(tmp_path, far).index.read_text()
     assert '<div class="verdict alarm"><p>OUTSIDE TRAINING' in text
@@ -312,7 +312,7 @@ def test_data_outside_of_training_come_first_and_in_red(
     unknown = replace(outside, values=(state,), reconstruction_at_home=None)
     assert not unknown.is_notable
     text = write_report(tmp_path, replace(far, outside=unknown)).index.read_text()
-    assert "reconstructs at home is not known" in text and "verdict alarm" not in text
+    assert "reconstructs its own val split is not known" in text and "verdict alarm" not in text
 
 
 def test_one_episode_has_no_intervals_and_the_report_says_so(

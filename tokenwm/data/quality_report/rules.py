@@ -46,7 +46,7 @@ RULES = (
     Rule(title="distinct starts, part", key="min_distinct_starts", failing="reported"),
     Rule(title="action coverage, part", key="min_action_coverage", failing="reported"),
 )
-"""In the order of the page; docs/data.md has the same table with remedies."""
+"""In the order of the page; docs/quality.md has the same table with remedies."""
 
 
 def outcomes(

@@ -127,7 +127,7 @@ class Source(Protocol):
         """All episodes, in a fixed order."""
 
     def gaps(self) -> Sequence[Gap]:
-        """What the source declares and does not hold; empty if all is there."""
+        """Differences between what the source declares and what is there; empty if all is there."""
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.

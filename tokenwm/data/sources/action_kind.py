@@ -1,4 +1,4 @@
-"""Whether actions are ids or quantities: one decision for a dataset, over all of its files.
+"""Decision whether actions are ids or quantities: one for a dataset, over all of its files.
 
 Real numbers are quantities. Whole numbers can be either: ids (keys, buttons, moves of a game) or
 quantities that a program counts in whole steps (encoder ticks, pixels). A recipe says which with
@@ -19,7 +19,7 @@ Kind = Literal["continuous", "discrete"]
 FEW_IDS = 256
 """Ids of a single column are below this; games and discretised controllers have fewer."""
 FEW_IDS_BESIDE = 32
-"""The same where several columns stand side by side: buttons have few, coordinates have many."""
+"""Limit of ids where several columns stand side by side: buttons have few, coordinates many."""
 LARGEST_WHOLE = 2**53
 """Up to here a real number can be a whole one."""
 DOUBTFUL = 4
@@ -29,7 +29,7 @@ REMEDY = "source.action_kind: continuous takes them as quantities"
 
 @dataclass(frozen=True, kw_only=True)
 class ActionKind:
-    """What the actions of a dataset are.
+    """Kind of the actions of a dataset, and what decided it.
 
     Attributes:
         kind: ``discrete`` (ids counted from 0) or ``continuous`` (quantities).

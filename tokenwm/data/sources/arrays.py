@@ -30,7 +30,7 @@ MAX_NUMBERS = 2**26
 MAX_WIDTH = 4096
 """Numbers in a row beyond which an array of several axes is no state."""
 FREE_BYTES, MAX_EXPANSION = 64 * 2**20, 2000
-"""What a file may claim beyond what it holds: deflate makes 1 byte of 1,032 at most."""
+"""Bytes, and multiple of the stored bytes, that a file may claim: deflate reaches 1,032."""
 LOOKED_AT = 8
 """Episodes of which columns are taken, so that one odd episode does not decide for all."""
 SMALLEST_FLAT_PICTURE = 3 * SMALLEST_PICTURE**2
@@ -88,7 +88,7 @@ def plausible_rate(rate: float | None) -> float | None:
 
 
 def column_of(dtype: np.dtype[Any], row_shape: tuple[int, ...], name: str) -> Column:
-    """What an array is, from its type, the shape of one row, and its name.
+    """Column that an array makes, from its type, the shape of one row, and its name.
 
     What has the shape of a picture is one, or of no use to us; never numbers. Neither are text,
     maps of numbers, and rows so wide that they can only be flattened pictures.

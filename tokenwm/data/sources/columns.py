@@ -141,16 +141,16 @@ class RecordedConfig:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What ``path`` names, one or several."""
+        """Paths that ``path`` names, one or several."""
         return names_of(self.path)
 
     def at(self: "Config", path: str) -> "Config":
-        """The same options for one of the paths."""
+        """These options for one of the paths."""
         return dataclasses.replace(self, path=path)
 
     @abstractmethod
     def open(self, episode_format: "EpisodeFormat", folder: Path | None) -> "Source":
-        """See :meth:`tokenwm.data.sources.SourceConfig.open`; ``path`` is one path."""
+        """Open the source, see :meth:`tokenwm.data.sources.SourceConfig.open`; ``path`` is one."""
 
     def find(self, folder: Path | None, layout: str) -> Path:
         """The file or folder that ``path`` means.

@@ -227,7 +227,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _columns(paths: Sequence[Path]) -> dict[str, Column]:
-    """What most of some files hold, of those that can be read."""
+    """Columns that most of some files hold, of those that can be read."""
     found = []
     for path in spread(paths):
         with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
@@ -316,7 +316,7 @@ def _episodes_of(chain: Sequence[Path]) -> Iterator[tuple[Piece, ...]]:
 
 
 def _marks(path: Path) -> NDArray[Any]:
-    """Where episodes begin in a chunk."""
+    """Rows of a chunk at which episodes begin."""
     is_first = read_arrays(path, [FIRST])[FIRST]
     if is_first.ndim != 1 or not len(is_first) or is_first.dtype.kind not in "biuf":
         raise EpisodeError(f"{path}: {FIRST} is {is_first.dtype}{is_first.shape}; expected rows")

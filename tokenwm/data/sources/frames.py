@@ -130,7 +130,7 @@ class ArrayFrames:
         )
 
     def _scale(self, where: str) -> float | None:
-        """What makes the numbers of this episode bytes; None if they are."""
+        """Factor that makes the numbers of this episode bytes; None if they are bytes."""
         dtype = np.dtype(self.images.dtype)
         if dtype == np.uint8 or not len(self.images):
             return None
@@ -165,7 +165,7 @@ class StoredFrames:
     dtype: np.dtype[Any]
 
     def check(self, episode: str, num_rows: int) -> None:
-        """See :meth:`Frames.check`."""
+        """Check the pictures, see :meth:`Frames.check`."""
         check_pictures(self.shape, self.dtype, num_rows, name=self.name, episode=episode)
 
     def read(
@@ -197,7 +197,7 @@ class EncodedFrames:
     name: str
 
     def check(self, episode: str, num_rows: int) -> None:
-        """See :meth:`Frames.check`; that they are pictures shows only when they are decoded."""
+        """Check that there are some; whether they can be decoded shows only then."""
         if not self.images:
             raise EpisodeError(f"episode {episode}: {self.name} holds no pictures")
 
@@ -319,13 +319,13 @@ def decode_image(content: bytes, where: str) -> av.VideoFrame:
 
 
 def exif_turn(content: bytes) -> Turn:
-    """How an encoded image is to be turned, as its EXIF data says; see :func:`decode_image`."""
+    """Turn that the EXIF data of an encoded image asks for; see :func:`decode_image`."""
     if b"Exif\0" not in content[:EXIF_WITHIN] and b"eXIf" not in content[:EXIF_WITHIN]:
         return NO_TURN
     try:
         with PIL.Image.open(io.BytesIO(content)) as image:
             orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
-    except Exception:  # Pillow says of damage what it likes; the picture itself has been decoded
+    except Exception:  # Pillow raises anything where EXIF is damaged; the picture is decoded
         return NO_TURN
     return EXIF_TURNS.get(orientation, NO_TURN) if isinstance(orientation, int) else NO_TURN
 

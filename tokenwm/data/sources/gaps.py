@@ -1,4 +1,4 @@
-"""What the readers share to compare what a dataset declares with what is there."""
+"""Comparison of what a dataset declares with what is there, shared by the readers."""
 
 from collections.abc import Sequence
 from typing import Any

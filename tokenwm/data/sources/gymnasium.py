@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Variation:
-    """How some episodes are recorded otherwise than the rest.
+    """Variation of a recording: some episodes with another policy, start or options.
 
     Attributes:
         every: Each ``every``-th episode is one, 2 or more: with 5 the fifth, the tenth, ….
@@ -123,7 +123,7 @@ class GymnasiumConfig:
                 )
 
     def script_of(self, index: int) -> "GymnasiumConfig | Variation":
-        """Where policy, start and options of an episode are said."""
+        """Options that say policy, start and reset options of an episode."""
         variation = self.variation
         return self if variation is None or (index + 1) % variation.every else variation
 

@@ -162,7 +162,7 @@ def count_rows(file: Any, path: str) -> RowCount:
 
 
 def check_usable(counts: Iterable[RowCount]) -> bool:
-    """Whether at least one episode has actions.
+    """True if at least one episode has actions.
 
     Raises:
         EpisodeError: None has, and of one they cannot be read.
@@ -186,7 +186,7 @@ def checked_count(count: RowCount, episode: str) -> int:
 
 
 def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
-    """What the arrays of episodes with one row per step hold, as most of some episodes have it.
+    """Columns of the arrays with one row per step, as most of some episodes have them.
 
     Args:
         file: The file.

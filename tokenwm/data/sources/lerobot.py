@@ -129,7 +129,7 @@ class LeRobotSource(RecordedSource):
         ]
 
     def gaps(self) -> Sequence[Gap]:
-        """What ``meta/`` declares and does not list, and what of it cannot be read."""
+        """Differences between what ``meta/`` declares and lists, and what of it cannot be read."""
         return self.meta.gaps
 
     def read(self, ref: EpisodeRef) -> Recording:

@@ -1,4 +1,4 @@
-"""Which frames of a video file belong to which episode, where a file holds many (LeRobot v3.0).
+"""Frames of a video file that belong to each episode, where a file holds many (LeRobot v3.0).
 
 Files disagree with the clip times that ``meta/episodes`` lists: they begin late, times drift by
 rounding, frames of takes that were thrown away stay in them, frames are lost. So everything that is
@@ -37,7 +37,7 @@ NEAR = 0.25
 DRIFT = 2.0
 """Most by which the times of clips may be off where the numbers of frames and rows agree."""
 DRIFT_PART = 0.002
-"""The same as a part of the time: 29.97 Hz that is called 30 is off by 0.001."""
+"""Drift allowed as a part of the time: 29.97 Hz that is called 30 is off by 0.001."""
 OTHER_RATE = 0.1
 """Pictures that are farther from a period apart than this are of another rate."""
 NEARLY = 0.95
@@ -46,7 +46,7 @@ NEARLY = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What ``meta/episodes`` says of one episode in a video file.
+    """Entry of one episode in a video file, from ``meta/episodes``.
 
     Attributes:
         index: The episode.
@@ -61,7 +61,7 @@ class Clip:
     stop: float | None
 
     def problem(self, period: float) -> str:
-        """Why the times cannot be those of the rows; empty if they can."""
+        """Reason why the times cannot be those of the rows; empty if they can."""
         if self.start is None or self.stop is None:
             return "no clip times are given (null, NaN, or no numbers)"
         span = f"its clip is from {self.start:g} s to {self.stop:g} s"
@@ -76,19 +76,19 @@ class Clip:
         return ""
 
     def fraction(self, period: float) -> float:
-        """How far the length of the clip is from a whole number of frames, in periods."""
+        """Distance of the length of the clip from a whole number of frames, in periods."""
         num_frames = ((self.stop or 0.0) - (self.start or 0.0)) / period
         return abs(num_frames - round(num_frames))
 
 
 Values = tuple[tuple[str, int], ...]
-"""What stands for a file in the path template."""
+"""Numbers that name a file in the path template."""
 Place = slice | str
 """The frames of an episode, counted over the file as they are shown; or why they are not known."""
 
 
 class LeRobotClips:
-    """When the frames of each episode are shown in its video files; keeps one file per camera.
+    """Frames of each episode in its video files; keeps one file per camera.
 
     Args:
         meta: The dataset, of version 3.
@@ -202,7 +202,7 @@ def _agrees(
     period: float,
     rows_before: int,
 ) -> bool:
-    """Whether clip times can mean the frames that come in sequence: off a little, or all alike."""
+    """True if clip times can mean the frames that come in sequence: off a little, or all alike."""
     begin, firsts = frames.times[0], [places[clip.index].start for clip in clips]
     shown = frames.times[firsts]
     off = (np.array([clip.start for clip in clips], dtype=np.float64) - shown) / period
@@ -259,7 +259,7 @@ def _by_time(frames: FrameIndex, clips: Sequence[Clip], period: float) -> dict[i
 def _confirmed(
     frames: FrameIndex, clips: Sequence[Clip], places: Mapping[int, Place], period: float
 ) -> dict[int, Place]:
-    """The same, without episodes that a few frames too many or too few may have shifted."""
+    """Places without those that a few frames too many or too few may have shifted."""
     last = places[clips[-1].index]
     begin = frames.times[last.start] if isinstance(last, slice) else clips[-1].start or 0.0
     end = begin + (clips[-1].num_rows - 1) * period

@@ -224,7 +224,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _place(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
-    """Where a file is; empty if a number of it is missing."""
+    """Numbers that say where a file is; empty if one is missing."""
     found = {name: _whole(row.get(f"{prefix}/{name}")) for name in ("chunk_index", "file_index")}
     values = {name: value for name, value in found.items() if value is not None}
     return values if len(values) == len(found) else {}

@@ -44,7 +44,7 @@ VIDEO_PATHS = {
 LARGEST_DIMENSION = 10**6
 """Of a feature's shape; no robot has more."""
 MAX_NAMED = 1000
-"""Of more episodes than these the missing ones are counted and not named."""
+"""Most missing episodes that are named; more are counted only."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a split in ``info.json`` → ours."""
 
@@ -166,7 +166,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
 
 
 def _missing(path: Path, info: Mapping[str, Any], listed: Mapping[int, EpisodeRow]) -> list[Gap]:
-    """What the totals in ``info.json`` say, where the list of episodes says something else."""
+    """Totals in ``info.json`` that differ from the list of episodes."""
     total, where = info.get("total_episodes"), str(path)
     counted = total if type(total) is int and max(listed, default=0) < total <= MAX_NAMED else 0
     absent = [str(index) for index in range(counted) if index not in listed]
@@ -225,7 +225,7 @@ def _column(name: str, feature: Mapping[str, Any]) -> Column:
 
 
 def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
-    """What says that pictures are depth maps; empty if nothing does."""
+    """Mark that says that pictures are depth maps; empty if there is none."""
     if is_called_depth(name):
         return "depth, by its name"
     for key, value in _flags(feature):

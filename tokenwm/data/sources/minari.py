@@ -120,7 +120,7 @@ class MinariSource(RecordedSource):
         ]
 
     def gaps(self) -> Sequence[Gap]:
-        """Where the totals of the dataset say something else than its episodes."""
+        """Totals of the dataset that differ from its episodes."""
         return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
@@ -198,7 +198,7 @@ def _episodes(file: Any) -> dict[int, RowCount]:
 
 
 def _differences(path: Path, file: Any, counts: Mapping[int, RowCount]) -> list[Gap]:
-    """What the totals say, where something else is there."""
+    """Totals that differ from what is there."""
     beside = path.parent / METADATA_FILE
     if beside.is_file():
         where, about = str(beside), _about(path, file)

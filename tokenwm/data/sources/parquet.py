@@ -71,5 +71,5 @@ def _schema(file: pyarrow.parquet.ParquetFile, names: Sequence[str]) -> pyarrow.
 
 
 def _is_of(path: str, names: Sequence[str]) -> bool:
-    """Whether a column of the file is one of some columns, whose names may have dots, or in one."""
+    """True if a column of the file is one of some columns (names may have dots) or lies in one."""
     return any(path == name or path.startswith(f"{name}.") for name in names)

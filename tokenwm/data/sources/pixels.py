@@ -11,8 +11,7 @@ from tokenwm.errors import EpisodeError
 SMALLEST_PICTURE = 8
 """Pixels of a side; a smaller array is no picture."""
 DARK = 16
-"""Of real numbers in [0, 255] some pixel of an episode is brighter than this; all of [0, 1] are
-not."""
+"""Brightness that some pixel of an episode exceeds if its real numbers are in [0, 255]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ def picture_shape(row_shape: tuple[int, ...]) -> PictureShape | None:
 
 
 def why_no_pictures(dtype: np.dtype[Any], shape: PictureShape, name: str) -> str:
-    """Why arrays that have the shape of a picture are not taken for pictures; empty if they are."""
+    """Reason why arrays shaped like a picture are not taken for pictures; empty if they are."""
     if is_called_depth(name):
         return "depth, by its name"
     if dtype.kind not in "uif":
@@ -83,7 +82,7 @@ def why_no_pictures(dtype: np.dtype[Any], shape: PictureShape, name: str) -> str
 
 
 def is_called_depth(name: str) -> bool:
-    """Whether the name of a camera or column says that it holds depth."""
+    """True if the name of a camera or column says that it holds depth."""
     return "depth" in name.lower()
 
 
@@ -116,6 +115,6 @@ def scale_to_bytes(dtype: np.dtype[Any], extremes: tuple[float, float, bool], wh
 
 
 def extremes_of(block: NDArray[Any]) -> tuple[float, float, bool]:
-    """What :func:`scale_to_bytes` wants to know of some pictures."""
+    """Figures of some pictures that :func:`scale_to_bytes` takes."""
     low, high = float(block.min()), float(block.max())  # NaN where one is
     return low, high, low >= 0 and high <= 1 and bool(np.isin(block, (0, 1)).all())

@@ -85,7 +85,7 @@ class Recording:
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
     def first(self, num_rows: int) -> "Recording":
-        """The same without the observations from ``num_rows`` on; says so in its metadata."""
+        """This recording without the observations from ``num_rows`` on; its metadata says so."""
         arrays = {
             name: array[:num_rows]
             for name in ("action", "state", "reward", "terminated", "timestamps")
@@ -132,7 +132,7 @@ class Recording:
                 )
 
     def without_last_action(self) -> "Recording":
-        """The same with ``N - 1`` actions and rewards.
+        """This recording with ``N - 1`` actions and rewards.
 
         What the last row holds beside its observation leads nowhere that was recorded. By
         convention it is often NaN. Its end is kept, as no end if it is NaN.
@@ -172,7 +172,7 @@ class RecordedSource(ABC):
     """
 
     declares_types: ClassVar[bool] = True
-    """Whether files say what type a column has; in CSV each file seems to have its own."""
+    """True if files say what type a column has; in CSV each file seems to have its own."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class RecordedSource(ABC):
 
     @property
     def inferred(self) -> dict[str, Any]:
-        """What the recipe leaves open, as it was filled in: for the provenance."""
+        """Options that the recipe leaves open, as they were filled in: for the provenance."""
         inferred = dict(self._inferred)
         if self.config.action_kind == AUTO and not self._real_action():
             inferred["action_kind"] = f"{self.action_kind.kind}: {self.action_kind.why}"
@@ -210,7 +210,7 @@ class RecordedSource(ABC):
 
     @cached_property
     def action_kind(self) -> ActionKind:
-        """Whether actions are ids or quantities: one decision for all episodes.
+        """Decision whether actions are ids or quantities: one for all episodes.
 
         Raises:
             RecipeError: They are ids, and the recipe wants their mean or sum.
@@ -277,7 +277,7 @@ class RecordedSource(ABC):
         """All episodes, in a fixed order."""
 
     def gaps(self) -> Sequence[Gap]:
-        """What the source declares and does not hold; here nothing."""
+        """Differences between what the source declares and what is there; here none."""
         return ()
 
     @abstractmethod

@@ -133,7 +133,7 @@ class RobomimicSource(RecordedSource):
         return refs
 
     def gaps(self) -> Sequence[Gap]:
-        """Where ``total``, ``num_samples`` and the masks say something else than the arrays."""
+        """Differences of ``total``, ``num_samples`` and the masks from the arrays."""
         return self._gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
@@ -202,7 +202,7 @@ def _demonstrations(file: Any) -> dict[str, RowCount]:
 
 
 def _is_array(data: Any, name: str) -> bool:
-    """Whether something beside the demonstrations is an array: a note, and no episode."""
+    """True if something beside the demonstrations is an array: a note, and no episode."""
     import h5py
 
     with contextlib.suppress(EpisodeError), costs_one_episode(name):
@@ -211,7 +211,7 @@ def _is_array(data: Any, name: str) -> bool:
 
 
 def _differences(file: Any, counts: Mapping[str, RowCount], mask: str | None) -> list[Gap]:
-    """What the attributes and the mask that is used say, where something else is there."""
+    """Attributes, and entries of the mask that is used, that differ from what is there."""
     known = {name: count for name, count in counts.items() if isinstance(count, int)}
     data = member(file, "data")
     gaps = []

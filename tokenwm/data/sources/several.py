@@ -88,7 +88,7 @@ class SeveralSource:
         return list(self._refs)
 
     def gaps(self) -> Sequence[Gap]:
-        """What each folder declares and does not hold."""
+        """Gaps of all folders."""
         return [gap for part in self.parts for gap in part.gaps()]
 
     def load(self, ref: EpisodeRef) -> Episode:

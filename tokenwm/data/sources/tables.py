@@ -28,7 +28,7 @@ from tokenwm.errors import EpisodeError, SourceError
 logger = logging.getLogger(__name__)
 
 MAX_TABLE_BYTES = 2**31
-"""Of one table, which may be that of all episodes."""
+"""Largest size of one table, which may be that of all episodes."""
 SUFFIXES = (".csv", ".parquet", ".npz")
 NUMBERED = re.compile(r"(?P<name>.+?)[._]?\[?(?P<number>\d{1,6})\]?")
 Table = Mapping[str, NDArray[Any]]
@@ -55,7 +55,7 @@ def read_table(folder: Path, path: Path) -> Table:
 
 
 def columns_of(table: Table) -> dict[str, Column]:
-    """What a table holds: numbers, pictures, or text, of which we have no use as such."""
+    """Columns of a table: numbers, pictures, or text, which is not used as such."""
     return {name: column_of(array.dtype, array.shape[1:], name) for name, array in table.items()}
 
 

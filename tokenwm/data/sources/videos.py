@@ -220,7 +220,7 @@ class VideosSource(RecordedSource):
         return {}
 
     def _table_columns(self, first: Table) -> dict[str, Column]:
-        """What the tables hold, as most of some have it."""
+        """Columns of the tables, as most of some have them."""
         if self.table is not None or not first:
             return columns_of(first)
         found = []
@@ -266,7 +266,7 @@ class VideosSource(RecordedSource):
         )
 
     def _frames(self, name: str, key: str, column: str, table: Table) -> Frames:
-        """Where the pictures of a camera are: in a video, or as numbers in the table."""
+        """Pictures of a camera: in a video, or as numbers in the table."""
         if self.columns[column].dtype != VIDEO:
             images = np.asarray(_column(table, column, f"episode {key}: the table of {name}"))
             return ArrayFrames(images=images, name=column)
