@@ -22,7 +22,7 @@ from tokenwm.cli import sweep_run
 from tokenwm.scaling.drive import read_result
 from tokenwm.scaling.engines import Job, RayEngine, SlurmEngine
 from tokenwm.scaling.runs import read_points
-from tokenwm.scaling.sweep import Sweep, load_sweep, sweep_text
+from tokenwm.scaling.sweep import Sweep, TokenData, load_sweep, sweep_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 REPOSITORY = Path(__file__).parents[2]
@@ -91,7 +91,11 @@ def same_results(one: Path, other: Path, names: Sequence[str] = (TRUNK, BRANCH))
 
 def test_results_are_points_that_a_law_is_fitted_to(finished: Path) -> None:
     points = read_points(finished).points
-    assert [point.num_tokens for point in points] == [BUDGETS[1], BUDGETS[0]]
+    # What hangs over the ends of these short episodes is no token that was learned from.
+    sweep = load_sweep(finished / "mine.yaml")
+    filled = TokenData.load(sweep.data).filled(sweep.training.num_steps)
+    expected = [BUDGETS[1] * filled, BUDGETS[0] * filled]
+    assert [point.num_tokens for point in points] == pytest.approx(expected, rel=0.05)
     for point in points:
         assert point.num_parameters == points[0].num_parameters > 5_000
         assert 1.0 < point.flops / (6 * point.num_parameters * point.num_tokens) < 3.0

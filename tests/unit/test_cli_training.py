@@ -114,3 +114,23 @@ def test_sigterm_before_the_first_step_is_said(
     assert "run the same command again" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
     assert cli.main(argv) == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning and jsonargparse warn of each other
+def test_a_finished_run_whose_model_is_damaged_writes_it_again(
+    tmp_path: Path, frame_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["tokenizer", "fit", "--config", f"{CONFIGS / 'tokenizer' / 'debug.yaml'}"]
+    argv += [f"--data.root={frame_shards}", f"--trainer.default_root_dir={tmp_path}"]
+    argv += ["--data.num_steps=2", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+    assert cli.main(argv) == 0
+    weights = tmp_path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    for damage in (weights.unlink, lambda: os.truncate(weights, len(whole) - 8)):
+        damage()
+        capsys.readouterr()
+        assert cli.main(argv) == 0
+        assert "finished before" not in capsys.readouterr().out
+        assert weights.read_bytes() == whole
+    assert cli.main(argv) == 0
+    assert "finished before, at step 1, and kept" in capsys.readouterr().out

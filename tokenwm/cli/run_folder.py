@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from tokenwm.checkpoint import read_provenance
 from tokenwm.data.atomic import older_of
@@ -39,8 +40,20 @@ def read_without_weights(path: Path) -> dict[str, Any]:
 
 
 def steps_of_model(folder: Path) -> int | None:
-    """Steps that a model in a run's folder was trained for; None if there is no model."""
-    return read_provenance(folder).get("steps") if folder.is_dir() else None
+    """Steps that a model in a run's folder was trained for; None if there is none, or a part."""
+    weights = {folder / "model.safetensors", *folder.rglob("*.safetensors")}
+    if not all(_is_whole(path) for path in weights):
+        return None
+    return read_provenance(folder).get("steps")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of weights is there and as long as its header says; they are not read."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def keep_earlier(path: Path) -> None:

@@ -231,12 +231,12 @@ def as_array(name: str, values: Any) -> NDArray[Any]:
 
 
 def as_tensor(name: str, values: Any) -> Tensor:
-    """A tensor as it is; anything else as :func:`as_array` takes it.
+    """A tensor of real numbers as it is; anything else as :func:`as_array` takes it.
 
     Raises:
         TokenwmError: See :func:`as_array`.
     """
-    if isinstance(values, Tensor) and not values.is_meta:
+    if isinstance(values, Tensor) and not (values.is_meta or values.is_complex()):
         return values
     array = np.require(as_array(name, values), requirements=["C", "W"])  # flipped, or read only
     try:

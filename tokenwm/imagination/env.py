@@ -134,7 +134,8 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Take one action, in the units of the data, in every environment.
 
         Raises:
-            TokenwmError: An episode has ended and autoreset is disabled, or actions do not fit.
+            TokenwmError: An episode has ended and autoreset is disabled, actions do not fit, or
+                what came of them is not finite.
         """
         if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
             raise TokenwmError(
@@ -150,6 +151,13 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             part.cpu().numpy() for part in moved if part is not None
         )
         reward, doubt = reward.astype(np.float64), np.stack(doubts)
+        broken = np.flatnonzero(~np.isfinite(reward) | ~np.isfinite(doubt).all(0))
+        if len(broken):  # no agent should learn from it
+            raise TokenwmError(
+                f"the step of episodes {broken.tolist()} is not finite: reward "
+                f"{reward[broken[0]]}, frame_nll {doubt[0, broken[0]]}; look at reward_fn, or at "
+                "the model's weights"
+            )
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             anew = self._ended.copy()
             self._restart(anew)

@@ -140,10 +140,10 @@ class Rollout:
             scores: ``(B,)``, more is better.
 
         Returns:
-            ``(B,)`` float32.
+            ``(B,)`` float32, or float64 as they were.
 
         Raises:
-            TokenwmError: ``scores`` has another shape.
+            TokenwmError: ``scores`` are no real numbers or have another shape.
         """
         scores = as_tensor("scores", scores)
         check_shape("scores", scores, (len(self.frame_tokens),))
@@ -153,7 +153,8 @@ class Rollout:
             logger.warning(
                 "%d of %d imagined rows are not finite and rank last", count, len(scores)
             )
-        return scores.float().masked_fill(is_broken, -torch.inf)
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        return scores.masked_fill(is_broken, -torch.inf)
 
     def best(self, scores: Tensor) -> int:
         """The number of the row with the highest score, ``(B,)``.

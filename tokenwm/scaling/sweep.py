@@ -89,7 +89,9 @@ class Size:
         num_layers: Layers.
         num_heads: Attention heads.
         learning_rate: Peak learning rate of its runs.
-        token_budgets: Predicted tokens, ascending; each is a run, rounded to whole steps.
+        token_budgets: Predicted tokens of whole windows, ascending; each is a run, rounded to whole
+            steps. A run's own count of tokens is lower by what is padding where windows hang over
+            the ends of episodes, see :meth:`TokenData.filled`.
         check_learning_rates: Further rates, each a run with the first seed and the second smallest
             budget: much of the smallest is warm-up.
         seconds_per_step: Of training, when planned; runs that take long start first, and the time

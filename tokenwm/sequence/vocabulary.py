@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.errors import TokenwmError
@@ -80,7 +81,7 @@ class Vocabulary:
             TokenwmError: A field is missing or of the wrong kind.
         """
         try:
-            state, rewards = data["state"], data.get("reward_range")
+            state = data["state"]
             return cls(
                 codebook_size=int(data["codebook_size"]),
                 code_levels=tuple(int(level) for level in data["code_levels"]),
@@ -90,7 +91,7 @@ class Vocabulary:
                 state=None if state is None else scalar_tokenizer_from_dict(state),
                 has_reward=bool(data["has_reward"]),
                 tokenizer_hash=str(data["tokenizer_hash"]),
-                reward_range=None if rewards is None else (float(rewards[0]), float(rewards[1])),
+                reward_range=_range_of(data.get("reward_range")),
             )
         except TokenwmError:
             raise
@@ -98,6 +99,17 @@ class Vocabulary:
             raise TokenwmError(
                 f"not a vocabulary: {error!r}; make token shards with 'tokenwm tokenize'"
             ) from error
+
+
+def _range_of(ends: Any) -> tuple[float, float] | None:
+    """Smallest and largest reward, as a file has them; bins are laid over them, in float32."""
+    if ends is None:
+        return None
+    low, high = (float(end) for end in ends)
+    most = float(np.finfo(np.float32).max)
+    if not -most <= low <= high <= most:
+        raise ValueError(f"reward_range is [{low}, {high}]; expected finite numbers that ascend")
+    return low, high
 
 
 def warn_of_rewards_outside(vocabulary: Vocabulary, reward: NDArray[Any], where: str) -> bool:

@@ -491,6 +491,15 @@ def test_without_rewards_an_environment_is_told_what_a_step_is_worth_or_refuses(
             bad.step(torch.zeros(NUM_ENVS, 2))
 
 
+def test_a_reward_that_is_not_finite_reaches_no_agent(model: TokenWorldModel) -> None:
+    env = make_env(model, reward_fn=lambda rollout: rollout.frame_nll[:, 0] * torch.inf)
+    env.reset()
+    with pytest.raises(
+        TokenwmError, match=r"the step of episodes \[0, .* is not finite: reward in"
+    ):
+        env.step(env.action_space.sample())
+
+
 def test_a_reward_function_takes_the_place_of_the_models_reward(model: TokenWorldModel) -> None:
     plain, doubled = (
         ImaginedEpisodes(model, starts_of(model), NUM_ENVS, reward_fn=reward_fn)

@@ -181,3 +181,11 @@ def test_what_is_printed_is_short(model: TokenWorldModel, rollout: Rollout) -> N
     assert len(text) < 200
     for part in ("TokenWorldModel(", "on cpu", "top at 32 x 32", "16 tokens", "10 Hz"):
         assert part in text
+
+
+def test_scores_beyond_float32_are_compared_as_they_are(rollout: Rollout) -> None:
+    scores = torch.zeros(len(rollout.frame_tokens), dtype=torch.float64)
+    scores[0], scores[1] = 1e300, 1e301
+    assert rollout.best(scores) == 1
+    with pytest.raises(TokenwmError, match="real numbers"):
+        rollout.best(scores.to(torch.complex64))

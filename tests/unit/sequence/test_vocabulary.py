@@ -27,7 +27,9 @@ def test_the_range_of_rewards_is_kept_and_may_be_unknown() -> None:
     old = small_vocabulary().to_dict()
     assert "reward_range" not in old  # as older checkpoints and all token shards are
     assert Vocabulary.from_dict(old).reward_range is None
-    for damaged in ([1.0], "ab", 3, [None, 1]):
+    nan, inf = float("nan"), float("inf")
+    damages = ([1.0], "ab", 3, [None, 1], [0, 1, 2], [1, 0], [nan, 1], [0, inf], [-1e39, 0])
+    for damaged in damages:
         with pytest.raises(TokenwmError, match="not a vocabulary"):
             Vocabulary.from_dict(old | {"reward_range": damaged})
 
