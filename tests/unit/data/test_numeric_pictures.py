@@ -262,6 +262,11 @@ def test_lists_in_lists_have_a_shape_of_their_own(tmp_path: Path) -> None:
     (episode,) = load_all(open_source("lerobot", tmp_path, control_rate=30))
     for camera in "abc":
         np.testing.assert_array_equal(episode.frames[camera], PICTURES)
+    half = pyarrow.array(PICTURES[:, :8].tolist())
+    lerobot(tmp_path / "half", {"obs.a": last}, {"obs.a": half})
+    source = open_source("lerobot", tmp_path / "half", control_rate=30)
+    with pytest.raises(EpisodeError, match=r"rows of shape \(8, 16, 3\); meta/info.json says"):
+        source.load(source.episodes()[0])
 
 
 FLAGS: list[tuple[str, dict[str, Any]]] = [

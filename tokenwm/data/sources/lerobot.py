@@ -225,10 +225,17 @@ class LeRobotSource(RecordedSource):
         if not any(is_list(kind) for is_list in lists):
             return EncodedFrames(images=to_images(table, name, where), name=name)
         numbers = to_array(table, name, where)
-        # Lists in lists have a shape of their own, which meta/ need not repeat: (3, H, W) there
-        # and (H, W, 3) in the table.
-        row_shape = self.columns[name].shape if numbers.ndim == 2 else None
-        return ArrayFrames(images=numbers, name=name, row_shape=row_shape)
+        declared = self.columns[name].shape
+        if numbers.ndim == 2:
+            return ArrayFrames(images=numbers, name=name, row_shape=declared)
+        # Lists in lists have a shape of their own, which meta/ may give in another order: (3, H, W)
+        # there and (H, W, 3) in the table.
+        found = numbers.shape[1:]
+        if sorted(n for n in found if n > 1) != sorted(n for n in declared if n > 1):
+            raise EpisodeError(
+                f"{where}: {name!r} has rows of shape {found}; meta/info.json says {declared}"
+            )
+        return ArrayFrames(images=numbers, name=name)
 
     def _video(self, ref: EpisodeRef, row: EpisodeRow, feature: str) -> VideoFrames:
         path = self._video_path(row, feature, f"episode {ref.key}")
