@@ -58,8 +58,7 @@ class Approximation:
         if len(given) != 1 or not is_whole(given[0]):
             raise TokenwmError(
                 f"num_passes={shown(self.num_passes)}, row_delay={shown(self.row_delay)}: "
-                "give one of them, "
-                "a whole number, at least 1"
+                "give either num_passes or row_delay, a whole number, at least 1"
             )
 
     def schedule(self, model: WorldModel) -> Tensor:
