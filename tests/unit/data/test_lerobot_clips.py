@@ -366,7 +366,7 @@ def test_rows_without_a_picture_are_dropped_only_if_the_recipe_says_so(
         (pyarrow.list_(pyarrow.float64()), lambda seconds: [seconds]),
         (pyarrow.duration("us"), lambda seconds: round(seconds * 1e6)),
     ],
-    ids=str,
+    ids=["text", "decimal", "float32", "list", "duration"],
 )
 def test_times_of_any_type(
     tmp_path: Path, kind: pyarrow.DataType, convert: Callable[[float], Any]
