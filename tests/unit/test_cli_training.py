@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -103,7 +104,16 @@ class TerminateBeforeTheFirstStep(pl.Callback):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    """SIGTERM as a new process has it: Ray, which other tests use, leaves a handler that exits."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.mark.filterwarnings("ignore")  # Lightning and jsonargparse warn of each other
+@pytest.mark.usefixtures("default_sigterm")
 def test_sigterm_before_the_first_step_is_said(
     tmp_path: Path, frame_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
