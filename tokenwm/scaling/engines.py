@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 
 from tokenwm.errors import SweepError
 
-EngineName = Literal["local", "ray", "slurm"]
 KILLED = 137  # 128 + SIGKILL, as shells report it
 
 
