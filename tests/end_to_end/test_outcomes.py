@@ -78,7 +78,8 @@ def test_ends_and_rare_rewards_are_foreseen(tmp_path: Path) -> None:
     for curves in (errors, squared):
         assert curves["model"].mean.mean() < 0.5 * curves["training_mean"].mean.mean()
     ends, rewards = outcome_sentences(found)
-    assert f"Endings: {HORIZON * ended} of {ended} episodes among" in ends
+    assert f"Endings: {ended} episodes that ended, imagined" in ends
+    assert f" up to the end {HORIZON * ended} times among" in ends
     assert f"3: {ended} of {ended}" in ends
     assert f"over {len(found.episodes)} episodes" in rewards and "of mean of training" in rewards
 

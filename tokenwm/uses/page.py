@@ -241,8 +241,8 @@ def _endings(score: TerminationScore | None) -> str:
     )
     alarms = score.num_predicted - score.num_hits
     return (
-        f"Endings: {score.num_true} of {count(score.num_episodes, 'episode')} among "
-        f"{score.num_steps} measured steps; recall "
+        f"Endings: {count(score.num_episodes, 'episode')} that ended, imagined up to the end "
+        f"{score.num_true} times among {score.num_steps} measured steps; recall "
         f"{score.recall:.2f} at the very step (by horizon, {', '.join(horizons)}), {precision} "
         f"({score.num_predicted} predicted with a probability of at least {score.threshold:g}, "
         f"{alarms} of them where nothing ended)."
