@@ -340,6 +340,8 @@ def check_numbers(
 ) -> Signals:
     """Check all that shows without a picture being decoded; see :func:`to_episode`.
 
+    The recording is one without its last action, as :meth:`RecordedSource.recording` gives it.
+
     Returns:
         The numbers in our types, ``N`` rows each.
 
@@ -352,7 +354,6 @@ def check_numbers(
     if recording.timestamps is not None:
         times = recording.timestamps
         quality.check_timestamps(ref.key, limits, timestamps=times, rate=rate)
-    recording = recording.without_last_action()
     if recording.terminated is not None:
         quality.check_finite(ref.key, "terminated", recording.terminated)
     signals = _signals(recording, ref.key, num_actions)
