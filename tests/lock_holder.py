@@ -10,7 +10,7 @@ CODE = """
 import sys
 from pathlib import Path
 
-from tokenwm.data.lock import lock_folder
+from tokenwm.data.storage.lock import lock_folder
 
 print("waiting", flush=True)
 with lock_folder(Path(sys.argv[1]), wait=True):

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import tokenizer_hash
-from tokenwm.data.manifest import Feature, Manifest
-from tokenwm.data.shard_writer import ShardWriter
-from tokenwm.data.statistics import ContinuousStatistics, MeanFrame
+from tokenwm.data.quality.statistics import ContinuousStatistics, MeanFrame
+from tokenwm.data.shards.manifest import Feature, Manifest
+from tokenwm.data.shards.writer import ShardWriter
 from tokenwm.sequence.token_shards import make_vocabulary, tokenize_shards
 from tokenwm.tokenizer.actions import BinMethod
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from tokenwm.data.datamodule import EpisodeDataModule
+from tokenwm.data.loading.datamodule import EpisodeDataModule
 
 
 def run(

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tokenwm.scaling.runs import RunPoint
+from tokenwm.scaling.runs.runs import RunPoint
 
 LAW: Mapping[str, float] = MappingProxyType(
     # Besiroglu et al. 2024, table 1.

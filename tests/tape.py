@@ -42,7 +42,7 @@ class Tape(TorchDispatchMode):
 
 
 def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Stands in for :func:`tokenwm.imagination.recording.capture`.
+    """Stands in for :func:`tokenwm.imagination.graphs.capture`.
 
     A tape has to run what it records, so the first replay does nothing.
     """

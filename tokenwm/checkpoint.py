@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenwm.data.atomic import make_folder_atomically
-from tokenwm.data.pointers import refuse_pointer
+from tokenwm.data.storage.atomic import make_folder_atomically
+from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import CheckpointError
 from tokenwm.sequence.layout import LAYOUT_VERSION
 from tokenwm.sequence.vocabulary import Vocabulary

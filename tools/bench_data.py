@@ -42,12 +42,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.data.loader import BATCH_FIELDS, Batch
-from tokenwm.data.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
-from tokenwm.data.prepare import prepare
-from tokenwm.data.recipe import Recipe, load_recipe
-from tokenwm.data.shard_writer import ShardWriter
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.loading.windows import BATCH_FIELDS, Batch
+from tokenwm.data.making.prepare import prepare
+from tokenwm.data.recipes.recipe import Recipe, load_recipe
+from tokenwm.data.shards.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
+from tokenwm.data.shards.writer import ShardWriter
 
 REPOSITORY = Path(__file__).parents[1]
 PARTS = ("preparation", "training", "loading", "memory")

@@ -53,15 +53,17 @@ from torch import Tensor
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_world_model
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.evaluation.rows import load_rows
+from tokenwm.evaluation.starts import Start, choose_split, choose_starts
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.pixels import decode_pixels, frozen_decoder
-from tokenwm.imagination.rollout import TokenWorldModel, load
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
 from tokenwm.imagination.state import DecodeState
+from tokenwm.imagination.token_world_model import TokenWorldModel, load
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
@@ -69,8 +71,6 @@ from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
-from tokenwm.uses.recordings import load_rows
-from tokenwm.uses.starts import Start, choose_split, choose_starts
 
 SAMPLING = SamplingConfig()
 

@@ -36,11 +36,11 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from tests.unit.data.odd_datasets import FORMATS, Rows, make_rows  # noqa: E402
-from tests.unit.data.readers import recipe  # noqa: E402
-from tokenwm.data.prepare import prepare  # noqa: E402
-from tokenwm.data.sources import load_each  # noqa: E402
-from tokenwm.data.survey import survey  # noqa: E402
+from tests.unit.data.readers.odd_datasets import FORMATS, Rows, make_rows  # noqa: E402
+from tests.unit.data.readers.opening import recipe  # noqa: E402
+from tokenwm.data.making.prepare import prepare  # noqa: E402
+from tokenwm.data.readers.base import load_each  # noqa: E402
+from tokenwm.data.recipes.survey import survey  # noqa: E402
 from tokenwm.errors import EpisodeError, TokenwmError  # noqa: E402
 
 NUM_EPISODES = 5

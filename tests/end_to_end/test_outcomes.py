@@ -10,14 +10,14 @@ from tests.small_datasets import falling_square, write_episodes, write_token_sha
 from tests.small_models import small_tokenizer
 from tests.small_runs import run
 from tokenwm.checkpoint import LoadedWorldModel
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.evaluation.evaluate import evaluate
+from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.evaluation.report.page import outcome_sentences
+from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.training import OptimizerConfig
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.training import WorldModelModule
 from tokenwm.transformer.world_model import WorldModelConfig
-from tokenwm.uses.evaluate import evaluate
-from tokenwm.uses.measure import EvaluationConfig
-from tokenwm.uses.page import outcome_sentences
 
 HORIZON = 3
 NUM_TRAINING_STEPS = 250

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from tests.documentation import python_blocks
 from tokenwm.cli import main as cli
-from tokenwm.cli.export import code_revision
-from tokenwm.data.shards import ShardReader
+from tokenwm.cli.training.model_exports import code_revision
+from tokenwm.data.shards.reader import ShardReader
 
 pytest.importorskip("gym_pusht", reason="needs the pusht extra: pip install 'tokenwm[pusht]'")
 

@@ -21,12 +21,12 @@ from tokenwm.imagination.approximate import Approximation, decode_steps_approxim
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.episodes import ImaginedEpisodes
+from tokenwm.imagination.graphs import WARM_UP_CALLS
 from tokenwm.imagination.passes import compile_passes
-from tokenwm.imagination.recording import WARM_UP_CALLS
-from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.transformer.world_model import Tokens, WorldModel
 
 pytestmark = [
@@ -59,7 +59,7 @@ def exact_products() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def every_graph_is_recorded(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Going on without a graph would pass every other test."""
-    with caplog.at_level(logging.WARNING, logger="tokenwm.imagination.recording"):
+    with caplog.at_level(logging.WARNING, logger="tokenwm.imagination.graphs"):
         yield
     messages = [record.getMessage() for record in caplog.get_records("call")]
     assert not [text for text in messages if "without a CUDA graph" in text]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.numerics.test_recording import ENGINES, Decode, pair, tapes
+from tests.numerics.test_graphs import ENGINES, Decode, pair, tapes
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import decode_step, decode_steps, prefill, score_frame

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.documentation import python_blocks
+from tests.moving_square import make_episode, make_model, save_model
 from tests.small_datasets import LENGTHS, SIZE, write_frame_shards
-from tests.unit.uses.moving_square import make_episode, make_model, save_model
 from tokenwm.errors import CheckpointError
 
 

@@ -10,13 +10,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from tests.unit.data.shard_fixtures import write_dataset
-from tests.unit.data.test_datamodule import Recorder
-from tokenwm.cli.checkpoints import ResumingCheckpoint
-from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.data.manifest import EpisodeInfo
-from tokenwm.data.mixture import MixtureItem
-from tokenwm.data.order import GlobalOrderSampler, Leg
+from tests.unit.data.loading.test_datamodule import Recorder
+from tests.unit.data.shards.shard_fixtures import write_dataset
+from tokenwm.cli.training.checkpoints import ResumingCheckpoint
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.loading.mixture import MixtureItem
+from tokenwm.data.loading.order import GlobalOrderSampler, Leg
+from tokenwm.data.shards.manifest import EpisodeInfo
 from tokenwm.errors import CheckpointError, ShardError
 from tokenwm.resume import check_shapes
 from tokenwm.training import OptimizerConfig, learning_rate_factor

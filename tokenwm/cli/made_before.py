@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenwm
-from tokenwm.data.atomic import open_atomically
-from tokenwm.data.manifest import MANIFEST_NAME
+from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.storage.atomic import open_atomically
 
 _SAYS_NOTHING = ("out", "overwrite")
 

@@ -13,40 +13,49 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tokenwm import __version__
-from tokenwm.cli.printable import plain_lines
+from tokenwm.cli.console import plain_lines
 from tokenwm.errors import TokenwmError
 
 VERBS: Mapping[str, tuple[str, str]] = {
     "quickstart": (
-        "tokenwm.cli.quickstart",
+        "tokenwm.cli.verbs.quickstart",
         "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
     ),
-    "inspect": ("tokenwm.cli.inspect", "say what a folder of recordings holds; write a recipe"),
+    "inspect": (
+        "tokenwm.cli.verbs.inspect",
+        "say what a folder of recordings holds; write a recipe",
+    ),
     "prepare": (
-        "tokenwm.cli.prepare",
+        "tokenwm.cli.verbs.prepare",
         "record or read episodes, as a recipe says, and write frame shards",
     ),
     "verify-shards": (
-        "tokenwm.cli.verify_shards",
+        "tokenwm.cli.verbs.verify_shards",
         "check every byte of a dataset, and name what is damaged",
     ),
-    "export-lerobot": ("tokenwm.cli.export_lerobot", "write frame shards as a LeRobot folder"),
-    "tokenizer": ("tokenwm.cli.tokenizer", "fit, validate or test the frame tokenizer"),
-    "tokenize": ("tokenwm.cli.tokenize", "turn frame shards into token shards"),
-    "world-model": ("tokenwm.cli.world_model", "fit, validate or test the world model"),
+    "export-lerobot": (
+        "tokenwm.cli.verbs.export_lerobot",
+        "write frame shards as a LeRobot folder",
+    ),
+    "tokenizer": ("tokenwm.cli.verbs.tokenizer", "fit, validate or test the frame tokenizer"),
+    "tokenize": ("tokenwm.cli.verbs.tokenize", "turn frame shards into token shards"),
+    "world-model": ("tokenwm.cli.verbs.world_model", "fit, validate or test the world model"),
     "imagine": (
-        "tokenwm.cli.imagine",
+        "tokenwm.cli.verbs.imagine",
         "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
     ),
     "evaluate": (
-        "tokenwm.cli.evaluate",
+        "tokenwm.cli.verbs.evaluate",
         "compare imagined with recorded episodes, and write a report",
     ),
     "sweep": (
-        "tokenwm.cli.sweep",
+        "tokenwm.cli.verbs.sweep",
         "plan, run and fit scaling laws: which size and how many tokens for a budget",
     ),
-    "serve": ("tokenwm.cli.serve", "imagine, score and encode for other processes, over HTTP"),
+    "serve": (
+        "tokenwm.cli.verbs.serve",
+        "imagine, score and encode for other processes, over HTTP",
+    ),
 }
 """Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
 

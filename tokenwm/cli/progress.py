@@ -9,7 +9,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
-from tokenwm.data.shard_tasks import Progress, ShowProgress
+from tokenwm.data.shards.tasks import Progress, ShowProgress
 
 
 class Rate(ProgressColumn):

@@ -54,7 +54,8 @@ class Episode:
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, JSON scalars only.
         measured: What was measured on the recording at the source's rate, JSON values, see
-            :func:`tokenwm.data.measures.measure_recording`; for the report, not kept in shards.
+            :func:`tokenwm.data.quality.measures.measure_recording`; for the report, not kept in
+            shards.
     """
 
     key: str
@@ -168,7 +169,8 @@ class Segment:
     Attributes:
         key: Episode the window was cut from.
         start: Step of the episode at which it starts.
-        arrays: Field name (see :class:`tokenwm.data.loader.Batch`) → array with leading axis ``T``.
+        arrays: Field name (see :class:`tokenwm.data.loading.windows.Batch`) → array with leading
+            axis ``T``.
         source: Name of what it was drawn from, in a mixture of datasets.
         skipped: Corrupt samples that it stands in for.
     """

@@ -25,8 +25,8 @@ from tokenwm.imagination.decode import (
     surprise_and_entropy,
     take_action,
 )
+from tokenwm.imagination.graphs import run_recorded
 from tokenwm.imagination.passes import forward_span
-from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.shapes import is_whole, shown

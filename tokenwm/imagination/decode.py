@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.graphs import run_recorded
 from tokenwm.imagination.passes import (
     compiled_like_passes,
     decode_one_token,
@@ -24,7 +25,6 @@ from tokenwm.imagination.passes import (
     spans,
 )
 from tokenwm.imagination.pausing import Pausing, unpaused
-from tokenwm.imagination.recording import run_recorded
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.layout import predictors

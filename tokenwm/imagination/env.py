@@ -17,9 +17,9 @@ from tokenwm.imagination.episodes import (
     RewardFunction,
     check_observation,
 )
-from tokenwm.imagination.future import NO_REWARD
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.rollout import NO_REWARD
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.shapes import check_type, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 

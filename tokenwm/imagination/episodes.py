@@ -23,10 +23,10 @@ from torch import Tensor
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context, as_tensor, check_ids
 from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.future import Rollout
-from tokenwm.imagination.rollout import TokenWorldModel
+from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState, StepOutcome
+from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.shapes import check_shape, check_type, is_number, is_whole, shown
 
 ObservationKind = Literal["pixels", "tokens", "embeddings"]

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import draw_state, predict_frame_tokens
+from tokenwm.imagination.graphs import Recording, overwrite
 from tokenwm.imagination.passes import (
     compiled_like_passes,
     forward_span,
     max_span_steps,
     passes_are_compiled,
 )
-from tokenwm.imagination.recording import Recording, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.transformer.world_model import Tokens, WorldModel

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import tokenwm
-from tokenwm.data import shard_tasks
-from tokenwm.data.manifest import (
+from tokenwm.data.shards import tasks as shard_tasks
+from tokenwm.data.shards.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     EpisodeInfo,
@@ -23,10 +23,10 @@ from tokenwm.data.manifest import (
     Manifest,
     ShardInfo,
 )
-from tokenwm.data.shard_file import ShardFile
-from tokenwm.data.shard_tasks import Extra, ShardJob, ShowProgress, run_shard_tasks
-from tokenwm.data.shards import ShardReader
-from tokenwm.data.storage import Folder, join, open_folder, sha256_of, write_bytes
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.shards.tar import ShardFile
+from tokenwm.data.shards.tasks import Extra, ShardJob, ShowProgress, run_shard_tasks
+from tokenwm.data.storage.folder import Folder, join, open_folder, sha256_of, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
@@ -143,7 +143,7 @@ def tokenize_shards(
             ``TOKENIZER_FOLDER``; None leaves them away.
         num_shifted_copies: Copies of every training episode besides itself, each with its frames
             moved by its own shift of up to ``MAX_SHIFT`` pixels.
-        engine: See :func:`tokenwm.data.engines.run_tasks`.
+        engine: See :func:`tokenwm.engines.run_tasks`.
         num_workers: See there; a device other than the CPU works in this process.
         progress: Called after each shard.
         overwrite: Replace token shards that lie there, and shards without a manifest, whosoever
@@ -311,7 +311,7 @@ def _write_tokenizer(out_folder: Path | str, files: Mapping[str, bytes]) -> dict
 
 @dataclass(frozen=True, kw_only=True)
 class TokenShard:
-    """The episodes of one token shard; see :class:`~tokenwm.data.shard_tasks.ShardTask`.
+    """The episodes of one token shard; see :class:`~tokenwm.data.shards.tasks.ShardTask`.
 
     Attributes:
         name: File name, that of the frame shard.

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.data.loader import Batch
-from tokenwm.data.manifest import Manifest
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.loading.windows import Batch
+from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import TokenwmError
 from tokenwm.tokenizer.frames import (
     DEAD_CODEBOOK_SHARE,

@@ -106,7 +106,7 @@ class KVCache:
             self.past._forks.add(self)
 
     def recording(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was recorded (:mod:`tokenwm.imagination.recording`) on this cache's memory.
+        """What was recorded (:mod:`tokenwm.imagination.graphs`) on this cache's memory.
 
         Args:
             key: What it does, and to what sizes. The last few are kept.

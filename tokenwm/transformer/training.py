@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.data.loader import Batch
-from tokenwm.data.mixture import Stratum
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.loading.mixture import Stratum
+from tokenwm.data.loading.windows import Batch
 from tokenwm.errors import CorruptSampleError, TokenwmError
 from tokenwm.sequence.token_shards import read_vocabulary, reward_range
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
-from tokenwm.data.recipe import Recipe, parse_recipe
+from tokenwm.data.recipes.recipe import Recipe, parse_recipe
 
 BRIGHTNESS_STEP = 4
 """Frame t of a synthetic video has brightness ``10 + 4·t`` everywhere: a picture tells its time."""

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.imagination.test_future import start_of
-from tests.unit.uses.moving_square import make_episode, make_model
+from tests.moving_square import make_episode, make_model
+from tests.unit.imagination.test_rollout import start_of
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.env import WorldModelVectorEnv
 from tokenwm.imagination.episodes import ImaginedEpisodes
-from tokenwm.imagination.rollout import TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.transformer.world_model import Tokens
 
 ROWS, CONTEXT = 2, 3

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.moving_square import make_episode, make_model
 from tests.small_models import random_tokens, small_tokenizer, small_world_model
-from tests.unit.uses.moving_square import make_episode, make_model
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.rollout import Rollout, TokenWorldModel
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.transformer.packed import unpack_linear_maps
 from tokenwm.transformer.world_model import Tokens
 

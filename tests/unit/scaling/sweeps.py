@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.small_models import small_vocabulary
-from tokenwm.scaling.sweep import Size, Sweep, TokenData, Training
+from tokenwm.scaling.sweep.sweep import Size, Sweep, TokenData, Training
 
 TRAINING = Training(num_steps=3, window=2, batch_size=4, warmup_steps=2, num_val_windows=8)
 TOKENS_PER_STEP = 4 * 2 * 9

@@ -10,9 +10,9 @@ import torch
 from tests.small_datasets import LENGTHS, write_token_shards
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import tokenizer_hash
-from tokenwm.data.manifest import Feature, Manifest
-from tokenwm.data.shard_tasks import UNFINISHED_NAME, Progress, ShowProgress
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.shards.manifest import Feature, Manifest
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.shards.tasks import UNFINISHED_NAME, Progress, ShowProgress
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence import token_shards as module
 from tokenwm.sequence.token_shards import (

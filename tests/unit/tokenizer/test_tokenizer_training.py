@@ -11,9 +11,9 @@ from torch import Tensor
 from tests.small_datasets import SIZE, write_frame_shards
 from tests.small_models import small_tokenizer
 from tests.small_runs import assert_resume_is_exact, run
-from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.data.loader import Batch
-from tokenwm.data.manifest import Manifest
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.loading.windows import Batch
+from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import TokenwmError
 from tokenwm.tokenizer.frames import FrameTokenizerConfig
 from tokenwm.tokenizer.training import FrameTokenizerModule, TokenizerLossConfig, mean_frames

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.small_runs import assert_resume_is_exact, run
-from tokenwm.data.datamodule import EpisodeDataModule
-from tokenwm.data.manifest import Manifest
-from tokenwm.data.mixture import MixtureItem
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.loading.mixture import MixtureItem
+from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import CorruptSampleError, TokenwmError
 from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.training import OptimizerConfig, last_shared_step

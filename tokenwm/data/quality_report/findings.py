@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tokenwm.data.manifest import GAPS, Excluded, Manifest
-from tokenwm.data.quality import QualityConfig
+from tokenwm.data.quality.checks import QualityConfig
 from tokenwm.data.quality_report.summary import Measured
-from tokenwm.data.sources import PHASE
+from tokenwm.data.readers.base import PHASE
+from tokenwm.data.shards.manifest import GAPS, Excluded, Manifest
 
 Level = Literal["wrong", "look"]
 

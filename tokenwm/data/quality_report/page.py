@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.data.manifest import SPLITS, Manifest
 from tokenwm.data.quality_report import pictures
 from tokenwm.data.quality_report.findings import count, dimension
 from tokenwm.data.quality_report.summary import recordings
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.shards.manifest import SPLITS, Manifest
+from tokenwm.data.shards.reader import ShardReader
 
 MAX_PICTURES = 72
 """Pictures on the page: three per episode and camera."""

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import tokenwm
-from tokenwm.data.manifest import GAPS, SPLITS, Manifest
-from tokenwm.data.one_episode import writable
-from tokenwm.data.quality import QualityConfig
+from tokenwm.data.quality.checks import QualityConfig
 from tokenwm.data.quality_report import findings as finding
 from tokenwm.data.quality_report.page import page
 from tokenwm.data.quality_report.rules import outcomes
 from tokenwm.data.quality_report.summary import Measured, summarize
-from tokenwm.data.shards import ShardReader
-from tokenwm.data.storage import join, open_folder, read_bytes, sha256_of, write_bytes
-from tokenwm.data.strict import build
+from tokenwm.data.readers.one_episode import writable
+from tokenwm.data.shards.manifest import GAPS, SPLITS, Manifest
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage.folder import join, open_folder, read_bytes, sha256_of, write_bytes
 from tokenwm.errors import ShardError
+from tokenwm.strict import build
 
 SCHEMA_VERSION = 1
 """Version of ``quality.json``; see CHANGELOG.md."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenwm.data.manifest import GAPS, Manifest
-from tokenwm.data.quality import QualityConfig
+from tokenwm.data.quality.checks import QualityConfig
 from tokenwm.data.quality_report.findings import count, dimension
 from tokenwm.data.quality_report.summary import Measured
+from tokenwm.data.shards.manifest import GAPS, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.manifest import Manifest
-from tokenwm.data.measures import AT_EXTREME, rounded
-from tokenwm.data.shards import ShardReader
+from tokenwm.data.quality.measures import AT_EXTREME, rounded
+from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.reader import ShardReader
 
 MAX_EPISODES = 2000
 MAX_STEPS = 500_000

@@ -1,0 +1,116 @@
+"""``tokenwm tokenize``: a folder or a URL, with the tokenizer beside the shards."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.lock_holder import locked_by_another_process
+from tests.small_models import small_tokenizer
+from tokenwm.checkpoint import save_tokenizer
+from tokenwm.cli.verbs.tokenize import main
+from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.verify import find_problems
+from tokenwm.data.storage.folder import join, open_folder, read_bytes, write_bytes
+from tokenwm.errors import TokenwmError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_tokenizer(tmp_path / "checkpoint", small_tokenizer(), {})
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_to_a_folder_or_a_url(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path, kind: str
+) -> None:
+    out = str(tmp_path / "tokens")
+    if kind == "memory":
+        pytest.importorskip("fsspec", reason="fsspec is not installed (extra 'remote')")
+        out = f"memory://{uuid.uuid4().hex}"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", out]
+    assert main([*arguments, "--workers", "0"]) == 0
+    assert find_problems(out) == []
+    beside = open_folder(join(out, "tokenizer"))
+    assert beside.names() == sorted(path.name for path in checkpoint.iterdir())
+    for name in beside.names():
+        content = (checkpoint / name).read_bytes()
+        assert read_bytes(beside, name) == content
+        write_bytes(beside, name, content[:-1] + bytes([content[-1] ^ 1]))
+        assert [problem.file for problem in find_problems(out)] == [f"tokenizer/{name}"]
+        write_bytes(beside, name, content)
+    assert main(arguments) == 0  # the same: nothing is done
+    with pytest.raises(TokenwmError, match="other tokens .* differ in shifted_copies.; choose"):
+        main([*arguments, "--shifted-copies", "1"])
+    with pytest.raises(TokenwmError, match="other tokens .* differ in vocabulary"):
+        main([*arguments, "--no-state"])
+    assert main([*arguments, "--overwrite", "--no-state", "--shifted-copies", "1"]) == 0
+    other = [str(tmp_path / "other"), "--vocabulary-of", out, "--no-state", "--workers", "0"]
+    assert main([*arguments[:-1], *other]) == 0  # the bins of tokens behind a URL will do
+    manifest = Manifest.load(out)
+    assert manifest.extra["vocabulary"] == Manifest.load(tmp_path / "other").extra["vocabulary"]
+    assert "state_tokens" not in manifest.features
+    assert manifest.num_episodes("train") == 6
+    assert find_problems(out) == []
+
+
+def test_a_refused_run_changes_nothing(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        main([*arguments, "--shifted-copies", "-1"])
+    assert not out.exists()
+    main([*arguments, "--workers", "0"])
+    before = contents(out)
+    with pytest.raises(TokenwmError, match="num_shifted_copies=-1"):
+        main([*arguments, "--shifted-copies", "-1", "--overwrite"])
+    assert contents(out) == before
+
+
+def test_a_second_run_at_the_same_time_is_refused(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    out.mkdir()
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with locked_by_another_process(out) as process:
+        before = contents(out)
+        with pytest.raises(TokenwmError, match=f"{out} is in use by process {process.pid} on"):
+            main(arguments)
+        assert contents(out) == before
+    main([*arguments, "--workers", "0"])
+    assert find_problems(out) == []
+
+
+def test_given_twice_nothing_is_done_the_second_time(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    main([*arguments, "--workers", "0"])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert "made before" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert "made before of the same data and options, and kept" in capsys.readouterr().out
+    (out / "train-000000.tar").unlink()
+    with pytest.raises(TokenwmError, match="the shards, which are not all there"):
+        main(arguments)
+    main([*arguments, "--overwrite"])
+    assert find_problems(out) == []
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_frames_are_not_overwritten(frame_shards: Path, checkpoint: Path) -> None:
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(frame_shards)]
+    with pytest.raises(TokenwmError, match="would remove .*, but it holds frames"):
+        main([*arguments, "--overwrite"])
+    with pytest.raises(TokenwmError, match="tokens would replace .*, but it holds frames"):
+        main(arguments)
+    assert Manifest.load(frame_shards).kind == "frames"

@@ -1,0 +1,256 @@
+"""Shards behind URLs: ranges only, or whole copies in a cache."""
+
+import multiprocessing
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.data.loading.test_mixture import seen
+from tests.unit.data.shards.shard_fixtures import write_dataset
+from tests.unit.data.storage.test_storage import s3  # noqa: F401 (a fixture)
+from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.errors import CorruptSampleError, ShardError
+
+pytest.importorskip("fsspec", reason="fsspec is not installed (extra 'remote')")
+
+
+@dataclass
+class Server:
+    """A folder behind HTTP; ``requests`` are (file, bytes sent)."""
+
+    url: str
+    folder: Path
+    understands_ranges: bool = True
+    requests: list[tuple[str, int]] = field(default_factory=list)
+
+    def shard_requests(self) -> list[tuple[str, int]]:
+        return [(name, size) for name, size in self.requests if name.endswith(".tar")]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    write_dataset(folder)
+
+    class Handler(SimpleHTTPRequestHandler):
+        wbufsize = 2**16  # one packet an answer
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def do_GET(self) -> None:
+            path = Path(self.translate_path(self.path))
+            if path.is_dir() or not path.exists():
+                super().do_GET()
+                return
+            content = path.read_bytes()
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if wanted and found.understands_ranges:
+                first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+                content = content[first : last + 1]
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            found.requests.append((path.name, len(content)))
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    class Http(ThreadingHTTPServer):
+        request_queue_size = 64  # ranges come all at once; who finds no place comes a second later
+
+    http = Http(("127.0.0.1", 0), Handler)
+    found = Server(f"http://127.0.0.1:{http.server_address[1]}", folder)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,))
+    thread.start()
+    yield found
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def assert_same_episodes(reader: ShardReader, local: ShardReader) -> None:
+    assert reader.keys() == local.keys()
+    for key in local.keys():  # noqa: SIM118 (not a dictionary)
+        assert reader.metadata(key) == local.metadata(key)
+        stop = local.episode(key).num_steps
+        for start, end in ((0, stop), (1, 3)):
+            ours, theirs = (r.arrays(key, None, start, end) for r in (reader, local))
+            for name, array in theirs.items():
+                np.testing.assert_array_equal(ours[name], array)
+                assert ours[name].flags.writeable
+
+
+def test_a_dataset_in_memory(tmp_path: Path) -> None:
+    import fsspec
+
+    write_dataset(tmp_path)
+    for path in tmp_path.iterdir():
+        fsspec.filesystem("memory").put(str(path), f"/somewhere/{path.name}")
+    reader = ShardReader("memory://somewhere", verify=True)
+    assert_same_episodes(reader, ShardReader(tmp_path))
+
+
+def test_a_dataset_on_s3(tmp_path: Path, s3: None) -> None:  # noqa: F811
+    import s3fs
+
+    write_dataset(tmp_path / "data")
+    for path in (tmp_path / "data").iterdir():
+        s3fs.S3FileSystem().put(str(path), f"bucket/loader/{path.name}")
+    local = ShardReader(tmp_path / "data")
+    assert_same_episodes(ShardReader("s3://bucket/loader", verify=True), local)
+    assert_same_episodes(ShardReader("s3://bucket/loader", cache=tmp_path / "cache"), local)
+
+
+# Ranges
+
+
+def test_only_the_window_is_fetched(server: Server) -> None:
+    reader = ShardReader(server.url)
+    local = ShardReader(server.folder)
+    assert_same_episodes(reader, local)
+    server.requests.clear()
+    reader.arrays("train_1", ["frames.top", "action"], 2, 5)
+    # The headers have been seen: three pictures of 8 × 8 pixels and three actions of two numbers.
+    assert sorted(size for _, size in server.requests) == [3 * 2 * 4, 3 * 8 * 8 * 3]
+
+
+def test_a_server_that_knows_no_ranges(server: Server, tmp_path: Path) -> None:
+    server.understands_ranges = False
+    with pytest.raises(ShardError, match="answers with whole files; use a cache folder"):
+        ShardReader(server.url).arrays("train_0", ["action"])
+    cached = ShardReader(server.url, cache=tmp_path / "cache")
+    assert_same_episodes(cached, ShardReader(server.folder))
+
+
+def test_a_shard_that_is_shorter_than_promised(server: Server) -> None:
+    with open(server.folder / "train-000000.tar", "rb+") as file:
+        file.truncate(9000)
+    reader = ShardReader(server.url)
+    with pytest.raises(CorruptSampleError, match=r"http://.*/train-000000\.tar, episode train_0"):
+        reader.arrays("train_0")
+
+
+def test_a_shard_that_is_not_there(server: Server, tmp_path: Path) -> None:
+    (server.folder / "train-000000.tar").unlink()
+    for cache in (None, tmp_path):
+        with pytest.raises(ShardError, match=r"train-000000\.tar.* cannot be read") as error:
+            ShardReader(server.url, cache=cache).arrays("train_0")
+        assert not isinstance(error.value, CorruptSampleError)
+
+
+def test_what_is_no_dataset_says_so(server: Server) -> None:
+    (server.folder / "manifest.json").unlink()
+    with pytest.raises(ShardError, match=r"http://.*holds no manifest\.json"):
+        ShardReader(server.url)
+    with pytest.raises(ShardError, match="nonsense://x cannot be opened"):
+        ShardReader("nonsense://x")
+
+
+# The cache
+
+
+def test_each_shard_is_copied_once(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        assert_same_episodes(ShardReader(server.url, cache=cache), ShardReader(server.folder))
+    shards = Manifest.load(server.folder).shards
+    assert sorted(server.shard_requests()) == sorted((s.path, s.num_bytes) for s in shards)
+    assert sorted(path.name for path in cache.glob("*.tar")) == sorted(
+        f"{shard.sha256}.tar" for shard in shards
+    )
+
+
+def test_a_shard_that_nobody_reads_is_not_copied(server: Server, tmp_path: Path) -> None:
+    ShardReader(server.url, cache=tmp_path).arrays("val_0")
+    assert [name for name, _ in server.shard_requests()] == ["val-000000.tar"]
+
+
+def test_a_damaged_shard_is_not_kept(server: Server, tmp_path: Path) -> None:
+    path = server.folder / "train-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=r"http://.*/train-000000\.tar is damaged: SHA-256"):
+        ShardReader(server.url, cache=tmp_path / "cache").arrays("train_0")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_what_does_not_fit_is_read_by_ranges(server: Server, tmp_path: Path) -> None:
+    largest = max(shard.num_bytes for shard in Manifest.load(server.folder).shards)
+    reader = ShardReader(server.url, cache=tmp_path, cache_bytes=2 * largest)
+    assert_same_episodes(reader, ShardReader(server.folder))
+    kept = [path.stat().st_size for path in tmp_path.glob("*.tar")]
+    assert kept
+    assert sum(kept) <= 2 * largest
+
+
+def read_all(reader: ShardReader) -> None:
+    for key in reader.keys():  # noqa: SIM118
+        reader.arrays(key)
+
+
+def test_processes_share_the_copies(server: Server, tmp_path: Path) -> None:
+    reader = ShardReader(server.url, cache=tmp_path / "cache")
+    read_all(ShardReader(server.url))  # connections of this process must not be used by others
+    server.requests.clear()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=read_all, args=(reader,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    shards = Manifest.load(server.folder).shards
+    assert sorted(server.shard_requests()) == sorted((s.path, s.num_bytes) for s in shards)
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 2},
+        {"num_workers": 1, "start_method": "spawn"},
+        {"num_workers": 2, "cache": True, "cache_gigabytes": 1e-5},
+    ],
+    ids=["here", "fork", "spawn", "cache"],
+)
+def test_batches_are_those_of_the_folder(
+    server: Server, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    if options.get("cache"):
+        options = {**options, "cache": str(tmp_path / "cache")}
+    sizes = {"num_steps": 4, "batch_size": 3, "seed": 2}
+    here = EpisodeDataModule(str(server.folder), **sizes)
+    there = EpisodeDataModule(server.url, **sizes, **options)
+    there.prepare_data()
+    expected = [seen(batch) for batch in islice(here.train_dataloader(), 6)]
+    assert [seen(batch) for batch in islice(there.train_dataloader(), 6)] == expected
+    assert (there.folder / "manifest.json").read_bytes() == (
+        server.folder / "manifest.json"
+    ).read_bytes()
+
+
+def test_the_tokenizer_beside_tokens_comes_along(server: Server) -> None:
+    (server.folder / "tokenizer").mkdir()
+    (server.folder / "tokenizer" / "config.yaml").write_text("a: 1")
+    data = EpisodeDataModule(server.url, num_steps=4, batch_size=2)
+    assert (data.folder / "tokenizer" / "config.yaml").read_text() == "a: 1"
+    assert server.shard_requests() == []

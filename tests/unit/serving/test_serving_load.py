@@ -1,0 +1,289 @@
+"""The server under many clients at once, and under those that do not behave."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.moving_square import make_model, save_model
+from tests.unit.serving.serving_helpers import (
+    HORIZON,
+    LIMITS,
+    ask,
+    head_of,
+    locally,
+    question,
+    raw,
+    serving,
+)
+from tokenwm.serving import handler, wire
+from tokenwm.serving.client import ServerError, WorldModelClient
+from tokenwm.serving.requests import Limits
+from tokenwm.serving.server import WorldModelServer
+
+LONG = Limits(max_steps=20000, max_row_steps=10**6, max_batch_rows=4)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def resident_megabytes(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def is_idle(server: WorldModelServer) -> bool:
+    return server.batcher.running_seconds == 0 and server.batcher.queued_rows == 0
+
+
+@pytest.mark.slow
+def test_64_callers_at_once_get_what_each_would_get_alone_and_leave_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    """Of different lengths and numbers of candidates, some of whom go away, some are wrong."""
+    model = make_model()
+    expected = {}
+    for number in range(64):
+        asked = question(number % 8, 1 + number % 2, 2 + number % 3)
+        expected[number] = locally(model, asked, number).frame_tokens.numpy()
+
+    def call(port: int, number: int) -> None:
+        asked = question(number % 8, 1 + number % 2, 2 + number % 3)
+        body = wire.pack(asked, {})
+        if number % 9 == 8:  # killed: it asks, and is gone
+            with socket.create_connection(("127.0.0.1", port)) as gone:
+                head = head_of("/v1/imagine", len(body))
+                gone.sendall(head.encode() + body[: len(body) // (1 + number % 2)])
+            return
+        with WorldModelClient(port=port) as client:
+            if number % 9 == 7:
+                for frames, status in [((9,), 400), ((400, 1, 32, 32, 3), 413)]:
+                    with pytest.raises(ServerError) as caught:
+                        client.encode(np.zeros(frames, dtype=np.uint8))
+                    assert caught.value.status == status
+            else:
+                answer = client.imagine(**asked, seed=number, pixels=[0])
+                assert (answer["frame_tokens"] == expected[number]).all(), number
+
+    running, port = start_command(save_model(tmp_path / "model", model), "--max-megabytes", "1")
+    with running, WorldModelClient(port=port) as client:
+        for _ in range(4):
+            with ThreadPoolExecutor(64) as pool:
+                list(pool.map(call, [port] * 64, range(64)))
+        wait_until(lambda: client.metrics()["tokenwm_running_seconds"] == 0)
+        threads = len(os.listdir(f"/proc/{running.pid}/task"))
+        counted = client.metrics()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+    batches, jobs = (counted[f"tokenwm_{n}_total"] for n in ("batches", "batched_requests"))
+    assert jobs >= 4 * 50
+    assert batches < jobs  # some together
+    assert threads <= 8  # nobody's is left
+    assert counted["tokenwm_held_bytes"] == 0
+    assert not any('status="500"' in name for name in counted)
+
+
+@pytest.mark.slow
+def test_hundreds_of_requests_leave_no_memory_behind(tmp_path: Path) -> None:
+    """Of one size: oneDNN keeps code for up to 1,024 sizes that it has met."""
+    running, port = start_command(save_model(tmp_path / "model", make_model()))
+    asked = question(0)
+    many = np.repeat(asked["frames"], 40, axis=0)[:, 0]  # 120 kB
+    body = wire.pack({"frames": many}, {})
+    with running, WorldModelClient(port=port) as client:
+        megabytes = []
+        for _ in range(4):
+            for _ in range(100):
+                client.imagine(**asked)
+                client.encode(many)
+                with pytest.raises(ServerError):
+                    client.encode(many[..., :2])
+                with socket.create_connection(("127.0.0.1", port)) as gone:
+                    gone.sendall(head_of("/v1/encode", len(body)).encode() + body[:-1])
+            megabytes.append(resident_megabytes(running.pid))
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+    assert megabytes[3] < megabytes[0] + 10, megabytes  # one kind kept: 36 MB
+
+
+def test_a_short_request_does_not_wait_for_a_long_one_nor_a_late_one_for_its_end() -> None:
+    with serving(LONG) as server, ThreadPoolExecutor(2) as pool:
+
+        def be_long() -> float:
+            start = time.monotonic()
+            with WorldModelClient(port=server.server_port) as client:
+                with pytest.raises(ServerError) as caught:
+                    client.imagine(**question(1, 32, 5000), timeout=3)  # far more than 3 s
+                assert caught.value.status == 504
+            return time.monotonic() - start
+
+        long = pool.submit(be_long)
+        wait_until(lambda: server.batcher.running_seconds > 0)
+        with WorldModelClient(port=server.server_port) as client:
+            client.imagine(**question(0))
+            assert client.score(**{k: v for k, v in question(0).items() if k != "actions"}).size
+            assert not long.done()
+            assert long.result() < 10
+            wait_until(lambda: is_idle(server), 2)
+
+
+def test_what_a_killed_client_asked_for_is_not_computed() -> None:
+    with serving(LONG) as server:
+        body = wire.pack(question(1, 32, 5000), {})
+        with socket.create_connection(("127.0.0.1", server.server_port)) as gone:
+            gone.sendall(head_of("/v1/imagine", len(body)).encode() + body)
+            wait_until(lambda: server.batcher.running_seconds > 0)
+        wait_until(lambda: is_idle(server), 5)
+        wait_until(lambda: server.metrics.value("requests_total", path="/v1/imagine", status="499"))
+        assert server._bytes == 0
+
+
+def test_bodies_in_flight_are_bounded_before_they_are_read() -> None:
+    limits = replace(LIMITS, max_bytes=2 * LIMITS.max_body_bytes)
+    with serving(limits) as server:
+        slow = socket.create_connection(("127.0.0.1", server.server_port))
+        slow.sendall(head_of("/v1/encode", 2**20).encode())
+        slower = socket.create_connection(("127.0.0.1", server.server_port))
+        slower.sendall(head_of("/v1/encode", 2**20).encode())
+        wait_until(lambda: server._bytes == 2**21)
+        status, answer = raw(server, head_of("/v1/encode", 100))
+        assert status == 503
+        assert "2097152 bytes are held for other requests" in answer["error"]
+        with WorldModelClient(port=server.server_port, retries=0) as client:
+            with pytest.raises(ServerError) as caught:
+                client.imagine(**question(0))
+            assert caught.value.status == 503
+        threading.Timer(0.5, slow.close).start()
+        with WorldModelClient(port=server.server_port) as client:  # asks again
+            assert client.imagine(**question(0))["reward"].shape == (2, HORIZON)
+        slower.close()
+
+
+def test_connections_are_bounded() -> None:
+    with serving(replace(LIMITS, max_connections=2)) as server:
+        address = ("127.0.0.1", server.server_port)
+        with socket.create_connection(address), socket.create_connection(address):
+            with socket.create_connection(address) as third:
+                assert third.recv(100).startswith(b"HTTP/1.1 503 ")
+            assert server.metrics.value("refused_connections_total") == 1
+        wait_until(lambda: ask(server, "/v1/encode", b"")[0] == 400)
+
+
+def test_a_server_without_free_descriptors_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def fail(_: object) -> None:
+        tries.append(time.monotonic())
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with serving() as server:
+        monkeypatch.setattr(ThreadingHTTPServer, "get_request", fail)
+        with socket.create_connection(("127.0.0.1", server.server_port)):
+            wait_until(lambda: tries)
+            time.sleep(0.5)
+        monkeypatch.undo()
+        assert len(tries) <= 7
+        assert ask(server, "/v1/encode", b"")[0] == 400
+
+
+@pytest.mark.parametrize("dripped", ["POST /v1/enc", head_of("/v1/encode", 100)])
+def test_who_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, dripped: str) -> None:
+    monkeypatch.setattr(handler, "RECEIVE_SECONDS", 0.5)
+    with serving() as server:
+        with socket.create_connection(("127.0.0.1", server.server_port)) as slow:
+            slow.sendall(dripped.encode())
+            start, answer = time.monotonic(), b""
+            slow.settimeout(0.1)
+            while time.monotonic() - start < 10:
+                try:
+                    slow.sendall(b"x")
+                    part = slow.recv(4096)
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    break
+                answer += part
+                if not part:
+                    break
+        assert time.monotonic() - start < 5
+        assert answer.startswith(b"HTTP/1.1 408 ") or dripped == "POST /v1/enc"
+        assert server._bytes == 0
+
+
+def start_command(folder: Path, *more: str) -> tuple[subprocess.Popen[str], int]:
+    command = [sys.executable, "-m", "tokenwm", "serve", str(folder), "--port", "0", *more]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    line = ""
+    while "http://" not in line and running.poll() is None:
+        line += running.stdout.readline()
+    return running, int(line.split("http://127.0.0.1:")[1].split()[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_a_signal(tmp_path: Path, number: int) -> None:
+    folder = save_model(tmp_path / "model", make_model())
+    limits = ["--max-steps", "5000", "--max-row-steps", "1000000", "--max-batch-rows", "4"]
+    running, port = start_command(folder, *limits)
+
+    def ask_much() -> int | None:
+        with WorldModelClient(port=port, retries=0) as client:
+            try:
+                client.imagine(**question(0, 200, 5000))
+            except ServerError as error:
+                return error.status
+        return 200
+
+    with running, ThreadPoolExecutor(6) as pool:
+        with WorldModelClient(port=port) as client:
+            assert client.imagine(**question(0))["reward"].shape == (2, HORIZON)
+            futures = [pool.submit(ask_much) for _ in range(6)]  # four begin, two wait
+            wait_until(lambda: client.metrics()["tokenwm_batches_total"] == 5)
+            wait_until(lambda: client.health()["queued_rows"] == 400)
+        start = time.monotonic()
+        running.send_signal(number)
+        assert [future.result() for future in futures] == [503] * 6
+        assert running.wait(20) == 0
+        assert time.monotonic() - start < 15
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+def test_a_second_signal_ends_the_command_at_once(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", make_model())
+    running, port = start_command(folder, "--max-row-steps", "1000000")
+    with running, ThreadPoolExecutor(1) as pool:
+
+        def ask_much() -> None:
+            with WorldModelClient(port=port, retries=0) as client, pytest.raises(ServerError):
+                client.imagine(**question(0, 512, 1000))
+
+        asked = pool.submit(ask_much)
+        with WorldModelClient(port=port) as client:
+            wait_until(lambda: client.health()["running_seconds"] > 0)
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        start = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == -signal.SIGTERM
+        assert time.monotonic() - start < 4
+        asked.result()
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()

@@ -1,0 +1,166 @@
+"""``tokenwm inspect PATH``: what a file or folder of recordings holds, and a recipe for it."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tokenwm.cli.console import printable, say
+from tokenwm.data.readers.columns.columns import dimension_names, names_of, with_note
+from tokenwm.data.readers.pictures.pixels import picture_shape
+from tokenwm.data.recipes.starter import starter_recipe
+from tokenwm.data.recipes.survey import Survey, survey
+from tokenwm.errors import RecipeError
+
+MOST_PROBLEMS = 20
+MOST_TASKS = 10
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.recipe is not None and not arguments.recipe.parent.is_dir():
+        raise RecipeError(f"{arguments.recipe}: folder {arguments.recipe.parent} does not exist")
+    found = survey(arguments.path, num_episodes=arguments.episodes)
+    console = Console()
+    print_survey(console, found)
+    recipe = starter_recipe(found)
+    choose = f"choose the {' and the '.join(found.unclear)} in it, then " if found.unclear else ""
+    if arguments.recipe is None:
+        say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
+        say(console, recipe)
+    else:
+        is_there = arguments.recipe.exists()
+        if is_there and arguments.recipe.read_bytes() != recipe.encode():
+            raise RecipeError(
+                f"{arguments.recipe} exists already, with another text; choose another name"
+            )
+        if not is_there:
+            arguments.recipe.write_text(recipe, encoding="utf-8")
+        say(
+            console,
+            f"recipe: {arguments.recipe}{', the same as before' if is_there else ''}; next: "
+            f"{choose}tokenwm prepare {arguments.recipe} --out DIR",
+        )
+    return 0
+
+
+def print_survey(console: Console, found: Survey) -> None:
+    """Show facts, cameras, ranges, tasks and problems."""
+    source = found.source
+    seen, every = len(found.looked_into), len(found.refs)
+    rows = found.num_rows if seen == every else sum(ref.num_rows or 0 for ref in found.refs)
+    rate = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
+    table = Table(title=printable(source.config.paths[0]), show_header=False)
+    for name, fact in found.facts.items():
+        table.add_row(printable(name), printable(fact))
+    table.add_row("episodes", f"{every:,}" + ("" if seen == every else f", looked into {seen:,}"))
+    if rows:
+        length = f", {rows / found.rate / 60:.1f} minutes" if found.rate else ""
+        table.add_row("steps", f"{rows:,}{length}")
+    table.add_row("rate", rate)
+    for camera, column in source.cameras.items():
+        shape = " × ".join(map(str, _picture_size(source.columns[column].shape)))
+        table.add_row(printable(f"camera {camera}"), printable(f"{column}, {shape}"))
+    for option in ("state", "action", "reward"):
+        names = ", ".join(names_of(getattr(source.config, option))) or "none"
+        table.add_row(option, "not clear" if option in found.unclear else printable(names))
+    others = [
+        with_note(name, source.columns[name]) for name in sorted(set(source.columns) - _used(found))
+    ]
+    table.add_row("not used", printable(", ".join(others) or "none"))
+    table.add_row("licence", printable(found.licence or "not stated"))
+    console.print(table)
+    _print_ranges(console, found)
+    _print_tasks(console, found)
+    for option, columns in found.ambiguous.items():
+        say(console, f"the {option} is a guess among: {', '.join(columns)}")
+    for option, columns in found.unclear.items():
+        candidates = ", ".join(columns)
+        say(console, f"no column is plainly the {option}; candidates: {candidates}")
+    _print_problems(console, found)
+
+
+def _picture_size(row_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of a camera's pictures."""
+    shape = picture_shape(row_shape)
+    return row_shape[:2] if shape is None else (shape.height, shape.width)
+
+
+def _used(found: Survey) -> set[str]:
+    config = found.source.config
+    return {
+        *found.source.cameras.values(),
+        *names_of(config.state),
+        *names_of(config.action),
+        *names_of(config.reward),
+        *names_of(getattr(found.source, "terminated", None)),
+    }
+
+
+def _print_ranges(console: Console, found: Survey) -> None:
+    table = Table(title="ranges")
+    table.add_column("number")
+    for heading in ("smallest", "largest"):
+        table.add_column(heading, justify="right")
+    for option, (low, high) in found.ranges.items():
+        columns = names_of(getattr(found.source.config, option))
+        # Of several columns with one number each, the columns' names will do.
+        names = dimension_names(found.source.columns, columns) or columns
+        for index, (least, most) in enumerate(zip(low, high, strict=True)):
+            name = f" {names[index]}" if len(names) == len(low) and names != (option,) else ""
+            place = "" if len(low) == 1 else f"[{index}]"
+            table.add_row(printable(f"{option}{place}{name}"), f"{least:.4g}", f"{most:.4g}")
+    console.print(table)
+    decision = found.source.action_kind
+    what = "ids counted from 0" if decision.kind == "discrete" else "quantities"
+    if_all = " if all of these columns are the action" if "action" in found.unclear else ""
+    say(
+        console,
+        f"actions are {decision.kind}, {what}{if_all}: {decision.why} "
+        "(to change that: source.action_kind in the recipe)",
+    )
+
+
+def _print_tasks(console: Console, found: Survey) -> None:
+    tasks = sorted(found.tasks.items(), key=lambda item: -item[1])
+    for task, count in tasks[:MOST_TASKS]:
+        if task:
+            say(console, f"task, {count} episode(s): {task}")
+    if len(tasks) > MOST_TASKS:
+        say(console, f"and {len(tasks) - MOST_TASKS} more tasks")
+
+
+def _print_problems(console: Console, found: Survey) -> None:
+    for gap in found.gaps:
+        say(console, f"declared and found differ: {gap.text}")
+    if not found.problems and not found.gaps:
+        say(console, "no problem found; pictures of one episode were decoded, prepare decodes all")
+        return
+    if not found.problems:
+        return
+    table = Table(title=f"would be left out: {len(found.problems)} episode(s)")
+    table.add_column("episode")
+    table.add_column("reason", overflow="fold")
+    for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
+        table.add_row(printable(key), printable(reason))
+    console.print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenwm inspect",
+        description="Say what a file or folder of recordings holds, and write a recipe for it "
+        "(see docs/data.md). Nothing in it is changed.",
+    )
+    parser.add_argument("path", type=Path, help="file or folder of recordings")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write a starter recipe there")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=100,
+        metavar="N",
+        help="read the numbers of N episodes, evenly spread; 0 for all (default: %(default)s)",
+    )
+    return parser

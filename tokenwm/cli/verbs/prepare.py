@@ -1,0 +1,144 @@
+"""``tokenwm prepare RECIPE --out DIR``: recorded episodes → frame shards."""
+
+import argparse
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from tokenwm.cli.console import printable, say
+from tokenwm.cli.progress import show_progress
+from tokenwm.data import quality_report
+from tokenwm.data.making.prepare import prepare
+from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
+from tokenwm.data.recipes.recipe import load_recipe
+from tokenwm.data.shards.manifest import GAPS, MANIFEST_NAME, SPLITS, Manifest
+from tokenwm.data.storage.folder import join, open_folder
+from tokenwm.engines import ENGINES
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    strict = ["quality.strict=true"] if arguments.strict else []
+    recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
+    console = Console()
+    made_before = not arguments.overwrite and holds_dataset(arguments.out)
+    with show_progress(console, recipe.name) as progress:
+        manifest = prepare(
+            recipe,
+            arguments.out,
+            num_workers=arguments.workers,
+            progress=progress,
+            overwrite=arguments.overwrite,
+            engine=arguments.engine,
+        )
+    print_summary(console, manifest)
+    say(console, f"dataset: {arguments.out}")
+    print_verdict(console, arguments.out)
+    if made_before:
+        say(console, "made before of the same data and options, and kept")
+    return 0
+
+
+def holds_dataset(out: str) -> bool:
+    """True if a folder or URL holds a finished dataset, of whatever kind."""
+    return open_folder(out).size(MANIFEST_NAME) is not None
+
+
+def print_verdict(console: Console, dataset: str) -> None:
+    """Show what the quality report begins with, and where it is."""
+    if open_folder(dataset).size(REPORT_NAME) is None:
+        return  # prepared before there were reports
+    verdict = quality_report.read(dataset)["verdict"]
+    page = join(dataset, PAGE_NAME)
+    say(console, f"quality: {verdict} Report: {page}")
+
+
+def print_summary(console: Console, manifest: Manifest) -> None:
+    """Show how many episodes and steps there are, and what was left out and why."""
+    table = Table(title=printable(f"{manifest.name}, {manifest.control_rate:g} Hz"))
+    table.add_column("split")
+    for heading in ("episodes", "steps", "minutes", "shards", "MB"):
+        table.add_column(heading, justify="right")
+    for split in SPLITS:
+        steps = manifest.num_steps(split)
+        shards = [shard.num_bytes for shard in manifest.shards if shard.split == split]
+        minutes = f"{steps / manifest.control_rate / 60:.1f}"
+        episodes = f"{manifest.num_episodes(split)}"
+        megabytes = f"{sum(shards) / 1e6:.1f}"
+        table.add_row(split, episodes, f"{steps:,}", minutes, f"{len(shards)}", megabytes)
+    console.print(table)
+    means = manifest.extra.get("train_metadata_mean", {})
+    for name, value in means.items():
+        say(console, f"mean {name} of the train episodes: {value:.3g}")
+    for gap in manifest.extra.get(GAPS, []):
+        say(console, f"declared and found differ: {gap['text']}")
+    if not manifest.excluded:
+        return
+    table = Table(title=f"left out: {len(manifest.excluded)} episode(s)")
+    table.add_column("episode")
+    table.add_column("reason", overflow="fold")
+    for item in manifest.excluded:
+        table.add_row(printable(item.key), printable(item.reason))
+    console.print(table)
+
+
+def add_engine_options(parser: argparse.ArgumentParser, workers: int | None) -> None:
+    """The options that say where shards are made; the result does not depend on them."""
+    default = "as many as pay" if workers is None else f"{workers}"
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=workers,
+        metavar="N",
+        help=f"shards made at once, 0 for in this process (default: {default}); "
+        "the result does not depend on it",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="where they are made: processes on this machine, a Ray cluster, Slurm jobs "
+        "(default: %(default)s; see docs/data.md)",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenwm prepare",
+        description="Turn recorded episodes into shards, as a recipe says (see docs/data.md). "
+        "Interrupted, the same command continues.",
+    )
+    parser.add_argument("recipe", help="recipe file, for example data_recipes/pusht.yaml")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR|URL", help="folder of the dataset, or an fsspec URL"
+    )
+    add_engine_options(parser, os.cpu_count() or 1)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override values of the recipe, for example --set image_size=[128,128]",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first bad episode instead of leaving it out (quality.strict=true)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace another dataset in the folder, or this one if a byte of it is damaged",
+    )
+    return parser
+
+
+def count(text: str) -> int:
+    """A whole number of the command line, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below zero")
+    return value

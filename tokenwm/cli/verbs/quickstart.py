@@ -1,0 +1,274 @@
+"""``tokenwm quickstart``: every stage in a row, in a given time, from a recipe to a report.
+
+It only calls the other verbs and prints each call, so that what it did can be done by hand.
+"""
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+
+import tokenwm
+from tokenwm.cli import main as program
+from tokenwm.cli.console import printable, say
+from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
+from tokenwm.cli.training.run_folder import CONFIG_NAME
+from tokenwm.cli.verbs import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.data.recipes.recipe import load_recipe
+from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
+from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.sequence.token_shards import MAX_SHIFT
+from tokenwm.tokenizer.training import FrameTokenizerModule
+from tokenwm.transformer.training import WorldModelModule
+
+TOKENIZER_SHARE = 0.18
+"""Part of the time left after preparation that goes to training the tokenizer."""
+EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 1.5
+"""Cost of the evaluation in training steps of the world model, whose pace is known by then.
+
+With room: of Push-T's 120 starts it took 150 steps' time, not 240.
+"""
+LEAST_SECONDS = 10.0
+"""A stage trains so long even if no time is left for it."""
+ENOUGH_STEPS = 32_000
+"""A small dataset gets as many shifted copies as bring it nearest to this many training steps."""
+MOST_COPIES = 7
+
+STAGES: dict[str, tuple[type[TrainingCLI], type[pl.LightningModule]]] = {
+    "tokenizer": (tokenizer.TokenizerCLI, FrameTokenizerModule),
+    "world-model": (world_model.WorldModelCLI, WorldModelModule),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return Quickstart(arguments, Console()).run()
+
+
+class Quickstart:
+    """One run of all stages; what is finished is skipped, so a stopped run goes on."""
+
+    def __init__(self, arguments: argparse.Namespace, console: Console) -> None:
+        self.arguments = arguments
+        self.console = console
+        self.out: Path = arguments.out
+        self.began = program.verb_began or time.monotonic()
+        self.seconds_before = 0.0
+        self.plan_path = self.out / "plan.json"
+        self.plan: dict[str, Any] = {}
+
+    @property
+    def seconds_used(self) -> float:
+        """Time used, by finished stages and up to the checkpoint of another one before."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def run(self) -> int:
+        """Run every stage that is not finished yet; returns the exit code."""
+        out = self.out
+        out.mkdir(parents=True, exist_ok=True)
+        self._load_plan()
+        frames, tokens = out / "frames", out / "tokens"
+        overrides = self.arguments.set
+        recipe_file = find_file(self.arguments.recipe)
+        if self.arguments.size == "debug" and load_recipe(recipe_file).records:
+            overrides = [*_DEBUG_DATA, *overrides]
+        recipe = [str(recipe_file), "--out", str(frames)]
+        self._do("prepare", prepare.main, [*recipe, *(["--set", *overrides] if overrides else [])])
+        copies = shifted_copies(Manifest.load(frames))
+        shift = ["--model.max_shift", str(MAX_SHIFT)] if copies else []
+        self._train("tokenizer", frames, out / "tokenizer", shift, share=TOKENIZER_SHARE)
+        if not (tokens / MANIFEST_NAME).exists():
+            source = [str(frames), "--tokenizer", str(out / "tokenizer")]
+            source += ["--shifted-copies", str(copies)] if copies else []
+            self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
+        reserve = ["--reserve_steps", str(evaluation_steps(Manifest.load(frames)))]
+        self._train("world-model", tokens, out / "world_model", reserve, share=1.0)
+        report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
+        curves = out / "tokenizer" / "logs" / "metrics.csv"
+        report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
+        if self.arguments.size == "debug":
+            report += ["--horizon", "5", "--context", "2", "--starts", "1"]
+        code = self._do("evaluate", evaluate.main, report)
+        minutes = self.seconds_used / 60
+        say(self.console, f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}")
+        return code
+
+    def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
+        self._say(verb, argv)
+        code = verb_main(argv)
+        if code:
+            raise TokenwmError(f"tokenwm {verb} ended with exit code {code}")
+        self._save_plan()
+        return code
+
+    def _train(self, verb: str, data: Path, folder: Path, options: list[str], share: float) -> None:
+        """Train a stage in a share of the time that is left."""
+        if (folder / "model").is_dir():
+            say(self.console, f"{verb}: finished before, kept")
+            return
+        config = find_file(f"configs/{verb.replace('-', '_')}/{self.arguments.size}.yaml")
+        argv = ["fit", "--config", str(config), "--data.root", str(data), *options]
+        if self.arguments.size != "debug":  # whose config has few steps
+            argv += ["--minutes", self._minutes(verb, share), "--model.optimizer.schedule", "wsd"]
+        for setting in self.arguments.model_set:
+            stage, _, option = setting.partition(".")
+            if stage == verb:
+                argv.append(f"--{option}")
+        argv += ["--trainer.default_root_dir", str(folder)]
+        self._say(verb, argv)
+        cli, module = STAGES[verb]
+        self._note_steps(verb, launch(cli, module, argv, verb))
+
+    def _minutes(self, verb: str, share: float) -> str:
+        """Minutes for training a stage, as the command line takes them; decided once."""
+        minutes: dict[str, str] = self.plan.setdefault("minutes", {})
+        if verb not in minutes:
+            left = 60.0 * self.arguments.minutes - self.seconds_used
+            minutes[verb] = f"{max(LEAST_SECONDS, left * share) / 60:.3f}"
+            self._save_plan()
+        return minutes[verb]
+
+    def _note_steps(self, verb: str, done: TrainingCLI) -> None:
+        """Write down the steps that the clock decided on, with which a stage can be repeated."""
+        if done.clock is not None:
+            self.seconds_before += done.clock.seconds_before
+            spans = done.model.optimizer_config.decay_spans
+            start, end = spans[0][0], spans[-1][1]
+            self.plan[verb] = {"max_steps": end, "decay_start": start, "decay_spans": spans}
+            config = done.folder / "logs" / CONFIG_NAME
+            say(
+                self.console,
+                f"{verb}: {end} steps, the decay from step {start} on; without a clock: "
+                f"tokenwm {verb} fit --config {config} --trainer.default_root_dir DIR",
+            )
+        self._save_plan()
+
+    def _load_plan(self) -> None:
+        settings = {
+            "minutes": self.arguments.minutes,
+            "size": self.arguments.size,
+            "recipe": str(self.arguments.recipe),
+            "set": list(self.arguments.set),
+            "model_set": list(self.arguments.model_set),
+        }
+        if self.plan_path.exists():
+            self.plan = json.loads(self.plan_path.read_text())
+            if self.plan["settings"] != settings:
+                raise TokenwmError(
+                    f"{self.out} holds a quick start with other settings: "
+                    f"{self.plan['settings']}; give these, another --out, or remove the folder"
+                )
+            self.seconds_before = self.plan.get("seconds_used", 0.0)
+        else:
+            self.plan = {"settings": settings, "tokenwm_version": tokenwm.__version__}
+        self._save_plan()
+
+    def _save_plan(self) -> None:
+        self.plan["seconds_used"] = self.seconds_used
+        partial = self.plan_path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.plan, indent=2) + "\n")
+        partial.replace(self.plan_path)
+
+    def _say(self, verb: str, argv: list[str]) -> None:
+        self.console.rule(printable(f"{verb}  {self.seconds_used / 60:.1f} min", style="bold"))
+        say(self.console, f"$ tokenwm {verb} {shlex.join(argv)}", style="dim")
+
+
+_DEBUG_DATA = ["source.num_episodes=12", "source.max_steps=30", "splits.test=0.2"]
+
+
+def shifted_copies(manifest: Manifest) -> int:
+    """Shifted copies of each training episode that make a small dataset large enough."""
+    steps = sum(episode.num_steps for episode in manifest.episodes if episode.split == "train")
+    return min(MOST_COPIES, max(0, round(ENOUGH_STEPS / steps) - 1))
+
+
+def evaluation_steps(manifest: Manifest) -> int:
+    """Training steps of the world model that take about as long as its evaluation."""
+    split = "test" if manifest.num_episodes("test") else "val"
+    starts = manifest.num_episodes(split) * EvaluationConfig().num_starts
+    return EVALUATION_STEPS + round(EVALUATION_STEPS_PER_START * starts)
+
+
+def find_file(path: str | Path) -> Path:
+    """A config or recipe by its path, or as shipped with tokenwm.
+
+    Raises:
+        TokenwmError: It is in neither place.
+    """
+    package = Path(tokenwm.__file__).parent
+    for root in (Path(), package.parent, package):
+        if (root / path).is_file():
+            return root / path
+    raise TokenwmError(f"{path} is not there, and tokenwm ships no file of that name")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenwm quickstart",
+        description="Record or read episodes, train a world model, imagine, and report. "
+        "Interrupted, the same command continues.",
+    )
+    parser.add_argument(
+        "--recipe",
+        default="data_recipes/pusht.yaml",
+        help="data recipe; yours works too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/quickstart"),
+        metavar="DIR",
+        help="folder of the run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=15.0,
+        help="time for everything; training fills what preparation and evaluation leave, by the "
+        "clock. Continued, the time used before counts, but for what came after a checkpoint "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        default="small",
+        choices=["debug", "small", "base", "large"],
+        help="config of that name for both models; debug takes its steps from the config and "
+        "little data (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override values of the recipe, for example --set image_size=[128,128]",
+    )
+    parser.add_argument(
+        "--model-set",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_stage_setting,
+        metavar="STAGE.KEY=VALUE",
+        help="override values of a stage's config, for example "
+        "--model-set world-model.model.model.transformer.dropout=0.1",
+    )
+    return parser
+
+
+def _stage_setting(text: str) -> str:
+    stage, _, option = text.partition(".")
+    if stage not in STAGES or "=" not in option:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected STAGE.KEY=VALUE with STAGE one of {', '.join(STAGES)}"
+        )
+    return text

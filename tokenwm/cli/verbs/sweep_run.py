@@ -1,0 +1,302 @@
+"""``tokenwm sweep run SWEEP --out DIR``: train every run of a sweep, whatever it takes."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tokenwm.cli.console import printable, say
+from tokenwm.cli.verbs.sweep_training import begins_from
+from tokenwm.data.storage.atomic import open_atomically
+from tokenwm.errors import TokenwmError
+from tokenwm.scaling.runs.runs import RESULT_FILE
+from tokenwm.scaling.sweep.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
+from tokenwm.scaling.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
+from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep, runs_of, sweep_text
+from tokenwm.strict import parse_yaml
+
+STYLES: Mapping[Status, str] = {
+    "running": "bold cyan",
+    "failed": "bold red",
+    "diverged": "yellow",
+    "blocked": "red",
+    "finished": "green",
+    "waiting": "dim",
+}
+"""Of the statuses, in the order in which runs are shown: what does not fit is cut."""
+LINES_OF_LOG = 3
+"""Shown of a run that failed."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code: 1 if a run is not finished at the end."""
+    arguments = _parser().parse_args(argv)
+    sweep = load_sweep(arguments.sweep)
+    # Runs may be executed on other machines, in other folders.
+    sweep = replace(sweep, data=str((arguments.data or Path(sweep.data)).resolve()))
+    runs = runs_of(sweep, TokenData.load(sweep.data).vocabulary)
+    folder: Path = arguments.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / "sweep.yaml"
+    with open_atomically(copy) as file:
+        file.write(sweep_text(sweep).encode())
+    frames = [] if arguments.evaluate is None else [str(arguments.evaluate.resolve())]
+    if frames and not arguments.evaluate.is_dir():
+        raise TokenwmError(f"--evaluate {arguments.evaluate} is no folder of frame shards")
+
+    def command(run: Run) -> list[str]:
+        module = [sys.executable, "-m", "tokenwm.cli.verbs.sweep_training"]
+        return [*module, str(copy), run.name, str(folder), *frames]
+
+    signal.signal(signal.SIGTERM, _interrupt)  # so that runs are stopped, as by Ctrl-C
+    console = Console()
+    view = SweepView(console, sweep, folder)
+    engine = _engine(arguments)
+    try:
+        with view:
+            states = drive(
+                runs,
+                folder,
+                engine,
+                command=command,
+                begins_from=lambda run: begins_from(run, folder),
+                config=DriveConfig(retries=arguments.retries, metrics=bool(frames)),
+                show=view.show,
+            )
+    finally:
+        engine.close()
+    return report(console, states, folder)
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _engine(arguments: argparse.Namespace) -> Engine:
+    if arguments.engine == "ray":
+        return RayEngine(arguments.parallel, arguments.gpus)
+    if arguments.engine == "slurm":
+        parameters = {}
+        for text in arguments.slurm:
+            key, separator, value = text.partition("=")
+            if not separator:
+                raise TokenwmError(f"--slurm {text!r}: expected KEY=VALUE")
+            parameters[key] = parse_yaml(value)
+        return SlurmEngine(arguments.out / "slurm", arguments.parallel, parameters)
+    return LocalEngine(arguments.parallel)
+
+
+class SweepView:
+    """A live table of the runs; where there is no terminal, a line for each change.
+
+    Args:
+        console: Where to.
+        sweep: The sweep.
+        folder: Its folder.
+    """
+
+    def __init__(self, console: Console, sweep: Sweep, folder: Path) -> None:
+        self.console, self.sweep, self.folder = console, sweep, folder
+        self._live: Live | None = None
+        self._last: Sequence[RunState] = ()
+        self._told: dict[str, tuple[str, int]] = {}
+
+    def __enter__(self) -> "SweepView":
+        """Take the terminal."""
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *arguments: Any) -> None:
+        """Give it back, with all runs: now it may scroll."""
+        if self._live is not None:
+            if self._last:
+                self._live.update(self.overview(self._last, None))
+            self._live.stop()
+
+    def show(self, states: Sequence[RunState]) -> None:
+        """Show where the runs stand."""
+        if self._live is not None:
+            self._last = states
+            self._live.update(self.overview(states, self.console.height), refresh=True)
+            return
+        changed = [s for s in states if self._told.get(s.run.name) != (s.status, s.attempts)]
+        for state in changed:
+            self._told[state.run.name] = (state.status, state.attempts)
+            if state.status != "waiting" or state.attempts:
+                line = f"{state.status:9} {state.run.name}  {result_text(state, self.folder)}"
+                say(self.console, line.rstrip())
+        if changed:
+            say(self.console, summary(states))
+
+    def overview(self, states: Sequence[RunState], height: int | None) -> Group:
+        """The summary, then the runs, in the order of :data:`STYLES`.
+
+        Args:
+            states: Where the runs stand.
+            height: Lines that there are: of runs that do not fit, only the number is shown. None:
+                as many as it takes.
+        """
+        head = Text.assemble(printable(self.sweep.name, "bold"), ": ", summary(states))
+        ordered = sorted(states, key=self._place)
+        if height is None:
+            return Group(head, self.table(ordered))
+        room = height - len(self.console.render_lines(head)) - 1  # of the headings
+        if len(ordered) <= room:
+            return Group(head, self.table(ordered))
+        shown = max(room - 1, 0)
+        more = Text(f"{len(ordered) - shown} not shown: {counts(ordered[shown:])}", style="dim")
+        return Group(head, self.table(ordered[:shown]), more)
+
+    def _place(self, state: RunState) -> tuple[int, float]:
+        """Sorts runs: by status, of the finished the latest first."""
+        age = 0.0
+        if state.status == "finished":
+            age = -(self.folder / state.run.name / RESULT_FILE).stat().st_mtime
+        return list(STYLES).index(state.status), age
+
+    def table(self, states: Sequence[RunState]) -> Table:
+        """Runs, a line each."""
+        table = Table(box=None, expand=True)
+        for heading in ("run", "status", "tries", "steps"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("", no_wrap=True, ratio=1)
+        for state in states:
+            text = result_text(state, self.folder)
+            if state.status == "running":
+                text = _last_lines(self.folder / state.run.name / LOG_FILE, 1)
+            status = Text(state.status, style=STYLES[state.status])
+            tries = "kept" if state.skipped else str(state.attempts)
+            steps = f"{state.run.first_step}–{state.run.max_steps}"
+            table.add_row(printable(state.run.name), status, tries, steps, printable(text))
+        return table
+
+
+def result_text(state: RunState, folder: Path) -> str:
+    """Loss and metrics of a run, or why there are none."""
+    if state.status == "blocked":
+        return f"{state.run.trunk} ended before step {state.run.first_step}"
+    if state.status not in ("finished", "diverged"):
+        return ""
+    result = read_result(folder / state.run.name)
+    if state.status == "diverged":
+        return str(result.get("reason", ""))
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+    return f"loss {result['loss']:.4f}  {metrics}"
+
+
+def counts(states: Sequence[RunState]) -> str:
+    """How many runs stand where."""
+    found = {status: sum(state.status == status for state in states) for status in STYLES}
+    return ", ".join(f"{count} {status}" for status, count in found.items() if count)
+
+
+def summary(states: Sequence[RunState]) -> str:
+    """How many runs stand where, and the time that is left by what was planned."""
+    left = sum(
+        state.run.own_steps * state.run.size.seconds_per_step
+        for state in states
+        if state.status in ("waiting", "running")
+    )
+    return f"{counts(states)}; about {left / 60:.0f} minutes of training left, over all processes"
+
+
+def report(console: Console, states: Sequence[RunState], folder: Path) -> int:
+    """Say what did not finish and why; returns the exit code."""
+    bad = [state for state in states if state.status != "finished"]
+    for state in bad:
+        say(console, f"{state.status} {state.run.name}", style="bold red")
+        log = folder / state.run.name / LOG_FILE
+        if state.status == "failed":
+            say(console, _last_lines(log, LINES_OF_LOG))
+            say(console, f"  all of it: {log}")
+        else:
+            say(console, f"  {result_text(state, folder)}")
+    say(
+        console,
+        f"{len(states) - len(bad)} of {len(states)} runs are finished; next: tokenwm sweep fit "
+        f"{folder}",
+    )
+    return 1 if any(state.status in ("failed", "blocked") for state in bad) else 0
+
+
+def _last_lines(path: Path, count: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join([line for line in lines if line.strip()][-count:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenwm sweep run",
+        description="Train all runs of a sweep file. Finished runs are skipped, others go on from "
+        "their last checkpoint, so the same command continues an interrupted sweep.",
+    )
+    parser.add_argument("sweep", type=Path, help="sweep file, from tokenwm sweep plan")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
+    parser.add_argument(
+        "--data", type=Path, metavar="TOKENS", help="token shards (default: those the file names)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["local", "ray", "slurm"],
+        default="local",
+        help="processes on this machine, tasks of a Ray cluster (RAY_ADDRESS, else one here), or "
+        "jobs of Slurm through submitit (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parallel",
+        type=_at_least_one,
+        default=1,
+        metavar="N",
+        help="runs at once; locally they share the cores evenly unless OMP_NUM_THREADS is set "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=1,
+        metavar="N",
+        help="further attempts of a run that fails; diverged runs are not repeated "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--evaluate",
+        type=Path,
+        metavar="FRAMES",
+        help="frame shards that the tokens were made of: measure rollout PSNR, effective horizon "
+        "and reward error of every run as well",
+    )
+    parser.add_argument(
+        "--gpus", type=float, default=0.0, metavar="N", help="GPUs of a Ray task (default: 0)"
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameters for submitit, for example slurm_partition=gpu timeout_min=240 "
+        "gpus_per_node=1 cpus_per_task=8",
+    )
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below one")
+    return value

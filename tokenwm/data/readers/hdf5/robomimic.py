@@ -1,0 +1,274 @@
+"""HDF5 files as robomimic, robosuite, LIBERO and MimicGen write them: one group per demonstration.
+
+``data/demo_i/{actions,rewards,dones,obs/*}`` have one row per step: ``actions[t]`` was chosen
+after ``obs[t]`` and led to ``next_obs[t]``; ``rewards[t]`` and ``dones[t]`` are what it caused. So
+rows map onto our steps one to one, and where ``next_obs`` is recorded its last row is one
+observation more, with which the last action, reward and end are kept too.
+"""
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
+from tokenwm.data.readers.columns.arrays import MAX_ROWS, RatedConfig, plausible_rate
+from tokenwm.data.readers.columns.columns import AUTO, names_of
+from tokenwm.data.readers.gaps import compare, few
+from tokenwm.data.readers.hdf5.hdf5 import (
+    RowCount,
+    check_usable,
+    checked_count,
+    columns_of_episodes,
+    count_rows,
+    is_hdf5,
+    member,
+    names_in,
+    open_hdf5,
+    parse_object,
+    read_numbers,
+    stored_frames,
+    text_of,
+    whole_in,
+)
+from tokenwm.data.readers.keys import episode_keys
+from tokenwm.data.readers.one_episode import costs_one_episode
+from tokenwm.data.readers.paths import checksum_of_sizes
+from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
+from tokenwm.errors import EpisodeError, RecipeError, SourceError
+
+LAYOUT = "expected: an HDF5 file with data/demo_0/actions, data/demo_0/obs/NAME, …"
+OBS, NEXT_OBS = "obs/", "next_obs/"
+SIMULATOR = "states"
+"""MuJoCo's whole state: a column only if a recipe names it, no robot observes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobomimicConfig(RatedConfig):
+    """Options of the robomimic reader; columns are arrays of ``data/demo_i``, e.g. ``obs/object``.
+
+    Attributes:
+        terminated: Column that says that the task ended. ``auto`` takes ``dones`` if it is there;
+            null if ``dones`` only marks where recording stopped.
+        mask: Use the demonstrations that ``mask/NAME`` of the file lists, for example ``train``;
+            null for all.
+        type: Name of this reader.
+    """
+
+    terminated: str | None = AUTO
+    mask: str | None = None
+    type: Literal["robomimic"] = "robomimic"
+
+    @classmethod
+    def recognise(cls, path: Path) -> Recognised | None:
+        """An HDF5 file with a group ``data`` whose groups hold ``actions``.
+
+        Raises:
+            SourceError: It is damaged, or h5py is not installed.
+        """
+        if not is_hdf5(path):
+            return None
+        with open_hdf5(path) as file:
+            if not _demonstrations(file):
+                return None
+            about = _environment(file)
+        facts = {"format": "robomimic HDF5", "environment": str(about.get("env_name", ""))}
+        return Recognised(config=cls(path=str(path)), rate=_rate(about), facts=facts)
+
+    def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RobomimicSource":
+        """Open the file.
+
+        Raises:
+            SourceError: It is missing, or not laid out as expected.
+            RecipeError: A column the recipe names is not there, or the rates do not fit.
+        """
+        return RobomimicSource(self, episode_format, self.find(folder, LAYOUT))
+
+
+class RobomimicSource(RecordedSource):
+    """The demonstrations in one file."""
+
+    def __init__(self, config: RobomimicConfig, episode_format: EpisodeFormat, path: Path) -> None:
+        self.path = path
+        with open_hdf5(path) as file:
+            self.num_rows = _demonstrations(file)
+            if not self.num_rows:
+                raise SourceError(f"{path} has no demonstrations; {LAYOUT}")
+            self.groups = list(self.num_rows)
+            wanted = _listed(file, config.mask) if config.mask is not None else set(self.groups)
+            columns = columns_of_episodes(file, [f"data/{name}" for name in self.groups])
+            self.about = text_of(member(file, "data").attrs, "env_args")
+            self.task = _task(member(file, "data").attrs)
+            self._gaps = _differences(file, self.num_rows, config.mask)
+        self._keys = episode_keys(self.groups, str(path))
+        self._wanted = [index for index, name in enumerate(self.groups) if name in wanted]
+        following = {name for name in columns if name.startswith(NEXT_OBS)}
+        hidden = following | ({SIMULATOR} - set(names_of(config.state)))
+        columns = {name: column for name, column in columns.items() if name not in hidden}
+        rate = config.rows_per_second(_rate(parse_object(self.about)), str(path))
+        super().__init__(config, columns, str(path), episode_format, rate)
+        self.terminated = config.terminated
+        if self.terminated == AUTO:
+            self.terminated = "dones" if "dones" in columns else None
+        elif self.terminated is not None and self.terminated not in columns:
+            raise RecipeError(
+                f"source.terminated is {self.terminated!r}, which {path} does not have; it has: "
+                f"{', '.join(columns)}"
+            )
+        observed = [*names_of(self.config.state), *self.cameras.values()]
+        self.has_last = all(_next(name) in following for name in observed)
+
+    def episodes(self) -> Sequence[EpisodeRef]:
+        """The demonstrations, in the order of their numbers."""
+        refs = []
+        for index in self._wanted:
+            known = self.num_rows[self.groups[index]]
+            num_rows = known + self.has_last if isinstance(known, int) else None
+            refs.append(EpisodeRef(key=self._keys[index], index=index, num_rows=num_rows))
+        return refs
+
+    def gaps(self) -> Sequence[Gap]:
+        """Differences of ``total``, ``num_samples`` and the masks from the arrays."""
+        return self._gaps
+
+    def read(self, ref: EpisodeRef) -> Recording:
+        """Read the numbers of one demonstration.
+
+        Raises:
+            EpisodeError: An array is missing, damaged, or as long as no other.
+        """
+        name = self.groups[ref.index]
+        num_actions = checked_count(self.num_rows[name], ref.key)
+        with open_hdf5(self.path, EpisodeError) as file:
+            group = member(file, f"data/{name}")
+
+            def numbers(name: str) -> NDArray[Any]:
+                return read_numbers(group, name, num_actions, ref.key)
+
+            arrays = {name: numbers(name) for name in self.numbers}
+            if self.has_last:
+                for name in names_of(self.config.state):
+                    arrays[name] = np.concatenate([arrays[name], numbers(_next(name))[-1:]])
+            done = None if self.terminated is None else numbers(self.terminated)
+            frames = {
+                camera: stored_frames(
+                    group, name, ref.key, last=_next(name) if self.has_last else None
+                )
+                for camera, name in self.cameras.items()
+            }
+            task = _task(group.attrs)
+        return Recording(
+            num_rows=num_actions + self.has_last,
+            **self.signals(arrays),
+            terminated=None if done is None else done[:, 0],
+            frames=frames,
+            task=task or self.task,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """The path, its size, and what the file says about its environment, as text."""
+        return {
+            "source": self.config.path,
+            "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
+            "source_checksum_over": "name and size of the file",
+            "source_environment": self.about,
+            **self.inferred,
+        }
+
+
+def _demonstrations(file: Any) -> dict[str, RowCount]:
+    """Rows of actions of what lies in ``data``, in the order of the numbers; empty if none has any.
+
+    Raises:
+        EpisodeError: Nothing there can be read.
+    """
+    import h5py
+
+    data = member(file, "data")
+    if not isinstance(data, h5py.Group):
+        return {}
+    names = sorted(names_in(data), key=lambda name: (_number(name), name))
+    counts = {
+        name: count_rows(file, f"data/{name}/actions")
+        for name in names
+        if not _is_array(data, name)
+    }
+    return counts if check_usable(counts.values()) else {}
+
+
+def _is_array(data: Any, name: str) -> bool:
+    """True if something beside the demonstrations is an array: a note, and no episode."""
+    import h5py
+
+    with contextlib.suppress(EpisodeError), costs_one_episode(name):
+        return isinstance(member(data, name), h5py.Dataset)
+    return False
+
+
+def _differences(file: Any, counts: Mapping[str, RowCount], mask: str | None) -> list[Gap]:
+    """Attributes, and entries of the mask that is used, that differ from what is there."""
+    known = {name: count for name, count in counts.items() if isinstance(count, int)}
+    data = member(file, "data")
+    gaps = []
+    if len(known) == len(counts):
+        gaps += compare(f"{file.filename}: data", "samples", whole_in(data.attrs, "total"),
+                        sum(known.values()))  # fmt: skip
+    for name, count in known.items():
+        where = f"{file.filename}: data/{name}"
+        declared = whole_in(member(data, name).attrs, "num_samples")
+        gaps += compare(where, "samples", declared, count)
+    absent = sorted(_listed(file, mask) - counts.keys()) if mask is not None else []
+    if absent:
+        text = f"mask {mask!r} of {file.filename} lists {few(absent)}, which are not there"
+        gaps.append(Gap(text=text, num_missing=len(absent)))
+    return gaps
+
+
+def _number(name: str) -> int:
+    number = re.search(r"\d{1,15}$", name)
+    return int(number.group()) if number else 0
+
+
+def _next(name: str) -> str:
+    return NEXT_OBS + name.removeprefix(OBS) if name.startswith(OBS) else ""
+
+
+def _listed(file: Any, mask: str) -> set[str]:
+    """The demonstrations that a mask lists."""
+    known = member(file, "mask")
+    array = None if known is None else member(known, mask)
+    if array is None or array.ndim != 1 or array.dtype.kind not in "SO" or len(array) > MAX_ROWS:
+        names = ", ".join(known) if known is not None else "none"
+        raise RecipeError(f"source.mask is {mask!r}; {file.filename} has the masks: {names}")
+    return {str(name, "utf-8", "replace") for name in array[()]}
+
+
+def _environment(file: Any) -> Mapping[str, Any]:
+    return parse_object(text_of(member(file, "data").attrs, "env_args"))
+
+
+def _rate(about: Mapping[str, Any]) -> float | None:
+    """The ``control_freq`` of robosuite, Hz."""
+    arguments = about.get("env_kwargs")
+    rate = arguments.get("control_freq") if isinstance(arguments, Mapping) else None
+    return plausible_rate(rate) if isinstance(rate, int | float) else None
+
+
+def _task(attributes: Any) -> str:
+    """What is to be done, where RoboCasa, LIBERO or robomimic write it."""
+    for text, key in (
+        ("ep_meta", "lang"),
+        ("problem_info", "language_instruction"),
+        ("env_args", "env_lang"),
+    ):
+        task = parse_object(text_of(attributes, text)).get(key)
+        if isinstance(task, list):
+            task = "".join(map(str, task))
+        if isinstance(task, str) and task:
+            return task
+    return ""

@@ -1,0 +1,149 @@
+"""A fitted sweep as plain values: what ``fit.json`` holds."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+import tokenwm
+from tokenwm.scaling.law.fit import SweepFit, law_estimates
+from tokenwm.scaling.law.isoflop import Level
+from tokenwm.scaling.law.lines import Line
+
+FORMAT_VERSION = 1
+"""Of ``fit.json``; rises when a key changes its meaning or goes."""
+
+
+def as_plain(fit: SweepFit) -> dict[str, Any]:
+    """Everything, with NaN as null; natural logarithms are marked by ``log_``."""
+    parametric, confidence = fit.parametric, fit.config.confidence
+    values: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "tokenwm_version": tokenwm.__version__,
+        "seconds": fit.seconds,
+        "config": fit.config,
+        "notes": fit.notes,
+        "warnings": fit.warnings,
+        "runs": _runs(fit),
+        "left_out": fit.left_out,
+        "training_cost": fit.cost,
+        "law": law_estimates(fit),
+        "solvers": {
+            "misfit": parametric.misfit,
+            "variable_projection": parametric.misfit_projection,
+            "lbfgs": parametric.misfit_lbfgs,
+            "lbfgs_starts": parametric.num_starts,
+            "lbfgs_starts_at_the_minimum": parametric.num_agreeing,
+        },
+        "residual_spread": parametric.spread,
+        "methods": fit.methods,
+        "isoflop": {
+            "reason": fit.isoflop.reason,
+            "interpolated": fit.isoflop.interpolated,
+            "size": _line(fit.isoflop.size),
+            "loss": _line(fit.isoflop.loss),
+            "levels": [_level(level) for level in fit.isoflop.levels],
+        },
+        "envelope": {
+            "reason": fit.envelope.reason,
+            "runs": [fit.points[index].path for index in fit.envelope.members],
+            "size": _line(fit.envelope.size),
+            "loss": _line(fit.envelope.loss),
+        },
+        "outliers": [
+            {"run": fit.points[item.index].path, **dataclasses.asdict(item)}
+            for item in fit.outliers
+        ],
+        "num_parameters_without_outliers": fit.size_without_outliers,
+        "hold_out": _hold_out(fit),
+        "downstream": [
+            {
+                "name": item.name,
+                "runs": [fit.points[index].path for index in item.members],
+                "is_power_law": item.is_power_law,
+                "line": _line(item.line),
+                "slope": item.slope,
+                "rank_correlation_with_loss": item.rank_correlation,
+                "follows_loss": item.follows_loss,
+                "at_budget": item.at(math.log(fit.budget), confidence),
+            }
+            for item in fit.downstream
+        ],
+        "learning_rate_checks": [
+            {
+                **dataclasses.asdict(check),
+                "best_learning_rate": check.best[0],
+                "excess_loss": check.excess,
+            }
+            for check in fit.rate_checks
+        ],
+        "recommendation": fit.recommendation,
+        "bootstrap": parametric.replicates,
+    }
+    plain: dict[str, Any] = _plain(values)
+    return plain
+
+
+def _runs(fit: SweepFit) -> list[dict[str, Any]]:
+    predicted = fit.parametric.law.loss(fit.seen.log_n, fit.seen.log_d)
+    held_out = fit.holdout.members if fit.holdout else ()
+    return [
+        {
+            **dataclasses.asdict(point),
+            "predicted_loss": float(predicted[index]),
+            "residual": float(fit.parametric.residuals[index]),
+            "leverage": float(fit.parametric.leverage[index]),
+            "on_envelope": index in fit.envelope.members,
+            "held_out": index in held_out,
+        }
+        for index, point in enumerate(fit.points)
+    ]
+
+
+def _hold_out(fit: SweepFit) -> dict[str, Any]:
+    held = fit.holdout
+    if held is None:
+        return {"reason": fit.holdout_reason}
+    return {
+        "runs": [fit.points[index].path for index in held.members],
+        "predicted_loss": held.predicted,
+        "error": held.errors,
+        "median_absolute_error": held.median_error,
+        "largest_absolute_error": held.largest_error,
+        "reach": held.reach,
+        "median_absolute_error_of_best_known_loss": held.baseline,
+        "law": held.law,
+    }
+
+
+def _line(line: Line | None) -> dict[str, Any] | None:
+    if line is None:
+        return None
+    return {"centre": line.centre, "height": line.height, "slope": line.slope}
+
+
+def _level(level: Level) -> dict[str, Any]:
+    return {
+        "log_flops": level.profile.log_c,
+        "log_num_parameters": level.profile.log_n,
+        "log_loss": level.log_losses,
+        "parabola": level.parabola,
+        "optimum": {"log_num_parameters": level.log_n, "log_loss": level.log_loss},
+        "reason_not_used": level.reason,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and arrays as dicts and lists, numbers that are not finite as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,287 @@
+"""One worker, many callers: what waits together and fits together is computed together.
+
+Computations pause (:mod:`tokenwm.imagination.pausing`). At every pause, what nobody wants any more
+is dropped, what waits may begin, and the next batch has its turn.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.pausing import Pausing
+from tokenwm.serving.metrics import Metrics
+
+TURN_SECONDS = 0.25
+"""How long a batch goes on, at least to its next pause, before another has its turn."""
+POLL_SECONDS = 0.25
+"""How often a waiting caller looks whether its result is still wanted."""
+BATCHES_AT_ONCE = 4
+"""Batches of the largest size that may take turns: the memory of their caches is held."""
+
+
+class UnavailableError(TokenwmError):
+    """Not now; later, perhaps."""
+
+
+class QueueFullError(UnavailableError):
+    """More is waiting than may wait."""
+
+
+class StoppedError(UnavailableError):
+    """Nothing more is computed here."""
+
+
+class DeadlineError(TokenwmError):
+    """A result did not come in time."""
+
+
+class UnwantedError(TokenwmError):
+    """Who asked has gone."""
+
+
+@dataclass(kw_only=True, eq=False)  # requests hold arrays, which do not compare
+class Job:
+    """Something to compute.
+
+    Attributes:
+        key: Jobs with equal keys can be computed together; None: alone.
+        num_rows: How much of a batch it takes.
+        length: A job joins another that is at least as long and at most twice.
+        request: What to compute.
+        deadline: By :func:`time.monotonic`; dropped at the next pause after it.
+        submitted: By the same clock.
+        done: Set once there is a result or an error; who gives up sets it, too.
+    """
+
+    key: Hashable
+    num_rows: int
+    length: int
+    request: Any
+    deadline: float
+    submitted: float = field(default_factory=time.monotonic)
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class _Batch:
+    jobs: list[Job]
+    work: Pausing[list[Any]]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(job.num_rows for job in self.jobs)
+
+
+class Batcher:
+    """Computes jobs on one thread; begins them first come first served, others that fit along.
+
+    Batches that have begun take turns, from pause to pause.
+
+    Args:
+        compute: Requests of jobs with one key → a generator that returns their results, in order.
+        max_rows: Most rows of a batch; a larger job is computed alone.
+        max_queued_rows: Most rows that may wait.
+        metrics: Where to count.
+        turn_seconds: How long a turn is, at least to the next pause.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[list[Any]], Pausing[list[Any]]],
+        *,
+        max_rows: int,
+        max_queued_rows: int,
+        metrics: Metrics | None = None,
+        turn_seconds: float = TURN_SECONDS,
+    ) -> None:
+        self.compute, self.max_rows, self.max_queued_rows = compute, max_rows, max_queued_rows
+        self.turn_seconds = turn_seconds
+        self.metrics = metrics or Metrics()
+        self._waiting: deque[Job] = deque()
+        self._begun: deque[_Batch] = deque()
+        self._changed = threading.Condition()
+        self._stop_at: float | None = None
+        self._worker = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._worker.start()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait."""
+        with self._changed:
+            return sum(job.num_rows for job in self._waiting)
+
+    @property
+    def running_seconds(self) -> float:
+        """Age of the oldest batch that has begun, 0 if there is none."""
+        with self._changed:
+            now = time.monotonic()
+            return max((now - batch.began for batch in self._begun), default=0.0)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are still being computed."""
+        return self._worker.is_alive()
+
+    def submit(
+        self,
+        key: Hashable,
+        num_rows: int,
+        length: int,
+        request: Any,
+        timeout: float,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Any:
+        """Wait for a result. From any thread.
+
+        Args:
+            key: See :class:`Job`, as ``num_rows`` and ``length``.
+            num_rows: See there.
+            length: See there.
+            request: What to compute.
+            timeout: Seconds to wait.
+            is_wanted: Asked on the calling thread from time to time.
+
+        Raises:
+            QueueFullError: Too much is waiting.
+            StoppedError: The batcher was closed.
+            DeadlineError: The result did not come within ``timeout`` seconds.
+            UnwantedError: It is not wanted any more.
+            Exception: Whatever computing raised.
+        """
+        deadline = time.monotonic() + timeout
+        job = Job(key=key, num_rows=num_rows, length=length, request=request, deadline=deadline)
+        with self._changed:
+            queued = self.queued_rows
+            if self._stop_at is not None:
+                raise StoppedError("the server stops")
+            if self._waiting and queued + num_rows > self.max_queued_rows:
+                raise QueueFullError(
+                    f"{queued} rows are waiting and at most {self.max_queued_rows} may; "
+                    "try again later"
+                )
+            self._waiting.append(job)
+            self._changed.notify()
+        while not job.done.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                self._finish(job, error=DeadlineError(f"no result within {timeout:g} s"))
+            elif not is_wanted():
+                self._finish(job, error=UnwantedError("the client has gone"))
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def close(self, grace: float = 0.0) -> None:
+        """Refuse what waits, compute what has begun for a while, and stop.
+
+        Waits for the next pause, but not for ever.
+
+        Args:
+            grace: Seconds that what has begun is given.
+        """
+        with self._changed:
+            self._stop_at = time.monotonic() + grace
+            for job in list(self._waiting):
+                self._finish(job, error=StoppedError("the server stops"))
+            self._changed.notify()
+        self._worker.join(grace + 10.0)
+
+    def _work(self) -> None:
+        batch: _Batch | None = None
+        while (batch := self._next(batch)) is not None:
+            self._advance(batch)
+
+    def _next(self, last: _Batch | None) -> _Batch | None:
+        """Whose turn it is after ``last``; waits for something to do. None: nothing will come."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                is_over = self._stop_at is not None and now >= self._stop_at
+                for job in [*self._waiting, *(job for b in self._begun for job in b.jobs)]:
+                    if is_over:
+                        self._finish(job, error=StoppedError("the server stops"))
+                    elif now >= job.deadline:
+                        self._finish(job, error=DeadlineError("not computed in time"))
+                while jobs := self._take():
+                    self._begin(jobs)
+                if last is not None and last in self._begun:  # behind those that have just begun
+                    self._begun.remove(last)
+                    self._begun.append(last)
+                if self._begun:
+                    return self._begun[0]
+                if self._stop_at is not None:
+                    return None
+                self._changed.wait()
+
+    def _take(self) -> list[Job]:
+        """The oldest job and those behind it that fit, if there is room for another batch."""
+        taken: list[Job] = []
+        held = sum(min(batch.num_rows, self.max_rows) for batch in self._begun)
+        rows = 0
+        for job in list(self._waiting):
+            if not taken:
+                is_taken = (
+                    held + min(job.num_rows, self.max_rows) <= BATCHES_AT_ONCE * self.max_rows
+                )
+                if not is_taken:
+                    break
+            else:
+                first = taken[0]
+                is_taken = (
+                    job.key is not None
+                    and job.key == first.key
+                    and job.length <= first.length <= 2 * job.length
+                    and rows + job.num_rows <= self.max_rows
+                )
+            if is_taken:
+                self._waiting.remove(job)
+                taken.append(job)
+                rows += job.num_rows
+        return taken
+
+    def _begin(self, jobs: list[Job]) -> None:
+        batch = _Batch(jobs=jobs, work=self.compute([job.request for job in jobs]))
+        self._begun.append(batch)
+        self.metrics.add("batches_total")
+        self.metrics.add("batched_requests_total", len(jobs))
+        self.metrics.add("batched_rows_total", batch.num_rows)
+        for job in jobs:
+            self.metrics.observe("queue_wait_seconds", batch.began - job.submitted)
+
+    def _advance(self, batch: _Batch) -> None:
+        """Compute for a turn."""
+        results: list[Any] = [None] * len(batch.jobs)
+        failure: Exception | None = None
+        end = time.monotonic() + self.turn_seconds
+        try:
+            while not all(job.done.is_set() for job in batch.jobs):
+                next(batch.work)
+                if time.monotonic() >= end:
+                    return
+            batch.work.close()
+        except StopIteration as stop:
+            results = stop.value
+        except Exception as error:
+            failure = error
+        with self._changed:
+            self._begun.remove(batch)
+            for job, result in zip(batch.jobs, results, strict=True):
+                if failure is None or len(batch.jobs) == 1:
+                    self._finish(job, result=result, error=failure)
+                elif not job.done.is_set():  # one bad request must not cost the others theirs
+                    self._begin([job])
+
+    def _finish(self, job: Job, *, result: Any = None, error: BaseException | None = None) -> None:
+        """Hand over the first result or error of a job; later ones are too late."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            if not job.done.is_set():
+                job.result, job.error, job.request = result, error, None
+                job.done.set()
