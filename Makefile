@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "tokenwm needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-		$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e '.[pusht,atari,hdf5,ray,slurm,dev,dev-s3]'
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e '.[pusht,atari,hdf5,rlds,ray,slurm,scaling,serve,hub,sb3,completion,dev,dev-s3]'
 	touch $@
 
 setup: $(STAMP)
