@@ -19,7 +19,7 @@ def test_shards_can_be_read_with_plain_webdataset(
 ) -> None:
     written = write_frame_shards(tmp_path / "data" / "pusht")
     monkeypatch.chdir(tmp_path)
-    (example,) = (block for block in python_blocks("docs/data.md") if "webdataset" in block)
+    (example,) = (block for block in python_blocks("docs/shards.md") if "webdataset" in block)
     names: dict[str, object] = {}
     exec(example, names)
     lines = capsys.readouterr().out.splitlines()
