@@ -32,7 +32,7 @@ class Variation:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorOptions:
-    """Which episodes are recorded from which simulator.
+    """The choice of a simulator and of the episodes to record from it.
 
     Attributes:
         env_id: Registered id, for example ``gym_pusht/PushT-v0``.

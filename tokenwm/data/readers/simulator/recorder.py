@@ -236,7 +236,7 @@ def _item(batch: Any, index: int) -> Any:
 
 
 def _info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What one simulator told; ``_name`` says which told anything under a name."""
+    """Return the ``info`` of one simulator; ``_name`` says which of them gave a value."""
     return {
         name: infos[name][index]
         for name in (CONTACTS, SUCCESS)
