@@ -2,31 +2,42 @@
 
 import logging
 import shutil
-import signal
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from tokenwm.data.episode import CorruptSample, Segment
+from tokenwm.data.loading.loader import make_loader
 from tokenwm.data.loading.mixture import MixedWindows, MixtureItem, Stratum, make_strata
 from tokenwm.data.loading.order import GlobalOrderSampler, Leg, Weighting, evenly_spaced
+from tokenwm.data.loading.resume import (
+    RunPlace,
+    check_order,
+    check_whole_steps,
+    of_all_ranks,
+    strata_options,
+)
+from tokenwm.data.loading.stream import (
+    EndlessNumbers,
+    Lanes,
+    StreamedBatches,
+    StreamOrder,
+    check_can_stream,
+    only_one,
+)
 from tokenwm.data.loading.windows import Batch, WindowDataset, collate
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.ranges import copy_small_files, is_url
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.errors import CheckpointError, CorruptSampleError, ShardError
-from tokenwm.resume import REMEDY, check_options
+from tokenwm.errors import CorruptSampleError, ShardError
 
 logger = logging.getLogger(__name__)
 
-Loader = DataLoader[Segment]
+Loader = DataLoader[Any]
 TOKEN_FIELDS = ("frame_tokens", "state_tokens", "action_tokens", "reward", "terminated")
 
 
@@ -67,6 +78,10 @@ class EpisodeDataModule(pl.LightningDataModule):
         cache: Folder for copies of shards behind a URL; by default ranges of them are read.
         cache_gigabytes: What that folder may hold; shards beyond it are read by ranges.
         start_method: How the processes that read ahead are started: fork or spawn.
+        loader: How training windows are read: offset seeks each of them in a shuffle of all;
+            stream reads shards from start to end, for stores where seeking is dear.
+        shuffle_windows: Windows that each process of the stream loader shuffles at a time; it holds
+            twice as many, with all the steps of their episodes.
 
     Raises:
         ShardError: The folder holds no finished dataset, or a damaged one, or the datasets of a
@@ -91,20 +106,26 @@ class EpisodeDataModule(pl.LightningDataModule):
         cache: str | None = None,
         cache_gigabytes: float | None = None,
         start_method: Literal["fork", "spawn"] = "fork",
+        loader: Literal["offset", "stream"] = "offset",
+        shuffle_windows: int = 4096,
     ) -> None:
         super().__init__()
-        for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ShardError(f"{name} is {value}; it must be at least 1")
-        if num_workers < 0:
-            raise ShardError(f"num_workers is {num_workers}; it must be at least 0")
-        if num_val_batches < 1 or (val_batch_size is not None and val_batch_size < 1):
-            raise ShardError(
-                f"num_val_batches {num_val_batches} and val_batch_size {val_batch_size} must be "
-                "at least 1"
-            )
+        least = {"num_steps": 1, "batch_size": 1, "num_workers": 0, "num_val_batches": 1}
+        least |= {"val_batch_size": 1, "shuffle_windows": 1}
+        given = locals()
+        for name, low in least.items():
+            if given[name] is not None and given[name] < low:
+                raise ShardError(f"{name} is {given[name]}; it must be at least {low}")
         if not 0 <= seed < 2**64:
             raise ShardError(f"seed {seed} is outside [0, 2**64)")
+        if loader == "stream":
+            check_can_stream(
+                mixture=mixture,
+                weighting=weighting,
+                real_fraction=real_fraction is not None,
+                on_corrupt=on_corrupt != "error",
+                cache=cache,
+            )
         self.items = [MixtureItem(root=root, weighting=weighting), *(mixture or [])]
         self.root = root
         self.num_steps = num_steps
@@ -120,10 +141,12 @@ class EpisodeDataModule(pl.LightningDataModule):
         self.cache = cache
         self.cache_gigabytes = cache_gigabytes
         self.start_method = start_method
+        self.loader = loader
+        self.shuffle_windows = shuffle_windows
         self.corrupt: dict[str, str] = {}  # "root: key" → reason
         self._readers: list[ShardReader] = []
         self._strata: list[Stratum] = []
-        self._legs: list[Leg] = []
+        self._place: RunPlace | None = None
         self._small_files: Path | None = None
 
     @property
@@ -179,7 +202,17 @@ class EpisodeDataModule(pl.LightningDataModule):
             ShardError: ``num_steps`` is above the length of every training episode.
         """
         if not self._strata:
-            self._check_num_steps()
+            lengths = [
+                episode.num_steps
+                for reader in self.readers
+                for episode in reader.manifest.episodes
+                if episode.split == "train"
+            ]
+            if lengths and self.num_steps > max(lengths):
+                raise ShardError(
+                    f"data.num_steps is {self.num_steps}, but the longest training episode of "
+                    f"{self.root} has {max(lengths)} steps; use at most {max(lengths)}"
+                )
             items = list(zip(self.items, self.readers, strict=True))
             self._strata = make_strata(
                 items, self.num_steps, self.fields, self.seed, self.real_fraction
@@ -187,21 +220,37 @@ class EpisodeDataModule(pl.LightningDataModule):
         return self._strata
 
     @property
+    def place(self) -> RunPlace:
+        """Where the run is in its training windows."""
+        if self._place is None:
+            world_size, stream = self._rank()[1], None
+            if self.loader == "stream":
+                per_rank = max(1, self.num_workers)
+                lanes = Lanes(batch_size=self.batch_size, world_size=world_size, per_rank=per_rank)
+                stream = StreamOrder(self.strata[0].windows, self.seed, self.shuffle_windows, lanes)
+            self._place = RunPlace(
+                self.strata,
+                batch_size=self.batch_size,
+                world_size=world_size,
+                accumulate=self._accumulate(),
+                stream=stream,
+            )
+        return self._place
+
+    @property
     def legs(self) -> list[Leg]:
         """The parts of the run so far, each with a batch size of its own; mostly one."""
-        if not self._legs:
-            self._legs = [self._next_leg(0, 0, (0,) * len(self.strata))]
-        return self._legs
+        return self.place.legs
 
     @property
     def windows_seen(self) -> int:
         """Windows trained on before the trainer's global step, all ranks together."""
-        return sum(self._drawn())
+        return sum(self.place.drawn_before(self._step()))
 
     def prepare_data(self) -> None:
         """Check the datasets; Lightning calls this once per machine."""
-        if not self.verify or self.on_corrupt == "skip":
-            return
+        if not self.verify or self.on_corrupt == "skip" or self.loader == "stream":
+            return  # the last two check each episode when it is read
         for reader in self.readers:
             if is_url(reader.root):
                 continue
@@ -216,8 +265,14 @@ class EpisodeDataModule(pl.LightningDataModule):
             ShardError: ``trainer.limit_train_batches`` is no multiple of
                 ``trainer.accumulate_grad_batches``.
         """
-        self._check_whole_steps()
+        if self.trainer is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_whole_steps(self.trainer.limit_train_batches, self._accumulate())
         rank, world_size = self._rank()
+        stream = self.place.stream
+        if stream is not None:
+            part = self.strata[0]
+            streamed = StreamedBatches(stream, part.windows, part.name, rank)
+            return self._loader(streamed, EndlessNumbers(self._num_batches_seen), only_one)
         # Asked anew at each iteration, since `limit_train_batches` makes Lightning iterate again.
         sampler = GlobalOrderSampler(
             orders=[stratum.order for stratum in self.strata],
@@ -230,7 +285,9 @@ class EpisodeDataModule(pl.LightningDataModule):
         )
         for stratum in self.strata:
             logger.info("%s: %.2f %% of the windows", stratum.name, 100 * float(stratum.share))
-        return self._loader([(part.name, part.windows) for part in self.strata], sampler)
+        return self._loader(
+            self._mixed([(part.name, part.windows) for part in self.strata]), sampler, collate
+        )
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The same windows every time; none when fitting a dataset without a val split."""
@@ -251,7 +308,7 @@ class EpisodeDataModule(pl.LightningDataModule):
             CorruptSampleError: More than ``max_corrupt`` episodes were skipped.
         """
         if self.on_corrupt == "skip":
-            for sample in self._of_all_ranks(batch.skipped):
+            for sample in of_all_ranks(batch.skipped, self.trainer):
                 name = f"{sample.root}: {sample.key}"
                 if name not in self.corrupt:
                     self.corrupt[name] = sample.reason
@@ -268,10 +325,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         state: dict[str, Any] = {"corrupt": dict(self.corrupt)}
         if self.trainer is not None and self._strata:
             state["order"] = self._order_options()
-            state["legs"] = [asdict(leg) for leg in self.legs]
-            state["step"] = self.trainer.global_step
-            state["batches_seen"] = self._num_batches_seen()
-            state["windows_seen"] = self._drawn()
+            state |= self.place.state(self._step())
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -290,12 +344,8 @@ class EpisodeDataModule(pl.LightningDataModule):
             )
             return
         self.check_order(state_dict)
-        legs = [Leg(**{**leg, "drawn": tuple(leg["drawn"])}) for leg in state_dict["legs"]]
-        step = state_dict["step"]
-        now = self._next_leg(step, state_dict["batches_seen"], tuple(state_dict["windows_seen"]))
-        if (legs[-1].batch_windows, legs[-1].accumulate) != (now.batch_windows, now.accumulate):
-            legs = [*(leg for leg in legs if leg.first_step < step), now]
-        self._legs = legs
+        self._place = None
+        self.place.go_on(state_dict)
 
     def check_order(self, state_dict: Mapping[str, Any]) -> None:
         """Check that windows come in the order in which they came before this state was saved.
@@ -303,93 +353,24 @@ class EpisodeDataModule(pl.LightningDataModule):
         Raises:
             CheckpointError: Names what differs, and both values.
         """
-        before, now = state_dict.get("order", {}), self._order_options()
-        if not before:
-            return
-        step, batches = state_dict["step"], state_dict["batches_seen"]
-        names = {**before, **now}
-        check_options(
-            {name: before.get(name) for name in names},
-            {name: now.get(name) for name in names},
-            step,
-        )
-        accumulated, every = state_dict["legs"][-1]["accumulate"], self._accumulate()
-        if every != accumulated and batches % every:
-            raise CheckpointError(
-                f"trainer.accumulate_grad_batches is {every}, but {accumulated} in the run to be "
-                f"continued (step {step}): its {batches} batches are no multiple of {every}; give "
-                f"a divisor of {batches}, or {REMEDY}"
-            )
+        check_order(state_dict, self._order_options(), self._accumulate())
 
     def _order_options(self) -> dict[str, Any]:
         """All that the order of the windows follows from, by name, as plain values."""
-        options: dict[str, Any] = {"data.seed": self.seed, "data.num_steps": self.num_steps}
-        for part in self.strata:
-            options[f"the number of windows of {part.name}"] = len(part.windows)
-            options[f"the share of {part.name}"] = str(part.share)
-        for number, item in enumerate(self.items):
-            if item.weighting is not None:
-                kind = getattr(item.weighting, "__qualname__", type(item.weighting).__qualname__)
-                options[f"weighting of {_name_of_item(number)}"] = kind
+        options = {"data.seed": self.seed, "data.num_steps": self.num_steps}
+        options |= strata_options(self.strata, self.items) | {"data.loader": self.loader}
+        if self.loader == "stream":
+            options["data.shuffle_windows"] = self.shuffle_windows
         return options
-
-    def _next_leg(self, step: int, batches: int, drawn: tuple[int, ...]) -> Leg:
-        return Leg(
-            first_step=step,
-            first_batch=batches,
-            drawn=drawn,
-            batch_windows=self.batch_size * self._rank()[1],
-            accumulate=self._accumulate(),
-        )
 
     def _accumulate(self) -> int:
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
-    def _drawn(self) -> list[int]:
-        """Windows of each stratum that were seen before the trainer's global step."""
-        shares = [stratum.share for stratum in self.strata]
-        return self.legs[-1].drawn_before(shares, self._num_batches_seen())
-
-    def _check_num_steps(self) -> None:
-        lengths = [
-            episode.num_steps
-            for reader in self.readers
-            for episode in reader.manifest.episodes
-            if episode.split == "train"
-        ]
-        if lengths and self.num_steps > max(lengths):
-            raise ShardError(
-                f"data.num_steps is {self.num_steps}, but the longest training episode of "
-                f"{self.root} has {max(lengths)} steps; use at most {max(lengths)}"
-            )
-
-    def _of_all_ranks(self, samples: Sequence[CorruptSample]) -> list[CorruptSample]:
-        if self.trainer is None or self._rank()[1] == 1:
-            return list(samples)
-        strategy = self.trainer.strategy
-        count = torch.tensor(len(samples), device=strategy.root_device)
-        if not strategy.reduce(count, reduce_op="sum"):  # nearly always: then one number is all
-            return []
-        parts: list[Any] = [None] * self._rank()[1]
-        torch.distributed.all_gather_object(parts, list(samples))
-        return [sample for part in parts for sample in part]
-
-    def _check_whole_steps(self) -> None:
-        """Lightning ends each round of ``limit_train_batches`` with a step, a whole one or not."""
-        if self.trainer is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        limit, every = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
-        # As a float it is a share of an epoch, and Lightning refuses all but 1.0.
-        if isinstance(limit, int) and limit % every:
-            raise ShardError(
-                f"trainer.limit_train_batches {limit} is no multiple of "
-                f"trainer.accumulate_grad_batches {every}: every {limit} batches a step would have "
-                f"{limit % every} of its {every} batches, and the others would never be trained "
-                f"on; use {limit - limit % every or every}, or leave it out and set max_steps"
-            )
+    def _step(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
 
     def _num_batches_seen(self) -> int:
-        return 0 if self.trainer is None else self.legs[-1].batches_before(self.trainer.global_step)
+        return self.place.batches_before(self._step())
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -403,31 +384,10 @@ class EpisodeDataModule(pl.LightningDataModule):
         chosen = evenly_spaced(len(windows), self.num_val_batches * size, rank, world_size)
         places = [(0, window) for window in chosen]
         batches = [places[first : first + size] for first in range(0, len(places), size)]
-        return self._loader([(self.manifest.name, windows)], batches)
+        return self._loader(self._mixed([(self.manifest.name, windows)]), batches, collate)
 
-    def _loader(self, parts: Sequence[tuple[str, WindowDataset]], batches: Any) -> Loader:
-        # Always a batch sampler of our own: Lightning then refuses, rather than quietly adds, a
-        # distributed sampler on top of the split by rank that is already made here.
-        return DataLoader(
-            MixedWindows(parts, skip_corrupt=self.on_corrupt == "skip"),
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            worker_init_fn=ignore_signals,
-            multiprocessing_context=self.start_method if self.num_workers else None,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _mixed(self, parts: Sequence[tuple[str, WindowDataset]]) -> MixedWindows:
+        return MixedWindows(parts, skip_corrupt=self.on_corrupt == "skip")
 
-
-def ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which all processes of a run get, to the one that trains.
-
-    It needs a worker's batches until it has come to the end of its step; workers end with it.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _name_of_item(number: int) -> str:
-    return f"data.mixture[{number - 1}]" if number else "data"
+    def _loader(self, dataset: Dataset[Any], batches: Any, join: Callable[..., Batch]) -> Loader:
+        return make_loader(dataset, batches, join, self.num_workers, self.start_method)

@@ -132,7 +132,9 @@ class ShardFile:
         if self._sums is None:
             file = self._context.enter_context(self.folder.write(self.name))
             self._sums = _Sums(file, join(str(self.folder), self.name))
-            self._tar = self._context.enter_context(_open_tar(self._sums))
+            # The end mark alone: a TarWriter's own end has up to 10 KB of zeros besides.
+            self._context.callback(self._sums.write, bytes(2 * BLOCKSIZE))
+            self._tar = _open_tar(self._sums)
         self._sums.crc, starts = 0, []
         for suffix, content in members.items():  # one by one, since a TarWriter sorts them
             starts.append(self.num_bytes + BLOCKSIZE)

@@ -18,6 +18,7 @@ from tests.unit.data.shards.shard_fixtures import update_manifest, write_dataset
 from tokenwm.data.shards.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.stream import StreamedEpisode, stream_episodes
+from tokenwm.data.shards.tar import ShardFile
 from tokenwm.errors import CorruptSampleError, ShardError
 
 SHARD = "train-000000.tar"
@@ -187,7 +188,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 
 
 def write_with_plain_tarfile(folder: Path) -> None:
-    """A dataset as tokenwm wrote it before it used webdataset's writer: no padding to 10 KB."""
+    """A dataset as tokenwm wrote it before it used webdataset's writer."""
     content, offsets = io.BytesIO(), {}
     arrays = {"action": np.arange(6, dtype=np.float32).reshape(3, 2)}
     members = {"old.json": json.dumps({"task": "push"}).encode()}
@@ -241,3 +242,14 @@ def test_shards_of_an_older_writer_are_read(tmp_path: Path) -> None:
     (episode,) = streamed(tmp_path)
     np.testing.assert_array_equal(episode.arrays["action"], expected)
     assert episode.metadata == reader.metadata("old") == {"task": "push"}
+
+
+def test_the_writer_of_webdataset_writes_the_same_bytes(tmp_path: Path) -> None:
+    """So that a recipe gives the shards that it gave before, and a run that was stopped goes on."""
+    write_with_plain_tarfile(tmp_path)
+    with ShardFile(tmp_path / "new", SHARD) as shard:
+        array = np.arange(6, dtype=np.float32).reshape(3, 2)
+        shard.add("old", {"action": array}, {"task": "push"})
+    manifest = Manifest.load(tmp_path)
+    assert [shard.info] == manifest.shards and shard.episodes == manifest.episodes
+    assert (tmp_path / "new" / SHARD).read_bytes() == (tmp_path / SHARD).read_bytes()
