@@ -4,36 +4,27 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
-from tokenwm.data.loading.loader import make_loader
+from tokenwm.data.loading.loader import check_arguments, make_loader
 from tokenwm.data.loading.mixture import MixedWindows, MixtureItem, Stratum, make_strata
-from tokenwm.data.loading.order import GlobalOrderSampler, Leg, Weighting, evenly_spaced
+from tokenwm.data.loading.order import Leg, Weighting, evenly_spaced
 from tokenwm.data.loading.resume import (
+    CorruptEpisodes,
     RunPlace,
-    check_order,
     check_whole_steps,
     of_all_ranks,
-    strata_options,
-)
-from tokenwm.data.loading.stream import (
-    EndlessNumbers,
-    Lanes,
-    StreamedBatches,
-    StreamOrder,
-    check_can_stream,
-    only_one,
+    weighting_options,
 )
 from tokenwm.data.loading.windows import Batch, WindowDataset, collate
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.ranges import copy_small_files, is_url
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.errors import CorruptSampleError, ShardError
 
 logger = logging.getLogger(__name__)
 
@@ -110,22 +101,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         shuffle_windows: int = 4096,
     ) -> None:
         super().__init__()
-        least = {"num_steps": 1, "batch_size": 1, "num_workers": 0, "num_val_batches": 1}
-        least |= {"val_batch_size": 1, "shuffle_windows": 1}
-        given = locals()
-        for name, low in least.items():
-            if given[name] is not None and given[name] < low:
-                raise ShardError(f"{name} is {given[name]}; it must be at least {low}")
-        if not 0 <= seed < 2**64:
-            raise ShardError(f"seed {seed} is outside [0, 2**64)")
-        if loader == "stream":
-            check_can_stream(
-                mixture=mixture,
-                weighting=weighting,
-                real_fraction=real_fraction is not None,
-                on_corrupt=on_corrupt != "error",
-                cache=cache,
-            )
+        check_arguments(locals())
         self.items = [MixtureItem(root=root, weighting=weighting), *(mixture or [])]
         self.root = root
         self.num_steps = num_steps
@@ -137,13 +113,12 @@ class EpisodeDataModule(pl.LightningDataModule):
         self.verify = verify
         self.real_fraction = real_fraction
         self.on_corrupt = on_corrupt
-        self.max_corrupt = max_corrupt
         self.cache = cache
         self.cache_gigabytes = cache_gigabytes
         self.start_method = start_method
         self.loader = loader
         self.shuffle_windows = shuffle_windows
-        self.corrupt: dict[str, str] = {}  # "root: key" → reason
+        self.corrupt = CorruptEpisodes(max_corrupt)
         self._readers: list[ShardReader] = []
         self._strata: list[Stratum] = []
         self._place: RunPlace | None = None
@@ -202,17 +177,6 @@ class EpisodeDataModule(pl.LightningDataModule):
             ShardError: ``num_steps`` is above the length of every training episode.
         """
         if not self._strata:
-            lengths = [
-                episode.num_steps
-                for reader in self.readers
-                for episode in reader.manifest.episodes
-                if episode.split == "train"
-            ]
-            if lengths and self.num_steps > max(lengths):
-                raise ShardError(
-                    f"data.num_steps is {self.num_steps}, but the longest training episode of "
-                    f"{self.root} has {max(lengths)} steps; use at most {max(lengths)}"
-                )
             items = list(zip(self.items, self.readers, strict=True))
             self._strata = make_strata(
                 items, self.num_steps, self.fields, self.seed, self.real_fraction
@@ -223,17 +187,17 @@ class EpisodeDataModule(pl.LightningDataModule):
     def place(self) -> RunPlace:
         """Where the run is in its training windows."""
         if self._place is None:
-            world_size, stream = self._rank()[1], None
+            options: dict[str, Any] = {"data.seed": self.seed, "data.num_steps": self.num_steps}
+            options["data.loader"] = self.loader
             if self.loader == "stream":
-                per_rank = max(1, self.num_workers)
-                lanes = Lanes(batch_size=self.batch_size, world_size=world_size, per_rank=per_rank)
-                stream = StreamOrder(self.strata[0].windows, self.seed, self.shuffle_windows, lanes)
+                options["data.shuffle_windows"] = self.shuffle_windows
             self._place = RunPlace(
                 self.strata,
+                options | weighting_options(self.items),
                 batch_size=self.batch_size,
-                world_size=world_size,
-                accumulate=self._accumulate(),
-                stream=stream,
+                world_size=self._rank()[1],
+                accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
+                lanes_per_rank=max(1, self.num_workers),
             )
         return self._place
 
@@ -266,28 +230,14 @@ class EpisodeDataModule(pl.LightningDataModule):
                 ``trainer.accumulate_grad_batches``.
         """
         if self.trainer is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            check_whole_steps(self.trainer.limit_train_batches, self._accumulate())
-        rank, world_size = self._rank()
-        stream = self.place.stream
-        if stream is not None:
-            part = self.strata[0]
-            streamed = StreamedBatches(stream, part.windows, part.name, rank)
-            return self._loader(streamed, EndlessNumbers(self._num_batches_seen), only_one)
-        # Asked anew at each iteration, since `limit_train_batches` makes Lightning iterate again.
-        sampler = GlobalOrderSampler(
-            orders=[stratum.order for stratum in self.strata],
-            shares=[stratum.share for stratum in self.strata],
-            batch_size=self.batch_size,
-            start_step=self._num_batches_seen,
-            rank=rank,
-            world_size=world_size,
-            leg=self.legs[-1],
-        )
+            check_whole_steps(
+                self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
+            )
         for stratum in self.strata:
             logger.info("%s: %.2f %% of the windows", stratum.name, 100 * float(stratum.share))
-        return self._loader(
-            self._mixed([(part.name, part.windows) for part in self.strata]), sampler, collate
-        )
+        skip = self.on_corrupt == "skip"
+        # Asked anew at each iteration, since `limit_train_batches` makes Lightning iterate again.
+        return self._loader(*self.place.batches(self._rank()[0], self._num_batches_seen, skip))
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The same windows every time; none when fitting a dataset without a val split."""
@@ -308,23 +258,13 @@ class EpisodeDataModule(pl.LightningDataModule):
             CorruptSampleError: More than ``max_corrupt`` episodes were skipped.
         """
         if self.on_corrupt == "skip":
-            for sample in of_all_ranks(batch.skipped, self.trainer):
-                name = f"{sample.root}: {sample.key}"
-                if name not in self.corrupt:
-                    self.corrupt[name] = sample.reason
-                    logger.warning("skipped, %d so far: %s", len(self.corrupt), sample.reason)
-            if len(self.corrupt) > self.max_corrupt:
-                raise CorruptSampleError(
-                    f"{len(self.corrupt)} episodes are damaged, more than max_corrupt "
-                    f"{self.max_corrupt}; the last one: {list(self.corrupt.values())[-1]}"
-                )
+            self.corrupt.add(of_all_ranks(batch.skipped, self.trainer))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: episodes skipped, windows seen, what their order follows from."""
         state: dict[str, Any] = {"corrupt": dict(self.corrupt)}
         if self.trainer is not None and self._strata:
-            state["order"] = self._order_options()
             state |= self.place.state(self._step())
         return state
 
@@ -334,7 +274,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         Raises:
             CheckpointError: The windows came in another order than they would from here on.
         """
-        self.corrupt = dict(state_dict.get("corrupt", {}))
+        self.corrupt.update(state_dict.get("corrupt", {}))
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
         if "order" not in state_dict:
@@ -343,7 +283,6 @@ class EpisodeDataModule(pl.LightningDataModule):
                 "going on as if batch size, ranks, seed and data.num_steps were as before"
             )
             return
-        self.check_order(state_dict)
         self._place = None
         self.place.go_on(state_dict)
 
@@ -353,18 +292,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         Raises:
             CheckpointError: Names what differs, and both values.
         """
-        check_order(state_dict, self._order_options(), self._accumulate())
-
-    def _order_options(self) -> dict[str, Any]:
-        """All that the order of the windows follows from, by name, as plain values."""
-        options = {"data.seed": self.seed, "data.num_steps": self.num_steps}
-        options |= strata_options(self.strata, self.items) | {"data.loader": self.loader}
-        if self.loader == "stream":
-            options["data.shuffle_windows"] = self.shuffle_windows
-        return options
-
-    def _accumulate(self) -> int:
-        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        self.place.check(state_dict)
 
     def _step(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_step
@@ -379,15 +307,12 @@ class EpisodeDataModule(pl.LightningDataModule):
 
     def _fixed_loader(self, split: str) -> Loader:
         windows = WindowDataset(self.readers[0], split, self.num_steps, self.fields)
-        rank, world_size = self._rank()
         size = self.val_batch_size
-        chosen = evenly_spaced(len(windows), self.num_val_batches * size, rank, world_size)
+        chosen = evenly_spaced(len(windows), self.num_val_batches * size, *self._rank())
         places = [(0, window) for window in chosen]
         batches = [places[first : first + size] for first in range(0, len(places), size)]
-        return self._loader(self._mixed([(self.manifest.name, windows)]), batches, collate)
-
-    def _mixed(self, parts: Sequence[tuple[str, WindowDataset]]) -> MixedWindows:
-        return MixedWindows(parts, skip_corrupt=self.on_corrupt == "skip")
+        parts = [(self.manifest.name, windows)]
+        return self._loader(MixedWindows(parts, self.on_corrupt == "skip"), batches, collate)
 
     def _loader(self, dataset: Dataset[Any], batches: Any, join: Callable[..., Batch]) -> Loader:
         return make_loader(dataset, batches, join, self.num_workers, self.start_method)

@@ -1,13 +1,45 @@
-"""The processes that read ahead."""
+"""The arguments of a data module, and the processes that read ahead."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tokenwm.data.loading.windows import Batch
+from tokenwm.errors import ShardError
+
+LEAST = {
+    "num_steps": 1,
+    "batch_size": 1,
+    "val_batch_size": 1,
+    "num_val_batches": 1,
+    "num_workers": 0,
+    "shuffle_windows": 1,
+}
+"""Arguments of :class:`EpisodeDataModule` that are numbers, and the smallest that makes sense."""
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Check arguments of :class:`EpisodeDataModule` by their names.
+
+    Raises:
+        ShardError: One is out of range, or does not go with another.
+    """
+    for name, least in LEAST.items():
+        if given[name] is not None and given[name] < least:
+            raise ShardError(f"{name} is {given[name]}; it must be at least {least}")
+    if not 0 <= given["seed"] < 2**64:
+        raise ShardError(f"seed {given['seed']} is outside [0, 2**64)")
+    if given["loader"] == "stream":
+        needs_offsets = ("mixture", "weighting", "real_fraction", "on_corrupt", "cache")
+        for name in needs_offsets:
+            if given[name] not in (None, [], "error"):
+                raise ShardError(
+                    f"data.loader stream reads one dataset from start to end, which data.{name} "
+                    "does not go with; leave it out, or use data.loader offset"
+                )
 
 
 def make_loader(

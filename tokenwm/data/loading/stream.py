@@ -26,7 +26,6 @@ from tokenwm.data.episode import Segment
 from tokenwm.data.loading.order import philox
 from tokenwm.data.loading.windows import Batch, WindowDataset, collate
 from tokenwm.data.shards.stream import StreamedEpisode, stream_episodes
-from tokenwm.errors import ShardError
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class StreamOrder:
         self.shards = list(found)
         self.num_windows = list(found.values())
         self.lanes = lanes
-        self._windows = windows
+        self.windows = windows
         self._seed = seed
         self._size = shuffle_windows
         self._epoch, self._permutation = -1, np.zeros(0, dtype=np.int64)
@@ -175,7 +174,7 @@ class StreamOrder:
         return self._with(replace(self.lanes, first_batch=batch, first_shard=first, repeated=total))
 
     def _with(self, lanes: Lanes) -> "StreamOrder":
-        return StreamOrder(self._windows, self._seed, self._size, lanes)
+        return StreamOrder(self.windows, self._seed, self._size, lanes)
 
 
 class EndlessNumbers(Sampler[list[int]]):
@@ -205,14 +204,13 @@ class StreamedBatches(Dataset[Batch]):
 
     Args:
         order: Which window comes when.
-        windows: The windows.
         name: What they are called in :attr:`Batch.sources`.
         rank: Number of this process.
     """
 
-    def __init__(self, order: StreamOrder, windows: WindowDataset, name: str, rank: int) -> None:
+    def __init__(self, order: StreamOrder, name: str, rank: int) -> None:
         self._order = order
-        self._windows = windows
+        self._windows = windows = order.windows
         self._name = name
         self._rank = rank
         stops = np.cumsum(windows.windows_per_episode)
@@ -260,17 +258,3 @@ class StreamedBatches(Dataset[Batch]):
         key, start, stop = self._windows.locate(window)
         stored = {name: array[start:stop] for name, array in episode.arrays.items()}
         return replace(self._windows.segment(key, start, stop, stored), source=self._name)
-
-
-def check_can_stream(**options: Any) -> None:
-    """Refuse options that need windows by offset.
-
-    Raises:
-        ShardError: One of them is given.
-    """
-    for name, value in options.items():
-        if value:
-            raise ShardError(
-                f"data.loader stream reads one dataset from start to end, which data.{name} does "
-                "not go with; leave it out, or use data.loader offset"
-            )

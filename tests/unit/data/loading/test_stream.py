@@ -48,11 +48,9 @@ def order_of(windows: WindowDataset, shuffle_windows: int = 16, **lanes: int) ->
     return StreamOrder(windows, 3, shuffle_windows, Lanes(**sizes))
 
 
-def take(order: StreamOrder, windows: WindowDataset, numbers: range) -> list[list[Window]]:
+def take(order: StreamOrder, numbers: range) -> list[list[Window]]:
     """Batches of all ranks with these numbers, rank by rank within each number."""
-    ranks = [
-        StreamedBatches(order, windows, "fixture", rank) for rank in range(order.lanes.world_size)
-    ]
+    ranks = [StreamedBatches(order, "fixture", rank) for rank in range(order.lanes.world_size)]
     return [place_of(rank[number]) for number in numbers for rank in ranks]
 
 
@@ -66,7 +64,7 @@ def test_batches_hold_what_the_loader_by_offset_would_read(root: Path) -> None:
     for index in range(len(windows)):
         key, start, stop = windows.locate(index)
         by_place[key, start, stop - start] = windows[index]
-    batch = StreamedBatches(order_of(windows, batch_size=9), windows, "fixture", 0)[0]
+    batch = StreamedBatches(order_of(windows, batch_size=9), "fixture", 0)[0]
     assert batch.sources == ("fixture",) * 9
     for row, place in enumerate(place_of(batch)):
         expected = by_place[place]
@@ -92,7 +90,7 @@ def test_every_shard_is_read_once_before_any_is_read_again(
 def test_one_lane_gives_every_window_once_an_epoch(root: Path) -> None:
     windows = windows_of(root)
     order = order_of(windows, shuffle_windows=len(windows), batch_size=1)
-    seen = flat(take(order, windows, range(2 * len(windows))))
+    seen = flat(take(order, range(2 * len(windows))))
     first, second = seen[: len(windows)], seen[len(windows) :]
     assert len(set(first)) == len(windows) and set(first) == set(second) and first != second
     assert first != sorted(first)
@@ -106,16 +104,16 @@ def test_any_batch_can_be_asked_for_first(
     windows = windows_of(root)
     world_size, per_rank = sizes
     order = order_of(windows, shuffle_windows, world_size=world_size, per_rank=per_rank)
-    whole = take(order, windows, range(30))
+    whole = take(order, range(30))
     for first in (1, 2, 7, 19):
-        assert take(order, windows, range(first, 30)) == whole[first * world_size :]
+        assert take(order, range(first, 30)) == whole[first * world_size :]
 
 
 def test_seeds_ranks_and_workers_read_differently(root: Path) -> None:
     windows = windows_of(root)
-    one = flat(take(order_of(windows, world_size=2), windows, range(4)))
+    one = flat(take(order_of(windows, world_size=2), range(4)))
     assert one != flat(take(StreamOrder(windows, 4, 16, Lanes(
-        batch_size=4, world_size=2, per_rank=1)), windows, range(4)))  # fmt: skip
+        batch_size=4, world_size=2, per_rank=1)), range(4)))  # fmt: skip
     assert len(set(one)) > len(one) // 2
 
 
@@ -125,12 +123,12 @@ def test_other_lanes_go_on_at_a_shard_and_repeats_are_counted(
 ) -> None:
     windows = windows_of(root)
     before = order_of(windows, batch_size=4, world_size=1, per_rank=2)
-    seen = flat(take(before, windows, range(5)))
+    seen = flat(take(before, range(5)))
     names = ("batch_size", "world_size", "per_rank")
     after = order_of(windows, **dict(zip(names, now, strict=True))).after(before.lanes, 5)
     total = len(windows)
     count = 4 * total // (now[0] * now[1])
-    rest = flat(take(after, windows, range(5, 5 + count)))
+    rest = flat(take(after, range(5, 5 + count)))
     # What comes from there on are whole shards, the first of them those that were not given whole.
     passed = [before.shards[before.shard(place)] for place in range(after.lanes.first_shard)]
     whole = Counter(windows.reader.episode(key).shard for key, *_ in seen)
@@ -139,20 +137,20 @@ def test_other_lanes_go_on_at_a_shard_and_repeats_are_counted(
     repeated = len(seen) - sum(before.num_windows[before.shards.index(name)] for name in passed)
     assert after.lanes.repeated == repeated > 0
     assert f"{repeated} of the {len(seen)} windows seen come a second time" in caplog.text
-    assert set(seen) | set(rest) == set(flat(take(order_of(windows), windows, range(3 * total))))
+    assert set(seen) | set(rest) == set(flat(take(order_of(windows), range(3 * total))))
 
 
 def test_the_same_lanes_go_on_without_a_word(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     windows = windows_of(root)
     order = order_of(windows, per_rank=2)
     after = order_of(windows, per_rank=2).after(order.lanes, 5)
-    assert take(after, windows, range(5, 9)) == take(order, windows, range(5, 9))
+    assert take(after, range(5, 9)) == take(order, range(5, 9))
     assert not caplog.text
 
 
 def test_more_lanes_than_shards_are_announced(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     windows = windows_of(root)
-    StreamedBatches(order_of(windows, per_rank=9), windows, "fixture", 0)
+    StreamedBatches(order_of(windows, per_rank=9), "fixture", 0)
     assert "shards for 9 lanes" in caplog.text and "use fewer workers" in caplog.text
 
 
