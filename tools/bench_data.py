@@ -392,7 +392,10 @@ def fit(stage: str, root: Path, run: Path, num_steps: int) -> float:
     options = [f"--trainer.max_steps={num_steps}", "--trainer.limit_val_batches=0"]
     options += ["--trainer.log_every_n_steps=10", "--trainer.default_root_dir", str(run)]
     tokenwm(stage, "fit", "--config", str(config), "--data.root", str(root), *options)
-    with open(run / "logs" / "metrics.csv") as file:
+    metrics = run / "logs" / "metrics.csv"
+    if not metrics.exists():  # too few steps for a line of it
+        return 0.0
+    with open(metrics) as file:
         rows = list(csv.DictReader(file))
     found = [row["train/windows_per_second"] for row in rows if row["train/windows_per_second"]]
     return float(found[-1]) if found else 0.0

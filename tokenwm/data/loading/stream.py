@@ -257,4 +257,4 @@ class StreamedBatches(Dataset[Batch]):
     def _cut(self, episode: StreamedEpisode, window: int) -> Segment:
         key, start, stop = self._windows.locate(window)
         stored = {name: array[start:stop] for name, array in episode.arrays.items()}
-        return replace(self._windows.segment(key, start, stop, stored), source=self._name)
+        return self._windows.segment(key, start, stop, stored, self._name)

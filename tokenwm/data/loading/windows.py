@@ -185,7 +185,7 @@ class WindowDataset(Dataset[Segment]):
         )
 
     def segment(
-        self, key: str, start: int, stop: int, stored: Mapping[str, NDArray[Any]]
+        self, key: str, start: int, stop: int, stored: Mapping[str, NDArray[Any]], source: str = ""
     ) -> Segment:
         """The window of an episode that begins at step ``start``.
 
@@ -194,6 +194,7 @@ class WindowDataset(Dataset[Segment]):
             start: Its first step in the window.
             stop: The step behind its last one in the window.
             stored: Steps ``[start, stop)`` of every one of ``stored_fields``.
+            source: See :class:`Segment`.
         """
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.fields:
@@ -204,7 +205,7 @@ class WindowDataset(Dataset[Segment]):
         steps = np.arange(start, start + self.num_steps)
         arrays["step_valid"] = steps < stop
         arrays["action_valid"] = steps < min(stop, self.reader.episode(key).num_steps - 1)
-        return Segment(key=key, start=start, arrays=arrays)
+        return Segment(key=key, start=start, arrays=arrays, source=source)
 
     def _pad(self, array: NDArray[Any]) -> NDArray[Any]:
         missing = self.num_steps - len(array)

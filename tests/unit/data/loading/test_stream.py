@@ -168,16 +168,24 @@ def test_batches_without_a_trainer(root: Path) -> None:
     assert batch.frames is not None and batch.frames.shape == (4, 3, 2, 8, 8, 3)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("num_workers", "trainer"),
+    [(0, {}), (2, {}), (2, {"limit_train_batches": 3})],  # the last asks workers anew every 3 steps
+    ids=["none", "two", "rounds"],
+)
 def test_a_stopped_run_goes_on_with_the_next_batch(
-    tmp_path: Path, root: Path, num_workers: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    root: Path,
+    num_workers: int,
+    trainer: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     options: dict[str, Any] = {"num_workers": num_workers}
     whole, first, second = Recorder(), Recorder(), Recorder()
-    make_trainer(tmp_path / "whole", 12).fit(whole, make_data(root, **options))
-    make_trainer(tmp_path / "first", 5).fit(first, make_data(root, **options))
+    make_trainer(tmp_path / "whole", 12, **trainer).fit(whole, make_data(root, **options))
+    make_trainer(tmp_path / "first", 5, **trainer).fit(first, make_data(root, **options))
     data = make_data(root, **options)
-    make_trainer(tmp_path / "first", 12).fit(
+    make_trainer(tmp_path / "first", 12, **trainer).fit(
         second, data, ckpt_path=checkpoint(tmp_path / "first", 5)
     )
     assert first.trained + second.trained == whole.trained
