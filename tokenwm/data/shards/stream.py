@@ -79,7 +79,11 @@ def stream_episodes(
     def opened() -> Iterator[dict[str, Any]]:
         for name in shards:
             files.close()
-            file, where = files.enter_context(folder.open(name)), f"shard {join(root, name)}"
+            where = f"shard {join(root, name)}"
+            try:
+                file = files.enter_context(folder.open(name))
+            except OSError as error:
+                raise ShardError(f"{where} cannot be read: {error}") from error
             shard = CheckedShard(file, where, num_bytes[name], episodes.get(name, []))
             current[:] = [shard]
             yield {"url": name, "stream": shard}
@@ -107,12 +111,12 @@ def stream_episodes(
     try:
         with contextlib.ExitStack() as files:
             yield from pipeline
-    except (tarfile.TarError, OSError, CorruptSampleError) as error:
-        if current and current[0].error is not None:  # webdataset adds to what errors say
-            raise CorruptSampleError(current[0].error) from error
-        if isinstance(error, CorruptSampleError):
+    except (tarfile.TarError, ShardError) as error:
+        if current and current[0].error is not None:
+            raise current[0].error from None  # webdataset adds to what errors say
+        if isinstance(error, ShardError):
             raise
-        raise ShardError(f"{join(root, '*.tar')} cannot be read: {error}") from error
+        raise ShardError(f"a shard of {root} cannot be read: {error}") from error
 
 
 class CheckedShard:
@@ -135,7 +139,7 @@ class CheckedShard:
     def __init__(
         self, file: BinaryIO, where: str, num_bytes: int, episodes: Sequence[EpisodeInfo]
     ) -> None:
-        self.error: str | None = None
+        self.error: ShardError | None = None
         self._file = file
         self._num_bytes = num_bytes
         self._where = where
@@ -159,10 +163,15 @@ class CheckedShard:
 
         Raises:
             CorruptSampleError: They are not what the manifest says.
+            ShardError: They cannot be read.
         """
-        data = self._file.read(count)
-        while len(data) < count and (more := self._file.read(count - len(data))):
-            data += more
+        try:
+            data = self._file.read(count)
+            while len(data) < count and (more := self._file.read(count - len(data))):
+                data += more
+        except Exception as error:  # each storage has its own
+            self.error = ShardError(f"{self._where} cannot be read: {error!r}")
+            raise ShardError(str(self.error)) from error
         if not data:
             self.check_end()
         view, done = memoryview(data), 0
@@ -212,8 +221,9 @@ class CheckedShard:
             )
 
     def _fail(self, message: str) -> NoReturn:
-        self.error = f"{message}; copy the shard again or make the dataset again"
-        raise CorruptSampleError(self.error)
+        message += "; copy the shard again or make the dataset again"
+        self.error = CorruptSampleError(message)
+        raise CorruptSampleError(message)
 
 
 def _decode(

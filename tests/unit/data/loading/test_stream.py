@@ -157,7 +157,7 @@ def test_more_lanes_than_shards_are_announced(root: Path, caplog: pytest.LogCapt
 # In the data module
 
 
-def make_data(root: Path, **options: Any) -> EpisodeDataModule:
+def make_data(root: Path | str, **options: Any) -> EpisodeDataModule:
     options = {"num_steps": 3, "batch_size": 4, "seed": 2, "shuffle_windows": 16} | options
     return EpisodeDataModule(str(root), loader="stream", num_val_batches=1, **options)
 
@@ -166,6 +166,17 @@ def test_batches_without_a_trainer(root: Path) -> None:
     data = make_data(root)
     (batch,) = islice(data.train_dataloader(), 1)
     assert batch.frames is not None and batch.frames.shape == (4, 3, 2, 8, 8, 3)
+
+
+def test_the_same_batches_from_a_url(root: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").put(f"{root}/", "/far/", recursive=True)
+    near, far = (
+        [place_of(batch) for batch in islice(make_data(place).train_dataloader(), 20)]
+        for place in (root, "memory://far")
+    )
+    assert near == far
 
 
 @pytest.mark.parametrize(

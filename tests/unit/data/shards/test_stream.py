@@ -10,11 +10,13 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from tests.unit.data.shards.shard_fixtures import update_manifest, write_dataset
+from tokenwm.data.shards import stream
 from tokenwm.data.shards.manifest import EpisodeInfo, Feature, Manifest, ShardInfo
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.stream import StreamedEpisode, stream_episodes
@@ -182,6 +184,33 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / SHARD).unlink()
     with pytest.raises(ShardError, match=SHARD):
         streamed(folder)
+
+
+def test_a_store_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LostConnectionError(Exception):
+        """Of a driver, and no OSError."""
+
+    class Lost(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 0:
+                raise LostConnectionError("reset by peer")
+            return super().read(size)
+
+    content = (folder / SHARD).read_bytes()
+    monkeypatch.setattr(stream, "open_folder", lambda root: Opens(lambda: Lost(content)))
+    message = f"^shard {folder}/{SHARD} cannot be read: LostConnectionError.*reset by peer"
+    with pytest.raises(ShardError, match=message):
+        streamed(folder)
+
+
+class Opens:
+    """A folder that opens one thing."""
+
+    def __init__(self, make: Callable[[], BinaryIO]) -> None:
+        self._make = make
+
+    def open(self, name: str) -> BinaryIO:
+        return self._make()
 
 
 # Shards of older versions
