@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tokenwm.data.episode import CorruptSample
 from tokenwm.data.loading.mixture import MixedWindows, MixtureItem, Stratum
-from tokenwm.data.loading.order import GlobalOrderSampler, Leg
+from tokenwm.data.loading.order import MOST_SORTED, GlobalOrderSampler, Leg
 from tokenwm.data.loading.stream import (
     EndlessNumbers,
     Lanes,
@@ -56,6 +56,8 @@ class RunPlace:
         for part in strata:
             self._options[f"the number of windows of {part.name}"] = len(part.windows)
             self._options[f"the share of {part.name}"] = str(part.share)
+            if len(part.windows) > MOST_SORTED:  # once their order was a sorted list, too
+                self._options[f"the order of {part.name}"] = "scattered"
         self._sizes = (batch_size, world_size)
         self._shares = [stratum.share for stratum in strata]
         self._new = Leg(
