@@ -81,8 +81,11 @@ class ShardWriter:
             raise ShardError(f"episode {key} was added twice to split {self.split}")
         check_episode(key, arrays, metadata)
         with self._discard_on_failure():
-            while not self._open_shard().add(key, arrays, metadata, self.max_bytes):
+            if self._file is None or not self._file.add(key, arrays, metadata, self.max_bytes):
                 self._close_shard()
+                name = f"{self.split}-{len(self._shards):06d}.tar"
+                self._file = ShardFile(self.folder, name)
+                self._file.add(key, arrays, metadata)
         self._keys.add(key)
 
     def finish(self) -> tuple[list[ShardInfo], list[EpisodeInfo]]:
@@ -92,22 +95,16 @@ class ShardWriter:
             ShardError: The disk is full, or an earlier :meth:`add` failed to write.
         """
         with self._discard_on_failure():
-            if self._file is not None:
-                self._close_shard()
+            self._close_shard()
         return list(self._shards), list(self._episodes)
 
-    def _open_shard(self) -> ShardFile:
-        if self._file is None:
-            self._file = ShardFile(self.folder, f"{self.split}-{len(self._shards):06d}.tar")
-        return self._file
-
     def _close_shard(self) -> None:
-        assert self._file is not None
-        with self._file:
-            pass
-        assert self._file.info is not None
-        self._shards.append(self._file.info)
-        self._episodes += self._file.episodes
+        if self._file is not None:
+            with self._file:
+                pass
+            assert self._file.info is not None
+            self._shards.append(self._file.info)
+            self._episodes += self._file.episodes
         self._file = None
 
     @contextlib.contextmanager
