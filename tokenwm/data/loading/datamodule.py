@@ -4,12 +4,12 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from tokenwm.data.loading.loader import check_arguments, make_loader
 from tokenwm.data.loading.mixture import MixedWindows, MixtureItem, Stratum, make_strata
@@ -39,10 +39,9 @@ class EpisodeDataModule(pl.LightningDataModule):
     in steps and ``check_val_every_n_epoch: null``. Their order follows from the seed and the
     trainer's global step, so a resumed run sees what an uninterrupted one would. Resumed with
     another batch size or number of ranks it goes on with the first window it has not seen; with
-    another order it is refused. Keep
-    ``val_check_interval`` a multiple of ``accumulate_grad_batches``: a checkpoint in the middle of
-    an accumulated step has lost the gradients of its first part. ``limit_train_batches`` must be
-    one, if it is set.
+    another order it is refused. Keep ``val_check_interval`` a multiple of
+    ``accumulate_grad_batches``: a checkpoint in the middle of an accumulated step has lost the
+    gradients of its first part. ``limit_train_batches`` must be one, if it is set.
 
     Args:
         root: Dataset made by `tokenwm prepare` (frames) or `tokenwm tokenize` (tokens): a folder or
@@ -229,15 +228,12 @@ class EpisodeDataModule(pl.LightningDataModule):
             ShardError: ``trainer.limit_train_batches`` is no multiple of
                 ``trainer.accumulate_grad_batches``.
         """
-        if self.trainer is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            check_whole_steps(
-                self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
-            )
+        check_whole_steps(self.trainer)
         for stratum in self.strata:
             logger.info("%s: %.2f %% of the windows", stratum.name, 100 * float(stratum.share))
-        skip = self.on_corrupt == "skip"
         # Asked anew at each iteration, since `limit_train_batches` makes Lightning iterate again.
-        return self._loader(*self.place.batches(self._rank()[0], self._num_batches_seen, skip))
+        batches = self.place.batches(self._rank()[0], self._step, self.on_corrupt == "skip")
+        return make_loader(*batches, self.num_workers, self.start_method)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The same windows every time; none when fitting a dataset without a val split."""
@@ -297,9 +293,6 @@ class EpisodeDataModule(pl.LightningDataModule):
     def _step(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_step
 
-    def _num_batches_seen(self) -> int:
-        return self.place.batches_before(self._step())
-
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
@@ -312,7 +305,5 @@ class EpisodeDataModule(pl.LightningDataModule):
         places = [(0, window) for window in chosen]
         batches = [places[first : first + size] for first in range(0, len(places), size)]
         parts = [(self.manifest.name, windows)]
-        return self._loader(MixedWindows(parts, self.on_corrupt == "skip"), batches, collate)
-
-    def _loader(self, dataset: Dataset[Any], batches: Any, join: Callable[..., Batch]) -> Loader:
-        return make_loader(dataset, batches, join, self.num_workers, self.start_method)
+        dataset = MixedWindows(parts, skip_corrupt=self.on_corrupt == "skip")
+        return make_loader(dataset, batches, collate, self.num_workers, self.start_method)

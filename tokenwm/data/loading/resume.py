@@ -80,15 +80,19 @@ class RunPlace:
         return self.legs[-1].drawn_before(self._shares, self.batches_before(step))
 
     def batches(
-        self, rank: int, first: Callable[[], int], skip_corrupt: bool = False
+        self, rank: int, step: Callable[[], int], skip_corrupt: bool = False
     ) -> tuple[Dataset[Any], Sampler[Any], Callable[..., Batch]]:
         """What a loader needs: windows, which of them come when, and how they become a batch.
 
         Args:
             rank: Number of this process.
-            first: Batches before the first one; asked at each new iteration.
+            step: Says how many optimizer steps there were; asked at each new iteration.
             skip_corrupt: See :class:`MixedWindows`.
         """
+
+        def first() -> int:
+            return self.batches_before(step())
+
         if self.stream is not None:
             streamed = StreamedBatches(self.stream, self._strata[0].name, rank)
             return streamed, EndlessNumbers(first), only_one
@@ -165,12 +169,15 @@ def weighting_options(items: Sequence[MixtureItem]) -> dict[str, str]:
     }
 
 
-def check_whole_steps(limit: int | float, accumulate: int) -> None:
+def check_whole_steps(trainer: Any) -> None:
     """Check ``limit_train_batches``: Lightning ends each round of it with a step, whole or not.
 
     Raises:
         ShardError: It is no multiple of ``accumulate_grad_batches``.
     """
+    if trainer is None or trainer.fast_dev_run:
+        return
+    limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
     # As a float it is a share of an epoch, and Lightning refuses all but 1.0.
     if isinstance(limit, int) and limit % accumulate:
         raise ShardError(
