@@ -25,6 +25,18 @@ pytestmark = [
 
 Window = tuple[str, int, int]
 
+GOLDEN_SHARDS = [5, 3, 0, 4, 6, 1, 2, 0, 2, 5, 6, 1, 3, 4]
+GOLDEN_WINDOWS = [
+    ("train_0", 2),
+    ("train_5", 1),
+    ("train_5", 4),
+    ("train_5", 2),
+    ("train_4", 0),
+    ("train_3", 3),
+    ("train_4", 3),
+    ("train_4", 0),
+]
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -256,3 +268,11 @@ def test_options_that_need_offsets_are_refused(root: Path, options: dict[str, An
     (name,) = options
     with pytest.raises(ShardError, match=f"which data.{name} does not go with"):
         make_data(root, **options)
+
+
+def test_the_order_never_changes(root: Path) -> None:
+    """A run that was stopped may go on with a later version; written down once."""
+    windows = windows_of(root)
+    order = order_of(windows, world_size=2)
+    assert [order.shard(place) for place in range(2 * len(order.shards))] == GOLDEN_SHARDS
+    assert [(key, start) for key, start, _ in flat(take(order, range(1)))] == GOLDEN_WINDOWS
