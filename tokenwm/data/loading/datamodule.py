@@ -23,8 +23,9 @@ from tokenwm.data.loading.resume import (
 )
 from tokenwm.data.loading.windows import Batch, WindowDataset, collate
 from tokenwm.data.shards.manifest import Manifest
-from tokenwm.data.shards.ranges import copy_small_files, is_url
+from tokenwm.data.shards.ranges import copy_small_files
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage.folder import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class EpisodeDataModule(pl.LightningDataModule):
         num_workers: Processes that read ahead; 0 reads in the training process, which is enough
             while the data fits into memory.
         seed: Seed of the order of the training windows.
-        verify: Whether to check the SHA-256 of every shard before training; shards behind a URL are
-            checked when they are copied to the cache.
+        verify: Whether to check the SHA-256 of every shard before training; of more than a GiB, the
+            sum of each episode when it is first read. Shards behind a URL are checked when they are
+            copied to the cache.
         weighting: Function (episodes, step) -> how often windows of each episode are drawn; by
             default all windows are drawn alike.
         mixture: Datasets to train on besides, each with its weight: windows drawn from it for each
@@ -137,6 +139,8 @@ class EpisodeDataModule(pl.LightningDataModule):
                 )
                 for item in self.items
             ]
+            for reader in self._readers:
+                reader.check_episodes |= self.verify and not reader.is_quick_to_verify
         return self._readers
 
     @property
@@ -217,7 +221,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         for reader in self.readers:
             if is_url(reader.root):
                 continue
-            reader.verify()
+            reader.verify(shards=reader.is_quick_to_verify)
             num_bytes = sum(shard.num_bytes for shard in reader.manifest.shards)
             logger.info("%s: %.1f MB verified", reader.root, num_bytes / 1e6)
 
