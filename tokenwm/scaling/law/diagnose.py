@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenwm.scaling.law.law import Laws
-from tokenwm.scaling.law.parametric import ParametricFit, problem_of, solve
+from tokenwm.scaling.law.parametric import ParametricFit, problem_of
 from tokenwm.scaling.law.select import SAME, Observations, check_design
-from tokenwm.scaling.law.solve import Array
+from tokenwm.scaling.law.solve import Array, solve
 from tokenwm.scaling.runs.runs import RunPoint
 
 OUTLIER = 3.5

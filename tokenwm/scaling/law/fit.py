@@ -13,13 +13,7 @@ from tokenwm.scaling.law.envelope import EnvelopeFit, fit_envelope
 from tokenwm.scaling.law.estimate import Draws, Estimate, exponential
 from tokenwm.scaling.law.isoflop import IsoFlopFit, fit_isoflop
 from tokenwm.scaling.law.law import Laws, TrainingCost, best_log_n
-from tokenwm.scaling.law.parametric import (
-    DELTA,
-    ParametricFit,
-    fit_parametric,
-    problem_of,
-    solve,
-)
+from tokenwm.scaling.law.parametric import DELTA, ParametricFit, fit_parametric, problem_of
 from tokenwm.scaling.law.rates import RateCheck, check_rates, rate_warnings
 from tokenwm.scaling.law.recommend import (
     Imagination,
@@ -29,7 +23,7 @@ from tokenwm.scaling.law.recommend import (
     recommend,
 )
 from tokenwm.scaling.law.select import Observations, check_design, select
-from tokenwm.scaling.law.solve import Array
+from tokenwm.scaling.law.solve import Array, solve
 from tokenwm.scaling.runs.runs import LeftOut, Points, RunPoint
 
 

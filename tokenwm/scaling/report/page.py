@@ -153,8 +153,8 @@ def _methods(fit: SweepFit) -> str:
 def _solvers(fit: SweepFit) -> str:
     found = fit.parametric
     return (
-        f"Huber loss with δ = {fit.config.delta:g} on log loss. Two solvers: variable projection "
-        f"came to a misfit of {found.misfit_projection:.5g}, the best of {found.num_starts} L-BFGS "
+        f"Huber loss with δ = {fit.config.delta:g} on log loss. Two solvers: a descent from "
+        f"eight starts came to a misfit of {found.misfit_descent:.5g}, the best of {found.num_starts} L-BFGS "
         f"starts to {found.misfit_lbfgs:.5g} ({found.num_agreeing} of them to the minimum of "
         f"{found.misfit:.5g})."
     )

@@ -11,7 +11,7 @@ from tokenwm.scaling.law.fit import SweepFit, law_estimates
 from tokenwm.scaling.law.isoflop import Level
 from tokenwm.scaling.law.lines import Line
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of ``fit.json``; rises when a key changes its meaning or goes."""
 
 
@@ -31,7 +31,7 @@ def as_plain(fit: SweepFit) -> dict[str, Any]:
         "law": law_estimates(fit),
         "solvers": {
             "misfit": parametric.misfit,
-            "variable_projection": parametric.misfit_projection,
+            "descent": parametric.misfit_descent,
             "lbfgs": parametric.misfit_lbfgs,
             "lbfgs_starts": parametric.num_starts,
             "lbfgs_starts_at_the_minimum": parametric.num_agreeing,
