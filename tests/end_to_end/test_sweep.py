@@ -19,9 +19,9 @@ from tests.small_models import small_tokenizer
 from tests.unit.scaling.sweeps import small_size, small_sweep
 from tokenwm.checkpoint import save_tokenizer
 from tokenwm.cli.verbs import sweep_run
+from tokenwm.engines import Job, RayEngine, SlurmEngine
 from tokenwm.scaling.runs.runs import read_points
 from tokenwm.scaling.sweep.drive import read_result
-from tokenwm.scaling.sweep.engines import Job, RayEngine, SlurmEngine
 from tokenwm.scaling.sweep.sweep import Sweep, TokenData, load_sweep, sweep_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]

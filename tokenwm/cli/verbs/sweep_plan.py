@@ -19,9 +19,9 @@ from tokenwm.cli.verbs.world_model import WorldModelCLI
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.engines import threads_for
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.number import number
-from tokenwm.scaling.sweep.engines import threads_for
 from tokenwm.scaling.sweep.plan import Request, RunCost, costs_of, make_plan, warnings_of
 from tokenwm.scaling.sweep.sweep import (
     Run,

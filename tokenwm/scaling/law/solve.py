@@ -8,8 +8,8 @@ A fit is a row of five numbers ``(e, a, b, α, β)`` with ``log L = logsumexp(e,
 where ``x`` and ``y`` are log N and log D less their means over the runs. So units of N and D
 change nothing here, and ``a`` and ``b`` are nearly independent of the exponents.
 
-Every function but the last takes R fits at once. ``log_loss`` and ``weights`` have the shape (R, n), or (1, n)
-where all fits share them; ``x`` and ``y`` have the shape (n,).
+Every function but the last takes R fits at once. ``log_loss`` and ``weights`` have the shape
+(R, n), or (1, n) where all fits share them; ``x`` and ``y`` have the shape (n,).
 
 Source: the form and the Huber loss are those of Hoffmann et al. 2022, equations 2 and 3.
 """
@@ -17,6 +17,7 @@ Source: the form and the Huber loss are those of Hoffmann et al. 2022, equations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +199,7 @@ def minimise_with_scipy(starts: Array, problem: Problem) -> Array:
         return float(objective(one, problem)[0]), gradient(one, problem)[0]
 
     # The misfit of a good fit is small: the usual tolerance would stop far from the minimum.
-    options = {"maxiter": 300, "ftol": 1e-12, "gtol": 1e-12}
+    options: Any = {"maxiter": 300, "ftol": 1e-12, "gtol": 1e-12}
     found = [
         minimize(misfit, start, jac=True, method="L-BFGS-B", options=options) for start in starts
     ]
