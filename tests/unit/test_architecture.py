@@ -17,6 +17,7 @@ ORDER = (
     "throughput",
     "norm",
     "strict",
+    "pages",
     "engines",
     "resume",
     # recordings to windows

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.evaluation.report.plot_style import LineEnd
+from tokenwm.pages.plot_style import LineEnd
 from tokenwm.scaling.law.lines import Line
 from tokenwm.scaling.law.select import SAME
 from tokenwm.scaling.law.solve import Array

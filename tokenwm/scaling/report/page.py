@@ -8,7 +8,7 @@ from string import Template
 import numpy as np
 
 import tokenwm
-from tokenwm.evaluation.report.plot_style import PAGE_STYLE, Plot, figure_html
+from tokenwm.pages.plot_style import PAGE_STYLE, Plot, figure_html
 from tokenwm.scaling.law.estimate import Estimate
 from tokenwm.scaling.law.fit import SweepFit
 from tokenwm.scaling.law.solve import Array

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokenwm.evaluation.report.plot_style import (
+from tokenwm.pages.plot_style import (
     CYCLE,
     FAINT,
     INK,
