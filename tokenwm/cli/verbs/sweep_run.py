@@ -21,7 +21,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.scaling.sweep.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
 from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep, runs_of, sweep_text
-from tokenwm.strict import parse_yaml
+from tokenwm.strict import key_values
 
 STYLES: Mapping[Status, str] = {
     "running": "bold cyan",
@@ -84,12 +84,7 @@ def _engine(arguments: argparse.Namespace) -> Engine:
     if arguments.engine == "ray":
         return RayEngine(arguments.parallel, gpus=arguments.gpus)
     if arguments.engine == "slurm":
-        parameters = {}
-        for text in arguments.slurm:
-            key, separator, value = text.partition("=")
-            if not separator:
-                raise TokenwmError(f"--slurm {text!r}: expected KEY=VALUE")
-            parameters[key] = parse_yaml(value)
+        parameters = key_values("--slurm", arguments.slurm)
         return SlurmEngine(arguments.out / "slurm", arguments.parallel, parameters)
     return LocalEngine(arguments.parallel)
 
