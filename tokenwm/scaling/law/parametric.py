@@ -67,6 +67,12 @@ def problem_of(seen: Observations, delta: float = DELTA) -> Problem:
     )
 
 
+def law_of(seen: Observations, delta: float) -> Laws:
+    """The law of these runs alone, R = 1."""
+    means = float(seen.log_n.mean()), float(seen.log_d.mean())
+    return Laws.from_centred(solve(problem_of(seen, delta)), *means)
+
+
 def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> Array:
     """Refit with random weights (the Bayesian bootstrap), from the minimum on.
 
