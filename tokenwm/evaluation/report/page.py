@@ -21,9 +21,9 @@ from tokenwm.evaluation.report.headline import (
     with_interval,
 )
 from tokenwm.evaluation.report.pictures import ERROR_RANGE
-from tokenwm.evaluation.report.plot_style import PAGE_STYLE, Plot, figure_html
 from tokenwm.evaluation.report.plots import LABELS
 from tokenwm.evaluation.results import Evaluation, Example, TerminationScore
+from tokenwm.pages.plot_style import PAGE_STYLE, Plot, figure_html
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""

@@ -9,7 +9,8 @@ import numpy as np
 
 from tokenwm.evaluation.metrics import Curve, GainCurve
 from tokenwm.evaluation.report.headline import count
-from tokenwm.evaluation.report.plot_style import (
+from tokenwm.evaluation.results import Evaluation
+from tokenwm.pages.plot_style import (
     FAINT,
     LineEnd,
     Plot,
@@ -17,7 +18,6 @@ from tokenwm.evaluation.report.plot_style import (
     new_figure,
     to_png,
 )
-from tokenwm.evaluation.results import Evaluation
 
 COLOURS = {
     # Okabe & Ito (2008): told apart with every common kind of colour blindness.

@@ -33,10 +33,10 @@ from tokenwm.evaluation.report.pictures import (
     write_gif,
     write_png,
 )
-from tokenwm.evaluation.report.plot_style import Plot
 from tokenwm.evaluation.report.plots import make_plots
 from tokenwm.evaluation.report.training_curves import plot_training
 from tokenwm.evaluation.results import Evaluation, Example
+from tokenwm.pages.plot_style import Plot
 
 logger = logging.getLogger(__name__)
 

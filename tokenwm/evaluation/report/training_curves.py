@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tokenwm.errors import TokenwmError
-from tokenwm.evaluation.report.plot_style import (
+from tokenwm.pages.plot_style import (
     CYCLE,
     LineEnd,
     Plot,

@@ -1,4 +1,4 @@
-"""What a finished run of a sweep is worth on held-out data."""
+"""The figures of one model on held-out data, as a sweep compares them: likelihood, rollouts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How reports look: frame and colours of plots, names at the ends of lines, the style of pages.
+"""The look that all plots share: frame, colours, names at the ends of lines.
 
 Matplotlib is imported when needed.
 """
