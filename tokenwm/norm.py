@@ -8,30 +8,15 @@ LEAST_RMS = 1e-3
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019); see :func:`unit`.
-
-    Attributes:
-        is_folded: Whether :meth:`fold_into` was called.
-    """
+    """Root-mean-square norm (Zhang & Sennrich 2019); see :func:`unit`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.is_folded = False
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., D)``, scaled to a root mean square of 1 and by the weight, → the same shape."""
-        return unit(x) if self.is_folded else unit(x).mul(gain_of(self.weight).to(x.dtype))
-
-    @torch.no_grad()
-    def fold_into(self, linear: nn.Linear) -> None:
-        """For inference: let the map behind the norm scale, so that the norm need not.
-
-        The weight becomes one that scales by 1: saved and loaded the two are what they were.
-        """
-        linear.weight.mul_(gain_of(self.weight))
-        self.weight.fill_(self.weight.shape[-1] ** -0.5)
-        self.is_folded = True
+        return unit(x).mul(gain_of(self.weight).to(x.dtype))
 
 
 def gain_of(weight: Tensor) -> Tensor:

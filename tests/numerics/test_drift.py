@@ -17,6 +17,7 @@ from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
@@ -53,7 +54,7 @@ def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: f
         head.dynamics.drift.bias.copy_(torch.tensor(drift))
         head.sharpness.fill_(sharpness)
         head.coefficients.bias.zero_()  # nothing else moves it
-    return model.eval().frozen()
+    return freeze(model.eval())
 
 
 def start(model: WorldModel, rows: int, state: int) -> tuple[Tokens, torch.Tensor]:

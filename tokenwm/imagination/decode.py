@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.graphs import run_recorded
+from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import (
     compiled_like_passes,
     decode_one_token,
@@ -30,7 +30,7 @@ from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.layout import predictors
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import WorldModel
+from tokenwm.transformer.world_model import Embedded, WorldModel
 
 
 def prefill_pausing(
@@ -73,7 +73,7 @@ def prefill_pausing(
         if num_steps is not None:
             max_steps = num_context + (num_steps + ahead if num_steps else 0)
         cache = model.new_cache(batch_size, ahead, max_steps)
-    embedded, _ = model.embed(context)  # (B, C * L, D)
+    embedded = model.embed(context).positions  # (B, C * L, D)
     length = layout.positions_per_step
     pending = length * num_context - 2
     first_step = (
@@ -94,7 +94,6 @@ def prefill_pausing(
     return DecodeState(
         cache=cache,
         step=first_step + (num_context - 1),
-        pending=embedded[:, pending, None],
         frame_tokens=context.frame[:, -1],
         state_tokens=state_tokens,
         state_values=state_values,
@@ -134,49 +133,52 @@ def _take_step(
 ) -> tuple[DecodeState, StepOutcome]:
     """:func:`decode_step` in a step that is reserved."""
     take_step = partial(_decode_step, model, sampling)
-    return run_recorded(model, take_step, (state, action), state.cache, ("sequential", sampling))
+    return run_graphed(model, take_step, (state, action), state.cache, ("sequential", sampling))
 
 
 def _decode_step(
     model: WorldModel, sampling: SamplingConfig, arguments: tuple[DecodeState, Tensor]
 ) -> tuple[DecodeState, StepOutcome]:
     state, action = arguments
-    next_step, layout = state.step + 1, model.layout
-    slots = torch.arange(layout.positions_per_step, device=action.device)
-    positions = (next_step * len(slots) + slots)[None]  # (1, L)
-    hidden, condition = take_action(model, state, action)
+    layout, step, length = model.layout, state.step + 1, model.layout.positions_per_step
+    place = (state.step * length + torch.arange(2 * length, device=action.device))[None]
+    embedded = embed_next(model, state, action)
+    before_action = length - 2  # the last observation position waited for its action
+    hidden = forward_span(
+        model,
+        state.cache,
+        embedded.positions[:, before_action:length],
+        place[:, before_action:length],
+    )[:, -1]
     reward = model.reward(hidden)
     termination = model.termination_logit(hidden).sigmoid()
 
     new_state, new_values = draw_next_state(model, hidden, state, action, sampling)
-    hints, inputs = observe_state(model, state, condition, new_state)
-    if inputs is not None:
-        hidden = decode_one_token(model, state.cache, inputs, positions[:, :1])
+    if new_state is not None:
+        embedded = embed_next(model, state, action, new_state)
+        at_state = slice(length, length + 1)
+        hidden = decode_one_token(
+            model, state.cache, embedded.positions[:, at_state], place[:, at_state]
+        )
 
     predict = compiled_like_passes(model, predict_frame_tokens)
     frame = torch.empty_like(state.frame_tokens)
     nll, entropy = torch.zeros_like(termination), torch.zeros_like(termination)
-    pending = state.pending
+    slots = torch.arange(length, device=action.device)
     for index in range(layout.num_frame_tokens):
         slot = layout.first_frame_slot + index
-        if index > 0:
-            hidden = decode_one_token(model, state.cache, pending, positions[:, slot - 1 : slot])
         previous = state.frame_tokens[:, index]
         token, surprise, uncertainty = predict(
-            model, hidden, previous, state, next_step, slots[slot], sampling
+            model, hidden, previous, state, step, slots[slot], sampling
         )
         nll, entropy = nll + surprise, entropy + uncertainty
         frame[:, index] = token
-        is_last = index == layout.num_frame_tokens - 1
-        hint = model.no_hint.expand_as(condition) if is_last else hints[:, index + 1]
-        pending = (model.frame_embedding(token) + model.slot_embedding[slot] + hint)[:, None]
+        if index < layout.num_frame_tokens - 1:
+            at = length + slot
+            inputs = model.frame_embedding(token) + embedded.around[:, at]
+            hidden = decode_one_token(model, state.cache, inputs[:, None], place[:, at : at + 1])
     following = replace(
-        state,
-        step=next_step,
-        pending=pending,
-        frame_tokens=frame,
-        state_tokens=new_state,
-        state_values=new_values,
+        state, step=step, frame_tokens=frame, state_tokens=new_state, state_values=new_values
     )
     count = layout.num_frame_tokens
     passes = torch.full_like(state.seeds, layout.num_predicted)
@@ -210,7 +212,7 @@ def decode_steps(
     return state.renewed(), DecodedSteps.of_steps(states, outcomes, num_passes)
 
 
-def score_frame(
+def next_frame_logits(
     model: WorldModel,
     state: DecodeState,
     action: Tensor,
@@ -241,10 +243,14 @@ def score_frame(
     state.cache.check_room(1)
     if model.state_head is not None and next_state is None:
         raise TokenwmError("the model has a state: give next_state, the state tokens of the step")
-    hidden, condition = take_action(model, state, action)
-    hints, at_state = observe_state(model, state, condition, next_state)
-    every = feed_frame(model, state, hidden, frame, hints, at_state)
-    return model.frame_logits(every, state.frame_tokens)
+    embedded = embed_next(model, state, action, next_state, frame).positions
+    # From the last position before the action to the last that predicts a slot of the frame.
+    fed = slice(model.layout.positions_per_step - 2, -2)
+    place = state.step * model.layout.positions_per_step + torch.arange(
+        embedded.shape[1], device=frame.device
+    )
+    hidden = forward_span(model, state.cache, embedded[:, fed], place[None, fed])
+    return model.frame_logits(hidden[:, 1 + model.layout.first_frame_slot :], state.frame_tokens)
 
 
 def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
@@ -267,7 +273,7 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
     if num_steps < 2:
         raise TokenwmError(f"{num_steps} step(s); at least 2 are needed to score one after another")
     cache = model.new_cache(batch_size, max_span_steps(model), max_steps=num_steps)
-    embedded, _ = model.embed(tokens)  # (B, C * L, D)
+    embedded = model.embed(tokens).positions  # (B, C * L, D)
     positions = torch.arange(embedded.shape[1], device=embedded.device)
     cache.begin(positions[0])
     hidden = [
@@ -284,88 +290,35 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
     return torch.stack(scores, dim=1)
 
 
-def feed_frame(
+def embed_next(
     model: WorldModel,
     state: DecodeState,
-    hidden: Tensor,
-    frame: Tensor,
-    hints: Tensor,
-    at_state: Tensor | None,
-) -> Tensor:
-    """Feed a whole frame (and its state) behind an action, in one pass.
-
-    Args:
-        model: The world model.
-        state: The state before the action; the cache holds all before ``frame``.
-        hidden: ``(B, D)`` at the action.
-        frame: ``(B, K)`` int64, given or guessed.
-        hints: ``(B, K, D)``, from :func:`observe_state`, as is ``at_state``.
-        at_state: ``(B, 1, D)``, or None.
-
-    Returns:
-        ``(B, K, D)`` hidden states that predict the frame's slots.
-    """
-    inputs = embed_frame(model, frame, hints, at_state)[:, :-1]  # the last waits for the action
-    if inputs.shape[1] == 0:
-        return hidden[:, None]
-    start = (state.step + 1) * model.layout.positions_per_step
-    positions = start + torch.arange(inputs.shape[1], device=frame.device)
-    rest = forward_span(model, state.cache, inputs, positions[None])
-    return rest if at_state is not None else torch.cat([hidden[:, None], rest], dim=1)
-
-
-def embed_frame(model: WorldModel, frame: Tensor, hints: Tensor, at_state: Tensor | None) -> Tensor:
-    """All positions of a frame (and its state), ``(B, K or K + 1, D)``; see :func:`feed_frame`."""
-    layout = model.layout
-    place = model.slot_embedding[layout.first_frame_slot : layout.action_slot]
-    last_hint = model.no_hint.expand_as(hints[:, :1])
-    following = torch.cat([hints[:, 1:], last_hint], dim=1)
-    embedded = model.frame_embedding(frame) + place + following
-    return embedded if at_state is None else torch.cat([at_state, embedded], dim=1)
-
-
-def take_action(
-    model: WorldModel, state: DecodeState, action: Tensor, stale: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Feed the pending position and the action in one pass.
+    action: Tensor,
+    new_state: Tensor | None = None,
+    frame: Tensor | None = None,
+) -> Embedded:
+    """Embed the step of a state and the one that an action leads to, as far as it is known.
 
     Args:
         model: The world model.
         state: The state before the action.
         action: ``(B, A)`` int64 action tokens.
-        stale: ``(B, n, D)``, the positions before the pending one if the cache holds others.
+        new_state: ``(B, P)`` int64, the state tokens that it leads to. None: not known yet; of the
+            second step nothing is right then, if there is a state.
+        frame: ``(B, K)`` int64, the frame tokens that it leads to, given or guessed. None: not
+            known yet; of the second step's frame slots ``around`` is right then.
 
     Returns:
-        The hidden state at the action and the condition of the next step, both ``(B, D)``.
+        Two steps; the action of the second does not count.
     """
-    layout = model.layout
-    embedded = model.embed_action(action)  # (B, D)
-    condition = model.condition(model.embed_state(state.state_tokens), embedded)
-    if layout.has_state:
-        hint = condition
-    else:
-        hint = model.frame_hints(state.frame_tokens[:, None], condition[:, None], None)[:, 0, 0]
-    at_action = embedded + model.slot_embedding[layout.action_slot] + hint
-    inputs = torch.cat([state.pending, at_action[:, None]], dim=1)  # (B, 2, D)
-    if stale is not None:
-        inputs = torch.cat([stale, inputs], dim=1)
-    # The last slots of the step.
-    positions = (state.step + 1) * layout.positions_per_step - torch.arange(
-        inputs.shape[1], 0, -1, device=action.device
+    before = Tokens(state.frame_tokens, state.state_tokens, action)
+    after = Tokens(
+        state.frame_tokens if frame is None else frame,
+        state.state_tokens if new_state is None else new_state,
+        action,
     )
-    return forward_span(model, state.cache, inputs, positions[None])[:, -1], condition
-
-
-def observe_state(
-    model: WorldModel, state: DecodeState, condition: Tensor, new_state: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The next frame's hints ``(B, K, D)`` and the embedded state ``(B, 1, D)``, if any."""
-    embedded = None if new_state is None else model.embed_state(new_state)
-    new = None if embedded is None else embedded[:, None]
-    hints = model.frame_hints(state.frame_tokens[:, None], condition[:, None], new)[:, 0]
-    if embedded is None:
-        return hints, None
-    return hints, (embedded + model.slot_embedding[0] + hints[:, 0])[:, None]
+    embed = compiled_like_passes(model, WorldModel.embed)
+    return embed(model, Tokens.cat([part.map(lambda t: t[:, None]) for part in (before, after)], 1))
 
 
 def predict_frame_tokens(

@@ -20,7 +20,7 @@ from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import WorldModel
 
 MOST_SPARE_CACHES = 4
-"""Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
+"""Caches that are kept for imaginations of the same sizes, with the CUDA graphs on them."""
 
 
 class Work(NamedTuple):
@@ -84,7 +84,7 @@ class Engine:
         self.approximation: Approximation | None = None
         self.max_rows = sys.maxsize
         self.limits = RowLimits()
-        # Of finished imaginations, with the CUDA graphs that were recorded on them.
+        # Caches of finished imaginations, with the CUDA graphs that work on them.
         self._spare_caches: dict[tuple[int, ...], KVCache] = {}
 
     @property
@@ -177,7 +177,7 @@ class Engine:
                 yield
             state, decoded = self._decode(state, chunk, work.sampling)
             parts.append(decoded)
-        if self.world_model.records_passes:
+        if self.world_model.graph_passes:
             self._spare_caches[sizes] = state.cache  # the newest is the last
             while len(self._spare_caches) > MOST_SPARE_CACHES:
                 del self._spare_caches[next(iter(self._spare_caches))]

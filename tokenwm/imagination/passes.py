@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.packed import unpack_linear_maps
+from tokenwm.transformer.frozen import unpack_linear_maps
 from tokenwm.transformer.world_model import WorldModel
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -42,6 +42,7 @@ from tokenwm.shapes import check_shape, check_type, is_whole, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
+from tokenwm.transformer.frozen import freeze
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class TokenWorldModel(Engine):
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(loaded.world_model.frozen(dtype))
+        super().__init__(freeze(loaded.world_model, dtype))
         self.tokenizer: FrameTokenizer = loaded.tokenizer
         self._decoder = frozen_decoder(loaded.tokenizer, dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
@@ -208,7 +209,9 @@ class TokenWorldModel(Engine):
         _check_sampling(sampling)
         action = self.vocabulary.action
         check_ids("action_tokens", action_tokens, action.num_values)
-        check_shape("action_tokens", action_tokens, (len(state.pending), action.num_dimensions))
+        check_shape(
+            "action_tokens", action_tokens, (len(state.frame_tokens), action.num_dimensions)
+        )
         actions = action_tokens.to(self.device)[:, None]
         state, decoded = self._decode(state, actions, sampling)
         return state, StepOutcome(

@@ -1,7 +1,6 @@
 """Heads, from hidden states to the distributions of tokens and the expected reward."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -206,29 +205,10 @@ class CodeHead(CodeTable):
     def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
         super().__init__(codebook_size, levels, dim, scale=0.0)
         self.bias = nn.Parameter(torch.zeros(codebook_size))
-        self.folded_map: nn.Linear | None = None
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """For inference: one linear map, which can be packed as others are."""
-        vectors = self.vectors()
-        num_codes, dim = vectors.shape
-        self.folded_map = nn.Linear(dim, num_codes, device="meta")
-        self.folded_map.weight, self.folded_map.bias = nn.Parameter(vectors), self.bias
-        self.register_state_dict_post_hook(_without_folded_map)  # type: ignore[no-untyped-call]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
-        if self.folded_map is not None:
-            out: Tensor = self.folded_map(hidden)
-            return out
         return F.linear(hidden, self.vectors(), self.bias)
-
-
-def _without_folded_map(head: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Keep a checkpoint's names: what was folded is there twice."""
-    for name in ("weight", "bias"):
-        state.pop(f"{prefix}folded_map.{name}", None)
 
 
 def symlog(x: Tensor) -> Tensor:

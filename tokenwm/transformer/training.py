@@ -20,7 +20,7 @@ from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
 from tokenwm.transformer.heads import ContinuousHead
-from tokenwm.transformer.losses import Losses
+from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 MAX_DYNAMICS_EPISODES = 500
@@ -112,7 +112,8 @@ class WorldModelModule(TrainingModule):
 
     def _losses(self, batch: Batch) -> Losses:
         assert batch.terminated is not None
-        return self.world_model.losses(
+        return losses_of(
+            self.world_model,
             tokens_of(batch),
             step_valid=batch.step_valid,
             action_valid=batch.action_valid,

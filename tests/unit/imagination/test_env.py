@@ -17,7 +17,7 @@ from tokenwm.imagination.context import Context
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.transformer.packed import unpack_linear_maps
+from tokenwm.transformer.frozen import unpack_linear_maps
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402

@@ -106,7 +106,7 @@ def test_nan_in_a_head_is_not_lost_in_a_token(head: str, temperature: float) -> 
     for parameter in part.parameters():
         with torch.no_grad():
             parameter.fill_(torch.nan)
-    from tokenwm.transformer.packed import unpack_linear_maps
+    from tokenwm.transformer.frozen import unpack_linear_maps
 
     unpack_linear_maps(broken.world_model)  # packed ones do not see it
     sampling = SamplingConfig(temperature=temperature)
