@@ -368,9 +368,8 @@ def measure(
         for name, (engine, owner) in engines.items():
             start = now(device)
             decoded[name] = engine(owner, context, actions)
-            own_reading = decoded[name].reading
-            reading = prefills[owner][-1] if own_reading is None else own_reading
-            times[name].append(now(device) - start - reading)
+            taken, own = now(device) - start, decoded[name].reading
+            times[name].append(taken - (prefills[owner][-1] if own is None else own))
     results: list[dict[str, Any]] = []
     for name, (_, owner) in engines.items():
         horizon = decoded[name].frame.shape[1]

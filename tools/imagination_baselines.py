@@ -82,8 +82,8 @@ def plain_loop(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
     before, frames = context.steps([-1]), []
     for action in actions.unbind(1):
         before = before._replace(action=action[:, None])
-        embedded = model.embed(Tokens.cat([before, before], dim=1))
-        hidden = _plain_pass(model, caches, embedded.positions[:, length - 1 : length])
+        steps = model.embed(Tokens.cat([before, before], dim=1))
+        hidden = _plain_pass(model, caches, steps.positions[:, length - 1 : length])
         model.reward(hidden)
         model.termination_logit(hidden)
         new = []
@@ -91,7 +91,7 @@ def plain_loop(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
             logits = model.frame_logits(hidden, before.frame[:, 0, slot])
             token = torch.multinomial(logits.softmax(-1), 1)[:, 0]
             new.append(token)
-            inputs = model.frame_embedding(token) + embedded.around[:, length + slot]
+            inputs = model.frame_embedding(token) + steps.around[:, length + slot]
             hidden = _plain_pass(model, caches, inputs[:, None])
         before = before._replace(frame=torch.stack(new, dim=1)[:, None])
         frames.append(before.frame)
