@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tokenwm.imagination.decode import prefill, score_frames
 from tokenwm.imagination.engine import Engine, Work
 from tokenwm.imagination.memory import within_pixel_memory
 from tokenwm.imagination.passes import compile_passes
-from tokenwm.imagination.pausing import Pausing
+from tokenwm.imagination.pausing import Pausing, finish, without_pause
 from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.rollout import Rollout as Rollout
 from tokenwm.imagination.sampling import SamplingConfig
@@ -251,7 +251,8 @@ class TokenWorldModel(Engine):
         """
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        return self._rollout(context, work, self._imagine(work))
+        most = max(context.tokens.frame.shape[1], work.actions.shape[1])  # never a pause
+        return self._rollout(context, work, finish(self._imagine(work, most)))
 
     @torch.inference_mode()
     def imagine_pausing(
@@ -267,14 +268,13 @@ class TokenWorldModel(Engine):
         """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
 
         Between pauses at most ``chunk_steps`` steps are read or decoded, of at most ``max_rows``
-        rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
-        the rest of those rows is imagined without a pause.
+        rows. Few make more passes: rows wait for one another at every pause.
         """
         if not is_whole(chunk_steps):
             raise TokenwmError(f"chunk_steps={shown(chunk_steps)}; use a whole number, at least 1")
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        decoded = yield from self._imagine_pausing(work, chunk_steps)
+        decoded = yield from self._imagine(work, chunk_steps)
         return self._rollout(context, work, decoded)
 
     def _work(
@@ -356,15 +356,17 @@ class TokenWorldModel(Engine):
         """
         context = self.checked(context)
         num_rows, num_steps = context.tokens.frame.shape[:2]
-        scores = self.limits.in_parts(
+        parts = self.limits.in_parts(
             ("score", num_steps),
             f"contexts of {num_steps} steps to score",
             num_rows,
-            lambda part: score_frames(self.world_model, context.tokens.rows(part)),
+            lambda rows: without_pause(
+                partial(score_frames, self.world_model, context.tokens.rows(rows))
+            ),
             self._free_memory,
             at_most=min(self.max_rows, SCORED_AT_ONCE),
         )
-        return torch.cat(scores)
+        return torch.cat(finish(parts))
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
