@@ -70,7 +70,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel, load
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.frozen import freeze
@@ -208,7 +208,7 @@ def random_model(size: str, num_frame_tokens: int, device: torch.device) -> Worl
         code_levels=(8, 8, 8),
         num_cameras=1,
         grid=(side, num_frame_tokens // side),
-        action=ContinuousTokenizer(edges=edges),
+        action=BinTokenizer(edges=edges),
         state=None,
         has_reward=True,
         tokenizer_hash="none",

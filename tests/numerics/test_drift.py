@@ -16,7 +16,7 @@ from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.model import TransformerConfig
@@ -40,7 +40,7 @@ def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: f
         num_cameras=1,
         grid=(2, 2),
         action=DiscreteTokenizer(num_values=3),
-        state=ContinuousTokenizer(edges=edges),
+        state=BinTokenizer(edges=edges),
         has_reward=False,
         tokenizer_hash="none",
     )
@@ -52,7 +52,7 @@ def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: f
     assert isinstance(head, ContinuousHead)
     with torch.no_grad():
         head.dynamics.drift.bias.copy_(torch.tensor(drift))
-        head.sharpness.fill_(sharpness)
+        head.log_sharpness.fill_(sharpness)
         head.coefficients.bias.zero_()  # nothing else moves it
     return freeze(model.eval())
 

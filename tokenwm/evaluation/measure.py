@@ -23,7 +23,7 @@ from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import to_uint8
 
 PICTURES = (
@@ -150,7 +150,7 @@ class RowScores:
 
 def has_measurable_state(model: TokenWorldModel) -> bool:
     """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
-    return isinstance(model.vocabulary.state, ContinuousTokenizer)
+    return isinstance(model.vocabulary.state, BinTokenizer)
 
 
 class BatchMeasurement:

@@ -14,7 +14,7 @@ from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -116,7 +116,7 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
                 f"context.anchor is {_described(context.anchor)}; expected uint8, as a tensor"
             )
     if context.state is not None:
-        if not isinstance(vocabulary.state, ContinuousTokenizer):
+        if not isinstance(vocabulary.state, BinTokenizer):
             raise TokenwmError(
                 "context.state is given, but the model has no state of real values; give None"
             )

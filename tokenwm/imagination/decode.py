@@ -104,7 +104,7 @@ def prefill_pausing(
 
 
 prefill = unpaused(prefill_pausing)
-"""The same without pauses."""
+"""Read a context without pauses; see :func:`prefill_pausing`."""
 
 
 def decode_step(
@@ -219,7 +219,7 @@ def next_frame_logits(
     frame: Tensor,
     next_state: Tensor | None = None,
 ) -> Tensor:
-    """How likely a given next frame is, in one pass over all its slots.
+    """Logits of a given next frame, in one pass over all its slots.
 
     The state can still be used afterwards, since what is written lies behind all that is attended
     to: the cache needs room for a step, as decoding it would.
@@ -254,7 +254,7 @@ def next_frame_logits(
 
 
 def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
-    """How surprised the model is by every frame after the first, teacher-forced.
+    """Surprise of the model at every frame after the first, teacher-forced.
 
     Steps are read through the cache of imagination, so memory grows in proportion to them and not
     with their square, as in :meth:`WorldModel.forward`.
@@ -344,7 +344,7 @@ def predict_frame_tokens(
 
 
 def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``(..., V)`` logits and what was drawn, ``(...)``: its NLL and their entropy, nats."""
+    """NLL of what was drawn, ``(...)``, and entropy of its ``(..., V)`` logits, both in nats."""
     log_probability = logits.log_softmax(-1)
     nll = -log_probability.gather(-1, drawn[..., None])[..., 0]
     return nll, -(log_probability.exp() * log_probability).sum(-1)

@@ -91,7 +91,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that the weights are on."""
         return self.world_model.slot_embedding.device
 
     def _imagine(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:

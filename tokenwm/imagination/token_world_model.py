@@ -39,7 +39,7 @@ from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, is_whole, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.frozen import freeze
@@ -143,7 +143,7 @@ class TokenWorldModel(Engine):
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
-            if isinstance(vocabulary.state, ContinuousTokenizer):
+            if isinstance(vocabulary.state, BinTokenizer):
                 last_state = torch.tensor(known[:, -1], dtype=torch.float32, device=self.device)
         encoded = within_pixel_memory(
             tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
@@ -433,7 +433,7 @@ class TokenWorldModel(Engine):
     def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Bins of the state, if any: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
         bins = self.vocabulary.state
-        if not isinstance(bins, ContinuousTokenizer):
+        if not isinstance(bins, BinTokenizer):
             return None
         low, high, centers = (
             torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
@@ -500,7 +500,7 @@ class TokenWorldModel(Engine):
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
     ) -> NDArray[np.int64]:
         tokens = tokenizer.encode(values).astype(np.int64)
-        if isinstance(tokenizer, ContinuousTokenizer) and name not in self._warned:
+        if isinstance(tokenizer, BinTokenizer) and name not in self._warned:
             outside = tokenizer.outside(values)
             if outside.any():
                 self._warned.add(name)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer, ScalarTokenizer
 
 NUM_FREQUENCIES = 6
 """Fourier features resolve 2^-5 of a dimension's range.
@@ -20,7 +20,7 @@ def fourier_features(values: Tensor) -> Tensor:
 
     The value, sines and cosines, each octave at half the amplitude of the one below. With equal
     amplitudes the fine ones outweigh the coarse, and 26 joints tell one training step from every
-    other: few episodes are learned by heart instead of understood (measured on the Unitree G1).
+    other: few episodes are learned by heart instead of understood.
     """
     octave = torch.arange(NUM_FREQUENCIES, device=values.device)
     angle = values.unsqueeze(-1) * (math.pi * 2.0 ** (octave - 1))
@@ -30,7 +30,7 @@ def fourier_features(values: Tensor) -> Tensor:
     )
 
 
-def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
+def center_features(tokenizer: BinTokenizer) -> tuple[Tensor, Tensor]:
     """Bin centres scaled to [-1, 1] by the outer edges, and their features.
 
     ``(P, bins)`` and ``(P, bins, F)``.
@@ -57,8 +57,8 @@ class ScalarEmbedding(nn.Module):
 
     def __init__(self, tokenizer: ScalarTokenizer, dim: int) -> None:
         super().__init__()
-        self.is_continuous = isinstance(tokenizer, ContinuousTokenizer)
-        if isinstance(tokenizer, ContinuousTokenizer):
+        self.is_continuous = isinstance(tokenizer, BinTokenizer)
+        if isinstance(tokenizer, BinTokenizer):
             _, features = center_features(tokenizer)
         else:
             features = one_hot_ids(tokenizer)

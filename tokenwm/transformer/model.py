@@ -167,9 +167,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention, ``(B, N, Q, head)``.
 
-    On a CPU as two matrix products: in bfloat16 2 to 6 times as fast as torch's fused kernel, in
-    training and for the few queries and many keys of decoding, and a query's result is the same
-    bits whatever the number of queries and rows beside it (docs/performance.md).
+    On a CPU as two matrix products: in bfloat16 faster than torch's fused kernel, in training and
+    for the few queries and many keys of decoding, and a query's result is the same bits whatever
+    the number of queries and rows beside it (docs/performance.md).
 
     Args:
         q: ``(B, N, Q, head)``.
@@ -213,7 +213,7 @@ def _apart(x: Tensor, batch: int) -> Tensor:
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to scores: 0 where ``mask`` is True, ``-inf`` where not.
+    """The bias of scores: 0 where ``mask`` is True, ``-inf`` where not.
 
     Made once per pass: adding it is several times as fast as filling by the mask in every layer.
     """
@@ -238,8 +238,7 @@ class SwiGLU(nn.Module):
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) that draws eight decisions from one random number.
 
-    On a CPU drawing is most of its cost: 15 % of a training step with ``nn.Dropout``, 2 % so. The
-    probability is rounded to a multiple of 1/256.
+    On a CPU drawing is most of its cost. The probability is rounded to a multiple of 1/256.
     """
 
     def __init__(self, probability: float) -> None:

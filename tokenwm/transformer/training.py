@@ -100,7 +100,7 @@ class WorldModelModule(TrainingModule):
         self._log_held_out("val", batch)
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """The same on the test split."""
+        """Losses on the test split."""
         self._log_held_out("test", batch)
 
     def _log_held_out(self, stage: str, batch: Batch) -> None:

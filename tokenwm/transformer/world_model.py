@@ -11,7 +11,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.sequence.layout import attention_mask, interleave, predictors, shift_to_inputs
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
@@ -86,7 +86,7 @@ class Embedded(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a full (teacher-forced) pass predicts.
+    """Predictions of a full (teacher-forced) pass.
 
     Attributes:
         frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step
@@ -149,7 +149,7 @@ class WorldModel(nn.Module):
         self.state_head: ContinuousHead | DiscreteHead | None
         if state is None:
             self.state_head = None
-        elif isinstance(state, ContinuousTokenizer):
+        elif isinstance(state, BinTokenizer):
             self.state_head = ContinuousHead(state, vocabulary.action, dim)
         else:
             self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
@@ -212,12 +212,10 @@ class WorldModel(nn.Module):
         return logits.scatter_add(-1, previous.unsqueeze(-1), bonus)
 
     def point_logits(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """What greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
+        """The logits that greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
 
         Where a token will change, but to one of many values, staying is the single most likely
-        outcome and mostly wrong; as a point forecast ``q`` is better. On held-out episodes of the
-        Unitree G1, training with a weight of 3 and decoding ``q`` gained 1.8 dB over a weight of 1,
-        on average over horizons 5 to 20.
+        outcome and mostly wrong; as a point forecast ``q`` is better (docs/quickstart-recipe.md).
 
         Args:
             logits: ``(..., V)`` from :meth:`frame_logits`.
