@@ -10,7 +10,8 @@ import torch
 
 from tests.small_models import random_tokens, shake
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
-from tokenwm.imagination.decode import decode_steps, draw_state, prefill
+from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.drawing import draw_state
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState

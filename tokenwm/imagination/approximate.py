@@ -16,12 +16,8 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import (
-    draw_frame_tokens,
-    draw_next_state,
-    embed_next,
-    surprise_and_entropy,
-)
+from tokenwm.imagination.decode import embed_next, with_frame
+from tokenwm.imagination.drawing import draw_frame_tokens, draw_next_state, surprise_and_entropy
 from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import forward_span
 from tokenwm.imagination.sampling import SamplingConfig
@@ -138,16 +134,18 @@ def _decode_step(
     # head a guess of all.
     every = hidden[:, None].expand(-1, len(slots), -1)  # (B, K, D)
     num_drawn = 0 if model.layout.has_state else 1
+    if new_state is not None:
+        embedded = embed_next(model, state, action, new_state)
     if model.draft_head is not None:
-        hints = embed_next(model, state, action, new_state).hints[:, 0]
-        every = torch.cat([every[:, :num_drawn], model.draft_head(hidden, hints)[:, num_drawn:]], 1)
+        guess = model.draft_head(hidden, embedded.hints[:, 0])
+        every = torch.cat([every[:, :num_drawn], guess[:, num_drawn:]], dim=1)
         num_drawn = len(slots)
     frame = previous
     for number in range(num_passes):
         if number > 0:
-            embedded = embed_next(model, state, action, new_state, frame)
             at = slice(length - 1, -2)  # the action again, and all but the last observation slot
-            every = forward_span(model, state.cache, embedded.positions[:, at], place[:, at])
+            inputs = with_frame(model, embedded, frame)[:, at]
+            every = forward_span(model, state.cache, inputs, place[:, at])
             every, num_drawn = every[:, first:], len(slots)
         logits = model.frame_logits(every, previous)
         drawn = draw_frame_tokens(model, logits, previous, state, step, slots, sampling)
@@ -157,6 +155,6 @@ def _decode_step(
     following = replace(
         state, step=step, frame_tokens=frame, state_tokens=new_state, state_values=new_values
     )
-    drawn = embed_next(model, state, action, new_state, frame).positions[:, length:-1]
+    unread = with_frame(model, embedded, frame)[:, length:-1]
     passes = torch.full_like(state.seeds, num_passes)
-    return following, drawn, StepOutcome(*outcome, nll, entropy, passes)
+    return following, unread, StepOutcome(*outcome, nll, entropy, passes)

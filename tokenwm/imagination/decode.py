@@ -8,7 +8,6 @@ last observation position of the current step (its last frame token); it goes th
 together with the action, so a step costs one pass per predicted slot and none more.
 """
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.drawing import draw_next_state, predict_frame_tokens
 from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import (
     compiled_like_passes,
@@ -25,7 +25,7 @@ from tokenwm.imagination.passes import (
     spans,
 )
 from tokenwm.imagination.pausing import Pausing, unpaused
-from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
+from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.layout import predictors
 from tokenwm.sequence.tokens import Tokens
@@ -243,7 +243,7 @@ def next_frame_logits(
     state.cache.check_room(1)
     if model.state_head is not None and next_state is None:
         raise TokenwmError("the model has a state: give next_state, the state tokens of the step")
-    embedded = embed_next(model, state, action, next_state, frame).positions
+    embedded = with_frame(model, embed_next(model, state, action, next_state), frame)
     # From the last position before the action to the last that predicts a slot of the frame.
     fed = slice(model.layout.positions_per_step - 2, -2)
     place = state.step * model.layout.positions_per_step + torch.arange(
@@ -291,11 +291,7 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
 
 
 def embed_next(
-    model: WorldModel,
-    state: DecodeState,
-    action: Tensor,
-    new_state: Tensor | None = None,
-    frame: Tensor | None = None,
+    model: WorldModel, state: DecodeState, action: Tensor, new_state: Tensor | None = None
 ) -> Embedded:
     """Embed the step of a state and the one that an action leads to, as far as it is known.
 
@@ -305,148 +301,20 @@ def embed_next(
         action: ``(B, A)`` int64 action tokens.
         new_state: ``(B, P)`` int64, the state tokens that it leads to. None: not known yet; of the
             second step nothing is right then, if there is a state.
-        frame: ``(B, K)`` int64, the frame tokens that it leads to, given or guessed. None: not
-            known yet; of the second step's frame slots ``around`` is right then.
 
     Returns:
-        Two steps; the action of the second does not count.
+        Two steps. Of the second the action does not count, and its frame slots hold the tokens of
+        the first: only ``around`` is right there, see :func:`with_frame`.
     """
-    before = Tokens(state.frame_tokens, state.state_tokens, action)
-    after = Tokens(
-        state.frame_tokens if frame is None else frame,
-        state.state_tokens if new_state is None else new_state,
-        action,
-    )
+    before = Tokens(state.frame_tokens, state.state_tokens, action).map(lambda t: t[:, None])
+    after = before if new_state is None else before._replace(state=new_state[:, None])
     embed = compiled_like_passes(model, WorldModel.embed)
-    return embed(model, Tokens.cat([part.map(lambda t: t[:, None]) for part in (before, after)], 1))
+    return embed(model, Tokens.cat([before, after], dim=1))
 
 
-def predict_frame_tokens(
-    model: WorldModel,
-    hidden: Tensor,
-    previous: Tensor,
-    state: DecodeState,
-    step: Tensor,
-    slot: Tensor,
-    sampling: SamplingConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the frame tokens that hidden states ``(B, ..., D)`` predict.
-
-    Other arguments are those of :func:`draw_frame_tokens`.
-
-    Returns:
-        The tokens, ``(B, ...)`` int64; their negative log-likelihoods at temperature 1, and the
-        entropies of what they were drawn from, in nats, ``(B, ...)`` float32.
-    """
-    logits = model.frame_logits(hidden, previous)
-    drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
-    return drawn, *surprise_and_entropy(logits, drawn)
-
-
-def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL of what was drawn, ``(...)``, and entropy of its ``(..., V)`` logits, both in nats."""
-    log_probability = logits.log_softmax(-1)
-    nll = -log_probability.gather(-1, drawn[..., None])[..., 0]
-    return nll, -(log_probability.exp() * log_probability).sum(-1)
-
-
-def draw_frame_tokens(
-    model: WorldModel,
-    logits: Tensor,
-    previous: Tensor,
-    state: DecodeState,
-    step: Tensor,
-    slot: Tensor,
-    sampling: SamplingConfig,
-) -> Tensor:
-    """Draw frame tokens.
-
-    Args:
-        model: Whose :meth:`WorldModel.point_logits` greedy decoding maximises.
-        logits: ``(B, ..., V)`` float32.
-        previous: ``(B, ...)`` int64, the slots' tokens one step before.
-        state: Whose noise to use.
-        step: int64, to be broadcast to ``(B, ...)``: the step of each token.
-        slot: The same, its slot.
-        sampling: How ids are drawn.
-
-    Returns:
-        ``(B, ...)`` int64.
-    """
-    if sampling.is_greedy:
-        return model.point_logits(logits, previous).argmax(-1)
-    shape = (-1, *[1] * (previous.ndim - 1))
-    seeds, streams = state.seeds.view(shape), state.noise_streams.view(shape)
-    noise = gumbel_noise(seeds, streams, step, slot, logits.shape[-1])
-    return sample(logits, noise, sampling)
-
-
-def draw_next_state(
-    model: WorldModel,
-    hidden: Tensor,
-    state: DecodeState,
-    action: Tensor,
-    sampling: SamplingConfig,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Draw the state that an action leads to; None without a state.
-
-    Args:
-        model: The world model.
-        hidden: ``(B, D)`` at the action.
-        state: The state before.
-        action: ``(B, A)`` int64 action tokens.
-        sampling: How ids are drawn.
-
-    Returns:
-        Its tokens and values, ``(B, P)`` each.
-    """
-    tokens, values = state.state_tokens, state.state_values
-    if tokens is None or values is None:
-        return None, None
-    return draw_state(model, hidden, tokens, values, action, state, state.step + 1, sampling)
-
-
-def draw_state(
-    model: WorldModel,
-    hidden: Tensor,
-    previous: Tensor,
-    values: Tensor,
-    action: Tensor,
-    state: DecodeState,
-    step: Tensor,
-    sampling: SamplingConfig,
-) -> tuple[Tensor, Tensor]:
-    """Draw the state at ``step``.
-
-    Each dimension has its own noise. Frame slots use the numbers of their slots; the dimensions of
-    the state go on behind the last slot of a step.
-
-    Args:
-        model: The world model, which has a state.
-        hidden: ``(B, D)`` at the action.
-        previous: ``(B, P)`` int64, the state tokens of the step before.
-        values: ``(B, P)``, its values, see :class:`DecodeState`.
-        action: ``(B, A)`` int64 action tokens.
-        state: Whose noise to use.
-        step: int64, scalar or ``(B, 1)``.
-        sampling: How ids are drawn.
-
-    Returns:
-        The tokens, ``(B, P)`` int64, and their values, the same shape; NaN where the head says NaN,
-        which no token can.
-    """
-    head = model.state_head
-    assert head is not None
-    logits = head(hidden, previous, action)  # (B, P, bins)
-    if sampling.is_greedy:
-        tokens, new = head.forecast(logits, previous, action, values)
-    else:
-        dimensions = torch.arange(logits.shape[1], device=logits.device)
-        slots = model.layout.num_frame_tokens + 2 + dimensions
-        seeds, streams = state.seeds[:, None], state.noise_streams[:, None]
-        tokens = sample(
-            logits, gumbel_noise(seeds, streams, step, slots, logits.shape[-1]), sampling
-        )
-        new = head.values_of(tokens)
-    drawn_from = logits.gather(-1, tokens[..., None])[..., 0]
-    return tokens, new.masked_fill(drawn_from.isnan(), math.nan)
+def with_frame(model: WorldModel, embedded: Embedded, frame: Tensor) -> Tensor:
+    """Positions of :func:`embed_next`, ``(B, 2 * L, D)``, with a frame given or guessed."""
+    slots = slice(-model.layout.num_frame_tokens - 1, -1)
+    held = model.frame_embedding(frame) + embedded.around[:, slots]
+    positions = embedded.positions
+    return torch.cat([positions[:, : slots.start], held, positions[:, -1:]], dim=1)

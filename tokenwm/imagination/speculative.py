@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import draw_state, predict_frame_tokens
+from tokenwm.imagination.drawing import draw_state, predict_frame_tokens
 from tokenwm.imagination.graphs import GraphedCall, overwrite
 from tokenwm.imagination.passes import (
     compiled_like_passes,
