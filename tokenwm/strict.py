@@ -1,8 +1,9 @@
-"""Plain values, as a YAML or JSON file holds them, made into dataclasses; nothing is guessed."""
+"""Plain values, as a YAML or JSON file holds them, and dataclasses; nothing is guessed."""
 
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -109,6 +110,26 @@ def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> An
     if hint in (bool, int, str) and type(value) is hint:
         return value
     raise TokenwmError(f"{where} is {show(value)}; expected {_describe(hint)}")
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON holds them: dicts, lists, and None in place of a number that is not finite.
+
+    Of a dataclass, its fields, and the properties that its ``DERIVED`` names; of an array, a list.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [item.name for item in dataclasses.fields(value)]
+        names += getattr(value, "DERIVED", ())
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def show(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,8 @@ class OutsideTraining:
             split, dB; None if it had none.
     """
 
+    DERIVED: ClassVar = ("is_notable", "is_far")
+
     values: tuple[ValuesOutside, ...]
     reconstruction: float
     reconstruction_at_home: float | None
@@ -79,10 +81,6 @@ class OutsideTraining:
     def is_notable(self) -> bool:
         """True if the headline has to say it."""
         return self.has_other_pictures or any(item.is_notable for item in self.values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "is_notable": self.is_notable, "is_far": self.is_far}
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,14 @@
 """What an evaluation found: plain records, and their form in ``metrics.json``."""
 
+import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import (
     CLAIM_ERROR,
     CONFIDENCE,
@@ -16,12 +18,22 @@ from tokenwm.evaluation.metrics import (
     FloatArray,
     GainCurve,
     HorizonSummary,
-    plain,
 )
 from tokenwm.evaluation.outside import OutsideTraining
+from tokenwm.strict import plain
 from tokenwm.tokenizer.frames import DEAD_CODEBOOK_SHARE
 
 METRICS_VERSION = 2
+KEYS = {
+    "psnr_gain": "psnr_gain_over_persistence",
+    "psnr_gain_plain": "psnr_gain_over_persistence_plain",
+    "action_gap": "psnr_action_gap",
+    "state": "state_error",
+    "outside": "outside_training",
+    "horizons": "beats_persistence",
+    "skipped": "skipped_episodes",
+}
+"""Field of :class:`Evaluation` → its key in ``metrics.json``, where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +57,6 @@ class StateErrors:
     names: tuple[str, ...]
     units: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {
-            "absolute": _curves(self.absolute),
-            "normalized": None if self.normalized is None else _curves(self.normalized),
-            "per_dimension": {name: plain(table) for name, table in self.per_dimension.items()},
-            "names": list(self.names),
-            "units": self.units,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class TerminationScore:
@@ -73,6 +75,8 @@ class TerminationScore:
         true_per_horizon: ``num_true`` by horizon, ``(H,)``.
         hits_per_horizon: ``num_hits`` by horizon.
     """
+
+    DERIVED: ClassVar = ("recall", "precision", "false_alarm_rate")
 
     threshold: float
     num_episodes: int
@@ -99,11 +103,6 @@ class TerminationScore:
         going_on = self.num_steps - self.num_true
         return (self.num_predicted - self.num_hits) / going_on if going_on else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        rates = ("recall", "precision", "false_alarm_rate")
-        return {**asdict(self), **{name: getattr(self, name) for name in rates}}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUse:
@@ -116,6 +115,8 @@ class CodebookUse:
         perplexity: ``exp`` of the entropy of the codes, in [1, V].
     """
 
+    DERIVED: ClassVar = ("is_dead",)
+
     codebook_size: int
     num_used: int
     usage: float
@@ -125,10 +126,6 @@ class CodebookUse:
     def is_dead(self) -> bool:
         """Whether the tokenizer has collapsed."""
         return self.usage < DEAD_CODEBOOK_SHARE
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "is_dead": self.is_dead}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +140,8 @@ class Speed:
             futures and horizons, each imagined a step at a time: how well drafts are accepted.
     """
 
+    DERIVED: ClassVar = ("steps_per_second",)
+
     milliseconds_per_step: float
     batch_size: int
     device: str
@@ -153,10 +152,6 @@ class Speed:
         """Imagined steps of all futures together."""
         return 1000.0 * self.batch_size / self.milliseconds_per_step
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "steps_per_second": self.steps_per_second}
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:
@@ -165,14 +160,6 @@ class EpisodeResult:
     key: str
     first_steps: tuple[int, ...]
     psnr: Mapping[str, FloatArray]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {
-            "key": self.key,
-            "first_steps": list(self.first_steps),
-            "psnr": {name: plain(values) for name, values in self.psnr.items()},
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,11 +266,8 @@ class Evaluation:
         return {
             "metrics_version": METRICS_VERSION,
             "horizons": list(range(1, self.num_horizons + 1)),
-            "control_rate": self.control_rate,
             "num_episodes": len(self.episodes),
             "num_starts": self.num_starts,
-            "num_models": self.num_models,
-            "has_other_splits": self.has_other_splits,
             "intervals": {
                 "kind": "student_t",
                 "over": "episodes",
@@ -292,29 +276,53 @@ class Evaluation:
                 "simultaneous_error": CLAIM_ERROR,
                 "simultaneous_shares": max(self.num_horizons, LEAST_SHARES),
             },
-            "outside_training": self.outside.to_dict(),
-            "beats_persistence": asdict(self.horizons),
-            "psnr": _curves(self.psnr),
-            "psnr_pooled": {name: plain(values) for name, values in self.psnr_pooled.items()},
-            "psnr_gain_over_persistence": self.psnr_gain.to_dict(),
-            "psnr_gain_over_persistence_plain": self.psnr_gain_plain.to_dict(),
-            "psnr_action_gap": None if self.action_gap is None else self.action_gap.to_dict(),
-            "ssim": _curves(self.ssim),
-            "token_accuracy": _curves(self.token_accuracy),
-            "token_nll": _curves(self.token_nll),
-            "state_error": None if self.state is None else self.state.to_dict(),
-            "reward_error": None if self.reward_error is None else _curves(self.reward_error),
-            "reward_squared_error": None
-            if self.reward_squared_error is None
-            else _curves(self.reward_squared_error),
-            "termination": None if self.termination is None else self.termination.to_dict(),
-            "codebook": self.codebook.to_dict(),
-            "speed": self.speed.to_dict(),
-            "episodes": [episode.to_dict() for episode in self.episodes],
-            "skipped_episodes": dict(self.skipped),
-            "provenance": dict(self.provenance),
+            **{key: plain(getattr(self, name)) for name, key in _keys().items()},
+            "examples": [
+                {"key": example.key, "first_step": example.first_step, "rank": example.rank}
+                for example in self.examples
+            ],
         }
 
+    @classmethod
+    def from_dict(cls, metrics: Mapping[str, Any]) -> "Evaluation":
+        """An evaluation from what ``metrics.json`` holds; without examples, which are files.
 
-def _curves(curves: Mapping[str, Curve]) -> dict[str, Any]:
-    return {name: curve.to_dict() for name, curve in curves.items()}
+        Raises:
+            TokenwmError: It is of another version, or no such table.
+        """
+        try:
+            if metrics["metrics_version"] != METRICS_VERSION:
+                raise TokenwmError(
+                    f"metrics_version is {metrics['metrics_version']}; expected {METRICS_VERSION}"
+                )
+            hints = get_type_hints(cls)
+            values = {name: _typed(hints[name], metrics[key]) for name, key in _keys().items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TokenwmError(f"these are no metrics of an evaluation: {error!r}") from error
+        return cls(**values, examples=())
+
+
+def _keys() -> dict[str, str]:
+    """Field of :class:`Evaluation` → key in ``metrics.json``, of all that is stored as it is."""
+    names = (item.name for item in fields(Evaluation) if item.name != "examples")
+    return {name: KEYS.get(name, name) for name in names}
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A JSON value as what an annotation in this file says; the inverse of ``plain``."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        parts = {item.name: _typed(hints[item.name], value[item.name]) for item in fields(hint)}
+        return hint(**parts)  # type: ignore[operator]
+    if origin is types.UnionType:
+        return _typed(arguments[0], value)
+    if origin is np.ndarray:
+        return np.array(value, dtype=np.float64)  # None becomes NaN
+    if origin is tuple:
+        return tuple(_typed(arguments[0], item) for item in value)
+    if origin is Mapping:
+        return {str(key): _typed(arguments[1], item) for key, item in value.items()}
+    return hint(value)

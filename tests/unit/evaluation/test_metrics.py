@@ -16,13 +16,13 @@ from tokenwm.evaluation.metrics import (
     copy_nll,
     gain_curve,
     interval_curve,
-    plain,
     psnr_from_mse,
     squared_error,
     ssim,
     student_quantile,
     summarize_gain,
 )
+from tokenwm.strict import plain
 
 
 @pytest.mark.parametrize(("mse", "psnr"), [(1.0, 0.0), (0.01, 20.0), (1e-6, 60.0), (0.0, 60.0)])
