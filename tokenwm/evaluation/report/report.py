@@ -33,7 +33,7 @@ from tokenwm.evaluation.report.pictures import (
     write_png,
 )
 from tokenwm.evaluation.report.plots import make_plots
-from tokenwm.evaluation.report.training_curves import plot_training, stored_plots
+from tokenwm.evaluation.report.training_curves import plot_training
 from tokenwm.evaluation.results import Evaluation, Example
 from tokenwm.pages.plot_style import Plot
 
@@ -79,30 +79,13 @@ def write_report(
     examples = [_write_example(out, example, evaluation) for example in evaluation.examples]
     metrics = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False, default=str)
     _write(out / "metrics.json", (metrics + "\n").encode())
-    return _write_page(out, evaluation, examples, _training_plots(curves or {}))
+    return write_page(out, evaluation, examples, _training_plots(curves or {}))
 
 
-def renew_report(out: Path | str) -> ReportFiles:
-    """Write page and plots of a report again, from its ``metrics.json``, pictures and films.
-
-    Raises:
-        TokenwmError: There is no report, it is of another version, or a file cannot be written.
-    """
-    out = Path(out)
-    try:
-        metrics = json.loads((out / "metrics.json").read_bytes())
-        evaluation = Evaluation.from_dict(metrics)
-        examples = _stored_examples(out, metrics.get("examples"))
-        return _write_page(out, evaluation, examples, stored_plots(out / "plots"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, TokenwmError) as error:
-        raise TokenwmError(
-            f"report {out} cannot be renewed: {error}; make it again with 'tokenwm evaluate'"
-        ) from error
-
-
-def _write_page(
+def write_page(
     out: Path, evaluation: Evaluation, examples: Sequence[ExamplePictures], training: list[Plot]
 ) -> ReportFiles:
+    """Write the page and its plots, beside pictures and figures that are there already."""
     plots = make_plots(evaluation)
     for plot in plots + training:
         _write(out / "plots" / f"{plot.name}.png", plot.png)
@@ -111,29 +94,13 @@ def _write_page(
     return files
 
 
-def _stored_examples(out: Path, known: Sequence[Mapping[str, Any]] | None) -> list[ExamplePictures]:
-    """The examples that ``metrics.json`` names, or, of older reports, all strips there are."""
-    # Names are looked up among the files of the folder, so that they can lead nowhere else.
-    strips = {path.stem: path for path in sorted((out / "strips").glob("*.png"))}
-    films = {path.stem: path for path in (out / "films").glob("*.gif")}
-    captions = {_stem(item["key"], item["first_step"]): _caption(**item) for item in known or []}
-    if known is None:
-        parts = {stem: stem.rpartition("_") for stem in strips}
-        captions = {
-            stem: f"episode {key} from step {int(n)}" for stem, (key, _, n) in parts.items()
-        }
-    return [
-        ExamplePictures(caption=caption, strip=strips[stem], film=films[stem])
-        for stem, caption in captions.items()
-        if stem in strips and stem in films
-    ]
-
-
-def _stem(key: str, first_step: int) -> str:
+def stem_of(key: str, first_step: int) -> str:
+    """Name of the files of an example, without suffix."""
     return f"{key}_{first_step:04d}"
 
 
-def _caption(*, key: str, first_step: int, rank: str) -> str:
+def caption_of(*, key: str, first_step: int, rank: str) -> str:
+    """The words above the pictures of an example."""
     return f"{rank}: episode {key} from step {first_step}"
 
 
@@ -149,9 +116,9 @@ def _write_example(out: Path, example: Example, evaluation: Evaluation) -> Examp
     if example.shuffled is not None:
         imagined["shuffled actions"] = side_by_side(example.shuffled)
     rows = {"truth": truth, "prediction": imagined["prediction"], **errors, **imagined}
-    name = _stem(example.key, example.first_step)
+    name = stem_of(example.key, example.first_step)
     files = ExamplePictures(
-        caption=_caption(key=example.key, first_step=example.first_step, rank=example.rank),
+        caption=caption_of(key=example.key, first_step=example.first_step, rank=example.rank),
         strip=out / "strips" / f"{name}.png",
         film=out / "films" / f"{name}.gif",
     )

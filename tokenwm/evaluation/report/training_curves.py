@@ -79,6 +79,7 @@ def stored_plots(folder: Path) -> list[Plot]:
             png=path.read_bytes(),
         )
         for path in sorted(folder.glob(f"{PREFIX}*.png"))
+        if not path.is_symlink()
     ]
 
 

@@ -19,7 +19,8 @@ from tokenwm.evaluation.outside import OutsideTraining, ValuesOutside
 from tokenwm.evaluation.report.headline import headline, table_horizons, with_interval
 from tokenwm.evaluation.report.page import significant_digits
 from tokenwm.evaluation.report.plots import make_plots, table_ticks
-from tokenwm.evaluation.report.report import renew_report, strip_columns, write_report
+from tokenwm.evaluation.report.renew import renew_report
+from tokenwm.evaluation.report.report import strip_columns, write_report
 from tokenwm.evaluation.report.training_curves import plot_training, read_losses
 from tokenwm.evaluation.results import CodebookUse, Evaluation
 
@@ -109,7 +110,7 @@ def test_a_page_is_renewed_from_its_files(
 ) -> None:
     again = shutil.copytree(report, tmp_path / "report")
     (again / "index.html").write_text("an older page")
-    assert renew_report(again).index.read_text() == (report / "index.html").read_text()
+    assert renew_report(again).read_text() == (report / "index.html").read_text()
     for path in (report / "plots").iterdir():
         assert (again / "plots" / path.name).read_bytes() == path.read_bytes()
     metrics = json.loads((again / "metrics.json").read_text())
@@ -117,7 +118,7 @@ def test_a_page_is_renewed_from_its_files(
     # One of an older version names no examples; its strips are shown all the same.
     del metrics["examples"]
     (again / "metrics.json").write_text(json.dumps(metrics))
-    text = renew_report(again).index.read_text()
+    text = renew_report(again).read_text()
     for example in evaluation.examples:
         assert f"<figcaption>episode {example.key} from step {example.first_step}<" in text
 
@@ -136,10 +137,13 @@ def test_a_renewed_page_shows_no_files_from_elsewhere(report: Path, tmp_path: Pa
     again = shutil.copytree(report, tmp_path / "report")
     for name, kind in (("strips", "png"), ("films", "gif")):
         shutil.copy(next((report / name).iterdir()), tmp_path / f"secret_0000.{kind}")
+        (again / name / f"linked_0000.{kind}").symlink_to(tmp_path / f"secret_0000.{kind}")
     metrics = json.loads((again / "metrics.json").read_text())
-    metrics["examples"] = [{"key": "../../secret", "first_step": 0, "rank": "best"}]
+    metrics["examples"] = [
+        {"key": key, "first_step": 0, "rank": "best"} for key in ("../../secret", "linked")
+    ]
     (again / "metrics.json").write_text(json.dumps(metrics))
-    assert "None were kept." in renew_report(again).index.read_text()
+    assert "None were kept." in renew_report(again).read_text()
 
 
 def test_every_part_is_a_file_of_its_own(report: Path, evaluation: Evaluation) -> None:
