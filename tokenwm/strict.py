@@ -132,6 +132,36 @@ def plain(value: Any) -> Any:
     return value
 
 
+def from_plain(hint: Any, value: Any) -> Any:
+    """Make a value of what :func:`plain` made of it; not for files that people write.
+
+    Args:
+        hint: A dataclass, or an annotation of one of its fields. Arrays are float64.
+        value: The plain value; None stays None, and is NaN in an array.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: It does not fit the annotation.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        names = [item.name for item in dataclasses.fields(hint)]
+        return hint(**{name: from_plain(hints[name], value[name]) for name in names})  # type: ignore[operator]
+    if origin is types.UnionType:
+        return from_plain(arguments[0], value)
+    if origin is tuple:
+        return tuple(from_plain(arguments[0], item) for item in value)
+    if origin is Mapping:
+        return {str(key): from_plain(arguments[1], item) for key, item in value.items()}
+    if getattr(origin, "__name__", "") == "ndarray":
+        import numpy as np  # not at the top: help texts are read without it
+
+        return np.array(value, dtype=np.float64)
+    return hint(value)
+
+
 def show(value: Any) -> str:
     """A value and its type, for a message."""
     return f"{str(value)[:60]!r} ({'null' if value is None else type(value).__name__})"

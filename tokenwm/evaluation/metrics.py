@@ -247,7 +247,7 @@ def copy_nll(copied: FloatArray, num_values: int) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True)
 class HorizonSummary:
-    """For how many steps a model is better than a baseline. Horizons count from 1.
+    """The horizons at which a model is better than a baseline. They count from 1.
 
     Everything said here of confidence is one statement: with 95 % *all* of it is true.
 
@@ -268,7 +268,7 @@ class HorizonSummary:
 
 
 def summarize_gain(gain: GainCurve) -> HorizonSummary:
-    """Where a paired difference (model minus baseline, more is better) shows the model to win."""
+    """The horizons at which a paired difference (model minus baseline) shows the model to win."""
     confident = [bool(certain) for certain in gain.is_certain]
     effective = confident.index(False) if False in confident else len(confident)
     better = np.flatnonzero(gain.mean > 0)

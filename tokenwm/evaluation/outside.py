@@ -29,9 +29,9 @@ class ValuesOutside:
 
     Attributes:
         name: ``action`` or ``state``.
-        share: Of all values, 0 to 1.
+        share: Share of all values that are outside, 0 to 1.
         worst_dimension: Name of the dimension with most, or its number.
-        worst_share: Of that dimension's values, 0 to 1.
+        worst_share: Share of that dimension's values, 0 to 1.
         worst_excess: How far its furthest value lies beyond, in ranges of the training data; 0 for
             ids, which have no distance.
     """
@@ -53,10 +53,10 @@ class OutsideTraining:
     """Distance of the measured episodes from what the model was trained on.
 
     Attributes:
-        values: Of actions, and of states if the model has them.
+        values: Actions outside, and states if the model has them.
         reconstruction: PSNR of the MSE of all true frames that were imagined, through the
             tokenizer, dB.
-        reconstruction_at_home: The same as the tokenizer's training noted it last for its own val
+        reconstruction_at_home: That PSNR as the tokenizer's training noted it last for its own val
             split, dB; None if it had none.
     """
 

@@ -1,9 +1,8 @@
-"""What an evaluation found: plain records, and their form in ``metrics.json``."""
+"""The findings of an evaluation: plain records, and their form in ``metrics.json``."""
 
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from tokenwm.evaluation.metrics import (
     HorizonSummary,
 )
 from tokenwm.evaluation.outside import OutsideTraining
-from tokenwm.strict import plain
+from tokenwm.strict import from_plain, plain
 from tokenwm.tokenizer.frames import DEAD_CODEBOOK_SHARE
 
 METRICS_VERSION = 2
@@ -43,9 +42,9 @@ class StateErrors:
     Attributes:
         absolute: ``model``, ``persistence``, ``quantization``: absolute error in the units of the
             data, mean over dimensions.
-        normalized: The same, each dimension divided by its standard deviation over the training
+        normalized: Like ``absolute``, in standard deviations of each dimension over the training
             data; dimensions that never move are left out. None if that deviation is not known.
-        per_dimension: The same as ``absolute`` per dimension, ``(H, state_dim)``, without
+        per_dimension: Like ``absolute``, but per dimension, ``(H, state_dim)``, without
             intervals.
         names: Names of the dimensions; may be empty.
         units: Unit of the data; may be empty.
@@ -106,7 +105,7 @@ class TerminationScore:
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUse:
-    """How much of the codebook the frames of the split use.
+    """Use of the codebook by the frames of the split.
 
     Attributes:
         codebook_size: ``V``.
@@ -124,7 +123,7 @@ class CodebookUse:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the tokenizer has collapsed."""
+        """True if the tokenizer has collapsed."""
         return self.usage < DEAD_CODEBOOK_SHARE
 
 
@@ -172,8 +171,8 @@ class Example:
         rank: Why this one is shown, in words.
         context: ``(C, cameras, height, width, 3)`` uint8, what was observed.
         truth: ``(H, cameras, height, width, 3)`` uint8, what happened.
-        prediction: What was imagined under the true actions.
-        shuffled: What was imagined under another episode's actions, or None.
+        prediction: The future imagined under the true actions.
+        shuffled: The future imagined under another episode's actions, or None.
     """
 
     key: str
@@ -192,17 +191,17 @@ class Evaluation:
     Attributes:
         control_rate: Steps per second, Hz.
         psnr: Per entry of :data:`tokenwm.evaluation.measure.PICTURES`, dB.
-        psnr_pooled: The same, but of the MSE over all episodes together; ``(H,)``.
+        psnr_pooled: PSNR of the MSE over all episodes together; ``(H,)``.
         psnr_gain: Paired difference of ``model`` and ``persistence``, dB.
-        psnr_gain_plain: The same without anchored decoding.
+        psnr_gain_plain: Like ``psnr_gain``, without anchored decoding.
         action_gap: Paired difference of true and shuffled actions, dB (ΔPSNR), or None.
         ssim: Per entry of ``PICTURES``.
         token_accuracy: ``model``, ``persistence`` and ``shuffled``.
         token_nll: ``model`` and ``persistence``, nats per token.
         state: Errors of the state, or None.
         reward_error: ``model`` and ``training_mean``: mean absolute error of the reward, or None.
-        reward_squared_error: The same of the square, which an expectation makes least; the mean of
-            what may be is no good guess where the absolute error counts.
+        reward_squared_error: Mean squared error, which an expectation makes least; the mean of what
+            may be is no good guess where the absolute error counts.
         termination: How well endings are foreseen, or None if no measured step ends.
         num_models: How many models were measured, each on episodes held out from it.
         has_other_splits: Whether the data are those of the training divided otherwise, so that the
@@ -253,7 +252,7 @@ class Evaluation:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether there are intervals: they are over episodes, and one episode has no spread."""
+        """True if there are intervals: they are over episodes, and one episode has no spread."""
         return len(self.episodes) > 1
 
     @property
@@ -262,7 +261,7 @@ class Evaluation:
         return len(self.episodes) >= MIN_EPISODES
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds; null where there is no value, never NaN."""
+        """The content of ``metrics.json``; null where there is no value, never NaN."""
         return {
             "metrics_version": METRICS_VERSION,
             "horizons": list(range(1, self.num_horizons + 1)),
@@ -296,7 +295,7 @@ class Evaluation:
                     f"metrics_version is {metrics['metrics_version']}; expected {METRICS_VERSION}"
                 )
             hints = get_type_hints(cls)
-            values = {name: _typed(hints[name], metrics[key]) for name, key in _keys().items()}
+            values = {name: from_plain(hints[name], metrics[key]) for name, key in _keys().items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TokenwmError(f"these are no metrics of an evaluation: {error!r}") from error
         return cls(**values, examples=())
@@ -306,23 +305,3 @@ def _keys() -> dict[str, str]:
     """Field of :class:`Evaluation` → key in ``metrics.json``, of all that is stored as it is."""
     names = (item.name for item in fields(Evaluation) if item.name != "examples")
     return {name: KEYS.get(name, name) for name in names}
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    """A JSON value as what an annotation in this file says; the inverse of ``plain``."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if is_dataclass(hint):
-        hints = get_type_hints(hint)
-        parts = {item.name: _typed(hints[item.name], value[item.name]) for item in fields(hint)}
-        return hint(**parts)  # type: ignore[operator]
-    if origin is types.UnionType:
-        return _typed(arguments[0], value)
-    if origin is np.ndarray:
-        return np.array(value, dtype=np.float64)  # None becomes NaN
-    if origin is tuple:
-        return tuple(_typed(arguments[0], item) for item in value)
-    if origin is Mapping:
-        return {str(key): _typed(arguments[1], item) for key, item in value.items()}
-    return hint(value)

@@ -23,7 +23,7 @@ INK = "#262626"
 FAINT = "#8C8C8C"
 SIZE = (6.4, 3.7)  # inches
 MARGINS = {"left": 0.09, "right": 0.73, "bottom": 0.14, "top": 0.87}
-"""The same for all, so that plots side by side line up; the right one holds the names."""
+"""Equal in all plots, so that they line up side by side; the right one holds the names."""
 DPI = 144
 LABEL_GAP = 11.0
 """Least distance of two names at the right, in points."""
@@ -35,7 +35,7 @@ class Plot:
 
     Attributes:
         name: File name without suffix.
-        title: What it shows.
+        title: Subject of the plot.
         caption: How to read it, in a sentence or two.
         png: The picture.
     """

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokenwm.data.quality_report.findings import count, dimension
+from tokenwm.data.quality_report.findings import dimension
 from tokenwm.data.quality_report.summary import recordings
 from tokenwm.data.shards.manifest import SPLITS, Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.pages.render import render
+from tokenwm.pages.words import count
 
 MAX_PICTURES = 72
 """Pictures on the page: three per episode and camera."""
@@ -34,7 +35,7 @@ def page(reader: ShardReader, report: Mapping[str, Any]) -> str:
 
     Args:
         reader: The shards, for the pictures.
-        report: What ``quality.json`` holds.
+        report: The content of ``quality.json``.
     """
     manifest, summary, excluded = reader.manifest, report["summary"], report["excluded"]
     keys = recordings(manifest, report["measured"])

@@ -12,7 +12,6 @@ from tokenwm.evaluation.metrics import MIN_EPISODES, Curve
 from tokenwm.evaluation.report.headline import (
     ALARMS,
     HEADLINE_HORIZON,
-    count,
     headline,
     table_horizons,
     with_interval,
@@ -22,6 +21,7 @@ from tokenwm.evaluation.report.plots import LABELS
 from tokenwm.evaluation.results import Evaluation, TerminationScore
 from tokenwm.pages.plot_style import Plot
 from tokenwm.pages.render import render
+from tokenwm.pages.words import count
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""

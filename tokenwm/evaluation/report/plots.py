@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from tokenwm.evaluation.metrics import Curve, GainCurve
-from tokenwm.evaluation.report.headline import count
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import (
     FAINT,
@@ -18,6 +17,7 @@ from tokenwm.pages.plot_style import (
     new_figure,
     to_png,
 )
+from tokenwm.pages.words import count
 
 COLOURS = {
     # Okabe & Ito (2008): told apart with every common kind of colour blindness.
@@ -42,11 +42,21 @@ LABELS = {
     "action_gap": "true − shuffled",
     "training_mean": "mean of training",
 }
+Subject = tuple[str, str, Mapping[str, Curve] | None, str]
+"""File name, title, curves and caption of a plot; None where there are no such figures."""
 DASHED = ("reconstruction_anchored", "model_plain")
 
 
 def make_plots(evaluation: Evaluation) -> list[Plot]:
     """All plots that the evaluation has figures for."""
+    return [
+        Plot(name=name, title=title, caption=caption, png=_draw(curves, evaluation.control_rate))
+        for name, title, curves, caption in [*_pictures(evaluation), *_predictions(evaluation)]
+        if curves is not None
+    ]
+
+
+def _pictures(evaluation: Evaluation) -> list[Subject]:
     over = count(len(evaluation.episodes), "episode")
     bands = f"Bands are 95 % intervals over {over}, each about one horizon alone."
     if not evaluation.has_intervals:
@@ -54,11 +64,8 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
     dotted = "Dotted: lower end for all horizons at once, on which claims rest."
     if not evaluation.can_claim:
         dotted = f"Nothing is claimed with confidence from {over}."
-    gap, state = evaluation.action_gap, evaluation.state
-    units = f" ({state.units})" if state and state.units else ""
-    normalized = state.normalized if state else None
-    absolute = state.absolute if state else None
-    plots: list[tuple[str, str, Mapping[str, Curve] | None, str]] = [
+    gap = evaluation.action_gap
+    return [
         (
             "psnr",
             "PSNR, dB",
@@ -86,6 +93,15 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
             "ΔPSNR: true minus shuffled actions, from the same context. Zero means that the model "
             f"ignores its actions. {bands} {dotted}",
         ),
+    ]
+
+
+def _predictions(evaluation: Evaluation) -> list[Subject]:
+    state = evaluation.state
+    normalized = state.normalized if state else None
+    absolute = state.absolute if state else None
+    units = f" ({state.units})" if state and state.units else ""
+    return [
         (
             "token_accuracy",
             "Frame tokens that are right",
@@ -113,11 +129,6 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
             evaluation.reward_error,
             "Mean absolute error of the expected reward; lower is better.",
         ),
-    ]
-    return [
-        Plot(name=name, title=title, caption=caption, png=_draw(curves, evaluation.control_rate))
-        for name, title, curves, caption in plots
-        if curves is not None
     ]
 
 

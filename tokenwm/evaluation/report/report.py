@@ -47,7 +47,7 @@ FILM_HEIGHT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where a report lies."""
+    """The two main files of a report."""
 
     index: Path
     metrics: Path
@@ -60,7 +60,7 @@ def write_report(
 
     Args:
         out: Folder; made if missing.
-        evaluation: What was found.
+        evaluation: The figures and examples.
         curves: Title → ``metrics.csv`` of a training run (Lightning's CSV logger), drawn as an
             extra section. One that cannot be read is logged and left out: it must not cost the
             report.

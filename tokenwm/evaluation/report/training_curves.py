@@ -18,7 +18,7 @@ from tokenwm.pages.plot_style import (
 Points = list[tuple[int, float]]
 """Optimizer step and value."""
 PREFIX = "training_"
-"""Of the names of these plots among the others of a report."""
+"""Beginning of the file names of these plots, by which they are known among the others."""
 CAPTION = "Thin: on training batches. Thick: on held-out sequences, teacher-forced."
 LOG_FROM = 30.0
 """The axis is logarithmic where the largest loss is this many times the smallest."""
@@ -28,7 +28,7 @@ def plot_training(title: str, path: Path) -> Plot | None:
     """Draw the losses: those of training thin, those of validation thick, one colour per loss.
 
     Args:
-        title: Of which run.
+        title: Name of the run.
         path: Its ``metrics.csv``.
 
     Returns:
