@@ -7,7 +7,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -48,6 +48,33 @@ def parse_yaml(text: str) -> Any:
 def dump_yaml(values: Any) -> str:
     """The YAML text of plain values, keys in their order; :func:`parse_yaml` reads the same."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def key_values(
+    option: str, texts: Iterable[str], parse: Callable[[str], Any] = parse_yaml
+) -> dict[str, Any]:
+    """``KEY=VALUE`` texts of an option of the command line as a dictionary.
+
+    Args:
+        option: For messages, such as ``--set``.
+        texts: As given.
+        parse: Makes a value of its text.
+
+    Raises:
+        TokenwmError: A text is no ``KEY=VALUE``, or a key comes twice.
+    """
+    result: dict[str, Any] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not (key and value):
+            raise TokenwmError(f"{option} {text!r}: expected KEY=VALUE")
+        if key in result:
+            raise TokenwmError(f"{option} names '{key}' twice")
+        try:
+            result[key] = parse(value)
+        except yaml.YAMLError as error:
+            raise TokenwmError(f"{option} {text!r}: the value cannot be read: {error}") from error
+    return result
 
 
 def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> Any:

@@ -53,7 +53,7 @@ ORDER = (
     "serving",
     # which size, how much data
     "flops",
-    "scaling.number",
+    "scaling.quantities",
     "scaling.runs",
     "scaling.law",
     "scaling.report",
