@@ -7,7 +7,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -139,21 +139,24 @@ def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> An
     raise TokenwmError(f"{where} is {show(value)}; expected {_describe(hint)}")
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, without: Collection[str] = ()) -> Any:
     """Values as JSON holds them: dicts, lists, and None in place of a number that is not finite.
 
-    Of a dataclass, its fields, and the properties that its ``DERIVED`` names; of an array, a list.
+    Args:
+        value: A dataclass gives its fields and the properties that its ``DERIVED`` names; an array
+            gives a list.
+        without: Fields of dataclasses that are left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [item.name for item in dataclasses.fields(value)]
-        names += getattr(value, "DERIVED", ())
-        return {name: plain(getattr(value, name)) for name in names}
+        names = [name for name in (*names, *getattr(value, "DERIVED", ())) if name not in without]
+        return {name: plain(getattr(value, name), without) for name in names}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, without) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, without) for item in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return plain(value.tolist(), without)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -3,20 +3,15 @@
 Matplotlib is imported when needed.
 """
 
-import base64
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-"""The style sheet of every page, written into it so that a page is one file."""
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito (2008): told apart with every common kind of colour blindness."""
 INK = "#262626"
@@ -120,18 +115,3 @@ def to_png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
-
-
-def figure_html(plot: Plot, alternative: str) -> str:
-    """The plot with title and caption as a part of a page, the picture inside.
-
-    Args:
-        plot: The plot.
-        alternative: Text in place of the picture, for those who cannot see it.
-    """
-    source = base64.b64encode(plot.png).decode()
-    return (
-        f"<figure><h3>{escape(plot.title)}</h3>"
-        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{source}">'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
-    )
