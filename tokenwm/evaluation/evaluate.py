@@ -59,7 +59,7 @@ def evaluate(
     Args:
         model: From :func:`tokenwm.load`; it stays on its device.
         data: Folder of frame shards, as ``tokenwm prepare`` writes it.
-        config: What is measured.
+        config: Settings.
         model_folder: Where the model came from, for the record only.
         progress: Called after every imagined step with steps done, steps in all and a message.
 
@@ -80,7 +80,7 @@ def evaluate_folds(
 
     Args:
         folds: The models with their data. Every episode may be held out in one of them only.
-        config: What is measured, of each.
+        config: Settings, the same for each.
         progress: Called after every imagined step with steps of this model done, steps of it in
             all, and a message.
 

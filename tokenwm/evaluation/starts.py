@@ -1,4 +1,4 @@
-"""Where in held-out episodes to start imagining, and whose actions to shuffle into a start."""
+"""Starting places in held-out episodes, and the exchange of actions between them."""
 
 import difflib
 import logging
@@ -238,7 +238,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def shuffled_rows(keys: Sequence[str], seed: int) -> NDArray[np.int64] | None:
-    """Whose actions each row gets when actions are shuffled: a derangement, fixed by the seed.
+    """The exchange of actions between rows when they are shuffled: a derangement, fixed by a seed.
 
     Rows get the actions of another episode wherever no episode has more than half of the rows.
     Episodes and the starts within them are put in a random order first: the same phase of another
@@ -246,7 +246,7 @@ def shuffled_rows(keys: Sequence[str], seed: int) -> NDArray[np.int64] | None:
 
     Args:
         keys: Episode of each row.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Returns:
         ``(rows,)``: row ``i`` gets the actions of row ``result[i] != i``; None if there is one row

@@ -21,7 +21,7 @@ def render(template: str, **values: Any) -> str:
     Args:
         template: File in the package, such as ``evaluation/report/report.html``. It extends
             ``pages/base.html`` and may import the macros of ``pages/parts.html``.
-        values: What the template names. One that it names and that is not given is an error.
+        values: Values by the names that the template uses; a name without a value is an error.
     """
     return _environment().get_template(template).render(values)
 
@@ -31,7 +31,7 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
     Args:
         content: The picture's file.
-        kind: Of which format: ``png``, ``gif`` or ``jpeg``.
+        kind: Its format: ``png``, ``gif`` or ``jpeg``.
     """
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 

@@ -1,20 +1,21 @@
 """A fitted sweep as plain values: what ``fit.json`` holds."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 import tokenwm
 from tokenwm.scaling.law.fit import SweepFit, law_estimates
+from tokenwm.strict import plain
 
 FORMAT_VERSION = 2
 """Of ``fit.json``; rises when a key changes its meaning or goes."""
 
 LEFT_OUT = ("replicates", "mix", "deviation", "members")
 """Fields that are intermediate, or stand there in other words."""
+
+_plain = functools.partial(plain, without=LEFT_OUT)
 
 
 def as_plain(fit: SweepFit) -> dict[str, Any]:
@@ -65,8 +66,8 @@ def as_plain(fit: SweepFit) -> dict[str, Any]:
         "recommendation": fit.recommendation,
         "bootstrap": parametric.replicates,
     }
-    plain: dict[str, Any] = _plain(values)
-    return plain
+    result: dict[str, Any] = _plain(values)
+    return result
 
 
 def _runs(fit: SweepFit) -> list[dict[str, Any]]:
@@ -103,19 +104,3 @@ def _hold_out(fit: SweepFit) -> dict[str, Any]:
 
 def _names(fit: SweepFit, members: Sequence[int]) -> list[str]:
     return [fit.points[index].path for index in members]
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as dicts and lists, numbers that are not finite as None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = (item.name for item in dataclasses.fields(value))
-        return {name: _plain(getattr(value, name)) for name in names if name not in LEFT_OUT}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
