@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tokenwm.evaluation.report.plot_style import CYCLE, DPI, FAINT, INK, to_png
 from torch import Tensor
 
 from tokenwm import load
@@ -36,6 +35,7 @@ from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
+from tokenwm.pages.plot_style import CYCLE, DPI, FAINT, INK, to_png
 from tokenwm.sequence.tokens import Tokens
 
 

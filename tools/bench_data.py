@@ -196,6 +196,9 @@ def time_raw_reads(root: Path, num_steps: int, batch_size: int) -> Figures:
             noted.append((name, list(ranges)))
             return files.read(name, ranges)
 
+        def is_checked(self, name: str) -> bool:
+            return files.is_checked(name)
+
     data.readers[0]._files = Noting()
     batches = iter(data.train_dataloader())
     for _ in itertools.islice(batches, 1 + len(data.strata[0].windows) // batch_size):
