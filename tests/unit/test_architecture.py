@@ -77,6 +77,8 @@ FOUND_ONLY_IN = {
     "lightning": ("**/training.py", "**/datamodule.py", "cli/**/*.py"),
     "vector_quantize_pytorch": ("tokenizer/quantizer.py",),
     "rich": ("cli/**/*.py",),
+    "starlette": ("serving/app.py",),
+    "uvicorn": ("serving/server.py",),
     "pytorch_lightning": (),  # the old name makes a second, incompatible copy of every class
 }
 

@@ -91,7 +91,7 @@ class Service:
                 *(Route(path, self._compute, methods=["POST"]) for path in PATHS),
             ],
             exception_handlers={
-                kind: _refuse for kind in (HTTPException, TokenwmError, ClientDisconnect, Exception)
+                kind: _handle for kind in (HTTPException, TokenwmError, ClientDisconnect, Exception)
             },
         )
         app.router.redirect_slashes = False
@@ -322,6 +322,10 @@ async def _receive(http: HTTPRequest) -> list[bytes]:
 async def _disconnected(http: HTTPRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _handle(http: HTTPRequest, error: Exception) -> Response:
+    return _refuse(http, error)  # Starlette would run what is not async in another thread
 
 
 def _refuse(http: HTTPRequest | None, error: Exception) -> Response:

@@ -6,6 +6,7 @@ are not read and for bodies that were refused, a bound on connections, errors in
 """
 
 import asyncio
+import errno
 import json
 import logging
 import signal
@@ -38,8 +39,26 @@ SPARE_CONNECTIONS = 16
 SPARE_SECONDS = 1.0
 """How long such a connection may take to ask."""
 MAX_HEAD_BYTES = 65536
+ACCEPT_PAUSE = 0.5
+"""Seconds to wait when no descriptor is free; asyncio itself tries again after a second."""
 GRACE_SECONDS = 5.0
 """What has begun is given so long when the server stops, and writing answers as long again."""
+
+
+class _Listener(socket.socket):
+    """A listening socket; asyncio may try as often as its backlog when no descriptor is free."""
+
+    pause_until = 0.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if time.monotonic() < self.pause_until:
+            raise BlockingIOError
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.pause_until = time.monotonic() + ACCEPT_PAUSE
+            raise
 
 
 class Connection(H11Protocol):
@@ -174,7 +193,8 @@ class WorldModelServer(uvicorn.Server):
         hosts: Collection[str] = (),
     ) -> None:
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
-        self.socket = socket.create_server(address, family=family, backlog=128)
+        with socket.create_server(address, family=family, backlog=128) as listening:
+            self.socket = _Listener(fileno=listening.detach())
         self.address: tuple[str, int] = self.socket.getsockname()[:2]
         self.service = Service(model, limits or Limits())
         self.routes = self.service.app()

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,7 @@ def test_a_server_without_free_descriptors_does_not_spin(monkeypatch: pytest.Mon
         raise OSError(errno.EMFILE, "too many open files")
 
     with serving() as server:
-        monkeypatch.setattr(ThreadingHTTPServer, "get_request", fail)
+        monkeypatch.setattr(socket.socket, "accept", fail)
         with socket.create_connection(server.address):
             wait_until(lambda: tries)
             time.sleep(0.5)
