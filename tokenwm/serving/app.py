@@ -60,6 +60,13 @@ class Refusal(TokenwmError):
         self.status, self.headers = status, headers
 
 
+class TooManyConnectionsError(UnavailableError):
+    """There is no room for another connection."""
+
+    def __init__(self) -> None:
+        super().__init__("too many connections; try again later")
+
+
 class Service:
     """One world model, the worker that computes with it, and what is counted and held.
 
@@ -91,7 +98,8 @@ class Service:
                 *(Route(path, self._compute, methods=["POST"]) for path in PATHS),
             ],
             exception_handlers={
-                kind: _handle for kind in (HTTPException, TokenwmError, ClientDisconnect, Exception)
+                kind: _handle
+                for kind in (HTTPException, TokenwmError, ValueError, ClientDisconnect, Exception)
             },
         )
         app.router.redirect_slashes = False
@@ -218,7 +226,7 @@ class Guard:
 
         try:
             self._check(scope, headers)
-        except Refusal as error:
+        except TokenwmError as error:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
             else:
@@ -245,7 +253,7 @@ class Guard:
             raise Refusal(status, f"{status.phrase}: more than {MAX_URI_BYTES} bytes")
         if scope["state"].get("is_spare") and scope.get("method") != "GET":
             self.metrics.add("refused_connections_total")
-            raise UNREADY
+            raise TooManyConnectionsError
         host, origin = headers.get("Host", "localhost"), headers.get("Origin")
         name = _name(host)
         if name not in self.hosts and not _is_address(name):
@@ -261,11 +269,6 @@ class Guard:
                 HTTPStatus.FORBIDDEN,
                 f"pages of {origin} may not ask this server; --allow-host {name} if they should",
             )
-
-
-UNREADY = Refusal(
-    HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later", **{"Retry-After": "1"}
-)
 
 
 def _name(host: str) -> str:
@@ -347,6 +350,6 @@ def _refuse(http: HTTPRequest | None, error: Exception) -> Response:
         status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}
     elif isinstance(error, DeadlineError):
         status = HTTPStatus.GATEWAY_TIMEOUT
-    elif not isinstance(error, TokenwmError):
+    elif not isinstance(error, TokenwmError | ValueError):
         status, message = HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the server's log"
     return JSONResponse({"error": message}, status, headers)

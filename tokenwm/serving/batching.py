@@ -218,25 +218,20 @@ class Batcher:
 
     def _take(self) -> list[_Job]:
         """Take the oldest job and those behind it that fit, if there is room for another batch."""
-        taken: list[_Job] = []
         held = sum(min(batch.num_rows, self.max_rows) for batch in self._begun)
-        rows = 0
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        if held + min(first.num_rows, self.max_rows) > BATCHES_AT_ONCE * self.max_rows:
+            return []
+        taken, rows = [self._waiting.popleft()], first.num_rows
         for job in list(self._waiting):
-            if not taken:
-                is_taken = (
-                    held + min(job.num_rows, self.max_rows) <= BATCHES_AT_ONCE * self.max_rows
-                )
-                if not is_taken:
-                    break
-            else:
-                first = taken[0]
-                is_taken = (
-                    job.key is not None
-                    and job.key == first.key
-                    and job.length <= first.length <= 2 * job.length
-                    and rows + job.num_rows <= self.max_rows
-                )
-            if is_taken:
+            if (
+                job.key is not None
+                and job.key == first.key
+                and job.length <= first.length <= 2 * job.length
+                and rows + job.num_rows <= self.max_rows
+            ):
                 self._waiting.remove(job)
                 taken.append(job)
                 rows += job.num_rows

@@ -145,7 +145,8 @@ class Connection(H11Protocol):
 
     def _refuse_connection(self) -> None:
         self.service.metrics.add("refused_connections_total")
-        self._refuse(app.UNREADY.status, str(app.UNREADY), "Retry-After: 1\r\n")
+        message = str(app.TooManyConnectionsError())
+        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, message, "Retry-After: 1\r\n")
 
     def _refuse(self, status: HTTPStatus, message: str, header: str = "") -> None:
         """Answer without the application; whoever closes on unread data takes back the answer."""
@@ -225,7 +226,6 @@ class WorldModelServer(uvicorn.Server):
         if self.should_exit:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
-        logger.warning("stopping; once more ends it at once")
         self.stop()
 
     async def on_tick(self, counter: int) -> bool:
@@ -238,6 +238,7 @@ class WorldModelServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; refuse what waits; finish what has begun, within seconds."""
+        logger.warning("stopping; a signal now ends it at once")
         closing = asyncio.create_task(asyncio.to_thread(self.service.batcher.close, GRACE_SECONDS))
         asyncio.get_running_loop().call_later(2 * GRACE_SECONDS, self._abort)
         await super().shutdown(sockets)

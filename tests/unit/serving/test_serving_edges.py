@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from tests.unit.serving.serving_helpers import LIMITS, head_of, question, raw, serving
+from tokenwm.cli.main import main
 from tokenwm.serving import wire
 from tokenwm.serving.requests import PATHS
 from tokenwm.serving.server import SPARE_CONNECTIONS, WorldModelServer
@@ -143,6 +145,14 @@ def test_a_websocket_is_one_more_route_behind_the_same_guard() -> None:
         server.routes.routes.append(WebSocketRoute("/echo", echo))
         assert asyncio.run(talk(server)) == "push"
         assert raw(server, "GET /health HTTP/1.1\r\n\r\n")[0] == 200
+
+
+def test_without_the_extra_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenwm.serving.server", None)
+    assert main(["serve", "nowhere"]) == 1
+    assert "pip install 'tokenwm[serve]'" in capsys.readouterr().err
 
 
 def bodies() -> st.SearchStrategy[bytes]:
