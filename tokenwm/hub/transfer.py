@@ -31,10 +31,8 @@ from tokenwm.hub.private import check_public, without_private
 
 CARD, METRICS = "README.md", "metrics.json"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-NAME = re.compile(
-    r"([\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|html|md|safetensors)", re.ASCII
-)
-"""Files that are pulled; others of a repository, code and pickles among them, are left there."""
+NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetensors)", re.ASCII)
+"""Files that are pushed and pulled; others, such as code, pages and pickles, stay put."""
 MAX_FILES = 100_000
 PIECE_BYTES = 2**20
 HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
@@ -148,16 +146,12 @@ def _model_files(folder: Path) -> dict[str, bytes | Path]:
 def _dataset_files(folder: Path) -> tuple[dict[str, bytes | Path], Mapping[str, Any]]:
     manifest = Manifest.load(folder)
     files: dict[str, bytes | Path] = {shard.path: folder / shard.path for shard in manifest.shards}
-    digests = dict(manifest.files)
-    for name in manifest.files:
+    digests = {name: digest for name, digest in manifest.files.items() if NAME.fullmatch(name)}
+    for name in digests:
         files[name] = folder / name
-        if name.endswith((".json", ".html", ".md")):
-            content = (
-                _public_json(folder / name)
-                if name.endswith(".json")
-                else _public_page(folder / name)
-            )
-            files[name], digests[name] = content, hashlib.sha256(content).hexdigest()
+        if name.endswith(".json"):
+            content = files[name] = _public_json(folder / name)
+            digests[name] = hashlib.sha256(content).hexdigest()
     for figures in manifest.statistics.values():
         for figure in figures.values():
             if isinstance(figure, Mapping) and "file" in figure:
@@ -176,14 +170,6 @@ def _dumped(manifest: Manifest) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         manifest.save(folder)
         return (Path(folder) / MANIFEST_NAME).read_bytes()
-
-
-def _public_page(path: Path) -> bytes:
-    content = path.read_bytes()
-    for folder in (Path.cwd(), Path.home()):
-        if len(str(folder)) > 1:
-            content = content.replace(f"{folder}/".encode(), b"")
-    return content
 
 
 def _public_json(path: Path) -> bytes:

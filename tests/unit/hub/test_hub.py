@@ -1,5 +1,6 @@
 """Pushing to and pulling from a hub on this machine: what comes back, what is never let through."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -90,12 +91,22 @@ def test_a_checkpoint_comes_back_as_it_was_and_with_a_card(
 def test_a_dataset_comes_back_and_is_whole(hub: StandIn, tmp_path: Path) -> None:
     write_frame_shards(tmp_path / "frames")
     manifest = Manifest.load(tmp_path / "frames")
-    named = replace(manifest, provenance={"source": "/mnt/lab/square", "licence": "cc-by-4.0"})
+    pages = {"quality.html": b"<script>", "quality.json": b'{"source": "/mnt/lab/square"}'}
+    for name, content in pages.items():
+        (tmp_path / "frames" / name).write_bytes(content)
+    named = replace(
+        manifest,
+        provenance={"source": "/mnt/lab/square", "licence": "cc-by-4.0"},
+        files={name: hashlib.sha256(content).hexdigest() for name, content in pages.items()},
+    )
     named.save(tmp_path / "frames")
     push(tmp_path / "frames", "robot/square")
     pull("robot/square", tmp_path / "pulled", kind="dataset")
     pulled = Manifest.load(tmp_path / "pulled")
     assert pulled.shards == manifest.shards
+    assert list(pulled.files) == ["quality.json"]
+    assert json.loads((tmp_path / "pulled" / "quality.json").read_text()) == {"source": "square"}
+    assert not (tmp_path / "pulled" / "quality.html").exists()
     assert pulled.provenance == {"source": "square", "licence": "cc-by-4.0"}
     assert "license: cc-by-4.0" in hub.files["README.md"].decode()
     assert any(path.startswith("/api/datasets/robot/square") for path in hub.asked)
