@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,23 @@ from tokenwm.imagination.context import (
     check_context,
     check_ids,
     noise_of,
-    rows_of,
-    zero_tokens,
 )
 from tokenwm.imagination.decode import prefill, score_frames
 from tokenwm.imagination.engine import Engine, Work
 from tokenwm.imagination.memory import within_pixel_memory
 from tokenwm.imagination.passes import compile_passes
-from tokenwm.imagination.pausing import Pausing
+from tokenwm.imagination.pausing import Pausing, finish, without_pause
 from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.rollout import Rollout as Rollout
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, is_whole, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.transformer.frozen import freeze
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class TokenWorldModel(Engine):
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(loaded.world_model.frozen(dtype))
+        super().__init__(freeze(loaded.world_model, dtype))
         self.tokenizer: FrameTokenizer = loaded.tokenizer
         self._decoder = frozen_decoder(loaded.tokenizer, dtype)
         self.vocabulary: Vocabulary = loaded.world_model.vocabulary
@@ -144,7 +143,7 @@ class TokenWorldModel(Engine):
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = torch.from_numpy(self._encode("state", vocabulary.state, known))
             state_tokens = state_tokens.to(self.device)
-            if isinstance(vocabulary.state, ContinuousTokenizer):
+            if isinstance(vocabulary.state, BinTokenizer):
                 last_state = torch.tensor(known[:, -1], dtype=torch.float32, device=self.device)
         encoded = within_pixel_memory(
             tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
@@ -210,7 +209,9 @@ class TokenWorldModel(Engine):
         _check_sampling(sampling)
         action = self.vocabulary.action
         check_ids("action_tokens", action_tokens, action.num_values)
-        check_shape("action_tokens", action_tokens, (len(state.pending), action.num_dimensions))
+        check_shape(
+            "action_tokens", action_tokens, (len(state.frame_tokens), action.num_dimensions)
+        )
         actions = action_tokens.to(self.device)[:, None]
         state, decoded = self._decode(state, actions, sampling)
         return state, StepOutcome(
@@ -250,7 +251,8 @@ class TokenWorldModel(Engine):
         """
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        return self._rollout(context, work, self._imagine(work))
+        most = max(context.tokens.frame.shape[1], work.actions.shape[1])  # never a pause
+        return self._rollout(context, work, finish(self._imagine(work, most)))
 
     @torch.inference_mode()
     def imagine_pausing(
@@ -266,14 +268,13 @@ class TokenWorldModel(Engine):
         """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
 
         Between pauses at most ``chunk_steps`` steps are read or decoded, of at most ``max_rows``
-        rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
-        the rest of those rows is imagined without a pause.
+        rows. Few make more passes: rows wait for one another at every pause.
         """
         if not is_whole(chunk_steps):
             raise TokenwmError(f"chunk_steps={shown(chunk_steps)}; use a whole number, at least 1")
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        decoded = yield from self._imagine_pausing(work, chunk_steps)
+        decoded = yield from self._imagine(work, chunk_steps)
         return self._rollout(context, work, decoded)
 
     def _work(
@@ -337,8 +338,9 @@ class TokenWorldModel(Engine):
         self._spare_caches.clear()  # what was recorded on them was not compiled
         for batch_size in batch_sizes:
             start = time.perf_counter()
-            context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)
-            self._decode(prefill(self.world_model, context), actions, None)
+            tokens = Tokens.zeros(self.vocabulary, batch_size, 2, self.device)
+            state = prefill(self.world_model, tokens.steps(slice(1)))
+            self._decode(state, tokens.action, None)
             logger.info("compiled for %d row(s) in %.0f s", batch_size, time.perf_counter() - start)
 
     @torch.inference_mode()
@@ -354,15 +356,17 @@ class TokenWorldModel(Engine):
         """
         context = self.checked(context)
         num_rows, num_steps = context.tokens.frame.shape[:2]
-        scores = self.limits.in_parts(
+        parts = self.limits.in_parts(
             ("score", num_steps),
             f"contexts of {num_steps} steps to score",
             num_rows,
-            lambda part: score_frames(self.world_model, rows_of(context.tokens, part)),
+            lambda rows: without_pause(
+                partial(score_frames, self.world_model, context.tokens.rows(rows))
+            ),
             self._free_memory,
             at_most=min(self.max_rows, SCORED_AT_ONCE),
         )
-        return torch.cat(scores)
+        return torch.cat(finish(parts))
 
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
@@ -429,7 +433,7 @@ class TokenWorldModel(Engine):
     def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Bins of the state, if any: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
         bins = self.vocabulary.state
-        if not isinstance(bins, ContinuousTokenizer):
+        if not isinstance(bins, BinTokenizer):
             return None
         low, high, centers = (
             torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
@@ -496,7 +500,7 @@ class TokenWorldModel(Engine):
         self, name: str, tokenizer: ScalarTokenizer, values: NDArray[Any]
     ) -> NDArray[np.int64]:
         tokens = tokenizer.encode(values).astype(np.int64)
-        if isinstance(tokenizer, ContinuousTokenizer) and name not in self._warned:
+        if isinstance(tokenizer, BinTokenizer) and name not in self._warned:
             outside = tokenizer.outside(values)
             if outside.any():
                 self._warned.add(name)
