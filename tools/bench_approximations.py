@@ -36,7 +36,7 @@ from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.sequence.tokens import Tokens
 
 
 def ways_of(model: TokenWorldModel) -> dict[str, tuple[Approximation | None, SamplingConfig]]:

@@ -64,13 +64,14 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
 from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel, load
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 SAMPLING = SamplingConfig()
 
@@ -94,7 +95,7 @@ def candidates(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
     """All actions from the first context."""
     num_copies, num_steps = actions.shape[:2]
     spare = _spare.get((model, -num_copies, num_steps))
-    first = Tokens(context.frame[:1], None, context.action[:1])
+    first = context.rows([0])
     state = prefill(model, first, num_steps=0, cache=None if spare is None else spare.past)
     state = state.fork(num_copies, num_steps, spare)
     if model.records_passes:

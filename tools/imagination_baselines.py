@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.model import Layer, rotary_table, rotate
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import WorldModel
 
 
 def now(device: torch.device) -> float:

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_models import VOCABULARIES, random_tokens, rows_of, small_world_model, steps_of
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 NUM_STEPS = 8
 SAMPLING = SamplingConfig()
@@ -20,7 +21,7 @@ SAMPLING = SamplingConfig()
 def start(model: WorldModel, batch_size: int = 4) -> tuple[Tokens, torch.Tensor]:
     """A context of two steps and actions that lead past the window of three."""
     tokens = random_tokens(model, batch_size, NUM_STEPS + 2)
-    return steps_of(tokens, slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
+    return tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
 
 
 def decode(
@@ -84,7 +85,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     model = small_world_model("frame+state", draft_layers=1)
     context, actions = start(model)
     together = decode(model, context, actions, num_passes=2).frame_tokens
-    alone = decode(model, rows_of(context, slice(1)), actions[:1], num_passes=2).frame_tokens
+    alone = decode(model, context.rows(slice(1)), actions[:1], num_passes=2).frame_tokens
     assert torch.equal(together[:1], alone)
 
 
@@ -93,7 +94,7 @@ def test_one_pass_is_the_frame_of_the_draft_head() -> None:
     """The same as in the teacher-forced pass that it is trained in."""
     model = small_world_model("discrete", draft_layers=1)
     tokens = random_tokens(model, 3, 3)
-    state = prefill(model, steps_of(tokens, slice(2)))
+    state = prefill(model, tokens.steps(slice(2)))
     greedy = SamplingConfig(temperature=0.0)
     _, got = decode_steps_approximately(
         model, state, tokens.action[:, 1:2], greedy, Approximation(num_passes=1)

@@ -14,7 +14,6 @@ from tests.small_models import (
     random_tokens,
     small_tokenizer,
     small_world_model,
-    steps_of,
 )
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
@@ -27,7 +26,8 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,7 +66,7 @@ def every_graph_is_recorded(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def on_gpu(tokens: Tokens) -> Tokens:
-    return Tokens(*(None if part is None else part.cuda() for part in tokens))  # type: ignore[arg-type]
+    return tokens.to("cuda")
 
 
 def frozen(kind: str, dtype: torch.dtype = torch.float32) -> WorldModel:
@@ -105,7 +105,7 @@ def test_recorded_decoding_is_unrecorded_decoding_here_and_on_the_cpu(
 ) -> None:
     model = frozen(kind)
     tokens = random_tokens(small_world_model(kind), batch_size, NUM_STEPS + 2)
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
     slow = small_world_model(kind, window=WINDOW)
     nn.init.constant_(slow.copy_head.bias, 3.0)
     decode, sampling = ENGINES[engine], SamplingConfig()
@@ -126,7 +126,7 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, dtype: torch.dtype) -
     model = frozen(kind, dtype)
     tokens = on_gpu(random_tokens(small_world_model(kind), 4, 6))
     sampling = SamplingConfig(temperature=0.8, top_k=8, top_p=0.9)
-    state = prefill(model, steps_of(tokens, slice(2)))
+    state = prefill(model, tokens.steps(slice(2)))
     state, _ = decode_steps(model, state, tokens.action[:, :5], sampling)  # records
     torch.cuda.synchronize()
     for records in (False, True):
@@ -161,7 +161,7 @@ def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
     eager.records_passes = False
     compile_passes(compiled)
     tokens = on_gpu(random_tokens(small_world_model("frame"), 4, NUM_STEPS + 2))
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
     for decode in (decode_steps, decode_steps_speculatively):
         _, expected = decode(eager, prefill(eager, context), actions, SamplingConfig())
         _, got = decode(compiled, prefill(compiled, context), actions, SamplingConfig())
@@ -175,7 +175,7 @@ def test_graphs_can_be_recorded_after_all_others_are_gone() -> None:
     tokens = on_gpu(random_tokens(small_world_model("frame"), 2, NUM_STEPS + 2))
     for _ in range(3):
         model = frozen("frame")
-        state = prefill(model, steps_of(tokens, slice(2)))
+        state = prefill(model, tokens.steps(slice(2)))
         decode_steps(model, state, tokens.action[:, 1 : NUM_STEPS + 1], SamplingConfig())
         del model, state
         gc.collect()

@@ -14,11 +14,12 @@ from tokenwm.imagination.decode import decode_steps, draw_state, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 GREEDY = SamplingConfig(temperature=0.0)
 NUM_BINS, NUM_STEPS = 256, 20
@@ -59,7 +60,7 @@ def start(model: WorldModel, rows: int, state: int) -> tuple[Tokens, torch.Tenso
     tokens = random_tokens(model, rows, NUM_STEPS + 1)
     assert tokens.state is not None
     tokens.state.fill_(state)
-    return Tokens(tokens.frame[:, :1], tokens.state[:, :1], tokens.action[:, :1]), tokens.action
+    return tokens.steps([0]), tokens.action
 
 
 @torch.no_grad()

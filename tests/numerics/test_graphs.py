@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests import tape
-from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
 from tokenwm.imagination import graphs as recording
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
@@ -20,8 +20,9 @@ from tokenwm.imagination.graphs import WARM_UP_CALLS, Recording, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.cache import MOST_RECORDINGS, KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import WorldModel
 
 Decode = Callable[..., tuple[DecodeState, DecodedSteps]]
 
@@ -85,7 +86,7 @@ def test_recorded_decoding_is_unrecorded_decoding(
     model, recorded = pair(kind)
     num_steps = 3 * (WARM_UP_CALLS + 3)
     tokens = random_tokens(model, 5, num_steps + 2)
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1 : num_steps + 1]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : num_steps + 1]
     decode = ENGINES[engine]
     expected = decode_in_pieces(model, decode, prefill(model, context), actions, size)
     assert not tapes

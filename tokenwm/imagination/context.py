@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import ShapeError, TokenwmError
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer
-from tokenwm.transformer.world_model import Tokens
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,7 +51,7 @@ class Context:
             check_ids("rows", rows, len(self.tokens.frame))
             check_shape("rows", rows, ("n",))
         return Context(
-            tokens=rows_of(self.tokens, rows),
+            tokens=self.tokens.rows(rows),
             anchor=None if self.anchor is None else self.anchor[rows],
             state=None if self.state is None else self.state[rows],
         )
@@ -64,10 +64,8 @@ class Context:
 
     def to(self, device: torch.device) -> "Context":
         """This context on a device."""
-        frame, state, action = (None if t is None else t.to(device) for t in self.tokens)
-        assert frame is not None and action is not None
         return Context(
-            tokens=Tokens(frame, state, action),
+            tokens=self.tokens.to(device),
             anchor=None if self.anchor is None else self.anchor.to(device),
             state=None if self.state is None else self.state.to(device),
         )
@@ -252,21 +250,6 @@ def _described(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def zero_tokens(
-    vocabulary: Vocabulary, batch_size: int, num_steps: int, device: torch.device
-) -> tuple[Tokens, Tensor]:
-    """A context of one step, and ``(B, num_steps, A)`` actions, that mean nothing: to warm up."""
-
-    def zeros(steps: int, count: int) -> Tensor:
-        return torch.zeros(batch_size, steps, count, dtype=torch.int64, device=device)
-
-    state = None
-    if vocabulary.state is not None:
-        state = zeros(1, vocabulary.state.num_dimensions)
-    actions = zeros(num_steps, vocabulary.action.num_dimensions)
-    return Tokens(zeros(1, vocabulary.tokens_per_frame), state, actions[:, :1]), actions
-
-
 def cat_contexts(parts: Sequence[Context]) -> Context:
     """Rows of one below those of another; of as many steps each."""
 
@@ -274,19 +257,8 @@ def cat_contexts(parts: Sequence[Context]) -> Context:
         known = [tensor for tensor in tensors if tensor is not None]
         return torch.cat(known) if known else None
 
-    tokens = Tokens(
-        torch.cat([part.tokens.frame for part in parts]),
-        cat([part.tokens.state for part in parts]),
-        torch.cat([part.tokens.action for part in parts]),
-    )
     return Context(
-        tokens=tokens,
+        tokens=Tokens.cat([part.tokens for part in parts]),
         anchor=cat([part.anchor for part in parts]),
         state=cat([part.state for part in parts]),
     )
-
-
-def rows_of(tokens: Tokens, rows: slice | Tensor) -> Tokens:
-    """Some of the rows."""
-    frame, state, action = tokens
-    return Tokens(frame[rows], None if state is None else state[rows], action[rows])

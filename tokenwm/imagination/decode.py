@@ -28,8 +28,9 @@ from tokenwm.imagination.pausing import Pausing, unpaused
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.layout import predictors
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import WorldModel
 
 
 def prefill_pausing(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
-from tokenwm.imagination.context import rows_of
 from tokenwm.imagination.decode import decode_steps, prefill_pausing
 from tokenwm.imagination.memory import RowLimits, is_out_of_memory
 from tokenwm.imagination.passes import passes_are_compiled
@@ -16,8 +15,9 @@ from tokenwm.imagination.pausing import Pausing, finish
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import WorldModel
 
 MOST_SPARE_CACHES = 4
 """Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
@@ -54,7 +54,7 @@ class Work(NamedTuple):
     def part(self, contexts: slice, rows: slice) -> "Work":
         """Some rows of the context, and some of the actions that belong to them."""
         return self._replace(
-            context=rows_of(self.context, contexts),
+            context=self.context.rows(contexts),
             state_values=None if self.state_values is None else self.state_values[contexts],
             actions=self.actions[rows],
             seeds=self.seeds[rows],

@@ -35,7 +35,8 @@ from tokenwm.imagination.passes import (
 )
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 
 def decode_steps_speculatively(

@@ -26,8 +26,6 @@ from tokenwm.imagination.context import (
     check_context,
     check_ids,
     noise_of,
-    rows_of,
-    zero_tokens,
 )
 from tokenwm.imagination.decode import prefill, score_frames
 from tokenwm.imagination.engine import Engine, Work
@@ -38,12 +36,12 @@ from tokenwm.imagination.pixels import chosen, decode_pixels, frozen_decoder
 from tokenwm.imagination.rollout import Rollout as Rollout
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, is_whole, shown
 from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.tokenizer.frames import FrameTokenizer
-from tokenwm.transformer.world_model import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -337,8 +335,9 @@ class TokenWorldModel(Engine):
         self._spare_caches.clear()  # what was recorded on them was not compiled
         for batch_size in batch_sizes:
             start = time.perf_counter()
-            context, actions = zero_tokens(self.vocabulary, batch_size, 2, self.device)
-            self._decode(prefill(self.world_model, context), actions, None)
+            tokens = Tokens.zeros(self.vocabulary, batch_size, 2, self.device)
+            state = prefill(self.world_model, tokens.steps(slice(1)))
+            self._decode(state, tokens.action, None)
             logger.info("compiled for %d row(s) in %.0f s", batch_size, time.perf_counter() - start)
 
     @torch.inference_mode()
@@ -358,7 +357,7 @@ class TokenWorldModel(Engine):
             ("score", num_steps),
             f"contexts of {num_steps} steps to score",
             num_rows,
-            lambda part: score_frames(self.world_model, rows_of(context.tokens, part)),
+            lambda part: score_frames(self.world_model, context.tokens.rows(part)),
             self._free_memory,
             at_most=min(self.max_rows, SCORED_AT_ONCE),
         )

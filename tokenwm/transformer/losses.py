@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 
 if TYPE_CHECKING:
-    from tokenwm.transformer.world_model import Predictions, Tokens, WorldModel
+    from tokenwm.sequence.tokens import Tokens
+    from tokenwm.transformer.world_model import Predictions, WorldModel
 
 
 class Losses(NamedTuple):

@@ -16,11 +16,12 @@ from tokenwm.data.loading.mixture import Stratum
 from tokenwm.data.loading.windows import Batch
 from tokenwm.errors import CorruptSampleError, TokenwmError
 from tokenwm.sequence.token_shards import read_vocabulary, reward_range
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.losses import Losses
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 MAX_DYNAMICS_EPISODES = 500
 """Training episodes that linear dynamics are fitted to, about; more change nothing."""

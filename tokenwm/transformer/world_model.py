@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.layout import attention_mask, interleave, predictors, shift_to_inputs
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
@@ -72,20 +73,6 @@ class WorldModelConfig:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"
             )
-
-
-class Tokens(NamedTuple):
-    """Tokens of ``T`` steps.
-
-    Attributes:
-        frame: ``(B, T, K)`` int64.
-        state: ``(B, T, P)`` int64, or None.
-        action: ``(B, T, A)`` int64; the entries of the last step do not matter for predictions.
-    """
-
-    frame: Tensor
-    state: Tensor | None
-    action: Tensor
 
 
 class Predictions(NamedTuple):

@@ -17,7 +17,6 @@ from tokenwm.imagination.env import WorldModelVectorEnv
 from tokenwm.imagination.episodes import ImaginedEpisodes
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.transformer.world_model import Tokens
 
 ROWS, CONTEXT = 2, 3
 
@@ -50,14 +49,8 @@ CONTEXTS: dict[str, tuple[Change, str]] = {
     "int32 action": (lambda c: changed(c, action=c.tokens.action.int()), "action tokens: expec"),
     "token of -1": (lambda c: changed(c, frame=c.tokens.frame - 10**6), "frame tokens span"),
     "large state": (lambda c: changed(c, state=c.tokens.state + 48), r"allowed is \[0, 48\)"),
-    "no row": (
-        lambda c: Context(tokens=Tokens(*(t[:0] for t in c.tokens if t is not None))),
-        "has no row",
-    ),
-    "no step": (
-        lambda c: Context(tokens=Tokens(*(t[:, :0] for t in c.tokens if t is not None))),
-        "has no step",
-    ),
+    "no row": (lambda c: Context(tokens=c.tokens.rows(slice(0))), "has no row"),
+    "no step": (lambda c: Context(tokens=c.tokens.steps(slice(0))), "has no step"),
     "another anchor": (lambda c: replace(c, anchor=c.anchor[:1]), r"context\.anchor has shape"),
     "float anchor": (lambda c: replace(c, anchor=c.anchor.float()), "expected uint8"),
     "state of one row": (lambda c: replace(c, state=c.state[:1]), r"context\.state has shape"),

@@ -18,7 +18,6 @@ from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.transformer.packed import unpack_linear_maps
-from tokenwm.transformer.world_model import Tokens
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402
@@ -163,7 +162,7 @@ def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
         if number == 5:
             restarted.restart(torch.tensor([2]))
             row = (starts.tokens.frame[:, -1] == restarted.frame_tokens[2]).all(1).nonzero()[0]
-            tokens = Tokens(*(None if t is None else t[row] for t in starts.tokens))  # type: ignore[arg-type]
+            tokens = starts.tokens.rows(row)
             first = restarted._state.step - (CONTEXT - 1)
             streams = torch.tensor([NUM_ENVS])
             alone = prefill(model.world_model, tokens, noise_streams=streams, first_step=first)

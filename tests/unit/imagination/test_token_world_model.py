@@ -19,9 +19,9 @@ from tokenwm.imagination.decode import score_frames
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.tokenizer.actions import ContinuousTokenizer
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens
 
 BATCH, CONTEXT, HORIZON = 7, 3, 8  # steps go past the window of 6
 
@@ -446,7 +446,7 @@ def test_scores_are_those_of_the_whole_pass_and_found_in_parts(
         caplog.text
     )
     with pytest.raises(TokenwmError, match="at least 2"):
-        model.score(Context(tokens=Tokens(*(part[:, :1] for part in tokens if part is not None))))
+        model.score(Context(tokens=tokens.steps([0])))
 
 
 def test_frames_that_do_not_fit_into_memory_go_through_in_smaller_parts(

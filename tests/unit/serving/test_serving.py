@@ -100,12 +100,11 @@ def test_encoding_and_scoring(client: WorldModelClient, model: TokenWorldModel) 
 
 def test_scores_are_those_of_decoding_step_by_step(model: TokenWorldModel) -> None:
     from tokenwm.imagination.decode import prefill, score_frame
-    from tokenwm.transformer.world_model import Tokens
 
     asked = question(3)
     tokens = model.context(asked["frames"], asked["past_actions"], asked["states"]).tokens
     assert tokens.state is not None
-    first = Tokens(tokens.frame[:, :2], tokens.state[:, :2], tokens.action[:, :2])
+    first = tokens.steps(slice(2))
     with torch.no_grad():
         logits = score_frame(
             model.world_model,

@@ -14,12 +14,12 @@ from tests.small_models import (
     random_tokens,
     small_vocabulary,
     small_world_model,
-    steps_of,
 )
 from tokenwm.errors import TokenwmError
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.losses import Losses
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 BATCH, NUM_STEPS = 3, 5
 
@@ -160,7 +160,7 @@ def test_a_window_over_the_beginning_is_a_shorter_window(kind: str) -> None:
     batch = make_batch(model)
     batch["action_valid"][:] = True
     short = {name: value[:, :3] for name, value in batch.items() if name != "tokens"}
-    short["tokens"] = steps_of(batch["tokens"], slice(0, 3))
+    short["tokens"] = batch["tokens"].steps(slice(0, 3))
     valid = torch.arange(NUM_STEPS).expand(BATCH, -1) < 3
     padded = model.losses(**(batch | {"action_valid": valid}), step_valid=valid)
     for name, value in model.losses(**short)._asdict().items():
@@ -282,7 +282,7 @@ def test_a_prefix_predicts_what_the_whole_does() -> None:
     tokens = random_tokens(model, 2, 8)
     whole = model(tokens)
     for length in (2, 3, 4, 7):
-        part = model(steps_of(tokens, slice(length)))
+        part = model(tokens.steps(slice(length)))
         expected = whole.frame_logits[:, : length - 1]
         torch.testing.assert_close(part.frame_logits, expected, atol=1e-5, rtol=0)
 

@@ -11,7 +11,7 @@ from tokenwm.data.shards.manifest import Manifest
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.imagination.token_world_model import load
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.sequence.tokens import Tokens
 
 WINDOWS_AT_ONCE = 64
 FIELDS = ("frame_tokens", "state_tokens", "action_tokens", "reward", "terminated")
