@@ -20,14 +20,14 @@ def map_tensors(function: Callable[[Tensor], Tensor], values: T) -> T:
     return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, values)
 
 
-def combine(function: Callable[[Sequence[Tensor]], Tensor], records: Sequence[T]) -> T:
+def combine(function: Callable[[list[Tensor]], Tensor], records: Sequence[T]) -> T:
     """Combine records of one kind, such as by ``torch.cat``; what is no tensor is the first's."""
     return combine_leaves(
         lambda leaves: function(leaves) if isinstance(leaves[0], Tensor) else leaves[0], records
     )
 
 
-def combine_leaves(function: Callable[[Sequence[Any]], Any], records: Sequence[T]) -> T:
+def combine_leaves(function: Callable[[list[Any]], Any], records: Sequence[T]) -> T:
     """Make one record of several, each leaf from the list of theirs."""
     first: Any = records[0]
     result: Any
@@ -47,6 +47,6 @@ def combine_leaves(function: Callable[[Sequence[Any]], Any], records: Sequence[T
     return cast(T, result)
 
 
-def behind_one_another(parts: Sequence[Tensor]) -> Tensor:
+def behind_one_another(parts: list[Tensor]) -> Tensor:
     """``(B, h, …)`` each → ``(B, H, …)``; numbers of rows, which have no steps, are added up."""
-    return torch.cat(list(parts), dim=1) if parts[0].ndim > 1 else torch.stack(list(parts)).sum(0)
+    return torch.cat(parts, dim=1) if parts[0].ndim > 1 else torch.stack(parts).sum(0)

@@ -101,9 +101,7 @@ class Rollout:
         before = accumulate((len(part.context.tokens.frame) for part in parts), initial=0)
         rows = [part.context_rows + start for part, start in zip(parts, before, strict=False)]
         context = cat_contexts([part.context for part in parts])
-        return replace(
-            joined, context=context, context_rows=torch.cat(rows), num_passes=num_passes
-        )
+        return replace(joined, context=context, context_rows=torch.cat(rows), num_passes=num_passes)
 
     @classmethod
     def join(cls, parts: Sequence["Rollout"]) -> "Rollout":

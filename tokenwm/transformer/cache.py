@@ -170,7 +170,7 @@ class KVCache:
         self.generation += 1
 
     def take_rows(self, rows: Tensor) -> "KVCache":
-        """A copy of some rows, ``(n,)`` int64, repeats allowed; :meth:`replace_rows` puts them back.
+        """A copy of some rows, ``(n,)`` int64, with repeats; :meth:`replace_rows` puts them back.
 
         Rows of a fork whose parent has one row go on sharing what came before the fork; otherwise
         each gets a copy of its own, since which rows share it would have to be asked of the device.
