@@ -16,7 +16,7 @@ from tokenwm.data.shards.manifest import Feature, Manifest
 from tokenwm.data.shards.writer import ShardWriter
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
@@ -127,9 +127,9 @@ def write_squares(
     return written
 
 
-def bins(low: float, high: float, num_bins: int, dimensions: int = 2) -> ContinuousTokenizer:
+def bins(low: float, high: float, num_bins: int, dimensions: int = 2) -> BinTokenizer:
     quantiles = np.repeat([[low, high]], dimensions, axis=0)
-    return ContinuousTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
+    return BinTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
 
 
 def make_tokenizer(cameras: Sequence[str] = CAMERAS) -> FrameTokenizer:

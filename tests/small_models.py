@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
@@ -17,10 +17,10 @@ VOCABULARIES = ("frame", "frame+state", "discrete")
 """Kinds for :func:`small_vocabulary`: what a step holds besides its continuous actions."""
 
 
-def binning(num_dimensions: int = 3, num_values: int = 16) -> ContinuousTokenizer:
+def binning(num_dimensions: int = 3, num_values: int = 16) -> BinTokenizer:
     """Even bins over [-1, 1]."""
     edges = np.linspace(-1.0, 1.0, num_values + 1)[None].repeat(num_dimensions, axis=0)
-    return ContinuousTokenizer(edges=edges)
+    return BinTokenizer(edges=edges)
 
 
 def small_vocabulary(

@@ -41,7 +41,7 @@ from tokenwm.sequence.tokens import Tokens
 
 def ways_of(model: TokenWorldModel) -> dict[str, tuple[Approximation | None, SamplingConfig]]:
     """Name → how to decode. The first is what the others are compared with."""
-    sampling, width = SamplingConfig(), model.vocabulary.grid[1]
+    sampling = SamplingConfig()
     least = 2 if model.world_model.draft_head is None else 1
     ways: dict[str, tuple[Approximation | None, SamplingConfig]] = {
         "exact": (None, sampling),
@@ -49,8 +49,6 @@ def ways_of(model: TokenWorldModel) -> dict[str, tuple[Approximation | None, Sam
     }
     for count in sorted({least, 2, 3, 4, 8}):
         ways[f"{count} passes"] = (Approximation(num_passes=count), sampling)
-    for delay in range(1, min(width, 3)):
-        ways[f"diagonal, delay {delay}"] = (Approximation(row_delay=delay), sampling)
     return ways
 
 
@@ -196,7 +194,6 @@ def draw_curve(
         color=colour, marker="o", markersize=4, linewidth=1.6, label="a fixed number of passes",
     )  # fmt: skip
     marks = {"exact": ("exact", "D"), "greedy": ("exact, greedy", "^")}
-    marks |= {way: ("diagonal", "s") for way in results if way.startswith("diagonal")}
     for way, (label, marker) in marks.items():
         is_first = not any(label == text.get_label() for text in axes.collections)
         axes.scatter(

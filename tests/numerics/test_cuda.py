@@ -27,6 +27,7 @@ from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.world_model import WorldModel
 
 pytestmark = [
@@ -72,7 +73,7 @@ def on_gpu(tokens: Tokens) -> Tokens:
 def frozen(kind: str, dtype: torch.dtype = torch.float32) -> WorldModel:
     model = small_world_model(kind, window=WINDOW)
     nn.init.constant_(model.copy_head.bias, 3.0)
-    return model.cuda().frozen(dtype)
+    return freeze(model.cuda(), dtype)
 
 
 def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorldModel:
@@ -111,7 +112,7 @@ def test_recorded_decoding_is_unrecorded_decoding_here_and_on_the_cpu(
     decode, sampling = ENGINES[engine], SamplingConfig()
     _, expected = decode(slow, prefill(slow, context), actions, sampling)
     for records in (False, True):
-        model.records_passes = records
+        model.graph_passes = records
         state = prefill(model, on_gpu(context))
         for _ in range(2):  # the second call replays from its first pass on
             again = prefill(model, on_gpu(context), cache=state.cache)
@@ -130,7 +131,7 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, dtype: torch.dtype) -
     state, _ = decode_steps(model, state, tokens.action[:, :5], sampling)  # records
     torch.cuda.synchronize()
     for records in (False, True):
-        model.records_passes = records
+        model.graph_passes = records
         torch.cuda.set_sync_debug_mode("error")
         try:
             state, _ = decode_steps(model, state, tokens.action[:, 5:], sampling)
@@ -142,7 +143,7 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("num_candidates", [1, 64])
 def test_imagine_uses_its_cache_and_graph_again(num_candidates: int) -> None:
     model, slow = whole(), whole()
-    slow.world_model.records_passes = False
+    slow.world_model.graph_passes = False
     for seed in range(6):
         tokens = on_gpu(random_tokens(small_world_model("frame"), 2, 3, seed=seed))
         context = Context(tokens=tokens)
@@ -158,7 +159,7 @@ def test_imagine_uses_its_cache_and_graph_again(num_candidates: int) -> None:
 @pytest.mark.timeout(600)  # every shape is compiled
 def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
     eager, compiled = frozen("frame"), frozen("frame")
-    eager.records_passes = False
+    eager.graph_passes = False
     compile_passes(compiled)
     tokens = on_gpu(random_tokens(small_world_model("frame"), 4, NUM_STEPS + 2))
     context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]

@@ -12,12 +12,13 @@ from tests.small_models import (
     random_tokens,
     small_world_model,
 )
-from tokenwm.imagination.decode import decode_step, prefill, score_frame
+from tokenwm.imagination.decode import decode_step, next_frame_logits, prefill
 from tokenwm.imagination.passes import decode_one_token
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.sequence.layout import attention_mask
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.world_model import WorldModel
 
 WINDOW = 3
@@ -85,7 +86,7 @@ def score(
     """Logits of the frame of a step, after the action before it unless another is given."""
     taken = tokens.action[:, step - 1] if action is None else action
     next_state = None if tokens.state is None else tokens.state[:, step]
-    return score_frame(model, state, taken, tokens.frame[:, step], next_state)
+    return next_frame_logits(model, state, taken, tokens.frame[:, step], next_state)
 
 
 def test_cached_and_uncached_hidden_states_agree_everywhere(model: WorldModel) -> None:
@@ -226,7 +227,7 @@ def test_the_window_is_really_a_window() -> None:
 def test_bfloat16_is_close(model: WorldModel) -> None:
     tokens = random_tokens(model, 2, 2, seed=7)
     exact = score(model, prefill(model, tokens.steps([0])), tokens, 1)
-    half = model.frozen(torch.bfloat16)
+    half = freeze(model, torch.bfloat16)
     state = prefill(half, tokens.steps([0]))
     assert state.cache.keys[0].dtype == torch.bfloat16
     torch.testing.assert_close(score(half, state, tokens, 1), exact, atol=0.2, rtol=0)

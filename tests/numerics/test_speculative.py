@@ -17,6 +17,7 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.world_model import WorldModel
 
 WINDOW = 3
@@ -235,7 +236,7 @@ def test_a_cache_for_few_steps_is_small_and_gives_the_same_future(
     dtype: torch.dtype, decode: Callable[..., tuple[DecodeState, DecodedSteps]]
 ) -> None:
     """Attention over the used part only: no token may depend on how many steps are asked for."""
-    model = small_world_model("frame", dim=64, window=12).frozen(dtype)
+    model = freeze(small_world_model("frame", dim=64, window=12), dtype)
     nn.init.constant_(model.copy_head.bias, 3.0)
     tokens = random_tokens(model, 4, 10)
     context, actions, sampling = tokens.steps(slice(3)), tokens.action[:, 2:], SamplingConfig()
@@ -290,7 +291,7 @@ def test_ten_thousand_steps_take_no_more_memory_than_a_thousand() -> None:
 @pytest.mark.parametrize("kind", ["frame", "frame+state"])
 def test_speculation_is_exact_in_bfloat16_too(kind: str) -> None:
     """Where rounding is coarse, one last bit of an input would become another token."""
-    model = small_world_model(kind, dim=256, num_heads=4, window=4).frozen(torch.bfloat16)
+    model = freeze(small_world_model(kind, dim=256, num_heads=4, window=4), torch.bfloat16)
     nn.init.constant_(model.copy_head.bias, 4.0)
     for seed in range(6):
         tokens = random_tokens(model, 8, 14, seed=seed)

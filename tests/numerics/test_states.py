@@ -11,7 +11,7 @@ import torch
 from tests.numerics.test_graphs import ENGINES, Decode, pair, tapes
 from tests.small_models import VOCABULARIES, random_tokens, small_world_model
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import decode_step, decode_steps, prefill, score_frame
+from tokenwm.imagination.decode import decode_step, decode_steps, next_frame_logits, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodeState
@@ -26,7 +26,9 @@ SAMPLING = SamplingConfig()
 
 def score(model: WorldModel, state: DecodeState, tokens: Tokens, step: int) -> torch.Tensor:
     next_state = None if tokens.state is None else tokens.state[:, step]
-    return score_frame(model, state, tokens.action[:, step - 1], tokens.frame[:, step], next_state)
+    return next_frame_logits(
+        model, state, tokens.action[:, step - 1], tokens.frame[:, step], next_state
+    )
 
 
 @torch.no_grad()

@@ -18,12 +18,12 @@ from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import FloatArray, squared_error, ssim
 from tokenwm.evaluation.rows import RowBatch, load_future_actions, load_rows
 from tokenwm.evaluation.starts import Start
-from tokenwm.imagination.decode import score_frame
+from tokenwm.imagination.decode import next_frame_logits
 from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.imagination.world_state import WorldState
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import to_uint8
 
 PICTURES = (
@@ -150,7 +150,7 @@ class RowScores:
 
 def has_measurable_state(model: TokenWorldModel) -> bool:
     """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
-    return isinstance(model.vocabulary.state, ContinuousTokenizer)
+    return isinstance(model.vocabulary.state, BinTokenizer)
 
 
 class BatchMeasurement:
@@ -235,7 +235,9 @@ class BatchMeasurement:
             values = self.batch.state[:, self.num_context + index]
             next_state = torch.from_numpy(tokenizer.encode(values).astype(np.int64))
             next_state = next_state.to(truth.device)
-        logits = score_frame(self.model.world_model, state.decoding, action, truth, next_state)
+        logits = next_frame_logits(
+            self.model.world_model, state.decoding, action, truth, next_state
+        )  # (B, K, V)
         chosen = logits.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
         return (logits.logsumexp(-1) - chosen).mean(1)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import FloatArray
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 
 NOTABLE_SHARE = 0.01
 """Share of a dimension's values beyond its bins from which on the headline says it."""
@@ -120,7 +120,7 @@ def _count(
     for key in keys:
         rows = reader.arrays(key, [name])[name]
         rows = rows.reshape(len(rows), -1)[: -1 if name == "action" else None]
-        if isinstance(tokenizer, ContinuousTokenizer):
+        if isinstance(tokenizer, BinTokenizer):
             outside = tokenizer.outside(rows)
             low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
             beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (high - low)

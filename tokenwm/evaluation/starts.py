@@ -13,7 +13,7 @@ from tokenwm.data.shards.manifest import SPLITS, Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
 
 logger = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def _check_scalars(model: TokenWorldModel, reader: ShardReader) -> None:
             )
         feature = features[name]
         size = feature.shape[0] if feature.shape else 1
-        is_continuous = isinstance(scalar_tokenizer, ContinuousTokenizer)
+        is_continuous = isinstance(scalar_tokenizer, BinTokenizer)
         if size != scalar_tokenizer.num_dimensions or is_continuous == (feature.kind == "discrete"):
             kind = "continuous" if is_continuous else "discrete"
             raise TokenwmError(

@@ -19,8 +19,9 @@ from tokenwm.imagination.units import Units
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
+from tokenwm.transformer.frozen import freeze
 
 
 class Codec(Engine):
@@ -41,7 +42,7 @@ class Codec(Engine):
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype) -> None:
-        super().__init__(loaded.world_model.frozen(dtype))
+        super().__init__(freeze(loaded.world_model, dtype))
         self.tokenizer: FrameTokenizer = loaded.tokenizer
         self._decoder = frozen_decoder(loaded.tokenizer, dtype)
         self.units = Units(self.world_model)
@@ -101,7 +102,7 @@ class Codec(Engine):
             known = as_tensor("states", states)
             check_shape("states", known, (sizes["B"], num_steps, vocabulary.state.num_dimensions))
             state_tokens = self.units.encode_states(known)
-            if isinstance(vocabulary.state, ContinuousTokenizer):
+            if isinstance(vocabulary.state, BinTokenizer):
                 last_state = known[:, -1].detach().to(self.device, torch.float32, copy=True)
         encoded = within_pixel_memory(
             tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)

@@ -15,7 +15,7 @@ from tokenwm.imagination.records import combine, map_tensors
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -125,7 +125,7 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
             f"context.encoder_memory is {_described(memory)}; expected a tensor of {num_rows} rows"
         )
     if context.state is not None:
-        if not isinstance(vocabulary.state, ContinuousTokenizer):
+        if not isinstance(vocabulary.state, BinTokenizer):
             raise TokenwmError(
                 "context.state is given, but the model has no state of real values; give None"
             )

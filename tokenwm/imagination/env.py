@@ -21,7 +21,7 @@ from tokenwm.imagination.rollout import NO_REWARD
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.shapes import check_type, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 
 
 class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
@@ -284,7 +284,7 @@ def _reset_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.boo
 
 def _action_space(tokenizer: ScalarTokenizer) -> spaces.Space[Any]:
     """Actions in the units of the data."""
-    if isinstance(tokenizer, ContinuousTokenizer):
+    if isinstance(tokenizer, BinTokenizer):
         low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
         return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
     if tokenizer.num_dimensions == 1:

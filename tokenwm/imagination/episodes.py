@@ -154,6 +154,7 @@ class ImaginedEpisodes:
         self._state = self._state.replace_rows(episodes, new)
         self.num_steps[episodes] = 0
 
+    @torch.inference_mode()
     def step(self, actions: Tensor | NDArray[Any]) -> Transition:
         """Take one action in every episode, ``(B, A)`` in the units of the data.
 

@@ -104,8 +104,7 @@ def gumbel_noise(
         num_values: ``V``, how many ids there are to choose from.
 
     Returns:
-        ``(..., V)`` float32, finite; in front of ``V`` the shape of seeds, streams, step and
-        slot,
+        ``(..., V)`` float32, finite; in front of ``V`` the shape of seeds, streams, step and slot,
         broadcast together.
     """
     key = _mix(seeds + _GOLDEN)

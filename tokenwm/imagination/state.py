@@ -25,7 +25,6 @@ class DecodeState:
     Attributes:
         cache: Keys and values; shared with the states derived from this one.
         step: Scalar int64, number of the current step since the start of the context.
-        pending: ``(B, 1, D)``, the embedded last observation position of the step.
         frame_tokens: ``(B, K)`` int64, of the current step.
         state_tokens: ``(B, P)`` int64, of the current step, or None.
         state_values: ``(B, P)``, what greedy decoding knows of the state beyond its tokens, see
@@ -37,7 +36,6 @@ class DecodeState:
 
     cache: KVCache
     step: Tensor
-    pending: Tensor
     frame_tokens: Tensor
     state_tokens: Tensor | None
     state_values: Tensor | None
@@ -99,7 +97,7 @@ class DecodeState:
             partial(torch.repeat_interleave, repeats=num_copies, dim=0),
             self.cache.fork(num_copies, pending, num_steps, cache),
         )
-        streams = torch.arange(len(forked.pending), device=self.noise_streams.device)
+        streams = torch.arange(len(forked.frame_tokens), device=self.noise_streams.device)
         return replace(forked, noise_streams=streams)
 
     def take_rows(self, rows: Tensor) -> "DecodeState":
@@ -112,7 +110,7 @@ class DecodeState:
             TokenwmError: The state was used; rows are no numbers or, not on a GPU, out of range.
         """
         self.check_current()
-        check_ids("rows", rows, len(self.pending))
+        check_ids("rows", rows, len(self.frame_tokens))
         check_shape("rows", rows, ("n",))
         return self._with_rows(lambda tensor: tensor[rows], self.cache.take_rows(rows))
 
@@ -143,8 +141,8 @@ class DecodeState:
         self.cache.check_no_forks()
         if other.cache is self.cache:
             raise TokenwmError("rows of a state cannot take the place of others in it: take_rows")
-        check_ids("rows", rows, len(self.pending))
-        check_shape("rows", rows, (len(other.pending),))
+        check_ids("rows", rows, len(self.frame_tokens))
+        check_shape("rows", rows, (len(other.frame_tokens),))
         self.cache.replace_rows(rows, other.cache)
 
         def put(mine: Tensor | None, its: Tensor | None) -> Tensor | None:
@@ -160,7 +158,7 @@ class DecodeState:
         return replace(self, cache=cache, **changed).renewed()  # type: ignore[arg-type]
 
 
-_OF_ROWS = ("pending", "frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
+_OF_ROWS = ("frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
 """Fields of a :class:`DecodeState` that hold a row for each of its rows."""
 
 

@@ -15,8 +15,7 @@ from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.codec import Codec
 from tokenwm.imagination.context import Context, as_tensor, check_ids, noise_of
-from tokenwm.imagination.decode import prefill
-from tokenwm.imagination.observe import observe_step
+from tokenwm.imagination.decode import observe_step, prefill
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig, check_sampling
 from tokenwm.imagination.state import DecodedSteps
@@ -121,18 +120,21 @@ class SteppedWorld(Codec):
             action.new_zeros((len(action), 0, action.shape[1])),
             None if states is None else states[:, None],
         )
-        check_shape("observed.frames", step.tokens.frame, (state.num_rows, 1, "K"))
-        values = self.units.state_values(step.state)
+        new, before = step.tokens, state.context.rows(state.context_rows)
+        check_shape("observed.frames", new.frame, (state.num_rows, 1, "K"))
         decoding, surprise = observe_step(
-            self.world_model, state.decoding, action, step.tokens, values
+            self.world_model,
+            state.decoding,
+            action,
+            new.frame[:, 0],
+            None if new.state is None else new.state[:, 0],
+            self.units.state_values(step.state),
         )
-        history = state.context.rows(state.context_rows)
-        before = history.tokens
-        taken = torch.cat([before.action[:, :-1], action[:, None]], dim=1)
-        tokens = Tokens.cat([before._replace(action=taken), step.tokens], dim=1)
+        taken = torch.cat([before.tokens.action[:, :-1], action[:, None]], dim=1)
+        tokens = Tokens.cat([before.tokens._replace(action=taken), new], dim=1)
         window = self.world_model.config.transformer.window
         context = replace(
-            history,
+            before,
             tokens=tokens.steps(slice(-window, None)),
             anchor=step.anchor,
             state=step.state,

@@ -7,6 +7,7 @@ everything stays on the device.
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tokenwm.imagination.context import Context, noise_of
 from tokenwm.imagination.decode import prefill, score_frames
 from tokenwm.imagination.engine import Work
 from tokenwm.imagination.passes import compile_passes
-from tokenwm.imagination.pausing import Pausing
+from tokenwm.imagination.pausing import Pausing, finish, without_pause
 from tokenwm.imagination.rollout import Rollout as Rollout
 from tokenwm.imagination.sampling import SamplingConfig, check_sampling
 from tokenwm.imagination.stepped_world import SteppedWorld
@@ -88,7 +89,9 @@ class TokenWorldModel(SteppedWorld):
         """
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        return self._rollout(context, *self._rows_and_actions(work, actions), self._imagine(work))
+        most = max(context.tokens.frame.shape[1], work.actions.shape[1])  # never a pause
+        decoded = finish(self._imagine(work, most))
+        return self._rollout(context, *self._rows_and_actions(work, actions), decoded)
 
     @torch.inference_mode()
     def imagine_pausing(
@@ -104,14 +107,13 @@ class TokenWorldModel(SteppedWorld):
         """:meth:`imagine` as a generator that pauses, with the same tokens; close it to stop.
 
         Between pauses at most ``chunk_steps`` steps are read or decoded, of at most ``max_rows``
-        rows. Few make more passes: rows wait for one another at every pause. Where memory runs out
-        the rest of those rows is imagined without a pause.
+        rows. Few make more passes: rows wait for one another at every pause.
         """
         if not is_whole(chunk_steps):
             raise TokenwmError(f"chunk_steps={shown(chunk_steps)}; use a whole number, at least 1")
         context = self.checked(context)
         work = self._work(context, actions, sampling, seed, noise_streams)
-        decoded = yield from self._imagine_pausing(work, chunk_steps)
+        decoded = yield from self._imagine(work, chunk_steps)
         return self._rollout(context, *self._rows_and_actions(work, actions), decoded)
 
     def _work(
@@ -188,15 +190,17 @@ class TokenWorldModel(SteppedWorld):
         """
         context = self.checked(context)
         num_rows, num_steps = context.tokens.frame.shape[:2]
-        scores = self.limits.in_parts(
+        parts = self.limits.in_parts(
             ("score", num_steps),
             f"contexts of {num_steps} steps to score",
             num_rows,
-            lambda part: score_frames(self.world_model, context.tokens.rows(part)),
+            lambda rows: without_pause(
+                partial(score_frames, self.world_model, context.tokens.rows(rows))
+            ),
             self._free_memory,
             at_most=min(self.max_rows, SCORED_AT_ONCE),
         )
-        return torch.cat(scores)
+        return torch.cat(finish(parts))
 
 
 def load(

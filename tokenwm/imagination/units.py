@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import as_array, as_tensor, check_ids
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 from tokenwm.transformer.world_model import WorldModel
 
@@ -79,7 +79,7 @@ class Units:
 
     def as_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """Actions as a :class:`Rollout` holds them: on the device, float32, or int64 ids."""
-        is_continuous = isinstance(self._vocabulary.action, ContinuousTokenizer)
+        is_continuous = isinstance(self._vocabulary.action, BinTokenizer)
         dtype = torch.float32 if is_continuous else torch.int64
         return as_tensor("actions", actions).detach().to(self._device, dtype)
 
@@ -110,7 +110,7 @@ class Units:
     def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Bins of the state, if any: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
         bins = self._vocabulary.state
-        if not isinstance(bins, ContinuousTokenizer):
+        if not isinstance(bins, BinTokenizer):
             return None
         low, high, centers = (
             torch.from_numpy(np.ascontiguousarray(part)).to(self._device)
@@ -122,7 +122,7 @@ class Units:
     def _action_centers(self) -> Tensor | None:
         """``(A, bins)`` float32, or None of discrete actions."""
         bins = self._vocabulary.action
-        if not isinstance(bins, ContinuousTokenizer):
+        if not isinstance(bins, BinTokenizer):
             return None
         return torch.from_numpy(bins.centers.astype(np.float32)).to(self._device)
 
@@ -136,13 +136,11 @@ class Units:
             return self._device_encoders[name](values.to(self._device))
         array = as_array(f"{name}s", values)
         tokens = tokenizer.encode(array).astype(np.int64)
-        if isinstance(tokenizer, ContinuousTokenizer) and name not in self._warned:
+        if isinstance(tokenizer, BinTokenizer) and name not in self._warned:
             self._warn_of_outside(name, tokenizer, array)
         return torch.from_numpy(tokens).to(self._device)
 
-    def _warn_of_outside(
-        self, name: str, tokenizer: ContinuousTokenizer, values: NDArray[Any]
-    ) -> None:
+    def _warn_of_outside(self, name: str, tokenizer: BinTokenizer, values: NDArray[Any]) -> None:
         outside = tokenizer.outside(values)
         if not outside.any():
             return

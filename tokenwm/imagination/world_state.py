@@ -35,7 +35,7 @@ class WorldState:
     @property
     def num_rows(self) -> int:
         """``B``."""
-        return len(self.decoding.pending)
+        return len(self.decoding.frame_tokens)
 
     @property
     def frame_tokens(self) -> Tensor:

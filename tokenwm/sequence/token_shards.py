@@ -31,7 +31,7 @@ from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
     BinMethod,
-    ContinuousTokenizer,
+    BinTokenizer,
     DiscreteTokenizer,
     ScalarTokenizer,
 )
@@ -65,7 +65,7 @@ def fit_scalar_tokenizer(
     quantiles = manifest.statistics.get(name, {}).get("quantiles")
     if not quantiles:
         raise TokenwmError(f"the manifest has no quantiles of {name}; prepare the shards again")
-    return ContinuousTokenizer.fit(
+    return BinTokenizer.fit(
         np.asarray(quantiles, dtype=np.float64),
         num_bins=num_bins,
         method=method,

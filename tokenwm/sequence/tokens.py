@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
         return cls(torch.cat(frames, dim), state, torch.cat(actions, dim))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Tokens":
-        """The same change to each of the tensors."""
+        """Tokens with a change made to each of the tensors."""
         state = None if self.state is None else change(self.state)
         return Tokens(change(self.frame), state, change(self.action))
 

@@ -21,7 +21,7 @@ from tokenwm.evaluation.report.pictures import (
 from tokenwm.evaluation.starts import check_data_fits, check_episode
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 
 SPLIT_PREFERENCE = ("test", "val", "train")
 """Where the episode is taken from if none is named: held out first."""
@@ -199,7 +199,7 @@ def random_actions(model: TokenWorldModel, horizon: int, seed: int) -> NDArray[A
     tokenizer = model.vocabulary.action
     generator = np.random.default_rng(seed)
     shape = (horizon, tokenizer.num_dimensions)
-    if isinstance(tokenizer, ContinuousTokenizer):
+    if isinstance(tokenizer, BinTokenizer):
         low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
         return generator.uniform(low, high, shape).astype(np.float32)
     return generator.integers(0, tokenizer.used_sizes, shape)

@@ -29,8 +29,8 @@ from tokenwm.errors import TokenwmError
 
 T = TypeVar("T")
 
-MOST_RECORDINGS = 8
-"""Recordings that a cache keeps: planners and environments use one or two."""
+MOST_GRAPHS = 8
+"""CUDA graphs that a cache keeps: planners and environments use one or two."""
 
 
 class KVCache:
@@ -86,17 +86,17 @@ class KVCache:
         self._cells = torch.arange(self.capacity, device=device)
         self._rings = self._rings_of(batch_size)
         self._written = self._cells[:0]
-        self._recordings: dict[Hashable, Any] = {}
+        self._graphs: dict[Hashable, Any] = {}
 
     def twin(self) -> "KVCache":
-        """Another name for the same memory, for recordings: they would hold their owner else."""
+        """Another name for the same memory, for graphs: they would hold their owner else."""
         twin = object.__new__(KVCache)
-        twin.__dict__.update(self.__dict__, _recordings={})
+        twin.__dict__.update(self.__dict__, _graphs={})
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, has memory of its own: what was recorded and forked is not of it."""
-        return self.__dict__ | {"_recordings": {}, "_forks": None}
+        """A copy, or a pickle, has memory of its own: graphs and forks are not of it."""
+        return self.__dict__ | {"_graphs": {}, "_forks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come to be from another's :meth:`__getstate__`, as a fork of its past if it was one."""
@@ -104,18 +104,18 @@ class KVCache:
         if self.past is not None:
             self.past._forks.add(self)
 
-    def recording(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was recorded (:mod:`tokenwm.imagination.graphs`) on this cache's memory.
+    def graph(self, key: Hashable, make: Callable[[], T]) -> T:
+        """A captured graph (:mod:`tokenwm.imagination.graphs`) that works on this cache's memory.
 
         Args:
             key: What it does, and to what sizes. The last few are kept.
             make: Makes it if there is none.
         """
-        recording = self._recordings.pop(key, None) or make()
-        self._recordings[key] = recording  # the newest is the last
-        while len(self._recordings) > MOST_RECORDINGS:
-            del self._recordings[next(iter(self._recordings))]
-        return recording
+        graph = self._graphs.pop(key, None) or make()
+        self._graphs[key] = graph  # the newest is the last
+        while len(self._graphs) > MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        return graph
 
     def fork(
         self, num_copies: int, first: Tensor, num_steps: int, cache: "KVCache | None" = None

@@ -20,7 +20,7 @@ from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
 from tokenwm.transformer.heads import ContinuousHead
-from tokenwm.transformer.losses import Losses
+from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 MAX_DYNAMICS_EPISODES = 500
@@ -100,7 +100,7 @@ class WorldModelModule(TrainingModule):
         self._log_held_out("val", batch)
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """The same on the test split."""
+        """Losses on the test split."""
         self._log_held_out("test", batch)
 
     def _log_held_out(self, stage: str, batch: Batch) -> None:
@@ -112,7 +112,8 @@ class WorldModelModule(TrainingModule):
 
     def _losses(self, batch: Batch) -> Losses:
         assert batch.terminated is not None
-        return self.world_model.losses(
+        return losses_of(
+            self.world_model,
             tokens_of(batch),
             step_valid=batch.step_valid,
             action_valid=batch.action_valid,

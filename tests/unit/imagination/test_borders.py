@@ -275,7 +275,6 @@ def test_counts_are_whole_numbers(model: TokenWorldModel, context: Context, wron
         lambda: model.start(context).fork(wrong, 1),
         lambda: SamplingConfig(top_k=wrong),
         lambda: Approximation(num_passes=wrong),
-        lambda: Approximation(row_delay=wrong),
     ):
         with pytest.raises(TokenwmError, match="whole number"):
             take()

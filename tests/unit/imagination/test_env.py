@@ -16,7 +16,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.transformer.packed import unpack_linear_maps
+from tokenwm.transformer.frozen import unpack_linear_maps
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402

@@ -21,7 +21,7 @@ from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.imagination.world_state import WorldState
 from tokenwm.sequence.tokens import Tokens
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.cache import KVCache
 
 BATCH, CONTEXT, HORIZON = 7, 3, 8  # steps go past the window of 6
@@ -205,7 +205,7 @@ def test_actions_beyond_the_training_range_are_said_once(
     model: TokenWorldModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = model.vocabulary.action
-    assert isinstance(tokenizer, ContinuousTokenizer)
+    assert isinstance(tokenizer, BinTokenizer)
     actions = np.zeros((2, 3, tokenizer.num_dimensions), dtype=np.float32)
     actions[:] = tokenizer.centers.mean(1)
     actions[0, 0] = tokenizer.edges[:, -1]  # the largest of the training data is not beyond it

@@ -99,14 +99,14 @@ def test_encoding_and_scoring(client: WorldModelClient, model: TokenWorldModel) 
 
 
 def test_scores_are_those_of_decoding_step_by_step(model: TokenWorldModel) -> None:
-    from tokenwm.imagination.decode import prefill, score_frame
+    from tokenwm.imagination.decode import next_frame_logits, prefill
 
     asked = question(3)
     tokens = model.context(asked["frames"], asked["past_actions"], asked["states"]).tokens
     assert tokens.state is not None
     first = tokens.steps(slice(2))
     with torch.no_grad():
-        logits = score_frame(
+        logits = next_frame_logits(
             model.world_model,
             prefill(model.world_model, first),
             tokens.action[:, 1],

@@ -12,6 +12,7 @@ from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.imagination.token_world_model import load
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.losses import losses_of
 
 WINDOWS_AT_ONCE = 64
 FIELDS = ("frame_tokens", "state_tokens", "action_tokens", "reward", "terminated")
@@ -49,7 +50,8 @@ def held_out_loss(
         assert batch.frame_tokens is not None and batch.action_tokens is not None
         assert batch.terminated is not None
         tokens = Tokens(batch.frame_tokens, batch.state_tokens, batch.action_tokens)
-        losses = world_model.losses(
+        losses = losses_of(
+            world_model,
             tokens,
             step_valid=batch.step_valid,
             action_valid=batch.action_valid,
