@@ -29,13 +29,13 @@ from tokenwm import load
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse, squared_error
-from tokenwm.evaluation.report.plot_style import CYCLE, DPI, FAINT, INK, to_png
 from tokenwm.evaluation.rows import load_rows
 from tokenwm.evaluation.starts import choose_split, choose_starts
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
+from tokenwm.pages.plot_style import CYCLE, DPI, FAINT, INK, to_png
 from tokenwm.sequence.tokens import Tokens
 
 

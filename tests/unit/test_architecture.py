@@ -17,6 +17,7 @@ ORDER = (
     "throughput",
     "norm",
     "strict",
+    "pages",
     "engines",
     "resume",
     # recordings to windows
@@ -52,7 +53,7 @@ ORDER = (
     "serving",
     # which size, how much data
     "flops",
-    "scaling.number",
+    "scaling.quantities",
     "scaling.runs",
     "scaling.law",
     "scaling.report",

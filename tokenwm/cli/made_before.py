@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tokenwm
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
+from tokenwm.data.storage.folder import open_folder, sha256_of
 
 _SAYS_NOTHING = ("out", "overwrite")
 
@@ -29,7 +31,7 @@ class MadeBefore:
     """
 
     def __init__(
-        self, verb: str, out: Path, arguments: argparse.Namespace, inputs: Iterable[Path]
+        self, verb: str, out: Path, arguments: argparse.Namespace, inputs: Iterable[Path | str]
     ) -> None:
         self.out = out
         self._path = out / f".{verb.replace(' ', '_')}.json"
@@ -80,8 +82,12 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
-def _digest(path: Path) -> str | None:
-    """SHA-256 of what a file or a folder holds; None if there is nothing."""
+def _digest(path: Path | str) -> str | None:
+    """SHA-256 of what a file, a folder or a dataset's URL holds; None if there is nothing."""
+    if isinstance(path, str):
+        with suppress(OSError):
+            return sha256_of(open_folder(path), MANIFEST_NAME)
+        return None
     if (path / MANIFEST_NAME).is_file():
         path = path / MANIFEST_NAME
     if path.is_file():

@@ -8,7 +8,6 @@
     evaluation.horizons.effective_horizon, evaluation.psnr["model"].mean[4]
 """
 
-import hashlib
 import logging
 import platform
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from tokenwm import __version__
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.evaluation.examples import choose_examples, imagine_examples
 from tokenwm.evaluation.folds import Fold, check_folds, check_held_out_once, has_other_splits
 from tokenwm.evaluation.measure import EvaluationConfig, ProgressCallback, RowScores, measure
@@ -59,7 +59,7 @@ def evaluate(
     Args:
         model: From :func:`tokenwm.load`; it stays on its device.
         data: Folder of frame shards, as ``tokenwm prepare`` writes it.
-        config: What is measured.
+        config: Settings.
         model_folder: Where the model came from, for the record only.
         progress: Called after every imagined step with steps done, steps in all and a message.
 
@@ -80,7 +80,7 @@ def evaluate_folds(
 
     Args:
         folds: The models with their data. Every episode may be held out in one of them only.
-        config: What is measured, of each.
+        config: Settings, the same for each.
         progress: Called after every imagined step with steps of this model done, steps of it in
             all, and a message.
 
@@ -264,10 +264,10 @@ def _provenance(parts: Sequence[_Part], config: EvaluationConfig) -> dict[str, A
 
 def _origin(part: _Part) -> dict[str, Any]:
     """Marks that tell a model and its data from others."""
-    manifest = (part.reader.folder / MANIFEST_NAME).read_bytes()
+    reader = part.reader
     return {
         "model_folder": None if part.model_folder is None else str(part.model_folder),
         "tokenizer_hash": part.model.vocabulary.tokenizer_hash,
-        "data_folder": str(part.reader.folder),
-        "data_manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "data_folder": reader.root,
+        "data_manifest_sha256": sha256_of(open_folder(reader.root), MANIFEST_NAME),
     }

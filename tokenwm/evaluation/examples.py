@@ -1,4 +1,4 @@
-"""Which starts to show, chosen by rank and not by eye, and their pictures."""
+"""Starts to show, chosen by rank and not by eye, and their pictures."""
 
 from collections.abc import Mapping, Sequence
 

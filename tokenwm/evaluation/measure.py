@@ -34,7 +34,7 @@ PICTURES = (
     "reconstruction_anchored",
     "shuffled",
 )
-"""Whose pictures are compared with the truth; see ``docs/evaluation.md``."""
+"""Pictures that are compared with the truth; see ``docs/evaluation.md``."""
 
 ProgressCallback = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what is being done."""
@@ -42,7 +42,7 @@ ProgressCallback = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured.
+    """Settings of an evaluation.
 
     Attributes:
         split: ``test``, ``val`` or ``train``; ``val`` is taken where there is no ``test``.
@@ -52,7 +52,7 @@ class EvaluationConfig:
         batch_size: Futures imagined at once; bounds the memory.
         sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
             variance.
-        seed: Of noise and of shuffled actions.
+        seed: Seed of noise and of shuffled actions.
         max_episodes: Measure only that many episodes, evenly spread; None for all.
         num_examples: Starts whose pictures are kept for the report.
     """
@@ -83,7 +83,7 @@ class RowScores:
     Attributes:
         mse: Per entry of ``PICTURES``, mean squared error of pixels in [0, 1], over cameras and
             pixels.
-        ssim: The same for structural similarity.
+        ssim: Structural similarity, per entry of ``PICTURES``.
         token_accuracy: ``model``, ``persistence`` and ``shuffled``: share of frame tokens that are
             right.
         token_nll: Nats per token of the true frame, given the imagined past.
@@ -149,7 +149,7 @@ class RowScores:
 
 
 def has_measurable_state(model: TokenWorldModel) -> bool:
-    """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
+    """True if the model predicts a state that errors can be measured of (ids have no distance)."""
     return isinstance(model.vocabulary.state, BinTokenizer)
 
 

@@ -1,4 +1,4 @@
-"""What was recorded: batches of context and future, read from shards as evaluation needs them."""
+"""Recorded batches of context and future, read from shards as evaluation needs them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 
 @dataclass(frozen=True, kw_only=True)
 class RowBatch:
-    """What was recorded from some starts on: ``C`` steps of context and ``H`` steps of future.
+    """A batch of recorded steps from some starts on: ``C`` of context and ``H`` of future.
 
     Attributes:
         numbers: ``(B,)`` which rows of the whole evaluation these are.
@@ -92,7 +92,7 @@ def load_future_actions(
 def count_codes(
     model: TokenWorldModel, reader: ShardReader, keys: Sequence[str], chunk_size: int
 ) -> Tensor:
-    """How often each code occurs in all frames of some episodes: ``(V,)`` int64."""
+    """Number of times each code occurs in all frames of some episodes: ``(V,)`` int64."""
     counts = torch.zeros(model.vocabulary.codebook_size, dtype=torch.int64, device=model.device)
     for key in keys:
         length = reader.episode(key).num_steps

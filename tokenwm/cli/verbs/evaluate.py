@@ -20,6 +20,7 @@ from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
 from tokenwm.cli.console import printable, say
 from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
+from tokenwm.data.storage.folder import location
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.evaluate import evaluate_folds
 from tokenwm.evaluation.folds import Fold
@@ -141,10 +142,10 @@ def add_model_arguments(target: argparse.ArgumentParser) -> None:
     target.add_argument("model", type=Path, help="run or checkpoint folder of the world model")
     target.add_argument(
         "--data",
-        type=Path,
+        type=location,
         required=True,
         metavar="SHARDS",
-        help="folder of frame shards made by tokenwm prepare",
+        help="folder or URL of frame shards made by tokenwm prepare",
     )
     add_imagining_arguments(target)
 
@@ -161,10 +162,11 @@ def _add_fold_arguments(target: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--data",
         nargs="+",
-        type=Path,
+        type=location,
         required=True,
         metavar="SHARDS",
-        help="folder of frame shards made by tokenwm prepare; of folds, one each in the same order",
+        help="folder or URL of frame shards made by tokenwm prepare; of folds, one each in the "
+        "same order",
     )
 
 

@@ -8,6 +8,7 @@ from rich.progress import Progress
 
 from tokenwm.cli.console import say
 from tokenwm.cli.made_before import MadeBefore, files_below
+from tokenwm.data.storage.folder import location
 from tokenwm.synthesis.lerobot.export import VERSIONS, export_lerobot
 
 
@@ -15,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = _parser().parse_args(argv)
     console = Console()
-    made_before = MadeBefore("export-lerobot", arguments.out, arguments, [Path(arguments.dataset)])
+    made_before = MadeBefore("export-lerobot", arguments.out, arguments, [arguments.dataset])
     if made_before.stands():
         say(console, f"{arguments.out}: exported before from the same data, and kept")
         return 0
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="tokenwm export-lerobot",
         description="Write the episodes of frame shards as a LeRobot folder (see docs/formats.md).",
     )
-    parser.add_argument("dataset", type=Path, help="folder of frame shards, from tokenwm prepare")
+    parser.add_argument("dataset", type=location, help="frame shards, a folder or a URL")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--version",

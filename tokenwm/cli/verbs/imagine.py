@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
     )
     console = Console()
-    inputs = [model_folder(arguments.model), Path(arguments.data)]
+    inputs = [model_folder(arguments.model), arguments.data]
     inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.stands() and not arguments.overwrite:

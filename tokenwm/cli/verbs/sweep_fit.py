@@ -1,7 +1,6 @@
 """``tokenwm sweep fit SWEEP``: the scaling law of a sweep's runs, and what to train next."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,10 +8,11 @@ from rich.table import Table
 
 from tokenwm.cli.console import say
 from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
+from tokenwm.cli.verbs.sweep import positive
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.law.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.law.recommend import Imagination, Machine
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.report.report import write_fit
 from tokenwm.scaling.report.wording import (
     METHODS_NOTE,
@@ -20,10 +20,11 @@ from tokenwm.scaling.report.wording import (
     choice_rows,
     headline,
     law_rows,
-    with_interval,
+    method_rows,
 )
 from tokenwm.scaling.runs.columns import COLUMN_OF
 from tokenwm.scaling.runs.runs import RESULT_FILE, read_points
+from tokenwm.strict import key_values
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> int:
     if made_before.stands() and not arguments.overwrite:
         say(console, str(made_before))
         return 0
-    read = read_points(arguments.path, pairs("--columns", arguments.columns), arguments.metrics)
+    read = read_points(
+        arguments.path, key_values("--columns", arguments.columns, str), arguments.metrics
+    )
     config = FitConfig(
         budget=arguments.budget,
         delta=arguments.delta,
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
         drop_highest_loss=arguments.drop_highest_loss,
         drop_shortest=arguments.drop_shortest,
-        exclude=pairs("--exclude", arguments.exclude),
+        exclude=key_values("--exclude", arguments.exclude, str),
         machine=Machine(
             tokens_per_step=arguments.tokens_per_step,
             flops_per_second=arguments.flops_per_second,
@@ -83,13 +86,8 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     methods = Table(title=f"for {number(fit.budget)} FLOPs", box=None)
     for heading in ("method", "N* ~ C to the", "N*", "loss"):
         methods.add_column(heading)
-    for method in fit.methods:
-        methods.add_row(
-            method.name,
-            with_interval(method.exponent, 3),
-            with_interval(method.num_parameters),
-            with_interval(method.loss, 3),
-        )
+    for cells in method_rows(fit):
+        methods.add_row(*cells)
     console.print(methods)
     for caveat in (METHODS_NOTE, budget_note(fit)):
         say(console, f"• {caveat}")
@@ -104,23 +102,6 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     for sentence in headline(fit):
         style = "bold red" if sentence.startswith("No recommendation") else None
         say(console, f"• {sentence}", style=style)
-
-
-def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """``KEY=VALUE`` texts as a dictionary.
-
-    Raises:
-        TokenwmError: A text has no ``=``, or a key comes twice.
-    """
-    result: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals and value):
-            raise TokenwmError(f"{option} {text!r}: expected KEY=VALUE")
-        if key in result:
-            raise TokenwmError(f"{option} names '{key}' twice")
-        result[key] = value
-    return result
 
 
 def imagination_from(arguments: argparse.Namespace) -> Imagination | None:
@@ -148,14 +129,6 @@ def _inputs(path: Path) -> list[Path]:
 def default_folder(path: Path) -> Path:
     """``SWEEP/fit`` for a folder, ``NAME-fit`` beside a file."""
     return path / "fit" if path.is_dir() else path.with_name(f"{path.stem}-fit")
-
-
-def positive(text: str) -> float:
-    """A finite number above zero, for argparse."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above zero")
-    return value
 
 
 def parser() -> argparse.ArgumentParser:

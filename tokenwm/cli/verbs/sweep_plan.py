@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,14 +13,15 @@ from rich.table import Table
 
 from tokenwm.cli.console import printable, say
 from tokenwm.cli.training.lightning_cli import launch
+from tokenwm.cli.verbs.sweep import positive
 from tokenwm.cli.verbs.sweep_training import StepClock, settings_of
 from tokenwm.cli.verbs.world_model import WorldModelCLI
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
-from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.data.storage.folder import location, open_folder, sha256_of
+from tokenwm.engines import threads_for
 from tokenwm.errors import TokenwmError
-from tokenwm.scaling.number import number
-from tokenwm.scaling.sweep.engines import threads_for
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.sweep.plan import Request, RunCost, costs_of, make_plan, warnings_of
 from tokenwm.scaling.sweep.sweep import (
     Run,
@@ -31,7 +31,7 @@ from tokenwm.scaling.sweep.sweep import (
     Training,
     sweep_text,
 )
-from tokenwm.strict import build, dump_yaml, parse_yaml
+from tokenwm.strict import build, dump_yaml, key_values
 from tokenwm.transformer.training import WorldModelModule
 
 PROBE_STEPS = 12
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _comment(argv: Sequence[str], tokens: Path) -> str:
+def _comment(argv: Sequence[str], tokens: Path | str) -> str:
     """First lines of a plan's file: the options that the plan follows from."""
     words = [word for word in argv if word != "--overwrite"]
     manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
@@ -143,12 +143,7 @@ def _between(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def _training(overrides: Sequence[str]) -> Training:
-    values: dict[str, Any] = {}
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise TokenwmError(f"--set {text!r}: expected KEY=VALUE")
-        values[key] = parse_yaml(value)
+    values = key_values("--set", overrides)
     try:
         training: Training = build(Training, values, allow_defaults=True)
     except TokenwmError as error:
@@ -204,13 +199,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Choose sizes, token budgets and learning rates by rule, show what they cost, "
         "and write the sweep file. Nothing is trained but a few steps of each size, to time them.",
     )
-    parser.add_argument("tokens", type=Path, help="token shards, from tokenwm tokenize")
+    parser.add_argument("tokens", type=location, help="token shards, a folder or a URL")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=positive,
         required=True,
         metavar="FLOPS",
-        help="training FLOPs of all runs together, for example 3e15",
+        help="training FLOPs of all runs together, for example 3e15 or 300T",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="SWEEP", help="sweep file to write (YAML)"

@@ -16,12 +16,13 @@ from rich.text import Text
 from tokenwm.cli.console import printable, say
 from tokenwm.cli.verbs.sweep_training import begins_from
 from tokenwm.data.storage.atomic import open_atomically
+from tokenwm.data.storage.folder import location, open_folder
+from tokenwm.engines import ENGINES, Engine, LocalEngine, RayEngine, SlurmEngine
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.scaling.sweep.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
-from tokenwm.scaling.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep, runs_of, sweep_text
-from tokenwm.strict import parse_yaml
+from tokenwm.strict import key_values
 
 STYLES: Mapping[Status, str] = {
     "running": "bold cyan",
@@ -41,15 +42,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     sweep = load_sweep(arguments.sweep)
     # Runs may be executed on other machines, in other folders.
-    sweep = replace(sweep, data=str((arguments.data or Path(sweep.data)).resolve()))
+    sweep = replace(sweep, data=_anywhere(arguments.data or location(sweep.data)))
     runs = runs_of(sweep, TokenData.load(sweep.data).vocabulary)
     folder: Path = arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / "sweep.yaml"
     with open_atomically(copy) as file:
         file.write(sweep_text(sweep).encode())
-    frames = [] if arguments.evaluate is None else [str(arguments.evaluate.resolve())]
-    if frames and not arguments.evaluate.is_dir():
+    frames = [] if arguments.evaluate is None else [_anywhere(arguments.evaluate)]
+    if frames and not open_folder(frames[0]).names():
         raise TokenwmError(f"--evaluate {arguments.evaluate} is no folder of frame shards")
 
     def command(run: Run) -> list[str]:
@@ -76,20 +77,19 @@ def main(argv: list[str]) -> int:
     return report(console, states, folder)
 
 
+def _anywhere(data: Path | str) -> str:
+    return str(data.resolve()) if isinstance(data, Path) else data
+
+
 def _interrupt(*arguments: Any) -> None:
     raise KeyboardInterrupt
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:
     if arguments.engine == "ray":
-        return RayEngine(arguments.parallel, arguments.gpus)
+        return RayEngine(arguments.parallel, gpus=arguments.gpus)
     if arguments.engine == "slurm":
-        parameters = {}
-        for text in arguments.slurm:
-            key, separator, value = text.partition("=")
-            if not separator:
-                raise TokenwmError(f"--slurm {text!r}: expected KEY=VALUE")
-            parameters[key] = parse_yaml(value)
+        parameters = key_values("--slurm", arguments.slurm)
         return SlurmEngine(arguments.out / "slurm", arguments.parallel, parameters)
     return LocalEngine(arguments.parallel)
 
@@ -248,11 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sweep", type=Path, help="sweep file, from tokenwm sweep plan")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
     parser.add_argument(
-        "--data", type=Path, metavar="TOKENS", help="token shards (default: those the file names)"
+        "--data",
+        type=location,
+        metavar="TOKENS",
+        help="token shards (default: those the file names)",
     )
     parser.add_argument(
         "--engine",
-        choices=["local", "ray", "slurm"],
+        choices=ENGINES,
         default="local",
         help="processes on this machine, tasks of a Ray cluster (RAY_ADDRESS, else one here), or "
         "jobs of Slurm through submitit (default: %(default)s)",
@@ -275,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--evaluate",
-        type=Path,
+        type=location,
         metavar="FRAMES",
         help="frame shards that the tokens were made of: measure rollout PSNR, effective horizon "
         "and reward error of every run as well",
