@@ -183,18 +183,17 @@ def noise_of(
         TokenwmError: They are no whole numbers in [-2^63, 2^63), or not as many as rows.
     """
     if noise_streams is None:
-        noise_streams = torch.arange(num_rows)
-    named = {"seed": seed, "noise_streams": noise_streams}
-    seeds, streams = (_numbers(name, given, num_rows).to(device) for name, given in named.items())
-    return seeds, streams
+        noise_streams = torch.arange(num_rows, device=device)
+    seeds = _numbers("seed", seed, num_rows, device)
+    return seeds, _numbers("noise_streams", noise_streams, num_rows, device)
 
 
-def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
+def _numbers(name: str, given: Any, num_rows: int, device: torch.device) -> Tensor:
     wanted = f"one whole number, or a ({num_rows},) int64 tensor: one for every row of actions"
     if type(given) is not bool and isinstance(given, Integral):
         if not -(2**63) <= int(given) < 2**63:
             raise TokenwmError(f"{name}={given}; use {wanted}, in [-2^63, 2^63)")
-        return torch.full((num_rows,), int(given))
+        return torch.full((num_rows,), int(given), device=device)
     try:
         numbers = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -208,7 +207,7 @@ def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
     ):
         what = shown(given) if numbers.ndim == 0 else _described(numbers)
         raise TokenwmError(f"{name} is {what}; use {wanted}")
-    return numbers.to(torch.int64).expand(num_rows)
+    return numbers.to(device, torch.int64).expand(num_rows)
 
 
 def as_array(name: str, values: Any) -> NDArray[Any]:
