@@ -78,7 +78,7 @@ def frozen(kind: str, dtype: torch.dtype = torch.float32) -> WorldModel:
 
 
 def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorldModel:
-    tokenizer = small_tokenizer(num_cameras=2, codebook_size=32).cuda()
+    tokenizer = small_tokenizer("vq", num_cameras=2, codebook_size=32).cuda()
     model = small_world_model(kind, window=WINDOW).cuda()
     loaded = LoadedWorldModel(
         world_model=model,
