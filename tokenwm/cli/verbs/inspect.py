@@ -1,12 +1,13 @@
 """``tokenwm inspect PATH``: what a file or folder of recordings holds, and a recipe for it."""
 
 import argparse
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import printable, say
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.options.data import inspect as parser
 from tokenwm.data.readers.columns.columns import dimension_names, names_of, with_note
 from tokenwm.data.readers.pictures.pixels import picture_shape
 from tokenwm.data.recipes.starter import starter_recipe
@@ -19,13 +20,14 @@ MOST_TASKS = 10
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.recipe is not None and not arguments.recipe.parent.is_dir():
         raise RecipeError(f"{arguments.recipe}: folder {arguments.recipe.parent} does not exist")
     found = survey(arguments.path, num_episodes=arguments.episodes)
-    console = Console()
+    console = console_of(arguments)
     print_survey(console, found)
     recipe = starter_recipe(found)
+    give(arguments, {**as_plain(found), "recipe": recipe})
     choose = f"choose the {' and the '.join(found.unclear)} in it, then " if found.unclear else ""
     if arguments.recipe is None:
         say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
@@ -146,21 +148,3 @@ def _print_problems(console: Console, found: Survey) -> None:
     for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
         table.add_row(printable(key), printable(reason))
     console.print(table)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm inspect",
-        description="Say what a file or folder of recordings holds, and write a recipe for it "
-        "(see docs/data.md). Nothing in it is changed.",
-    )
-    parser.add_argument("path", type=Path, help="file or folder of recordings")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write a starter recipe there")
-    parser.add_argument(
-        "--episodes",
-        type=int,
-        default=100,
-        metavar="N",
-        help="read the numbers of N episodes, evenly spread; 0 for all (default: %(default)s)",
-    )
-    return parser

@@ -1,8 +1,5 @@
 """``tokenwm prepare RECIPE --out DIR``: recorded episodes → frame shards."""
 
-import argparse
-import os
-
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +16,7 @@ from tokenwm.engines import ENGINES
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     strict = ["quality.strict=true"] if arguments.strict else []
     recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
     console = Console()
@@ -82,63 +79,3 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     for item in manifest.excluded:
         table.add_row(printable(item.key), printable(item.reason))
     console.print(table)
-
-
-def add_engine_options(parser: argparse.ArgumentParser, workers: int | None) -> None:
-    """The options that say where shards are made; the result does not depend on them."""
-    default = "as many as pay" if workers is None else f"{workers}"
-    parser.add_argument(
-        "--workers",
-        type=count,
-        default=workers,
-        metavar="N",
-        help=f"shards made at once, 0 for in this process (default: {default}); "
-        "the result does not depend on it",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="local",
-        help="where they are made: processes on this machine, a Ray cluster, Slurm jobs "
-        "(default: %(default)s; see docs/data.md)",
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm prepare",
-        description="Turn recorded episodes into shards, as a recipe says (see docs/data.md). "
-        "Interrupted, the same command continues.",
-    )
-    parser.add_argument("recipe", help="recipe file, for example data_recipes/pusht.yaml")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR|URL", help="folder of the dataset, or an fsspec URL"
-    )
-    add_engine_options(parser, os.cpu_count() or 1)
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override values of the recipe, for example --set image_size=[128,128]",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first bad episode instead of leaving it out (quality.strict=true)",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace another dataset in the folder, or this one if a byte of it is damaged",
-    )
-    return parser
-
-
-def count(text: str) -> int:
-    """A whole number of the command line, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below zero")
-    return value

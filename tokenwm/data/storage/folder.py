@@ -60,11 +60,17 @@ def open_folder(location: Path | str) -> Folder:
         ShardError: No storage is known for the URL, or what it needs is not installed.
     """
     text = str(location)
-    if "://" not in text:
-        return LocalFolder(Path(location))
-    if text.startswith("file://"):
-        return LocalFolder(Path(text.removeprefix("file://")))
-    return RemoteFolder(text)
+    return RemoteFolder(text) if is_url(text) else LocalFolder(Path(text.removeprefix("file://")))
+
+
+def location(text: str) -> Path | str:
+    """A folder as a user names it: a path, or a URL, which a path would garble (``s3:/bucket``)."""
+    return text if is_url(text) else Path(text.removeprefix("file://"))
+
+
+def is_url(root: Path | str) -> bool:
+    """Whether a dataset lies elsewhere: ``s3://…``, ``https://…``, ``memory://…``."""
+    return "://" in str(root) and not str(root).startswith("file://")
 
 
 def join(location: Path | str, name: str) -> str:
