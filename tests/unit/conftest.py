@@ -1,3 +1,5 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,29 @@ def config() -> EvaluationConfig:
 @pytest.fixture(scope="session")
 def evaluation(model: TokenWorldModel, squares: Path) -> Evaluation:
     return evaluate(model, squares, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[None]:
+    """An S3 server with a bucket ``bucket``, which the environment names."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra 's3')")
+    server_module = pytest.importorskip("moto.server", reason="moto[s3] and flask are missing")
+    import s3fs
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+    )
+    # The servers of two modules share their buckets.
+    s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+    os.environ.clear()
+    os.environ.update(before)

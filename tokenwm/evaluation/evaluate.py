@@ -8,7 +8,6 @@
     evaluation.horizons.effective_horizon, evaluation.psnr["model"].mean[4]
 """
 
-import hashlib
 import logging
 import platform
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from tokenwm import __version__
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.evaluation.examples import choose_examples, imagine_examples
 from tokenwm.evaluation.folds import Fold, check_folds, check_held_out_once, has_other_splits
 from tokenwm.evaluation.measure import EvaluationConfig, ProgressCallback, RowScores, measure
@@ -264,10 +264,10 @@ def _provenance(parts: Sequence[_Part], config: EvaluationConfig) -> dict[str, A
 
 def _origin(part: _Part) -> dict[str, Any]:
     """Marks that tell a model and its data from others."""
-    manifest = (part.reader.folder / MANIFEST_NAME).read_bytes()
+    reader = part.reader
     return {
         "model_folder": None if part.model_folder is None else str(part.model_folder),
         "tokenizer_hash": part.model.vocabulary.tokenizer_hash,
-        "data_folder": str(part.reader.folder),
-        "data_manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "data_folder": reader.root,
+        "data_manifest_sha256": sha256_of(open_folder(reader.root), MANIFEST_NAME),
     }

@@ -75,7 +75,7 @@ def choose_starts(
     keys = [key for key in lengths if key not in skipped]
     if not keys:
         raise TokenwmError(
-            f"no episode of split {split!r} in {reader.folder} has {num_steps} steps (context + "
+            f"no episode of split {split!r} in {reader.root} has {num_steps} steps (context + "
             f"horizon); the longest has {max(lengths.values(), default=0)}; use a shorter context "
             "or horizon"
         )
@@ -172,7 +172,7 @@ def check_episode(reader: ShardReader, key: str) -> None:
     if key not in keys:
         close = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys[:3]
         raise ShardError(
-            f"{reader.folder} has no episode {key!r} among {len(keys)}; nearest: {', '.join(close)}"
+            f"{reader.root} has no episode {key!r} among {len(keys)}; nearest: {', '.join(close)}"
         )
 
 
@@ -182,7 +182,7 @@ def check_data_fits(model: TokenWorldModel, reader: ShardReader) -> None:
     Raises:
         TokenwmError: Cameras, frame size, actions, state or control rate differ.
     """
-    manifest, folder = reader.manifest, reader.folder
+    manifest, folder = reader.manifest, reader.root
     if manifest.kind != "frames":
         raise TokenwmError(
             f"{folder} holds {manifest.kind} shards; frames are needed to compare with: give the "
@@ -219,7 +219,7 @@ def _check_scalars(model: TokenWorldModel, reader: ShardReader) -> None:
     for name, scalar_tokenizer in wanted.items():
         if name not in features:
             raise TokenwmError(
-                f"{reader.folder} has no {name}, which the model needs; name it in the recipe and "
+                f"{reader.root} has no {name}, which the model needs; name it in the recipe and "
                 "prepare again"
             )
         feature = features[name]
@@ -228,7 +228,7 @@ def _check_scalars(model: TokenWorldModel, reader: ShardReader) -> None:
         if size != scalar_tokenizer.num_dimensions or is_continuous == (feature.kind == "discrete"):
             kind = "continuous" if is_continuous else "discrete"
             raise TokenwmError(
-                f"{reader.folder}: {name} is {feature.kind} with {size} dimension(s); the model "
+                f"{reader.root}: {name} is {feature.kind} with {size} dimension(s); the model "
                 f"was trained on {kind} with {scalar_tokenizer.num_dimensions}"
             )
 

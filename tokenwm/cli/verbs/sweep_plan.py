@@ -18,7 +18,7 @@ from tokenwm.cli.verbs.sweep_training import StepClock, settings_of
 from tokenwm.cli.verbs.world_model import WorldModelCLI
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
-from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.data.storage.folder import location, open_folder, sha256_of
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.number import number
 from tokenwm.scaling.sweep.engines import threads_for
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _comment(argv: Sequence[str], tokens: Path) -> str:
+def _comment(argv: Sequence[str], tokens: Path | str) -> str:
     """First lines of a plan's file: the options that the plan follows from."""
     words = [word for word in argv if word != "--overwrite"]
     manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Choose sizes, token budgets and learning rates by rule, show what they cost, "
         "and write the sweep file. Nothing is trained but a few steps of each size, to time them.",
     )
-    parser.add_argument("tokens", type=Path, help="token shards, from tokenwm tokenize")
+    parser.add_argument("tokens", type=location, help="token shards, a folder or a URL")
     parser.add_argument(
         "--budget",
         type=float,

@@ -16,6 +16,7 @@ from rich.text import Text
 from tokenwm.cli.console import printable, say
 from tokenwm.cli.verbs.sweep_training import begins_from
 from tokenwm.data.storage.atomic import open_atomically
+from tokenwm.data.storage.folder import location, open_folder
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.scaling.sweep.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
@@ -41,15 +42,15 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     sweep = load_sweep(arguments.sweep)
     # Runs may be executed on other machines, in other folders.
-    sweep = replace(sweep, data=str((arguments.data or Path(sweep.data)).resolve()))
+    sweep = replace(sweep, data=_anywhere(arguments.data or location(sweep.data)))
     runs = runs_of(sweep, TokenData.load(sweep.data).vocabulary)
     folder: Path = arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / "sweep.yaml"
     with open_atomically(copy) as file:
         file.write(sweep_text(sweep).encode())
-    frames = [] if arguments.evaluate is None else [str(arguments.evaluate.resolve())]
-    if frames and not arguments.evaluate.is_dir():
+    frames = [] if arguments.evaluate is None else [_anywhere(arguments.evaluate)]
+    if frames and not open_folder(frames[0]).names():
         raise TokenwmError(f"--evaluate {arguments.evaluate} is no folder of frame shards")
 
     def command(run: Run) -> list[str]:
@@ -74,6 +75,10 @@ def main(argv: list[str]) -> int:
     finally:
         engine.close()
     return report(console, states, folder)
+
+
+def _anywhere(data: Path | str) -> str:
+    return str(data.resolve()) if isinstance(data, Path) else data
 
 
 def _interrupt(*arguments: Any) -> None:
@@ -248,7 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sweep", type=Path, help="sweep file, from tokenwm sweep plan")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
     parser.add_argument(
-        "--data", type=Path, metavar="TOKENS", help="token shards (default: those the file names)"
+        "--data",
+        type=location,
+        metavar="TOKENS",
+        help="token shards (default: those the file names)",
     )
     parser.add_argument(
         "--engine",
@@ -275,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--evaluate",
-        type=Path,
+        type=location,
         metavar="FRAMES",
         help="frame shards that the tokens were made of: measure rollout PSNR, effective horizon "
         "and reward error of every run as well",

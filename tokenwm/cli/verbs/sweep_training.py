@@ -140,7 +140,7 @@ def begins_from(run: Run, folder: Path) -> Path | None:
     return kept_checkpoint(folder / run.trunk, run.first_step)
 
 
-def train(sweep: Sweep, name: str, folder: Path, frames: Path | None = None) -> None:
+def train(sweep: Sweep, name: str, folder: Path, frames: Path | str | None = None) -> None:
     """Train, measure and write the result of one run, unless that was done before.
 
     Args:
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> int:
     """Execute one run; returns the exit code."""
     sweep, name, folder, *frames = argv
     try:
-        train(load_sweep(sweep), name, Path(folder), Path(frames[0]) if frames else None)
+        train(load_sweep(sweep), name, Path(folder), frames[0] if frames else None)
     except TokenwmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

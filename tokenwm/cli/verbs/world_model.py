@@ -9,6 +9,7 @@ from tokenwm.cli.training.callbacks import RolloutPictures
 from tokenwm.cli.training.lightning_cli import TrainingCLI, run
 from tokenwm.cli.training.model_exports import ExportWorldModel
 from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.storage.folder import is_url
 from tokenwm.transformer.training import WorldModelModule
 
 
@@ -40,8 +41,9 @@ def frames_of(model: Path) -> str | None:
     provenance, of_tokenizer = read_provenance(model), read_provenance(model / "tokenizer")
     frames = of_tokenizer.get("data")
     same = provenance.get("data_provenance") == of_tokenizer.get("data_provenance")
-    known = same and isinstance(frames, str) and (Path(frames) / MANIFEST_NAME).is_file()
-    return frames if known else None
+    if not same or not isinstance(frames, str):
+        return None
+    return frames if is_url(frames) or (Path(frames) / MANIFEST_NAME).is_file() else None
 
 
 def main(argv: list[str]) -> int:

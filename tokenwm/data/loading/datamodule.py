@@ -19,8 +19,9 @@ from tokenwm.data.loading.mixture import MixedWindows, MixtureItem, Stratum, mak
 from tokenwm.data.loading.order import GlobalOrderSampler, Leg, Weighting, evenly_spaced
 from tokenwm.data.loading.windows import Batch, WindowDataset, collate
 from tokenwm.data.shards.manifest import Manifest
-from tokenwm.data.shards.ranges import copy_small_files, is_url
+from tokenwm.data.shards.ranges import copy_small_files
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage.folder import is_url
 from tokenwm.errors import CheckpointError, CorruptSampleError, ShardError
 from tokenwm.resume import REMEDY, check_options
 

@@ -34,11 +34,6 @@ class ShardFiles(Protocol):
         """
 
 
-def is_url(root: Path | str) -> bool:
-    """Whether a dataset lies elsewhere: ``s3://…``, ``https://…``, ``memory://…``."""
-    return "://" in str(root) and not str(root).startswith("file://")
-
-
 class LocalFiles:
     """Shards in a folder."""
 

@@ -43,10 +43,9 @@ from tokenwm.data.shards.ranges import (
     Range,
     RemoteFiles,
     ShardFiles,
-    is_url,
 )
 from tokenwm.data.shards.verify import find_problems
-from tokenwm.data.storage.folder import PIECE_BYTES, join, open_folder
+from tokenwm.data.storage.folder import PIECE_BYTES, is_url, join, location, open_folder
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import CorruptSampleError, ShardError
 
@@ -83,8 +82,8 @@ class ShardReader:
         cache: Path | str | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        self.root = str(folder)
-        self.folder = Path(self.root.removeprefix("file://"))
+        self.root = str(location(str(folder)))
+        self.folder = Path(self.root)  # where it is no URL
         self.manifest = Manifest.load(folder) if manifest is None else manifest
         self._episodes = {episode.key: episode for episode in self.manifest.episodes}
         self._shards = {shard.path: shard for shard in self.manifest.shards}

@@ -66,12 +66,12 @@ def held_out_loss(
     return {"loss": means.pop("frame_nll"), **means}
 
 
-def downstream_metrics(model: Path, frames: Path, device: str = "cpu") -> dict[str, float]:
+def downstream_metrics(model: Path, frames: Path | str, device: str = "cpu") -> dict[str, float]:
     """Figures of open-loop imagination on the val split (docs/evaluation.md).
 
     Args:
         model: Folder of the world model.
-        frames: Folder of the frame shards that the tokens were made of.
+        frames: Folder or URL of the frame shards that the tokens were made of.
         device: Where.
 
     Returns:

@@ -15,7 +15,6 @@ import pytest
 
 from tests.unit.data.loading.test_mixture import seen
 from tests.unit.data.shards.shard_fixtures import write_dataset
-from tests.unit.data.storage.test_storage import s3  # noqa: F401 (a fixture)
 from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.reader import ShardReader
@@ -105,7 +104,7 @@ def test_a_dataset_in_memory(tmp_path: Path) -> None:
     assert_same_episodes(reader, ShardReader(tmp_path))
 
 
-def test_a_dataset_on_s3(tmp_path: Path, s3: None) -> None:  # noqa: F811
+def test_a_dataset_on_s3(tmp_path: Path, s3: None) -> None:
     import s3fs
 
     write_dataset(tmp_path / "data")

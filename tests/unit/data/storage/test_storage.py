@@ -1,8 +1,6 @@
 """Datasets behind URLs: ``memory://``, and an S3 server that runs on this machine."""
 
-import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,32 +9,6 @@ from tests.unit.data.making.prepare_child import prepare_small
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.storage.folder import Folder, open_folder, read_bytes, sha256_of, write_bytes
 from tokenwm.errors import ShardError
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[None]:
-    """An S3 server with a bucket ``bucket``, which the environment names."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed (extra 's3')")
-    server_module = pytest.importorskip("moto.server", reason="moto[s3] and flask are missing")
-    import s3fs
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
-        AWS_DEFAULT_REGION="us-east-1",
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-    )
-    # The servers of two modules share their buckets.
-    s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])
