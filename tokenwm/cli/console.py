@@ -47,7 +47,7 @@ def console_of(arguments: argparse.Namespace) -> "Console":
 
 
 def give(arguments: argparse.Namespace, result: Any) -> None:
-    """Print a verb's result on stdout, if ``--json`` asks for it; what is no number becomes null."""
+    """Print a verb's result on stdout, if ``--json`` asks for it; NaN becomes null."""
     if arguments.json:
         print(json.dumps(finite(result), indent=1, allow_nan=False, default=str))
 

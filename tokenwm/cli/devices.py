@@ -18,7 +18,5 @@ def device_from(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise TokenwmError(
-            f"--device {name} cannot be used: {reason}; try cpu, or auto"
-        ) from error
+        raise TokenwmError(f"--device {name} cannot be used: {reason}; try cpu, or auto") from error
     return device

@@ -35,7 +35,7 @@ def logged(verbosity: int) -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(level)
     if verbosity < 2:
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # type: ignore[assignment]
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
     finally:

@@ -36,9 +36,7 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def show_progress(
-    console: Console, title: str, disable: bool = False
-) -> Iterator[ShowProgress]:
+def show_progress(console: Console, title: str, disable: bool = False) -> Iterator[ShowProgress]:
     """Show what is handed to the function that this gives; nothing before it is first called.
 
     Where the total is not known yet, it is 0.

@@ -1,4 +1,4 @@
-"""The options of every verb, apart from what the verbs do: read without importing anything heavy."""
+"""The options of every verb, apart from what verbs do, so that help needs nothing heavy."""
 
 from collections.abc import Callable, Mapping
 

@@ -6,7 +6,7 @@ Nothing heavy is imported here or beside it, so that help and mistakes are answe
 import argparse
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 ENGINES = ("local", "ray", "slurm")
 SIZES = ("debug", "small", "base", "large")
@@ -67,9 +67,13 @@ class Parser(argparse.ArgumentParser):
             hidden = {**rest, "dest": action.dest, "required": False}
             self.add_argument(old, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **hidden)
 
+    def error(self, message: str) -> NoReturn:
+        """End with the mistake in one line, without all of the usage."""
+        self.exit(2, f"error: {message}; {self.prog} --help shows what there is\n")
+
     def flag(self, *names: str, help: str, action: str = "store_true") -> None:
         """An option without a value."""
-        self.add_argument(*names, help=help, action=action, default=0 if action == "count" else None)
+        self.add_argument(*names, help=help, action=action)
 
 
 def whole(text: str) -> int:

@@ -70,6 +70,7 @@ def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Pars
     resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
     parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}")
     parser.allow_abbrev = False
+    parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
     parser.flag("--help-all", help="show every option of LightningCLI; takes some seconds")
     help = "config of that name: debug, small, base, … (folder configs/)"
     parser.add("--size", metavar="NAME", help=help)
@@ -145,10 +146,7 @@ def _long_options(given: argparse.Namespace) -> list[str]:
         result.append(f"{option}={given.data}")
     if given.out is not None:
         result.append(f"--trainer.default_root_dir={given.out}")
-    if given.device != "auto":
-        kind, _, index = given.device.partition(":")
-        result.append(f"--trainer.accelerator={'gpu' if kind == 'cuda' else kind}")
-        result += [f"--trainer.devices=[{index}]"] if index else []
+    result += device_options(given.device)
     if given.workers is not None:
         result.append(f"--data.num_workers={given.workers}")
     if given.overwrite:
@@ -158,3 +156,12 @@ def _long_options(given: argparse.Namespace) -> list[str]:
             raise TokenwmError(f"--set {setting!r}: expected KEY=VALUE")
         result.append(f"--{setting}")
     return result
+
+
+def device_options(name: str) -> list[str]:
+    """The options of LightningCLI that ``--device`` stands for; it finds a GPU itself."""
+    if name == "auto":
+        return []
+    kind, _, index = name.partition(":")
+    accelerator = f"--trainer.accelerator={'gpu' if kind == 'cuda' else kind}"
+    return [accelerator, f"--trainer.devices=[{index}]"] if index else [accelerator]

@@ -1,6 +1,5 @@
 """``tokenwm inspect PATH``: what a file or folder of recordings holds, and a recipe for it."""
 
-import argparse
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,8 @@ from tokenwm.errors import RecipeError
 
 MOST_PROBLEMS = 20
 MOST_TASKS = 10
+NUMBERS = ("state", "action", "reward")
+"""Options of a recipe that name columns of numbers."""
 
 
 def main(argv: list[str]) -> int:
@@ -48,6 +49,31 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def as_plain(found: Survey) -> dict[str, Any]:
+    """What was found as plain values, for ``--json``."""
+    source = found.source
+    columns = {option: names_of(getattr(source.config, option)) for option in NUMBERS}
+    return {
+        "path": str(source.config.paths[0]),
+        "facts": dict(found.facts),
+        "licence": found.licence,
+        "num_episodes": len(found.refs),
+        "num_looked_into": len(found.looked_into),
+        "num_rows": found.num_rows,
+        "rate": found.rate,
+        "control_rate": found.control_rate,
+        "cameras": dict(source.cameras),
+        "columns": columns,
+        "action_kind": source.action_kind.kind,
+        "ranges": found.ranges,
+        "tasks": dict(found.tasks),
+        "ambiguous": dict(found.ambiguous),
+        "unclear": dict(found.unclear),
+        "problems": dict(found.problems),
+        "gaps": [gap.text for gap in found.gaps],
+    }
+
+
 def print_survey(console: Console, found: Survey) -> None:
     """Show facts, cameras, ranges, tasks and problems."""
     source = found.source
@@ -65,7 +91,7 @@ def print_survey(console: Console, found: Survey) -> None:
     for camera, column in source.cameras.items():
         shape = " × ".join(map(str, _picture_size(source.columns[column].shape)))
         table.add_row(printable(f"camera {camera}"), printable(f"{column}, {shape}"))
-    for option in ("state", "action", "reward"):
+    for option in NUMBERS:
         names = ", ".join(names_of(getattr(source.config, option))) or "none"
         table.add_row(option, "not clear" if option in found.unclear else printable(names))
     others = [

@@ -3,15 +3,18 @@
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import printable, say
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.describe import of_manifest
+from tokenwm.cli.options.data import prepare as parser
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
+from tokenwm.data.making.dry_run import DryRun, dry_run
 from tokenwm.data.making.prepare import prepare
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import GAPS, MANIFEST_NAME, SPLITS, Manifest
 from tokenwm.data.storage.folder import join, open_folder
-from tokenwm.engines import ENGINES
+from tokenwm.errors import TokenwmError
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +22,14 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     strict = ["quality.strict=true"] if arguments.strict else []
     recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
-    console = Console()
+    console = console_of(arguments)
+    if arguments.dry_run:
+        planned = dry_run(recipe, arguments.workers)
+        print_plan(console, planned)
+        give(arguments, planned.to_dict())
+        return 0
+    if arguments.out is None:
+        raise TokenwmError("where to? Give --out DIR, or --dry-run to see what would be made")
     made_before = not arguments.overwrite and holds_dataset(arguments.out)
     with show_progress(console, recipe.name) as progress:
         manifest = prepare(
@@ -35,7 +45,30 @@ def main(argv: list[str]) -> int:
     print_verdict(console, arguments.out)
     if made_before:
         say(console, "made before of the same data and options, and kept")
+    give(arguments, {"dataset": arguments.out, **of_manifest(manifest)})
     return 0
+
+
+def print_plan(console: Console, planned: DryRun) -> None:
+    """Show what would be made."""
+    table = Table(title=printable(f"{planned.name}: nothing was written"))
+    table.add_column("split")
+    for heading in ("episodes", "steps", "shards", "MB, about"):
+        table.add_column(heading, justify="right")
+    for split, part in planned.splits.items():
+        megabytes = f"{part.num_bytes / 1e6:.1f}"
+        cells = (f"{part.num_episodes}", f"{part.num_steps:,}", f"{part.num_shards}", megabytes)
+        table.add_row(split, *cells)
+    console.print(table)
+    say(
+        console,
+        f"about {planned.seconds / 60:.1f} minutes with {planned.num_workers} worker(s), by "
+        f"{planned.num_timed} episode(s) that were read; all others are judged when they are read",
+    )
+    for key, reason in planned.excluded.items():
+        say(console, f"would be left out: {key}: {reason}")
+    for gap in planned.gaps:
+        say(console, f"declared and found differ: {gap}")
 
 
 def holds_dataset(out: str) -> bool:

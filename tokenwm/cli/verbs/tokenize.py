@@ -3,6 +3,7 @@
 import argparse
 
 import torch
+
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
 from tokenwm.cli.console import console_of, say
@@ -63,9 +64,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _num_workers(
-    arguments: argparse.Namespace, manifest: Manifest, device: torch.device
-) -> int:
+def _num_workers(arguments: argparse.Namespace, manifest: Manifest, device: torch.device) -> int:
     """As many as asked for, else one per core where the work is worth starting processes."""
     if arguments.workers is not None:
         return int(arguments.workers)
