@@ -140,6 +140,9 @@ def run_verb(verb: str, argv: list[str], verbosity: int = 0) -> int:
             traceback.print_exc()
         print(plain_lines(f"error: {error}"), file=sys.stderr)
         return EXIT_ERROR
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -101,17 +101,20 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "code_revision": origin.get("code_revision"),
         "figures": {k: v for k, v in origin.get("metrics", {}).items() if k in SHOWN_FIGURES},
     }
-    if kind == "tokenizer":
+    run = path.parent if path.name == "model" else path
+    if config.get("kind") != "world_model":
         frames = origin.get("data", "FRAMES")
-        return {**found, "next": f"tokenwm tokenize {frames} --tokenizer {path} --out DIR"}
-    return {**found, "next": f"tokenwm evaluate {path}"}
+        return {**found, "next": f"tokenwm tokenize {frames} --tokenizer {run} --out DIR"}
+    return {**found, "next": f"tokenwm evaluate {run}"}
 
 
 def _run(path: Path) -> dict[str, Any]:
     last = last_checkpoint(path)
     found: dict[str, Any] = {"is": "a training run", "resumes_from": last and str(last)}
     if (path / "model" / CONFIG).is_file():
-        return {**found, "model": {"path": str(path / "model"), **_checkpoint(model_folder(path))}}
+        model = _checkpoint(model_folder(path))
+        then = model.pop("next")
+        return {**found, "model": {"path": str(path / "model"), **model}, "next": then}
     return {**found, "next": "its model is written at the end; the same command continues"}
 
 
@@ -120,7 +123,8 @@ def _quickstart(path: Path) -> dict[str, Any]:
     stages = ("frames", "tokenizer", "tokens", "world_model", "report")
     return {
         "is": "a quick start",
-        **plan,
+        "settings": plan.get("settings"),
+        "seconds_used": plan.get("seconds_used"),
         "holds": [name for name in stages if (path / name).exists()],
         "next": f"tokenwm info {path / 'world_model'}, or {path / 'report' / 'index.html'}",
     }
@@ -219,4 +223,6 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "()"
+    return str(value)
