@@ -73,19 +73,20 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
         names.append("PSNR, dB")
     for name in names:
         table.add_column(name, justify="right")
+    rollout = imagined.rollout
     for index, frames in enumerate(imagined.frames):
         cells = [
             f"{index + 1}",
-            "–" if imagined.reward is None else f"{imagined.reward[index].sum():.3f}",
-            f"{imagined.termination_probability[index].max():.2f}",
-            f"{imagined.frame_nll[index].mean():.3f}",
+            "–" if rollout.reward is None else f"{rollout.reward[index].sum():.3f}",
+            f"{rollout.termination_probability[index].max():.2f}",
+            f"{rollout.frame_nll[index].mean():.3f}",
         ]
         if imagined.truth_frames is not None:
             error = (frames.astype(float) - imagined.truth_frames.astype(float)) / 255.0
             cells.append(f"{float(psnr_from_mse((error**2).mean())):.1f}")
         table.add_row(*cells)
     console.print(table)
-    say(console, f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
+    say(console, f"frame tokens per pass and future: {rollout.tokens_per_pass:.1f}")
 
 
 def parser() -> argparse.ArgumentParser:
