@@ -6,6 +6,7 @@ are not read and for bodies that were refused, a bound on connections, errors in
 """
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -157,7 +158,8 @@ class Connection(H11Protocol):
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n{header}\r\n{body}".encode()
         )
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # the client has just gone
+            self.transport.write_eof()
         self.is_refused, self.waiting_since = True, time.monotonic()
 
 
@@ -232,7 +234,7 @@ class WorldModelServer(uvicorn.Server):
         """Look after the deadlines of all connections, ten times a second."""
         now = time.monotonic()
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection):
+            if isinstance(connection, Connection) and not connection.transport.is_closing():
                 connection.check(now)
         return await super().on_tick(counter)
 

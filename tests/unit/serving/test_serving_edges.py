@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import logging
@@ -106,6 +107,23 @@ def test_idle_connections_do_not_lock_out_those_that_watch() -> None:
         for _ in range(SPARE_CONNECTIONS + 1):  # nor is there room without end
             stack.enter_context(socket.create_connection(server.address))
         assert raw(server, "GET /health HTTP/1.1\r\n\r\n")[0] == 503
+
+
+def test_a_client_that_leaves_while_it_is_refused_does_not_end_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with serving(replace(LIMITS, max_connections=1)) as server:
+        monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", fail)
+        with (
+            socket.create_connection(server.address),
+            socket.create_connection(server.address, timeout=20) as spare,
+        ):
+            assert spare.recv(100).startswith(b"HTTP/1.1 503 ")
+        monkeypatch.undo()
+        assert raw(server, "GET /health HTTP/1.1\r\n\r\n")[0] == 200
 
 
 def test_every_answer_has_a_request_id_and_a_line_in_the_log(
