@@ -26,6 +26,7 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.imagination.world import Observation
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.world_model import WorldModel
@@ -77,7 +78,7 @@ def frozen(kind: str, dtype: torch.dtype = torch.float32) -> WorldModel:
 
 
 def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorldModel:
-    tokenizer = small_tokenizer(num_cameras=2).cuda()
+    tokenizer = small_tokenizer("vq", num_cameras=2, codebook_size=32).cuda()
     model = small_world_model(kind, window=WINDOW).cuda()
     loaded = LoadedWorldModel(
         world_model=model,
@@ -238,6 +239,34 @@ def test_imagined_episodes_stay_on_the_device(kind: str) -> None:
             moved = episodes.step(actions)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert all(part.device.type == "cuda" for part in moved)
+        parts = [moved.reward, moved.terminated, moved.truncated, *vars(moved.rollout).values()]
+        assert all(part.device.type == "cuda" for part in parts if isinstance(part, torch.Tensor))
         episodes.restart(moved.terminated | moved.truncated)
     assert episodes.observe("pixels").shape == (8, 2, 16, 16, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["frame", "frame+state"])
+def test_nothing_that_a_world_does_waits_for_the_device(kind: str) -> None:
+    model = whole(kind)
+    model.speculative = False
+    context = Context(tokens=on_gpu(random_tokens(small_world_model(kind), 4, 3)))
+    frames = torch.randint(256, (4, 2, 16, 16, 3), dtype=torch.uint8, device="cuda")
+    values = None if kind == "frame" else 2.0 * torch.rand(4, 2, device="cuda") - 1.0
+    seen = Observation(frames=frames, state=values)
+    actions, rows = 2.0 * torch.rand(8, 2, 3, device="cuda") - 1.0, torch.tensor([5, 0]).cuda()
+    state = model.start(context)
+    for number in range(3):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            kept = model.snapshot(state)
+            fork = model.fork(state, 2, 4, noise_streams=0)
+            rolled, rollout = model.roll(fork, actions)
+            some, _ = model.roll(model.select(rolled, rows), actions[rows])
+            features = model.features(some)
+            del fork, rolled, some
+            state, surprise = model.observe(state, actions[:4, 0], seen)
+            model.roll(kept, actions[:4])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(features) == 2 and surprise.isfinite().all() and rollout.is_finite.all()

@@ -4,7 +4,11 @@ Neither markup (``[red]``) nor control characters, which could move the cursor, 
 no UTF-8 have an effect. Rich is imported only where it is needed, for `tokenwm --help`'s sake.
 """
 
-from typing import TYPE_CHECKING
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,3 +37,27 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
     from rich.text import Text
 
     console.print(Text(plain_lines(text), style=style or ""), soft_wrap=True)
+
+
+def console_of(arguments: argparse.Namespace) -> "Console":
+    """Where a verb talks to people: stderr if ``--json`` keeps stdout for the result."""
+    from rich.console import Console
+
+    return Console(stderr=getattr(arguments, "json", False))
+
+
+def give(arguments: argparse.Namespace, result: Any) -> None:
+    """Print a verb's result on stdout, if ``--json`` asks for it; NaN becomes null."""
+    if arguments.json:
+        print(json.dumps(finite(result), indent=1, allow_nan=False, default=str))
+
+
+def finite(value: Any) -> Any:
+    """Plain values, with None in the place of numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

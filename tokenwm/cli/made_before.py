@@ -13,7 +13,7 @@ from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import open_folder, sha256_of
 
-_SAYS_NOTHING = ("out", "overwrite")
+_SAYS_NOTHING = ("out", "overwrite", "json", "verbose")
 
 
 class MadeBefore:
@@ -28,7 +28,12 @@ class MadeBefore:
         arguments: All options of the verb.
         inputs: Files and folders whose content counts; of a dataset its manifest, which holds the
             checksums of all else. One that is not there is for the verb to complain about.
+
+    Attributes:
+        result: What the verb found, as ``--json`` prints it; None until it stands or is saved.
     """
+
+    result: Any = None
 
     def __init__(
         self, verb: str, out: Path, arguments: argparse.Namespace, inputs: Iterable[Path | str]
@@ -46,33 +51,26 @@ class MadeBefore:
         """True if the output is there, whole and made of the same."""
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
-            files = record.pop("files")
+            files, self.result = record.pop("files"), record.pop("result", None)
             return record == self._made_of and all(
                 _digest(self.out / name) == digest for name, digest in files.items()
             )
         except (OSError, ValueError, AttributeError, KeyError):
             return False
 
-    def save(self, files: Iterable[Path]) -> None:
-        """Record what these files of the output were made of."""
+    def save(self, files: Iterable[Path], result: Any = None) -> None:
+        """Record what these files of the output were made of, and what was found."""
+        self.result = result
         digests = {str(path.relative_to(self.out)): _digest(path) for path in files}
+        record = {**self._made_of, "result": result, "files": digests}
         with open_atomically(self._path) as file:
-            file.write(json.dumps({**self._made_of, "files": digests}, indent=1).encode() + b"\n")
+            file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
 
     def __str__(self) -> str:
         return (
             f"{self.out}: made before of the same data and options, and kept; --overwrite makes it "
             "again"
         )
-
-
-def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
-    """The option that a record is not asked with."""
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="make it again, even if it was made of the same data and options before",
-    )
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -56,6 +56,14 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.verbs.serve",
         "imagine, score and encode for other processes, over HTTP",
     ),
+    "push": ("tokenwm.cli.verbs.push", "publish a checkpoint or a dataset on the Hugging Face hub"),
+    "pull": ("tokenwm.cli.verbs.pull", "fetch a checkpoint or a dataset from there and check it"),
+    "info": (
+        "tokenwm.cli.verbs.info",
+        "say what a dataset, checkpoint, run, sweep or report is and came from",
+    ),
+    "report": ("tokenwm.cli.verbs.report", "write a report's page again, from its figures"),
+    "completion": ("tokenwm.cli.verbs.completion", "print a completion script for bash or zsh"),
 }
 """Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
 
@@ -84,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         143 after a SIGTERM that training was stopped by; otherwise what the verb's own ``main``
         returns.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, verbosity = take_verbosity(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
         return EXIT_OK
@@ -95,24 +105,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(unknown_verb_message(verb), file=sys.stderr)
         return EXIT_USAGE
-    return run_verb(verb, rest)
+    return run_verb(verb, rest, verbosity)
 
 
-def run_verb(verb: str, argv: list[str]) -> int:
+def take_verbosity(argv: Sequence[str]) -> tuple[list[str], int]:
+    """Arguments without ``-v``, ``-vv``, ``--verbose``, and how often these were given."""
+    amount = {"-v": 1, "-vv": 2, "--verbose": 1}
+    rest = [word for word in argv if word not in amount]
+    return rest, min(2, sum(amount.get(word, 0) for word in argv))
+
+
+def run_verb(verb: str, argv: list[str], verbosity: int = 0) -> int:
     """Import the module of a known verb and run it, with errors and Ctrl-C made into messages.
 
     Args:
         verb: A key of ``VERBS``.
         argv: The arguments after the verb.
+        verbosity: How much is logged, 0 to 2.
 
     Returns:
         The exit code, see :func:`main`.
     """
     global verb_began
     verb_began = time.monotonic()
+    from tokenwm.cli.logs import logged
+
     try:
-        verb_main: Callable[[list[str]], int] = importlib.import_module(VERBS[verb][0]).main
-        return verb_main(argv)
+        check_arguments(verb, argv)
+        with logged(verbosity):
+            verb_main: Callable[[list[str]], int] = importlib.import_module(VERBS[verb][0]).main
+            return verb_main(argv)
     except TokenwmError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             import traceback
@@ -120,6 +142,9 @@ def run_verb(verb: str, argv: list[str]) -> int:
             traceback.print_exc()
         print(plain_lines(f"error: {error}"), file=sys.stderr)
         return EXIT_ERROR
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -131,6 +156,24 @@ def run_verb(verb: str, argv: list[str]) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {what_is_kept(verb, argv)}", file=sys.stderr)
         return EXIT_SIGNALLED + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def check_arguments(verb: str, argv: Sequence[str]) -> None:
+    """Answer a call for help, or a mistake, before the verb's module is imported.
+
+    Raises:
+        SystemExit: Help was given, or an option is wrong.
+        TokenwmError: The same, of a training.
+    """
+    from tokenwm.cli.options import PARSERS
+    from tokenwm.cli.options.training import lightning_arguments
+
+    words = 2 if verb == "sweep" else 1
+    parser = PARSERS.get(" ".join([verb, *argv][:words]))
+    if parser is not None:
+        parser().parse_args(argv[words - 1 :])
+    elif verb in ("tokenizer", "world-model"):
+        lightning_arguments(verb, argv)
 
 
 def what_is_kept(verb: str, argv: list[str]) -> str:
@@ -163,11 +206,12 @@ def help_text() -> str:
         [
             f"tokenwm {__version__}: token world models for robot learning",
             "",
-            "usage: tokenwm VERB [options]      tokenwm VERB --help      tokenwm --version",
+            "usage: tokenwm VERB [options]      tokenwm help VERB      tokenwm --version",
             "",
             *lines,
             "",
             "Begin with: tokenwm quickstart",
+            "Every verb: -v says more, -vv all; those with a result: --json prints it as JSON.",
             f"Errors are one line; with {TRACEBACK_VARIABLE}=1 set they show where they arose.",
         ]
     )

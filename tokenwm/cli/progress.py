@@ -1,4 +1,4 @@
-"""The progress of making shards: one line per stage, with rate and time left."""
+"""The bar that all verbs show: one line per stage, with rate and time left."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +26,9 @@ class Rate(ProgressColumn):
         now: Progress = task.fields["now"]
         text = f"{int(elapsed)} s"
         if last and now.new_steps:
-            text += f", {now.new_steps / last:,.0f} steps/s"
-        if last and now.done > now.kept and not task.finished:
+            rate = now.new_steps / last
+            text += f", {rate:,.0f} steps/s" if rate >= 10 else f", {rate:.1f} steps/s"
+        if last and now.total > now.done > now.kept and not task.finished:
             estimate = last * (now.total - now.done) / (now.done - now.kept)
             left = max(0, int(estimate - (elapsed - last)))
             text += f", {left // 60}:{left % 60:02} left"
@@ -35,8 +36,11 @@ class Rate(ProgressColumn):
 
 
 @contextmanager
-def show_progress(console: Console, title: str) -> Iterator[ShowProgress]:
-    """Show what is handed to the function that this gives."""
+def show_progress(console: Console, title: str, disable: bool = False) -> Iterator[ShowProgress]:
+    """Show what is handed to the function that this gives; nothing before it is first called.
+
+    Where the total is not known yet, it is 0.
+    """
     columns = (
         TextColumn("{task.fields[title]}", style="bold", markup=False),
         TextColumn("{task.fields[now].stage}", markup=False),
@@ -46,16 +50,19 @@ def show_progress(console: Console, title: str) -> Iterator[ShowProgress]:
         # Only the message gives way where the window is narrow.
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
     )
-    with Bar(*columns, console=console, expand=True) as bar:
+    with Bar(*columns, console=console, expand=True, disable=disable) as bar:
         stages: dict[str, TaskID] = {}
 
         def show(now: Progress) -> None:
             if now.stage not in stages:
                 stages[now.stage] = bar.add_task(
-                    "", total=now.total, title=title, now=now, last=0.0
+                    "", total=now.total or None, title=title, now=now, last=0.0
                 )
             stage = stages[now.stage]
             last = bar.tasks[stage].elapsed or 0.0  # seconds, of this stage
-            bar.update(stage, completed=now.done, description=now.message, now=now, last=last)
+            total = now.total or None
+            bar.update(
+                stage, completed=now.done, total=total, description=now.message, now=now, last=last
+            )
 
         yield show

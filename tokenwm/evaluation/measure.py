@@ -21,8 +21,8 @@ from tokenwm.evaluation.starts import Start
 from tokenwm.imagination.decode import next_frame_logits
 from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.imagination.world_state import WorldState
 from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import to_uint8
 
@@ -191,7 +191,7 @@ class BatchMeasurement:
             self._put(self.scores.token_nll, index, nll)
             _synchronize(model.device)
             began = time.perf_counter()
-            state, outcome = model.step(state, tokens[:, index], config.sampling)
+            state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)
             _synchronize(model.device)
             self.scores.step_seconds.append(time.perf_counter() - began)
             self._score_tokens("model", state.frame_tokens, index)
@@ -203,15 +203,16 @@ class BatchMeasurement:
             self._score_pictures("reconstruction", plain, index)
             self._score_pictures("reconstruction_anchored", kept, index)
             self._score_pictures("persistence", self.observed, index)
-            self._put(self.scores.passes, index, outcome.row_passes)
-            self._put(self.scores.termination_probability, index, outcome.termination_probability)
+            assert rollout.row_passes is not None
+            self._put(self.scores.passes, index, rollout.row_passes)
+            ends = rollout.termination_probability[:, 0]
+            self._put(self.scores.termination_probability, index, ends)
             self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
-            if batch.reward is not None and outcome.reward is not None:
-                self._put(self.scores.reward["model"], index, outcome.reward)
+            if batch.reward is not None and rollout.reward is not None:
+                self._put(self.scores.reward["model"], index, rollout.reward[:, 0])
                 self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
-            values = model.state_in_units(state.state_tokens, state.state_values)
-            if values is not None and self.scores.state_error:
-                self._score_state(values.cpu().numpy(), index)
+            if rollout.state is not None and self.scores.state_error:
+                self._score_state(rollout.state[:, 0].cpu().numpy(), index)
             after_step()
 
     def measure_shuffled(
@@ -221,12 +222,12 @@ class BatchMeasurement:
         tokens = self.model.encode_actions(actions)
         state = self.model.start(self.context, seed=self.config.seed, noise_streams=self.rows)
         for index in range(self.config.imagination_horizon):
-            state, _ = self.model.step(state, tokens[:, index], self.config.sampling)
+            state, _ = self.model.step_tokens(state, tokens[:, index], self.config.sampling)
             self._score_tokens("shuffled", state.frame_tokens, index)
             self._score_pictures("shuffled", self._decode(state.frame_tokens)[1], index)
             after_step()
 
-    def _frame_nll(self, state: DecodeState, action: Tensor, index: int) -> Tensor:
+    def _frame_nll(self, state: WorldState, action: Tensor, index: int) -> Tensor:
         """``(B,)`` nats per token of the true next frame (given the true next state, if any)."""
         truth, next_state = self.true_tokens[index], None
         tokenizer = self.model.vocabulary.state
@@ -235,7 +236,7 @@ class BatchMeasurement:
             next_state = torch.from_numpy(tokenizer.encode(values).astype(np.int64))
             next_state = next_state.to(truth.device)
         logits = next_frame_logits(
-            self.model.world_model, state, action, truth, next_state
+            self.model.world_model, state.decoding, action, truth, next_state
         )  # (B, K, V)
         chosen = logits.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
         return (logits.logsumexp(-1) - chosen).mean(1)
@@ -353,11 +354,11 @@ def _measure_endings(
     state = model.start(context, seed=config.seed, noise_streams=streams)
     probability = []
     for index in range(num_steps):
-        state, outcome = model.step(state, tokens[:, index], config.sampling)
-        probability.append(outcome.termination_probability.float().cpu().numpy())
+        state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)
+        probability.append(rollout.termination_probability.float().cpu().numpy())
         after_step()
     return (
-        np.stack(probability, axis=1).astype(np.float64),
+        np.concatenate(probability, axis=1).astype(np.float64),
         batch.terminated[:, first : first + num_steps],
     )
 

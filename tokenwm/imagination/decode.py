@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.drawing import draw_next_state, predict_frame_tokens
+from tokenwm.imagination.drawing import (
+    draw_next_state,
+    predict_frame_tokens,
+    surprise_and_entropy,
+)
 from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import (
     compiled_like_passes,
@@ -251,6 +255,46 @@ def next_frame_logits(
     )
     hidden = forward_span(model, state.cache, embedded[:, fed], place[None, fed])
     return model.frame_logits(hidden[:, 1 + model.layout.first_frame_slot :], state.frame_tokens)
+
+
+def observe_step(
+    model: WorldModel,
+    state: DecodeState,
+    action: Tensor,
+    frame: Tensor,
+    next_state: Tensor | None = None,
+    state_values: Tensor | None = None,
+) -> tuple[DecodeState, Tensor]:
+    """Append a step that really happened; the result is that of reading the whole history.
+
+    Args:
+        model: The world model, in eval mode.
+        state: The state before; it is used up.
+        action: ``(B, A)`` int64 action tokens.
+        frame: ``(B, K)`` int64 frame tokens of the step.
+        next_state: ``(B, P)`` int64 state tokens of the step; needed if the model has a state.
+        state_values: ``(B, P)``, see :class:`DecodeState`; by default what its tokens stand for.
+
+    Returns:
+        The state at the step, and the surprise of the model at the frame, ``(B,)`` float32, nats
+        per token.
+
+    Raises:
+        TokenwmError: See :func:`next_frame_logits`.
+    """
+    logits = next_frame_logits(model, state, action, frame, next_state)  # writes the step, too
+    surprise, _ = surprise_and_entropy(logits, frame)
+    if model.state_head is not None and next_state is not None:
+        known = model.state_head.values_of(next_state)
+        state_values = known if state_values is None else state_values.to(known)
+    following = replace(
+        state.advance(1),
+        step=state.step + 1,
+        frame_tokens=frame,
+        state_tokens=next_state,
+        state_values=state_values,
+    )
+    return following, surprise.mean(1)
 
 
 def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:

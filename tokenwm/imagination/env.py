@@ -66,7 +66,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         reward_fn: RewardFunction | None = None,
         seed: int = 0,
     ) -> None:
-        check_observation(observation)
+        check_observation(observation, model)
         modes = {mode.value: mode for mode in AutoresetMode}
         mode = modes.get(getattr(autoreset_mode, "value", str(autoreset_mode)))
         if mode is None:
@@ -147,10 +147,14 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             values = values[:, None]
         moved = self.episodes.step(values)
         assert moved.reward is not None  # checked at the start
-        reward, terminated, truncated, *doubts = (
-            part.cpu().numpy() for part in moved if part is not None
+        parts = (moved.reward, moved.terminated, moved.truncated)
+        reward, terminated, truncated = (part.cpu().numpy() for part in parts)
+        rollout = moved.rollout
+        surprise, uncertainty = rollout.frame_nll[:, 0], rollout.frame_entropy[:, 0]
+        reward, doubt = (
+            reward.astype(np.float64),
+            torch.stack([surprise, uncertainty]).cpu().numpy(),
         )
-        reward, doubt = reward.astype(np.float64), np.stack(doubts)
         broken = np.flatnonzero(~np.isfinite(reward) | ~np.isfinite(doubt).all(0))
         if len(broken):  # no agent should learn from it
             raise TokenwmError(

@@ -8,13 +8,13 @@ it works on is copied into tensors of its own first; and it belongs to the cache
 import logging
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from tokenwm.imagination.records import map_leaves
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import WorldModel
 
@@ -159,20 +159,6 @@ def overwrite(target: T, source: T) -> None:
     map_leaves(
         lambda leaf: leaf.copy_(next(remaining)) if isinstance(leaf, Tensor) else None, target
     )
-
-
-def map_leaves(function: Callable[[Any], Any], values: T) -> T:
-    """Apply a function to everything in (nested) dataclasses and tuples."""
-    result: Any
-    if is_dataclass(values) and not isinstance(values, type):
-        parts = {f.name: map_leaves(function, getattr(values, f.name)) for f in fields(values)}
-        result = replace(values, **parts)
-    elif isinstance(values, tuple):
-        mapped = [map_leaves(function, value) for value in values]
-        result = type(values)(*mapped) if hasattr(values, "_fields") else tuple(mapped)
-    else:
-        result = function(values)
-    return cast(T, result)
 
 
 def _copy(leaf: Any) -> Any:

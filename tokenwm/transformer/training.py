@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 
 from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.loading.mixture import Stratum
@@ -129,9 +129,8 @@ def shard_weights(model: WorldModel, mesh: DeviceMesh) -> None:
     """
     for layer in model.transformer.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    # The heads are used outside of `forward`.
-    register_fsdp_forward_method(model, "losses")
+    # The losses use heads after `forward`, so what is not of a layer stays gathered until then.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def fit_dynamics(model: WorldModel, strata: Sequence[Stratum]) -> None:

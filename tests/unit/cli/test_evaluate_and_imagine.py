@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenwm.cli.devices import device_from
 from tokenwm.cli.main import main
 from tokenwm.cli.verbs import evaluate, imagine
 from tokenwm.errors import TokenwmError
@@ -105,4 +106,4 @@ def test_mistakes_are_one_line(
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(TokenwmError, match="--device cuda:99 cannot be used.*try cpu"):
-        evaluate.device_from("cuda:99")
+        device_from("cuda:99")

@@ -12,8 +12,9 @@ from tokenwm.cli import main as cli
 from tokenwm.cli.training.lightning_cli import launch
 from tokenwm.cli.training.run_folder import keep_earlier, last_checkpoint
 from tokenwm.cli.verbs.tokenizer import TokenizerCLI
-from tokenwm.cli.verbs.world_model import frames_of
 from tokenwm.data.storage.atomic import older_of, replace_folder
+from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.data_of import data_of
 from tokenwm.tokenizer.training import FrameTokenizerModule
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -88,13 +89,14 @@ def test_a_finished_training_names_the_next_command(
     assert "next:" not in capsys.readouterr().out  # the quick start and sweeps train this way
     folder, command = fit("world-model", tokens)
     assert command == f"tokenwm evaluate {folder} --data {frame_shards}"
-    assert frames_of(Path(folder) / "model") == str(frame_shards)
+    assert data_of(Path(folder) / "model") == str(frame_shards)
     # Of a tokenizer that was trained on other recordings, nothing is known about the frames.
     path = Path(folder) / "model" / "tokenizer" / "provenance.json"
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "data_provenance": {"source": "other"}})
     )
-    assert frames_of(Path(folder) / "model") is None
+    with pytest.raises(TokenwmError, match="give --data"):
+        data_of(Path(folder) / "model")
 
 
 class TerminateBeforeTheFirstStep(pl.Callback):

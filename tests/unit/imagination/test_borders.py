@@ -109,10 +109,10 @@ def test_action_tokens_that_do_not_fit_are_refused_and_use_nothing_up(
 ) -> None:
     model.speculative = speculative
     state, episodes = model.start(context), ImaginedEpisodes(model, context, ROWS)
-    for step in (lambda: model.step(state, tokens), lambda: episodes.step_tokens(tokens)):
+    for step in (lambda: model.step_tokens(state, tokens), lambda: episodes.step_tokens(tokens)):
         with pytest.raises(TokenwmError, match=message):
             step()
-    model.step(state, torch.zeros(ROWS, 2, dtype=torch.int64))
+    model.step_tokens(state, torch.zeros(ROWS, 2, dtype=torch.int64))
     episodes.step_tokens(torch.zeros(ROWS, 2, dtype=torch.int64))
     model.speculative = True
 
@@ -230,6 +230,8 @@ def test_what_is_no_array_of_numbers_is_refused_by_all_who_take_one(
         lambda: model.context(frames, past, wrong if wrong is not None else 1.0),
         lambda: model.context(wrong, past, states),
         lambda: model.step(state, wrong),
+        lambda: model.step_tokens(state, wrong),
+        lambda: model.roll(state, wrong),
         lambda: episodes.step(wrong),
         lambda: episodes.step_tokens(wrong),
         lambda: episodes.restart(wrong),

@@ -167,7 +167,9 @@ def test_without_rewards_nobody_invents_any() -> None:
     model = make_model(has_reward=False)
     imagined = model.imagine(start_of(model), np.ones((3, 2, 2)))
     assert imagined.reward is None
-    _, outcome = model.step(model.start(start_of(model)), torch.zeros(1, 2, dtype=torch.int64))
+    _, outcome = model.step_tokens(
+        model.start(start_of(model)), torch.zeros(1, 2, dtype=torch.int64)
+    )
     assert outcome.reward is None
     with pytest.raises(TokenwmError, match=r"source\.reward"):
         imagined.discounted_return(0.9)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenwm.cli.console import say
+from tokenwm.cli.progress import show_progress
 from tokenwm.cli.training.model_exports import tokenizer_of
 from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.loading.windows import Batch
+from tokenwm.data.shards.tasks import Progress, ShowProgress
 from tokenwm.evaluation.report.pictures import absolute_error, film_strip, side_by_side, write_png
 from tokenwm.flops import FlopCount, tokenizer_flops, world_model_flops
 from tokenwm.imagination.decode import prefill
@@ -31,7 +33,7 @@ SHOWN = ("loss", "psnr", "frame_nll", "frame_accuracy", "changed_accuracy", "cod
 
 
 class TrainingProgress(pl.Callback):
-    """One line: stage, step, loss, rate, time left; plain lines where there is no terminal.
+    """One line: stage, step, figures, rate, time left; plain lines where there is no terminal.
 
     Args:
         stage: What is being trained.
@@ -42,28 +44,19 @@ class TrainingProgress(pl.Callback):
         self.stage = stage
         self.every_n_steps = every_n_steps
         self.console = Console()
-        self._progress: Progress | None = None
+        self._bar = ExitStack()
+        self._show: ShowProgress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the line."""
         if not trainer.is_global_zero:
             return
         self._begin, self._first_step = time.monotonic(), trainer.global_step
+        self._say(f"on {pl_module.device}, {trainer.precision}")
         if trainer.global_step:
             self._say(f"resuming at {_step_of(trainer)}{_windows_seen(trainer)}")
-        self._progress = Progress(
-            TextColumn("{task.fields[stage]}", style="bold", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._progress.start()
-        self._task = self._progress.add_task(
-            "", total=_num_steps(trainer), completed=trainer.global_step, stage=self.stage
-        )
+        is_plain = not self.console.is_terminal
+        self._show = self._bar.enter_context(show_progress(self.console, self.stage, is_plain))
 
     def on_train_batch_end(
         self,
@@ -74,23 +67,29 @@ class TrainingProgress(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Move the line on."""
-        if self._progress is None:
-            return
         step = trainer.global_step
-        rate = (step - self._first_step) / max(1e-9, time.monotonic() - self._begin)
-        shown = step % 10 == 0 or step == trainer.max_steps
-        if shown:
-            text = f"{_figures(trainer.callback_metrics, 'train')}  {rate:.1f} steps/s"
-            total = _num_steps(trainer)
-            text = f"{_step_of(trainer)}  {text}"
-            self._progress.update(self._task, completed=step, total=total, description=text)
-            if not self.console.is_terminal and step % self.every_n_steps == 0:
-                left = f"  {(total - step) / max(rate, 1e-9):.0f} s left" if total else ""
-                self._say(f"{text}{left}")
+        if self._show is None or (step % 10 and step != trainer.max_steps):
+            return
+        total, figures = _num_steps(trainer), _figures(trainer.callback_metrics, "train")
+        new = step - self._first_step
+        self._show(
+            Progress(
+                stage="steps",
+                done=step,
+                total=total or 0,
+                kept=self._first_step,
+                new_steps=new,
+                message=figures,
+            )
+        )
+        if not self.console.is_terminal and step % self.every_n_steps == 0:
+            rate = new / max(1e-9, time.monotonic() - self._begin)
+            left = f"  {(total - step) / max(rate, 1e-9):.0f} s left" if total else ""
+            self._say(f"{_step_of(trainer)}  {figures}  {rate:.1f} steps/s{left}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print what validation found."""
-        if self._progress is not None and not trainer.sanity_checking:
+        if self._show is not None and not trainer.sanity_checking:
             figures = _figures(trainer.callback_metrics, "val")
             self._say(f"step {trainer.global_step}  held out: {figures}")
 
@@ -108,9 +107,8 @@ class TrainingProgress(pl.Callback):
         say(self.console, f"{self.stage}  {text}")
 
     def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self._bar.close()
+        self._show = None
 
 
 def _num_steps(trainer: pl.Trainer) -> int | None:

@@ -1,4 +1,4 @@
-"""What ``tokenwm tokenizer`` and ``tokenwm world-model`` share: LightningCLI with our defaults."""
+"""LightningCLI with our defaults, for ``tokenwm tokenizer`` and ``tokenwm world-model``."""
 
 import logging
 import shlex
@@ -21,6 +21,7 @@ from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.console import say
+from tokenwm.cli.options.training import SUBCOMMANDS, lightning_arguments
 from tokenwm.cli.training.callbacks import Throughput, TrainingProgress
 from tokenwm.cli.training.checkpoints import KeptCheckpoints, ResumingCheckpoint
 from tokenwm.cli.training.clock import Clock
@@ -84,7 +85,7 @@ class TrainingCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """``fit``, ``validate`` and ``test``; tokenwm has its own verbs for using a model."""
         every = LightningCLI.subcommands()
-        return {name: every[name] for name in ("fit", "validate", "test")}
+        return {name: every[name] for name in SUBCOMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Set tokenwm's defaults of the trainer and add its own options."""
@@ -163,6 +164,10 @@ class TrainingCLI(LightningCLI):
         """Add loggers and callbacks that need to know the run's folder."""
         config = self._get(self.config_init, "trainer", default={})
         root = Path(config["default_root_dir"])
+        if any(path.is_file() for path in (root, *root.parents)):
+            raise TokenwmError(
+                f"trainer.default_root_dir (--out) is {root}, where a file lies; give a folder"
+            )
         precision = str(config.get("precision") or "32-true")
         if precision not in PRECISIONS:
             raise TokenwmError(
@@ -358,10 +363,6 @@ def launch(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    if not argv or argv[0] not in (*TrainingCLI.subcommands(), "-h", "--help"):
-        raise TokenwmError(
-            f"usage: tokenwm {verb} fit|validate|test [options]; see tokenwm {verb} fit --help"
-        )
     # A subclass, so that one run's callbacks do not stay for the next in the same process.
     stage = type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})
     try:
@@ -371,7 +372,10 @@ def launch(
             args=argv,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
-            parser_kwargs={"prog": f"tokenwm {verb}"},
+            parser_kwargs={
+                "prog": f"tokenwm {verb}",  # and no usage with 150 options before each mistake
+                **{name: {"usage": f"tokenwm {verb} {name} [options]"} for name in SUBCOMMANDS},
+            },
         )
         leave_process_group()
         return done
@@ -413,7 +417,7 @@ def run(
 ) -> int:
     """:func:`launch` as the body of a verb; returns the exit code."""
     try:
-        done = launch(cli, module, argv, verb)
+        done = launch(cli, module, lightning_arguments(verb, argv), verb)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
     # Here and not in the stage: the quick start and sweeps go on by themselves.

@@ -1,5 +1,6 @@
 """Folder of a training run: checkpoints, logs, and the model at the end."""
 
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def steps_of_model(folder: Path) -> int | None:
     if not all(_is_whole(path) for path in weights):
         return None
     return read_provenance(folder).get("steps")
+
+
+def parameters_of(file: Path) -> int | None:
+    """Numbers in a file of weights, by its header; None if it cannot be read."""
+    try:
+        with safe_open(file, "pt") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    return int(sum(math.prod(shape) for shape in shapes))
 
 
 def _is_whole(path: Path) -> bool:

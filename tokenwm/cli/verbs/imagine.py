@@ -1,7 +1,7 @@
-"""``tokenwm imagine MODEL --data SHARDS --out DIR``: a future of a recorded episode, to look at."""
+"""``tokenwm imagine MODEL --out DIR``: a future of a recorded episode, to look at."""
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -9,14 +9,11 @@ from rich.table import Table
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
-from tokenwm.cli.console import printable, say
-from tokenwm.cli.made_before import MadeBefore, add_overwrite_option
-from tokenwm.cli.verbs.evaluate import (
-    add_model_arguments,
-    add_sampling_arguments,
-    device_from,
-    sampling_from,
-)
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.devices import device_from
+from tokenwm.cli.made_before import MadeBefore
+from tokenwm.cli.options.models import imagine as parser
+from tokenwm.cli.verbs.evaluate import known_data, sampling_from
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.synthesis.imagine import (
@@ -25,6 +22,8 @@ from tokenwm.synthesis.imagine import (
     imagine_episode,
     write_imagined,
 )
+
+__all__ = ["main", "parser"]
 
 
 def main(argv: list[str]) -> int:
@@ -40,29 +39,58 @@ def main(argv: list[str]) -> int:
         sampling=sampling_from(arguments),
         seed=arguments.seed,
     )
-    console = Console()
+    console = console_of(arguments)
+    if arguments.data is None:
+        arguments.data = known_data(console, arguments.model)
     inputs = [model_folder(arguments.model), arguments.data]
     inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.stands() and not arguments.overwrite:
         say(console, str(made_before))
+        give(arguments, made_before.result)
         return 0
     keep_freed_memory()
     reader = ShardReader(arguments.data)
-    model = tokenwm.load(arguments.model, device_from(arguments.device))
+    device = device_from(arguments.device)
+    say(console, f"on {device}")
+    model = tokenwm.load(arguments.model, device)
     with console.status("imagining …"):
         imagined = imagine_episode(model, reader, config)
         label = Path(config.actions).stem if config.actions.endswith(".npy") else config.actions
         files = write_imagined(arguments.out, imagined, model.control_rate, label)
-    made_before.save([files.gif, files.mp4, files.npz])
+    paths = [files.gif, files.mp4, files.npz]
+    made_before.save(paths, {"files": [str(path) for path in paths], **figures(imagined)})
     print_summary(console, imagined)
-    for path in (files.gif, files.mp4, files.npz):
+    for path in paths:
         say(console, str(path))
+    give(arguments, made_before.result)
     return 0
 
 
+def figures(imagined: ImaginedEpisode) -> dict[str, Any]:
+    """What each future says about itself and, where the truth is known, how near it came."""
+    futures, rollout = [], imagined.rollout
+    for index, frames in enumerate(imagined.frames):
+        psnr = None
+        if imagined.truth_frames is not None:
+            error = (frames.astype(float) - imagined.truth_frames.astype(float)) / 255.0
+            psnr = float(psnr_from_mse((error**2).mean()))
+        reward = None if rollout.reward is None else float(rollout.reward[index].sum())
+        futures.append(
+            {
+                "reward": reward,
+                "termination_probability": float(
+                    imagined.rollout.termination_probability[index].max()
+                ),
+                "frame_nll": float(rollout.frame_nll[index].mean()),
+                "psnr": psnr,
+            }
+        )
+    return {"episode": imagined.key, "first_step": imagined.first_step, "futures": futures}
+
+
 def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
-    """Show what each future says about itself and, where the truth is known, how near it came."""
+    """Show what :func:`figures` gives."""
     horizon = imagined.frames.shape[1]
     table = Table(
         title=printable(f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps"),
@@ -73,57 +101,12 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
         names.append("PSNR, dB")
     for name in names:
         table.add_column(name, justify="right")
-    for index, frames in enumerate(imagined.frames):
+    for index, future in enumerate(figures(imagined)["futures"]):
+        digits = {"reward": 3, "termination_probability": 2, "frame_nll": 3, "psnr": 1}
         cells = [
-            f"{index + 1}",
-            "–" if imagined.reward is None else f"{imagined.reward[index].sum():.3f}",
-            f"{imagined.termination_probability[index].max():.2f}",
-            f"{imagined.frame_nll[index].mean():.3f}",
+            "–" if future[name] is None else f"{future[name]:.{places}f}"
+            for name, places in digits.items()
         ]
-        if imagined.truth_frames is not None:
-            error = (frames.astype(float) - imagined.truth_frames.astype(float)) / 255.0
-            cells.append(f"{float(psnr_from_mse((error**2).mean())):.1f}")
-        table.add_row(*cells)
+        table.add_row(f"{index + 1}", *cells[: len(names) - 1])
     console.print(table)
-    say(console, f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The verb's arguments."""
-    result = argparse.ArgumentParser(
-        prog="tokenwm imagine",
-        description="Imagine from any recorded episode with its own, other or random actions; "
-        "writes a GIF, an MP4 and an NPZ (see docs/evaluation.md).",
-    )
-    add_model_arguments(result)
-    result.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write into"
-    )
-    result.add_argument(
-        "--episode", metavar="KEY", help="episode to start from (default: the first held-out one)"
-    )
-    result.add_argument(
-        "--start",
-        type=int,
-        default=0,
-        metavar="STEP",
-        help="step of the episode at which the observed context begins (default: %(default)s)",
-    )
-    result.add_argument(
-        "--actions",
-        default="own",
-        metavar="WHOSE",
-        help="own: those of the episode; random: uniform over the range of the training data; KEY: "
-        "those of another episode at the same steps; FILE.npy: an array of at least H rows of "
-        "actions in the units of the data (default: %(default)s)",
-    )
-    result.add_argument(
-        "--samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="futures to draw, each with its own noise (default: %(default)s)",
-    )
-    add_sampling_arguments(result, temperature=1.0)
-    add_overwrite_option(result)
-    return result
+    say(console, f"frame tokens per pass and future: {imagined.rollout.tokens_per_pass:.1f}")

@@ -1,12 +1,12 @@
 """``tokenwm inspect PATH``: what a file or folder of recordings holds, and a recipe for it."""
 
-import argparse
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import printable, say
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.options.data import inspect as parser
 from tokenwm.data.readers.columns.columns import dimension_names, names_of, with_note
 from tokenwm.data.readers.pictures.pixels import picture_shape
 from tokenwm.data.recipes.starter import starter_recipe
@@ -15,17 +15,20 @@ from tokenwm.errors import RecipeError
 
 MOST_PROBLEMS = 20
 MOST_TASKS = 10
+NUMBERS = ("state", "action", "reward")
+"""Options of a recipe that name columns of numbers."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.recipe is not None and not arguments.recipe.parent.is_dir():
         raise RecipeError(f"{arguments.recipe}: folder {arguments.recipe.parent} does not exist")
     found = survey(arguments.path, num_episodes=arguments.episodes)
-    console = Console()
+    console = console_of(arguments)
     print_survey(console, found)
     recipe = starter_recipe(found)
+    give(arguments, {**as_plain(found), "recipe": recipe})
     choose = f"choose the {' and the '.join(found.unclear)} in it, then " if found.unclear else ""
     if arguments.recipe is None:
         say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
@@ -46,6 +49,31 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def as_plain(found: Survey) -> dict[str, Any]:
+    """What was found as plain values, for ``--json``."""
+    source = found.source
+    columns = {option: names_of(getattr(source.config, option)) for option in NUMBERS}
+    return {
+        "path": str(source.config.paths[0]),
+        "facts": dict(found.facts),
+        "licence": found.licence,
+        "num_episodes": len(found.refs),
+        "num_looked_into": len(found.looked_into),
+        "num_rows": found.num_rows,
+        "rate": found.rate,
+        "control_rate": found.control_rate,
+        "cameras": dict(source.cameras),
+        "columns": columns,
+        "action_kind": source.action_kind.kind,
+        "ranges": found.ranges,
+        "tasks": dict(found.tasks),
+        "ambiguous": dict(found.ambiguous),
+        "unclear": dict(found.unclear),
+        "problems": dict(found.problems),
+        "gaps": [gap.text for gap in found.gaps],
+    }
+
+
 def print_survey(console: Console, found: Survey) -> None:
     """Show facts, cameras, ranges, tasks and problems."""
     source = found.source
@@ -63,7 +91,7 @@ def print_survey(console: Console, found: Survey) -> None:
     for camera, column in source.cameras.items():
         shape = " × ".join(map(str, _picture_size(source.columns[column].shape)))
         table.add_row(printable(f"camera {camera}"), printable(f"{column}, {shape}"))
-    for option in ("state", "action", "reward"):
+    for option in NUMBERS:
         names = ", ".join(names_of(getattr(source.config, option))) or "none"
         table.add_row(option, "not clear" if option in found.unclear else printable(names))
     others = [
@@ -146,21 +174,3 @@ def _print_problems(console: Console, found: Survey) -> None:
     for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
         table.add_row(printable(key), printable(reason))
     console.print(table)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm inspect",
-        description="Say what a file or folder of recordings holds, and write a recipe for it "
-        "(see docs/data.md). Nothing in it is changed.",
-    )
-    parser.add_argument("path", type=Path, help="file or folder of recordings")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write a starter recipe there")
-    parser.add_argument(
-        "--episodes",
-        type=int,
-        default=100,
-        metavar="N",
-        help="read the numbers of N episodes, evenly spread; 0 for all (default: %(default)s)",
-    )
-    return parser

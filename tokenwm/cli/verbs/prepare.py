@@ -1,28 +1,35 @@
 """``tokenwm prepare RECIPE --out DIR``: recorded episodes → frame shards."""
 
-import argparse
-import os
-
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import printable, say
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.describe import of_manifest
+from tokenwm.cli.options.data import prepare as parser
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
+from tokenwm.data.making.dry_run import DryRun, dry_run
 from tokenwm.data.making.prepare import prepare
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import GAPS, MANIFEST_NAME, SPLITS, Manifest
 from tokenwm.data.storage.folder import join, open_folder
-from tokenwm.engines import ENGINES
+from tokenwm.errors import TokenwmError
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     strict = ["quality.strict=true"] if arguments.strict else []
     recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
-    console = Console()
+    console = console_of(arguments)
+    if arguments.dry_run:
+        planned = dry_run(recipe, arguments.workers)
+        print_plan(console, planned)
+        give(arguments, planned.to_dict())
+        return 0
+    if arguments.out is None:
+        raise TokenwmError("where to? Give --out DIR, or --dry-run to see what would be made")
     made_before = not arguments.overwrite and holds_dataset(arguments.out)
     with show_progress(console, recipe.name) as progress:
         manifest = prepare(
@@ -38,7 +45,30 @@ def main(argv: list[str]) -> int:
     print_verdict(console, arguments.out)
     if made_before:
         say(console, "made before of the same data and options, and kept")
+    give(arguments, {"dataset": arguments.out, **of_manifest(manifest)})
     return 0
+
+
+def print_plan(console: Console, planned: DryRun) -> None:
+    """Show what would be made."""
+    table = Table(title=printable(f"{planned.name}: nothing was written"))
+    table.add_column("split")
+    for heading in ("episodes", "steps", "shards", "MB, about"):
+        table.add_column(heading, justify="right")
+    for split, part in planned.splits.items():
+        megabytes = f"{part.num_bytes / 1e6:.1f}"
+        cells = (f"{part.num_episodes}", f"{part.num_steps:,}", f"{part.num_shards}", megabytes)
+        table.add_row(split, *cells)
+    console.print(table)
+    say(
+        console,
+        f"about {planned.seconds / 60:.1f} minutes with {planned.num_workers} worker(s), by "
+        f"{planned.num_timed} episode(s) that were read; all others are judged when they are read",
+    )
+    for key, reason in planned.excluded.items():
+        say(console, f"would be left out: {key}: {reason}")
+    for gap in planned.gaps:
+        say(console, f"declared and found differ: {gap}")
 
 
 def holds_dataset(out: str) -> bool:
@@ -82,63 +112,3 @@ def print_summary(console: Console, manifest: Manifest) -> None:
     for item in manifest.excluded:
         table.add_row(printable(item.key), printable(item.reason))
     console.print(table)
-
-
-def add_engine_options(parser: argparse.ArgumentParser, workers: int | None) -> None:
-    """The options that say where shards are made; the result does not depend on them."""
-    default = "as many as pay" if workers is None else f"{workers}"
-    parser.add_argument(
-        "--workers",
-        type=count,
-        default=workers,
-        metavar="N",
-        help=f"shards made at once, 0 for in this process (default: {default}); "
-        "the result does not depend on it",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="local",
-        help="where they are made: processes on this machine, a Ray cluster, Slurm jobs "
-        "(default: %(default)s; see docs/data.md)",
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm prepare",
-        description="Turn recorded episodes into shards, as a recipe says (see docs/data.md). "
-        "Interrupted, the same command continues.",
-    )
-    parser.add_argument("recipe", help="recipe file, for example data_recipes/pusht.yaml")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR|URL", help="folder of the dataset, or an fsspec URL"
-    )
-    add_engine_options(parser, os.cpu_count() or 1)
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override values of the recipe, for example --set image_size=[128,128]",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first bad episode instead of leaving it out (quality.strict=true)",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace another dataset in the folder, or this one if a byte of it is damaged",
-    )
-    return parser
-
-
-def count(text: str) -> int:
-    """A whole number of the command line, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below zero")
-    return value

@@ -17,6 +17,9 @@ from rich.console import Console
 import tokenwm
 from tokenwm.cli import main as program
 from tokenwm.cli.console import printable, say
+from tokenwm.cli.options.data import quickstart as parser
+from tokenwm.cli.options.training import device_options
+from tokenwm.cli.shipped import find_file
 from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
 from tokenwm.cli.training.run_folder import CONFIG_NAME
 from tokenwm.cli.verbs import evaluate, prepare, tokenize, tokenizer, world_model
@@ -45,11 +48,12 @@ STAGES: dict[str, tuple[type[TrainingCLI], type[pl.LightningModule]]] = {
     "tokenizer": (tokenizer.TokenizerCLI, FrameTokenizerModule),
     "world-model": (world_model.WorldModelCLI, WorldModelModule),
 }
+_OF_STAGES = tuple(f"{stage}." for stage in STAGES)
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     return Quickstart(arguments, Console()).run()
 
 
@@ -62,6 +66,11 @@ class Quickstart:
         self.out: Path = arguments.out
         self.began = program.verb_began or time.monotonic()
         self.seconds_before = 0.0
+        self.stage_settings = [item for item in arguments.set if item.startswith(_OF_STAGES)]
+        self.recipe_settings = [item for item in arguments.set if not item.startswith(_OF_STAGES)]
+        for setting in self.stage_settings:
+            if "=" not in setting:
+                raise TokenwmError(f"--set {setting!r}: expected KEY=VALUE")
         self.plan_path = self.out / "plan.json"
         self.plan: dict[str, Any] = {}
 
@@ -76,7 +85,7 @@ class Quickstart:
         out.mkdir(parents=True, exist_ok=True)
         self._load_plan()
         frames, tokens = out / "frames", out / "tokens"
-        overrides = self.arguments.set
+        overrides = self.recipe_settings
         recipe_file = find_file(self.arguments.recipe)
         if self.arguments.size == "debug" and load_recipe(recipe_file).records:
             overrides = [*_DEBUG_DATA, *overrides]
@@ -88,10 +97,12 @@ class Quickstart:
         if not (tokens / MANIFEST_NAME).exists():
             source = [str(frames), "--tokenizer", str(out / "tokenizer")]
             source += ["--shifted-copies", str(copies)] if copies else []
+            source += ["--device", self.arguments.device]
             self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
         reserve = ["--reserve_steps", str(evaluation_steps(Manifest.load(frames)))]
         self._train("world-model", tokens, out / "world_model", reserve, share=1.0)
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
+        report += ["--device", self.arguments.device]
         curves = out / "tokenizer" / "logs" / "metrics.csv"
         report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
         if self.arguments.size == "debug":
@@ -118,10 +129,9 @@ class Quickstart:
         argv = ["fit", "--config", str(config), "--data.root", str(data), *options]
         if self.arguments.size != "debug":  # whose config has few steps
             argv += ["--minutes", self._minutes(verb, share), "--model.optimizer.schedule", "wsd"]
-        for setting in self.arguments.model_set:
-            stage, _, option = setting.partition(".")
-            if stage == verb:
-                argv.append(f"--{option}")
+        own = [item for item in self.stage_settings if item.startswith(f"{verb}.")]
+        argv += [f"--{setting.removeprefix(f'{verb}.')}" for setting in own]
+        argv += device_options(self.arguments.device)
         argv += ["--trainer.default_root_dir", str(folder)]
         self._say(verb, argv)
         cli, module = STAGES[verb]
@@ -156,8 +166,8 @@ class Quickstart:
             "minutes": self.arguments.minutes,
             "size": self.arguments.size,
             "recipe": str(self.arguments.recipe),
-            "set": list(self.arguments.set),
-            "model_set": list(self.arguments.model_set),
+            "set": self.recipe_settings,
+            "model_set": self.stage_settings,
         }
         if self.plan_path.exists():
             self.plan = json.loads(self.plan_path.read_text())
@@ -196,79 +206,3 @@ def evaluation_steps(manifest: Manifest) -> int:
     split = "test" if manifest.num_episodes("test") else "val"
     starts = manifest.num_episodes(split) * EvaluationConfig().num_starts
     return EVALUATION_STEPS + round(EVALUATION_STEPS_PER_START * starts)
-
-
-def find_file(path: str | Path) -> Path:
-    """A config or recipe by its path, or as shipped with tokenwm.
-
-    Raises:
-        TokenwmError: It is in neither place.
-    """
-    package = Path(tokenwm.__file__).parent
-    for root in (Path(), package.parent, package):
-        if (root / path).is_file():
-            return root / path
-    raise TokenwmError(f"{path} is not there, and tokenwm ships no file of that name")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm quickstart",
-        description="Record or read episodes, train a world model, imagine, and report. "
-        "Interrupted, the same command continues.",
-    )
-    parser.add_argument(
-        "--recipe",
-        default="data_recipes/pusht.yaml",
-        help="data recipe; yours works too (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/quickstart"),
-        metavar="DIR",
-        help="folder of the run (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=15.0,
-        help="time for everything; training fills what preparation and evaluation leave, by the "
-        "clock. Continued, the time used before counts, but for what came after a checkpoint "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--size",
-        default="small",
-        choices=["debug", "small", "base", "large"],
-        help="config of that name for both models; debug takes its steps from the config and "
-        "little data (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override values of the recipe, for example --set image_size=[128,128]",
-    )
-    parser.add_argument(
-        "--model-set",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=_stage_setting,
-        metavar="STAGE.KEY=VALUE",
-        help="override values of a stage's config, for example "
-        "--model-set world-model.model.model.transformer.dropout=0.1",
-    )
-    return parser
-
-
-def _stage_setting(text: str) -> str:
-    stage, _, option = text.partition(".")
-    if stage not in STAGES or "=" not in option:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected STAGE.KEY=VALUE with STAGE one of {', '.join(STAGES)}"
-        )
-    return text

@@ -1,10 +1,8 @@
 """``tokenwm sweep plan|run|fit``: scaling-law sweeps."""
 
-import argparse
 import importlib
 
 from tokenwm.errors import TokenwmError
-from tokenwm.scaling.quantities import parse_number
 
 STEPS = {
     "plan": "tokenwm.cli.verbs.sweep_plan",
@@ -28,16 +26,3 @@ def main(argv: list[str]) -> int:
         raise TokenwmError(f"{argv[0]!r} is no step of a sweep\n{USAGE}" if argv else USAGE)
     code: int = importlib.import_module(STEPS[argv[0]]).main(argv[1:])
     return code
-
-
-def positive(text: str) -> float:
-    """A finite number above zero, such as ``3e15`` or ``2T``, for argparse."""
-    try:
-        value = parse_number(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a finite number above zero, such as 3e15 or 2T"
-        )
-    return value

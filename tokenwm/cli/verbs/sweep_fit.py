@@ -1,14 +1,15 @@
 """``tokenwm sweep fit SWEEP``: the scaling law of a sweep's runs, and what to train next."""
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import say
-from tokenwm.cli.made_before import MadeBefore, add_overwrite_option, files_below
-from tokenwm.cli.verbs.sweep import positive
+from tokenwm.cli.console import console_of, give, say
+from tokenwm.cli.made_before import MadeBefore, files_below
+from tokenwm.cli.options.sweeps import fit as parser
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.law.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.law.recommend import Imagination, Machine
@@ -22,7 +23,6 @@ from tokenwm.scaling.report.wording import (
     law_rows,
     method_rows,
 )
-from tokenwm.scaling.runs.columns import COLUMN_OF
 from tokenwm.scaling.runs.runs import RESULT_FILE, read_points
 from tokenwm.strict import key_values
 
@@ -35,11 +35,12 @@ def main(argv: list[str]) -> int:
             for; the report is written in the second case.
     """
     arguments = parser().parse_args(argv)
-    console = Console()
+    console = console_of(arguments)
     out = arguments.out or default_folder(arguments.path)
     made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
     if made_before.stands() and not arguments.overwrite:
         say(console, str(made_before))
+        give(arguments, made_before.result)
         return 0
     read = read_points(
         arguments.path, key_values("--columns", arguments.columns, str), arguments.metrics
@@ -63,10 +64,12 @@ def main(argv: list[str]) -> int:
     files = write_fit(out, arguments.path.resolve().stem, fit)
     print_fit(console, fit)
     say(console, f"report: {files.index}")
+    found = json.loads(files.values.read_text(encoding="utf-8"))
+    give(arguments, found)
     if config.budget is not None and fit.recommendation.refusals:  # asked again, it says so again
         reasons = "; ".join(fit.recommendation.refusals)
         raise SweepError(f"nothing can be recommended for {number(config.budget)} FLOPs: {reasons}")
-    made_before.save(files_below(out))
+    made_before.save(files_below(out), found)
     return 0
 
 
@@ -129,118 +132,3 @@ def _inputs(path: Path) -> list[Path]:
 def default_folder(path: Path) -> Path:
     """``SWEEP/fit`` for a folder, ``NAME-fit`` beside a file."""
     return path / "fit" if path.is_dir() else path.with_name(f"{path.stem}-fit")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The verb's arguments."""
-    result = argparse.ArgumentParser(
-        prog="tokenwm sweep fit",
-        description="Fit L = E + A/N^α + B/D^β to the runs of a sweep, compare with IsoFLOP "
-        "parabolas and the loss envelope, check by hold-out, and say what to train for a budget "
-        "(see docs/scaling.md).",
-    )
-    result.add_argument("path", type=Path, help="folder of a sweep, or a CSV file of runs")
-    result.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="KEY=COLUMN",
-        help="columns of a CSV file, for example N='Model Size' D='Training Tokens'; keys: "
-        + ", ".join(COLUMN_OF)
-        + "; those not given are guessed from near names",
-    )
-    result.add_argument(
-        "--metrics",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="further columns of a CSV file to set against compute",
-    )
-    result.add_argument(
-        "--budget",
-        type=positive,
-        metavar="FLOPS",
-        help="training FLOPs to recommend for (default: ten times the most of a run)",
-    )
-    _add_cost_arguments(result)
-    result.add_argument(
-        "--drop-highest-loss",
-        type=int,
-        default=0,
-        metavar="K",
-        help="leave out the K runs with the highest loss; they are listed (default: %(default)s)",
-    )
-    result.add_argument(
-        "--drop-shortest",
-        type=int,
-        default=0,
-        metavar="K",
-        help="of every size, leave out the runs with its K smallest token budgets, which may not "
-        "follow the law yet; they are listed (default: %(default)s)",
-    )
-    result.add_argument(
-        "--exclude",
-        nargs="+",
-        default=[],
-        metavar="RUN=REASON",
-        help="leave out runs by name; the reason is kept in the report",
-    )
-    _add_bootstrap_arguments(result)
-    result.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)",
-    )
-    add_overwrite_option(result)
-    return result
-
-
-def _add_cost_arguments(target: argparse.ArgumentParser) -> None:
-    target.add_argument(
-        "--imagined-steps",
-        type=positive,
-        metavar="STEPS",
-        help="environment steps the model will imagine in its life; gives the size that is "
-        "cheapest to train and imagine with at the same loss",
-    )
-    target.add_argument(
-        "--tokens-per-imagined-step",
-        type=positive,
-        metavar="TOKENS",
-        help="positions of a step: frame tokens, one for state, one for action",
-    )
-    target.add_argument(
-        "--tokens-per-step",
-        type=positive,
-        metavar="TOKENS",
-        help="tokens of an optimizer step, for the number of steps (default: that of the runs)",
-    )
-    target.add_argument(
-        "--flops-per-second",
-        type=positive,
-        metavar="FLOPS",
-        help="throughput of training, for hours (default: that of the largest runs)",
-    )
-
-
-def _add_bootstrap_arguments(target: argparse.ArgumentParser) -> None:
-    target.add_argument(
-        "--delta",
-        type=positive,
-        default=1e-3,
-        help="of the Huber loss, in log loss (default: %(default)s)",
-    )
-    target.add_argument(
-        "--replicates",
-        type=int,
-        default=500,
-        metavar="R",
-        help="of every bootstrap (default: %(default)s)",
-    )
-    target.add_argument(
-        "--confidence", type=float, default=0.9, help="of intervals (default: %(default)s)"
-    )
-    target.add_argument(
-        "--seed", type=int, default=0, help="of every bootstrap (default: %(default)s)"
-    )

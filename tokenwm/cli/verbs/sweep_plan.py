@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import printable, say
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.options.sweeps import plan as parser
 from tokenwm.cli.training.lightning_cli import launch
-from tokenwm.cli.verbs.sweep import positive
 from tokenwm.cli.verbs.sweep_training import StepClock, settings_of
 from tokenwm.cli.verbs.world_model import WorldModelCLI
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
-from tokenwm.data.storage.folder import location, open_folder, sha256_of
+from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.engines import threads_for
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.quantities import number
@@ -31,7 +31,7 @@ from tokenwm.scaling.sweep.sweep import (
     Training,
     sweep_text,
 )
-from tokenwm.strict import build, dump_yaml, key_values
+from tokenwm.strict import build, dump_yaml, key_values, parse_yaml
 from tokenwm.transformer.training import WorldModelModule
 
 PROBE_STEPS = 12
@@ -40,8 +40,8 @@ PROBE_STEPS = 12
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    console = Console()
+    arguments = parser().parse_args(argv)
+    console = console_of(arguments)
     data = TokenData.load(arguments.tokens)
     training = _training(arguments.set)
     comment = _comment(argv, arguments.tokens)
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
                 "--out, or replace it with --overwrite"
             )
         say(console, f"{arguments.out}: planned before, and kept")
+        give(arguments, parse_yaml(arguments.out.read_text(encoding="utf-8")))
         return 0
     request = Request(
         budget=arguments.budget,
@@ -73,21 +74,22 @@ def main(argv: list[str]) -> int:
         seconds_per_step=_clock(arguments, training, data, console),
     )
     costs = costs_of(sweep, data)
-    print_plan(console, sweep, data, costs, arguments.parallel)
+    print_plan(console, sweep, data, costs, arguments.workers)
     for warning in warnings_of(costs, data):
         say(console, f"warning: {warning}", style="yellow")
     with open_atomically(arguments.out) as file:
         file.write((comment + sweep_text(sweep)).encode())
     say(
         console,
-        f"next: tokenwm sweep run {arguments.out} --out DIR --parallel {arguments.parallel}",
+        f"next: tokenwm sweep run {arguments.out} --out DIR --workers {arguments.workers}",
     )
+    give(arguments, parse_yaml(sweep_text(sweep)))
     return 0
 
 
 def _comment(argv: Sequence[str], tokens: Path | str) -> str:
     """First lines of a plan's file: the options that the plan follows from."""
-    words = [word for word in argv if word != "--overwrite"]
+    words = [word for word in argv if word not in ("--overwrite", "--json")]
     manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
     return f"# tokenwm sweep plan {shlex.join(words)}\n# manifest of the tokens: {manifest}\n"
 
@@ -157,7 +159,7 @@ def _clock(
     """How long a step of a size takes: measured, or from a known speed."""
     if arguments.no_probe is not None:
         return lambda size: size.flops(training, data.vocabulary).training / arguments.no_probe
-    torch.set_num_threads(threads_for(arguments.parallel))
+    torch.set_num_threads(threads_for(arguments.workers))
 
     def measure(size: Size) -> float:
         seconds = probe(size, training, str(arguments.tokens))
@@ -191,66 +193,3 @@ def probe(size: Size, training: Training, tokens: str) -> float:
         launch(WorldModelCLI, WorldModelModule, argv, "world-model", [clock])
     assert clock.seconds_per_step is not None
     return clock.seconds_per_step
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm sweep plan",
-        description="Choose sizes, token budgets and learning rates by rule, show what they cost, "
-        "and write the sweep file. Nothing is trained but a few steps of each size, to time them.",
-    )
-    parser.add_argument("tokens", type=location, help="token shards, a folder or a URL")
-    parser.add_argument(
-        "--budget",
-        type=positive,
-        required=True,
-        metavar="FLOPS",
-        help="training FLOPs of all runs together, for example 3e15 or 300T",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="SWEEP", help="sweep file to write (YAML)"
-    )
-    counts = (
-        ("--sizes", 5, "model sizes"),
-        ("--budgets", 4, "token budgets of each size"),
-        ("--parallel", 1, "runs that will be trained at once on this machine"),
-    )
-    for option, default, text in counts:
-        parser.add_argument(
-            option, type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-        )
-    numbers = (
-        ("--min-parameters", 3e4, "matmul parameters of the smallest size"),
-        ("--max-parameters", 3e6, "matmul parameters of the largest size"),
-        ("--budget-ratio", 2.0, "between a token budget and the next"),
-        ("--learning-rate", Request(budget=1.0).learning_rate, "peak learning rate at width 128"),
-    )
-    for option, value, text in numbers:
-        parser.add_argument(
-            option, type=float, default=value, metavar="X", help=f"{text} (default: {value:g})"
-        )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="seeds (default: 0)"
-    )
-    parser.add_argument(
-        "--verify-learning-rate",
-        action="store_true",
-        help="add runs at half and twice each size's rate, with its second smallest budget",
-    )
-    parser.add_argument(
-        "--no-probe",
-        type=float,
-        metavar="FLOPS_PER_SECOND",
-        help="time nothing; each run is as fast as this",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a plan that is there")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="what all runs share, for example --set batch_size=32 precision=bf16-mixed; keys: "
-        "see docs/scaling.md",
-    )
-    return parser

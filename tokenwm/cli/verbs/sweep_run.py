@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenwm.cli.console import printable, say
+from tokenwm.cli.options.sweeps import run as parser
 from tokenwm.cli.verbs.sweep_training import begins_from
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import location, open_folder
-from tokenwm.engines import ENGINES, Engine, LocalEngine, RayEngine, SlurmEngine
+from tokenwm.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.scaling.sweep.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
@@ -39,7 +40,7 @@ LINES_OF_LOG = 3
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code: 1 if a run is not finished at the end."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     sweep = load_sweep(arguments.sweep)
     # Runs may be executed on other machines, in other folders.
     sweep = replace(sweep, data=_anywhere(arguments.data or location(sweep.data)))
@@ -87,11 +88,11 @@ def _interrupt(*arguments: Any) -> None:
 
 def _engine(arguments: argparse.Namespace) -> Engine:
     if arguments.engine == "ray":
-        return RayEngine(arguments.parallel, gpus=arguments.gpus)
+        return RayEngine(arguments.workers, gpus=arguments.gpus)
     if arguments.engine == "slurm":
         parameters = key_values("--slurm", arguments.slurm)
-        return SlurmEngine(arguments.out / "slurm", arguments.parallel, parameters)
-    return LocalEngine(arguments.parallel)
+        return SlurmEngine(arguments.out / "slurm", arguments.workers, parameters)
+    return LocalEngine(arguments.workers)
 
 
 class SweepView:
@@ -237,69 +238,3 @@ def _last_lines(path: Path, count: int) -> str:
     except OSError:
         return ""
     return "\n".join([line for line in lines if line.strip()][-count:])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm sweep run",
-        description="Train all runs of a sweep file. Finished runs are skipped, others go on from "
-        "their last checkpoint, so the same command continues an interrupted sweep.",
-    )
-    parser.add_argument("sweep", type=Path, help="sweep file, from tokenwm sweep plan")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
-    parser.add_argument(
-        "--data",
-        type=location,
-        metavar="TOKENS",
-        help="token shards (default: those the file names)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="local",
-        help="processes on this machine, tasks of a Ray cluster (RAY_ADDRESS, else one here), or "
-        "jobs of Slurm through submitit (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--parallel",
-        type=_at_least_one,
-        default=1,
-        metavar="N",
-        help="runs at once; locally they share the cores evenly unless OMP_NUM_THREADS is set "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=1,
-        metavar="N",
-        help="further attempts of a run that fails; diverged runs are not repeated "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--evaluate",
-        type=location,
-        metavar="FRAMES",
-        help="frame shards that the tokens were made of: measure rollout PSNR, effective horizon "
-        "and reward error of every run as well",
-    )
-    parser.add_argument(
-        "--gpus", type=float, default=0.0, metavar="N", help="GPUs of a Ray task (default: 0)"
-    )
-    parser.add_argument(
-        "--slurm",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="parameters for submitit, for example slurm_partition=gpu timeout_min=240 "
-        "gpus_per_node=1 cpus_per_task=8",
-    )
-    return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below one")
-    return value

@@ -1,13 +1,11 @@
 """``tokenwm verify-shards DIR|URL``: check every byte of a dataset, name what is damaged."""
 
-import argparse
-
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import printable, say
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.options.data import verify_shards as parser
 from tokenwm.cli.progress import show_progress
-from tokenwm.cli.verbs.prepare import count
 from tokenwm.data.shards.manifest import SPLITS, Manifest
 from tokenwm.data.shards.verify import Problem, find_problems
 
@@ -16,12 +14,14 @@ EXIT_DAMAGED = 1
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns 1 if anything is wrong."""
-    arguments = _parser().parse_args(argv)
-    console = Console()
+    arguments = parser().parse_args(argv)
+    console = console_of(arguments)
     with show_progress(console, "verify") as progress:
         problems = find_problems(
             arguments.dataset, num_workers=arguments.workers, progress=progress
         )
+    found = [vars(problem) for problem in problems]
+    give(arguments, {"dataset": arguments.dataset, "problems": found})
     if problems:
         print_problems(console, problems)
         say(
@@ -51,19 +51,3 @@ def print_problems(console: Console, problems: list[Problem]) -> None:
     for problem in problems:
         table.add_row(*map(printable, (problem.file, problem.key, problem.message)))
     console.print(table)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm verify-shards",
-        description="Check every byte of a dataset against its manifest. Exit code 1 if anything "
-        "is damaged, missing, or should not be there.",
-    )
-    parser.add_argument("dataset", metavar="DIR|URL", help="frame or token shards")
-    parser.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="processes that read, 0 for none (default: as many as pay)",
-    )
-    return parser

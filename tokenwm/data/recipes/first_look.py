@@ -71,6 +71,12 @@ class FirstLook:
         """
         return self._look_at(ref) == self._layout
 
+    @property
+    def problems(self) -> dict[str, str]:
+        """Key of an episode that was looked at → why it cannot be used."""
+        found = self._seen.items()
+        return {key: str(item) for key, item in found if isinstance(item, EpisodeError)}
+
     def _look_at(self, ref: EpisodeRef) -> Layout | EpisodeError:
         if ref.key not in self._seen:
             result = load_one(self._source, ref)

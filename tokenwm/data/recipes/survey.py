@@ -205,7 +205,7 @@ def _recognised(path: Path) -> Recognised:
     if not found and (path / MANIFEST_NAME).is_file():
         raise SourceError(
             f"{path} holds {MANIFEST_NAME}, so it looks like a dataset of tokenwm, not recordings; "
-            "check it with `tokenwm verify-shards`"
+            f"`tokenwm info {path}` says what it holds"
         )
     if not found or all(is_videos(item) for item in found):
         _check_level(path, found)

@@ -94,6 +94,6 @@ def test_a_file_system_without_locks(
 
 
 def test_a_url_has_no_lock() -> None:
-    folder = open_folder("memory://somewhere")
+    folder = open_folder("memory://a-folder-without-a-lock")
     with folder.lock(), folder.lock():
         assert folder.names() == []

@@ -1,0 +1,51 @@
+"""A dataset in a few words, from its manifest, as plain values."""
+
+from typing import Any
+
+from tokenwm.data.shards.manifest import SPLITS, Manifest
+
+
+def of_manifest(manifest: Manifest) -> dict[str, Any]:
+    """What a dataset holds, and where it came from."""
+    provenance, extra = manifest.provenance, manifest.extra
+    splits = {}
+    for split in SPLITS:
+        steps = manifest.num_steps(split)
+        shards = [shard.num_bytes for shard in manifest.shards if shard.split == split]
+        splits[split] = {
+            "episodes": manifest.num_episodes(split),
+            "steps": steps,
+            "minutes": round(steps / manifest.control_rate / 60, 2),
+            "shards": len(shards),
+            "bytes": sum(shards),
+        }
+    found: dict[str, Any] = {
+        "kind": manifest.kind,
+        "name": manifest.name,
+        "rate": manifest.control_rate,
+        "cameras": list(manifest.cameras),
+        "splits": splits,
+        "features": {
+            name: {
+                "kind": feature.kind,
+                "shape": list(feature.shape),
+                "dtype": feature.dtype,
+                **({"units": feature.units} if feature.units else {}),
+                **({"names": list(feature.names)} if feature.names else {}),
+                **({"num_values": feature.num_values} if feature.num_values else {}),
+            }
+            for name, feature in manifest.features.items()
+        },
+        "excluded": {item.key: item.reason for item in manifest.excluded},
+        "source": provenance.get("source"),
+        "licence": provenance.get("licence"),
+        "made_by": provenance.get("tool"),
+        "schema_version": manifest.schema_version,
+    }
+    if manifest.kind == "tokens":
+        names = ("tokenizer_hash", "frames_manifest", "shifted_copies")
+        found |= {name: extra[name] for name in names if name in extra}
+        vocabulary = extra.get("vocabulary", {})
+        found["codebook_size"] = vocabulary.get("codebook_size")
+        found["grid"] = vocabulary.get("grid")
+    return found

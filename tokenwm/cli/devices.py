@@ -1,0 +1,22 @@
+"""The device that ``--device`` asks for."""
+
+import torch
+
+from tokenwm.errors import TokenwmError
+
+
+def device_from(name: str) -> torch.device:
+    """A device by its name; ``auto`` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        TokenwmError: There is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise TokenwmError(f"--device {name} cannot be used: {reason}; try cpu, or auto") from error
+    return device

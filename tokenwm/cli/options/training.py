@@ -1,0 +1,167 @@
+"""Options of ``tokenwm tokenizer|world-model fit|validate|test``: ours, then LightningCLI's.
+
+The short options are those of the other verbs and stand for options of LightningCLI, which has some
+150 more. Its help takes seconds, so that what matters is told here; a test compares the defaults.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenwm.cli.options.base import Parser, add_device, add_set
+from tokenwm.cli.shipped import find_file
+from tokenwm.errors import TokenwmError
+
+SUBCOMMANDS = ("fit", "validate", "test")
+
+LIGHTNING: Mapping[str, tuple[Any, str]] = {
+    "--config": (None, "file with any of these options; may be repeated, later ones win"),
+    "--minutes": (None, "train for so long instead of so many steps; needs the schedule wsd"),
+    "--trainer.max_steps": (-1, "optimizer steps; -1: until stopped"),
+    "--trainer.precision": (None, "32-true, bf16-mixed or 16-mixed"),
+    "--trainer.devices": ("auto", "how many, or which"),
+    "--trainer.accumulate_grad_batches": (1, "batches of an optimizer step"),
+    "--trainer.val_check_interval": (None, "batches between validations"),
+    "--trainer.logger": (None, "other loggers than TensorBoard and metrics.csv, or false"),
+    "--data.num_steps": (None, "steps of a training window"),
+    "--data.batch_size": (None, "windows of a batch, on each device"),
+    "--data.mixture": (None, "further datasets, see docs/data.md"),
+    "--data.real_fraction": (None, "share of recorded, not synthetic, windows"),
+    "--data.on_corrupt": ("error", "error, or skip what is damaged"),
+    "--data.cache": (None, "folder in which to keep what is read from a URL"),
+    "--model.optimizer.learning_rate": (1e-3, "its peak"),
+    "--model.optimizer.warmup_steps": (100, "steps until the peak"),
+    "--model.optimizer.schedule": ("wsd", "wsd or cosine"),
+    "--seed_everything": (0, "seed of weights and noise; --data.seed is that of the order"),
+    "--checkpoint_every_n_steps": (100, "steps between checkpoints for resuming"),
+    "--keep_checkpoints_at": ([], "steps whose checkpoint stays"),
+    "--ckpt_path": (None, "checkpoint to begin from (default: checkpoints/last.ckpt of --out)"),
+}
+"""Option of LightningCLI → default, and what it is."""
+
+OF_STAGE: Mapping[str, Mapping[str, tuple[Any, str]]] = {
+    "tokenizer": {
+        "--model.tokenizer.patch_size": (4, "pixels of a token's side"),
+        "--model.tokenizer.codebook_size": (512, "different tokens"),
+        "--model.tokenizer.quantizer": ("fsq", "fsq or vq"),
+        "--model.max_shift": (0, "pixels by which frames are moved at random"),
+    },
+    "world-model": {
+        "--model.model.transformer.dim": (256, "width"),
+        "--model.model.transformer.num_layers": (10, "layers"),
+        "--model.model.transformer.num_heads": (4, "heads of attention"),
+        "--model.model.transformer.window": (20, "steps that attention reaches back"),
+        "--model.model.transformer.dropout": (0.0, "dropout"),
+        "--model.model.draft_layers": (0, "1: a draft head for faster imagination"),
+    },
+}
+
+
+def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Parser:
+    """The parser of one subcommand.
+
+    Args:
+        verb: ``tokenizer`` or ``world-model``.
+        subcommand: One of :data:`SUBCOMMANDS`.
+        with_lightning: Whether it knows the options of LightningCLI that are told in the help.
+    """
+    what = "Train" if subcommand == "fit" else "Measure on held-out data"
+    model = "frame tokenizer" if verb == "tokenizer" else "world model"
+    resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
+    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}")
+    parser.allow_abbrev = False
+    parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
+    parser.flag("--help-all", help="show every option of LightningCLI; takes some seconds")
+    help = "config of that name: debug, small, base, … (folder configs/)"
+    parser.add("--size", metavar="NAME", help=help)
+    shards = "frame shards" if verb == "tokenizer" else "token shards"
+    parser.add("--data", metavar="DIR|URL", help=f"{shards} (--data.root)")
+    folder = f"runs/{verb.replace('-', '_')}"
+    help = f"folder of the run (--trainer.default_root_dir; default: {folder})"
+    parser.add("--out", metavar="DIR", help=help)
+    add_device(parser)
+    help = "processes that load data, 0 for none (--data.num_workers; default: 0)"
+    parser.add("--workers", type=int, metavar="N", help=help)
+    help = "begin anew instead of continuing (--resume false)"
+    parser.flag("--overwrite", help=help)
+    add_set(parser, "any option", "model.optimizer.learning_rate=0.001")
+    if with_lightning:
+        group = parser.add_argument_group("the most used of LightningCLI's options")
+        for name, (default, help) in {**LIGHTNING, **OF_STAGE[verb]}.items():
+            group.add_argument(name, default=default, metavar="X", help=help)
+    return parser
+
+
+def lightning_arguments(verb: str, argv: Sequence[str]) -> list[str]:
+    """The arguments of LightningCLI that the given ones stand for.
+
+    Args:
+        verb: ``tokenizer`` or ``world-model``.
+        argv: Arguments after it.
+
+    Raises:
+        TokenwmError: There is no such subcommand or size, or nothing says what to train.
+        SystemExit: Help was asked for, or an option is wrong.
+    """
+    usage = f"tokenwm {verb} {'|'.join(SUBCOMMANDS)} [options]; see tokenwm {verb} fit --help"
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {usage}")
+        raise SystemExit(0)
+    if not argv or argv[0] not in SUBCOMMANDS:
+        raise TokenwmError(f"usage: {usage}")
+    subcommand, *rest = argv
+    if {"-h", "--help"} & set(rest):
+        training(verb, subcommand).parse_args(["--help"])
+    given, others = training(verb, subcommand, with_lightning=False).parse_known_args(rest)
+    if given.help_all:
+        return [subcommand, "--help"]
+    result = [subcommand]
+    if given.size is not None:
+        name = given.size.removesuffix(".yaml")
+        result += ["--config", str(find_file(f"configs/{verb.replace('-', '_')}/{name}.yaml"))]
+    elif not _says_what(given, others):
+        raise TokenwmError(
+            "nothing says what to train: give --size small (a config that comes with tokenwm), or "
+            f"--config FILE; see tokenwm {verb} {subcommand} --help"
+        )
+    return [*result, *others, *_long_options(given)]
+
+
+def _says_what(given: argparse.Namespace, others: Sequence[str]) -> bool:
+    """Whether windows are given, without which nothing can be trained."""
+    told = ("--config", "--data.num_steps", "--print_config", "--model.help", "--data.help")
+    settings = (f"--{setting}" for setting in given.set)
+    return _is_config(given.data) or any(word.startswith(told) for word in (*others, *settings))
+
+
+def _is_config(data: str | None) -> bool:
+    """Whether ``--data`` is LightningCLI's own: a file or text with options of the data."""
+    return data is not None and data.endswith((".yaml", ".yml", "}"))
+
+
+def _long_options(given: argparse.Namespace) -> list[str]:
+    result = []
+    if given.data is not None:
+        option = "--data" if _is_config(given.data) else "--data.root"
+        result.append(f"{option}={given.data}")
+    if given.out is not None:
+        result.append(f"--trainer.default_root_dir={given.out}")
+    result += device_options(given.device)
+    if given.workers is not None:
+        result.append(f"--data.num_workers={given.workers}")
+    if given.overwrite:
+        result.append("--resume=false")
+    for setting in given.set:
+        if "=" not in setting:
+            raise TokenwmError(f"--set {setting!r}: expected KEY=VALUE")
+        result.append(f"--{setting}")
+    return result
+
+
+def device_options(name: str) -> list[str]:
+    """The options of LightningCLI that ``--device`` stands for; it finds a GPU itself."""
+    if name == "auto":
+        return []
+    kind, _, index = name.partition(":")
+    accelerator = f"--trainer.accelerator={'gpu' if kind == 'cuda' else kind}"
+    return [accelerator, f"--trainer.devices=[{index}]"] if index else [accelerator]
