@@ -56,6 +56,8 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.verbs.serve",
         "imagine, score and encode for other processes, over HTTP",
     ),
+    "push": ("tokenwm.cli.verbs.push", "publish a checkpoint or a dataset on the Hugging Face hub"),
+    "pull": ("tokenwm.cli.verbs.pull", "fetch a checkpoint or a dataset from there and check it"),
 }
 """Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
 

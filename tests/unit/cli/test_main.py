@@ -61,6 +61,8 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "serve",
         "sweep",
         "quickstart",
+        "push",
+        "pull",
     }
     for name, (module, _) in cli.VERBS.items():
         assert module == f"tokenwm.cli.verbs.{name.replace('-', '_')}"

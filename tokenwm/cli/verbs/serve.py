@@ -3,9 +3,7 @@
 import argparse
 import logging
 import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,7 +14,6 @@ from tokenwm.cli.console import say
 from tokenwm.cli.verbs.evaluate import device_from
 from tokenwm.errors import TokenwmError
 from tokenwm.serving.requests import Limits
-from tokenwm.serving.server import WorldModelServer
 
 CPU_BATCH_ROWS, GPU_BATCH_ROWS = Limits.max_batch_rows, 1024
 """Rows computed at once unless told otherwise; the first measured, the second an estimate."""
@@ -37,41 +34,35 @@ def main(argv: list[str]) -> int:
         max_queued_rows=arguments.max_queued_rows,
         timeout=arguments.timeout,
     )
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        from tokenwm.serving.server import WorldModelServer
+    except ModuleNotFoundError as error:
+        raise TokenwmError(
+            f"`tokenwm serve` needs Starlette and uvicorn ({error}); pip install 'tokenwm[serve]'"
+        ) from error
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s",
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+    )
     keep_freed_memory()
     model = tokenwm.load(
         arguments.model, device_from(arguments.device), dtype=getattr(torch, arguments.dtype)
     )
     try:
-        server = WorldModelServer(model, (arguments.host, arguments.port), limits)
+        server = WorldModelServer(
+            model, (arguments.host, arguments.port), limits, arguments.allow_host
+        )
     except (OSError, OverflowError) as error:
         raise TokenwmError(
             f"cannot listen on {arguments.host}:{arguments.port}: {error}; choose another --port"
         ) from error
-    host, port = server.server_address[:2]
-    say(Console(), f"serving {arguments.model} on http://{host!s}:{port} (Ctrl-C stops)")
-    _stop_on_signals()
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        say(Console(), "stopping; once more ends it at once")
-    finally:
-        server.server_close()
-    if server.batcher.is_alive:  # in the middle of a long pass, which nothing can interrupt
+    host, port = server.address
+    host = f"[{host}]" if ":" in host else host
+    say(Console(), f"serving {arguments.model} on http://{host}:{port} (Ctrl-C stops)")
+    server.serve_forever()
+    if server.service.batcher.is_alive:  # in the middle of a long pass, nothing can interrupt it
         os._exit(0)
     return 0
-
-
-def _stop_on_signals() -> None:
-    """SIGINT or SIGTERM: stop; a second one ends the process at once."""
-
-    def stop(*_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,6 +83,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--port", type=int, default=8600, help="0 takes a free one (default: %(default)s)"
     )
+    result.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that the server goes by, may be given again; requests for others are "
+        "refused (loopback, this machine's name, --host and IP addresses are known)",
+    )
+    result.add_argument("-v", "--verbose", action="count", default=0, help="log every request")
     result.add_argument(
         "--device", default="cpu", help="cpu, cuda, cuda:1, … (default: %(default)s)"
     )
