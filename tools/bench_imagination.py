@@ -57,14 +57,13 @@ from torch import Tensor
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_world_model
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.evaluation.rows import load_rows
-from tokenwm.evaluation.starts import Start, choose_split, choose_starts
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.pixels import decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
+from tokenwm.imagination.starts import Start, choose_split, choose_starts, load_starts
 from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel, load
 from tokenwm.sequence.tokens import Tokens
@@ -226,12 +225,11 @@ def recorded_rows(
     num_steps = num_context + horizon
     starts = choose_starts(reader, split, num_steps=num_steps, num_starts=4).rows
     rows: list[Start] = [starts[index % len(starts)] for index in range(batch)]
-    recorded = load_rows(model, reader, rows, np.arange(batch), num_steps)
+    recorded = load_starts(reader, rows, num_context, horizon)
     context = model.context(
         recorded.frames[:, :num_context], recorded.action[:, : num_context - 1], None
     )
-    actions = recorded.action[:, num_context - 1 : num_context - 1 + horizon]
-    return context.tokens, model.encode_actions(actions)
+    return context.tokens, model.encode_actions(recorded.future_actions)
 
 
 def random_rows(

@@ -30,15 +30,10 @@ from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.evaluation.outside import count_outside, summarize_outside
 from tokenwm.evaluation.results import CodebookUse, Evaluation, Example, Speed
 from tokenwm.evaluation.rows import count_codes
-from tokenwm.evaluation.starts import (
-    Starts,
-    check_data_fits,
-    choose_split,
-    choose_starts,
-    ending_starts,
-    shuffled_rows,
-)
+from tokenwm.evaluation.starts import ending_starts, shuffled_rows
 from tokenwm.evaluation.summarize import summarize_scores
+from tokenwm.imagination.fits import check_data_fits
+from tokenwm.imagination.starts import Starts, choose_split, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.tokenizer.frames import codebook_usage

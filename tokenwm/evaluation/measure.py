@@ -16,11 +16,11 @@ from torch import Tensor
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import FloatArray, squared_error, ssim
-from tokenwm.evaluation.rows import RowBatch, load_future_actions, load_rows
-from tokenwm.evaluation.starts import Start
+from tokenwm.evaluation.rows import load_future_actions
 from tokenwm.imagination.decode import next_frame_logits
 from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.starts import RecordedStarts, Start, load_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.imagination.world_state import WorldState
 from tokenwm.tokenizer.actions import BinTokenizer
@@ -158,24 +158,31 @@ class BatchMeasurement:
 
     Args:
         model: The model.
-        batch: What was recorded.
+        batch: Recorded contexts and futures, with the frames of both.
+        numbers: ``(B,)`` which rows of the whole evaluation these are.
         config: How to imagine.
         scores: Where the figures go.
     """
 
     def __init__(
-        self, model: TokenWorldModel, batch: RowBatch, config: EvaluationConfig, scores: RowScores
+        self,
+        model: TokenWorldModel,
+        batch: RecordedStarts,
+        numbers: NDArray[np.int64],
+        config: EvaluationConfig,
+        scores: RowScores,
     ) -> None:
         self.model, self.batch, self.config, self.scores = model, batch, config, scores
+        self.numbers, self.frames = numbers, batch.frames.to(model.device)
         self.num_context = config.num_context_frames
-        self.rows = torch.from_numpy(batch.numbers).to(model.device)
-        self.context = batch.context(model, self.num_context)
+        self.rows = torch.from_numpy(numbers).to(model.device)
+        self.context = batch.context(model)
         assert self.context.anchor is not None
         self.observed = self.context.anchor  # (B, cameras, H, W, 3)
         self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)
         self.observed_decoded = model.tokenizer.decode_to_unit(self.observed_tokens)
         self.true_tokens = [
-            model.tokenizer.encode_frames(batch.frames[:, self.num_context + index])
+            model.tokenizer.encode_frames(self.frames[:, self.num_context + index])
             for index in range(config.imagination_horizon)
         ]
 
@@ -183,8 +190,7 @@ class BatchMeasurement:
         """Imagine under the recorded actions, and score the baselines beside it."""
         model, config, batch = self.model, self.config, self.batch
         first = self.num_context - 1
-        actions = batch.action[:, first : first + config.imagination_horizon]
-        tokens = model.encode_actions(actions)
+        tokens = model.encode_actions(batch.future_actions)
         state = model.start(self.context, seed=config.seed, noise_streams=self.rows)
         for index in range(config.imagination_horizon):
             nll = self._frame_nll(state, tokens[:, index], index)
@@ -207,10 +213,10 @@ class BatchMeasurement:
             self._put(self.scores.passes, index, rollout.row_passes)
             ends = rollout.termination_probability[:, 0]
             self._put(self.scores.termination_probability, index, ends)
-            self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
+            self.scores.terminated[self.numbers, index] = batch.terminated[:, first + index]
             if batch.reward is not None and rollout.reward is not None:
                 self._put(self.scores.reward["model"], index, rollout.reward[:, 0])
-                self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
+                self.scores.reward["truth"][self.numbers, index] = batch.reward[:, first + index]
             if rollout.state is not None and self.scores.state_error:
                 self._score_state(rollout.state[:, 0].cpu().numpy(), index)
             after_step()
@@ -248,7 +254,7 @@ class BatchMeasurement:
         return to_uint8(decoded), to_uint8(kept)
 
     def _score_pictures(self, name: str, frames: Tensor, index: int) -> None:
-        truth = self.batch.frames[:, self.num_context + index]
+        truth = self.frames[:, self.num_context + index]
         self._put(self.scores.mse[name], index, squared_error(frames, truth))
         self._put(self.scores.ssim[name], index, ssim(frames, truth))
 
@@ -266,10 +272,10 @@ class BatchMeasurement:
             "quantization": state_tokenizer.decode(state_tokenizer.encode(truth)),
         }
         for name, guess in guesses.items():
-            self.scores.state_error[name][self.batch.numbers, index] = np.abs(guess - truth)
+            self.scores.state_error[name][self.numbers, index] = np.abs(guess - truth)
 
     def _put(self, table: FloatArray, index: int, values: Tensor) -> None:
-        table[self.batch.numbers, index] = values.float().cpu().numpy()
+        table[self.numbers, index] = values.float().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -320,9 +326,14 @@ def measure(
         what = f"batch {number + 1} of {num_batches}"
         numbers = np.arange(number * batch_size, min((number + 1) * batch_size, len(rows)))
         chosen = [rows[int(row)] for row in numbers]
-        num_steps = config.num_context_frames + config.imagination_horizon
-        batch = load_rows(model, reader, chosen, numbers, num_steps)
-        measurement = BatchMeasurement(model, batch, config, scores)
+        batch = load_starts(
+            reader,
+            chosen,
+            config.num_context_frames,
+            config.imagination_horizon,
+            with_future_frames=True,
+        )
+        measurement = BatchMeasurement(model, batch, numbers, config, scores)
         measurement.measure_true(after_step)
         if donors is not None:
             others = [rows[int(row)] for row in donors[numbers]]
@@ -346,12 +357,10 @@ def _measure_endings(
     after_step: Callable[[], None],
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Probability of an end at each imagined step, and whether it came; ``(rows, num_steps)``."""
-    first, numbers = config.num_context_frames - 1, np.arange(len(rows))
-    batch = load_rows(model, reader, rows, numbers, config.num_context_frames + num_steps)
-    tokens = model.encode_actions(batch.action[:, first : first + num_steps])
-    streams = torch.from_numpy(numbers).to(model.device)
-    context = batch.context(model, config.num_context_frames)
-    state = model.start(context, seed=config.seed, noise_streams=streams)
+    first = config.num_context_frames - 1
+    batch = load_starts(reader, rows, config.num_context_frames, num_steps)
+    tokens = model.encode_actions(batch.future_actions)
+    state = model.start(batch.context(model), seed=config.seed)
     probability = []
     for index in range(num_steps):
         state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)

@@ -17,7 +17,7 @@ from tokenwm.evaluation.metrics import (
     summarize_gain,
 )
 from tokenwm.evaluation.results import EpisodeResult, StateErrors, TerminationScore
-from tokenwm.evaluation.starts import Starts
+from tokenwm.imagination.starts import Starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
 TERMINATION_THRESHOLD = 0.5

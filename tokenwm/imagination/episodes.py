@@ -24,6 +24,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context, as_tensor, check_ids
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.starts import RecordedStarts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.imagination.world_state import WorldState
 from tokenwm.shapes import check_shape, check_type, is_number, is_whole, shown
@@ -84,7 +85,7 @@ class ImaginedEpisodes:
     def __init__(
         self,
         model: TokenWorldModel,
-        starts: Context,
+        starts: Context | RecordedStarts,
         num_episodes: int,
         *,
         max_steps: int | None = None,
@@ -108,7 +109,8 @@ class ImaginedEpisodes:
             raise TokenwmError(f"reward_fn is {shown(reward_fn)}; expected a function")
         if sampling is not None:
             check_type("sampling", sampling, SamplingConfig)
-        self.model, self.starts, self.num_episodes = model, model.checked(starts), num_episodes
+        context = starts.context(model) if isinstance(starts, RecordedStarts) else starts
+        self.model, self.starts, self.num_episodes = model, model.checked(context), num_episodes
         self.max_steps, self.termination_threshold = max_steps, termination_threshold
         self.sampling, self.reward_fn = sampling, reward_fn
         self.seed(seed)

@@ -18,7 +18,8 @@ from tokenwm.evaluation.report.pictures import (
     write_gif,
     write_mp4,
 )
-from tokenwm.evaluation.starts import check_data_fits, check_episode
+from tokenwm.evaluation.starts import check_episode
+from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.tokenizer.actions import BinTokenizer

@@ -22,8 +22,9 @@ from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.evaluation.results import Evaluation
-from tokenwm.evaluation.starts import Start, choose_starts, shuffled_rows
+from tokenwm.evaluation.starts import shuffled_rows
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.starts import Start, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.tokens import Tokens
 
