@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from tests.documentation import python_blocks
 from tokenwm.cli import main as cli
 from tokenwm.cli.training.model_exports import code_revision
-from tokenwm.data.shards.reader import ShardReader
 
 pytest.importorskip("gym_pusht", reason="needs the pusht extra: pip install 'tokenwm[pusht]'")
 
@@ -151,21 +150,15 @@ def test_overwriting_tokens_removes_nothing_else(run_folder: Path, tmp_path: Pat
 
 
 def test_the_python_in_the_readme_runs(run_folder: Path) -> None:
-    example, environment = python_blocks("README.md")
-    assert example.count("runs/quickstart/") == 1
-    reader = ShardReader(run_folder / "frames")
-    episode = reader.arrays(reader.keys("test")[0])
-    names: dict[str, Any] = {
-        "frames": episode["frames.top"][None, :4, None],
-        "past_actions": episode["action"][None, :3],
-        "states": episode["state"][None, :4],
-        "candidates": np.random.default_rng(0).uniform(0, 512, (64, 3, 2)).astype(np.float32),
-    }
-    exec(example.replace("runs/quickstart", str(run_folder)), names)
-    assert names["video"].shape == (64, 3, 1, 64, 64, 3)
+    """On what its two commands made; short episodes need a shorter horizon than it gives."""
+    names: dict[str, Any] = {}
+    for block in python_blocks("README.md"):
+        assert "runs/quickstart/" in block or "model" in names
+        block = block.replace("runs/quickstart", str(run_folder))
+        exec(block.replace("horizon=10", "horizon=3").replace("64, 10,", "64, 3,"), names)
+    assert names["video"].shape == (8, 3, 1, 64, 64, 3)
     assert names["rollout"].reward.shape == (64, 3)
-    assert 0 <= int(names["best"]) < 64
-    exec(environment, names)
+    assert names["best"].shape == (3, 2) and names["surprise"].isfinite().all()
     assert names["reward"].shape == names["info"]["frame_nll"].shape == (64,)
 
 

@@ -3,12 +3,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.documentation import python_blocks
-from tests.moving_square import make_episode, make_model, save_model
+from tests.moving_square import make_model, save_model, write_squares
 from tests.small_datasets import LENGTHS, SIZE, write_frame_shards
 from tokenwm.errors import CheckpointError
 
@@ -19,7 +18,7 @@ def test_shards_can_be_read_with_plain_webdataset(
 ) -> None:
     written = write_frame_shards(tmp_path / "data" / "pusht")
     monkeypatch.chdir(tmp_path)
-    (example,) = (block for block in python_blocks("docs/data.md") if "webdataset" in block)
+    (example,) = (block for block in python_blocks("docs/shards.md") if "webdataset" in block)
     names: dict[str, object] = {}
     exec(example, names)
     lines = capsys.readouterr().out.splitlines()
@@ -35,39 +34,43 @@ def test_shards_can_be_read_with_plain_webdataset(
 def test_the_readme_chooses_by_reward_or_by_goal_and_never_what_is_broken(
     has_reward: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Its Python runs as it stands, from a trained model and a dataset to the best candidate."""
     model = make_model(has_reward=has_reward)
     save_model(tmp_path / "world_model" / "model", model)
-    example = python_blocks("README.md")[0].replace("runs/quickstart", str(tmp_path))
-    episode = make_episode(4, seed=1)
-    candidates = np.random.default_rng(0).uniform(-3, 3, (6, 4, 2)).astype(np.float32)
-    names: dict[str, Any] = {
-        "frames": episode["frames.top"][None, :, None],
-        "past_actions": episode["action"][None, :3],
-        "states": episode["state"][None],
-        "candidates": candidates,
-    }
-    exec(example, names)
-    rollout, score = names["rollout"], names["score"]
-    assert score.shape == (6,) and len(score.unique()) == 6
-    assert names["best"] == int(score.argmax())
-    assert names["video"].shape == (6, 4, 1, 32, 32, 3)
+    written = write_squares(tmp_path / "frames", {"train": (9, 12), "test": (14, 15, 16, 17)})
+    blocks = [text.replace("runs/quickstart", str(tmp_path)) for text in python_blocks("README.md")]
+    choose, close_the_loop, environment = blocks
+    names: dict[str, Any] = {}
+    exec(choose, names)
+    starts, rollout, score = names["starts"], names["rollout"], names["score"]
+    assert names["video"].shape == (8, 10, 1, 32, 32, 3)
+    assert score.shape == (64,) and len(score.unique()) > 1  # its bins are coarse
+    assert (names["best"] == names["candidates"][int(score.argmax())]).all()
     if has_reward:
-        expected = (0.99 ** torch.arange(4) * rollout.survival * rollout.reward).sum(1)
+        expected = (0.99 ** torch.arange(10) * rollout.survival * rollout.reward).sum(1)
     else:
-        end = rollout.stop_probability
-        torch.testing.assert_close(end.sum(1), torch.ones(6))
-        error = names["video"].float().numpy() - episode["frames.top"][:1, None].astype(float)
-        expected = torch.from_numpy(-(end.numpy() * (error**2).mean((2, 3, 4, 5))).sum(1)).float()
+        end, video = rollout.stop_probability, model.decode_frames(rollout).numpy() / 255.0
+        torch.testing.assert_close(end.sum(1), torch.ones(64))
+        last = starts.first_steps[0] + 4 + 9
+        goal = written[starts.keys[0]]["frames.top"][last] / 255.0
+        error = torch.from_numpy(((video - goal) ** 2).mean((2, 3, 4, 5)))
+        expected = -(end * error).sum(1).float()
     torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-4)
-    # The future that was best, broken: another is chosen, and it is said.
-    surprise = rollout.frame_nll.clone()
-    surprise[names["best"]] = torch.nan
+    exec(close_the_loop, names)
+    assert names["surprise"].shape == (1,)
+    torch.testing.assert_close(names["rollout"].frame_nll, rollout.frame_nll, rtol=1e-4, atol=1e-4)
+    if has_reward:
+        exec(environment, names)
+        assert names["reward"].shape == names["info"]["frame_nll"].shape == (64,)
+    # The futures that were best, broken: another is chosen, and it is said.
+    is_best = score == score.max()
     with caplog.at_level(logging.WARNING):
-        broken = replace(rollout, frame_nll=surprise)
-        assert broken.best(score) == int(score.topk(2).indices[1])
-    assert "1 of 6 imagined rows are not finite and rank last" in caplog.text
+        surprise = rollout.frame_nll.masked_fill(is_best[:, None], torch.nan)
+        chosen = replace(rollout, frame_nll=surprise).best(score)
+        assert score[chosen] == score[~is_best].max()
+    assert f"{int(is_best.sum())} of 64 imagined rows are not finite and rank last" in caplog.text
     with torch.no_grad():
         model.world_model.transformer.norm.weight[0] = torch.nan
     save_model(tmp_path / "world_model" / "model", model)
     with pytest.raises(CheckpointError, match=r"weights of transformer\.norm\.weight are NaN"):
-        exec(example, names)
+        exec(choose, names)

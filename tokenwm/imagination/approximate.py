@@ -6,7 +6,7 @@ taken after a fixed number of passes. Nothing depends on a value, so shapes are 
 waits for the device or for other rows. The first guess is the draft head's, or the frame before.
 
 Tokens differ from those of sequential decoding where the iteration had not converged. How much
-that costs is measured in docs/performance.md.
+that costs is measured in docs/results/imagination.md.
 """
 
 from dataclasses import dataclass, replace

@@ -92,7 +92,7 @@ def frozen_decoder(tokenizer: FrameTokenizer, dtype: torch.dtype) -> nn.Module:
     """The tokenizer's decoder for inference, in another type: a copy, if it has not that type.
 
     In bfloat16 and channels-last memory a CPU that has the type decodes up to twice as fast; pixels
-    differ by 2 of 255 at most, 0.06 on average (docs/performance.md).
+    differ by 2 of 255 at most, 0.06 on average (docs/results/imagination.md).
     """
     decoder: nn.Module = tokenizer.decoder
     if next(decoder.parameters()).dtype == dtype:

@@ -252,13 +252,12 @@ def recorded_starts(
         )
     split = choose_split(reader.manifest, split)
     steps = context + horizon
-    num_episodes = len(choose_starts(reader, split, num_steps=steps, num_starts=1).rows)
-    num_starts = -(-count // num_episodes)
-    rows = choose_starts(reader, split, num_steps=steps, num_starts=num_starts).rows
+    rows = choose_starts(reader, split, num_steps=steps, num_starts=count, max_episodes=count).rows
     if len(rows) < count:
         logger.warning(
-            "split %s of %s has %d places to start from, not %d: %d episodes of %d steps and more",
-            *(split, root, len(rows), count, num_episodes, steps),
+            "split %s of %s has %d places to start from, not %d: its episodes have few more than "
+            "the %d steps of context and horizon",
+            *(split, root, len(rows), count, steps),
         )
     chosen = [rows[index] for index in spread(len(rows), count)] if len(rows) > count else rows
     return load_starts(reader, chosen, context, horizon)

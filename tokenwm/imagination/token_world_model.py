@@ -161,7 +161,7 @@ class TokenWorldModel(SteppedWorld):
         """Compile the transformer's pass with ``torch.compile``, and warm it up.
 
         For a model that lives long; whether it gains anything depends on the machine, so measure
-        (docs/performance.md). Another batch size than those given is compiled when it is first met;
+        (docs/imagination.md). Another batch size than those given is compiled when it is first met;
         a context is read uncompiled. Compiled code is kept on disk by torch
         (``TORCHINDUCTOR_CACHE_DIR``), so another process starts faster. A CPU needs a C++ compiler.
 
@@ -216,7 +216,7 @@ def load(
         device: Where weights go and imagination runs.
         dtype: In which the transformer and the decoder of frames compute. ``torch.bfloat16`` is 2
             to 4 times as fast on a CPU that has it, with slightly different probabilities and
-            pixels (docs/performance.md). Frames are always encoded in float32.
+            pixels (docs/imagination.md). Frames are always encoded in float32.
 
     Raises:
         CheckpointError: A file is missing or damaged, a weight is not finite, or model and

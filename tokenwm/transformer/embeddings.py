@@ -67,7 +67,7 @@ class ScalarEmbedding(nn.Module):
         read = nn.Linear(features.shape[0] * features.shape[-1], dim)
         write = nn.Linear(dim, dim)
         # PyTorch's default init leaves these a twentieth the size of code embeddings, and frame
-        # predictions then hardly used the robot's state (docs/quickstart-recipe.md). These give
+        # predictions then hardly used the robot's state (docs/results/quickstart.md). These give
         # about three times theirs.
         nn.init.normal_(read.weight, std=2.0 * features.shape[0] ** -0.5)
         nn.init.normal_(write.weight, std=2.0 * dim**-0.5)

@@ -7,7 +7,7 @@ a frozen model loads and saves as any other.
 
 ``F.linear`` lays a weight out anew in every call, or (in float32) uses a product that is slow for
 few rows. oneDNN's product of a weight that was laid out before is faster for the few rows of
-decoding, and a row has the same bits whatever the number of rows beside it (docs/performance.md).
+decoding, and a row has the same bits whatever the number of rows beside it (docs/imagination.md).
 """
 
 import copy

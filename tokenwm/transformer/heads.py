@@ -23,7 +23,7 @@ class LinearDynamics(nn.Module):
     """Linear dynamics of a state: ``s' = s + W [s, a] + b``, in scaled units.
 
     Least squares finds ``W`` from a few hundred steps, which gradients on tokens do not
-    (docs/quickstart-recipe.md). What is not linear is left to the head's other part.
+    (docs/results/quickstart.md). What is not linear is left to the head's other part.
     """
 
     centers: Tensor

@@ -169,7 +169,7 @@ def attend(
 
     On a CPU as two matrix products: in bfloat16 faster than torch's fused kernel, in training and
     for the few queries and many keys of decoding, and a query's result is the same bits whatever
-    the number of queries and rows beside it (docs/performance.md).
+    the number of queries and rows beside it (docs/results/imagination.md).
 
     Args:
         q: ``(B, N, Q, head)``.

@@ -215,7 +215,7 @@ class WorldModel(nn.Module):
         """The logits that greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
 
         Where a token will change, but to one of many values, staying is the single most likely
-        outcome and mostly wrong; as a point forecast ``q`` is better (docs/quickstart-recipe.md).
+        outcome and mostly wrong; as a point forecast ``q`` is better (docs/results/quickstart.md).
 
         Args:
             logits: ``(..., V)`` from :meth:`frame_logits`.

@@ -91,7 +91,7 @@ class ExportWorldModel(_Export):
     """Writes the world model's checkpoint folder, tokenizer included, when training ends.
 
     The last model, not the one with the lowest held-out likelihood: on few episodes that one comes
-    long before the model has learned what actions do (docs/quickstart-recipe.md has the figures).
+    long before the model has learned what actions do (docs/results/quickstart.md has the figures).
 
     Args:
         folder: Where to.

@@ -45,7 +45,7 @@ def starter_recipe(found: Survey) -> str:
         for option, columns in found.ambiguous.items()
     }
     lines = [
-        "# Written by `tokenwm inspect`; every choice can be changed. Reference: docs/data.md",
+        "# Written by `tokenwm inspect`; every choice can be changed. Reference: docs/recipes.md",
         f"name: {_yaml(name or 'dataset')}",
         "source:",
         f"  type: {_yaml(getattr(config, 'type', ''))}",
