@@ -143,3 +143,29 @@ def test_stable_baselines_learns_in_it(starts: Any, observation: str) -> None:
         (old != new).any() for old, new in zip(before, agent.policy.parameters(), strict=True)
     )
     assert [info["l"] for info in agent.ep_info_buffer] == [3] * 16
+
+
+def test_every_name_that_tab_shows_leads_somewhere() -> None:
+    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
+    for name in dir(tokenwm):
+        assert getattr(tokenwm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        tokenwm.lod  # noqa: B018
+
+
+def test_a_missing_library_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+    import sys
+
+    monkeypatch.delitem(vars(tokenwm), "WorldModelVecEnv", raising=False)
+    monkeypatch.delitem(sys.modules, "tokenwm.imagination.stable_baselines", raising=False)
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("stable_baselines3"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name="stable_baselines3")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tokenwm\[sb3\]'"):
+        _ = tokenwm.WorldModelVecEnv
