@@ -16,7 +16,7 @@ from tokenwm.data.shards.manifest import Feature, Manifest
 from tokenwm.data.shards.writer import ShardWriter
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
@@ -127,9 +127,9 @@ def write_squares(
     return written
 
 
-def bins(low: float, high: float, num_bins: int, dimensions: int = 2) -> ContinuousTokenizer:
+def bins(low: float, high: float, num_bins: int, dimensions: int = 2) -> BinTokenizer:
     quantiles = np.repeat([[low, high]], dimensions, axis=0)
-    return ContinuousTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
+    return BinTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
 
 
 def make_tokenizer(cameras: Sequence[str] = CAMERAS) -> FrameTokenizer:
@@ -222,15 +222,22 @@ class OracleModel(TokenWorldModel):
         self.true_tokens, self.true_state = true_tokens, true_state
         self.num_context_frames = num_context_frames
 
-    def step(self, state, action_tokens, sampling=None):  # type: ignore[no-untyped-def]
-        following, outcome = super().step(state, action_tokens, sampling)
+    def step_tokens(self, state, action_tokens, sampling=None):  # type: ignore[no-untyped-def]
+        following, rollout = super().step_tokens(state, action_tokens, sampling)
         horizon = int(following.step) - self.num_context_frames
-        known = self.true_state[state.noise_streams, horizon]
+        frame, known = (
+            true[state.noise_streams, horizon] for true in (self.true_tokens, self.true_state)
+        )
         head = self.world_model.state_head
         assert head is not None
-        return replace(
-            following,
-            frame_tokens=self.true_tokens[state.noise_streams, horizon],
-            state_tokens=known,
-            state_values=head.values_of(known),
-        ), outcome
+        values = head.values_of(known)
+        decoding = replace(
+            following.decoding, frame_tokens=frame, state_tokens=known, state_values=values
+        )
+        imagined = replace(
+            rollout,
+            frame_tokens=frame[:, None],
+            state_tokens=known[:, None],
+            state=self.units.state_of(known, values)[:, None],
+        )
+        return replace(following, decoding=decoding), imagined

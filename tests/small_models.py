@@ -1,26 +1,26 @@
 """Models of a few thousand weights, with weights that make every path matter."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 VOCABULARIES = ("frame", "frame+state", "discrete")
 """Kinds for :func:`small_vocabulary`: what a step holds besides its continuous actions."""
 
 
-def binning(num_dimensions: int = 3, num_values: int = 16) -> ContinuousTokenizer:
+def binning(num_dimensions: int = 3, num_values: int = 16) -> BinTokenizer:
     """Even bins over [-1, 1]."""
     edges = np.linspace(-1.0, 1.0, num_values + 1)[None].repeat(num_dimensions, axis=0)
-    return ContinuousTokenizer(edges=edges)
+    return BinTokenizer(edges=edges)
 
 
 def small_vocabulary(
@@ -90,18 +90,6 @@ def random_tokens(model: WorldModel, batch_size: int, num_steps: int, seed: int 
         None if state is None else draw(state.num_values, state.num_dimensions),
         draw(vocabulary.action.num_values, vocabulary.action.num_dimensions),
     )
-
-
-def steps_of(tokens: Tokens, steps: slice | Sequence[int]) -> Tokens:
-    """Some steps of a batch of tokens."""
-    state = None if tokens.state is None else tokens.state[:, steps]
-    return Tokens(tokens.frame[:, steps], state, tokens.action[:, steps])
-
-
-def rows_of(tokens: Tokens, rows: slice | Sequence[int]) -> Tokens:
-    """Some rows of a batch of tokens."""
-    state = None if tokens.state is None else tokens.state[rows]
-    return Tokens(tokens.frame[rows], state, tokens.action[rows])
 
 
 def small_tokenizer(

@@ -1,25 +1,78 @@
 """Token world models for robot learning: does the imagined future help the robot act?
 
-``tokenwm.load(path, device="cpu")`` gives a trained model that can imagine. It is looked up on
-first use, so that ``import tokenwm`` costs nothing and needs no torch.
+``tokenwm.load(path)`` gives a trained model that can imagine, ``tokenwm.starts(root)`` recorded
+steps to imagine from. All names are looked up on first use, so that ``import tokenwm`` costs
+nothing and needs no torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenwm.errors import TokenwmError as TokenwmError
+    from tokenwm.evaluation.evaluate import evaluate as evaluate
+    from tokenwm.evaluation.measure import EvaluationConfig as EvaluationConfig
+    from tokenwm.imagination.approximate import Approximation as Approximation
+    from tokenwm.imagination.context import Context as Context
+    from tokenwm.imagination.env import WorldModelEnv as WorldModelEnv
+    from tokenwm.imagination.env import WorldModelVectorEnv as WorldModelVectorEnv
+    from tokenwm.imagination.episodes import ImaginedEpisodes as ImaginedEpisodes
+    from tokenwm.imagination.goals import goal_scores as goal_scores
+    from tokenwm.imagination.rollout import Rollout as Rollout
+    from tokenwm.imagination.sampling import SamplingConfig as SamplingConfig
+    from tokenwm.imagination.stable_baselines import WorldModelVecEnv as WorldModelVecEnv
+    from tokenwm.imagination.starts import recorded_starts as starts
+    from tokenwm.imagination.token_world_model import TokenWorldModel as TokenWorldModel
     from tokenwm.imagination.token_world_model import load as load
+    from tokenwm.imagination.world import Observation as Observation
+    from tokenwm.imagination.world import Policy as Policy
+    from tokenwm.imagination.world import World as World
+    from tokenwm.serving.client import WorldModelClient as WorldModelClient
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+
+_PLACES = {
+    "Approximation": "imagination.approximate",
+    "Context": "imagination.context",
+    "EvaluationConfig": "evaluation.measure",
+    "ImaginedEpisodes": "imagination.episodes",
+    "Observation": "imagination.world",
+    "Policy": "imagination.world",
+    "Rollout": "imagination.rollout",
+    "SamplingConfig": "imagination.sampling",
+    "TokenWorldModel": "imagination.token_world_model",
+    "TokenwmError": "errors",
+    "World": "imagination.world",
+    "WorldModelClient": "serving.client",
+    "WorldModelEnv": "imagination.env",
+    "WorldModelVecEnv": "imagination.stable_baselines",
+    "WorldModelVectorEnv": "imagination.env",
+    "evaluate": "evaluation.evaluate",
+    "load": "imagination.token_world_model",
+    "goal_scores": "imagination.goals",
+    "starts": "imagination.starts",
+}
+_OTHER_NAMES = {"starts": "recorded_starts"}
+_EXTRAS = {"gymnasium": "rl", "stable_baselines3": "sb3"}
+
+__all__ = ["__version__", "load", "starts"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from tokenwm.imagination.token_world_model import load
-
-        return load
-    raise AttributeError(f"module 'tokenwm' has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tokenwm' has no attribute {name!r}")
+    try:
+        module = import_module(f"tokenwm.{_PLACES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        remedy = f"pip install 'tokenwm[{_EXTRAS[error.name]}]'"
+        message = f"tokenwm.{name} needs {error.name}: {remedy}"
+        raise ModuleNotFoundError(message, name=error.name) from error
+    found = getattr(module, _OTHER_NAMES.get(name, name))
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_PLACES})

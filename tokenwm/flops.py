@@ -292,7 +292,7 @@ def _state_head(model: WorldModel, follows: int) -> Component:
         [
             _products("", [head.coefficients], follows),
             _products("", [head.dynamics], follows, BACKWARD_OF_WEIGHT),
-            Component(name="", num_parameters=head.sharpness.numel()),
+            Component(name="", num_parameters=head.log_sharpness.numel()),
             Component(name="", forward=bins, training=(1 + BACKWARD_OF_WEIGHT) * bins),
         ],
     )

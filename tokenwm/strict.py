@@ -1,12 +1,13 @@
-"""Plain values, as a YAML or JSON file holds them, made into dataclasses; nothing is guessed."""
+"""Plain values, as a YAML or JSON file holds them, and dataclasses; nothing is guessed."""
 
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -47,6 +48,33 @@ def parse_yaml(text: str) -> Any:
 def dump_yaml(values: Any) -> str:
     """The YAML text of plain values, keys in their order; :func:`parse_yaml` reads the same."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def key_values(
+    option: str, texts: Iterable[str], parse: Callable[[str], Any] = parse_yaml
+) -> dict[str, Any]:
+    """``KEY=VALUE`` texts of an option of the command line as a dictionary.
+
+    Args:
+        option: For messages, such as ``--set``.
+        texts: As given.
+        parse: Makes a value of its text.
+
+    Raises:
+        TokenwmError: A text is no ``KEY=VALUE``, or a key comes twice.
+    """
+    result: dict[str, Any] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not (key and value):
+            raise TokenwmError(f"{option} {text!r}: expected KEY=VALUE")
+        if key in result:
+            raise TokenwmError(f"{option} names '{key}' twice")
+        try:
+            result[key] = parse(value)
+        except yaml.YAMLError as error:
+            raise TokenwmError(f"{option} {text!r}: the value cannot be read: {error}") from error
+    return result
 
 
 def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> Any:
@@ -109,6 +137,59 @@ def build(hint: Any, value: Any, where: str = "", *, allow_defaults: bool) -> An
     if hint in (bool, int, str) and type(value) is hint:
         return value
     raise TokenwmError(f"{where} is {show(value)}; expected {_describe(hint)}")
+
+
+def plain(value: Any, without: Collection[str] = ()) -> Any:
+    """Values as JSON holds them: dicts, lists, and None in place of a number that is not finite.
+
+    Args:
+        value: A dataclass gives its fields and the properties that its ``DERIVED`` names; an array
+            gives a list.
+        without: Fields of dataclasses that are left out.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [item.name for item in dataclasses.fields(value)]
+        names = [name for name in (*names, *getattr(value, "DERIVED", ())) if name not in without]
+        return {name: plain(getattr(value, name), without) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, without) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, without) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), without)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def from_plain(hint: Any, value: Any) -> Any:
+    """Make a value of what :func:`plain` made of it; not for files that people write.
+
+    Args:
+        hint: A dataclass, or an annotation of one of its fields. Arrays are float64.
+        value: The plain value; None stays None, and is NaN in an array.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: It does not fit the annotation.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        names = [item.name for item in dataclasses.fields(hint)]
+        return hint(**{name: from_plain(hints[name], value[name]) for name in names})  # type: ignore[operator]
+    if origin is types.UnionType:
+        return from_plain(arguments[0], value)
+    if origin is tuple:
+        return tuple(from_plain(arguments[0], item) for item in value)
+    if origin is Mapping:
+        return {str(key): from_plain(arguments[1], item) for key, item in value.items()}
+    if getattr(origin, "__name__", "") == "ndarray":
+        import numpy as np  # not at the top: help texts are read without it
+
+        return np.array(value, dtype=np.float64)
+    return hint(value)
 
 
 def show(value: Any) -> str:

@@ -19,7 +19,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -29,19 +28,18 @@ from tokenwm import load
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse, squared_error
-from tokenwm.evaluation.report.plot_style import CYCLE, DPI, FAINT, INK, to_png
-from tokenwm.evaluation.rows import load_rows
-from tokenwm.evaluation.starts import choose_split, choose_starts
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.starts import choose_split, choose_starts, load_starts
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.pages.plot_style import CYCLE, DPI, FAINT, INK, to_png
+from tokenwm.sequence.tokens import Tokens
 
 
 def ways_of(model: TokenWorldModel) -> dict[str, tuple[Approximation | None, SamplingConfig]]:
     """Name → how to decode. The first is what the others are compared with."""
-    sampling, width = SamplingConfig(), model.vocabulary.grid[1]
+    sampling = SamplingConfig()
     least = 2 if model.world_model.draft_head is None else 1
     ways: dict[str, tuple[Approximation | None, SamplingConfig]] = {
         "exact": (None, sampling),
@@ -49,8 +47,6 @@ def ways_of(model: TokenWorldModel) -> dict[str, tuple[Approximation | None, Sam
     }
     for count in sorted({least, 2, 3, 4, 8}):
         ways[f"{count} passes"] = (Approximation(num_passes=count), sampling)
-    for delay in range(1, min(width, 3)):
-        ways[f"diagonal, delay {delay}"] = (Approximation(row_delay=delay), sampling)
     return ways
 
 
@@ -87,13 +83,14 @@ def measure(args: argparse.Namespace, model: TokenWorldModel) -> dict[str, Any]:
         reader, choose_split(reader.manifest, "test"), num_steps=num_steps, num_starts=4
     ).rows
     rows = [starts[index % len(starts)] for index in range(min(args.rows, len(starts)))]
-    recorded = load_rows(model, reader, rows, np.arange(len(rows)), num_steps)
-    context = recorded.context(model, num_context)
-    actions = recorded.action[:, num_context - 1 : num_steps - 1]
+    recorded = load_starts(reader, rows, num_context, args.horizon, with_future_frames=True)
+    context = recorded.context(model)
+    actions = recorded.future_actions
     action_tokens = model.encode_actions(actions)
-    truth = recorded.frames[:, num_context:]
+    frames = recorded.frames.to(model.device)
+    truth = frames[:, num_context:]
     horizons = [h for h in (1, 5, 10, 20) if h <= args.horizon]
-    last = recorded.frames[:, num_context - 1 : num_context]
+    last = frames[:, num_context - 1 : num_context]
     rebuilt = model.decode_tokens(model.tokenizer.encode_frames(truth))
     results: list[dict[str, Any]] = [
         {"way": "persistence", "psnr": by_horizon(last.expand_as(truth), truth, horizons)},
@@ -196,7 +193,6 @@ def draw_curve(
         color=colour, marker="o", markersize=4, linewidth=1.6, label="a fixed number of passes",
     )  # fmt: skip
     marks = {"exact": ("exact", "D"), "greedy": ("exact, greedy", "^")}
-    marks |= {way: ("diagonal", "s") for way in results if way.startswith("diagonal")}
     for way, (label, marker) in marks.items():
         is_first = not any(label == text.get_label() for text in axes.collections)
         axes.scatter(

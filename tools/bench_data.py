@@ -13,10 +13,13 @@ Preparation:
     prepare_N      ``tokenwm prepare`` with N workers
 Loading, from frame shards and from token shards:
     raw_reads      the byte ranges that the loader reads, in its order, and nothing else
-    loader_N       batches of the data module with N workers
+    loader_N       batches of the data module with N workers, windows by offset
+    stream_N       the same with ``data.loader: stream``: whole shards, a shuffle buffer
     webdataset     plain webdataset: whole episodes, cut into windows, a shuffle buffer of 1000
     source_files   a map-style dataset over the source: parquet rows, and the window's frames
                    decoded from the video (LeRobot sources only)
+From a store (``--store URL``, for example ``s3://bench/data`` with AWS_ENDPOINT_URL and keys in the
+environment; shards are copied there first): loader_N, loader_N with a cache, and stream_N.
 Training: windows per second that the ``small`` configs take, what the loader must give.
 Memory: the peak of preparing and of loading a dataset, and one ten times as large.
 """
@@ -50,7 +53,7 @@ from tokenwm.data.shards.manifest import EpisodeInfo, Feature, Manifest, ShardIn
 from tokenwm.data.shards.writer import ShardWriter
 
 REPOSITORY = Path(__file__).parents[1]
-PARTS = ("preparation", "training", "loading", "memory")
+PARTS = ("preparation", "training", "loading", "store", "memory")
 Figures = dict[str, Any]
 
 
@@ -134,15 +137,24 @@ def decode_video(path: Path) -> int:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def open_data(root: Path, num_steps: int, batch_size: int, num_workers: int) -> EpisodeDataModule:
-    return EpisodeDataModule(
-        str(root), num_steps, batch_size, num_workers=num_workers, verify=False, seed=1
-    )
+def open_data(
+    root: Path | str, num_steps: int, batch_size: int, num_workers: int, **options: Any
+) -> EpisodeDataModule:
+    options = {"num_workers": num_workers, "verify": False, "seed": 1, **options}
+    return EpisodeDataModule(str(root), num_steps, batch_size, **options)
 
 
-def time_loader(root: Path, num_steps: int, batch_size: int, num_workers: int) -> Figures:
-    batches = iter(open_data(root, num_steps, batch_size, num_workers).train_dataloader())
-    return time_batches(batches, batch_size, warm_up=2 + 2 * num_workers)
+def time_loader(
+    root: Path | str, num_steps: int, batch_size: int, num_workers: int, options: Figures
+) -> Figures:
+    start = time.perf_counter()
+    data = open_data(root, num_steps, batch_size, num_workers, **options)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    first = time.perf_counter() - start
+    seconds = 10 if "://" in str(root) else 3
+    figures = time_batches(batches, batch_size, warm_up=2 + 2 * num_workers, seconds=seconds)
+    return {**figures, "seconds_to_first_batch": first}
 
 
 def time_batches(batches: Iterator[Batch], size: int, warm_up: int, seconds: float = 3) -> Figures:
@@ -183,6 +195,9 @@ def time_raw_reads(root: Path, num_steps: int, batch_size: int) -> Figures:
         def read(self, name: str, ranges: Any) -> Any:
             noted.append((name, list(ranges)))
             return files.read(name, ranges)
+
+        def is_checked(self, name: str) -> bool:
+            return files.is_checked(name)
 
     data.readers[0]._files = Noting()
     batches = iter(data.train_dataloader())
@@ -380,7 +395,10 @@ def fit(stage: str, root: Path, run: Path, num_steps: int) -> float:
     options = [f"--trainer.max_steps={num_steps}", "--trainer.limit_val_batches=0"]
     options += ["--trainer.log_every_n_steps=10", "--trainer.default_root_dir", str(run)]
     tokenwm(stage, "fit", "--config", str(config), "--data.root", str(root), *options)
-    with open(run / "logs" / "metrics.csv") as file:
+    metrics = run / "logs" / "metrics.csv"
+    if not metrics.exists():  # too few steps for a line of it
+        return 0.0
+    with open(metrics) as file:
         rows = list(csv.DictReader(file))
     found = [row["train/windows_per_second"] for row in rows if row["train/windows_per_second"]]
     return float(found[-1]) if found else 0.0
@@ -395,7 +413,8 @@ def measure_loading(
     runs: dict[str, tuple[Callable[..., Figures], tuple[Any, ...]]] = {
         "raw_reads": (time_raw_reads, (root, num_steps, batch_size)),
         **{
-            f"loader_{workers}": (time_loader, (root, num_steps, batch_size, workers))
+            f"{way}_{workers}": (time_loader, (root, num_steps, batch_size, workers, options))
+            for way, options in (("loader", {}), ("stream", {"loader": "stream"}))
             for workers in (0, 1, 2)
         },
         "webdataset": (time_webdataset, (root, num_steps, batch_size)),
@@ -408,6 +427,35 @@ def measure_loading(
         results.append({"data": name, "num_steps": num_steps, "way": way, **figures})
         print(json.dumps(results[-1]), file=sys.stderr)
     return results
+
+
+def measure_store(
+    name: str, url: str, num_steps: int, batch_size: int, work: Path
+) -> list[Figures]:
+    """Both loaders from a URL, and by offset with a cache that is empty at first."""
+    cache = work / f"cache-{name}-{num_steps}"
+    ways: dict[str, Figures] = {
+        "loader": {},
+        "cached": {"cache": str(cache)},
+        "stream": {"loader": "stream"},
+    }
+    results = []
+    for (way, options), workers in itertools.product(ways.items(), (0, 2)):
+        shutil.rmtree(cache, ignore_errors=True)
+        figures = measured(time_loader, url, num_steps, batch_size, workers, options)
+        where = {"data": name, "num_steps": num_steps, "way": f"{way}_{workers}"}
+        results.append({**where, "store": url.partition("://")[0], **figures})
+        print(json.dumps(results[-1]), file=sys.stderr)
+    return results
+
+
+def copy_to_store(folder: Path, url: str) -> str:
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(url)
+    system.makedirs(path, exist_ok=True)
+    system.put(f"{folder}/", f"{path}/", recursive=True)
+    return url
 
 
 def measure_preparation(recipe: Recipe, out: Path) -> list[Figures]:
@@ -424,6 +472,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=REPOSITORY / "data_recipes" / "pusht.yaml")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--store", metavar="URL", help="where to copy shards and read them from")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", type=int, default=130, help="of training, of each stage")
@@ -440,7 +489,7 @@ def main() -> None:
     frames, tokens, run = (args.work / name for name in ("frames", "tokens", "tokenizer"))
     if "preparation" in args.parts:
         report["preparation"] = measure_preparation(recipe, frames)
-    if "training" in args.parts or "loading" in args.parts:
+    if {"training", "loading", "store"} & set(args.parts):
         prepare(recipe, frames)  # if it is not there yet
         steps = args.steps if "training" in args.parts else 2
         rates_needed = {"frames": fit("tokenizer", frames, run, steps)}
@@ -454,6 +503,15 @@ def main() -> None:
             *measure_loading("frames", frames, 1, 64, recipe),
             *measure_loading("frames", frames, 6, 12, recipe),
             *measure_loading("tokens", tokens, 6, 12, recipe),
+        ]
+    if "store" in args.parts and args.store:
+        far = {path.name: f"{args.store}/{path.name}" for path in (frames, tokens)}
+        copy_to_store(frames, far["frames"])
+        copy_to_store(tokens, far["tokens"])
+        report["store"] = [
+            *measure_store("frames", far["frames"], 1, 64, args.work),
+            *measure_store("frames", far["frames"], 6, 12, args.work),
+            *measure_store("tokens", far["tokens"], 6, 12, args.work),
         ]
     if "memory" in args.parts:
         report["memory"] = measure_memory(args.work)

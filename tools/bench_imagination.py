@@ -9,8 +9,10 @@ alike; the best and the median over repetitions are given, ratios are of medians
 those of the row that needs most (``tokenwm evaluate`` counts each row's own).
 
 Engines:
-    growing_cache     the straightforward loop of IRIS-type code in float32: keys and values grow by
-                      ``torch.cat``, one token a pass, every head at every position, multinomial
+    plain_loop        the straightforward loop of IRIS-type code in float32: keys and values in
+                      preallocated memory, one token a pass, multinomial
+    iris              the loop and the network of IRIS itself at the same sizes, window nearly full;
+                      only with --iris, a checkout of github.com/eloialonso/iris
     no_cache          the whole window again for every token (batch 1 only)
     generate          ``generate`` of transformers with a static cache: a Llama of the same sizes
                       with random weights; only if transformers is installed
@@ -45,32 +47,34 @@ from imagination_baselines import (
     Decoded,
     Engine,
     generate_seconds,
-    growing_cache,
+    iris_engine,
     no_cache,
     now,
+    plain_loop,
 )
 from torch import Tensor
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_world_model
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.evaluation.rows import load_rows
-from tokenwm.evaluation.starts import Start, choose_split, choose_starts
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.passes import compile_passes
 from tokenwm.imagination.pixels import decode_pixels, frozen_decoder
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import best_span, decode_steps_speculatively
+from tokenwm.imagination.starts import Start, choose_split, choose_starts, load_starts
 from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel, load
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.throughput import measured_peak_flops
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 SAMPLING = SamplingConfig()
 
@@ -85,7 +89,7 @@ def read(model: WorldModel, context: Tokens, num_steps: int) -> DecodeState:
     """Read a context as ``TokenWorldModel.imagine`` does: CUDA graphs stay with their cache."""
     key = (model, len(context.frame), num_steps)
     state = prefill(model, context, num_steps=num_steps, cache=_spare.get(key))
-    if model.records_passes:
+    if model.graph_passes:
         _spare[key] = state.cache
     return state
 
@@ -94,10 +98,10 @@ def candidates(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
     """All actions from the first context."""
     num_copies, num_steps = actions.shape[:2]
     spare = _spare.get((model, -num_copies, num_steps))
-    first = Tokens(context.frame[:1], None, context.action[:1])
+    first = context.rows([0])
     state = prefill(model, first, num_steps=0, cache=None if spare is None else spare.past)
     state = state.fork(num_copies, num_steps, spare)
-    if model.records_passes:
+    if model.graph_passes:
         _spare[(model, -num_copies, num_steps)] = state.cache
     _, decoded = decode_steps_speculatively(model, state, actions, SAMPLING)
     positions = decoded.num_passes * best_span(model, num_copies)
@@ -203,7 +207,7 @@ def random_model(size: str, num_frame_tokens: int, device: torch.device) -> Worl
         code_levels=(8, 8, 8),
         num_cameras=1,
         grid=(side, num_frame_tokens // side),
-        action=ContinuousTokenizer(edges=edges),
+        action=BinTokenizer(edges=edges),
         state=None,
         has_reward=True,
         tokenizer_hash="none",
@@ -221,12 +225,11 @@ def recorded_rows(
     num_steps = num_context + horizon
     starts = choose_starts(reader, split, num_steps=num_steps, num_starts=4).rows
     rows: list[Start] = [starts[index % len(starts)] for index in range(batch)]
-    recorded = load_rows(model, reader, rows, np.arange(batch), num_steps)
+    recorded = load_starts(reader, rows, num_context, horizon)
     context = model.context(
         recorded.frames[:, :num_context], recorded.action[:, : num_context - 1], None
     )
-    actions = recorded.action[:, num_context - 1 : num_context - 1 + horizon]
-    return context.tokens, model.encode_actions(actions)
+    return context.tokens, model.encode_actions(recorded.future_actions)
 
 
 def random_rows(
@@ -252,9 +255,9 @@ def measure_candidates(
         context, actions = random_rows(model, *sizes)
     else:
         context, actions = recorded_rows(whole, args.data, *sizes)
-    owners = {"candidates_bf16": model.frozen(torch.bfloat16)}
+    owners = {"candidates_bf16": freeze(model, torch.bfloat16)}
     if args.compile:
-        owners["candidates_bf16_compiled"] = model.frozen(torch.bfloat16)
+        owners["candidates_bf16_compiled"] = freeze(model, torch.bfloat16)
         compile_passes(owners["candidates_bf16_compiled"])
     results = []
     for name, owner in owners.items():
@@ -280,7 +283,7 @@ def measure_candidates(
 
 def profiled(model: WorldModel, batch: int, horizon: int) -> list[dict[str, Any]]:
     """What one call of the speculative engine spends its time on, most expensive first."""
-    half, on_cuda = model.frozen(torch.bfloat16), model.slot_embedding.device.type == "cuda"
+    half, on_cuda = freeze(model, torch.bfloat16), model.slot_embedding.device.type == "cuda"
     context, actions = random_rows(model, batch, model.config.transformer.window, horizon)
     speculative(half, context, actions)  # warms up
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -307,9 +310,9 @@ def measure(
         context, actions = random_rows(model, batch, num_context, args.horizon)
     else:
         context, actions = recorded_rows(whole, args.data, batch, num_context, args.horizon)
-    exact, half = model.frozen(), model.frozen(torch.bfloat16)
+    exact, half = freeze(model), freeze(model, torch.bfloat16)
     engines: dict[str, tuple[Engine, WorldModel]] = {
-        "growing_cache": (growing_cache, model),
+        "plain_loop": (plain_loop, model),
         "sequential": (sequential, exact),
         "speculative": (speculative, exact),
         "sequential_bf16": (sequential, half),
@@ -318,9 +321,11 @@ def measure(
         "closed_loop_speculative_bf16": (closed_loop(decode_steps_speculatively), half),
         "passes_2_bf16": (in_passes(2), half),
     }
+    if args.iris is not None:
+        engines["iris"] = (iris_engine(args.iris, model), model)
     if device.type == "cuda":
-        eager = model.frozen(torch.bfloat16)
-        eager.records_passes = False
+        eager = freeze(model, torch.bfloat16)
+        eager.graph_passes = False
         engines["sequential_bf16_eager"] = (sequential, eager)
         engines["speculative_bf16_eager"] = (speculative, eager)
     if model.draft_head is not None:
@@ -328,7 +333,7 @@ def measure(
     if batch == 1:
         engines["no_cache"] = (no_cache, model)
     if args.compile:
-        compiled = model.frozen(torch.bfloat16)
+        compiled = freeze(model, torch.bfloat16)
         compile_passes(compiled)
         engines["sequential_bf16_compiled"] = (sequential, compiled)
         engines["speculative_bf16_compiled"] = (speculative, compiled)
@@ -361,12 +366,12 @@ def measure(
         for name, (engine, owner) in engines.items():
             start = now(device)
             decoded[name] = engine(owner, context, actions)
-            times[name].append(now(device) - start)
+            taken, own = now(device) - start, decoded[name].reading
+            times[name].append(taken - (prefills[owner][-1] if own is None else own))
     results: list[dict[str, Any]] = []
     for name, (_, owner) in engines.items():
         horizon = decoded[name].frame.shape[1]
-        prefilling = statistics.median(prefills[owner][1:])
-        seconds = [max(taken - prefilling, 1e-9) / horizon for taken in times[name][1:]]
+        seconds = [max(taken, 1e-9) / horizon for taken in times[name][1:]]
         floor = floor_seconds(owner, batch, decoded[name]) / horizon
         median = statistics.median(seconds)
         if median <= 1e-9:
@@ -397,10 +402,11 @@ def measure(
                 "steps_per_second": batch / seconds_of_generate,
             }
         )
-    base = next((r for r in results if r["engine"] == "growing_cache"), {}).get("ms_per_step")
-    for result in results:
-        if base is not None and "ms_per_step" in result:
-            result["times_growing_cache"] = base / result["ms_per_step"]
+    for baseline in ("plain_loop", "iris"):
+        base = next((r for r in results if r["engine"] == baseline), {}).get("ms_per_step")
+        for result in results:
+            if base is not None and "ms_per_step" in result:
+                result[f"times_{baseline}"] = base / result["ms_per_step"]
     for name in engines:
         sequential_name = name.replace("speculative", "sequential")
         if name == sequential_name or sequential_name not in engines:
@@ -428,6 +434,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="iris", help="of the random model")
     parser.add_argument("--num-frame-tokens", type=int, default=16, help="of the random model")
     parser.add_argument("--engines", nargs="+", help="only these; see the top of this file")
+    parser.add_argument("--iris", type=Path, help="a checkout of IRIS, to time it beside ours")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time compiled engines too")
     parser.add_argument("--candidates", type=int, default=0, help="plan with so many; 0: do not")

@@ -128,7 +128,7 @@ if wanted bench; then
 fi
 if wanted compiled; then  # another half a minute for every shape
   bench bench_compiled --compile --profile "${planner[@]}" --batch-sizes 1 "${LARGE:-1024}" --engines \
-    growing_cache sequential_bf16 speculative_bf16 sequential_bf16_compiled speculative_bf16_compiled
+    plain_loop sequential_bf16 speculative_bf16 sequential_bf16_compiled speculative_bf16_compiled
 fi
 if wanted quickstart; then
   run_step quickstart tokenwm quickstart --size debug --minutes 1 --out "$scratch/quickstart"

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
@@ -27,7 +27,7 @@ def contract_modules() -> dict[str, nn.Module]:
             channels=(16, 32), attention_stages=(1,), codebook_size=64, quantizer=quantizer
         )
         modules[f"tokenizer {quantizer}"] = FrameTokenizer(config, (16, 16), 2)
-    binning = ContinuousTokenizer(edges=np.linspace(-1.0, 1.0, 9)[None].repeat(2, axis=0))
+    binning = BinTokenizer(edges=np.linspace(-1.0, 1.0, 9)[None].repeat(2, axis=0))
     discrete = DiscreteTokenizer(num_values=5, num_dimensions=1)
     sizes = TransformerConfig(dim=32, num_layers=2, num_heads=2, window=4)
     for name, action, state in (

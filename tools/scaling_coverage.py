@@ -15,8 +15,8 @@ import numpy as np
 
 from tokenwm.scaling.law.fit import FitConfig
 from tokenwm.scaling.law.law import Laws, TrainingCost, best_log_n
-from tokenwm.scaling.law.parametric import DELTA, resample, solve
-from tokenwm.scaling.law.solve import Array, Problem
+from tokenwm.scaling.law.parametric import DELTA, resample
+from tokenwm.scaling.law.solve import Array, Problem, solve
 
 LAW: Mapping[str, float] = {"E": 1.2, "A": 60.0, "B": 200.0, "alpha": 0.35, "beta": 0.37}
 """The best size lies within the grid."""

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from tests.small_models import small_tokenizer
 from tests.unit.scaling.sweeps import small_size, small_sweep
 from tokenwm.checkpoint import save_tokenizer
-from tokenwm.cli.verbs import sweep_run
+from tokenwm.cli.verbs import sweep_fit, sweep_run
+from tokenwm.cli.verbs.sweep_training import train
+from tokenwm.engines import Job, RayEngine, SlurmEngine
 from tokenwm.scaling.runs.runs import read_points
 from tokenwm.scaling.sweep.drive import read_result
-from tokenwm.scaling.sweep.engines import Job, RayEngine, SlurmEngine
-from tokenwm.scaling.sweep.sweep import Sweep, TokenData, load_sweep, sweep_text
+from tokenwm.scaling.sweep.sweep import Sweep, TokenData, load_sweep, runs_of, sweep_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 REPOSITORY = Path(__file__).parents[2]
@@ -193,6 +194,23 @@ def test_a_plan_is_made_measured_and_can_be_run(tokens: Path, tmp_path: Path) ->
     done = tokenwm_sweep("plan", tokens, "--budget", 1e9, "--out", path, "--set", "batchsize=3")
     assert done.returncode == 1
     assert "did you mean 'batch_size'" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")  # of jsonargparse and Lightning, which run in this process
+def test_the_debug_sweep_reaches_the_fit(tokens: Path, tmp_path: Path) -> None:
+    """All of ``configs/sweep/debug.yaml``, with a tenth of its tokens and in this process."""
+    debug = load_sweep(REPOSITORY / "configs" / "sweep" / "debug.yaml")
+    sizes = tuple(
+        replace(size, token_budgets=tuple(tokens // 10 for tokens in size.token_budgets))
+        for size in debug.sizes
+    )
+    short = replace(debug, data=str(tokens), sizes=sizes)
+    runs = runs_of(short, TokenData.load(tokens).vocabulary)
+    assert len(runs) == 9
+    for run in runs:
+        train(short, run.name, tmp_path)
+    assert sweep_fit.main([str(tmp_path), "--replicates", "100"]) == 0
+    assert "9 runs" in (tmp_path / "fit" / "index.html").read_text()
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_models import VOCABULARIES, random_tokens, rows_of, small_world_model, steps_of
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 NUM_STEPS = 8
 SAMPLING = SamplingConfig()
@@ -20,7 +21,7 @@ SAMPLING = SamplingConfig()
 def start(model: WorldModel, batch_size: int = 4) -> tuple[Tokens, torch.Tensor]:
     """A context of two steps and actions that lead past the window of three."""
     tokens = random_tokens(model, batch_size, NUM_STEPS + 2)
-    return steps_of(tokens, slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
+    return tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
 
 
 def decode(
@@ -40,14 +41,11 @@ def test_enough_passes_are_exact_and_fewer_as_far_as_they_go(kind: str, draft_la
     _, exact = decode_steps(model, prefill(model, context), actions, SAMPLING)
     layout = model.layout
     enough = layout.num_frame_tokens + layout.has_state
-    for approximation in ({"num_passes": enough}, {"row_delay": model.vocabulary.grid[1]}):
-        got = decode(model, context, actions, **approximation)
-        assert torch.equal(got.frame_tokens, exact.frame_tokens)
-        assert got.num_passes == NUM_STEPS * enough
-        for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
-            torch.testing.assert_close(
-                getattr(got, name), getattr(exact, name), atol=1e-4, rtol=1e-4
-            )
+    got = decode(model, context, actions, num_passes=enough)
+    assert torch.equal(got.frame_tokens, exact.frame_tokens)
+    assert got.num_passes == NUM_STEPS * enough
+    for name in ("reward", "termination_probability", "frame_nll", "frame_entropy"):
+        torch.testing.assert_close(getattr(got, name), getattr(exact, name), atol=1e-4, rtol=1e-4)
     for num_passes in (2, 4):
         got = decode(model, context, actions, num_passes=num_passes)
         right = got.frame_tokens == exact.frame_tokens
@@ -84,7 +82,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     model = small_world_model("frame+state", draft_layers=1)
     context, actions = start(model)
     together = decode(model, context, actions, num_passes=2).frame_tokens
-    alone = decode(model, rows_of(context, slice(1)), actions[:1], num_passes=2).frame_tokens
+    alone = decode(model, context.rows(slice(1)), actions[:1], num_passes=2).frame_tokens
     assert torch.equal(together[:1], alone)
 
 
@@ -93,7 +91,7 @@ def test_one_pass_is_the_frame_of_the_draft_head() -> None:
     """The same as in the teacher-forced pass that it is trained in."""
     model = small_world_model("discrete", draft_layers=1)
     tokens = random_tokens(model, 3, 3)
-    state = prefill(model, steps_of(tokens, slice(2)))
+    state = prefill(model, tokens.steps(slice(2)))
     greedy = SamplingConfig(temperature=0.0)
     _, got = decode_steps_approximately(
         model, state, tokens.action[:, 1:2], greedy, Approximation(num_passes=1)
@@ -107,25 +105,14 @@ def test_one_pass_is_the_frame_of_the_draft_head() -> None:
     assert torch.equal(got.frame_tokens[:, 0], expected)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "give either num_passes or row_delay"),
-        ({"num_passes": 2, "row_delay": 1}, "give either num_passes or row_delay"),
-        ({"num_passes": 0}, "at least 1"),
-        ({"row_delay": -1}, "at least 1"),
-    ],
-)
-def test_an_approximation_that_makes_no_sense_is_refused(
-    arguments: dict[str, int], message: str
-) -> None:
-    with pytest.raises(TokenwmError, match=message):
-        Approximation(**arguments)
+@pytest.mark.parametrize("num_passes", [0, -1, 1.5, None])
+def test_an_approximation_that_makes_no_sense_is_refused(num_passes: Any) -> None:
+    with pytest.raises(TokenwmError, match="whole number, at least 1"):
+        Approximation(num_passes=num_passes)
 
 
 def test_what_a_model_cannot_do_is_refused() -> None:
     model = small_world_model("frame")
+    context, actions = start(model)
     with pytest.raises(TokenwmError, match="draft head, which this model does not have; use 2"):
-        Approximation(num_passes=1).schedule(model)
-    with pytest.raises(TokenwmError, match="row_delay=3; a row has 2 tokens, use 1 to 2"):
-        Approximation(row_delay=3).schedule(model)
+        decode(model, context, actions, num_passes=1)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.small_models import VOCABULARIES, random_tokens, rows_of, small_world_model
-from tokenwm.transformer.world_model import Predictions, Tokens, WorldModel
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import Predictions, WorldModel
 
 NUM_STEPS, WINDOW = 6, 3
 
@@ -162,14 +163,9 @@ def test_the_action_reaches_the_hints_of_every_slot_of_the_next_step(model: Worl
 def test_rows_of_a_batch_do_not_influence_each_other(model: WorldModel) -> None:
     tokens = random_tokens(model, 4, NUM_STEPS)
     other = random_tokens(model, 4, NUM_STEPS, seed=1)
-    mixed = Tokens(
-        *(
-            None if a is None else torch.cat([a[:1], b[1:]])
-            for a, b in zip(tokens, other, strict=True)
-        )
-    )
+    mixed = Tokens.cat([tokens.rows([0]), other.rows(slice(1, None))])
     reference, got = model(tokens), model(mixed)
-    alone = model(rows_of(tokens, [0]))
+    alone = model(tokens.rows([0]))
     for first, second, third in zip(reference, got, alone, strict=True):
         if first is not None:
             assert torch.equal(first[0], second[0])

@@ -14,7 +14,6 @@ from tests.small_models import (
     random_tokens,
     small_tokenizer,
     small_world_model,
-    steps_of,
 )
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
@@ -27,7 +26,10 @@ from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.imagination.world import Observation
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
+from tokenwm.transformer.world_model import WorldModel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,17 +68,17 @@ def every_graph_is_recorded(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def on_gpu(tokens: Tokens) -> Tokens:
-    return Tokens(*(None if part is None else part.cuda() for part in tokens))  # type: ignore[arg-type]
+    return tokens.to("cuda")
 
 
 def frozen(kind: str, dtype: torch.dtype = torch.float32) -> WorldModel:
     model = small_world_model(kind, window=WINDOW)
     nn.init.constant_(model.copy_head.bias, 3.0)
-    return model.cuda().frozen(dtype)
+    return freeze(model.cuda(), dtype)
 
 
 def whole(kind: str = "frame", dtype: torch.dtype = torch.float32) -> TokenWorldModel:
-    tokenizer = small_tokenizer(num_cameras=2).cuda()
+    tokenizer = small_tokenizer("vq", num_cameras=2, codebook_size=32).cuda()
     model = small_world_model(kind, window=WINDOW).cuda()
     loaded = LoadedWorldModel(
         world_model=model,
@@ -105,13 +107,13 @@ def test_recorded_decoding_is_unrecorded_decoding_here_and_on_the_cpu(
 ) -> None:
     model = frozen(kind)
     tokens = random_tokens(small_world_model(kind), batch_size, NUM_STEPS + 2)
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
     slow = small_world_model(kind, window=WINDOW)
     nn.init.constant_(slow.copy_head.bias, 3.0)
     decode, sampling = ENGINES[engine], SamplingConfig()
     _, expected = decode(slow, prefill(slow, context), actions, sampling)
     for records in (False, True):
-        model.records_passes = records
+        model.graph_passes = records
         state = prefill(model, on_gpu(context))
         for _ in range(2):  # the second call replays from its first pass on
             again = prefill(model, on_gpu(context), cache=state.cache)
@@ -126,11 +128,11 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, dtype: torch.dtype) -
     model = frozen(kind, dtype)
     tokens = on_gpu(random_tokens(small_world_model(kind), 4, 6))
     sampling = SamplingConfig(temperature=0.8, top_k=8, top_p=0.9)
-    state = prefill(model, steps_of(tokens, slice(2)))
+    state = prefill(model, tokens.steps(slice(2)))
     state, _ = decode_steps(model, state, tokens.action[:, :5], sampling)  # records
     torch.cuda.synchronize()
     for records in (False, True):
-        model.records_passes = records
+        model.graph_passes = records
         torch.cuda.set_sync_debug_mode("error")
         try:
             state, _ = decode_steps(model, state, tokens.action[:, 5:], sampling)
@@ -142,7 +144,7 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("num_candidates", [1, 64])
 def test_imagine_uses_its_cache_and_graph_again(num_candidates: int) -> None:
     model, slow = whole(), whole()
-    slow.world_model.records_passes = False
+    slow.world_model.graph_passes = False
     for seed in range(6):
         tokens = on_gpu(random_tokens(small_world_model("frame"), 2, 3, seed=seed))
         context = Context(tokens=tokens)
@@ -158,10 +160,10 @@ def test_imagine_uses_its_cache_and_graph_again(num_candidates: int) -> None:
 @pytest.mark.timeout(600)  # every shape is compiled
 def test_compiled_and_recorded_is_eager_within_tolerance() -> None:
     eager, compiled = frozen("frame"), frozen("frame")
-    eager.records_passes = False
+    eager.graph_passes = False
     compile_passes(compiled)
     tokens = on_gpu(random_tokens(small_world_model("frame"), 4, NUM_STEPS + 2))
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : NUM_STEPS + 1]
     for decode in (decode_steps, decode_steps_speculatively):
         _, expected = decode(eager, prefill(eager, context), actions, SamplingConfig())
         _, got = decode(compiled, prefill(compiled, context), actions, SamplingConfig())
@@ -175,7 +177,7 @@ def test_graphs_can_be_recorded_after_all_others_are_gone() -> None:
     tokens = on_gpu(random_tokens(small_world_model("frame"), 2, NUM_STEPS + 2))
     for _ in range(3):
         model = frozen("frame")
-        state = prefill(model, steps_of(tokens, slice(2)))
+        state = prefill(model, tokens.steps(slice(2)))
         decode_steps(model, state, tokens.action[:, 1 : NUM_STEPS + 1], SamplingConfig())
         del model, state
         gc.collect()
@@ -237,6 +239,34 @@ def test_imagined_episodes_stay_on_the_device(kind: str) -> None:
             moved = episodes.step(actions)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert all(part.device.type == "cuda" for part in moved)
+        parts = [moved.reward, moved.terminated, moved.truncated, *vars(moved.rollout).values()]
+        assert all(part.device.type == "cuda" for part in parts if isinstance(part, torch.Tensor))
         episodes.restart(moved.terminated | moved.truncated)
     assert episodes.observe("pixels").shape == (8, 2, 16, 16, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["frame", "frame+state"])
+def test_nothing_that_a_world_does_waits_for_the_device(kind: str) -> None:
+    model = whole(kind)
+    model.speculative = False
+    context = Context(tokens=on_gpu(random_tokens(small_world_model(kind), 4, 3)))
+    frames = torch.randint(256, (4, 2, 16, 16, 3), dtype=torch.uint8, device="cuda")
+    values = None if kind == "frame" else 2.0 * torch.rand(4, 2, device="cuda") - 1.0
+    seen = Observation(frames=frames, state=values)
+    actions, rows = 2.0 * torch.rand(8, 2, 3, device="cuda") - 1.0, torch.tensor([5, 0]).cuda()
+    state = model.start(context)
+    for number in range(3):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            kept = model.snapshot(state)
+            fork = model.fork(state, 2, 4, noise_streams=0)
+            rolled, rollout = model.roll(fork, actions)
+            some, _ = model.roll(model.select(rolled, rows), actions[rows])
+            features = model.features(some)
+            del fork, rolled, some
+            state, surprise = model.observe(state, actions[:4, 0], seen)
+            model.roll(kept, actions[:4])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(features) == 2 and surprise.isfinite().all() and rollout.is_finite.all()

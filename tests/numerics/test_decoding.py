@@ -10,16 +10,16 @@ from torch.distributions import Categorical
 from tests.small_models import (
     VOCABULARIES,
     random_tokens,
-    rows_of,
     small_world_model,
-    steps_of,
 )
-from tokenwm.imagination.decode import decode_step, prefill, score_frame
+from tokenwm.imagination.decode import decode_step, next_frame_logits, prefill
 from tokenwm.imagination.passes import decode_one_token
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState, StepOutcome
 from tokenwm.sequence.layout import attention_mask
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
+from tokenwm.transformer.world_model import WorldModel
 
 WINDOW = 3
 NUM_STEPS = 3 * WINDOW + 2
@@ -86,7 +86,7 @@ def score(
     """Logits of the frame of a step, after the action before it unless another is given."""
     taken = tokens.action[:, step - 1] if action is None else action
     next_state = None if tokens.state is None else tokens.state[:, step]
-    return score_frame(model, state, taken, tokens.frame[:, step], next_state)
+    return next_frame_logits(model, state, taken, tokens.frame[:, step], next_state)
 
 
 def test_cached_and_uncached_hidden_states_agree_everywhere(model: WorldModel) -> None:
@@ -125,10 +125,10 @@ def test_a_greedy_future_is_its_own_argmax(model: WorldModel, num_context: int) 
     """Feeding the imagined future to the full pass gives back each of its tokens, and outcomes."""
     tokens = random_tokens(model, 2, NUM_STEPS, seed=2)
     first = num_context - 1
-    state = prefill(model, steps_of(tokens, slice(num_context)))
+    state = prefill(model, tokens.steps(slice(num_context)))
     states, outcomes = decode(model, state, tokens.action[:, first:-1], GREEDY)
 
-    future = steps_of(tokens, slice(num_context))
+    future = tokens.steps(slice(num_context))
     frame = torch.cat([future.frame, *(s.frame_tokens[:, None] for s in states)], dim=1)
     state_tokens = None
     if future.state is not None:
@@ -164,7 +164,7 @@ def test_a_greedy_future_is_its_own_argmax(model: WorldModel, num_context: int) 
 def test_score_frame_gives_the_logits_of_the_full_pass(model: WorldModel, num_context: int) -> None:
     tokens = random_tokens(model, 2, num_context + 1, seed=3)
     full = model(tokens)
-    state = prefill(model, steps_of(tokens, slice(num_context)))
+    state = prefill(model, tokens.steps(slice(num_context)))
     logits = score(model, state, tokens, num_context)
     torch.testing.assert_close(logits, full.frame_logits[:, -1], atol=1e-5, rtol=0)
 
@@ -173,7 +173,7 @@ def test_score_frame_gives_the_logits_of_the_full_pass(model: WorldModel, num_co
 @pytest.mark.parametrize("num_context", [1, WINDOW, 2 * WINDOW + 1])
 def test_score_frame_leaves_the_state_usable(model: WorldModel, num_context: int) -> None:
     tokens = random_tokens(model, 2, NUM_STEPS, seed=4)
-    context, actions = steps_of(tokens, slice(num_context)), tokens.action[:, num_context - 1 : -1]
+    context, actions = tokens.steps(slice(num_context)), tokens.action[:, num_context - 1 : -1]
     expected, expected_outcomes = decode(model, prefill(model, context), actions, SamplingConfig())
 
     state = prefill(model, context)
@@ -190,7 +190,7 @@ def test_score_frame_leaves_the_state_usable(model: WorldModel, num_context: int
 def test_decode_step_from_a_longer_context_equals_decoding_on(model: WorldModel) -> None:
     """What was imagined and then read as a context leads to the same next step."""
     tokens = random_tokens(model, 2, NUM_STEPS, seed=5)
-    states, _ = decode(model, prefill(model, steps_of(tokens, [0])), tokens.action, GREEDY)
+    states, _ = decode(model, prefill(model, tokens.steps([0])), tokens.action, GREEDY)
     seen = [tokens.frame[:, 0], *(s.frame_tokens for s in states)]
     values = [None, *(s.state_values for s in states)]
     known = [
@@ -226,9 +226,9 @@ def test_the_window_is_really_a_window() -> None:
 @torch.no_grad()
 def test_bfloat16_is_close(model: WorldModel) -> None:
     tokens = random_tokens(model, 2, 2, seed=7)
-    exact = score(model, prefill(model, steps_of(tokens, [0])), tokens, 1)
-    half = model.frozen(torch.bfloat16)
-    state = prefill(half, steps_of(tokens, [0]))
+    exact = score(model, prefill(model, tokens.steps([0])), tokens, 1)
+    half = freeze(model, torch.bfloat16)
+    state = prefill(half, tokens.steps([0]))
     assert state.cache.keys[0].dtype == torch.bfloat16
     torch.testing.assert_close(score(half, state, tokens, 1), exact, atol=0.2, rtol=0)
 
@@ -245,10 +245,10 @@ def test_a_row_alone_has_the_future_it_has_in_a_batch(
     tokens = random_tokens(model, 7, 6, seed=8)
 
     def future(rows: Sequence[int], seed: int = 11) -> tuple[Tensor, Tensor]:
-        picked = rows_of(tokens, rows)
+        picked = tokens.rows(rows)
         state = prefill(
             model,
-            steps_of(picked, slice(2)),
+            picked.steps(slice(2)),
             seed=seed,
             noise_streams=torch.tensor(rows, dtype=torch.int64),
         )
@@ -266,8 +266,8 @@ def test_a_row_alone_has_the_future_it_has_in_a_batch(
 @torch.no_grad()
 def test_equal_rows_differ_by_their_noise_stream_only() -> None:
     model = small_world_model("frame")
-    tokens = rows_of(random_tokens(model, 1, 6, seed=9), [0, 0, 0])
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1:]
+    tokens = random_tokens(model, 1, 6, seed=9).rows([0, 0, 0])
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1:]
     state = prefill(model, context, seed=1, noise_streams=torch.tensor([5, 6, 5]))
     states, _ = decode(model, state, actions, SamplingConfig())
     frames = torch.stack([s.frame_tokens for s in states], 1)

@@ -11,7 +11,8 @@ from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 NUM_ROWS = 4000
 Decode = Callable[
@@ -86,7 +87,7 @@ def test_frequencies_given_the_slots_before_are_those_of_the_full_pass(
     """Here every slot depends on those before it; what is known comes from no cache."""
     model = small_world_model("frame", seed=seed)
     tokens = random_tokens(model, 1, 2, seed=seed)
-    context = Tokens(tokens.frame[:, :1], None, tokens.action[:, :1])
+    context = tokens.steps([0])
     actions = tokens.action[:, :1].expand(NUM_ROWS, -1, -1)
     state = prefill(model, context, seed=seed).fork(NUM_ROWS, 1)
     _, decoded = decode(model, state, actions, SamplingConfig())

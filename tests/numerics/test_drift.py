@@ -10,15 +10,18 @@ import torch
 
 from tests.small_models import random_tokens, shake
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
-from tokenwm.imagination.decode import decode_steps, draw_state, prefill
+from tokenwm.imagination.decode import decode_steps, prefill
+from tokenwm.imagination.drawing import draw_state
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
+from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 GREEDY = SamplingConfig(temperature=0.0)
 NUM_BINS, NUM_STEPS = 256, 20
@@ -38,7 +41,7 @@ def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: f
         num_cameras=1,
         grid=(2, 2),
         action=DiscreteTokenizer(num_values=3),
-        state=ContinuousTokenizer(edges=edges),
+        state=BinTokenizer(edges=edges),
         has_reward=False,
         tokenizer_hash="none",
     )
@@ -50,16 +53,16 @@ def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: f
     assert isinstance(head, ContinuousHead)
     with torch.no_grad():
         head.dynamics.drift.bias.copy_(torch.tensor(drift))
-        head.sharpness.fill_(sharpness)
+        head.log_sharpness.fill_(sharpness)
         head.coefficients.bias.zero_()  # nothing else moves it
-    return model.eval().frozen()
+    return freeze(model.eval())
 
 
 def start(model: WorldModel, rows: int, state: int) -> tuple[Tokens, torch.Tensor]:
     tokens = random_tokens(model, rows, NUM_STEPS + 1)
     assert tokens.state is not None
     tokens.state.fill_(state)
-    return Tokens(tokens.frame[:, :1], tokens.state[:, :1], tokens.action[:, :1]), tokens.action
+    return tokens.steps([0]), tokens.action
 
 
 @torch.no_grad()

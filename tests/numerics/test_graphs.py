@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from tests import tape
-from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
-from tokenwm.imagination import graphs as recording
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
+from tokenwm.imagination import graphs
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
 from tokenwm.imagination.decode import decode_steps, prefill
-from tokenwm.imagination.graphs import WARM_UP_CALLS, Recording, overwrite
+from tokenwm.imagination.graphs import WARM_UP_CALLS, GraphedCall, overwrite
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.cache import MOST_RECORDINGS, KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.cache import MOST_GRAPHS, KVCache
+from tokenwm.transformer.world_model import WorldModel
 
 Decode = Callable[..., tuple[DecodeState, DecodedSteps]]
 
@@ -43,7 +44,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         made.append(len(made))
         return tape.capture(function, device)
 
-    monkeypatch.setattr(recording, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     yield made
 
 
@@ -52,7 +53,7 @@ def pair(kind: str) -> tuple[WorldModel, WorldModel]:
     model, recorded = small_world_model(kind, window=WINDOW), small_world_model(kind, window=WINDOW)
     for one in (model, recorded):
         nn.init.constant_(one.copy_head.bias, 3.0)
-    recorded.records_passes = True
+    recorded.graph_passes = True
     return model, recorded
 
 
@@ -85,7 +86,7 @@ def test_recorded_decoding_is_unrecorded_decoding(
     model, recorded = pair(kind)
     num_steps = 3 * (WARM_UP_CALLS + 3)
     tokens = random_tokens(model, 5, num_steps + 2)
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1 : num_steps + 1]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1 : num_steps + 1]
     decode = ENGINES[engine]
     expected = decode_in_pieces(model, decode, prefill(model, context), actions, size)
     assert not tapes
@@ -99,7 +100,7 @@ def test_recorded_decoding_is_unrecorded_decoding(
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("num_copies", [1, 3])
 @pytest.mark.parametrize("engine", ["sequential", "speculative"])
-def test_a_cache_with_its_recordings_serves_another_context(
+def test_a_cache_with_its_graphs_serves_another_context(
     kind: str, sampling: SamplingConfig, num_copies: int, engine: str, tapes: list[int]
 ) -> None:
     """Other tokens, other noise, from a recording that an earlier context made."""
@@ -137,7 +138,7 @@ def test_results_are_not_overwritten_by_the_next_call(tapes: list[int]) -> None:
         for action in actions.split(2, dim=1):
             state, decoded = decode(model, state, action, SamplingConfig())
             results.append(decoded)
-            copies.append(recording.map_leaves(recording._copy, decoded))
+            copies.append(graphs.map_leaves(graphs._copy, decoded))
         for result, copied in zip(results, copies, strict=True):
             assert_same(result, copied)
 
@@ -149,7 +150,7 @@ def test_what_cannot_be_recorded_goes_on_unrecorded_and_says_so(
     def double_if_positive(values: tuple[torch.Tensor]) -> torch.Tensor:
         return values[0] * (2 if values[0] > 0 else 1)
 
-    looking = Recording(double_if_positive, (torch.tensor(1.0),))
+    looking = GraphedCall(double_if_positive, (torch.tensor(1.0),))
     with caplog.at_level(logging.WARNING):
         results = [float(looking()) for _ in range(WARM_UP_CALLS + 3)]
     assert results == [2.0] * len(results)
@@ -170,26 +171,26 @@ def test_memory_that_ran_out_while_recording_is_no_reason_to_go_on(
     def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(recording, "capture", capture)
-    forgetting = Recording(lambda values: values[0] + 1, (torch.zeros(2),))
+    monkeypatch.setattr(graphs, "capture", capture)
+    forgetting = GraphedCall(lambda values: values[0] + 1, (torch.zeros(2),))
     for _ in range(WARM_UP_CALLS):
         forgetting()
     with pytest.raises(torch.OutOfMemoryError):
         forgetting()
 
 
-def test_a_cache_keeps_few_recordings_and_the_newest() -> None:
+def test_a_cache_keeps_few_graphs_and_the_newest() -> None:
     cache = small_world_model("frame").new_cache(1)
     made: list[int] = []
 
     def get(key: int) -> int:
-        return cache.recording(key, lambda: made.append(key) or key + 100)  # type: ignore[func-returns-value]
+        return cache.graph(key, lambda: made.append(key) or key + 100)  # type: ignore[func-returns-value]
 
-    most = MOST_RECORDINGS
+    most = MOST_GRAPHS
     for key in range(most):
         get(key)
     assert get(0) == 100 and len(made) == most
     get(most)  # in the place of the one that was not asked for longest
     assert get(0) == 100 and get(2) == 102 and len(made) == most + 1
     assert get(1) == 101 and len(made) == most + 2
-    assert cache.take_rows(torch.tensor([0])).recording(0, lambda: 7) == 7
+    assert cache.take_rows(torch.tensor([0])).graph(0, lambda: 7) == 7

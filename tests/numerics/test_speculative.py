@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.context import rows_of
 from tokenwm.imagination.decode import decode_step, decode_steps, prefill
 from tokenwm.imagination.passes import max_span_steps
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
+from tokenwm.transformer.world_model import WorldModel
 
 WINDOW = 3
 NUM_STEPS = 3 * WINDOW
@@ -59,7 +60,7 @@ def test_speculative_equals_sequential(
     model = model_of(kind, copy_bias)
     for seed in range(3):
         tokens = random_tokens(model, batch_size, NUM_STEPS + 2, seed=seed)
-        context, actions = steps_of(tokens, slice(seed + 1)), tokens.action[:, seed:NUM_STEPS]
+        context, actions = tokens.steps(slice(seed + 1)), tokens.action[:, seed:NUM_STEPS]
         _, expected = decode_steps(model, prefill(model, context, seed=seed), actions, sampling)
         _, got = decode_steps_speculatively(
             model, prefill(model, context, seed=seed), actions, sampling
@@ -73,7 +74,7 @@ def test_speculative_equals_sequential(
 def test_any_span_and_any_division_into_calls_give_the_same_future(kind: str) -> None:
     model = model_of(kind, 3.0)
     tokens = random_tokens(model, 5, NUM_STEPS + 1, seed=3)
-    context, actions, sampling = steps_of(tokens, slice(2)), tokens.action[:, 1:], SamplingConfig()
+    context, actions, sampling = tokens.steps(slice(2)), tokens.action[:, 1:], SamplingConfig()
     _, expected = decode_steps(model, prefill(model, context), actions, sampling)
     longest = max_span_steps(model) * model.layout.positions_per_step
     for span in range(1, longest + 1):
@@ -96,13 +97,13 @@ def test_rows_count_their_own_passes(kind: str) -> None:
     """As many as each needs alone, though others of the batch need more, and leave it or not."""
     model = model_of(kind, 3.0)
     tokens = random_tokens(model, 6, 9, seed=8)
-    context, actions = steps_of(tokens, slice(2)), tokens.action[:, 1:9]
+    context, actions = tokens.steps(slice(2)), tokens.action[:, 1:9]
     _, together = decode_steps_speculatively(
         model, prefill(model, context), actions, SamplingConfig(), span=4
     )
     for row in range(6):
         one = slice(row, row + 1)
-        alone = prefill(model, rows_of(context, one), noise_streams=torch.tensor([row]))
+        alone = prefill(model, context.rows(one), noise_streams=torch.tensor([row]))
         _, decoded = decode_steps_speculatively(
             model, alone, actions[one], SamplingConfig(), span=4
         )
@@ -166,7 +167,7 @@ def test_a_model_that_copies_needs_one_pass_a_step() -> None:
     passes = {}
     for bias in (50.0, -50.0):
         model = model_of("frame", bias)
-        state = prefill(model, steps_of(tokens, slice(1)))
+        state = prefill(model, tokens.steps(slice(1)))
         _, decoded = decode_steps_speculatively(
             model, state, tokens.action[:, :6], SamplingConfig()
         )
@@ -182,7 +183,7 @@ def test_a_model_that_copies_needs_one_pass_a_step() -> None:
 def test_a_span_out_of_range_is_refused(span: int) -> None:
     model = model_of("frame")
     tokens = random_tokens(model, 1, 2)
-    state = prefill(model, steps_of(tokens, slice(1)))
+    state = prefill(model, tokens.steps(slice(1)))
     with pytest.raises(TokenwmError, match=rf"span={span}; use 1 to 18"):
         decode_steps_speculatively(model, state, tokens.action[:, :1], SamplingConfig(), span=span)
 
@@ -202,7 +203,7 @@ def test_a_fork_is_as_good_as_reading_the_context_for_every_row(
     model, num_copies, num_steps = model_of(kind, 3.0), 3, 2 * WINDOW
     tokens = random_tokens(model, 2, num_context)
     actions = random_tokens(model, 2 * num_copies, num_steps, seed=1).action
-    spread = Tokens(*(None if t is None else t.repeat_interleave(num_copies, 0) for t in tokens))  # type: ignore[arg-type]
+    spread = tokens.repeat(num_copies)
     _, expected = decode(model, prefill(model, spread), actions, sampling)
     state = prefill(model, tokens).fork(num_copies, num_steps)
     assert state.cache.capacity <= (WINDOW + 2) * model.layout.positions_per_step
@@ -235,10 +236,10 @@ def test_a_cache_for_few_steps_is_small_and_gives_the_same_future(
     dtype: torch.dtype, decode: Callable[..., tuple[DecodeState, DecodedSteps]]
 ) -> None:
     """Attention over the used part only: no token may depend on how many steps are asked for."""
-    model = small_world_model("frame", dim=64, window=12).frozen(dtype)
+    model = freeze(small_world_model("frame", dim=64, window=12), dtype)
     nn.init.constant_(model.copy_head.bias, 3.0)
     tokens = random_tokens(model, 4, 10)
-    context, actions, sampling = steps_of(tokens, slice(3)), tokens.action[:, 2:], SamplingConfig()
+    context, actions, sampling = tokens.steps(slice(3)), tokens.action[:, 2:], SamplingConfig()
     _, expected = decode(model, prefill(model, context), actions, sampling)
     for num_steps in (1, 4, 8):
         state = prefill(model, context, num_steps=num_steps)
@@ -290,18 +291,18 @@ def test_ten_thousand_steps_take_no_more_memory_than_a_thousand() -> None:
 @pytest.mark.parametrize("kind", ["frame", "frame+state"])
 def test_speculation_is_exact_in_bfloat16_too(kind: str) -> None:
     """Where rounding is coarse, one last bit of an input would become another token."""
-    model = small_world_model(kind, dim=256, num_heads=4, window=4).frozen(torch.bfloat16)
+    model = freeze(small_world_model(kind, dim=256, num_heads=4, window=4), torch.bfloat16)
     nn.init.constant_(model.copy_head.bias, 4.0)
     for seed in range(6):
         tokens = random_tokens(model, 8, 14, seed=seed)
-        row = Tokens(*(None if t is None else t[:1] for t in tokens))  # type: ignore[arg-type]
+        row = tokens.rows([0])
         futures = []
         for decode, some in [
             (decode_steps, row),
             (decode_steps_speculatively, row),
             (decode_steps_speculatively, tokens),
         ]:
-            state = prefill(model, steps_of(some, slice(2)), seed=seed)
+            state = prefill(model, some.steps(slice(2)), seed=seed)
             futures.append(decode(model, state, some.action[:, 1:], SamplingConfig())[1])
         assert torch.equal(futures[0].frame_tokens, futures[1].frame_tokens)
         assert torch.equal(futures[0].frame_tokens, futures[2].frame_tokens[:1])

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.numerics.test_graphs import ENGINES, Decode, pair, tapes
-from tests.small_models import VOCABULARIES, random_tokens, small_world_model, steps_of
+from tests.small_models import VOCABULARIES, random_tokens, small_world_model
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import decode_step, decode_steps, prefill, score_frame
+from tokenwm.imagination.decode import decode_step, decode_steps, next_frame_logits, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodeState
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 __all__ = ["tapes"]  # a fixture
 
@@ -25,7 +26,9 @@ SAMPLING = SamplingConfig()
 
 def score(model: WorldModel, state: DecodeState, tokens: Tokens, step: int) -> torch.Tensor:
     next_state = None if tokens.state is None else tokens.state[:, step]
-    return score_frame(model, state, tokens.action[:, step - 1], tokens.frame[:, step], next_state)
+    return next_frame_logits(
+        model, state, tokens.action[:, step - 1], tokens.frame[:, step], next_state
+    )
 
 
 @torch.no_grad()
@@ -38,7 +41,7 @@ def test_a_used_state_is_refused_everywhere(
     """Also where passes are recorded, which work on a copy of the state."""
     model, decode = pair(kind)[is_recorded], ENGINES[engine]
     tokens = random_tokens(model, 2, 10)
-    state, used = prefill(model, steps_of(tokens, slice(2))), []
+    state, used = prefill(model, tokens.steps(slice(2))), []
     for step in range(1, 8):
         used.append(state)
         state, _ = decode(model, state, tokens.action[:, step : step + 1], SAMPLING)
@@ -80,7 +83,7 @@ def test_a_parent_is_read_and_forked_again_and_steps_once_its_forks_are_gone(
     with pytest.raises(TokenwmError, match=r"1 fork\(s\) of this state are still held"):
         decode(model, root, actions[:2], SAMPLING)
     with pytest.raises(TokenwmError, match="still held"):
-        root.replace_rows(torch.tensor([0]), prefill(model, steps_of(tokens, slice(5))))
+        root.replace_rows(torch.tensor([0]), prefill(model, tokens.steps(slice(5))))
     copied, _ = decode(model, root.take_rows(torch.tensor([0, 1])), actions[:2], SAMPLING)
     fork, rest = decode(model, fork, actions[:, 1:], SAMPLING)
     together = torch.cat([first.frame_tokens, rest.frame_tokens], dim=1)
@@ -100,7 +103,7 @@ def test_scoring_never_overwrites_the_context(kind: str, num_context: int) -> No
     model = small_world_model(kind)
     tokens = random_tokens(model, 2, num_context + 1, seed=3)
     context, actions = (
-        steps_of(tokens, slice(num_context)),
+        tokens.steps(slice(num_context)),
         random_tokens(model, 6, 4, seed=4).action,
     )
 
@@ -124,7 +127,7 @@ def test_scoring_never_overwrites_the_context(kind: str, num_context: int) -> No
 def test_what_is_asked_beyond_the_room_leaves_the_state_usable() -> None:
     model = small_world_model("frame")
     tokens = random_tokens(model, 1, 5)
-    state = prefill(model, steps_of(tokens, slice(2)), num_steps=2)
+    state = prefill(model, tokens.steps(slice(2)), num_steps=2)
     with pytest.raises(TokenwmError, match=r"3 more step\(s\) asked"):
         decode_steps(model, state, tokens.action[:, :3], SAMPLING)
     decode_steps(model, state, tokens.action[:, :2], SAMPLING)

@@ -17,6 +17,7 @@ ORDER = (
     "throughput",
     "norm",
     "strict",
+    "pages",
     "engines",
     "resume",
     # recordings to windows
@@ -50,9 +51,10 @@ ORDER = (
     "evaluation.report",
     "synthesis",
     "serving",
+    "hub",
     # which size, how much data
     "flops",
-    "scaling.number",
+    "scaling.quantities",
     "scaling.runs",
     "scaling.law",
     "scaling.report",
@@ -77,6 +79,9 @@ FOUND_ONLY_IN = {
     "lightning": ("**/training.py", "**/datamodule.py", "cli/**/*.py"),
     "vector_quantize_pytorch": ("tokenizer/quantizer.py",),
     "rich": ("cli/**/*.py",),
+    "huggingface_hub": ("hub/transfer.py",),
+    "starlette": ("serving/app.py",),
+    "uvicorn": ("serving/server.py",),
     "pytorch_lightning": (),  # the old name makes a second, incompatible copy of every class
 }
 

@@ -16,6 +16,7 @@ from tokenwm.flops import (
     world_model_flops,
 )
 from tokenwm.sequence.vocabulary import Vocabulary
+from tokenwm.transformer.losses import losses_of
 from tokenwm.transformer.model import TransformerConfig
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
@@ -40,7 +41,7 @@ def counted(config: WorldModelConfig, vocabulary: Vocabulary) -> tuple[float, fl
     for backward in (False, True):
         # torch counts attention only where it is made of products.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            losses = model.losses(tokens, action_valid=valid, reward=reward, terminated=~valid)
+            losses = losses_of(model, tokens, action_valid=valid, reward=reward, terminated=~valid)
             if backward:
                 losses.total.backward()
         totals.append(float(counter.get_total_flops()))

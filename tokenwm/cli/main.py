@@ -56,6 +56,8 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "tokenwm.cli.verbs.serve",
         "imagine, score and encode for other processes, over HTTP",
     ),
+    "push": ("tokenwm.cli.verbs.push", "publish a checkpoint or a dataset on the Hugging Face hub"),
+    "pull": ("tokenwm.cli.verbs.pull", "fetch a checkpoint or a dataset from there and check it"),
     "info": (
         "tokenwm.cli.verbs.info",
         "say what a dataset, checkpoint, run, sweep or report is and came from",

@@ -30,15 +30,10 @@ from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.evaluation.outside import count_outside, summarize_outside
 from tokenwm.evaluation.results import CodebookUse, Evaluation, Example, Speed
 from tokenwm.evaluation.rows import count_codes
-from tokenwm.evaluation.starts import (
-    Starts,
-    check_data_fits,
-    choose_split,
-    choose_starts,
-    ending_starts,
-    shuffled_rows,
-)
+from tokenwm.evaluation.starts import ending_starts, shuffled_rows
 from tokenwm.evaluation.summarize import summarize_scores
+from tokenwm.imagination.fits import check_data_fits
+from tokenwm.imagination.starts import Starts, choose_split, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.tokenizer.frames import codebook_usage
@@ -59,7 +54,7 @@ def evaluate(
     Args:
         model: From :func:`tokenwm.load`; it stays on its device.
         data: Folder of frame shards, as ``tokenwm prepare`` writes it.
-        config: What is measured.
+        config: Settings.
         model_folder: Where the model came from, for the record only.
         progress: Called after every imagined step with steps done, steps in all and a message.
 
@@ -80,7 +75,7 @@ def evaluate_folds(
 
     Args:
         folds: The models with their data. Every episode may be held out in one of them only.
-        config: What is measured, of each.
+        config: Settings, the same for each.
         progress: Called after every imagined step with steps of this model done, steps of it in
             all, and a message.
 

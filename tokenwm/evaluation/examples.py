@@ -1,4 +1,4 @@
-"""Which starts to show, chosen by rank and not by eye, and their pictures."""
+"""Starts to show, chosen by rank and not by eye, and their pictures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +10,8 @@ from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.evaluation.metrics import FloatArray, psnr_from_mse
 from tokenwm.evaluation.results import Example
-from tokenwm.evaluation.rows import load_future_actions, load_rows
-from tokenwm.evaluation.starts import Starts
+from tokenwm.evaluation.rows import load_future_actions
+from tokenwm.imagination.starts import Starts, load_starts
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 
 
@@ -62,8 +62,8 @@ def imagine_examples(
     numbers = np.array([row for row, _ in chosen])
     rows = [starts.rows[int(row)] for row in numbers]
     num_context, horizon = config.num_context_frames, config.imagination_horizon
-    batch = load_rows(model, reader, rows, numbers, num_context + horizon)
-    context = batch.context(model, num_context)
+    batch = load_starts(reader, rows, num_context, horizon, with_future_frames=True)
+    context = batch.context(model)
 
     def imagine(actions: NDArray[np.generic]) -> Rollout:
         streams = torch.from_numpy(numbers).to(model.device)
@@ -71,15 +71,14 @@ def imagine_examples(
             context, actions, sampling=config.sampling, seed=config.seed, noise_streams=streams
         )
 
-    first = num_context - 1
-    prediction = model.decode_frames(imagine(batch.action[:, first : first + horizon]))
+    prediction = model.decode_frames(imagine(batch.future_actions))
     shuffled = None
     if donors is not None:
         others = [starts.rows[int(row)] for row in donors[numbers]]
         shuffled = model.decode_frames(
             imagine(load_future_actions(reader, others, num_context, horizon))
         )
-    frames = batch.frames.cpu().numpy()
+    frames = batch.frames.numpy()
     return tuple(
         Example(
             key=rows[index].key,

@@ -71,7 +71,7 @@ def check_held_out_once(keys: Sequence[Sequence[str]], folds: Sequence[Fold]) ->
     """Check that no episode is measured twice.
 
     Args:
-        keys: Of each fold, the episodes that are measured.
+        keys: The episodes that are measured, of each fold.
         folds: All folds.
 
     Raises:

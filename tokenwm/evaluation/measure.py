@@ -16,14 +16,14 @@ from torch import Tensor
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import FloatArray, squared_error, ssim
-from tokenwm.evaluation.rows import RowBatch, load_future_actions, load_rows
-from tokenwm.evaluation.starts import Start
-from tokenwm.imagination.decode import score_frame
+from tokenwm.evaluation.rows import load_future_actions
+from tokenwm.imagination.decode import next_frame_logits
 from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.state import DecodeState
+from tokenwm.imagination.starts import RecordedStarts, Start, load_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.imagination.world_state import WorldState
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import to_uint8
 
 PICTURES = (
@@ -34,7 +34,7 @@ PICTURES = (
     "reconstruction_anchored",
     "shuffled",
 )
-"""Whose pictures are compared with the truth; see ``docs/evaluation.md``."""
+"""Pictures that are compared with the truth; see ``docs/evaluation.md``."""
 
 ProgressCallback = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what is being done."""
@@ -42,7 +42,7 @@ ProgressCallback = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured.
+    """Settings of an evaluation.
 
     Attributes:
         split: ``test``, ``val`` or ``train``; ``val`` is taken where there is no ``test``.
@@ -52,7 +52,7 @@ class EvaluationConfig:
         batch_size: Futures imagined at once; bounds the memory.
         sampling: Greedy by default: PSNR rewards one best guess, and a sample adds its own
             variance.
-        seed: Of noise and of shuffled actions.
+        seed: Seed of noise and of shuffled actions.
         max_episodes: Measure only that many episodes, evenly spread; None for all.
         num_examples: Starts whose pictures are kept for the report.
     """
@@ -83,7 +83,7 @@ class RowScores:
     Attributes:
         mse: Per entry of ``PICTURES``, mean squared error of pixels in [0, 1], over cameras and
             pixels.
-        ssim: The same for structural similarity.
+        ssim: Structural similarity, per entry of ``PICTURES``.
         token_accuracy: ``model``, ``persistence`` and ``shuffled``: share of frame tokens that are
             right.
         token_nll: Nats per token of the true frame, given the imagined past.
@@ -149,8 +149,8 @@ class RowScores:
 
 
 def has_measurable_state(model: TokenWorldModel) -> bool:
-    """Whether the model predicts a state that errors can be measured of (ids have no distance)."""
-    return isinstance(model.vocabulary.state, ContinuousTokenizer)
+    """True if the model predicts a state that errors can be measured of (ids have no distance)."""
+    return isinstance(model.vocabulary.state, BinTokenizer)
 
 
 class BatchMeasurement:
@@ -158,24 +158,31 @@ class BatchMeasurement:
 
     Args:
         model: The model.
-        batch: What was recorded.
+        batch: Recorded contexts and futures, with the frames of both.
+        numbers: ``(B,)`` which rows of the whole evaluation these are.
         config: How to imagine.
         scores: Where the figures go.
     """
 
     def __init__(
-        self, model: TokenWorldModel, batch: RowBatch, config: EvaluationConfig, scores: RowScores
+        self,
+        model: TokenWorldModel,
+        batch: RecordedStarts,
+        numbers: NDArray[np.int64],
+        config: EvaluationConfig,
+        scores: RowScores,
     ) -> None:
         self.model, self.batch, self.config, self.scores = model, batch, config, scores
+        self.numbers, self.frames = numbers, batch.frames.to(model.device)
         self.num_context = config.num_context_frames
-        self.rows = torch.from_numpy(batch.numbers).to(model.device)
-        self.context = batch.context(model, self.num_context)
+        self.rows = torch.from_numpy(numbers).to(model.device)
+        self.context = batch.context(model)
         assert self.context.anchor is not None
         self.observed = self.context.anchor  # (B, cameras, H, W, 3)
         self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)
         self.observed_decoded = model.tokenizer.decode_to_unit(self.observed_tokens)
         self.true_tokens = [
-            model.tokenizer.encode_frames(batch.frames[:, self.num_context + index])
+            model.tokenizer.encode_frames(self.frames[:, self.num_context + index])
             for index in range(config.imagination_horizon)
         ]
 
@@ -183,15 +190,14 @@ class BatchMeasurement:
         """Imagine under the recorded actions, and score the baselines beside it."""
         model, config, batch = self.model, self.config, self.batch
         first = self.num_context - 1
-        actions = batch.action[:, first : first + config.imagination_horizon]
-        tokens = model.encode_actions(actions)
+        tokens = model.encode_actions(batch.future_actions)
         state = model.start(self.context, seed=config.seed, noise_streams=self.rows)
         for index in range(config.imagination_horizon):
             nll = self._frame_nll(state, tokens[:, index], index)
             self._put(self.scores.token_nll, index, nll)
             _synchronize(model.device)
             began = time.perf_counter()
-            state, outcome = model.step(state, tokens[:, index], config.sampling)
+            state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)
             _synchronize(model.device)
             self.scores.step_seconds.append(time.perf_counter() - began)
             self._score_tokens("model", state.frame_tokens, index)
@@ -203,15 +209,16 @@ class BatchMeasurement:
             self._score_pictures("reconstruction", plain, index)
             self._score_pictures("reconstruction_anchored", kept, index)
             self._score_pictures("persistence", self.observed, index)
-            self._put(self.scores.passes, index, outcome.row_passes)
-            self._put(self.scores.termination_probability, index, outcome.termination_probability)
-            self.scores.terminated[batch.numbers, index] = batch.terminated[:, first + index]
-            if batch.reward is not None and outcome.reward is not None:
-                self._put(self.scores.reward["model"], index, outcome.reward)
-                self.scores.reward["truth"][batch.numbers, index] = batch.reward[:, first + index]
-            values = model.state_in_units(state.state_tokens, state.state_values)
-            if values is not None and self.scores.state_error:
-                self._score_state(values.cpu().numpy(), index)
+            assert rollout.row_passes is not None
+            self._put(self.scores.passes, index, rollout.row_passes)
+            ends = rollout.termination_probability[:, 0]
+            self._put(self.scores.termination_probability, index, ends)
+            self.scores.terminated[self.numbers, index] = batch.terminated[:, first + index]
+            if batch.reward is not None and rollout.reward is not None:
+                self._put(self.scores.reward["model"], index, rollout.reward[:, 0])
+                self.scores.reward["truth"][self.numbers, index] = batch.reward[:, first + index]
+            if rollout.state is not None and self.scores.state_error:
+                self._score_state(rollout.state[:, 0].cpu().numpy(), index)
             after_step()
 
     def measure_shuffled(
@@ -221,12 +228,12 @@ class BatchMeasurement:
         tokens = self.model.encode_actions(actions)
         state = self.model.start(self.context, seed=self.config.seed, noise_streams=self.rows)
         for index in range(self.config.imagination_horizon):
-            state, _ = self.model.step(state, tokens[:, index], self.config.sampling)
+            state, _ = self.model.step_tokens(state, tokens[:, index], self.config.sampling)
             self._score_tokens("shuffled", state.frame_tokens, index)
             self._score_pictures("shuffled", self._decode(state.frame_tokens)[1], index)
             after_step()
 
-    def _frame_nll(self, state: DecodeState, action: Tensor, index: int) -> Tensor:
+    def _frame_nll(self, state: WorldState, action: Tensor, index: int) -> Tensor:
         """``(B,)`` nats per token of the true next frame (given the true next state, if any)."""
         truth, next_state = self.true_tokens[index], None
         tokenizer = self.model.vocabulary.state
@@ -234,7 +241,9 @@ class BatchMeasurement:
             values = self.batch.state[:, self.num_context + index]
             next_state = torch.from_numpy(tokenizer.encode(values).astype(np.int64))
             next_state = next_state.to(truth.device)
-        logits = score_frame(self.model.world_model, state, action, truth, next_state)  # (B, K, V)
+        logits = next_frame_logits(
+            self.model.world_model, state.decoding, action, truth, next_state
+        )  # (B, K, V)
         chosen = logits.gather(-1, truth.unsqueeze(-1)).squeeze(-1)
         return (logits.logsumexp(-1) - chosen).mean(1)
 
@@ -245,7 +254,7 @@ class BatchMeasurement:
         return to_uint8(decoded), to_uint8(kept)
 
     def _score_pictures(self, name: str, frames: Tensor, index: int) -> None:
-        truth = self.batch.frames[:, self.num_context + index]
+        truth = self.frames[:, self.num_context + index]
         self._put(self.scores.mse[name], index, squared_error(frames, truth))
         self._put(self.scores.ssim[name], index, ssim(frames, truth))
 
@@ -263,10 +272,10 @@ class BatchMeasurement:
             "quantization": state_tokenizer.decode(state_tokenizer.encode(truth)),
         }
         for name, guess in guesses.items():
-            self.scores.state_error[name][self.batch.numbers, index] = np.abs(guess - truth)
+            self.scores.state_error[name][self.numbers, index] = np.abs(guess - truth)
 
     def _put(self, table: FloatArray, index: int, values: Tensor) -> None:
-        table[self.batch.numbers, index] = values.float().cpu().numpy()
+        table[self.numbers, index] = values.float().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -317,9 +326,14 @@ def measure(
         what = f"batch {number + 1} of {num_batches}"
         numbers = np.arange(number * batch_size, min((number + 1) * batch_size, len(rows)))
         chosen = [rows[int(row)] for row in numbers]
-        num_steps = config.num_context_frames + config.imagination_horizon
-        batch = load_rows(model, reader, chosen, numbers, num_steps)
-        measurement = BatchMeasurement(model, batch, config, scores)
+        batch = load_starts(
+            reader,
+            chosen,
+            config.num_context_frames,
+            config.imagination_horizon,
+            with_future_frames=True,
+        )
+        measurement = BatchMeasurement(model, batch, numbers, config, scores)
         measurement.measure_true(after_step)
         if donors is not None:
             others = [rows[int(row)] for row in donors[numbers]]
@@ -343,19 +357,17 @@ def _measure_endings(
     after_step: Callable[[], None],
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Probability of an end at each imagined step, and whether it came; ``(rows, num_steps)``."""
-    first, numbers = config.num_context_frames - 1, np.arange(len(rows))
-    batch = load_rows(model, reader, rows, numbers, config.num_context_frames + num_steps)
-    tokens = model.encode_actions(batch.action[:, first : first + num_steps])
-    streams = torch.from_numpy(numbers).to(model.device)
-    context = batch.context(model, config.num_context_frames)
-    state = model.start(context, seed=config.seed, noise_streams=streams)
+    first = config.num_context_frames - 1
+    batch = load_starts(reader, rows, config.num_context_frames, num_steps)
+    tokens = model.encode_actions(batch.future_actions)
+    state = model.start(batch.context(model), seed=config.seed)
     probability = []
     for index in range(num_steps):
-        state, outcome = model.step(state, tokens[:, index], config.sampling)
-        probability.append(outcome.termination_probability.float().cpu().numpy())
+        state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)
+        probability.append(rollout.termination_probability.float().cpu().numpy())
         after_step()
     return (
-        np.stack(probability, axis=1).astype(np.float64),
+        np.concatenate(probability, axis=1).astype(np.float64),
         batch.terminated[:, first : first + num_steps],
     )
 

@@ -3,7 +3,6 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,10 +46,6 @@ class Curve:
     low: FloatArray
     high: FloatArray
 
-    def to_dict(self) -> dict[str, list[float | None]]:
-        """JSON-ready form; None where there is no value."""
-        return {"mean": plain(self.mean), "low": plain(self.low), "high": plain(self.high)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class GainCurve(Curve):
@@ -67,17 +62,6 @@ class GainCurve(Curve):
     def is_certain(self) -> NDArray[np.bool_]:
         """``(H,)`` where the difference is above zero, all these horizons together with 95 %."""
         return np.asarray(self.simultaneous_low > 0)  # NaN is not above zero
-
-    def to_dict(self) -> dict[str, list[float | None]]:
-        """JSON-ready form; None where there is no value."""
-        return {**super().to_dict(), "simultaneous_low": plain(self.simultaneous_low)}
-
-
-def plain(values: FloatArray) -> list[Any]:
-    """Array → nested list with None in place of what is not finite, as JSON has no NaN."""
-    if values.ndim > 1:
-        return [plain(row) for row in values]
-    return [float(value) if math.isfinite(value) else None for value in values]
 
 
 def psnr_from_mse(mse: FloatArray | float) -> FloatArray:
@@ -263,7 +247,7 @@ def copy_nll(copied: FloatArray, num_values: int) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True)
 class HorizonSummary:
-    """For how many steps a model is better than a baseline. Horizons count from 1.
+    """The horizons at which a model is better than a baseline. They count from 1.
 
     Everything said here of confidence is one statement: with 95 % *all* of it is true.
 
@@ -284,7 +268,7 @@ class HorizonSummary:
 
 
 def summarize_gain(gain: GainCurve) -> HorizonSummary:
-    """Where a paired difference (model minus baseline, more is better) shows the model to win."""
+    """The horizons at which a paired difference (model minus baseline) shows the model to win."""
     confident = [bool(certain) for certain in gain.is_certain]
     effective = confident.index(False) if False in confident else len(confident)
     better = np.flatnonzero(gain.mean > 0)

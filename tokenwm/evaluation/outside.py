@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import FloatArray
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 
 NOTABLE_SHARE = 0.01
 """Share of a dimension's values beyond its bins from which on the headline says it."""
@@ -29,9 +29,9 @@ class ValuesOutside:
 
     Attributes:
         name: ``action`` or ``state``.
-        share: Of all values, 0 to 1.
+        share: Share of all values that are outside, 0 to 1.
         worst_dimension: Name of the dimension with most, or its number.
-        worst_share: Of that dimension's values, 0 to 1.
+        worst_share: Share of that dimension's values, 0 to 1.
         worst_excess: How far its furthest value lies beyond, in ranges of the training data; 0 for
             ids, which have no distance.
     """
@@ -53,12 +53,14 @@ class OutsideTraining:
     """Distance of the measured episodes from what the model was trained on.
 
     Attributes:
-        values: Of actions, and of states if the model has them.
+        values: Actions outside, and states if the model has them.
         reconstruction: PSNR of the MSE of all true frames that were imagined, through the
             tokenizer, dB.
-        reconstruction_at_home: The same as the tokenizer's training noted it last for its own val
+        reconstruction_at_home: That PSNR as the tokenizer's training noted it last for its own val
             split, dB; None if it had none.
     """
+
+    DERIVED: ClassVar = ("is_notable", "is_far")
 
     values: tuple[ValuesOutside, ...]
     reconstruction: float
@@ -79,10 +81,6 @@ class OutsideTraining:
     def is_notable(self) -> bool:
         """True if the headline has to say it."""
         return self.has_other_pictures or any(item.is_notable for item in self.values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "is_notable": self.is_notable, "is_far": self.is_far}
 
 
 @dataclass(kw_only=True)
@@ -120,7 +118,7 @@ def _count(
     for key in keys:
         rows = reader.arrays(key, [name])[name]
         rows = rows.reshape(len(rows), -1)[: -1 if name == "action" else None]
-        if isinstance(tokenizer, ContinuousTokenizer):
+        if isinstance(tokenizer, BinTokenizer):
             outside = tokenizer.outside(rows)
             low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
             beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (high - low)

@@ -1,12 +1,13 @@
-"""What an evaluation found: plain records, and their form in ``metrics.json``."""
+"""The findings of an evaluation: plain records, and their form in ``metrics.json``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import (
     CLAIM_ERROR,
     CONFIDENCE,
@@ -16,12 +17,22 @@ from tokenwm.evaluation.metrics import (
     FloatArray,
     GainCurve,
     HorizonSummary,
-    plain,
 )
 from tokenwm.evaluation.outside import OutsideTraining
+from tokenwm.strict import from_plain, plain
 from tokenwm.tokenizer.frames import DEAD_CODEBOOK_SHARE
 
 METRICS_VERSION = 2
+KEYS = {
+    "psnr_gain": "psnr_gain_over_persistence",
+    "psnr_gain_plain": "psnr_gain_over_persistence_plain",
+    "action_gap": "psnr_action_gap",
+    "state": "state_error",
+    "outside": "outside_training",
+    "horizons": "beats_persistence",
+    "skipped": "skipped_episodes",
+}
+"""Field of :class:`Evaluation` → its key in ``metrics.json``, where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +42,9 @@ class StateErrors:
     Attributes:
         absolute: ``model``, ``persistence``, ``quantization``: absolute error in the units of the
             data, mean over dimensions.
-        normalized: The same, each dimension divided by its standard deviation over the training
+        normalized: Like ``absolute``, in standard deviations of each dimension over the training
             data; dimensions that never move are left out. None if that deviation is not known.
-        per_dimension: The same as ``absolute`` per dimension, ``(H, state_dim)``, without
+        per_dimension: Like ``absolute``, but per dimension, ``(H, state_dim)``, without
             intervals.
         names: Names of the dimensions; may be empty.
         units: Unit of the data; may be empty.
@@ -44,16 +55,6 @@ class StateErrors:
     per_dimension: Mapping[str, FloatArray]
     names: tuple[str, ...]
     units: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {
-            "absolute": _curves(self.absolute),
-            "normalized": None if self.normalized is None else _curves(self.normalized),
-            "per_dimension": {name: plain(table) for name, table in self.per_dimension.items()},
-            "names": list(self.names),
-            "units": self.units,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class TerminationScore:
         true_per_horizon: ``num_true`` by horizon, ``(H,)``.
         hits_per_horizon: ``num_hits`` by horizon.
     """
+
+    DERIVED: ClassVar = ("recall", "precision", "false_alarm_rate")
 
     threshold: float
     num_episodes: int
@@ -99,15 +102,10 @@ class TerminationScore:
         going_on = self.num_steps - self.num_true
         return (self.num_predicted - self.num_hits) / going_on if going_on else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        rates = ("recall", "precision", "false_alarm_rate")
-        return {**asdict(self), **{name: getattr(self, name) for name in rates}}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUse:
-    """How much of the codebook the frames of the split use.
+    """Use of the codebook by the frames of the split.
 
     Attributes:
         codebook_size: ``V``.
@@ -116,6 +114,8 @@ class CodebookUse:
         perplexity: ``exp`` of the entropy of the codes, in [1, V].
     """
 
+    DERIVED: ClassVar = ("is_dead",)
+
     codebook_size: int
     num_used: int
     usage: float
@@ -123,12 +123,8 @@ class CodebookUse:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the tokenizer has collapsed."""
+        """True if the tokenizer has collapsed."""
         return self.usage < DEAD_CODEBOOK_SHARE
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "is_dead": self.is_dead}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +139,8 @@ class Speed:
             futures and horizons, each imagined a step at a time: how well drafts are accepted.
     """
 
+    DERIVED: ClassVar = ("steps_per_second",)
+
     milliseconds_per_step: float
     batch_size: int
     device: str
@@ -153,10 +151,6 @@ class Speed:
         """Imagined steps of all futures together."""
         return 1000.0 * self.batch_size / self.milliseconds_per_step
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {**asdict(self), "steps_per_second": self.steps_per_second}
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:
@@ -165,14 +159,6 @@ class EpisodeResult:
     key: str
     first_steps: tuple[int, ...]
     psnr: Mapping[str, FloatArray]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {
-            "key": self.key,
-            "first_steps": list(self.first_steps),
-            "psnr": {name: plain(values) for name, values in self.psnr.items()},
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +171,8 @@ class Example:
         rank: Why this one is shown, in words.
         context: ``(C, cameras, height, width, 3)`` uint8, what was observed.
         truth: ``(H, cameras, height, width, 3)`` uint8, what happened.
-        prediction: What was imagined under the true actions.
-        shuffled: What was imagined under another episode's actions, or None.
+        prediction: The future imagined under the true actions.
+        shuffled: The future imagined under another episode's actions, or None.
     """
 
     key: str
@@ -205,17 +191,17 @@ class Evaluation:
     Attributes:
         control_rate: Steps per second, Hz.
         psnr: Per entry of :data:`tokenwm.evaluation.measure.PICTURES`, dB.
-        psnr_pooled: The same, but of the MSE over all episodes together; ``(H,)``.
+        psnr_pooled: PSNR of the MSE over all episodes together; ``(H,)``.
         psnr_gain: Paired difference of ``model`` and ``persistence``, dB.
-        psnr_gain_plain: The same without anchored decoding.
+        psnr_gain_plain: Like ``psnr_gain``, without anchored decoding.
         action_gap: Paired difference of true and shuffled actions, dB (ΔPSNR), or None.
         ssim: Per entry of ``PICTURES``.
         token_accuracy: ``model``, ``persistence`` and ``shuffled``.
         token_nll: ``model`` and ``persistence``, nats per token.
         state: Errors of the state, or None.
         reward_error: ``model`` and ``training_mean``: mean absolute error of the reward, or None.
-        reward_squared_error: The same of the square, which an expectation makes least; the mean of
-            what may be is no good guess where the absolute error counts.
+        reward_squared_error: Mean squared error, which an expectation makes least; the mean of what
+            may be is no good guess where the absolute error counts.
         termination: How well endings are foreseen, or None if no measured step ends.
         num_models: How many models were measured, each on episodes held out from it.
         has_other_splits: Whether the data are those of the training divided otherwise, so that the
@@ -266,7 +252,7 @@ class Evaluation:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether there are intervals: they are over episodes, and one episode has no spread."""
+        """True if there are intervals: they are over episodes, and one episode has no spread."""
         return len(self.episodes) > 1
 
     @property
@@ -275,15 +261,12 @@ class Evaluation:
         return len(self.episodes) >= MIN_EPISODES
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds; null where there is no value, never NaN."""
+        """The content of ``metrics.json``; null where there is no value, never NaN."""
         return {
             "metrics_version": METRICS_VERSION,
             "horizons": list(range(1, self.num_horizons + 1)),
-            "control_rate": self.control_rate,
             "num_episodes": len(self.episodes),
             "num_starts": self.num_starts,
-            "num_models": self.num_models,
-            "has_other_splits": self.has_other_splits,
             "intervals": {
                 "kind": "student_t",
                 "over": "episodes",
@@ -292,29 +275,33 @@ class Evaluation:
                 "simultaneous_error": CLAIM_ERROR,
                 "simultaneous_shares": max(self.num_horizons, LEAST_SHARES),
             },
-            "outside_training": self.outside.to_dict(),
-            "beats_persistence": asdict(self.horizons),
-            "psnr": _curves(self.psnr),
-            "psnr_pooled": {name: plain(values) for name, values in self.psnr_pooled.items()},
-            "psnr_gain_over_persistence": self.psnr_gain.to_dict(),
-            "psnr_gain_over_persistence_plain": self.psnr_gain_plain.to_dict(),
-            "psnr_action_gap": None if self.action_gap is None else self.action_gap.to_dict(),
-            "ssim": _curves(self.ssim),
-            "token_accuracy": _curves(self.token_accuracy),
-            "token_nll": _curves(self.token_nll),
-            "state_error": None if self.state is None else self.state.to_dict(),
-            "reward_error": None if self.reward_error is None else _curves(self.reward_error),
-            "reward_squared_error": None
-            if self.reward_squared_error is None
-            else _curves(self.reward_squared_error),
-            "termination": None if self.termination is None else self.termination.to_dict(),
-            "codebook": self.codebook.to_dict(),
-            "speed": self.speed.to_dict(),
-            "episodes": [episode.to_dict() for episode in self.episodes],
-            "skipped_episodes": dict(self.skipped),
-            "provenance": dict(self.provenance),
+            **{key: plain(getattr(self, name)) for name, key in _keys().items()},
+            "examples": [
+                {"key": example.key, "first_step": example.first_step, "rank": example.rank}
+                for example in self.examples
+            ],
         }
 
+    @classmethod
+    def from_dict(cls, metrics: Mapping[str, Any]) -> "Evaluation":
+        """An evaluation from what ``metrics.json`` holds; without examples, which are files.
 
-def _curves(curves: Mapping[str, Curve]) -> dict[str, Any]:
-    return {name: curve.to_dict() for name, curve in curves.items()}
+        Raises:
+            TokenwmError: It is of another version, or no such table.
+        """
+        try:
+            if metrics["metrics_version"] != METRICS_VERSION:
+                raise TokenwmError(
+                    f"metrics_version is {metrics['metrics_version']}; expected {METRICS_VERSION}"
+                )
+            hints = get_type_hints(cls)
+            values = {name: from_plain(hints[name], metrics[key]) for name, key in _keys().items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TokenwmError(f"these are no metrics of an evaluation: {error!r}") from error
+        return cls(**values, examples=())
+
+
+def _keys() -> dict[str, str]:
+    """Field of :class:`Evaluation` → key in ``metrics.json``, of all that is stored as it is."""
+    names = (item.name for item in fields(Evaluation) if item.name != "examples")
+    return {name: KEYS.get(name, name) for name in names}

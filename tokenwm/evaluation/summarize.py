@@ -17,7 +17,7 @@ from tokenwm.evaluation.metrics import (
     summarize_gain,
 )
 from tokenwm.evaluation.results import EpisodeResult, StateErrors, TerminationScore
-from tokenwm.evaluation.starts import Starts
+from tokenwm.imagination.starts import Starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
 TERMINATION_THRESHOLD = 0.5
@@ -29,11 +29,11 @@ def summarize_scores(
     """Scores of rows → fields of :class:`Evaluation`: means over starts, then over episodes.
 
     Args:
-        model: What was measured; of several models of one configuration, any.
-        manifests: Of each row, the dataset that its model was trained on: errors are set against
+        model: The model that was measured; of several of one configuration, any.
+        manifests: The dataset that each row's model was trained on: errors are set against
             the figures of the training data.
         starts: The rows.
-        scores: Of the rows.
+        scores: Scores of the rows.
     """
     keys = [row.key for row in starts.rows]
 

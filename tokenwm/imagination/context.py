@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.errors import ShapeError, TokenwmError
+from tokenwm.imagination.records import combine, map_tensors
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape, check_type, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.tokenizer.actions import BinTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -27,17 +28,22 @@ class Context:
             are known.
         state: ``(B, state_dim)`` float32, the last observed state in the units of the data, or None
             if only its tokens are known, or none at all. Greedy decoding goes on from it.
+        reference: ``(B, cameras, H, W, 3)`` uint8, the frame that tokens say the changes of, for a
+            decoder that is conditioned on one; None for decoders that need none, as today's.
+        encoder_memory: ``(B, ...)``, what an encoder of frames carries from step to step, such as
+            the codes that it may keep; None for encoders that remember nothing, as today's.
     """
 
     tokens: Tokens
     anchor: Tensor | None = None
     state: Tensor | None = None
+    reference: Tensor | None = None
+    encoder_memory: Tensor | None = None
 
     def __repr__(self) -> str:
         num_rows, num_steps = self.tokens.frame.shape[:2]
-        named = {"anchor": self.anchor, "state": self.state}
-        known = [name for name, part in named.items() if part is not None]
-        return f"Context({num_rows} row(s) of {num_steps} step(s); {', '.join(['tokens', *known])})"
+        known = [name for name, part in vars(self).items() if part is not None]
+        return f"Context({num_rows} row(s) of {num_steps} step(s); {', '.join(known)})"
 
     def rows(self, rows: slice | Tensor) -> "Context":
         """Some rows, by a slice, which is a view, or by their numbers, ``(n,)`` int64.
@@ -50,11 +56,7 @@ class Context:
         if not isinstance(rows, slice):
             check_ids("rows", rows, len(self.tokens.frame))
             check_shape("rows", rows, ("n",))
-        return Context(
-            tokens=rows_of(self.tokens, rows),
-            anchor=None if self.anchor is None else self.anchor[rows],
-            state=None if self.state is None else self.state[rows],
-        )
+        return map_tensors(lambda tensor: tensor[rows], self)
 
     def repeat(self, num_candidates: int) -> "Context":
         """Every row ``num_candidates`` times: as many action sequences from the same start."""
@@ -62,15 +64,14 @@ class Context:
         rows = torch.arange(len(frame), device=frame.device)
         return self.rows(rows.repeat_interleave(num_candidates))
 
-    def to(self, device: torch.device) -> "Context":
+    def to(self, device: torch.device | str) -> "Context":
         """This context on a device."""
-        frame, state, action = (None if t is None else t.to(device) for t in self.tokens)
-        assert frame is not None and action is not None
-        return Context(
-            tokens=Tokens(frame, state, action),
-            anchor=None if self.anchor is None else self.anchor.to(device),
-            state=None if self.state is None else self.state.to(device),
-        )
+        return map_tensors(lambda tensor: tensor.to(device), self)
+
+
+def cat_contexts(parts: Sequence[Context]) -> Context:
+    """Rows of one below those of another; of as many steps each."""
+    return combine(torch.cat, parts)
 
 
 def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequence[int]) -> None:
@@ -111,14 +112,20 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
     for name, tokens, count, num_values in named:
         check_shape(f"context.tokens.{name}", tokens, (num_rows, num_steps, count))
         check_ids(f"{name} tokens", tokens, num_values, may_wait=True)
-    if context.anchor is not None:
-        check_shape("context.anchor", context.anchor, (num_rows, *frame_shape))
-        if getattr(context.anchor, "dtype", None) != torch.uint8 or context.anchor.is_meta:
-            raise ShapeError(
-                f"context.anchor is {_described(context.anchor)}; expected uint8, as a tensor"
-            )
+    for name in ("anchor", "reference"):
+        frames = getattr(context, name)
+        if frames is None:
+            continue
+        check_shape(f"context.{name}", frames, (num_rows, *frame_shape))
+        if getattr(frames, "dtype", None) != torch.uint8 or frames.is_meta:
+            raise ShapeError(f"context.{name} is {_described(frames)}; expected uint8, as a tensor")
+    memory: Any = context.encoder_memory
+    if memory is not None and (not isinstance(memory, Tensor) or memory.shape[:1] != (num_rows,)):
+        raise ShapeError(
+            f"context.encoder_memory is {_described(memory)}; expected a tensor of {num_rows} rows"
+        )
     if context.state is not None:
-        if not isinstance(vocabulary.state, ContinuousTokenizer):
+        if not isinstance(vocabulary.state, BinTokenizer):
             raise TokenwmError(
                 "context.state is given, but the model has no state of real values; give None"
             )
@@ -176,18 +183,17 @@ def noise_of(
         TokenwmError: They are no whole numbers in [-2^63, 2^63), or not as many as rows.
     """
     if noise_streams is None:
-        noise_streams = torch.arange(num_rows)
-    named = {"seed": seed, "noise_streams": noise_streams}
-    seeds, streams = (_numbers(name, given, num_rows).to(device) for name, given in named.items())
-    return seeds, streams
+        noise_streams = torch.arange(num_rows, device=device)
+    seeds = _numbers("seed", seed, num_rows, device)
+    return seeds, _numbers("noise_streams", noise_streams, num_rows, device)
 
 
-def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
+def _numbers(name: str, given: Any, num_rows: int, device: torch.device) -> Tensor:
     wanted = f"one whole number, or a ({num_rows},) int64 tensor: one for every row of actions"
     if type(given) is not bool and isinstance(given, Integral):
         if not -(2**63) <= int(given) < 2**63:
             raise TokenwmError(f"{name}={given}; use {wanted}, in [-2^63, 2^63)")
-        return torch.full((num_rows,), int(given))
+        return torch.full((num_rows,), int(given), device=device)
     try:
         numbers = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -201,7 +207,7 @@ def _numbers(name: str, given: Any, num_rows: int) -> Tensor:
     ):
         what = shown(given) if numbers.ndim == 0 else _described(numbers)
         raise TokenwmError(f"{name} is {what}; use {wanted}")
-    return numbers.to(torch.int64).expand(num_rows)
+    return numbers.to(device, torch.int64).expand(num_rows)
 
 
 def as_array(name: str, values: Any) -> NDArray[Any]:
@@ -236,8 +242,10 @@ def as_tensor(name: str, values: Any) -> Tensor:
     Raises:
         TokenwmError: See :func:`as_array`.
     """
-    if isinstance(values, Tensor) and not (values.is_meta or values.is_complex()):
-        return values
+    if isinstance(values, Tensor):
+        is_readable = values.layout == torch.strided and not values.is_meta
+        if is_readable and not values.is_complex():
+            return values
     array = np.require(as_array(name, values), requirements=["C", "W"])  # flipped, or read only
     try:
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -250,43 +258,3 @@ def _described(value: Any) -> str:
         on = f" on {value.device}" if value.is_meta else ""
         return f"{value.dtype} of shape {tuple(value.shape)}{on}"
     return "None" if value is None else type(value).__name__
-
-
-def zero_tokens(
-    vocabulary: Vocabulary, batch_size: int, num_steps: int, device: torch.device
-) -> tuple[Tokens, Tensor]:
-    """A context of one step, and ``(B, num_steps, A)`` actions, that mean nothing: to warm up."""
-
-    def zeros(steps: int, count: int) -> Tensor:
-        return torch.zeros(batch_size, steps, count, dtype=torch.int64, device=device)
-
-    state = None
-    if vocabulary.state is not None:
-        state = zeros(1, vocabulary.state.num_dimensions)
-    actions = zeros(num_steps, vocabulary.action.num_dimensions)
-    return Tokens(zeros(1, vocabulary.tokens_per_frame), state, actions[:, :1]), actions
-
-
-def cat_contexts(parts: Sequence[Context]) -> Context:
-    """Rows of one below those of another; of as many steps each."""
-
-    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        known = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(known) if known else None
-
-    tokens = Tokens(
-        torch.cat([part.tokens.frame for part in parts]),
-        cat([part.tokens.state for part in parts]),
-        torch.cat([part.tokens.action for part in parts]),
-    )
-    return Context(
-        tokens=tokens,
-        anchor=cat([part.anchor for part in parts]),
-        state=cat([part.state for part in parts]),
-    )
-
-
-def rows_of(tokens: Tokens, rows: slice | Tensor) -> Tokens:
-    """Some of the rows."""
-    frame, state, action = tokens
-    return Tokens(frame[rows], None if state is None else state[rows], action[rows])

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from tokenwm.imagination.approximate import Approximation, decode_steps_approximately
-from tokenwm.imagination.context import rows_of
 from tokenwm.imagination.decode import decode_steps, prefill_pausing
-from tokenwm.imagination.memory import RowLimits, is_out_of_memory
+from tokenwm.imagination.memory import RowLimits
 from tokenwm.imagination.passes import passes_are_compiled
-from tokenwm.imagination.pausing import Pausing, finish
+from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.transformer.world_model import WorldModel
 
 MOST_SPARE_CACHES = 4
-"""Caches that are kept for imaginations of the same sizes, where passes are recorded on them."""
+"""Caches that are kept for imaginations of the same sizes, with the CUDA graphs on them."""
 
 
 class Work(NamedTuple):
-    """What is to be imagined.
+    """A batch of imagination requests.
 
     Attributes:
         context: Of ``N`` rows.
@@ -51,10 +51,12 @@ class Work(NamedTuple):
         """``n``."""
         return len(self.actions) // len(self.context.frame)
 
-    def part(self, contexts: slice, rows: slice) -> "Work":
-        """Some rows of the context, and some of the actions that belong to them."""
+    def part(self, rows: slice) -> "Work":
+        """Some rows: of whole contexts, or candidates of a single one."""
+        copies = self.num_copies
+        contexts = slice(rows.start // copies, -(-rows.stop // copies))
         return self._replace(
-            context=rows_of(self.context, contexts),
+            context=self.context.rows(contexts),
             state_values=None if self.state_values is None else self.state_values[contexts],
             actions=self.actions[rows],
             seeds=self.seeds[rows],
@@ -63,7 +65,7 @@ class Work(NamedTuple):
 
 
 class Engine:
-    """What every imagination runs on. Not thread-safe.
+    """The engine that all imagination runs on. Not thread-safe.
 
     Args:
         world_model: A frozen one.
@@ -84,52 +86,30 @@ class Engine:
         self.approximation: Approximation | None = None
         self.max_rows = sys.maxsize
         self.limits = RowLimits()
-        # Of finished imaginations, with the CUDA graphs that were recorded on them.
+        # Caches of finished imaginations, with the CUDA graphs that work on them.
         self._spare_caches: dict[tuple[int, ...], KVCache] = {}
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that the weights are on."""
         return self.world_model.slot_embedding.device
 
-    def _imagine_pausing(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
-        """Imagine at most ``max_rows`` rows at a time, pausing every ``chunk_steps`` steps."""
-        num_rows, copies, parts = len(work.context.frame), work.num_copies, []
-        whole = max(1, self.max_rows // copies)  # contexts, with all their candidates
-        for number in range(0, num_rows, whole):
-            last = min(number + whole, num_rows)
-            for first in range(number * copies, last * copies, self.max_rows):
-                rows = slice(first, min(first + self.max_rows, last * copies))
-                part = work.part(slice(number, last), rows)
-                parts.append((yield from self._imagine_or_part(part, chunk_steps)))
-        return DecodedSteps.cat(parts)
-
-    def _imagine(self, work: Work) -> DecodedSteps:
-        """Imagine all rows at once, or in parts if they do not fit into memory.
+    def _imagine(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
+        """Imagine all rows at once, or in parts if there are too many or too little memory.
 
         Noise belongs to seeds and streams, not to places in a batch, so the result is the same.
         Contexts stay whole as long as one fits, so that candidates go on sharing theirs.
         """
         num_rows, num_context = work.context.frame.shape[:2]
         copies, num_steps = work.num_copies, work.actions.shape[1]
-        per_part = 1 if num_rows == 1 else copies
-
-        def some_rows(part: slice) -> DecodedSteps:
-            contexts = slice(None) if num_rows == 1 else part
-            some = work.part(contexts, slice(part.start * per_part, part.stop * per_part))
-            is_one_of_many = num_rows > 1 and len(some.context.frame) == 1 and copies > 1
-            if is_one_of_many:
-                return self._imagine(some)
-            return finish(self._imagine_at_once(some, max(num_context, num_steps)))
-
-        parts = self.limits.in_parts(
+        parts = yield from self.limits.in_parts(
             ("imagine", num_context, num_steps, None if num_rows == 1 else copies),
-            f"imaginations of {num_steps} steps from {num_context}"
-            + (f", {per_part} candidates each," if per_part > 1 else ""),
-            len(work.actions) // per_part,
-            some_rows,
+            f"imaginations of {num_steps} steps from {num_context}",
+            len(work.actions),
+            lambda rows: self._imagine_at_once(work.part(rows), chunk_steps),
             self._free_memory,
-            at_most=max(1, self.max_rows // per_part),
+            self.max_rows,
+            copies,
         )
         return DecodedSteps.cat(parts)
 
@@ -140,17 +120,6 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return held
-
-    def _imagine_or_part(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
-        """Imagine all rows at once, pausing; or, if they do not fit, in parts without a pause."""
-        try:
-            return (yield from self._imagine_at_once(work, chunk_steps))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the except clause: its traceback, and so the memory, is gone here.
-        self._free_memory()
-        return self._imagine(work)
 
     def _imagine_at_once(self, work: Work, chunk_steps: int) -> Pausing[DecodedSteps]:
         """Imagine all rows; at most ``chunk_steps`` steps between two pauses."""
@@ -177,7 +146,7 @@ class Engine:
                 yield
             state, decoded = self._decode(state, chunk, work.sampling)
             parts.append(decoded)
-        if self.world_model.records_passes:
+        if self.world_model.graph_passes:
             self._spare_caches[sizes] = state.cache  # the newest is the last
             while len(self._spare_caches) > MOST_SPARE_CACHES:
                 del self._spare_caches[next(iter(self._spare_caches))]

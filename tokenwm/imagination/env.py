@@ -19,9 +19,10 @@ from tokenwm.imagination.episodes import (
 )
 from tokenwm.imagination.rollout import NO_REWARD
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.starts import RecordedStarts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.shapes import check_type, shown
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 
 
 class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
@@ -35,16 +36,22 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     Args:
         model: The world model.
-        starts: Observed steps to start from, see :meth:`TokenWorldModel.context`.
+        starts: Observed steps to start from: ``tokenwm.starts(root, horizon=0)``, or a context.
         num_envs: ``B``.
         observation: ``pixels``: ``(H, W, 3)`` uint8, ``(cameras, H, W, 3)`` if there are several;
-            ``tokens``: ``(K,)`` int64; ``embeddings``: ``(K * code_dim + P,)`` float32 about
-            [-1, 1], the codes and the state.
-        max_episode_steps: An episode is truncated after so many steps.
+            ``tokens``: ``(K,)`` int64; ``embeddings``: ``(E,)`` float32,
+            :meth:`TokenWorldModel.features`; ``state``: ``(state_dim,)`` float32 in the units of
+            the data.
+        normalize_actions: Take actions in [-1, 1] for the range of the training data, as many
+            libraries expect, instead of in the units of the data.
+        max_episode_steps: An episode is truncated after so many steps; None for never.
         autoreset_mode: When episodes that ended start anew, see Gymnasium.
         sampling: How ids are drawn.
-        termination_threshold: See :class:`ImaginedEpisodes`.
-        reward_fn: The same; needed if the model predicts no reward.
+        termination_threshold: An episode terminates where the model's probability of it is at least
+            this. By default episodes end with that probability; 0.5 ends them where an end is
+            likelier than not, and anything above 1 never. See :class:`ImaginedEpisodes`.
+        reward_fn: See :class:`ImaginedEpisodes`; needed if the model predicts no reward.
+        render_mode: ``rgb_array``, the only one, or None.
         seed: Until :meth:`reset` is given another.
 
     Raises:
@@ -55,18 +62,20 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def __init__(
         self,
         model: TokenWorldModel,
-        starts: Context,
+        starts: Context | RecordedStarts,
         num_envs: int,
         *,
         observation: ObservationKind = "pixels",
-        max_episode_steps: int = 50,
+        normalize_actions: bool = False,
+        max_episode_steps: int | None = 50,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         sampling: SamplingConfig | None = None,
         termination_threshold: float | None = None,
         reward_fn: RewardFunction | None = None,
+        render_mode: str | None = "rgb_array",
         seed: int = 0,
     ) -> None:
-        check_observation(observation)
+        check_observation(observation, model)
         modes = {mode.value: mode for mode in AutoresetMode}
         mode = modes.get(getattr(autoreset_mode, "value", str(autoreset_mode)))
         if mode is None:
@@ -92,8 +101,18 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             "render_modes": ["rgb_array"],
             "render_fps": model.control_rate,
         }
-        self.render_mode = "rgb_array"
+        if render_mode not in ("rgb_array", None):
+            raise TokenwmError(f"render_mode={shown(render_mode)}; choose rgb_array, or None")
+        self.render_mode = render_mode
         self.single_action_space = _action_space(model.vocabulary.action)
+        self._raw_actions: spaces.Box | None = None  # those of actions in [-1, 1]
+        if normalize_actions:
+            if not isinstance(self.single_action_space, spaces.Box):
+                raise TokenwmError(
+                    "normalize_actions=True, but actions are ids, which have no scale"
+                )
+            self._raw_actions = self.single_action_space
+            self.single_action_space = spaces.Box(-1.0, 1.0, self._raw_actions.shape, np.float32)
         self.single_observation_space = self._observation_space()
         batch = gymnasium.vector.utils.batch_space
         self.action_space = batch(self.single_action_space, num_envs)
@@ -131,7 +150,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     ) -> tuple[
         NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
-        """Take one action, in the units of the data, in every environment.
+        """Take one action of the action space in every environment.
 
         Raises:
             TokenwmError: An episode has ended and autoreset is disabled, actions do not fit, or
@@ -145,12 +164,19 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         values = as_array("actions", actions)
         if values.ndim == 1 and self.single_action_space.shape == ():  # discrete: without an axis
             values = values[:, None]
+        if self._raw_actions is not None:
+            low, high = self._raw_actions.low, self._raw_actions.high
+            values = low + (values + 1.0) / 2.0 * (high - low)
         moved = self.episodes.step(values)
         assert moved.reward is not None  # checked at the start
-        reward, terminated, truncated, *doubts = (
-            part.cpu().numpy() for part in moved if part is not None
+        parts = (moved.reward, moved.terminated, moved.truncated)
+        reward, terminated, truncated = (part.cpu().numpy() for part in parts)
+        rollout = moved.rollout
+        surprise, uncertainty = rollout.frame_nll[:, 0], rollout.frame_entropy[:, 0]
+        reward, doubt = (
+            reward.astype(np.float64),
+            torch.stack([surprise, uncertainty]).cpu().numpy(),
         )
-        reward, doubt = reward.astype(np.float64), np.stack(doubts)
         broken = np.flatnonzero(~np.isfinite(reward) | ~np.isfinite(doubt).all(0))
         if len(broken):  # no agent should learn from it
             raise TokenwmError(
@@ -186,7 +212,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         array: NDArray[Any] = self.episodes.observe(self.observation).cpu().numpy()
         if self.observation == "pixels" and array.shape[1] == 1:
             array = array[:, 0]
-        return array.astype(self.single_observation_space.dtype)
+        space = self.single_observation_space
+        if self.observation == "state":  # which may be a rounding beyond its range
+            assert isinstance(space, spaces.Box)
+            array = array.clip(space.low, space.high)
+        return array.astype(space.dtype)
 
     def _info(self, doubt: NDArray[np.float32]) -> dict[str, Any]:
         """``doubt``: ``(2, B)``, negative log-likelihood and entropy."""
@@ -221,9 +251,11 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if self.observation == "tokens":
             size = (tokenizer.tokens_per_frame,)
             return spaces.Box(0, tokenizer.codebook_size - 1, size, np.int64)
-        num_states = 0 if model.vocabulary.state is None else model.vocabulary.state.num_dimensions
-        size = (tokenizer.tokens_per_frame * tokenizer.quantizer.code_dim + num_states,)
-        return spaces.Box(-np.inf, np.inf, size, np.float32)
+        bins = model.vocabulary.state
+        if self.observation == "state" and bins is not None:
+            low, high = _range_of(bins)
+            return spaces.Box(low, high, dtype=np.float32)
+        return spaces.Box(-np.inf, np.inf, (model.num_features,), np.float32)
 
 
 class WorldModelEnv(gymnasium.Env[Any, Any]):
@@ -237,7 +269,9 @@ class WorldModelEnv(gymnasium.Env[Any, Any]):
         options: Those of :class:`WorldModelVectorEnv`, but for ``autoreset_mode``.
     """
 
-    def __init__(self, model: TokenWorldModel, starts: Context, **options: Any) -> None:
+    def __init__(
+        self, model: TokenWorldModel, starts: Context | RecordedStarts, **options: Any
+    ) -> None:
         self.row = WorldModelVectorEnv(
             model, starts, 1, autoreset_mode=AutoresetMode.DISABLED, **options
         )
@@ -278,11 +312,20 @@ def _reset_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.boo
     return mask
 
 
+def _range_of(tokenizer: ScalarTokenizer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and largest values, in the units of the data, ``(A,)`` each."""
+    if isinstance(tokenizer, BinTokenizer):
+        low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
+    else:
+        low, high = np.zeros(tokenizer.num_dimensions), np.array(tokenizer.used_sizes) - 1.0
+    return low.astype(np.float32), high.astype(np.float32)
+
+
 def _action_space(tokenizer: ScalarTokenizer) -> spaces.Space[Any]:
     """Actions in the units of the data."""
-    if isinstance(tokenizer, ContinuousTokenizer):
-        low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
-        return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+    if isinstance(tokenizer, BinTokenizer):
+        low, high = _range_of(tokenizer)
+        return spaces.Box(low, high, dtype=np.float32)
     if tokenizer.num_dimensions == 1:
         return spaces.Discrete(tokenizer.num_values)
     return spaces.MultiDiscrete(list(tokenizer.used_sizes))

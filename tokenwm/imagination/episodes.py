@@ -22,41 +22,41 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context, as_tensor, check_ids
-from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.state import DecodeState, StepOutcome
+from tokenwm.imagination.starts import RecordedStarts
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.imagination.world_state import WorldState
 from tokenwm.shapes import check_shape, check_type, is_number, is_whole, shown
 
-ObservationKind = Literal["pixels", "tokens", "embeddings"]
+ObservationKind = Literal["pixels", "tokens", "embeddings", "state"]
 
 RewardFunction = Callable[[Rollout], Tensor]
 """Function from one step of every episode, a rollout with ``H = 1``, to rewards ``(B,)`` float32.
 
-``action_tokens[:, 0]`` were taken, ``frame_tokens[:, 0]`` and ``state[:, 0]`` (in the units of the
-data) are what they led to, ``context`` and ``context_rows`` are the starts, and ``reward`` is what
-the model predicts, if its data had rewards. All is on the model's device.
+``actions[:, 0]`` were taken, ``frame_tokens[:, 0]`` and ``state[:, 0]`` (in the units of the data)
+are what they led to, ``context`` and ``context_rows`` are the starts, and ``reward`` is what the
+model predicts, if its data had rewards. All is on the model's device.
 """
 
 
 class Transition(NamedTuple):
-    """What one step of every episode led to.
+    """One step of every episode.
 
     Attributes:
-        reward: ``(B,)`` float32: what ``reward_fn`` says, or the model's expected reward; None
-            where there is neither.
+        rollout: ``H = 1``. Its reward is what ``reward_fn`` says, if there is one.
         terminated: ``(B,)`` bool.
         truncated: ``(B,)`` bool.
-        frame_nll: ``(B,)`` float32, nats per token: how surprised the model is by what it drew.
-        frame_entropy: ``(B,)`` float32, nats per token: how uncertain it was before it drew.
     """
 
-    reward: Tensor | None
+    rollout: Rollout
     terminated: Tensor
     truncated: Tensor
-    frame_nll: Tensor
-    frame_entropy: Tensor
+
+    @property
+    def reward(self) -> Tensor | None:
+        """``(B,)`` float32; None if there is neither a reward function nor the model's reward."""
+        return None if self.rollout.reward is None else self.rollout.reward[:, 0]
 
 
 class ImaginedEpisodes:
@@ -71,7 +71,9 @@ class ImaginedEpisodes:
         max_steps: An episode is truncated after so many steps; None for never.
         sampling: How ids are drawn.
         termination_threshold: An episode terminates where the model's probability of it is at least
-            this; None draws with that probability.
+            this, never with a threshold above 1. None, the default, draws with that probability, so
+            that episodes end as often as the model expects: now and then also where an end is
+            unlikely, which a model that hardly saw ends may often think.
         reward_fn: What a step is worth, in place of the reward that the model predicts; needed to
             have any where its data had none. See :data:`RewardFunction`.
         seed: Of starts, terminations and all noise.
@@ -83,7 +85,7 @@ class ImaginedEpisodes:
     def __init__(
         self,
         model: TokenWorldModel,
-        starts: Context,
+        starts: Context | RecordedStarts,
         num_episodes: int,
         *,
         max_steps: int | None = None,
@@ -107,7 +109,8 @@ class ImaginedEpisodes:
             raise TokenwmError(f"reward_fn is {shown(reward_fn)}; expected a function")
         if sampling is not None:
             check_type("sampling", sampling, SamplingConfig)
-        self.model, self.starts, self.num_episodes = model, model.checked(starts), num_episodes
+        context = starts.context(model) if isinstance(starts, RecordedStarts) else starts
+        self.model, self.starts, self.num_episodes = model, model.checked(context), num_episodes
         self.max_steps, self.termination_threshold = max_steps, termination_threshold
         self.sampling, self.reward_fn = sampling, reward_fn
         self.seed(seed)
@@ -124,7 +127,7 @@ class ImaginedEpisodes:
         self._generator = torch.Generator(device).manual_seed(seed)
         self._seed, self._num_started = seed, 0
         self._num_context = self.starts.tokens.frame.shape[1]
-        self._state, self._start_rows = self._begin(self.num_episodes)
+        self._state = self._begin(self.num_episodes)
         self.num_steps = torch.zeros(self.num_episodes, dtype=torch.int64, device=device)
 
     @torch.inference_mode()
@@ -149,11 +152,11 @@ class ImaginedEpisodes:
         if len(episodes) == 0:
             return
         first_step = self._state.step - (self._num_context - 1)
-        new, rows = self._begin(len(episodes), first_step)
+        new = self._begin(len(episodes), first_step)
         self._state = self._state.replace_rows(episodes, new)
         self.num_steps[episodes] = 0
-        self._start_rows[episodes] = rows
 
+    @torch.inference_mode()
     def step(self, actions: Tensor | NDArray[Any]) -> Transition:
         """Take one action in every episode, ``(B, A)`` in the units of the data.
 
@@ -162,10 +165,7 @@ class ImaginedEpisodes:
         Raises:
             TokenwmError: Another shape; a value that is not finite, or no id (not on a GPU).
         """
-        actions = as_tensor("actions", actions)
-        num_actions = self.model.vocabulary.action.num_dimensions
-        check_shape("actions", actions, (self.num_episodes, num_actions))
-        return self.step_tokens(self.model.encode_actions(actions))
+        return self._moved(*self.model.step(self._state, actions, self.sampling))
 
     @torch.inference_mode()
     def step_tokens(self, action_tokens: Tensor) -> Transition:
@@ -174,9 +174,12 @@ class ImaginedEpisodes:
         Raises:
             TokenwmError: Another shape or type; an id out of range (not on a GPU).
         """
-        self._state, outcome = self.model.step(self._state, action_tokens, self.sampling)
+        return self._moved(*self.model.step_tokens(self._state, action_tokens, self.sampling))
+
+    def _moved(self, state: WorldState, rollout: Rollout) -> Transition:
+        self._state = state
         self.num_steps += 1
-        probability = outcome.termination_probability
+        probability = rollout.termination_probability[:, 0]
         if self.termination_threshold is None:
             luck = torch.rand(
                 probability.shape, generator=self._generator, device=probability.device
@@ -187,30 +190,12 @@ class ImaginedEpisodes:
         truncated = torch.zeros_like(terminated)
         if self.max_steps is not None:
             truncated = self.num_steps >= self.max_steps
-        reward = outcome.reward
         if self.reward_fn is not None:
-            reward = self._rewarded(self.reward_fn, action_tokens, outcome)
-        return Transition(reward, terminated, truncated, outcome.frame_nll, outcome.frame_entropy)
+            rollout = replace(rollout, reward=self._rewarded(self.reward_fn, rollout)[:, None])
+        return Transition(rollout, terminated, truncated)
 
-    def _rewarded(
-        self, reward_fn: RewardFunction, action_tokens: Tensor, outcome: StepOutcome
-    ) -> Tensor:
-        """Rewards of the step that was just taken, by the reward function, ``(B,)`` float32."""
-        state, predicted = self.state, outcome.reward
-        rollout = Rollout(
-            action_tokens=action_tokens[:, None].to(self.model.device),
-            frame_tokens=self.frame_tokens[:, None],
-            state_tokens=None if self.state_tokens is None else self.state_tokens[:, None],
-            state=None if state is None else state[:, None],
-            reward=None if predicted is None else predicted[:, None],
-            termination_probability=outcome.termination_probability[:, None],
-            frame_nll=outcome.frame_nll[:, None],
-            frame_entropy=outcome.frame_entropy[:, None],
-            context=self.starts,
-            context_rows=self._start_rows.clone(),  # restarts overwrite it
-            row_passes=outcome.row_passes,
-            num_passes=1,
-        )
+    def _rewarded(self, reward_fn: RewardFunction, rollout: Rollout) -> Tensor:
+        """Rewards by the reward function, ``(B,)`` float32."""
         reward = reward_fn(rollout)
         if not isinstance(reward, Tensor):
             raise TokenwmError(
@@ -233,7 +218,7 @@ class ImaginedEpisodes:
     @property
     def state(self) -> Tensor | None:
         """``(B, state_dim)`` float32, of the current step in the units of the data, or None."""
-        return self.model.state_in_units(self._state.state_tokens, self._state.state_values)
+        return self.model.state_of(self._state)
 
     @torch.inference_mode()
     def observe(self, kind: ObservationKind) -> Tensor:
@@ -241,62 +226,47 @@ class ImaginedEpisodes:
 
         Args:
             kind: ``tokens``: ``(B, K)`` int64. ``embeddings``: ``(B, K * code_dim + P)`` float32,
-                the codes of the tokens, then the state scaled to [-1, 1]. ``pixels``:
-                ``(B, cameras, H, W, 3)`` uint8.
+                :meth:`TokenWorldModel.features`. ``state``: ``(B, state_dim)`` float32 in the units
+                of the data. ``pixels``: ``(B, cameras, H, W, 3)`` uint8.
 
         Raises:
-            TokenwmError: There is no such kind.
+            TokenwmError: There is no such kind, or the model has no state.
         """
-        check_observation(kind)
+        check_observation(kind, self.model)
         if kind == "tokens":
             return self.frame_tokens
         if kind == "pixels":
-            starts, tokens = self.starts, self.frame_tokens[:, None]
+            starts, tokens, rows = self.starts, self.frame_tokens[:, None], self._state.context_rows
             last = starts.tokens.frame[:, -1]
-            return self.model.decode_tokens(tokens, last, starts.anchor, self._start_rows)[:, 0]
-        tokenizer = self.model.tokenizer
-        codes = tokenizer.quantizer.codes_of(
-            self.frame_tokens.reshape(-1, tokenizer.tokens_per_camera)
-        )
-        parts = [codes.reshape(self.num_episodes, -1).float()]
-        state = self.model.vocabulary.state
-        if state is not None and self.state_tokens is not None:
-            parts.append(2.0 * (self.state_tokens + 0.5) / state.num_values - 1.0)
-        return torch.cat(parts, dim=1)
+            return self.model.decode_tokens(tokens, last, starts.anchor, rows)[:, 0]
+        state = self.state
+        return self.model.features(self._state) if kind == "embeddings" or state is None else state
 
-    def _begin(self, count: int, first_step: Tensor | None = None) -> tuple[DecodeState, Tensor]:
-        """Episodes at starts drawn for them, with noise streams that no episode had before.
-
-        Returns:
-            Their state, and the rows of the starts, ``(count,)`` int64.
-        """
+    def _begin(self, count: int, first_step: Tensor | None = None) -> WorldState:
+        """Episodes at starts drawn for them, with noise streams that no episode had before."""
         device, num_starts = self.model.device, len(self.starts.tokens.frame)
         rows = torch.randint(num_starts, (count,), generator=self._generator, device=device)
         streams = self._num_started + torch.arange(count, device=device)
         self._num_started += count
-        # All but the anchor, which is not read.
-        drawn = replace(self.starts, anchor=None).rows(rows)
-        state = prefill(
-            self.model.world_model,
-            drawn.tokens,
-            state_values=self.model.state_values(drawn),
-            seed=self._seed,
-            noise_streams=streams,
-            first_step=first_step,
+        return self.model.start_rows(
+            self.starts, rows, seed=self._seed, noise_streams=streams, first_step=first_step
         )
-        return state, rows
 
 
-def check_observation(kind: object) -> None:
-    """Check that there is such a kind of observation.
+def check_observation(kind: object, model: TokenWorldModel) -> None:
+    """Check that a model's episodes can be observed in a kind.
 
     Raises:
-        TokenwmError: There is not.
+        TokenwmError: There is no such kind, or the model has no state.
     """
     kinds = get_args(ObservationKind)
     if not isinstance(kind, str) or kind not in kinds:
         raise TokenwmError(
             f"observation={shown(kind)}; choose {', '.join(kinds[:-1])} or {kinds[-1]}"
+        )
+    if kind == "state" and model.vocabulary.state is None:
+        raise TokenwmError(
+            "observation='state', but the model has no state; choose pixels, tokens or embeddings"
         )
 
 

@@ -1,4 +1,4 @@
-"""Work on fixed tensors, recorded once as a CUDA graph and from then on started as one.
+"""Work on fixed tensors, captured once as a CUDA graph and from then on started as one.
 
 A pass of a small model is hundreds of kernels of a few microseconds each, and starting them one by
 one takes longer than running them. A graph holds the addresses of what it reads and writes, so what
@@ -8,13 +8,13 @@ it works on is copied into tensors of its own first; and it belongs to the cache
 import logging
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from tokenwm.imagination.records import map_leaves
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.world_model import WorldModel
 
@@ -28,12 +28,12 @@ WARM_UP_CALLS = 3
 """Calls that are run as they are: libraries choose kernels and compilers compile in the first."""
 
 
-class Recording(Generic[Arguments, Result]):
+class GraphedCall(Generic[Arguments, Result]):
     """A function of fixed tensors.
 
-    The first calls run it as it is (they count: nothing is done twice), the next records it, those
-    behind replay what was recorded. If it cannot be recorded, that is logged and it goes on being
-    run as it is.
+    The first calls run it as it is (they count: nothing is done twice), the next captures it, those
+    behind replay the graph. If it cannot be captured, that is logged and it goes on being run as it
+    is.
 
     Args:
         function: Works on a CUDA device, looks at the value of no tensor, and overwrites at most
@@ -56,13 +56,13 @@ class Recording(Generic[Arguments, Result]):
         """Run the function, once. The next call overwrites the tensors of the result."""
         self._num_calls += 1
         if self._num_calls == WARM_UP_CALLS + 1:
-            self._record()
+            self._capture()
         if self._replay is None:
             return self._function(self.arguments)
         self._replay()
         return cast(Result, self._result)
 
-    def _record(self) -> None:
+    def _capture(self) -> None:
         def run() -> None:
             self._result = self._function(self.arguments)
 
@@ -74,18 +74,18 @@ class Recording(Generic[Arguments, Result]):
             logger.warning("decoding goes on without a CUDA graph: %s", error)
 
 
-def run_recorded(
+def run_graphed(
     model: WorldModel,
     function: Callable[[Arguments], Result],
     arguments: Arguments,
     cache: KVCache,
     key: Hashable,
 ) -> Result:
-    """Call a function; recorded, if the model's passes are.
+    """Call a function; as a CUDA graph, if the model's passes are.
 
     Args:
         model: The world model.
-        function: See :class:`Recording`.
+        function: See :class:`GraphedCall`.
         arguments: The same.
         cache: The cache that it writes to.
         key: What the function does, and to what sizes.
@@ -93,22 +93,22 @@ def run_recorded(
     Returns:
         The function's result, with tensors of its own and the same cache.
     """
-    if not model.records_passes:
+    if not model.graph_passes:
         return function(arguments)
 
     def own(leaf: Any) -> Any:
         return cache if isinstance(leaf, KVCache) else _copy(leaf)
 
-    recording = cache.recording(key, lambda: Recording(function, arguments))
-    overwrite(recording.arguments, arguments)
-    return map_leaves(own, recording())
+    graphed = cache.graph(key, lambda: GraphedCall(function, arguments))
+    overwrite(graphed.arguments, arguments)
+    return map_leaves(own, graphed())
 
 
 class _OfThread(threading.local):
-    """What graphs of one thread share: a stream to record on, and memory for what is in between.
+    """A stream to capture on and memory for intermediate values, shared by graphs of one thread.
 
     No two of them run at the same time. Memory belongs to the graphs that are alive: a pool whose
-    graphs are gone cannot be recorded to again.
+    graphs are gone cannot be captured to again.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ _of_thread = _OfThread()
 
 
 def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record the kernels that a function starts on a device, without running them.
+    """Capture the kernels that a function starts on a device, without running them.
 
     Returns:
         What runs them.
@@ -131,7 +131,7 @@ def capture(function: Callable[[], None], device: torch.device) -> Callable[[], 
     pool = next((other.pool() for other in graphs), None)
     graph = torch.cuda.CUDAGraph()
     try:
-        # Back to this stream also if recording fails; other threads (a server's, a data loader's)
+        # Back to this stream also if capturing fails; other threads (a server's, a data loader's)
         # may go on using the device meanwhile.
         with (
             torch.cuda.device(device),
@@ -145,7 +145,7 @@ def capture(function: Callable[[], None], device: torch.device) -> Callable[[], 
         ):
             function()
     except RuntimeError:
-        graphs.clear()  # their pool may count as being recorded to for ever
+        graphs.clear()  # their pool may count as being captured to for ever
         raise
     graphs.add(graph)
     return graph.replay
@@ -159,20 +159,6 @@ def overwrite(target: T, source: T) -> None:
     map_leaves(
         lambda leaf: leaf.copy_(next(remaining)) if isinstance(leaf, Tensor) else None, target
     )
-
-
-def map_leaves(function: Callable[[Any], Any], values: T) -> T:
-    """Apply a function to everything in (nested) dataclasses and tuples."""
-    result: Any
-    if is_dataclass(values) and not isinstance(values, type):
-        parts = {f.name: map_leaves(function, getattr(values, f.name)) for f in fields(values)}
-        result = replace(values, **parts)
-    elif isinstance(values, tuple):
-        mapped = [map_leaves(function, value) for value in values]
-        result = type(values)(*mapped) if hasattr(values, "_fields") else tuple(mapped)
-    else:
-        result = function(values)
-    return cast(T, result)
 
 
 def _copy(leaf: Any) -> Any:

@@ -1,11 +1,13 @@
-"""What does not fit into memory is done in parts, as large as fit: found by trying, remembered."""
+"""Work in parts that fit into memory; how large those are is found by trying and remembered."""
 
 import logging
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import TypeVar
 
 from torch import OutOfMemoryError
 
+from tokenwm.imagination.pausing import Pausing, finish, without_pause
 from tokenwm.tokenizer.frames import FrameTokenizer
 
 logger = logging.getLogger(__name__)
@@ -16,7 +18,7 @@ TOLERANCE = 8
 
 
 class RowLimits:
-    """How many rows of a kind of work fit into memory.
+    """Most rows of each kind of work that fit into memory.
 
     Rows are halved until they fit. Then the search goes on between what fitted and what did not,
     with the rows that are still to be done, so that only attempts that fail are for nothing: two or
@@ -42,43 +44,45 @@ class RowLimits:
         kind: Hashable,
         what: str,
         num_rows: int,
-        compute: Callable[[slice], T],
+        compute: Callable[[slice], Pausing[T]],
         free_memory: Callable[[], bool],
         at_most: int,
-    ) -> list[T]:
-        """Compute rows, all at once or in parts.
+        group: int = 1,
+    ) -> Pausing[list[T]]:
+        """Compute rows, all at once or in parts, with a pause between two parts.
 
         Args:
             kind: What else the memory depends on: a limit holds for work of the same kind.
-            what: What the rows are, for the log.
+            what: Name of the rows, for the log.
             num_rows: How many there are.
             compute: Computes some of them.
             free_memory: Called when memory runs out; True if it freed some, so that trying again
                 as many rows makes sense.
             at_most: Most rows to try at a time.
+            group: Neighbouring rows that share something: parts have whole groups, as long as one
+                fits.
 
         Raises:
             RuntimeError: A single row does not fit.
         """
         is_new, parts, first = kind not in self._fail, list[T](), 0
         while first < num_rows:
+            if first > 0:
+                yield
             count = self._next(kind, num_rows - first, at_most)
-            try:
-                parts.append(compute(slice(first, first + count)))
+            if count < group or first % group:
+                count = min(count, group - first % group)
+            else:
+                count -= count % group
+            rows = slice(first, first + count)
+            part = yield from _attempt(partial(compute, rows), free_memory, is_last=count == 1)
+            if part is None:
+                self._fail[kind] = count
+                self._fit[kind] = min(count - 1, self._fit.get(kind, 0))
+            else:
+                parts += part
                 self._fit[kind] = max(count, self._fit.get(kind, 0))
                 first += count
-                continue
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = error.with_traceback(None) if count == 1 else None
-            # Outside the except clause: its traceback, and so the memory, is gone here.
-            if free_memory():
-                continue
-            if failed is not None:
-                raise failed
-            self._fail[kind] = count
-            self._fit[kind] = min(count - 1, self._fit.get(kind, 0))
         if is_new and kind in self._fail:
             logger.warning(
                 "%d %s do not fit into memory at once; they are done in parts of at most %d",
@@ -89,7 +93,7 @@ class RowLimits:
         return parts
 
     def _next(self, kind: Hashable, num_rows: int, at_most: int) -> int:
-        """How many of the rows that are left to try next."""
+        """The number of rows to try next, of those that are left."""
         num_rows, fit = min(num_rows, at_most), self._fit.get(kind, 0)
         if num_rows <= fit or kind not in self._fail:
             return num_rows
@@ -108,28 +112,45 @@ def within_pixel_memory(
     Raises:
         RuntimeError: A single frame does not fit.
     """
-    before = tokenizer.pixel_memory
-    while True:
+    before, result = tokenizer.pixel_memory, None
+    while result is None:
+        is_last = tokenizer.frames_at_once == 1
         try:
-            result = compute()
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failed = error.with_traceback(None) if tokenizer.frames_at_once == 1 else None
-        if free_memory():
-            continue
-        if failed is not None:
+            result = finish(_attempt(lambda: without_pause(compute), free_memory, is_last=is_last))
+        except (RuntimeError, MemoryError):
             tokenizer.pixel_memory = before
-            raise failed
-        tokenizer.pixel_memory //= 2
+            raise
+        if result is None:
+            tokenizer.pixel_memory //= 2
     if tokenizer.pixel_memory < before:
         logger.warning(
             "frames did not fit into memory with pixel_memory=%d bytes; it is %d now",
             before,
             tokenizer.pixel_memory,
         )
-    return result
+    return result[0]
+
+
+def _attempt(
+    compute: Callable[[], Pausing[T]], free_memory: Callable[[], bool], *, is_last: bool
+) -> Pausing[tuple[T] | None]:
+    """Compute, again where memory could be freed; None if there is too little of it.
+
+    Raises:
+        RuntimeError: There is too little and this is the last attempt, or something else failed.
+    """
+    while True:
+        try:
+            return ((yield from compute()),)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = error.with_traceback(None) if is_last else None
+        # Outside the except clause: its traceback, and so the memory, is gone here.
+        if not free_memory():
+            if failed is not None:
+                raise failed
+            return None
 
 
 def is_out_of_memory(error: Exception) -> bool:

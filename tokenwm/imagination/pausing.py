@@ -21,8 +21,14 @@ def finish(work: Pausing[T]) -> T:
             return result
 
 
+def without_pause(function: Callable[[], T]) -> Pausing[T]:
+    """A call, in the form of a computation that pauses; it does not."""
+    yield from ()
+    return function()
+
+
 def unpaused(function: Callable[P, Pausing[T]]) -> Callable[P, T]:
-    """The same function without pauses."""
+    """A function that computes without pauses what the given one computes with them."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

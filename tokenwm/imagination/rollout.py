@@ -1,13 +1,17 @@
 """Imagined futures, side by side: what came of every row's actions, and which row came out best."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.context import Context, as_tensor
+from tokenwm.imagination.context import Context, as_tensor, cat_contexts
+from tokenwm.imagination.records import behind_one_another
 from tokenwm.shapes import check_shape, is_number, shown
 
 logger = logging.getLogger(__name__)
@@ -21,10 +25,10 @@ NO_REWARD = (
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Rollout:
-    """``H`` imagined steps of ``B`` rows; entry ``h`` is what ``actions[:, h]`` led to.
+    """Imagined futures: ``H`` steps of ``B`` rows; entry ``h`` is what ``actions[:, h]`` led to.
 
     Attributes:
-        action_tokens: ``(B, H, A)`` int64, the actions.
+        actions: ``(B, H, A)`` in the units of the data, float32, or int64 if they are ids.
         frame_tokens: ``(B, H, K)`` int64.
         state_tokens: ``(B, H, P)`` int64, or None.
         state: ``(B, H, P)`` float32 in the units of the data, or None: the expected value in greedy
@@ -33,16 +37,22 @@ class Rollout:
         reward: ``(B, H)`` float32, expected reward of each action; None if none was recorded.
         termination_probability: ``(B, H)`` float32 in [0, 1], that the action ends the episode,
             given that it is taken.
-        frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew.
-        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew.
+        frame_nll: ``(B, H)`` float32, nats per token, the model's surprise at what it drew: the
+            mean negative log-likelihood of the frame tokens at temperature 1.
+        frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew; the
+            expectation of ``frame_nll``, with no luck in it.
         context: What it started from, each row once, however many futures it has.
-        context_rows: ``(B,)`` int64, the row of the context that each future started from.
+        context_rows: ``(B,)`` int64, the row of the context that each future started from. An
+            index and not a number of copies, since rows can be selected and start anew.
+        doubt: ``(B, H)`` float32, how little the model knows what it does there; None if nothing
+            estimates it.
         row_passes: ``(B,)`` int64, passes through the transformer until each row had all its steps;
-            ``K`` a step without speculation, and one for the state if there is one.
+            ``K`` a step without speculation, and one for the state if there is one. None if it
+            took none.
         num_passes: Passes in all, see :class:`~tokenwm.imagination.state.DecodedSteps`.
     """
 
-    action_tokens: Tensor
+    actions: Tensor
     frame_tokens: Tensor
     state_tokens: Tensor | None
     state: Tensor | None
@@ -52,8 +62,9 @@ class Rollout:
     frame_entropy: Tensor
     context: Context
     context_rows: Tensor
-    row_passes: Tensor
-    num_passes: int
+    doubt: Tensor | None = None
+    row_passes: Tensor | None = None
+    num_passes: int = 0
 
     def __repr__(self) -> str:
         num_rows, num_steps = self.frame_tokens.shape[:2]
@@ -62,7 +73,53 @@ class Rollout:
     @property
     def tokens_per_pass(self) -> float:
         """Mean number of tokens that a pass decides, see :attr:`DecodedSteps.tokens_per_pass`."""
+        if self.row_passes is None:
+            raise TokenwmError("this rollout was decoded in no passes; it has no tokens per pass")
         return self.frame_tokens.numel() / int(self.row_passes.sum())
+
+    def rows(self, rows: slice | Tensor | Sequence[int]) -> "Rollout":
+        """Some rows: by a slice, which is a view, or by their numbers, which may repeat."""
+        return self._changed(lambda tensor: tensor[rows])
+
+    def steps(self, steps: slice) -> "Rollout":
+        """Consecutive steps of every row; passes stay those of all steps."""
+        return self._changed(lambda tensor: tensor[:, steps] if tensor.ndim > 1 else tensor)
+
+    def to(self, device: torch.device | str) -> "Rollout":
+        """This rollout on a device, with its context."""
+        moved = self._changed(lambda tensor: tensor.to(device))
+        return replace(moved, context=self.context.to(torch.device(device)))
+
+    @classmethod
+    def cat(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """Rows of one part below those of another, of as many steps each."""
+        first = parts[0]
+        joined = first._changed(torch.cat, parts)
+        num_passes = max(part.num_passes for part in parts)
+        if all(part.context is first.context for part in parts):
+            return replace(joined, num_passes=num_passes)
+        before = accumulate((len(part.context.tokens.frame) for part in parts), initial=0)
+        rows = [part.context_rows + start for part, start in zip(parts, before, strict=False)]
+        context = cat_contexts([part.context for part in parts])
+        return replace(joined, context=context, context_rows=torch.cat(rows), num_passes=num_passes)
+
+    @classmethod
+    def join(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """Steps of one part after those of another, of the same rows from the same context."""
+        joined = parts[0]._changed(behind_one_another, parts)
+        num_passes = sum(part.num_passes for part in parts)
+        return replace(joined, context_rows=parts[0].context_rows, num_passes=num_passes)
+
+    def _changed(
+        self, change: Callable[..., Tensor], parts: Sequence["Rollout"] | None = None
+    ) -> "Rollout":
+        """Each tensor changed, or made of those of several parts; the context stays."""
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                theirs = None if parts is None else [getattr(part, name) for part in parts]
+                changed[name] = change(value if theirs is None else theirs)
+        return replace(self, **changed)
 
     @property
     def survival(self) -> Tensor:
@@ -89,11 +146,9 @@ class Rollout:
     @property
     def is_finite(self) -> Tensor:
         """``(B,)`` bool, whether all numbers of a row are finite. Tokens alone cannot tell."""
-        known = (self.reward, self.termination_probability, self.frame_nll, self.frame_entropy)
-        parts = [part.isfinite().all(1) for part in known if part is not None]
-        if self.state is not None:
-            parts.append(self.state.isfinite().flatten(1).all(1))
-        return torch.stack(parts).all(0)
+        known = [part for part in vars(self).values() if isinstance(part, Tensor)]
+        numbers = [part for part in known if part.is_floating_point()]
+        return torch.stack([part.isfinite().flatten(1).all(1) for part in numbers]).all(0)
 
     def discounted_return(self, discount: float, bootstrap: Tensor | None = None) -> Tensor:
         """The expected sum of discounted rewards up to the end of the episode.

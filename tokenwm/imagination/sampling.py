@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.shapes import is_number, is_whole, shown
+from tokenwm.shapes import check_type, is_number, is_whole, shown
 
 # SplitMix64 (Steele, Lea & Flood 2014); constants as signed 64-bit integers, multiplication wraps.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -65,6 +65,16 @@ class SamplingConfig:
         return self.temperature == 0.0
 
 
+def check_sampling(sampling: SamplingConfig | None) -> None:
+    """Check that it is one, or None.
+
+    Raises:
+        TokenwmError: It is not.
+    """
+    if sampling is not None:
+        check_type("sampling", sampling, SamplingConfig)
+
+
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift; torch's is arithmetic."""
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
@@ -94,8 +104,7 @@ def gumbel_noise(
         num_values: ``V``, how many ids there are to choose from.
 
     Returns:
-        ``(..., V)`` float32, finite; in front of ``V`` the shape of seeds, streams, step and
-        slot,
+        ``(..., V)`` float32, finite; in front of ``V`` the shape of seeds, streams, step and slot,
         broadcast together.
     """
     key = _mix(seeds + _GOLDEN)

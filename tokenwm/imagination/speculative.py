@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.decode import draw_state, predict_frame_tokens
-from tokenwm.imagination.graphs import Recording, overwrite
+from tokenwm.imagination.drawing import draw_state, predict_frame_tokens
+from tokenwm.imagination.graphs import GraphedCall, overwrite
 from tokenwm.imagination.passes import (
     compiled_like_passes,
     forward_span,
@@ -35,7 +35,8 @@ from tokenwm.imagination.passes import (
 )
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodedSteps, DecodeState
-from tokenwm.transformer.world_model import Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 
 def decode_steps_speculatively(
@@ -70,12 +71,12 @@ def decode_steps_speculatively(
     stream = _Stream.of(model, state, actions, span or best_span(model, len(actions)))
     distance = num_steps * model.layout.positions_per_step
     run_pass = partial(_pass, model, sampling)
-    if model.records_passes:
+    if model.graph_passes:
         key = ("speculative", num_steps, stream.span, sampling)
-        recording = state.cache.recording(key, lambda: Recording(run_pass, stream))
-        overwrite(recording.arguments, stream)
-        stream = recording.arguments
-        num_passes = _run(model, stream, lambda _: recording(), distance)
+        graphed = state.cache.graph(key, lambda: GraphedCall(run_pass, stream))
+        overwrite(graphed.arguments, stream)
+        stream = graphed.arguments
+        num_passes = _run(model, stream, lambda _: graphed(), distance)
     else:
         num_passes = _run(model, stream, run_pass, distance)
     return stream.finish(model, state, num_passes)
@@ -100,7 +101,7 @@ def _run(
         distance: Positions that the row furthest behind still has to go.
     """
     on_cpu = stream.filled.device.type == "cpu"
-    has_fixed_rows = passes_are_compiled(model) or model.records_passes
+    has_fixed_rows = passes_are_compiled(model) or model.graph_passes
     can_leave_out = on_cpu and stream.start.cache.past is None and not has_fixed_rows
     num_passes = 0
     while distance > 0:
@@ -122,11 +123,11 @@ def _run(
 
 
 CHEAP_POSITIONS = 512
-"""Positions in one pass up to which a CPU takes little longer for more of them (measured)."""
+"""Positions in one pass up to which a CPU takes little longer for more of them."""
 
 
 CHEAP_POSITIONS_GPU = 2048
-"""The same of a GPU, whose pass is bound by starting kernels; an estimate, not measured."""
+"""Positions in one pass up to which a GPU, bound by starting kernels, takes hardly longer."""
 
 
 def best_span(model: WorldModel, batch_size: int) -> int:
@@ -194,7 +195,7 @@ class _Stream:
             None if known is None else known[:, None].repeat(1, steps, 1)
             for known in (start.state_tokens, start.state_values)
         )
-        shape = (batch, num_steps + 1, start.pending.shape[-1])
+        shape = (batch, num_steps + 1, model.config.transformer.dim)
         filled = torch.full((batch,), layout.action_slot - 1, device=actions.device)
         return cls(
             start=start,
@@ -243,11 +244,9 @@ class _Stream:
             None if buffer is None else buffer[:, decoded_steps].clone()
             for buffer in (self.state, self.values)
         )
-        pending = model.frame_embedding(frame[:, -1, -1]) + model.slot_embedding[-2] + model.no_hint
         following = replace(
             state,
             step=state.step + num_steps,
-            pending=pending[:, None],
             frame_tokens=frame[:, -1],
             state_tokens=None if states is None else states[:, -1],
             state_values=None if values is None else values[:, -1],
@@ -276,7 +275,7 @@ def _pass(model: WorldModel, sampling: SamplingConfig, stream: _Stream) -> None:
     tokens = _with_drafts(model, stream, step)
 
     embed = compiled_like_passes(model, WorldModel.embed)
-    embedded, _ = embed(model, tokens)  # (B, steps * L, D)
+    embedded = embed(model, tokens).positions  # (B, steps * L, D)
     place = (position - (step[:, None] - 1) * period)[..., None].expand(-1, -1, embedded.shape[-1])
     absolute = position + start.step * period
     hidden = forward_span(model, start.cache, embedded.gather(1, place), absolute)  # (B, Q, D)

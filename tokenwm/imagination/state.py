@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import check_ids
+from tokenwm.imagination.records import behind_one_another, combine
 from tokenwm.shapes import check_shape, check_type, is_whole, shown
 from tokenwm.transformer.cache import KVCache
 
@@ -24,7 +25,6 @@ class DecodeState:
     Attributes:
         cache: Keys and values; shared with the states derived from this one.
         step: Scalar int64, number of the current step since the start of the context.
-        pending: ``(B, 1, D)``, the embedded last observation position of the step.
         frame_tokens: ``(B, K)`` int64, of the current step.
         state_tokens: ``(B, P)`` int64, of the current step, or None.
         state_values: ``(B, P)``, what greedy decoding knows of the state beyond its tokens, see
@@ -36,7 +36,6 @@ class DecodeState:
 
     cache: KVCache
     step: Tensor
-    pending: Tensor
     frame_tokens: Tensor
     state_tokens: Tensor | None
     state_values: Tensor | None
@@ -98,20 +97,31 @@ class DecodeState:
             partial(torch.repeat_interleave, repeats=num_copies, dim=0),
             self.cache.fork(num_copies, pending, num_steps, cache),
         )
-        streams = torch.arange(len(forked.pending), device=self.noise_streams.device)
+        streams = torch.arange(len(forked.frame_tokens), device=self.noise_streams.device)
         return replace(forked, noise_streams=streams)
 
     def take_rows(self, rows: Tensor) -> "DecodeState":
-        """A copy of some rows, ``(n,)`` int64, with a cache of its own; not of a fork.
+        """A copy of some rows, ``(n,)`` int64, with a cache of its own; repeats are allowed.
+
+        Rows of a fork go on sharing what came before it if the fork began at one row; otherwise
+        each takes a copy of that along.
 
         Raises:
-            TokenwmError: The state was used, or is a fork; rows are no numbers or, not on a GPU,
-                out of range.
+            TokenwmError: The state was used; rows are no numbers or, not on a GPU, out of range.
         """
         self.check_current()
-        check_ids("rows", rows, len(self.pending))
+        check_ids("rows", rows, len(self.frame_tokens))
         check_shape("rows", rows, ("n",))
         return self._with_rows(lambda tensor: tensor[rows], self.cache.take_rows(rows))
+
+    def snapshot(self) -> "DecodeState":
+        """A copy of all rows that can be gone back to, whatever becomes of this state.
+
+        Raises:
+            TokenwmError: The state was used.
+        """
+        self.check_current()
+        return self._with_rows(torch.clone, self.cache.snapshot())
 
     @torch.inference_mode()  # in place: the memory of a state that a model returned is of this mode
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
@@ -131,8 +141,8 @@ class DecodeState:
         self.cache.check_no_forks()
         if other.cache is self.cache:
             raise TokenwmError("rows of a state cannot take the place of others in it: take_rows")
-        check_ids("rows", rows, len(self.pending))
-        check_shape("rows", rows, (len(other.pending),))
+        check_ids("rows", rows, len(self.frame_tokens))
+        check_shape("rows", rows, (len(other.frame_tokens),))
         self.cache.replace_rows(rows, other.cache)
 
         def put(mine: Tensor | None, its: Tensor | None) -> Tensor | None:
@@ -148,12 +158,12 @@ class DecodeState:
         return replace(self, cache=cache, **changed).renewed()  # type: ignore[arg-type]
 
 
-_OF_ROWS = ("pending", "frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
+_OF_ROWS = ("frame_tokens", "state_tokens", "state_values", "noise_streams", "seeds")
 """Fields of a :class:`DecodeState` that hold a row for each of its rows."""
 
 
 class StepOutcome(NamedTuple):
-    """What one action caused.
+    """Outcome of one action, inside the engine: tensors only, which a CUDA graph can overwrite.
 
     Attributes:
         reward: ``(B,)`` float32, expected reward; None if the data had none.
@@ -175,7 +185,9 @@ class StepOutcome(NamedTuple):
 
 
 class DecodedSteps(NamedTuple):
-    """What ``H`` actions lead to.
+    """Outcome of ``H`` actions in the model's own terms, inside the engine.
+
+    Users get a :class:`~tokenwm.imagination.rollout.Rollout`, which knows units and the context.
 
     Attributes:
         frame_tokens: ``(B, H, K)`` int64.
@@ -214,39 +226,22 @@ class DecodedSteps(NamedTuple):
         cls, states: Sequence[DecodeState], outcomes: Sequence[StepOutcome], num_passes: int
     ) -> "DecodedSteps":
         """From the state after each action and what it caused."""
-        reward, termination, nll, entropy, row_passes = zip(*outcomes, strict=True)
-        return cls(
-            frame_tokens=torch.stack([state.frame_tokens for state in states], dim=1),
-            state_tokens=_stack([state.state_tokens for state in states]),
-            state_values=_stack([state.state_values for state in states]),
-            reward=_stack(reward),
-            termination_probability=torch.stack(termination, dim=1),
-            frame_nll=torch.stack(nll, dim=1),
-            frame_entropy=torch.stack(entropy, dim=1),
-            row_passes=torch.stack(row_passes).sum(0),
-            num_passes=num_passes,
-        )
+        steps = [
+            (state.frame_tokens, state.state_tokens, state.state_values, *outcome)
+            for state, outcome in zip(states, outcomes, strict=True)
+        ]
+        *stacked, row_passes = combine(partial(torch.stack, dim=1), steps)
+        return cls._make([*stacked, row_passes.sum(1), num_passes])
 
     @classmethod
     def cat(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
         """Rows of one part below those of another; passes are the most that a part made."""
-        *tensors, num_passes = zip(*parts, strict=True)
-        return cls._make([*(_cat(named, dim=0) for named in tensors), max(num_passes)])
+        joined = combine(torch.cat, parts)
+        return joined._replace(num_passes=max(part.num_passes for part in parts))
 
     @classmethod
     def join(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
         """Steps of one part after those of another, of the same rows."""
-        *tensors, row_passes, num_passes = zip(*parts, strict=True)
-        joined = [_cat(named, dim=1) for named in tensors]
-        return cls._make([*joined, torch.stack(row_passes).sum(0), sum(num_passes)])
-
-
-def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """``(B, ·)`` of every step → ``(B, H, ·)``, or None where there is none."""
-    known = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(known, dim=1) if known else None
-
-
-def _cat(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
-    known = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(known, dim=dim) if known else None
+        joined = combine(behind_one_another, parts)
+        num_passes = sum(part.num_passes for part in parts)
+        return joined._replace(num_passes=num_passes)

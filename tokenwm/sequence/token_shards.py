@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -15,23 +15,17 @@ from torch import Tensor
 
 import tokenwm
 from tokenwm.data.shards import tasks as shard_tasks
-from tokenwm.data.shards.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    EpisodeInfo,
-    Feature,
-    Manifest,
-    ShardInfo,
-)
-from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.shards.manifest import MANIFEST_NAME, SCHEMA_VERSION, Feature, Manifest
+from tokenwm.data.shards.reader import ShardReader, stack_cameras
+from tokenwm.data.shards.stream import StreamedEpisode, stream_episodes
 from tokenwm.data.shards.tar import ShardFile
-from tokenwm.data.shards.tasks import Extra, ShardJob, ShowProgress, run_shard_tasks
+from tokenwm.data.shards.tasks import Extra, Record, ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.storage.folder import Folder, join, open_folder, sha256_of, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
     BinMethod,
-    ContinuousTokenizer,
+    BinTokenizer,
     DiscreteTokenizer,
     ScalarTokenizer,
 )
@@ -65,7 +59,7 @@ def fit_scalar_tokenizer(
     quantiles = manifest.statistics.get(name, {}).get("quantiles")
     if not quantiles:
         raise TokenwmError(f"the manifest has no quantiles of {name}; prepare the shards again")
-    return ContinuousTokenizer.fit(
+    return BinTokenizer.fit(
         np.asarray(quantiles, dtype=np.float64),
         num_bins=num_bins,
         method=method,
@@ -159,9 +153,15 @@ def tokenize_shards(
     """
     frames = Manifest.load(frames_folder)
     # Without a checksum per episode, everything has to be read before the first one is used.
-    reader = ShardReader(frames_folder, verify=frames.schema_version == 1)
-    _check_frames(reader, tokenizer)
-    tasks = _tasks(reader, num_shifted_copies)
+    ShardReader(frames_folder, manifest=frames, verify=frames.schema_version == 1)
+    maker = TokenShardMaker(
+        root=str(frames_folder),
+        manifest=frames,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        num_shifted_copies=num_shifted_copies,
+    )
+    maker.check()
     device = tokenizer.mean_frame.device.type
     if device != "cpu" and (num_workers > 1 or engine != "local"):
         raise TokenwmError(
@@ -178,30 +178,18 @@ def tokenize_shards(
     made_of = {"frames_manifest": plan["frames"], "shifted_copies": num_shifted_copies}
     with folder.lock():
         asked = json.loads(json.dumps({**made_of, "vocabulary": plan["vocabulary"]}))
-        finished = _finished(folder, asked, overwrite)
-        if finished is not None:
-            shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
-            return finished
-        folder.remove(MANIFEST_NAME)
-        shard_tasks.begin(folder, plan, overwrite=overwrite)
-        job = ShardJob[TokenShard](
-            folder=folder,
-            plan=shard_tasks.digest_of(plan),
-            make=TokenShardMaker(reader=reader, tokenizer=tokenizer, vocabulary=vocabulary),
-        )
-        records = list(
-            run_shard_tasks(job, tasks, engine=engine, num_workers=num_workers, progress=progress)
-        )
-        tokens = _tokens_manifest(
-            reader.manifest,
-            vocabulary,
-            shards=[record.shard for record in records if record.shard is not None],
-            episodes=[episode for record in records for episode in record.episodes],
-        )
-        files = _write_tokenizer(out_folder, tokenizer_files or {})
-        tokens = replace(tokens, files=files, extra={**tokens.extra, **made_of})
-        tokens.save(out_folder)
-        shard_tasks.end(folder)
+        tokens = _finished(folder, asked, overwrite)
+        if tokens is None:
+            folder.remove(MANIFEST_NAME)
+            shard_tasks.begin(folder, plan, overwrite=overwrite)
+            job = ShardJob[TokenShard](folder=folder, plan=shard_tasks.digest_of(plan), make=maker)
+            made = run_shard_tasks(
+                job, maker.tasks(), engine=engine, num_workers=num_workers, progress=progress
+            )
+            files = _write_tokenizer(out_folder, tokenizer_files or {})
+            tokens = _tokens_manifest(frames, vocabulary, list(made), files, made_of)
+            tokens.save(out_folder)
+        shard_tasks.end(folder)  # a run may have been killed right after it wrote the manifest
         return tokens
 
 
@@ -261,17 +249,6 @@ def shift_of(key: str, copy: int) -> tuple[int, int]:
     return shifts[int.from_bytes(digest[:8], "big") % len(shifts)]
 
 
-def _check_frames(reader: ShardReader, tokenizer: FrameTokenizer) -> None:
-    manifest = reader.manifest
-    if manifest.kind != "frames":
-        raise TokenwmError(f"{reader.root} holds {manifest.kind}; only frames can be tokenized")
-    if len(manifest.cameras) != tokenizer.num_cameras:
-        raise TokenwmError(
-            f"{reader.root} has cameras {', '.join(manifest.cameras)}; the tokenizer was "
-            f"trained for {tokenizer.num_cameras} camera(s)"
-        )
-
-
 def _finished(folder: Folder, made_of: Mapping[str, Any], overwrite: bool) -> Manifest | None:
     """The manifest of token shards that are there already and are what is asked for.
 
@@ -311,34 +288,15 @@ def _write_tokenizer(out_folder: Path | str, files: Mapping[str, bytes]) -> dict
 
 @dataclass(frozen=True, kw_only=True)
 class TokenShard:
-    """The episodes of one token shard; see :class:`~tokenwm.data.shards.tasks.ShardTask`.
+    """A token shard to be made; see :class:`~tokenwm.data.shards.tasks.ShardTask`.
 
     Attributes:
         name: File name, that of the frame shard.
-        episodes: Key of a frame episode and number of a copy of it, in order.
+        num_episodes: Episodes to write, copies included.
     """
 
     name: str
-    episodes: tuple[tuple[str, int], ...]
-
-    @property
-    def num_episodes(self) -> int:
-        """Episodes to write, copies included."""
-        return len(self.episodes)
-
-
-def _tasks(reader: ShardReader, num_shifted_copies: int) -> list[TokenShard]:
-    if num_shifted_copies < 0:
-        raise TokenwmError(f"num_shifted_copies={num_shifted_copies}; use 0 (none) or more")
-    episodes: dict[str, list[tuple[str, int]]] = {}
-    for episode in reader.manifest.episodes:
-        copies = 1 + (num_shifted_copies if episode.split == "train" else 0)
-        of_shard = episodes.setdefault(episode.shard, [])
-        of_shard += [(episode.key, copy) for copy in range(copies)]
-    return [
-        TokenShard(name=shard.path, episodes=tuple(episodes.get(shard.path, ())))
-        for shard in reader.manifest.shards
-    ]
+    num_episodes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,14 +304,49 @@ class TokenShardMaker:
     """Encodes the episodes of a shard; a picklable, pure function of the task.
 
     Attributes:
-        reader: The frames.
-        tokenizer: Encodes them.
+        root: Dataset of frames, a path or a URL.
+        manifest: Its manifest.
+        tokenizer: Encodes the frames.
         vocabulary: Encodes states and actions.
+        num_shifted_copies: Copies of every training episode besides itself.
     """
 
-    reader: ShardReader
+    root: str
+    manifest: Manifest
     tokenizer: FrameTokenizer
     vocabulary: Vocabulary
+    num_shifted_copies: int
+
+    def check(self) -> None:
+        """Check that the parts go together.
+
+        Raises:
+            TokenwmError: They do not.
+        """
+        if self.manifest.kind != "frames":
+            raise TokenwmError(
+                f"{self.root} holds {self.manifest.kind}; only frames can be tokenized"
+            )
+        if len(self.manifest.cameras) != self.tokenizer.num_cameras:
+            raise TokenwmError(
+                f"{self.root} has cameras {', '.join(self.manifest.cameras)}; the tokenizer was "
+                f"trained for {self.tokenizer.num_cameras} camera(s)"
+            )
+        if self.num_shifted_copies < 0:
+            raise TokenwmError(
+                f"num_shifted_copies={self.num_shifted_copies}; use 0 (none) or more"
+            )
+
+    def tasks(self) -> list[TokenShard]:
+        """A token shard for every frame shard."""
+        return [
+            TokenShard(name=shard.path, num_episodes=shard.num_episodes * self._copies(shard.split))
+            for shard in self.manifest.shards
+        ]
+
+    def _copies(self, split: str) -> int:
+        """How often an episode is written: itself and its moved copies."""
+        return 1 + (self.num_shifted_copies if split == "train" else 0)
 
     def __call__(self, task: TokenShard, shard: ShardFile) -> Extra:
         """Encode and add every episode.
@@ -364,59 +357,60 @@ class TokenShardMaker:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            for key, copy in task.episodes:
-                self._add(key, copy, shard)
+            for episode in stream_episodes(self.root, self.manifest, [task.name]):
+                for copy in range(self._copies(episode.info.split)):
+                    self._add(episode, copy, shard)
         finally:
             torch.set_num_threads(threads)
         return Extra()
 
-    def _add(self, key: str, copy: int, shard: ShardFile) -> None:
-        self.reader.check_episode(key)
-        shift = shift_of(key, copy)
-        arrays = _tokenize_episode(self.reader, key, self.tokenizer, self.vocabulary, shift)
-        metadata = self.reader.metadata(key)
+    def _add(self, episode: StreamedEpisode, copy: int, shard: ShardFile) -> None:
+        key, metadata = episode.info.key, episode.metadata
+        down, right = shift_of(key, copy)
         if copy > 0:
-            metadata = {**metadata, "shifted_down": shift[0], "shifted_right": shift[1]}
+            metadata = {**metadata, "shifted_down": down, "shifted_right": right}
+        arrays = self._encode(episode.arrays, (down, right))
         shard.add(f"{key}_shift{copy}" if copy else key, arrays, metadata)
 
-
-def _tokenize_episode(
-    reader: ShardReader,
-    key: str,
-    tokenizer: FrameTokenizer,
-    vocabulary: Vocabulary,
-    shift: tuple[int, int],
-) -> dict[str, NDArray[Any]]:
-    frames = torch.from_numpy(reader.frames(key))  # (T, cameras, H, W, 3)
-    rest = [name for name in reader.manifest.features if not name.startswith("frames.")]
-    arrays = reader.arrays(key, rest)
-    device = tokenizer.mean_frame.device
-    encoded: list[Tensor] = [
-        tokenizer.encode_frames(part.to(device), shift).cpu()
-        for part in torch.split(frames, FRAMES_PER_PASS)
-    ]
-    out = {"frame_tokens": torch.cat(encoded).numpy().astype(np.uint16)}
-    if vocabulary.state is not None:
-        out["state_tokens"] = vocabulary.state.encode(arrays["state"])
-    out["action_tokens"] = vocabulary.action.encode(arrays["action"])
-    return {**out, **arrays}
+    def _encode(
+        self, arrays: Mapping[str, NDArray[Any]], shift: tuple[int, int]
+    ) -> dict[str, NDArray[Any]]:
+        cameras = [arrays[f"frames.{camera}"] for camera in self.manifest.cameras]
+        frames = torch.tensor(stack_cameras(cameras))  # (T, cameras, H, W, 3)
+        device = self.tokenizer.mean_frame.device
+        encoded: list[Tensor] = [
+            self.tokenizer.encode_frames(part.to(device), shift).cpu()
+            for part in torch.split(frames, FRAMES_PER_PASS)
+        ]
+        out = {"frame_tokens": torch.cat(encoded).numpy().astype(np.uint16)}
+        if self.vocabulary.state is not None:
+            out["state_tokens"] = self.vocabulary.state.encode(arrays["state"])
+        out["action_tokens"] = self.vocabulary.action.encode(arrays["action"])
+        rest = {name: arrays[name] for name in arrays if not name.startswith("frames.")}
+        return {**out, **rest}
 
 
 def _tokens_manifest(
-    frames: Manifest, vocabulary: Vocabulary, shards: list[ShardInfo], episodes: list[EpisodeInfo]
+    frames: Manifest,
+    vocabulary: Vocabulary,
+    records: Sequence[Record],
+    files: dict[str, str],
+    made_of: Mapping[str, Any],
 ) -> Manifest:
     return replace(
         frames,
         kind="tokens",
         features=_token_features(frames, vocabulary),
         statistics={k: v for k, v in frames.statistics.items() if not k.startswith("frames.")},
-        shards=shards,
-        episodes=episodes,
+        shards=[record.shard for record in records if record.shard is not None],
+        episodes=[episode for record in records for episode in record.episodes],
+        files=files,
         extra={
             **frames.extra,
             "cameras": list(frames.cameras),
             "tokenizer_hash": vocabulary.tokenizer_hash,
             "vocabulary": vocabulary.to_dict(),
+            **made_of,
         },
     )
 

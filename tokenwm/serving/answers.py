@@ -1,4 +1,4 @@
-"""How requests are answered: computations that pause, so that no request holds up the others."""
+"""Answers to requests: computations that pause, so that no request holds up the others."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +12,7 @@ from tokenwm.imagination.context import Context, cat_contexts
 from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.serving.metrics import Metrics
-from tokenwm.serving.requests import (
-    Arrays,
-    EncodeRequest,
-    ImagineRequest,
-    Request,
-    ScoreRequest,
-)
+from tokenwm.serving.requests import ENCODE, SCORE, Arrays, Request
 from tokenwm.tokenizer.frames import slices
 
 MOST_FRAMES = 64
@@ -28,19 +22,18 @@ LEAST_STEPS, MOST_STEPS = 2, 16
 
 
 def compute(
-    model: TokenWorldModel, asked: Sequence[Any], metrics: Metrics
+    model: TokenWorldModel, asked: Sequence[Request], metrics: Metrics
 ) -> Pausing[list[Arrays]]:
-    """Answers of requests with one key, in order; each gets what it would get alone."""
-    first: Request = asked[0]
-    if isinstance(first, ImagineRequest):
-        return _imagine(model, list(asked), metrics)
-    if isinstance(first, ScoreRequest):
-        return _score(model, first)
-    return _encode(model, first)
+    """Answer requests with one key, in order; each gets what it would get alone."""
+    if asked[0].path == SCORE:
+        return _score(model, asked[0])
+    if asked[0].path == ENCODE:
+        return _encode(model, asked[0])
+    return _imagine(model, asked, metrics)
 
 
 def _imagine(
-    model: TokenWorldModel, requests: list[ImagineRequest], metrics: Metrics
+    model: TokenWorldModel, requests: Sequence[Request], metrics: Metrics
 ) -> Pausing[list[Arrays]]:
     states = [request.states for request in requests if request.states is not None]
     context = yield from _context(
@@ -52,7 +45,7 @@ def _imagine(
     longest = max(request.length for request in requests)
     # Nothing depends on later actions, so shorter sequences may go on with anything.
     actions = np.concatenate([_lengthened(request.actions, longest) for request in requests])
-    counts = [request.num_rows for request in requests]
+    counts = [len(request.actions) for request in requests]
     rows_at_once = min(len(actions), model.max_rows)
     rollout = yield from model.imagine_pausing(
         context,
@@ -74,7 +67,7 @@ def _imagine(
 
 
 def _answer(
-    model: TokenWorldModel, rollout: Rollout, request: ImagineRequest, rows: slice
+    model: TokenWorldModel, rollout: Rollout, request: Request, rows: slice
 ) -> Pausing[Arrays]:
     """A request's rows and steps of a rollout."""
     steps = slice(request.length)
@@ -103,7 +96,7 @@ def _answer(
     return result
 
 
-def _score(model: TokenWorldModel, request: ScoreRequest) -> Pausing[list[Arrays]]:
+def _score(model: TokenWorldModel, request: Request) -> Pausing[list[Arrays]]:
     scores = []
     for row in range(len(request.frames)):
         yield
@@ -114,7 +107,7 @@ def _score(model: TokenWorldModel, request: ScoreRequest) -> Pausing[list[Arrays
     return [{"frame_nll": np.concatenate(scores)}]
 
 
-def _encode(model: TokenWorldModel, request: EncodeRequest) -> Pausing[list[Arrays]]:
+def _encode(model: TokenWorldModel, request: Request) -> Pausing[list[Arrays]]:
     tokens: list[Tensor] = []
     for part in slices(len(request.frames), MOST_FRAMES):
         yield

@@ -4,10 +4,13 @@ Computations pause (:mod:`tokenwm.imagination.pausing`). At every pause, what no
 is dropped, what waits may begin, and the next batch has its turn.
 """
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +20,12 @@ from tokenwm.serving.metrics import Metrics
 
 TURN_SECONDS = 0.25
 """How long a batch goes on, at least to its next pause, before another has its turn."""
-POLL_SECONDS = 0.25
-"""How often a waiting caller looks whether its result is still wanted."""
 BATCHES_AT_ONCE = 4
 """Batches of the largest size that may take turns: the memory of their caches is held."""
 
 
 class UnavailableError(TokenwmError):
-    """Not now; later, perhaps."""
+    """There is no room now; there may be later."""
 
 
 class QueueFullError(UnavailableError):
@@ -40,22 +41,12 @@ class DeadlineError(TokenwmError):
 
 
 class UnwantedError(TokenwmError):
-    """Who asked has gone."""
+    """The caller has gone."""
 
 
 @dataclass(kw_only=True, eq=False)  # requests hold arrays, which do not compare
-class Job:
-    """Something to compute.
-
-    Attributes:
-        key: Jobs with equal keys can be computed together; None: alone.
-        num_rows: How much of a batch it takes.
-        length: A job joins another that is at least as long and at most twice.
-        request: What to compute.
-        deadline: By :func:`time.monotonic`; dropped at the next pause after it.
-        submitted: By the same clock.
-        done: Set once there is a result or an error; who gives up sets it, too.
-    """
+class _Job:
+    """Something to compute; see :meth:`Batcher.submit`. Times are of :func:`time.monotonic`."""
 
     key: Hashable
     num_rows: int
@@ -63,14 +54,12 @@ class Job:
     request: Any
     deadline: float
     submitted: float = field(default_factory=time.monotonic)
-    done: threading.Event = field(default_factory=threading.Event)
-    result: Any = None
-    error: BaseException | None = None
+    future: Future[Any] = field(default_factory=Future)
 
 
 @dataclass(kw_only=True, eq=False)
 class _Batch:
-    jobs: list[Job]
+    jobs: list[_Job]
     work: Pausing[list[Any]]
     began: float = field(default_factory=time.monotonic)
 
@@ -104,7 +93,7 @@ class Batcher:
         self.compute, self.max_rows, self.max_queued_rows = compute, max_rows, max_queued_rows
         self.turn_seconds = turn_seconds
         self.metrics = metrics or Metrics()
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[_Job] = deque()
         self._begun: deque[_Batch] = deque()
         self._changed = threading.Condition()
         self._stop_at: float | None = None
@@ -129,24 +118,24 @@ class Batcher:
         """Whether jobs are still being computed."""
         return self._worker.is_alive()
 
-    def submit(
+    async def submit(
         self,
         key: Hashable,
         num_rows: int,
         length: int,
         request: Any,
         timeout: float,
-        is_wanted: Callable[[], bool] = lambda: True,
+        gone: Awaitable[object] | None = None,
     ) -> Any:
-        """Wait for a result. From any thread.
+        """Wait for a result.
 
         Args:
-            key: See :class:`Job`, as ``num_rows`` and ``length``.
-            num_rows: See there.
-            length: See there.
+            key: Jobs with equal keys can be computed together; None: alone.
+            num_rows: How much of a batch it takes.
+            length: A job joins another that is at least as long and at most twice.
             request: What to compute.
             timeout: Seconds to wait.
-            is_wanted: Asked on the calling thread from time to time.
+            gone: Ends when the result is not wanted any more.
 
         Raises:
             QueueFullError: Too much is waiting.
@@ -156,7 +145,7 @@ class Batcher:
             Exception: Whatever computing raised.
         """
         deadline = time.monotonic() + timeout
-        job = Job(key=key, num_rows=num_rows, length=length, request=request, deadline=deadline)
+        job = _Job(key=key, num_rows=num_rows, length=length, request=request, deadline=deadline)
         with self._changed:
             queued = self.queued_rows
             if self._stop_at is not None:
@@ -168,14 +157,22 @@ class Batcher:
                 )
             self._waiting.append(job)
             self._changed.notify()
-        while not job.done.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                self._finish(job, error=DeadlineError(f"no result within {timeout:g} s"))
-            elif not is_wanted():
-                self._finish(job, error=UnwantedError("the client has gone"))
-        if job.error is not None:
-            raise job.error
-        return job.result
+        result = asyncio.wrap_future(job.future)
+        leaving = [] if gone is None else [asyncio.ensure_future(gone)]
+        try:
+            await asyncio.wait(
+                [result, *leaving], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if result.done():
+                return result.result()
+            if leaving and leaving[0].done():
+                raise UnwantedError("the client has gone")
+            raise DeadlineError(f"no result within {timeout:g} s")
+        finally:
+            for task in leaving:
+                task.cancel()
+            job.future.cancel()  # if it is not done; the worker sees it at its next pause
+            self._finish(job)
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse what waits, compute what has begun for a while, and stop.
@@ -198,7 +195,7 @@ class Batcher:
             self._advance(batch)
 
     def _next(self, last: _Batch | None) -> _Batch | None:
-        """Whose turn it is after ``last``; waits for something to do. None: nothing will come."""
+        """Wait for the batch whose turn it is after ``last``; None: none will come."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -219,33 +216,28 @@ class Batcher:
                     return None
                 self._changed.wait()
 
-    def _take(self) -> list[Job]:
-        """The oldest job and those behind it that fit, if there is room for another batch."""
-        taken: list[Job] = []
+    def _take(self) -> list[_Job]:
+        """Take the oldest job and those behind it that fit, if there is room for another batch."""
         held = sum(min(batch.num_rows, self.max_rows) for batch in self._begun)
-        rows = 0
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        if held + min(first.num_rows, self.max_rows) > BATCHES_AT_ONCE * self.max_rows:
+            return []
+        taken, rows = [self._waiting.popleft()], first.num_rows
         for job in list(self._waiting):
-            if not taken:
-                is_taken = (
-                    held + min(job.num_rows, self.max_rows) <= BATCHES_AT_ONCE * self.max_rows
-                )
-                if not is_taken:
-                    break
-            else:
-                first = taken[0]
-                is_taken = (
-                    job.key is not None
-                    and job.key == first.key
-                    and job.length <= first.length <= 2 * job.length
-                    and rows + job.num_rows <= self.max_rows
-                )
-            if is_taken:
+            if (
+                job.key is not None
+                and job.key == first.key
+                and job.length <= first.length <= 2 * job.length
+                and rows + job.num_rows <= self.max_rows
+            ):
                 self._waiting.remove(job)
                 taken.append(job)
                 rows += job.num_rows
         return taken
 
-    def _begin(self, jobs: list[Job]) -> None:
+    def _begin(self, jobs: list[_Job]) -> None:
         batch = _Batch(jobs=jobs, work=self.compute([job.request for job in jobs]))
         self._begun.append(batch)
         self.metrics.add("batches_total")
@@ -260,7 +252,7 @@ class Batcher:
         failure: Exception | None = None
         end = time.monotonic() + self.turn_seconds
         try:
-            while not all(job.done.is_set() for job in batch.jobs):
+            while not all(job.future.done() for job in batch.jobs):
                 next(batch.work)
                 if time.monotonic() >= end:
                     return
@@ -274,14 +266,14 @@ class Batcher:
             for job, result in zip(batch.jobs, results, strict=True):
                 if failure is None or len(batch.jobs) == 1:
                     self._finish(job, result=result, error=failure)
-                elif not job.done.is_set():  # one bad request must not cost the others theirs
+                elif not job.future.done():  # one bad request must not cost the others theirs
                     self._begin([job])
 
-    def _finish(self, job: Job, *, result: Any = None, error: BaseException | None = None) -> None:
+    def _finish(self, job: _Job, *, result: Any = None, error: BaseException | None = None) -> None:
         """Hand over the first result or error of a job; later ones are too late."""
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
-            if not job.done.is_set():
-                job.result, job.error, job.request = result, error, None
-                job.done.set()
+            job.request = None
+            with contextlib.suppress(InvalidStateError):
+                job.future.set_result(result) if error is None else job.future.set_exception(error)

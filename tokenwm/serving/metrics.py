@@ -1,4 +1,4 @@
-"""Counters and histograms in Prometheus's text format."""
+"""Counters, histograms and gauges in Prometheus's text format."""
 
 import threading
 from collections import defaultdict
@@ -7,9 +7,29 @@ from collections.abc import Mapping
 BOUNDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 """Seconds: upper ends of a histogram's buckets; a last one has the rest."""
 
+HELP: Mapping[str, str] = {
+    "batched_requests_total": "Requests that have begun to be computed.",
+    "batched_rows_total": "Rows of the batches that have begun.",
+    "batches_total": "Batches that have begun.",
+    "held_bytes": "Bytes of requests being received or answered, with their answers' frames.",
+    "imagined_steps_total": "Imagined rows times steps.",
+    "passes_total": "Passes through the transformer.",
+    "queue_wait_seconds": "How long a request waited until it began.",
+    "queued_rows": "Rows that wait.",
+    "received_bytes_total": "Bytes of bodies that were read.",
+    "refused_connections_total": "Connections refused because too many were open.",
+    "request_seconds": "How long a request took, from its head to its answer.",
+    "requests_total": "Answers by path and status; 499: the client did not wait.",
+    "row_tokens_total": "Imagined frame tokens.",
+    "running_seconds": "Age of the oldest batch that has begun; 0: none.",
+    "sent_bytes_total": "Bytes of the bodies of answers.",
+    "tokens_per_pass": "Imagined frame tokens per pass: how well drafts are accepted.",
+}
+"""What there is, by name without the prefix ``tokenwm_``."""
+
 
 class Metrics:
-    """Counts and times, from any thread. Names and labels are the caller's own."""
+    """Counts and times under the names of :data:`HELP`, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,35 +53,43 @@ class Metrics:
             counts[-1] += seconds
 
     def value(self, name: str, **labels: str) -> float:
-        """What a counter has come to."""
+        """Return what a counter has come to."""
         with self._lock:
             return self._counters[name][_label(labels)]
 
     def text(self, gauges: Mapping[str, float]) -> str:
-        """All of them, and what has a value now, one a line."""
-        lines = []
+        """Return all of them, and the gauges given, one a line."""
+        lines: list[str] = []
         with self._lock:
             for name, counter in sorted(self._counters.items()):
-                lines.append(f"# TYPE tokenwm_{name} counter")
-                for label, value in sorted(counter.items()):
-                    lines.append(f"tokenwm_{name}{_braced(label)} {value:.15g}")
+                values = [f"{_braced(label)} {value:.15g}" for label, value in counter.items()]
+                lines += _block(name, "counter", sorted(values))
             for name, series in sorted(self._histograms.items()):
-                lines.append(f"# TYPE tokenwm_{name} histogram")
-                for label, counts in sorted(series.items()):
-                    lines += _histogram_lines(f"tokenwm_{name}", label, counts)
+                values = [
+                    line
+                    for label, counts in sorted(series.items())
+                    for line in _bins(label, counts)
+                ]
+                lines += _block(name, "histogram", values)
         for name, value in gauges.items():
-            lines += [f"# TYPE tokenwm_{name} gauge", f"tokenwm_{name} {value:.15g}"]
+            lines += _block(name, "gauge", [f" {value:.15g}"])
         return "\n".join(lines) + "\n"
 
 
-def _histogram_lines(name: str, label: str, counts: list[float]) -> list[str]:
+def _block(name: str, kind: str, values: list[str]) -> list[str]:
+    full = f"tokenwm_{name}"
+    head = [f"# HELP {full} {HELP[name]}", f"# TYPE {full} {kind}"]
+    return head + [f"{full}{value}" for value in values]
+
+
+def _bins(label: str, counts: list[float]) -> list[str]:
     lines, total = [], 0.0
     for bound, count in zip([*map(str, BOUNDS), "+Inf"], counts[:-1], strict=True):
         total += count
         both = ",".join(filter(None, [label, f'le="{bound}"']))
-        lines.append(f"{name}_bucket{_braced(both)} {total:g}")
-    lines.append(f"{name}_sum{_braced(label)} {counts[-1]:.6f}")
-    return [*lines, f"{name}_count{_braced(label)} {total:.15g}"]
+        lines.append(f"_bucket{_braced(both)} {total:.15g}")
+    lines.append(f"_sum{_braced(label)} {counts[-1]:.6f}")
+    return [*lines, f"_count{_braced(label)} {total:.15g}"]
 
 
 def _label(labels: Mapping[str, str]) -> str:

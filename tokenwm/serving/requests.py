@@ -1,7 +1,7 @@
-"""What can be asked of a world model over the wire, checked as far as it can be uncomputed."""
+"""Requests for a world model over the wire, checked as far as they can be without computing."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,19 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 
 Arrays = dict[str, NDArray[Any]]
 
+IMAGINE, SCORE, ENCODE = PATHS = ("/v1/imagine", "/v1/score", "/v1/encode")
 FRAMES_PER_ROW = 32
-"""Observed frames that take as much memory as an imagined row, about (measured: 160 kB each)."""
+"""Observed frames that take about as much memory as an imagined row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one server accepts.
+    """The limits of one server.
 
     Attributes:
         max_body_bytes: Of a request, and of the frames in an answer.
         max_bytes: Of all requests that are being received or answered, with their answers' frames.
-        max_connections: Open at a time.
+        max_connections: Open at a time; a few more are kept for ``/health`` and ``/metrics``.
         max_rows: Imagined rows of a request.
         max_batch_rows: Rows computed at once; a larger request is computed part by part. More is
             faster up to where the machine is busy, takes more memory, and lets others wait longer.
@@ -59,43 +60,43 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagineRequest:
-    """Futures of candidates.
+class Request:
+    """A checked request.
 
     Attributes:
-        frames: ``(B, C, cameras, H, W, 3)`` uint8.
+        path: One of :data:`PATHS`.
+        timeout: Seconds it may take.
+        frames: ``(B, C, cameras, H, W, 3)`` uint8, observed; to encode, ``(N, cameras, H, W, 3)``.
         past_actions: ``(B, C - 1, A)`` in the units of the data.
         states: ``(B, C, state_dim)``, or None.
-        actions: ``(B * n, steps, A)``: ``n`` candidates for every row.
+        actions: To imagine, ``(B * n, steps, A)``: ``n`` candidates for every row; else empty.
         seed: Of the noise.
         sampling: How ids are drawn.
         pixels: Steps whose frames are wanted.
     """
 
+    path: str
+    timeout: float
     frames: NDArray[np.uint8]
     past_actions: NDArray[Any]
-    states: NDArray[Any] | None
+    states: NDArray[Any] | None = None
     actions: NDArray[Any]
-    seed: int
-    sampling: SamplingConfig
-    pixels: tuple[int, ...]
+    seed: int = 0
+    sampling: SamplingConfig = SamplingConfig()
+    pixels: tuple[int, ...] = ()
 
     @property
     def key(self) -> Hashable:
-        """Requests with the same can be imagined together."""
+        """The same for requests that can be imagined together; None: computed alone."""
+        if self.path != IMAGINE:
+            return None
         copies = len(self.actions) // len(self.frames)
         return (self.frames.shape[1:], copies, self.sampling, self.states is None)
 
     @property
-    def num_rows(self) -> int:
-        """Imagined rows."""
-        return len(self.actions)
-
-    @property
     def size(self) -> int:
-        """What it takes of a batch and of the queue."""
-        num_frames = self.frames.shape[0] * self.frames.shape[1]
-        return max(self.num_rows, int(num_frames // FRAMES_PER_ROW))
+        """The rows that it takes of a batch and of the queue, at least 1."""
+        return max(1, len(self.actions), math.prod(self.frames.shape[:-4]) // FRAMES_PER_ROW)
 
     @property
     def length(self) -> int:
@@ -104,53 +105,8 @@ class ImagineRequest:
 
     @property
     def num_pixel_bytes(self) -> int:
-        """Of the frames in the answer."""
-        return self.num_rows * len(self.pixels) * math.prod(self.frames.shape[2:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
-    """How likely what happened is.
-
-    Attributes:
-        frames: ``(B, C, cameras, H, W, 3)`` uint8, ``C`` at least 2.
-        past_actions: ``(B, C - 1, A)`` in the units of the data.
-        states: ``(B, C, state_dim)``, or None.
-    """
-
-    frames: NDArray[np.uint8]
-    past_actions: NDArray[Any]
-    states: NDArray[Any] | None
-    key: Hashable = None
-    length: int = 1
-    num_pixel_bytes: int = 0
-
-    @property
-    def size(self) -> int:
-        """What it takes of the queue."""
-        return max(1, int(np.prod(self.frames.shape[:2])) // FRAMES_PER_ROW)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeRequest:
-    """Tokens of frames.
-
-    Attributes:
-        frames: ``(N, cameras, H, W, 3)`` uint8.
-    """
-
-    frames: NDArray[np.uint8]
-    key: Hashable = None
-    length: int = 1
-    num_pixel_bytes: int = 0
-
-    @property
-    def size(self) -> int:
-        """What it takes of the queue."""
-        return max(1, len(self.frames) // FRAMES_PER_ROW)
-
-
-Request = ImagineRequest | ScoreRequest | EncodeRequest
+        """The bytes of the frames in the answer."""
+        return len(self.actions) * len(self.pixels) * math.prod(self.frames.shape[2:])
 
 
 def parse(
@@ -162,58 +118,62 @@ def parse(
 ) -> Request:
     """Check a request as far as it can be without computing.
 
-    Args:
-        path: One of :data:`PARSERS`.
-        model: What is asked.
-        arrays: By name.
-        options: By name; ``timeout`` is checked elsewhere.
-        limits: What is accepted.
-
     Raises:
         TokenwmError: Something is missing, unknown, too large or of another shape.
     """
-    return PARSERS[path](model, arrays, options, limits)
-
-
-def _parse_imagine(
-    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
-) -> ImagineRequest:
-    _check_names("array", arrays, _observed(model) | {"actions"})
-    allowed = {"seed", "temperature", "top_k", "top_p", "pixels", "timeout"}
-    _check_names("option", options, set(), allowed)
-    actions = arrays["actions"]
-    num_rows = _check_observed(model, arrays, limits)
-    _check("actions", actions, (None, None, model.vocabulary.action.num_dimensions))
-    if len(actions) % num_rows:
-        raise TokenwmError(
-            f"actions has {len(actions)} rows for {num_rows} of frames; give a multiple"
+    timeout = _number(options, "timeout", limits.timeout, 0.0, limits.timeout)
+    _check_names("array", arrays, arrays_of(path, model))
+    _check_names("option", options, (), OPTIONS[path])
+    nothing = np.zeros((0, 1, 0))
+    if path == ENCODE:
+        frames = arrays["frames"]
+        _check("frames", frames, (None, *model.tokenizer.frame_shape), np.uint8)
+        _check_at_most(len(frames), limits.max_rows, "frames are encoded")
+        return Request(
+            path=path, timeout=timeout, frames=frames, past_actions=nothing, actions=nothing
         )
-    if len(actions) > limits.max_rows:
-        raise TokenwmError(f"{len(actions)} rows asked; at most {limits.max_rows} are imagined")
+    frames = arrays["frames"]
+    if path == SCORE:
+        num_steps = frames.shape[1] if frames.ndim > 1 else 0
+        positions = num_steps * model.world_model.layout.positions_per_step
+        _check_at_most(
+            positions, limits.max_score_positions, f"positions ({num_steps} steps) are scored"
+        )
+    _check_observed(model, arrays, limits)
+    observed: dict[str, Any] = {name: arrays[name] for name in arrays if name != "actions"}
+    if path == SCORE:
+        _check_at_most(len(frames), limits.max_rows, "rows are scored")
+        if num_steps < 2:
+            raise TokenwmError("frames has 1 step; at least 2 are needed, the first is not scored")
+        return Request(path=path, timeout=timeout, actions=nothing, **observed)
+    actions = arrays["actions"]
+    _check("actions", actions, (None, None, model.vocabulary.action.num_dimensions))
+    if len(actions) % len(frames):
+        raise TokenwmError(
+            f"actions has {len(actions)} rows for {len(frames)} of frames; give a multiple"
+        )
     num_steps = actions.shape[1]
+    _check_at_most(len(actions), limits.max_rows, "rows are imagined")
     if not 1 <= num_steps <= limits.max_steps:
         raise TokenwmError(f"{num_steps} actions; 1 to {limits.max_steps} each are allowed")
-    if len(actions) * num_steps > limits.max_row_steps:
-        raise TokenwmError(
-            f"{len(actions)} rows of {num_steps} steps asked; rows times steps may be "
-            f"{limits.max_row_steps}"
-        )
+    _check_at_most(len(actions) * num_steps, limits.max_row_steps, "rows times steps are imagined")
     pixels = options.get("pixels", [])
     if not isinstance(pixels, list) or not all(
         type(step) is int and 0 <= step < num_steps for step in pixels
     ):
         raise TokenwmError(f"pixels={pixels!r}; a list of steps in [0, {num_steps})")
-    seed = options.get("seed", 0)
-    if type(seed) is not int or abs(seed) > 2**62:
-        raise TokenwmError(f"seed={seed!r}; a whole number in [-2**62, 2**62]")
-    request = ImagineRequest(
-        frames=arrays["frames"],
-        past_actions=arrays["past_actions"],
-        states=arrays.get("states"),
+    request = Request(
+        path=path,
+        timeout=timeout,
         actions=actions,
-        seed=seed,
-        sampling=_sampling(options),
+        seed=_whole_number(options, "seed", 0, -(2**62), 2**62),
+        sampling=SamplingConfig(
+            temperature=_number(options, "temperature", 1.0, 0.0, 1e6),
+            top_k=_whole_number(options, "top_k", None, 1, 2**31),
+            top_p=_number(options, "top_p", 1.0, 1e-6, 1.0),
+        ),
         pixels=tuple(pixels),
+        **observed,
     )
     if len(set(pixels)) < len(pixels) or request.num_pixel_bytes > limits.max_body_bytes:
         raise TokenwmError(
@@ -223,56 +183,22 @@ def _parse_imagine(
     return request
 
 
-def _parse_score(
-    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
-) -> ScoreRequest:
-    _check_names("array", arrays, _observed(model))
-    _check_names("option", options, set(), {"timeout"})
-    num_steps = arrays["frames"].shape[1] if arrays["frames"].ndim > 1 else 0
-    positions = num_steps * model.world_model.layout.positions_per_step
-    if positions > limits.max_score_positions:
-        raise TokenwmError(
-            f"{num_steps} steps are {positions} positions; at most "
-            f"{limits.max_score_positions} are scored at once"
-        )
-    num_rows = _check_observed(model, arrays, limits)
-    if num_rows > limits.max_rows:
-        raise TokenwmError(f"{num_rows} rows asked; at most {limits.max_rows} are scored")
-    if num_steps < 2:
-        raise TokenwmError("frames has 1 step; at least 2 are needed, the first is not scored")
-    return ScoreRequest(
-        frames=arrays["frames"],
-        past_actions=arrays["past_actions"],
-        states=arrays.get("states"),
-    )
-
-
-def _parse_encode(
-    model: TokenWorldModel, arrays: Arrays, options: Mapping[str, Any], limits: Limits
-) -> EncodeRequest:
-    _check_names("array", arrays, {"frames"})
-    _check_names("option", options, set(), {"timeout"})
-    frames = arrays["frames"]
-    _check("frames", frames, (None, *model.tokenizer.frame_shape), np.uint8)
-    if len(frames) > limits.max_rows:
-        raise TokenwmError(f"{len(frames)} frames; 1 to {limits.max_rows} are allowed")
-    return EncodeRequest(frames=frames)
-
-
-PARSERS: dict[str, Callable[..., Request]] = {
-    "/v1/imagine": _parse_imagine,
-    "/v1/score": _parse_score,
-    "/v1/encode": _parse_encode,
+OPTIONS: Mapping[str, Collection[str]] = {
+    IMAGINE: ("seed", "temperature", "top_k", "top_p", "pixels", "timeout"),
+    SCORE: ("timeout",),
+    ENCODE: ("timeout",),
 }
 
 
-def _observed(model: TokenWorldModel) -> set[str]:
-    names = {"frames", "past_actions"}
-    return names if model.vocabulary.state is None else names | {"states"}
+def arrays_of(path: str, model: TokenWorldModel) -> list[str]:
+    """Return the names of the arrays that a request must have."""
+    if path == ENCODE:
+        return ["frames"]
+    states = [] if model.vocabulary.state is None else ["states"]
+    return ["frames", "past_actions", *states, *(["actions"] if path == IMAGINE else [])]
 
 
-def _check_observed(model: TokenWorldModel, arrays: Arrays, limits: Limits) -> int:
-    """Check ``frames``, ``past_actions`` and ``states``; returns their rows."""
+def _check_observed(model: TokenWorldModel, arrays: Arrays, limits: Limits) -> None:
     vocabulary = model.vocabulary
     _check("frames", arrays["frames"], (None, None, *model.tokenizer.frame_shape), np.uint8)
     num_rows, num_steps = arrays["frames"].shape[:2]
@@ -283,17 +209,22 @@ def _check_observed(model: TokenWorldModel, arrays: Arrays, limits: Limits) -> i
     if vocabulary.state is not None:
         shape = (num_rows, num_steps, vocabulary.state.num_dimensions)
         _check("states", arrays["states"], shape)
-    return int(num_rows)
+
+
+def _check_at_most(count: int, most: int, text: str) -> None:
+    if count > most:
+        what, _, verb = text.rpartition(" are ")
+        raise TokenwmError(f"{count} {what} asked; at most {most} are {verb}")
 
 
 def _check_names(
-    kind: str, given: Mapping[str, Any], needed: set[str], allowed: set[str] | None = None
+    kind: str, given: Mapping[str, Any], needed: Collection[str], allowed: Collection[str] = ()
 ) -> None:
-    missing, unknown = needed - set(given), set(given) - needed - (allowed or set())
+    missing, unknown = {*needed} - {*given}, {*given} - {*needed, *allowed}
     if missing or unknown:
         raise TokenwmError(
             f"{kind}s missing: {sorted(missing)}; unknown: {sorted(unknown)}; "
-            f"known: {sorted(needed | (allowed or set()))}"
+            f"known: {sorted({*needed, *allowed})}"
         )
 
 
@@ -316,26 +247,19 @@ def _check(
         raise TokenwmError(f"{name} has NaN or infinite values; only finite values can be binned")
 
 
-def number_option(
+def _number(
     options: Mapping[str, Any], name: str, default: float, low: float, high: float
 ) -> float:
-    """A number among the options, checked.
-
-    Raises:
-        TokenwmError: It is none, or outside [low, high].
-    """
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise TokenwmError(f"{name}={value!r}; a number in [{low:g}, {high:g}]")
-    return value
+    return float(value)
 
 
-def _sampling(options: Mapping[str, Any]) -> SamplingConfig:
-    top_k = options.get("top_k")
-    if top_k is not None and (type(top_k) is not int or not 1 <= top_k <= 2**31):
-        raise TokenwmError(f"top_k={top_k!r}; a whole number in [1, 2**31]")
-    return SamplingConfig(
-        temperature=float(number_option(options, "temperature", 1.0, 0.0, 1e6)),
-        top_k=top_k,
-        top_p=float(number_option(options, "top_p", 1.0, 1e-6, 1.0)),
-    )
+def _whole_number(
+    options: Mapping[str, Any], name: str, default: int | None, low: int, high: int
+) -> Any:
+    value = options.get(name, default)
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise TokenwmError(f"{name}={value!r}; a whole number in [{low}, {high}]")
+    return default if value is None else value

@@ -1,46 +1,178 @@
-"""An HTTP server that imagines, scores and encodes for other processes.
+"""A server that imagines, scores and encodes for other processes over HTTP (uvicorn).
 
-Every connection has a thread (:mod:`tokenwm.serving.handler`); one worker computes, and
-requests that wait together and fit together are imagined together
-(:mod:`tokenwm.serving.batching`). Each gets what it would get alone.
+One event loop receives and answers (:mod:`tokenwm.serving.app`), one worker computes
+(:mod:`tokenwm.serving.batching`). Here is what uvicorn lacks: deadlines for heads, for answers that
+are not read and for bodies that were refused, a bound on connections, errors in JSON.
 """
 
+import asyncio
 import contextlib
+import errno
 import json
 import logging
+import signal
 import socket
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection
 from functools import partial
-from http.server import ThreadingHTTPServer
+from http import HTTPStatus
+from types import FrameType
 from typing import Any
 
-from tokenwm.errors import TokenwmError
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.serving import answers, requests, wire
-from tokenwm.serving.batching import Batcher, QueueFullError
-from tokenwm.serving.handler import Handler
-from tokenwm.serving.metrics import Metrics
-from tokenwm.serving.requests import Arrays, Limits, Request
+from tokenwm.serving import app
+from tokenwm.serving.app import Guard, Service
+from tokenwm.serving.requests import Limits
 
 logger = logging.getLogger(__name__)
 
-ACCEPT_PAUSE = 0.1
-"""Seconds to wait when no connection can be accepted: no descriptor is free."""
+SEND_SECONDS = 60.0
+"""How long a client may take to read an answer."""
+DISCARD_SECONDS = 5.0
+"""How long a body that is refused is read on, so that its sender gets to read the refusal."""
+SPARE_CONNECTIONS = 16
+"""Connections beyond the limit that may only GET, so that a full server can be watched."""
+SPARE_SECONDS = 1.0
+"""How long such a connection may take to ask."""
+MAX_HEAD_BYTES = 65536
+ACCEPT_PAUSE = 0.5
+"""Seconds to wait when no descriptor is free; asyncio itself tries again after a second."""
 GRACE_SECONDS = 5.0
 """What has begun is given so long when the server stops, and writing answers as long again."""
 
 
-class WorldModelServer(ThreadingHTTPServer):
-    """Serves one world model; ``serve_forever`` and ``shutdown`` as in :mod:`http.server`.
+class _Listener(socket.socket):
+    """A listening socket; asyncio may try as often as its backlog when no descriptor is free."""
+
+    pause_until = 0.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if time.monotonic() < self.pause_until:
+            raise BlockingIOError
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.pause_until = time.monotonic() + ACCEPT_PAUSE
+            raise
+
+
+class Connection(H11Protocol):
+    """One connection, with deadlines."""
+
+    def __init__(self, *args: Any, service: Service, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.service = service
+        self.head = b""
+        self.is_spare = self.is_refused = False
+        self.waiting_since = time.monotonic()
+        self.writing_since: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept a connection, keep it for a GET, or refuse it."""
+        super().connection_made(transport)
+        over = len(self.connections) - self.service.limits.max_connections
+        self.is_spare = over > 0
+        self.app_state = {**self.app_state, "is_spare": self.is_spare}
+        if over > SPARE_CONNECTIONS:
+            self._refuse_connection()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes, unless all has been said."""
+        if not self.is_refused:
+            self.head = data[:100]
+            super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what h11 cannot read, with the exception that is being handled as the reason."""
+        error, status = sys.exception(), HTTPStatus.BAD_REQUEST
+        text = str(error or msg)
+        if getattr(error, "error_status_hint", 400) == 431:
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            if b"\n" not in self.head:
+                status = HTTPStatus.REQUEST_URI_TOO_LONG
+            text = f"{status.phrase}: more than {MAX_HEAD_BYTES} bytes"
+        elif text == "bad Content-Length":
+            status, text = HTTPStatus.LENGTH_REQUIRED, "Content-Length is no number"
+        elif "request line" in text:
+            text = f"{text}: {self.head.splitlines()[0].decode('ascii', 'replace')!r}"
+        self.service.metrics.add("requests_total", path="other", status=str(status.value))
+        self._refuse(status, text)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self.waiting_since = time.monotonic()
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """End when the answer that is being made is sent."""
+        if self.is_refused:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def check(self, now: float) -> None:
+        """End what has taken too long."""
+        if self.transport.get_write_buffer_size():
+            self.writing_since, self.waiting_since = self.writing_since or now, now
+            if now - self.writing_since > SEND_SECONDS:
+                self.transport.abort()
+            return
+        self.writing_since = None
+        if (
+            self._is_answering()
+            and not self.is_refused
+            or now - self.waiting_since < self._patience()
+        ):
+            return
+        if self.is_spare and not self.is_refused:
+            self._refuse_connection()
+        else:
+            self.transport.abort()
+
+    def _is_answering(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request
+        return cycle is not None and not cycle.response_complete
+
+    def _patience(self) -> float:
+        if self.is_refused or self.conn.their_state is h11.SEND_BODY:
+            return DISCARD_SECONDS
+        return SPARE_SECONDS if self.is_spare else app.RECEIVE_SECONDS
+
+    def _refuse_connection(self) -> None:
+        self.service.metrics.add("refused_connections_total")
+        message = str(app.TooManyConnectionsError())
+        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, message, "Retry-After: 1\r\n")
+
+    def _refuse(self, status: HTTPStatus, message: str, header: str = "") -> None:
+        """Answer without the application; whoever closes on unread data takes back the answer."""
+        if self._is_answering():
+            return self.transport.abort()
+        body = json.dumps({"error": message})
+        self.transport.write(
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n{header}\r\n{body}".encode()
+        )
+        with contextlib.suppress(OSError):  # the client has just gone
+            self.transport.write_eof()
+        self.is_refused, self.waiting_since = True, time.monotonic()
+
+
+class WorldModelServer(uvicorn.Server):
+    """A server of one world model.
 
     ========================  =========================================================
-    ``POST /v1/imagine``      futures of candidates, see :class:`ImagineRequest`
+    ``POST /v1/imagine``      futures of candidates
     ``POST /v1/score``        likelihood of what happened
     ``POST /v1/encode``       tokens of frames
     ``GET /health``           JSON; 200 as long as requests are computed
     ``GET /metrics``          counters in Prometheus's text format
+    ``GET /openapi.json``     a description of all of them
     ========================  =========================================================
 
     Bodies are safetensors; errors are JSON ``{"error": message}``, see docs/serving.md.
@@ -50,157 +182,70 @@ class WorldModelServer(ThreadingHTTPServer):
             the limits' ``max_batch_rows``.
         address: Host and port; port 0 takes a free one.
         limits: What is accepted.
+        hosts: Names that the server goes by, besides its host and those of :class:`Guard`.
+
+    Raises:
+        OSError: It cannot listen there.
     """
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
     def __init__(
-        self, model: TokenWorldModel, address: tuple[str, int], limits: Limits | None = None
+        self,
+        model: TokenWorldModel,
+        address: tuple[str, int],
+        limits: Limits | None = None,
+        hosts: Collection[str] = (),
     ) -> None:
-        self.model, self.limits, self.metrics = model, limits or Limits(), Metrics()
-        model.max_rows = min(model.max_rows, self.limits.max_batch_rows)
-        self.batcher = Batcher(
-            partial(answers.compute, model, metrics=self.metrics),
-            max_rows=self.limits.max_batch_rows,
-            max_queued_rows=self.limits.max_queued_rows,
-            metrics=self.metrics,
-        )
-        self._lock = threading.Lock()
-        self._bytes = self._answering = 0
-        self._connections = threading.BoundedSemaphore(self.limits.max_connections)
-        super().__init__(address, Handler)
-
-    def server_close(self) -> None:
-        """Stop listening; refuse what waits; finish what has begun, within seconds."""
-        super().server_close()
-        self.batcher.close(GRACE_SECONDS)
-        end = time.monotonic() + GRACE_SECONDS
-        while self._answering and time.monotonic() < end:
-            time.sleep(0.02)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no event."""
-        logger.debug("connection of %s broke off", client_address, exc_info=True)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection."""
-        try:
-            return super().get_request()
-        except OSError:  # no descriptor is free; trying again at once would keep a core busy
-            time.sleep(ACCEPT_PAUSE)
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread, or refuse it."""
-        if self._connections.acquire(blocking=False):
-            try:
-                return super().process_request(request, client_address)
-            except RuntimeError:  # no thread can be started
-                self._connections.release()
-        self.metrics.add("refused_connections_total")
-        body = json.dumps({"error": "too many connections; try again later"})
-        head = f"Retry-After: 1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-        with contextlib.suppress(OSError):
-            request.settimeout(1.0)
-            request.sendall(f"HTTP/1.1 503 Service Unavailable\r\n{head}\r\n{body}".encode())
-        self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection until it ends."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._connections.release()
-
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        """While a request is answered: the server does not stop without waiting for it."""
-        with self._lock:
-            self._answering += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._answering -= 1
-
-    @contextlib.contextmanager
-    def holding(self, num_bytes: int) -> Iterator[None]:
-        """While so many bytes are held for a request.
-
-        Raises:
-            QueueFullError: There is no room for them.
-        """
-        with self._lock:
-            if self._bytes + num_bytes > self.limits.max_bytes:
-                raise QueueFullError(
-                    f"{self._bytes} bytes are held for other requests and {num_bytes} more would "
-                    f"be above {self.limits.max_bytes}; try again later"
-                )
-            self._bytes += num_bytes
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._bytes -= num_bytes
-
-    def parse(self, path: str, body: bytes) -> tuple[Request, float]:
-        """A request, checked, and the seconds that it may take.
-
-        Raises:
-            TokenwmError: It is wrong.
-        """
-        arrays, options = wire.unpack(body)
-        most = self.limits.timeout
-        timeout = float(requests.number_option(options, "timeout", most, 0.0, most))
-        return requests.parse(path, self.model, arrays, options, self.limits), timeout
-
-    def answer(self, request: Request, timeout: float, is_wanted: Callable[[], bool]) -> Arrays:
-        """Have a request computed; see :meth:`Batcher.submit`.
-
-        Raises:
-            TokenwmError: There is no room for it, or it was not computed in time.
-        """
-        return dict(
-            self.batcher.submit(
-                request.key, request.size, request.length, request, timeout, is_wanted
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server(address, family=family, backlog=128) as listening:
+            self.socket = _Listener(fileno=listening.detach())
+        self.address: tuple[str, int] = self.socket.getsockname()[:2]
+        self.service = Service(model, limits or Limits())
+        self.routes = self.service.app()
+        super().__init__(
+            uvicorn.Config(
+                Guard(self.routes, self.service.metrics, (address[0], *hosts)),
+                http=partial(Connection, service=self.service),  # type: ignore[arg-type]
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="error",  # strangers' mistakes are counted, not logged
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
 
-    def health(self) -> dict[str, Any]:
-        """What runs and waits, what the model takes and what is accepted.
+    def serve_forever(self) -> None:
+        """Serve until :meth:`stop` or, on the main thread, SIGINT or SIGTERM."""
+        self.run(sockets=[self.socket])
 
-        Raises:
-            TokenwmError: Nothing is computed any more.
-        """
-        if not self.batcher.is_alive:
-            raise TokenwmError("the worker has stopped; see the server's log and start it again")
-        vocabulary = self.model.vocabulary
-        state = vocabulary.state
-        return {
-            "status": "ok",
-            "running_seconds": round(self.batcher.running_seconds, 3),
-            "queued_rows": self.batcher.queued_rows,
-            "model": {
-                "frame_shape": list(self.model.tokenizer.frame_shape),
-                "tokens_per_frame": vocabulary.tokens_per_frame,
-                "action_dimensions": vocabulary.action.num_dimensions,
-                "state_dimensions": 0 if state is None else state.num_dimensions,
-                "has_reward": vocabulary.has_reward,
-                "control_rate": self.model.control_rate,
-            },
-            "limits": vars(self.limits),
-        }
+    def stop(self) -> None:
+        """Stop soon; from any thread."""
+        self.should_exit = True
 
-    def metrics_text(self) -> str:
-        """Counters, histograms and gauges in Prometheus's text format."""
-        row_tokens, passes = (self.metrics.value(n) for n in ("row_tokens_total", "passes_total"))
-        return self.metrics.text(
-            {
-                "queued_rows": self.batcher.queued_rows,
-                "running_seconds": self.batcher.running_seconds,
-                "held_bytes": self._bytes,
-                "tokens_per_pass": row_tokens / max(1.0, passes),
-            }
-        )
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at a signal; a second one ends the process at once."""
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the deadlines of all connections, ten times a second."""
+        now = time.monotonic()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection) and not connection.transport.is_closing():
+                connection.check(now)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening; refuse what waits; finish what has begun, within seconds."""
+        logger.warning("stopping; a signal now ends it at once")
+        closing = asyncio.create_task(asyncio.to_thread(self.service.batcher.close, GRACE_SECONDS))
+        asyncio.get_running_loop().call_later(2 * GRACE_SECONDS, self._abort)
+        await super().shutdown(sockets)
+        await closing
+
+    def _abort(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

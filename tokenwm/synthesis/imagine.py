@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tokenwm.data.shards.reader import ShardReader
@@ -19,13 +18,25 @@ from tokenwm.evaluation.report.pictures import (
     write_gif,
     write_mp4,
 )
-from tokenwm.evaluation.starts import check_data_fits, check_episode
+from tokenwm.evaluation.starts import check_episode
+from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
+from tokenwm.tokenizer.actions import BinTokenizer
 
 SPLIT_PREFERENCE = ("test", "val", "train")
 """Where the episode is taken from if none is named: held out first."""
+
+
+ROLLOUT_ARRAYS = (
+    "frame_tokens",
+    "state",
+    "reward",
+    "termination_probability",
+    "frame_nll",
+    "frame_entropy",
+)
+"""Fields of a rollout that are written, under their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +85,7 @@ class ImaginedEpisode:
         frames: ``(N, H, cameras, height, width, 3)`` uint8, what was imagined.
         truth_frames: ``(H, cameras, height, width, 3)`` uint8, what happened; None unless the
             actions are the episode's own.
-        frame_tokens: ``(N, H, K)`` int64.
-        state: ``(N, H, state_dim)`` in the units of the data, or None.
-        action: ``(H, A)`` in the units of the data; entry ``h`` leads to ``frames[:, h]``.
-        reward: ``(N, H)`` float32, expected reward of each action; None if none was recorded.
-        termination_probability: ``(N, H)`` float32, that each action ends the task.
-        frame_nll: ``(N, H)`` float32, the model's surprise at what it drew, nats per token.
-        frame_entropy: ``(N, H)`` float32, how uncertain it was before it drew, nats per token.
-        tokens_per_pass: Frame tokens that a future gained per pass, on average over the passes that
-            each took part in.
+        rollout: What the model imagined, on the host: tokens, states, rewards, ends, surprise.
     """
 
     key: str
@@ -90,14 +93,22 @@ class ImaginedEpisode:
     context_frames: NDArray[np.uint8]
     frames: NDArray[np.uint8]
     truth_frames: NDArray[np.uint8] | None
-    frame_tokens: NDArray[np.int64]
-    state: NDArray[Any] | None
-    action: NDArray[Any]
-    reward: NDArray[np.float32] | None
-    termination_probability: NDArray[np.float32]
-    frame_nll: NDArray[np.float32]
-    frame_entropy: NDArray[np.float32]
-    tokens_per_pass: float
+    rollout: Rollout
+
+    def arrays(self) -> dict[str, Any]:
+        """What is written, by name; what the model does not have is left out.
+
+        ``action`` is ``(H, A)`` and the same in all futures.
+        """
+        rollout = self.rollout
+        values: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if name != "rollout"
+        }
+        for name in ROLLOUT_ARRAYS:
+            value = getattr(rollout, name)
+            values[name] = None if value is None else value.numpy()
+        values |= {"action": rollout.actions[0].numpy(), "tokens_per_pass": rollout.tokens_per_pass}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def imagine_episode(
@@ -139,21 +150,13 @@ def imagine_episode(
     if config.actions == "own":
         start = first + num_context
         truth = reader.frames(key, start, start + config.imagination_horizon)
-    state, reward = rollout.state, rollout.reward
     return ImaginedEpisode(
         key=key,
         first_step=first,
         context_frames=frames,
         frames=model.decode_frames(rollout).cpu().numpy(),
         truth_frames=truth,
-        frame_tokens=rollout.frame_tokens.cpu().numpy(),
-        state=None if state is None else _array(state),
-        action=action,
-        reward=None if reward is None else _array(reward),
-        termination_probability=_array(rollout.termination_probability),
-        frame_nll=_array(rollout.frame_nll),
-        frame_entropy=_array(rollout.frame_entropy),
-        tokens_per_pass=rollout.tokens_per_pass,
+        rollout=rollout.to("cpu"),
     )
 
 
@@ -163,10 +166,6 @@ def _choose_episode(reader: ShardReader) -> str:
         if keys:
             return keys[0]
     raise TokenwmError(f"{reader.folder} has no episodes")
-
-
-def _array(values: torch.Tensor) -> NDArray[np.float32]:
-    return values.float().cpu().numpy()
 
 
 def choose_actions(
@@ -201,7 +200,7 @@ def random_actions(model: TokenWorldModel, horizon: int, seed: int) -> NDArray[A
     tokenizer = model.vocabulary.action
     generator = np.random.default_rng(seed)
     shape = (horizon, tokenizer.num_dimensions)
-    if isinstance(tokenizer, ContinuousTokenizer):
+    if isinstance(tokenizer, BinTokenizer):
         low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
         return generator.uniform(low, high, shape).astype(np.float32)
     return generator.integers(0, tokenizer.used_sizes, shape)
@@ -262,9 +261,8 @@ def write_imagined(
     frames = film(_panels(imagined), num_observed=len(imagined.context_frames))
     write_gif(files.gif, frames, control_rate)
     write_mp4(files.mp4, frames, control_rate)
-    arrays = {name: value for name, value in vars(imagined).items() if value is not None}
     with open_atomically(files.npz) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **imagined.arrays())
     return files
 
 

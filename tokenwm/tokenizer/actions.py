@@ -13,7 +13,7 @@ BinMethod = Literal["uniform", "quantile"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinuousTokenizer:
+class BinTokenizer:
     """Real values ↔ bin numbers, each dimension with its own bins.
 
     Attributes:
@@ -46,7 +46,7 @@ class ContinuousTokenizer:
         method: BinMethod,
         names: Sequence[str] = (),
         units: str = "",
-    ) -> "ContinuousTokenizer":
+    ) -> "BinTokenizer":
         """Choose bins from the quantiles of the training data.
 
         Args:
@@ -199,7 +199,7 @@ class DiscreteTokenizer:
         return values | ({"sizes": list(self.sizes)} if self.sizes else {})
 
 
-ScalarTokenizer = ContinuousTokenizer | DiscreteTokenizer
+ScalarTokenizer = BinTokenizer | DiscreteTokenizer
 
 
 def _check_dimensions(values: NDArray[Any], expected: int) -> None:
@@ -218,7 +218,7 @@ def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:
     """
     try:
         if data["kind"] == "continuous":
-            return ContinuousTokenizer(
+            return BinTokenizer(
                 edges=np.asarray(data["edges"], dtype=np.float64),
                 names=tuple(data["names"]),
                 units=str(data["units"]),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.errors import TokenwmError
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 
 
 class DeviceEncoder:
@@ -23,7 +23,7 @@ class DeviceEncoder:
     def __init__(self, tokenizer: ScalarTokenizer, device: torch.device) -> None:
         self._num_dimensions = tokenizer.num_dimensions
         self._inner_edges: Tensor | None = None  # (A, bins - 1) float64
-        if isinstance(tokenizer, ContinuousTokenizer):
+        if isinstance(tokenizer, BinTokenizer):
             inner = np.ascontiguousarray(tokenizer.edges[:, 1:-1])
             self._inner_edges = torch.from_numpy(inner).to(device)
 

@@ -110,7 +110,7 @@ class FrameTokenizerConfig:
 
 
 class TokenizerOutput(NamedTuple):
-    """What one training pass of the tokenizer returns.
+    """Results of a training pass of the tokenizer.
 
     Attributes:
         reconstruction: ``(B * cameras, 3, H, W)`` float32, about [0, 1].

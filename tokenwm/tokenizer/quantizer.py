@@ -30,7 +30,7 @@ After table 1 of Mentzer et al., powers of 2 added.
 
 
 class Quantized(NamedTuple):
-    """What a quantizer returns for ``B`` camera frames of ``h * w`` tokens.
+    """Results of a quantizer for ``B`` camera frames of ``h * w`` tokens.
 
     Attributes:
         codes: ``(B, h * w, code_dim)`` quantized latents; the gradient is passed straight through.

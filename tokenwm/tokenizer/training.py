@@ -146,7 +146,7 @@ class FrameTokenizerModule(TrainingModule):
         self.log_all("val", values, len(batch.keys))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """The same on the test split."""
+        """Losses on the test split."""
         _, values = self._losses(batch)
         self.log_all("test", values, len(batch.keys))
 

@@ -29,8 +29,8 @@ from tokenwm.errors import TokenwmError
 
 T = TypeVar("T")
 
-MOST_RECORDINGS = 8
-"""Recordings that a cache keeps: planners and environments use one or two."""
+MOST_GRAPHS = 8
+"""CUDA graphs that a cache keeps: planners and environments use one or two."""
 
 
 class KVCache:
@@ -84,20 +84,19 @@ class KVCache:
         self._first = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._steps_left: int | None = None
         self._cells = torch.arange(self.capacity, device=device)
-        rings = torch.arange(batch_size * num_kv_heads, device=device) * self.capacity
-        self._rings = rings.view(batch_size, num_kv_heads, 1)
+        self._rings = self._rings_of(batch_size)
         self._written = self._cells[:0]
-        self._recordings: dict[Hashable, Any] = {}
+        self._graphs: dict[Hashable, Any] = {}
 
     def twin(self) -> "KVCache":
-        """Another name for the same memory, for recordings: they would hold their owner else."""
+        """Another name for the same memory, for graphs: they would hold their owner else."""
         twin = object.__new__(KVCache)
-        twin.__dict__.update(self.__dict__, _recordings={})
+        twin.__dict__.update(self.__dict__, _graphs={})
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, has memory of its own: what was recorded and forked is not of it."""
-        return self.__dict__ | {"_recordings": {}, "_forks": None}
+        """A copy, or a pickle, has memory of its own: graphs and forks are not of it."""
+        return self.__dict__ | {"_graphs": {}, "_forks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come to be from another's :meth:`__getstate__`, as a fork of its past if it was one."""
@@ -105,18 +104,18 @@ class KVCache:
         if self.past is not None:
             self.past._forks.add(self)
 
-    def recording(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was recorded (:mod:`tokenwm.imagination.graphs`) on this cache's memory.
+    def graph(self, key: Hashable, make: Callable[[], T]) -> T:
+        """A captured graph (:mod:`tokenwm.imagination.graphs`) that works on this cache's memory.
 
         Args:
             key: What it does, and to what sizes. The last few are kept.
             make: Makes it if there is none.
         """
-        recording = self._recordings.pop(key, None) or make()
-        self._recordings[key] = recording  # the newest is the last
-        while len(self._recordings) > MOST_RECORDINGS:
-            del self._recordings[next(iter(self._recordings))]
-        return recording
+        graph = self._graphs.pop(key, None) or make()
+        self._graphs[key] = graph  # the newest is the last
+        while len(self._graphs) > MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        return graph
 
     def fork(
         self, num_copies: int, first: Tensor, num_steps: int, cache: "KVCache | None" = None
@@ -136,7 +135,10 @@ class KVCache:
             TokenwmError: This is a fork itself.
         """
         if self.past is not None:
-            raise TokenwmError("a fork cannot be forked again; fork what it came from, more often")
+            raise TokenwmError(
+                "a fork cannot be forked again; fork what it came from, more often, or select rows "
+                "of the fork several times"
+            )
         batch_size, num_kv_heads, _, head_dim = self.keys[0].shape
         forked = cache or KVCache(
             num_layers=len(self.keys),
@@ -168,19 +170,38 @@ class KVCache:
         self.generation += 1
 
     def take_rows(self, rows: Tensor) -> "KVCache":
-        """A copy of some rows, ``(n,)`` int64; :meth:`replace_rows` puts them back.
+        """A copy of some rows, ``(n,)`` int64, with repeats; :meth:`replace_rows` puts them back.
 
-        Raises:
-            TokenwmError: This is a fork.
+        Rows of a fork whose parent has one row go on sharing what came before the fork; otherwise
+        each gets a copy of its own, since which rows share it would have to be asked of the device.
         """
-        if self.past is not None:
-            raise TokenwmError("rows of a fork cannot be taken: they share their past")
-        taken = self.twin()
-        taken._forks = WeakSet()
-        taken.keys = [keys[rows] for keys in self.keys]
-        taken.values = [values[rows] for values in self.values]
-        taken._first, taken._rings = self._first[rows], self._rings[: len(rows)]
+        past = self.past
+        if past is not None and len(past._first) > 1:
+            past = past.take_rows(rows // (len(self._first) // len(past._first)))
+        taken = self._copy(past, lambda tensor: tensor[rows])
+        taken._rings = taken._rings_of(len(rows))
         return taken
+
+    def snapshot(self) -> "KVCache":
+        """A copy of all rows; those of a fork go on sharing what came before it."""
+        return self._copy(self.past, torch.clone)
+
+    def _copy(self, past: "KVCache | None", change: Callable[[Tensor], Tensor]) -> "KVCache":
+        copied = self.twin()
+        copied._forks = WeakSet()
+        copied.keys = [change(keys) for keys in self.keys]
+        copied.values = [change(values) for values in self.values]
+        copied._first = change(self._first)
+        copied.past = past
+        if past is not None:
+            past._forks.add(copied)
+        return copied
+
+    def _rings_of(self, batch_size: int) -> Tensor:
+        """``(B, kv_heads, 1)`` int64, the number of each ring's first cell."""
+        num_kv_heads = self.keys[0].shape[1]
+        rings = torch.arange(batch_size * num_kv_heads, device=self.keys[0].device) * self.capacity
+        return rings.view(batch_size, num_kv_heads, 1)
 
     def replace_rows(self, rows: Tensor, other: "KVCache") -> None:
         """Put the rows of another cache of the same sizes in the place of some of this one's.

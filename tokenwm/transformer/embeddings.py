@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer, ScalarTokenizer
 
 NUM_FREQUENCIES = 6
 """Fourier features resolve 2^-5 of a dimension's range.
@@ -20,7 +20,7 @@ def fourier_features(values: Tensor) -> Tensor:
 
     The value, sines and cosines, each octave at half the amplitude of the one below. With equal
     amplitudes the fine ones outweigh the coarse, and 26 joints tell one training step from every
-    other: few episodes are learned by heart instead of understood (measured on the Unitree G1).
+    other: few episodes are learned by heart instead of understood.
     """
     octave = torch.arange(NUM_FREQUENCIES, device=values.device)
     angle = values.unsqueeze(-1) * (math.pi * 2.0 ** (octave - 1))
@@ -30,7 +30,7 @@ def fourier_features(values: Tensor) -> Tensor:
     )
 
 
-def center_features(tokenizer: ContinuousTokenizer) -> tuple[Tensor, Tensor]:
+def center_features(tokenizer: BinTokenizer) -> tuple[Tensor, Tensor]:
     """Bin centres scaled to [-1, 1] by the outer edges, and their features.
 
     ``(P, bins)`` and ``(P, bins, F)``.
@@ -57,8 +57,8 @@ class ScalarEmbedding(nn.Module):
 
     def __init__(self, tokenizer: ScalarTokenizer, dim: int) -> None:
         super().__init__()
-        self.is_continuous = isinstance(tokenizer, ContinuousTokenizer)
-        if isinstance(tokenizer, ContinuousTokenizer):
+        self.is_continuous = isinstance(tokenizer, BinTokenizer)
+        if isinstance(tokenizer, BinTokenizer):
             _, features = center_features(tokenizer)
         else:
             features = one_hot_ids(tokenizer)
@@ -76,20 +76,8 @@ class ScalarEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """``(..., A)`` int64 → ``(..., D)``."""
         features = self.features[self.dimension, tokens].flatten(-2)
-        return apply_in_its_type(self.layers, features)
-
-
-def apply_in_its_type(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
-    """Apply layers of a frozen model, which may be of another type, to float32.
-
-    What is small is in float64: in float32 a product's last bits depend on the number of rows
-    beside a row, and rounded to bfloat16 they may become another token. What is large is in the
-    type of the transformer.
-    """
-    dtype = next(layers.parameters()).dtype
-    # Without parameters of another type nothing is converted, under autocast neither.
-    out: Tensor = layers(x) if dtype == torch.float32 else layers(x.to(dtype)).to(x.dtype)
-    return out
+        out: Tensor = self.layers(features)
+        return out
 
 
 def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
@@ -117,27 +105,18 @@ class CodeTable(nn.Module):
     """
 
     digits: Tensor
-    folded: Tensor | None
 
     def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int, scale: float) -> None:
         super().__init__()
         self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
-        self.register_buffer("folded", None, persistent=False)
         self.table = nn.Parameter(torch.zeros(codebook_size, dim))
         self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
         if scale > 0.0:
             nn.init.normal_(self.table, std=scale)
             nn.init.normal_(self.digit_table, std=0.5)
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        """For inference: add rows and digits up once, not at every call."""
-        self.folded = self.vectors()
-
     def vectors(self) -> Tensor:
         """``(V, D)``."""
-        if self.folded is not None:
-            return self.folded
         return self.table + self.digits @ self.digit_table
 
 
@@ -184,8 +163,7 @@ class FrameHints(nn.Module):
         embedded = self.embedding(frame_tokens)  # (B, T, K, D)
         images = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, -1)
         near = self.neighbourhood(images.movedim(-1, 1)).movedim(1, -1).reshape(embedded.shape)
-        mixed = apply_in_its_type(self.mix, F.silu(near + place + condition.unsqueeze(2)))
-        out: Tensor = mixed + embedded
+        out: Tensor = self.mix(F.silu(near + place + condition.unsqueeze(2))) + embedded
         return out
 
 

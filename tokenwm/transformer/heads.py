@@ -1,13 +1,12 @@
 """Heads, from hidden states to the distributions of tokens and the expected reward."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenwm.tokenizer.actions import ContinuousTokenizer, ScalarTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.transformer.embeddings import CodeTable, center_features, one_hot_ids
 
 UNKNOWN_RANGE = (-math.expm1(20.0), math.expm1(20.0))
@@ -16,16 +15,15 @@ UNKNOWN_RANGE_LEAST_PROBABILITY = 1e-4
 """Bins less likely than this do not count there.
 
 No training makes them quite impossible, and the outermost stand for half a billion: what is left of
-them after 2,000 steps (1e-6 each) would move an expected reward by about one.
+them after training would move an expected reward.
 """
 
 
 class LinearDynamics(nn.Module):
-    """Where a state goes if it moves linearly: ``s' = s + W [s, a] + b``, in scaled units.
+    """Linear dynamics of a state: ``s' = s + W [s, a] + b``, in scaled units.
 
-    Least squares finds ``W`` from a few hundred steps, which gradients on tokens do not: on 18
-    episodes of a Unitree G1 it predicts 26 joints 20 steps ahead with an error of 5 bins of 256
-    where the transformer alone had 28. What is not linear is left to the head's other part.
+    Least squares finds ``W`` from a few hundred steps, which gradients on tokens do not
+    (docs/quickstart-recipe.md). What is not linear is left to the head's other part.
     """
 
     centers: Tensor
@@ -33,11 +31,11 @@ class LinearDynamics(nn.Module):
     dimension: Tensor
     action_dimension: Tensor
 
-    def __init__(self, state: ContinuousTokenizer, action: ScalarTokenizer) -> None:
+    def __init__(self, state: BinTokenizer, action: ScalarTokenizer) -> None:
         super().__init__()
         centers, _ = center_features(state)
         self.register_buffer("centers", centers, persistent=False)
-        if isinstance(action, ContinuousTokenizer):
+        if isinstance(action, BinTokenizer):
             features = center_features(action)[0].unsqueeze(-1)
         else:
             features = one_hot_ids(action)
@@ -96,7 +94,7 @@ class ContinuousHead(nn.Module):
     inner_edges: Tensor
     dimension: Tensor
 
-    def __init__(self, tokenizer: ContinuousTokenizer, action: ScalarTokenizer, dim: int) -> None:
+    def __init__(self, tokenizer: BinTokenizer, action: ScalarTokenizer, dim: int) -> None:
         super().__init__()
         self.dynamics = LinearDynamics(tokenizer, action)
         centers, features = center_features(tokenizer)
@@ -107,8 +105,12 @@ class ContinuousHead(nn.Module):
         self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
         self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
         nn.init.zeros_(self.coefficients.weight)
-        # Its logarithm, that is; checkpoints know it by this name.
         self.sharpness = nn.Parameter(torch.full((len(centers),), 4.0))
+
+    @property
+    def log_sharpness(self) -> nn.Parameter:
+        """``(P,)``, logarithm of the prior's sharpness; checkpoints call it ``sharpness``."""
+        return self.sharpness
 
     def forward(self, hidden: Tensor, previous: Tensor, action: Tensor) -> Tensor:
         """Compute logits.
@@ -130,7 +132,7 @@ class ContinuousHead(nn.Module):
     def _log_prior(self, expected: Tensor) -> Tensor:
         """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)`` float32."""
         distance = (self.centers.float() - expected.float().unsqueeze(-1)).abs()
-        return -self.sharpness.float().exp().unsqueeze(-1) * distance
+        return -self.log_sharpness.float().exp().unsqueeze(-1) * distance
 
     def values_of(self, tokens: Tensor) -> Tensor:
         """``(..., P)`` int64 → the centres of their bins, the same shape."""
@@ -206,29 +208,10 @@ class CodeHead(CodeTable):
     def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
         super().__init__(codebook_size, levels, dim, scale=0.0)
         self.bias = nn.Parameter(torch.zeros(codebook_size))
-        self.folded_map: nn.Linear | None = None
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """For inference: one linear map, which can be packed as others are."""
-        vectors = self.vectors()
-        num_codes, dim = vectors.shape
-        self.folded_map = nn.Linear(dim, num_codes, device="meta")
-        self.folded_map.weight, self.folded_map.bias = nn.Parameter(vectors), self.bias
-        self.register_state_dict_post_hook(_without_folded_map)  # type: ignore[no-untyped-call]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
-        if self.folded_map is not None:
-            out: Tensor = self.folded_map(hidden)
-            return out
         return F.linear(hidden, self.vectors(), self.bias)
-
-
-def _without_folded_map(head: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Keep a checkpoint's names: what was folded is there twice."""
-    for name in ("weight", "bias"):
-        state.pop(f"{prefix}folded_map.{name}", None)
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""What the world model is trained on: losses and counts of a batch."""
+"""Losses of the world model and the counts that tell how it learns."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
-if TYPE_CHECKING:
-    from tokenwm.transformer.world_model import Predictions, Tokens, WorldModel
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.world_model import WorldModel
 
 
 class Losses(NamedTuple):
@@ -37,20 +37,32 @@ class Losses(NamedTuple):
 
 
 def losses_of(
-    model: "WorldModel",
-    predictions: "Predictions",
-    tokens: "Tokens",
+    model: WorldModel,
+    tokens: Tokens,
     *,
-    step_valid: Tensor,
     action_valid: Tensor,
     reward: Tensor | None,
     terminated: Tensor,
+    step_valid: Tensor | None = None,
 ) -> Losses:
-    """Losses of a batch; see :meth:`WorldModel.losses`."""
+    """Losses of a batch.
+
+    Args:
+        model: The world model; its configuration weighs the losses.
+        tokens: Tokens of the batch.
+        action_valid: ``(B, T)`` bool; the outcome of step ``t`` is counted where True.
+        reward: ``(B, T)`` float32, or None if none was recorded.
+        terminated: ``(B, T)`` bool.
+        step_valid: ``(B, T)`` bool; step ``t`` is predicted from those before it where True,
+            the first never. None: wherever the step before has a valid action.
+    """
+    predictions, config = model(tokens), model.config
+    if step_valid is None:
+        step_valid = action_valid.roll(1, dims=1)
     follows = step_valid[:, 1:].float()  # (B, T-1)
     target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
     changed = (target != previous).float()
-    weight = 1.0 + (model.config.changed_token_weight - 1.0) * changed
+    weight = 1.0 + (config.changed_token_weight - 1.0) * changed
     point = model.point_logits(predictions.frame_logits, previous)
     right = (point.argmax(-1) == target).float()
     valid = follows.unsqueeze(-1)
@@ -62,7 +74,7 @@ def losses_of(
     if predictions.draft_logits is not None:
         draft = model.point_logits(predictions.draft_logits, previous)
         draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
-        total = total + model.config.draft_weight * draft_loss
+        total = total + config.draft_weight * draft_loss
         with torch.no_grad():
             draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
     if predictions.state_logits is not None and tokens.state is not None:
@@ -78,7 +90,6 @@ def losses_of(
         F.binary_cross_entropy_with_logits(logit, terminated.float(), reduction="none"),
         valid_outcome,
     )
-    config = model.config
     total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
     return Losses(
         total=total + config.termination_weight * termination,

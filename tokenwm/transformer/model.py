@@ -114,8 +114,6 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with rotary embedding, with or without a cache."""
 
-    folded_gain: Tensor | None
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -124,12 +122,6 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim, bias=False)
         self.query_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.register_buffer("folded_gain", None, persistent=False)
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """For inference: put the norms' weights together once, not at every call."""
-        self.folded_gain = self._gain()
 
     def forward(
         self,
@@ -142,7 +134,7 @@ class Attention(nn.Module):
         num_heads, kv_heads = self.config.num_heads, self.config.kv_heads
         every = self.qkv(x).unflatten(-1, (-1, self.config.head_dim))  # (B, Q, heads, head)
         qk, v = every[:, :, : num_heads + kv_heads], every[:, :, num_heads + kv_heads :]
-        qk, gain = qk.float(), self._gain()
+        qk, gain = qk.float(), self.gain()
         if gain is not None:
             qk = unit(qk).mul(gain)
         qk = rotate(qk, table).to(v.dtype)
@@ -155,10 +147,8 @@ class Attention(nn.Module):
         out: Tensor = self.out(attend(q, k, v, bias, past).transpose(1, 2).flatten(2))
         return out
 
-    def _gain(self) -> Tensor | None:
-        """Of queries and keys, ``(heads, head)`` float32; None if they are not normalised."""
-        if self.folded_gain is not None:
-            return self.folded_gain.float()
+    def gain(self) -> Tensor | None:
+        """Gain of queries and keys, ``(heads, head)`` float32; None if they are not normalised."""
         if not isinstance(self.query_norm, RMSNorm) or not isinstance(self.key_norm, RMSNorm):
             return None
         weights = [
@@ -177,9 +167,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention, ``(B, N, Q, head)``.
 
-    On a CPU as two matrix products: in bfloat16 2 to 6 times as fast as torch's fused kernel, in
-    training and for the few queries and many keys of decoding, and a query's result is the same
-    bits whatever the number of queries and rows beside it (docs/performance.md).
+    On a CPU as two matrix products: in bfloat16 faster than torch's fused kernel, in training and
+    for the few queries and many keys of decoding, and a query's result is the same bits whatever
+    the number of queries and rows beside it (docs/performance.md).
 
     Args:
         q: ``(B, N, Q, head)``.
@@ -223,7 +213,7 @@ def _apart(x: Tensor, batch: int) -> Tensor:
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to scores: 0 where ``mask`` is True, ``-inf`` where not.
+    """The bias of scores: 0 where ``mask`` is True, ``-inf`` where not.
 
     Made once per pass: adding it is several times as fast as filling by the mask in every layer.
     """
@@ -248,8 +238,7 @@ class SwiGLU(nn.Module):
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) that draws eight decisions from one random number.
 
-    On a CPU drawing is most of its cost: 15 % of a training step with ``nn.Dropout``, 2 % so. The
-    probability is rounded to a multiple of 1/256.
+    On a CPU drawing is most of its cost. The probability is rounded to a multiple of 1/256.
     """
 
     def __init__(self, probability: float) -> None:
@@ -276,11 +265,6 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.dim)
         self.mlp = SwiGLU(config)
         self.dropout = Dropout(config.dropout)
-
-    def fold(self) -> None:
-        """For inference: let the linear maps do what the norms before them would."""
-        self.attention_norm.fold_into(self.attention.qkv)
-        self.mlp_norm.fold_into(self.mlp.gate_up)
 
     def forward(
         self,

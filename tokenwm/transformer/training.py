@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 
 from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.loading.mixture import Stratum
 from tokenwm.data.loading.windows import Batch
 from tokenwm.errors import CorruptSampleError, TokenwmError
 from tokenwm.sequence.token_shards import read_vocabulary, reward_range
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
 from tokenwm.transformer.heads import ContinuousHead
-from tokenwm.transformer.losses import Losses
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.losses import Losses, losses_of
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 MAX_DYNAMICS_EPISODES = 500
 """Training episodes that linear dynamics are fitted to, about; more change nothing."""
@@ -99,7 +100,7 @@ class WorldModelModule(TrainingModule):
         self._log_held_out("val", batch)
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """The same on the test split."""
+        """Losses on the test split."""
         self._log_held_out("test", batch)
 
     def _log_held_out(self, stage: str, batch: Batch) -> None:
@@ -111,7 +112,8 @@ class WorldModelModule(TrainingModule):
 
     def _losses(self, batch: Batch) -> Losses:
         assert batch.terminated is not None
-        return self.world_model.losses(
+        return losses_of(
+            self.world_model,
             tokens_of(batch),
             step_valid=batch.step_valid,
             action_valid=batch.action_valid,
@@ -127,9 +129,8 @@ def shard_weights(model: WorldModel, mesh: DeviceMesh) -> None:
     """
     for layer in model.transformer.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    # The heads are used outside of `forward`.
-    register_fsdp_forward_method(model, "losses")
+    # The losses use heads after `forward`, so what is not of a layer stays gathered until then.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
 def fit_dynamics(model: WorldModel, strata: Sequence[Stratum]) -> None:

@@ -1,6 +1,5 @@
 """The world model: embeddings, transformer and heads over one vocabulary, and its losses."""
 
-import copy
 import math
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -10,16 +9,15 @@ from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.layout import attention_mask, interleave, predictors, shift_to_inputs
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.cache import KVCache
 from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
-    CodeTable,
     FrameHints,
     ScalarEmbedding,
-    apply_in_its_type,
     grid_positions,
 )
 from tokenwm.transformer.heads import (
@@ -28,9 +26,7 @@ from tokenwm.transformer.heads import (
     DiscreteHead,
     RewardHead,
 )
-from tokenwm.transformer.losses import Losses, losses_of
-from tokenwm.transformer.model import Attention, Layer, Transformer, TransformerConfig
-from tokenwm.transformer.packed import pack_linear_maps
+from tokenwm.transformer.model import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +70,23 @@ class WorldModelConfig:
             )
 
 
-class Tokens(NamedTuple):
-    """Tokens of ``T`` steps.
+class Embedded(NamedTuple):
+    """Embedded steps.
 
     Attributes:
-        frame: ``(B, T, K)`` int64.
-        state: ``(B, T, P)`` int64, or None.
-        action: ``(B, T, A)`` int64; the entries of the last step do not matter for predictions.
+        positions: ``(B, T * L, D)``, what enters the transformer.
+        around: ``(B, T * L, D)``, the same without what the positions hold: at a frame slot all but
+            the embedding of its own token.
+        hints: ``(B, T, K, D)``, for the frame slots of the step after each.
     """
 
-    frame: Tensor
-    state: Tensor | None
-    action: Tensor
+    positions: Tensor
+    around: Tensor
+    hints: Tensor
 
 
 class Predictions(NamedTuple):
-    """What a full (teacher-forced) pass predicts.
+    """Predictions of a full (teacher-forced) pass.
 
     Attributes:
         frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step
@@ -115,8 +112,8 @@ class WorldModel(nn.Module):
         vocabulary: The tokens of the dataset.
 
     Attributes:
-        records_passes: Whether decoding records its passes as CUDA graphs; so in a frozen model on
-            a GPU.
+        graph_passes: Whether passes of decoding are captured as CUDA graphs; so in a frozen model
+            on a GPU.
     """
 
     def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
@@ -124,7 +121,7 @@ class WorldModel(nn.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.layout = vocabulary.layout
-        self.records_passes = False
+        self.graph_passes = False
         dim = config.transformer.dim
         codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
         self.frame_embedding = CodeEmbedding(*codes)
@@ -152,7 +149,7 @@ class WorldModel(nn.Module):
         self.state_head: ContinuousHead | DiscreteHead | None
         if state is None:
             self.state_head = None
-        elif isinstance(state, ContinuousTokenizer):
+        elif isinstance(state, BinTokenizer):
             self.state_head = ContinuousHead(state, vocabulary.action, dim)
         else:
             self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
@@ -170,60 +167,30 @@ class WorldModel(nn.Module):
 
     # --- embedding --------------------------------------------------------------------------------
 
-    def embed_action(self, action: Tensor) -> Tensor:
-        """``(..., A)`` int64 → ``(..., D)``."""
-        out: Tensor = self.action_embedding(action)
-        return out
+    def embed(self, tokens: Tokens) -> Embedded:
+        """Embed whole steps: the one place that says what enters the transformer at a position.
 
-    def embed_state(self, state: Tensor | None) -> Tensor | None:
-        """``(..., P)`` int64 → ``(..., D)``, or None if there is no state."""
-        if self.state_embedding is None or state is None:
-            return None
-        out: Tensor = self.state_embedding(state)
-        return out
-
-    def condition(self, state: Tensor | None, action: Tensor) -> Tensor:
-        """What is known before a step: embedded old state and action, ``(..., D)`` each."""
-        return action if state is None else action + state
-
-    def frame_hints(
-        self, previous_frame: Tensor, condition: Tensor, new_state: Tensor | None
-    ) -> Tensor:
-        """Hints for the frame slots of a step.
-
-        Args:
-            previous_frame: ``(B, T, K)`` int64, tokens of the step before.
-            condition: ``(B, T, D)`` from :meth:`condition`.
-            new_state: ``(B, T, D)``, the embedded state of the step itself, or None.
-
-        Returns:
-            ``(B, T, K, D)``.
+        That is what the position holds, its slot, and a hint for the slot that it predicts: the
+        tokens that the frame before has around it, the action, the state before and the new one.
         """
-        if self.new_state_map is not None and new_state is not None:
-            condition = condition + apply_in_its_type(self.new_state_map, new_state)
-        layout = self.layout
-        place = self.slot_embedding[layout.first_frame_slot : layout.action_slot]
-        out: Tensor = self.hints(previous_frame, place, condition)
-        return out
-
-    def embed(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Embed whole steps.
-
-        Returns:
-            The positions ``(B, T * L, D)``, and the hints ``(B, T, K, D)`` of the frame slots of
-            the step after each.
-        """
-        action = self.embed_action(tokens.action)
-        state = self.embed_state(tokens.state)
-        sequence = interleave(self.layout, self.frame_embedding(tokens.frame), state, action)
-        condition = self.condition(state, action)
-        # The last step's hints are for a step that is not there; only its action slot reads one.
-        next_state = None if state is None else state.roll(-1, dims=1)
-        frame_hints = hints = self.frame_hints(tokens.frame, condition, next_state)
-        if state is not None:
-            hints = torch.cat([condition.unsqueeze(2), hints], dim=2)  # (B, T, J, D)
+        frame = self.frame_embedding(tokens.frame)  # (B, T, K, D)
+        action = known = self.action_embedding(tokens.action)  # (B, T, D)
+        state = None
+        if self.state_embedding is not None:
+            state = self.state_embedding(tokens.state)
+            known = action + state
+        place = self.slot_embedding[self.layout.first_frame_slot : self.layout.action_slot]
+        if self.new_state_map is None or state is None:
+            frame_hints = hints = self.hints(tokens.frame, place, known)  # (B, T, K, D)
+        else:
+            # The last step's hints are for a step that is not there; only its action reads one.
+            next_state = self.new_state_map(state.roll(-1, dims=1))
+            frame_hints = self.hints(tokens.frame, place, known + next_state)
+            hints = torch.cat([known.unsqueeze(2), frame_hints], dim=2)  # (B, T, J, D)
         slots = self.slot_embedding.repeat(tokens.frame.shape[1], 1)
-        return sequence + slots + shift_to_inputs(self.layout, hints, self.no_hint), frame_hints
+        around = slots + shift_to_inputs(self.layout, hints, self.no_hint)
+        held = interleave(self.layout, frame, state, action)
+        return Embedded(held + around, around, frame_hints)
 
     # --- heads ------------------------------------------------------------------------------------
 
@@ -245,12 +212,10 @@ class WorldModel(nn.Module):
         return logits.scatter_add(-1, previous.unsqueeze(-1), bonus)
 
     def point_logits(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """What greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
+        """The logits that greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
 
         Where a token will change, but to one of many values, staying is the single most likely
-        outcome and mostly wrong; as a point forecast ``q`` is better. On held-out episodes of the
-        Unitree G1, training with a weight of 3 and decoding ``q`` gained 1.8 dB over a weight of 1,
-        on average over horizons 5 to 20.
+        outcome and mostly wrong; as a point forecast ``q`` is better (docs/quickstart-recipe.md).
 
         Args:
             logits: ``(..., V)`` from :meth:`frame_logits`.
@@ -299,7 +264,7 @@ class WorldModel(nn.Module):
         mask = None
         if num_steps > window:
             mask = attention_mask(self.layout, num_steps, window).to(device)
-        embedded, hints = self.embed(tokens)
+        embedded, _, hints = self.embed(tokens)
         hidden = self.transformer(embedded.to(self.transformer.dtype), steps, mask)
         hidden = hidden.to(embedded.dtype)  # (B, T * L, D)
         predicting = predictors(self.layout, hidden)  # (B, T-1, J, D)
@@ -321,67 +286,6 @@ class WorldModel(nn.Module):
             outcome_hidden,
             draft_logits,
         )
-
-    def losses(
-        self,
-        tokens: Tokens,
-        *,
-        action_valid: Tensor,
-        reward: Tensor | None,
-        terminated: Tensor,
-        step_valid: Tensor | None = None,
-    ) -> Losses:
-        """Losses of a batch.
-
-        Args:
-            tokens: Tokens of the batch.
-            action_valid: ``(B, T)`` bool; the outcome of step ``t`` is counted where True.
-            reward: ``(B, T)`` float32, or None if none was recorded.
-            terminated: ``(B, T)`` bool.
-            step_valid: ``(B, T)`` bool; step ``t`` is predicted from those before it where True,
-                the first never. None: wherever the step before has a valid action.
-        """
-        if step_valid is None:
-            step_valid = action_valid.roll(1, dims=1)
-        return losses_of(
-            self,
-            self(tokens),
-            tokens,
-            step_valid=step_valid,
-            action_valid=action_valid,
-            reward=reward,
-            terminated=terminated,
-        )
-
-    def frozen(self, dtype: torch.dtype = torch.float32) -> "WorldModel":
-        """A copy for inference, the transformer in ``dtype``.
-
-        It has no gradients, its tables are added up, its norms folded into linear maps and those
-        packed (:mod:`tokenwm.transformer.packed`); on a GPU its passes are recorded. The draft head
-        is in ``dtype`` too. Embeddings and the other heads stay in float32, maps of actions and
-        everything about states are in float64 (see :func:`apply_in_its_type`).
-        """
-        model = copy.deepcopy(self).eval()
-        for module in model.modules():
-            if isinstance(module, (CodeTable, Layer)):
-                module.fold()
-            elif isinstance(module, ScalarEmbedding):
-                module.layers.double()
-        if model.new_state_map is not None:
-            model.new_state_map.double()
-        if model.state_head is not None:
-            model.state_head.double()
-        model.transformer.to(dtype)
-        model.hints.mix.to(dtype)
-        if model.draft_head is not None:
-            model.draft_head.to(dtype)
-        for module in model.modules():
-            if isinstance(module, Attention):  # in float32 whatever the type
-                module.fold()
-        model.requires_grad_(False)
-        pack_linear_maps(model)
-        model.records_passes = model.slot_embedding.device.type == "cuda"
-        return model
 
     def new_cache(self, batch_size: int, ahead: int = 1, max_steps: int | None = None) -> KVCache:
         """A cache for ``batch_size`` rows on the model's device, of the transformer's type.

@@ -61,6 +61,8 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "serve",
         "sweep",
         "quickstart",
+        "push",
+        "pull",
         "info",
         "report",
         "completion",

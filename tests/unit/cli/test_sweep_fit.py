@@ -19,8 +19,11 @@ from tests.small_sweeps import (
     with_metrics,
     write_sweep,
 )
-from tokenwm.cli.verbs.sweep_fit import main
+from tokenwm.cli.verbs.sweep_fit import main, parser
 from tokenwm.errors import SweepError, TokenwmError
+
+STRANGE = "<b>[red]{{ 7 * 7 }}"
+"""A stranger's name of a run."""
 
 
 def write_points(path: Path, header: list[str]) -> Path:
@@ -40,6 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     points = with_metrics(grid_points(noise=0.002))
     write_sweep(folder, [*points, *at_other_rates(points[0], {5e-4: 1.01, 2e-3: 0.96})])
     (folder / "runs" / "n4_d0" / "result.json").unlink()
+    (folder / "runs" / "n0_d0").rename(folder / "runs" / STRANGE)
     imagining = ["--imagined-steps", "1e9", "--tokens-per-imagined-step", "66"]
     assert main([str(folder), "--budget", "1e16", "--replicates", "100", *imagining]) == 0
     return folder / "fit"
@@ -84,6 +88,7 @@ def test_the_page_needs_no_network_and_says_what_was_left_out(report: Path) -> N
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert "n4_d0: has no result.json" in text
+    assert "&lt;b&gt;[red]{{ 7 * 7 }}" in text and STRANGE not in text
     assert "learning rate 0.001 gives 4.2 % more loss than 0.002" in text
     assert "$" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
 
@@ -156,7 +161,12 @@ def test_wrong_options_are_errors(tmp_path: Path, arguments: list[str], message:
         main([str(path), *arguments])
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "much"])
+@pytest.mark.parametrize("text", ["3e15", "3000T", "3000000G"])
+def test_a_budget_is_accepted_as_it_is_printed(text: str) -> None:
+    assert parser().parse_args(["runs.csv", "--budget", text]).budget == 3e15
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "much", "T", "-2T", "infT"])
 def test_a_budget_is_a_number_above_zero(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["runs.csv", "--budget", text])

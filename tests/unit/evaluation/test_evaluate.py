@@ -22,10 +22,11 @@ from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.evaluation.results import Evaluation
-from tokenwm.evaluation.starts import Start, choose_starts, shuffled_rows
+from tokenwm.evaluation.starts import shuffled_rows
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.starts import Start, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.sequence.tokens import Tokens
 
 CONTEXT, HORIZON = 3, 6
 Arrays = dict[str, NDArray[Any]]

@@ -18,7 +18,7 @@ from tokenwm.evaluation.outside import count_outside, summarize_outside
 from tokenwm.evaluation.report.headline import headline
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 
 CONFIG = EvaluationConfig(
     num_context_frames=3, imagination_horizon=4, num_starts=2, batch_size=8, num_examples=3
@@ -209,7 +209,7 @@ def test_values_beyond_the_bins_are_counted_by_hand(tmp_path: Path) -> None:
     model = make_model()
     model.vocabulary = replace(
         model.vocabulary,
-        action=ContinuousTokenizer(
+        action=BinTokenizer(
             edges=np.array([[-3.5, -1, 0, 0.5, 1, 1.2, 1.4, 1.5], np.linspace(-3.5, 3.5, 8)]),
             names=("x", "y"),
         ),

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -16,13 +17,13 @@ from tokenwm.evaluation.metrics import (
     copy_nll,
     gain_curve,
     interval_curve,
-    plain,
     psnr_from_mse,
     squared_error,
     ssim,
     student_quantile,
     summarize_gain,
 )
+from tokenwm.strict import from_plain, plain
 
 
 @pytest.mark.parametrize(("mse", "psnr"), [(1.0, 0.0), (0.01, 20.0), (1e-6, 60.0), (0.0, 60.0)])
@@ -106,10 +107,10 @@ def test_interval_agrees_with_the_normal_one_of_many_episodes() -> None:
 
 def test_one_episode_has_no_interval_and_none_no_mean() -> None:
     curve = interval_curve(np.array([[1.0, 2.0]]))
-    assert curve.to_dict() == {"mean": [1.0, 2.0], "low": [None, None], "high": [None, None]}
+    assert plain(curve) == {"mean": [1.0, 2.0], "low": [None, None], "high": [None, None]}
     with pytest.raises(TokenwmError, match="no episode"):
         interval_curve(np.zeros((0, 3)))
-    unknown = gain_curve(np.array([[1.0, 2.0]])).to_dict()
+    unknown = plain(gain_curve(np.array([[1.0, 2.0]])))
     assert unknown["low"] == unknown["simultaneous_low"] == [None, None]
 
 
@@ -255,3 +256,17 @@ def test_a_model_that_never_wins_or_has_no_interval() -> None:
 
 def test_plain_has_no_nan() -> None:
     assert plain(np.array([[1.0, math.nan], [math.inf, 2.0]])) == [[1.0, None], [None, 2.0]]
+    assert plain({"a": (np.float32(2.0), -math.inf, "x", None, True)}) == {
+        "a": [2.0, None, "x", None, True]
+    }
+
+
+def test_a_curve_is_read_back_from_its_plain_values() -> None:
+    curve = gain_curve(np.array([[1.0, 2.0]]))  # NaN wherever one episode tells nothing
+    read = from_plain(GainCurve, json.loads(json.dumps(plain(curve))))
+    for name, values in vars(curve).items():
+        np.testing.assert_array_equal(getattr(read, name), values)
+    assert from_plain(tuple[int, int] | None, None) is None
+    assert from_plain(tuple[int, int] | None, [3, 4]) == (3, 4)
+    with pytest.raises(KeyError):
+        from_plain(GainCurve, {"mean": [1.0]})

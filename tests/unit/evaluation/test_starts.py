@@ -9,15 +9,9 @@ from tests.moving_square import make_model, write_squares
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import ShardError, TokenwmError
-from tokenwm.evaluation.starts import (
-    Start,
-    check_data_fits,
-    check_episode,
-    choose_split,
-    choose_starts,
-    ending_starts,
-    shuffled_rows,
-)
+from tokenwm.evaluation.starts import check_episode, ending_starts, shuffled_rows
+from tokenwm.imagination.fits import check_data_fits
+from tokenwm.imagination.starts import Start, choose_split, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
 

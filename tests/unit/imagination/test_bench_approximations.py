@@ -34,8 +34,6 @@ def test_figures_are_drawn_without_measuring_them_again(
         way("greedy", 2.5, 29.5),
         way("8 passes", 8.0, 29.0),
         way("2 passes", 2.0, 28.0),
-        way("diagonal, delay 1", 7.0, 29.0),
-        way("diagonal, delay 2", 10.0, 29.0),
     ]
     figures, picture = tmp_path / "figures.json", tmp_path / "curves.png"
     figures.write_text(json.dumps({"results": baselines + ways}))

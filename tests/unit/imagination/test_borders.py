@@ -17,7 +17,6 @@ from tokenwm.imagination.env import WorldModelVectorEnv
 from tokenwm.imagination.episodes import ImaginedEpisodes
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.transformer.world_model import Tokens
 
 ROWS, CONTEXT = 2, 3
 
@@ -50,14 +49,8 @@ CONTEXTS: dict[str, tuple[Change, str]] = {
     "int32 action": (lambda c: changed(c, action=c.tokens.action.int()), "action tokens: expec"),
     "token of -1": (lambda c: changed(c, frame=c.tokens.frame - 10**6), "frame tokens span"),
     "large state": (lambda c: changed(c, state=c.tokens.state + 48), r"allowed is \[0, 48\)"),
-    "no row": (
-        lambda c: Context(tokens=Tokens(*(t[:0] for t in c.tokens if t is not None))),
-        "has no row",
-    ),
-    "no step": (
-        lambda c: Context(tokens=Tokens(*(t[:, :0] for t in c.tokens if t is not None))),
-        "has no step",
-    ),
+    "no row": (lambda c: Context(tokens=c.tokens.rows(slice(0))), "has no row"),
+    "no step": (lambda c: Context(tokens=c.tokens.steps(slice(0))), "has no step"),
     "another anchor": (lambda c: replace(c, anchor=c.anchor[:1]), r"context\.anchor has shape"),
     "float anchor": (lambda c: replace(c, anchor=c.anchor.float()), "expected uint8"),
     "state of one row": (lambda c: replace(c, state=c.state[:1]), r"context\.state has shape"),
@@ -116,10 +109,10 @@ def test_action_tokens_that_do_not_fit_are_refused_and_use_nothing_up(
 ) -> None:
     model.speculative = speculative
     state, episodes = model.start(context), ImaginedEpisodes(model, context, ROWS)
-    for step in (lambda: model.step(state, tokens), lambda: episodes.step_tokens(tokens)):
+    for step in (lambda: model.step_tokens(state, tokens), lambda: episodes.step_tokens(tokens)):
         with pytest.raises(TokenwmError, match=message):
             step()
-    model.step(state, torch.zeros(ROWS, 2, dtype=torch.int64))
+    model.step_tokens(state, torch.zeros(ROWS, 2, dtype=torch.int64))
     episodes.step_tokens(torch.zeros(ROWS, 2, dtype=torch.int64))
     model.speculative = True
 
@@ -237,6 +230,8 @@ def test_what_is_no_array_of_numbers_is_refused_by_all_who_take_one(
         lambda: model.context(frames, past, wrong if wrong is not None else 1.0),
         lambda: model.context(wrong, past, states),
         lambda: model.step(state, wrong),
+        lambda: model.step_tokens(state, wrong),
+        lambda: model.roll(state, wrong),
         lambda: episodes.step(wrong),
         lambda: episodes.step_tokens(wrong),
         lambda: episodes.restart(wrong),
@@ -280,7 +275,6 @@ def test_counts_are_whole_numbers(model: TokenWorldModel, context: Context, wron
         lambda: model.start(context).fork(wrong, 1),
         lambda: SamplingConfig(top_k=wrong),
         lambda: Approximation(num_passes=wrong),
-        lambda: Approximation(row_delay=wrong),
     ):
         with pytest.raises(TokenwmError, match="whole number"):
             take()

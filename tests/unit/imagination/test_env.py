@@ -14,11 +14,9 @@ from tests.small_models import random_tokens, small_tokenizer, small_world_model
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
-from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.transformer.packed import unpack_linear_maps
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.transformer.frozen import unpack_linear_maps
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402
@@ -163,16 +161,15 @@ def test_a_restarted_episode_is_as_if_alone_and_the_others_go_on(
         if number == 5:
             restarted.restart(torch.tensor([2]))
             row = (starts.tokens.frame[:, -1] == restarted.frame_tokens[2]).all(1).nonzero()[0]
-            tokens = Tokens(*(None if t is None else t[row] for t in starts.tokens))  # type: ignore[arg-type]
             first = restarted._state.step - (CONTEXT - 1)
             streams = torch.tensor([NUM_ENVS])
-            alone = prefill(model.world_model, tokens, noise_streams=streams, first_step=first)
+            alone = model.start_rows(starts, row, noise_streams=streams, first_step=first)
         undisturbed.step_tokens(action[number])
         restarted.step_tokens(action[number])
         others = torch.tensor([0, 1, 3])
         assert torch.equal(restarted.frame_tokens[others], undisturbed.frame_tokens[others])
         if alone is not None:
-            alone, _ = model.step(alone, action[number, 2:3], SamplingConfig())
+            alone, _ = model.step_tokens(alone, action[number, 2:3], SamplingConfig())
             assert torch.equal(alone.frame_tokens[0], restarted.frame_tokens[2])
             assert not torch.equal(restarted.frame_tokens[2], undisturbed.frame_tokens[2])
 
@@ -246,7 +243,10 @@ def test_terminations_have_the_models_probability(model: TokenWorldModel) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"observation": "smell"}, "observation='smell'; choose pixels, tokens or embeddings"),
+        (
+            {"observation": "smell"},
+            "observation='smell'; choose pixels, tokens, embeddings or state",
+        ),
         ({"max_episode_steps": 0}, "max_steps=0"),
         ({"autoreset_mode": "sometimes"}, "sometimes"),
     ],
@@ -478,7 +478,7 @@ def test_without_rewards_an_environment_is_told_what_a_step_is_worth_or_refuses(
         np.testing.assert_allclose(reward, -np.linalg.norm(info["state"], axis=1), rtol=1e-5)
         assert (reward < 0).all()
         rollout = seen[-1]
-        assert torch.equal(rollout.action_tokens[:, 0], model.encode_actions(actions))
+        assert torch.equal(rollout.actions[:, 0], torch.from_numpy(actions))
         assert rollout.frame_tokens.shape == (NUM_ENVS, 1, 16) and rollout.reward is None
         pixels = model.decode_frames(rollout)[:, 0, 0].numpy()
         assert (pixels == observation).all()  # anchored where each episode started

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenwm.imagination.memory import TOLERANCE, RowLimits, is_out_of_memory
+from tokenwm.imagination.pausing import Pausing, finish, without_pause
 
 
 class Machine:
@@ -22,12 +23,17 @@ class Machine:
         self.done.append(rows.stop - rows.start)
         return list(range(rows.start, rows.stop))
 
+    def pausing(self, rows: slice) -> Pausing[list[int]]:
+        return without_pause(lambda: self.compute(rows))
+
     def free(self) -> bool:
         return False
 
     def run(self, num_rows: int, kind: str = "kind", at_most: int = 10**9) -> None:
         """Every row is computed once, in order."""
-        parts = self.limits.in_parts(kind, "rows", num_rows, self.compute, self.free, at_most)
+        parts = finish(
+            self.limits.in_parts(kind, "rows", num_rows, self.pausing, self.free, at_most)
+        )
         assert [row for part in parts for row in part] == list(range(num_rows))
 
 
@@ -37,6 +43,31 @@ def test_every_row_is_computed_once_whatever_fits(room: int, num_rows: int, at_m
     machine.run(num_rows, at_most=at_most)
     assert max(machine.done) <= min(room, at_most)
     assert len(machine.failed) <= 10
+
+
+@given(
+    room=st.integers(1, 60),
+    num_groups=st.integers(1, 30),
+    group=st.integers(1, 20),
+    at_most=st.integers(1, 60),
+)
+def test_groups_stay_whole_as_long_as_one_fits(
+    room: int, num_groups: int, group: int, at_most: int
+) -> None:
+    machine = Machine(room)
+    num_rows = num_groups * group
+    parts = machine.limits.in_parts(
+        "kind", "rows", num_rows, machine.pausing, machine.free, at_most, group
+    )
+    assert [row for part in finish(parts) for row in part] == list(range(num_rows))
+    assert max(machine.done) <= min(room, at_most)
+    first = 0
+    for count in machine.done:
+        is_whole = first % group == 0 and count % group == 0
+        assert is_whole or first // group == (first + count - 1) // group
+        first += count
+    if not machine.failed and group <= at_most:
+        assert all(count % group == 0 for count in machine.done)
 
 
 def test_the_largest_part_that_fits_is_found_and_used() -> None:
@@ -102,11 +133,11 @@ def test_a_row_that_does_not_fit_and_other_errors_are_raised() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         Machine(room=0).run(5)
 
-    def fail(_: slice) -> None:
+    def fail(_: slice) -> Pausing[None]:
         raise RuntimeError("shapes")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        RowLimits().in_parts("kind", "rows", 5, fail, lambda: False, 5)
+        finish(RowLimits().in_parts("kind", "rows", 5, fail, lambda: False, 5))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer
 
 CONTEXT = 3
 
@@ -106,7 +106,7 @@ def test_nan_in_a_head_is_not_lost_in_a_token(head: str, temperature: float) -> 
     for parameter in part.parameters():
         with torch.no_grad():
             parameter.fill_(torch.nan)
-    from tokenwm.transformer.packed import unpack_linear_maps
+    from tokenwm.transformer.frozen import unpack_linear_maps
 
     unpack_linear_maps(broken.world_model)  # packed ones do not see it
     sampling = SamplingConfig(temperature=temperature)
@@ -118,7 +118,7 @@ def test_nan_in_a_head_is_not_lost_in_a_token(head: str, temperature: float) -> 
 
 def test_states_are_in_the_units_of_the_data(model: TokenWorldModel) -> None:
     actions, bins = np.ones((4, 5, 2)), model.vocabulary.state
-    assert isinstance(bins, ContinuousTokenizer)
+    assert isinstance(bins, BinTokenizer)
     drawn = model.imagine(start_of(model), actions)
     assert drawn.state is not None and drawn.state_tokens is not None
     assert drawn.state.dtype == torch.float32
@@ -167,7 +167,9 @@ def test_without_rewards_nobody_invents_any() -> None:
     model = make_model(has_reward=False)
     imagined = model.imagine(start_of(model), np.ones((3, 2, 2)))
     assert imagined.reward is None
-    _, outcome = model.step(model.start(start_of(model)), torch.zeros(1, 2, dtype=torch.int64))
+    _, outcome = model.step_tokens(
+        model.start(start_of(model)), torch.zeros(1, 2, dtype=torch.int64)
+    )
     assert outcome.reward is None
     with pytest.raises(TokenwmError, match=r"source\.reward"):
         imagined.discounted_return(0.9)

@@ -19,9 +19,10 @@ from tokenwm.imagination.decode import score_frames
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.state import DecodeState
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
-from tokenwm.tokenizer.actions import ContinuousTokenizer
+from tokenwm.imagination.world_state import WorldState
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.cache import KVCache
-from tokenwm.transformer.world_model import Tokens
 
 BATCH, CONTEXT, HORIZON = 7, 3, 8  # steps go past the window of 6
 
@@ -101,12 +102,12 @@ def test_imagining_is_start_and_steps(model: TokenWorldModel, recorded: Mapping[
     state = model.start(context, seed=3)
     tokens = model.encode_actions(future(recorded))
     for step in range(HORIZON):
-        state, outcome = model.step(state, tokens[:, step])
+        state, one = model.step_tokens(state, tokens[:, step])
         assert torch.equal(state.frame_tokens, rollout.frame_tokens[:, step])
-        torch.testing.assert_close(outcome.reward, rollout.reward[:, step], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(outcome.frame_nll, rollout.frame_nll[:, step])
-        torch.testing.assert_close(outcome.frame_entropy, rollout.frame_entropy[:, step])
-    assert isinstance(state, DecodeState)
+        for name in ("reward", "frame_nll", "frame_entropy"):
+            expected = getattr(rollout, name)[:, step : step + 1]
+            torch.testing.assert_close(getattr(one, name), expected, atol=1e-5, rtol=1e-5)
+    assert isinstance(state, WorldState)
 
 
 def test_a_later_action_does_not_change_what_came_before(
@@ -204,11 +205,11 @@ def test_actions_beyond_the_training_range_are_said_once(
     model: TokenWorldModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = model.vocabulary.action
-    assert isinstance(tokenizer, ContinuousTokenizer)
+    assert isinstance(tokenizer, BinTokenizer)
     actions = np.zeros((2, 3, tokenizer.num_dimensions), dtype=np.float32)
     actions[:] = tokenizer.centers.mean(1)
     actions[0, 0] = tokenizer.edges[:, -1]  # the largest of the training data is not beyond it
-    model._warned.clear()
+    model.units._warned.clear()
     model.encode_actions(actions)
     assert not caplog.records
     actions[1, 2, 0] = tokenizer.edges[0, -1] + 5.0
@@ -446,7 +447,7 @@ def test_scores_are_those_of_the_whole_pass_and_found_in_parts(
         caplog.text
     )
     with pytest.raises(TokenwmError, match="at least 2"):
-        model.score(Context(tokens=Tokens(*(part[:, :1] for part in tokens if part is not None))))
+        model.score(Context(tokens=tokens.steps([0])))
 
 
 def test_frames_that_do_not_fit_into_memory_go_through_in_smaller_parts(

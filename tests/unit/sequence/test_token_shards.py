@@ -24,7 +24,7 @@ from tokenwm.sequence.token_shards import (
     tokenize_shards,
 )
 from tokenwm.sequence.vocabulary import Vocabulary
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
 
 
@@ -142,7 +142,7 @@ def test_state_is_left_out_on_request(frame_shards: Path, tmp_path: Path) -> Non
 def test_bins_come_from_the_train_split(frame_shards: Path) -> None:
     manifest = Manifest.load(frame_shards)
     tokenizer = fit_scalar_tokenizer(manifest, "state", 8, "uniform")
-    assert isinstance(tokenizer, ContinuousTokenizer)
+    assert isinstance(tokenizer, BinTokenizer)
     assert tokenizer.edges[:, 0] == pytest.approx(manifest.statistics["state"]["min"])
     assert tokenizer.edges[:, -1] == pytest.approx(manifest.statistics["state"]["max"])
     assert (tokenizer.names, tokenizer.units) == (("y", "x"), "px")

@@ -5,13 +5,14 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from tests.moving_square import make_episode, make_model
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.serving import wire
 from tokenwm.serving.requests import Limits
 from tokenwm.serving.server import WorldModelServer
 
@@ -21,16 +22,16 @@ LIMITS = Limits(max_body_bytes=2**20, max_rows=64, max_steps=20, timeout=60.0)
 
 @contextlib.contextmanager
 def serving(
-    limits: Limits = LIMITS, model: TokenWorldModel | None = None
+    limits: Limits = LIMITS, model: TokenWorldModel | None = None, hosts: Collection[str] = ()
 ) -> Iterator[WorldModelServer]:
-    with WorldModelServer(model or make_model(), ("127.0.0.1", 0), limits) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    running = WorldModelServer(model or make_model(), ("127.0.0.1", 0), limits, hosts)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        thread.join()
 
 
 def question(seed: int, num_candidates: int = 2, horizon: int = HORIZON) -> dict[str, Any]:
@@ -50,16 +51,24 @@ def locally(model: TokenWorldModel, asked: dict[str, Any], seed: int) -> Any:
 
 
 def raw(server: WorldModelServer, head: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
-        connection.sendall(head.encode() + body)
+    """Ask in these very bytes; ``Host`` is added."""
+    with socket.create_connection(server.address, timeout=20) as connection:
+        connection.sendall(with_host(head).encode() + body)
         response = http.client.HTTPResponse(connection)
         response.begin()
         return response.status, json.loads(response.read())
+
+
+def with_host(head: str) -> str:
+    return head if "Host:" in head else head.replace("\r\n", "\r\nHost: localhost\r\n", 1)
 
 
 def ask(server: WorldModelServer, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
     return raw(server, head_of(path, len(body)), body)
 
 
-def head_of(path: str, length: int) -> str:
-    return f"POST {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"
+def head_of(path: str, length: int, more: str = "") -> str:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {wire.MEDIA_TYPE}\r\n"
+        f"{more}Content-Length: {length}\r\n\r\n"
+    )

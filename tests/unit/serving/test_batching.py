@@ -1,7 +1,9 @@
 """What is computed together, in which order, and what is not computed at all."""
 
+import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +19,28 @@ from tokenwm.serving.batching import (
     StoppedError,
     UnwantedError,
 )
+
+
+def submit(
+    batcher: Batcher,
+    key: str | None,
+    num_rows: int,
+    length: int,
+    request: Any,
+    timeout: float,
+    is_wanted: Callable[[], bool] | None = None,
+) -> Any:
+    """Wait for a result on this thread."""
+
+    async def leave() -> None:
+        while is_wanted is not None and is_wanted():
+            await asyncio.sleep(0.01)
+
+    async def wait() -> Any:
+        gone = None if is_wanted is None else leave()
+        return await batcher.submit(key, num_rows, length, request, timeout, gone)
+
+    return asyncio.run(wait())
 
 
 class Slow:
@@ -41,7 +65,7 @@ def test_what_waits_together_is_computed_together() -> None:
     slow = Slow()
     batcher = Batcher(slow, max_rows=4, max_queued_rows=20)
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(batcher.submit, "a", 1, 5, 1, 20)
+        first = pool.submit(submit, batcher, "a", 1, 5, 1, 20)
         slow.began.wait(20)
         waiting = []
         for key, rows, length, number in [
@@ -52,7 +76,7 @@ def test_what_waits_together_is_computed_together() -> None:
             ("a", 2, 2, 13),  # too many rows for this batch
             (None, 1, 1, 7),  # alone
         ]:
-            waiting.append(pool.submit(batcher.submit, key, rows, length, number, 20))
+            waiting.append(pool.submit(submit, batcher, key, rows, length, number, 20))
             while batcher.queued_rows < sum((1, 1, 2, 1, 2, 1)[: len(waiting)]):
                 time.sleep(0.001)
         slow.gate.set()
@@ -71,13 +95,13 @@ def test_a_full_queue_and_a_deadline_are_errors() -> None:
     slow = Slow()
     batcher = Batcher(slow, max_rows=4, max_queued_rows=2)
     with ThreadPoolExecutor(4) as pool:
-        running = pool.submit(batcher.submit, "a", 1, 1, 1, 20)
+        running = pool.submit(submit, batcher, "a", 1, 1, 1, 20)
         slow.began.wait(20)
-        late = pool.submit(batcher.submit, "a", 2, 1, 2, 0.2)
+        late = pool.submit(submit, batcher, "a", 2, 1, 2, 0.2)
         while batcher.queued_rows < 2:
             time.sleep(0.001)
         with pytest.raises(QueueFullError, match="2 rows are waiting and at most 2 may"):
-            batcher.submit("a", 1, 1, 3, 20)
+            submit(batcher, "a", 1, 1, 3, 20)
         with pytest.raises(DeadlineError, match="no result within 0.2 s"):
             late.result()
         assert batcher.queued_rows == 0
@@ -101,10 +125,10 @@ def test_a_request_that_is_given_up_does_not_stop_the_others() -> None:
 
     batcher = Batcher(compute, max_rows=4, max_queued_rows=20)
     with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(batcher.submit, "a", 1, 1, np.arange(3), 20)]
+        futures = [pool.submit(submit, batcher, "a", 1, 1, np.arange(3), 20)]
         began.wait(20)
         for length, timeout in [(3, 20.0), (4, 20.0), (4, 0.2), (4, 0.2)]:
-            futures.append(pool.submit(batcher.submit, "a", 1, length, np.arange(3), timeout))
+            futures.append(pool.submit(submit, batcher, "a", 1, length, np.arange(3), timeout))
             while batcher.queued_rows < len(futures) - 1:
                 time.sleep(0.001)
         for late in futures[3:]:
@@ -157,9 +181,9 @@ def test_a_short_request_waits_for_a_chunk_of_a_long_one() -> None:
     chunks = Chunks()
     batcher = Batcher(chunks, turn_seconds=0, max_rows=4, max_queued_rows=20)
     with ThreadPoolExecutor(4) as pool:
-        long = pool.submit(batcher.submit, "a", 1, 100, ("long", 100), 20)
+        long = pool.submit(submit, batcher, "a", 1, 100, ("long", 100), 20)
         chunks.let(3)
-        short = pool.submit(batcher.submit, "a", 1, 1, ("short", 1), 20)
+        short = pool.submit(submit, batcher, "a", 1, 1, ("short", 1), 20)
         wait_until(lambda: batcher.queued_rows == 1)
         chunks.let(2)
         assert short.result() == "short"
@@ -176,15 +200,15 @@ def test_what_is_too_late_or_unwanted_is_dropped_between_chunks() -> None:
     wanted.set()
     batcher = Batcher(chunks, turn_seconds=0, max_rows=4, max_queued_rows=20)
     with ThreadPoolExecutor(4) as pool:
-        late = pool.submit(batcher.submit, "a", 1, 9, ("late", 9), 0.3)
+        late = pool.submit(submit, batcher, "a", 1, 9, ("late", 9), 0.3)
         chunks.let(1)
         with pytest.raises(DeadlineError, match="no result within 0.3 s"):
             late.result()
         chunks.let(1)  # the chunk that it was in the middle of
         wait_until(lambda: chunks.closed == ["late"])
-        gone = pool.submit(batcher.submit, "a", 1, 9, ("gone", 9), 20, wanted.is_set)
+        gone = pool.submit(submit, batcher, "a", 1, 9, ("gone", 9), 20, wanted.is_set)
         chunks.let(1)
-        queued = pool.submit(batcher.submit, "b", 3, 9, ("queued", 9), 20, wanted.is_set)
+        queued = pool.submit(submit, batcher, "b", 3, 9, ("queued", 9), 20, wanted.is_set)
         wait_until(lambda: batcher.queued_rows == 3)
         wanted.clear()
         for future in (gone, queued):
@@ -205,7 +229,7 @@ def test_no_more_begins_than_memory_is_meant_for() -> None:
         futures = []
         for number in range(6):  # larger than a batch: held part by part
             asked = (None, 5, 2, (str(number), 2), 20)
-            futures.append(pool.submit(batcher.submit, *asked))
+            futures.append(pool.submit(submit, batcher, *asked))
             wait_until(lambda: batcher.queued_rows == 5 * (len(futures) - 1))
         chunks.let(1)
         wait_until(lambda: batcher.queued_rows == 5 * 2)
@@ -219,9 +243,9 @@ def test_closing_refuses_what_waits_and_ends_what_has_begun_after_a_while() -> N
     chunks = Chunks()
     batcher = Batcher(chunks, turn_seconds=0, max_rows=1, max_queued_rows=99)
     with ThreadPoolExecutor(8) as pool:
-        running = pool.submit(batcher.submit, None, 1, 1, ("running", 9), 20)
+        running = pool.submit(submit, batcher, None, 1, 1, ("running", 9), 20)
         chunks.let(1)
-        waiting = pool.submit(batcher.submit, None, 1, 1, ("waiting", 9), 20)
+        waiting = pool.submit(submit, batcher, None, 1, 1, ("waiting", 9), 20)
         wait_until(lambda: batcher.queued_rows == 1)
         closing = pool.submit(batcher.close, 0.2)
         with pytest.raises(StoppedError):
@@ -233,6 +257,6 @@ def test_closing_refuses_what_waits_and_ends_what_has_begun_after_a_while() -> N
             running.result()
         closing.result()
         with pytest.raises(StoppedError, match="the server stops"):
-            batcher.submit(None, 1, 1, ("late", 1), 20)
+            submit(batcher, None, 1, 1, ("late", 1), 20)
     assert chunks.closed == ["running"]
     assert not batcher.is_alive

@@ -45,7 +45,7 @@ def server() -> Iterator[WorldModelServer]:
 
 @pytest.fixture
 def client(server: WorldModelServer) -> Iterator[WorldModelClient]:
-    one = WorldModelClient(port=server.server_port)
+    one = WorldModelClient(port=server.address[1])
     yield one
     one.close()
 
@@ -70,7 +70,7 @@ def test_imagining_over_the_wire_is_imagining(
 
 def test_without_rewards_none_are_answered() -> None:
     model = make_model(has_reward=False)
-    with serving(model=model) as one, WorldModelClient(port=one.server_port) as asking:
+    with serving(model=model) as one, WorldModelClient(port=one.address[1]) as asking:
         assert asking.health()["model"]["has_reward"] is False
         answer = asking.imagine(**question(1), pixels=[0])
         assert set(answer) == {
@@ -99,15 +99,14 @@ def test_encoding_and_scoring(client: WorldModelClient, model: TokenWorldModel) 
 
 
 def test_scores_are_those_of_decoding_step_by_step(model: TokenWorldModel) -> None:
-    from tokenwm.imagination.decode import prefill, score_frame
-    from tokenwm.transformer.world_model import Tokens
+    from tokenwm.imagination.decode import next_frame_logits, prefill
 
     asked = question(3)
     tokens = model.context(asked["frames"], asked["past_actions"], asked["states"]).tokens
     assert tokens.state is not None
-    first = Tokens(tokens.frame[:, :2], tokens.state[:, :2], tokens.action[:, :2])
+    first = tokens.steps(slice(2))
     with torch.no_grad():
-        logits = score_frame(
+        logits = next_frame_logits(
             model.world_model,
             prefill(model.world_model, first),
             tokens.action[:, 1],
@@ -185,7 +184,7 @@ def test_what_is_no_request_is_refused(
     got, answer = raw(server, head)
     assert got == status
     assert message in answer["error"]
-    assert f'status="{status}"' in server.metrics_text()
+    assert f'status="{status}"' in server.service.metrics_text()
 
 
 def test_health_and_metrics(server: WorldModelServer, client: WorldModelClient) -> None:
@@ -207,14 +206,17 @@ def test_health_and_metrics(server: WorldModelServer, client: WorldModelClient) 
     assert after[count] == before[count] + 1
     assert after['tokenwm_queue_wait_seconds_bucket{le="+Inf"}'] > 0
     assert after["tokenwm_received_bytes_total"] > before["tokenwm_received_bytes_total"]
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.address[1], timeout=20)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
     assert 'tokenwm_requests_total{path="/v1/imagine",status="200"}' in text
     assert "tokenwm_queued_rows 0" in text
     for line in text.splitlines():
-        assert line.startswith("# TYPE ") or float(line.rsplit(" ", 1)[1]) >= 0
+        assert (
+            line.startswith(("# HELP tokenwm_", "# TYPE tokenwm_"))
+            or float(line.rsplit(" ", 1)[1]) >= 0
+        )
 
 
 def test_a_server_that_is_not_there_is_an_error_of_one_line() -> None:
@@ -270,7 +272,7 @@ def test_a_client_is_told_that_its_request_is_too_large(client: WorldModelClient
 def test_what_is_not_read_does_not_become_the_next_request(
     server: WorldModelServer, head: str
 ) -> None:
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+    with socket.create_connection(server.address, timeout=20) as connection:
         connection.sendall(head.encode())
         answer = b""
         while part := connection.recv(65536):

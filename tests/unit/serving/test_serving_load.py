@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from tests.unit.serving.serving_helpers import (
     raw,
     serving,
 )
-from tokenwm.serving import handler, wire
+from tokenwm.serving import app, wire
 from tokenwm.serving.client import ServerError, WorldModelClient
 from tokenwm.serving.requests import Limits
 from tokenwm.serving.server import WorldModelServer
@@ -50,7 +49,7 @@ def resident_megabytes(process: int) -> float:
 
 
 def is_idle(server: WorldModelServer) -> bool:
-    return server.batcher.running_seconds == 0 and server.batcher.queued_rows == 0
+    return server.service.batcher.running_seconds == 0 and server.service.batcher.queued_rows == 0
 
 
 @pytest.mark.slow
@@ -128,15 +127,15 @@ def test_a_short_request_does_not_wait_for_a_long_one_nor_a_late_one_for_its_end
 
         def be_long() -> float:
             start = time.monotonic()
-            with WorldModelClient(port=server.server_port) as client:
+            with WorldModelClient(port=server.address[1]) as client:
                 with pytest.raises(ServerError) as caught:
                     client.imagine(**question(1, 32, 5000), timeout=3)  # far more than 3 s
                 assert caught.value.status == 504
             return time.monotonic() - start
 
         long = pool.submit(be_long)
-        wait_until(lambda: server.batcher.running_seconds > 0)
-        with WorldModelClient(port=server.server_port) as client:
+        wait_until(lambda: server.service.batcher.running_seconds > 0)
+        with WorldModelClient(port=server.address[1]) as client:
             client.imagine(**question(0))
             assert client.score(**{k: v for k, v in question(0).items() if k != "actions"}).size
             assert not long.done()
@@ -147,42 +146,44 @@ def test_a_short_request_does_not_wait_for_a_long_one_nor_a_late_one_for_its_end
 def test_what_a_killed_client_asked_for_is_not_computed() -> None:
     with serving(LONG) as server:
         body = wire.pack(question(1, 32, 5000), {})
-        with socket.create_connection(("127.0.0.1", server.server_port)) as gone:
+        with socket.create_connection(server.address) as gone:
             gone.sendall(head_of("/v1/imagine", len(body)).encode() + body)
-            wait_until(lambda: server.batcher.running_seconds > 0)
+            wait_until(lambda: server.service.batcher.running_seconds > 0)
         wait_until(lambda: is_idle(server), 5)
-        wait_until(lambda: server.metrics.value("requests_total", path="/v1/imagine", status="499"))
-        assert server._bytes == 0
+        wait_until(
+            lambda: server.service.metrics.value("requests_total", path="/v1/imagine", status="499")
+        )
+        assert server.service.held_bytes == 0
 
 
 def test_bodies_in_flight_are_bounded_before_they_are_read() -> None:
     limits = replace(LIMITS, max_bytes=2 * LIMITS.max_body_bytes)
     with serving(limits) as server:
-        slow = socket.create_connection(("127.0.0.1", server.server_port))
+        slow = socket.create_connection(server.address)
         slow.sendall(head_of("/v1/encode", 2**20).encode())
-        slower = socket.create_connection(("127.0.0.1", server.server_port))
+        slower = socket.create_connection(server.address)
         slower.sendall(head_of("/v1/encode", 2**20).encode())
-        wait_until(lambda: server._bytes == 2**21)
+        wait_until(lambda: server.service.held_bytes == 2**21)
         status, answer = raw(server, head_of("/v1/encode", 100))
         assert status == 503
         assert "2097152 bytes are held for other requests" in answer["error"]
-        with WorldModelClient(port=server.server_port, retries=0) as client:
+        with WorldModelClient(port=server.address[1], retries=0) as client:
             with pytest.raises(ServerError) as caught:
                 client.imagine(**question(0))
             assert caught.value.status == 503
         threading.Timer(0.5, slow.close).start()
-        with WorldModelClient(port=server.server_port) as client:  # asks again
+        with WorldModelClient(port=server.address[1]) as client:  # asks again
             assert client.imagine(**question(0))["reward"].shape == (2, HORIZON)
         slower.close()
 
 
 def test_connections_are_bounded() -> None:
     with serving(replace(LIMITS, max_connections=2)) as server:
-        address = ("127.0.0.1", server.server_port)
+        address = server.address
         with socket.create_connection(address), socket.create_connection(address):
             with socket.create_connection(address) as third:
                 assert third.recv(100).startswith(b"HTTP/1.1 503 ")
-            assert server.metrics.value("refused_connections_total") == 1
+            assert server.service.metrics.value("refused_connections_total") == 1
         wait_until(lambda: ask(server, "/v1/encode", b"")[0] == 400)
 
 
@@ -194,8 +195,8 @@ def test_a_server_without_free_descriptors_does_not_spin(monkeypatch: pytest.Mon
         raise OSError(errno.EMFILE, "too many open files")
 
     with serving() as server:
-        monkeypatch.setattr(ThreadingHTTPServer, "get_request", fail)
-        with socket.create_connection(("127.0.0.1", server.server_port)):
+        monkeypatch.setattr(socket.socket, "accept", fail)
+        with socket.create_connection(server.address):
             wait_until(lambda: tries)
             time.sleep(0.5)
         monkeypatch.undo()
@@ -205,9 +206,9 @@ def test_a_server_without_free_descriptors_does_not_spin(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dripped", ["POST /v1/enc", head_of("/v1/encode", 100)])
 def test_who_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, dripped: str) -> None:
-    monkeypatch.setattr(handler, "RECEIVE_SECONDS", 0.5)
+    monkeypatch.setattr(app, "RECEIVE_SECONDS", 0.5)
     with serving() as server:
-        with socket.create_connection(("127.0.0.1", server.server_port)) as slow:
+        with socket.create_connection(server.address) as slow:
             slow.sendall(dripped.encode())
             start, answer = time.monotonic(), b""
             slow.settimeout(0.1)
@@ -224,7 +225,7 @@ def test_who_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, dripped: s
                     break
         assert time.monotonic() - start < 5
         assert answer.startswith(b"HTTP/1.1 408 ") or dripped == "POST /v1/enc"
-        assert server._bytes == 0
+        assert server.service.held_bytes == 0
 
 
 def start_command(folder: Path, *more: str) -> tuple[subprocess.Popen[str], int]:

@@ -38,16 +38,19 @@ def test_own_actions_lead_from_the_context_into_the_recorded_future(
     np.testing.assert_array_equal(imagined.context_frames[:, 0], recorded["frames.top"][4:7])
     assert imagined.truth_frames is not None
     np.testing.assert_array_equal(imagined.truth_frames[:, 0], recorded["frames.top"][7:12])
-    np.testing.assert_array_equal(imagined.action, recorded["action"][6:11])  # first acts on step 6
+    np.testing.assert_array_equal(
+        imagined.rollout.actions[0], recorded["action"][6:11]
+    )  # first acts on step 6
     context = model.context(
         recorded["frames.top"][None, 4:7, None],
         recorded["action"][None, 4:6],
         recorded["state"][None, 4:7],
     )
     rollout = model.imagine(context, recorded["action"][None, 6:11])
-    np.testing.assert_array_equal(imagined.frame_tokens, rollout.frame_tokens.numpy())
+    np.testing.assert_array_equal(imagined.rollout.frame_tokens, rollout.frame_tokens.numpy())
     np.testing.assert_array_equal(imagined.frames, model.decode_frames(rollout).numpy())
-    assert imagined.state is not None and imagined.state.shape == (1, HORIZON, 2)
+    state = imagined.rollout.state
+    assert state is not None and state.shape == (1, HORIZON, 2)
 
 
 def test_the_first_held_out_episode_is_the_default(
@@ -61,10 +64,10 @@ def test_samples_differ_and_the_first_stays_the_same(
 ) -> None:
     one = imagine_episode(model, reader, CONFIG)
     four = imagine_episode(model, reader, config(num_samples=4))
-    np.testing.assert_array_equal(four.frame_tokens[0], one.frame_tokens[0])
-    assert len({tokens.tobytes() for tokens in four.frame_tokens}) == 4
+    np.testing.assert_array_equal(four.rollout.frame_tokens[0], one.rollout.frame_tokens[0])
+    assert len({tokens.numpy().tobytes() for tokens in four.rollout.frame_tokens}) == 4
     greedy = config(num_samples=2, sampling=SamplingConfig(temperature=0.0))
-    first, second = imagine_episode(model, reader, greedy).frame_tokens
+    first, second = imagine_episode(model, reader, greedy).rollout.frame_tokens
     np.testing.assert_array_equal(first, second)
 
 
@@ -73,7 +76,9 @@ def test_actions_of_another_episode_at_the_same_steps(
 ) -> None:
     imagined = imagine_episode(model, reader, config(first_step=2, actions="test_1"))
     assert imagined.key == "test_0" and imagined.truth_frames is None
-    np.testing.assert_array_equal(imagined.action, reader.arrays("test_1")["action"][4:9])
+    np.testing.assert_array_equal(
+        imagined.rollout.actions[0], reader.arrays("test_1")["action"][4:9]
+    )
 
 
 def test_random_actions_stay_in_the_range_of_the_training_data(model: TokenWorldModel) -> None:
@@ -157,10 +162,10 @@ def test_files_hold_everything(model: TokenWorldModel, reader: ShardReader, tmp_
     with np.load(files.npz, allow_pickle=False) as stored:
         assert str(stored["key"]) == "test_0" and int(stored["first_step"]) == 1
         np.testing.assert_array_equal(stored["frames"], imagined.frames)
-        np.testing.assert_array_equal(stored["action"], imagined.action)
+        np.testing.assert_array_equal(stored["action"], imagined.rollout.actions[0])
         shapes = {name: stored[name].shape for name in stored.files}
     assert shapes["frame_tokens"] == (2, HORIZON, 16)
     assert shapes["truth_frames"] == (HORIZON, 1, 32, 32, 3)
     assert shapes["reward"] == shapes["termination_probability"] == (2, HORIZON)
-    assert torch.isfinite(torch.from_numpy(imagined.frame_nll)).all()
-    assert (imagined.frame_entropy > 0).all()
+    assert torch.isfinite(imagined.rollout.frame_nll).all()
+    assert (imagined.rollout.frame_entropy > 0).all()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenwm.data.episode import Episode
 from tokenwm.errors import EpisodeError, TokenwmError
 from tokenwm.tokenizer.actions import (
-    ContinuousTokenizer,
+    BinTokenizer,
     DiscreteTokenizer,
     scalar_tokenizer_from_dict,
 )
@@ -31,7 +31,7 @@ def training_quantiles(draw: st.DrawFn) -> NDArray[np.float64]:
 
 
 tokenizers = st.builds(
-    ContinuousTokenizer.fit,
+    BinTokenizer.fit,
     training_quantiles(),
     num_bins=st.integers(2, 40),
     method=METHODS,
@@ -39,7 +39,7 @@ tokenizers = st.builds(
 
 
 @given(tokenizer=tokenizers)
-def test_encoding_a_bin_centre_gives_its_bin(tokenizer: ContinuousTokenizer) -> None:
+def test_encoding_a_bin_centre_gives_its_bin(tokenizer: BinTokenizer) -> None:
     """For every bin that has a width; bins without one (ties in the data) hold nothing."""
     tokens = np.arange(tokenizer.num_values)[:, None].repeat(tokenizer.num_dimensions, axis=1)
     again = tokenizer.encode(tokenizer.centers.T)
@@ -55,7 +55,7 @@ def test_encoding_a_bin_centre_gives_its_bin(tokenizer: ContinuousTokenizer) -> 
 
 @given(tokenizer=tokenizers, data=st.data())
 def test_inside_the_bounds_the_error_is_at_most_half_a_bin(
-    tokenizer: ContinuousTokenizer, data: st.DataObject
+    tokenizer: BinTokenizer, data: st.DataObject
 ) -> None:
     low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
     share = data.draw(hnp.arrays(np.float64, (5, len(low)), elements=st.floats(0.0, 1.0)))
@@ -72,7 +72,7 @@ def test_inside_the_bounds_the_error_is_at_most_half_a_bin(
 
 @given(tokenizer=tokenizers, distance=st.floats(1e-3, 1e6))
 def test_values_out_of_range_fall_into_the_end_bins(
-    tokenizer: ContinuousTokenizer, distance: float
+    tokenizer: BinTokenizer, distance: float
 ) -> None:
     low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
     assume((low - distance < low).all() and (high + distance > high).all())
@@ -86,7 +86,7 @@ def test_values_out_of_range_fall_into_the_end_bins(
 def test_quantile_bins_hold_about_equally_many_values(seed: int, size: int, num_bins: int) -> None:
     data = np.random.default_rng(seed).standard_cauchy(size)  # far from uniform
     quantiles = np.quantile(data, np.linspace(0, 1, 1001))[None]
-    tokenizer = ContinuousTokenizer.fit(quantiles, num_bins=num_bins, method="quantile")
+    tokenizer = BinTokenizer.fit(quantiles, num_bins=num_bins, method="quantile")
     counts = np.bincount(tokenizer.encode(data[:, None])[:, 0], minlength=num_bins)
     assert counts.sum() == len(data)
     assert np.abs(counts - len(data) / num_bins).max() <= 2
@@ -94,7 +94,7 @@ def test_quantile_bins_hold_about_equally_many_values(seed: int, size: int, num_
 
 def test_values_of_no_dimensions_are_refused() -> None:
     with pytest.raises(TokenwmError, match=r"bin edges have shape \(0, 9\); .*dimensions >= 1"):
-        ContinuousTokenizer(edges=np.zeros((0, 9)))
+        BinTokenizer(edges=np.zeros((0, 9)))
     for name in ("state", "action"):
         arrays = {"state": np.zeros((4, 2), np.float32), "action": np.zeros((4, 2), np.float32)}
         arrays[name] = arrays[name][:, :0]
@@ -107,7 +107,7 @@ def test_values_of_no_dimensions_are_refused() -> None:
 def test_uniform_bins_are_even_and_span_the_data(
     quantiles: NDArray[np.float64], num_bins: int
 ) -> None:
-    tokenizer = ContinuousTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
+    tokenizer = BinTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
     assert tokenizer.num_values == num_bins
     np.testing.assert_allclose(tokenizer.edges[:, 0], quantiles[:, 0])
     assert (tokenizer.edges[:, -1] >= quantiles[:, -1] - 1e-9).all()
@@ -120,7 +120,7 @@ def test_uniform_bins_are_even_and_span_the_data(
 def test_a_constant_dimension_comes_back_as_it_was(
     value: float, method: str, num_bins: int
 ) -> None:
-    tokenizer = ContinuousTokenizer.fit(
+    tokenizer = BinTokenizer.fit(
         np.full((1, 11), value),
         num_bins=num_bins,
         method=method,  # type: ignore[arg-type]
@@ -130,15 +130,15 @@ def test_a_constant_dimension_comes_back_as_it_was(
 
 
 @given(tokenizer=tokenizers)
-def test_bins_survive_json_exactly(tokenizer: ContinuousTokenizer) -> None:
+def test_bins_survive_json_exactly(tokenizer: BinTokenizer) -> None:
     read = scalar_tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict())))
-    assert isinstance(read, ContinuousTokenizer)
+    assert isinstance(read, BinTokenizer)
     np.testing.assert_array_equal(read.edges, tokenizer.edges)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_with_its_place(bad: float) -> None:
-    tokenizer = ContinuousTokenizer.fit(np.array([[0.0, 1.0]] * 2), num_bins=4, method="uniform")
+    tokenizer = BinTokenizer.fit(np.array([[0.0, 1.0]] * 2), num_bins=4, method="uniform")
     values = np.zeros((3, 2))
     values[2, 1] = bad
     with pytest.raises(TokenwmError, match=rf"index \(2, 1\) is {bad}"):
@@ -146,7 +146,7 @@ def test_what_is_not_finite_is_refused_with_its_place(bad: float) -> None:
 
 
 def test_the_number_of_dimensions_must_fit() -> None:
-    tokenizer = ContinuousTokenizer.fit(np.array([[0.0, 1.0]] * 2), num_bins=4, method="uniform")
+    tokenizer = BinTokenizer.fit(np.array([[0.0, 1.0]] * 2), num_bins=4, method="uniform")
     with pytest.raises(TokenwmError, match=r"3 dimension\(s\).*for 2"):
         tokenizer.encode(np.zeros((5, 3)))
 
@@ -154,7 +154,7 @@ def test_the_number_of_dimensions_must_fit() -> None:
 @pytest.mark.parametrize("num_bins", [-1, 0, 1, 65537])
 def test_impossible_numbers_of_bins_are_refused(num_bins: int) -> None:
     with pytest.raises(TokenwmError, match=f"num_bins={num_bins}.*2 to 65536"):
-        ContinuousTokenizer.fit(np.array([[0.0, 1.0]]), num_bins=num_bins, method="uniform")
+        BinTokenizer.fit(np.array([[0.0, 1.0]]), num_bins=num_bins, method="uniform")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_impossible_numbers_of_bins_are_refused(num_bins: int) -> None:
 )
 def test_impossible_edges_are_refused(edges: list[float]) -> None:
     with pytest.raises(TokenwmError, match="bin edges"):
-        ContinuousTokenizer(edges=np.array(edges))
+        BinTokenizer(edges=np.array(edges))
 
 
 @given(ids=hnp.arrays(np.int64, (4, 2), elements=st.integers(0, 5)))
@@ -190,7 +190,7 @@ def test_an_unknown_tokenizer_is_refused(data: dict[str, str]) -> None:
 
 
 @given(tokenizer=tokenizers, data=st.data())
-def test_a_device_gives_the_same_bins(tokenizer: ContinuousTokenizer, data: st.DataObject) -> None:
+def test_a_device_gives_the_same_bins(tokenizer: BinTokenizer, data: st.DataObject) -> None:
     """Inside, outside, on every edge and next to it, in both precisions and as whole numbers."""
     size = (5, 2, tokenizer.num_dimensions)
     drawn = data.draw(hnp.arrays(np.float64, size, elements=st.floats(-2e3, 2e3, width=32)))

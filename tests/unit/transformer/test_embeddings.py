@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.small_models import binning, shake
-from tokenwm.tokenizer.actions import ContinuousTokenizer, DiscreteTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.quantizer import FSQ_LEVELS, build_quantizer
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
@@ -55,7 +55,7 @@ def test_fourier_features_are_the_value_its_sines_and_cosines() -> None:
 
 def test_bin_centres_are_scaled_by_the_outer_edges() -> None:
     edges = np.array([[0.0, 1.0, 4.0], [-10.0, 0.0, 10.0]])
-    scaled, features = center_features(ContinuousTokenizer(edges=edges))
+    scaled, features = center_features(BinTokenizer(edges=edges))
     torch.testing.assert_close(scaled, torch.tensor([[-0.75, 0.25], [-0.5, 0.5]]))
     torch.testing.assert_close(features[..., 0], scaled)
 
@@ -111,7 +111,7 @@ def test_the_state_head_is_a_sum_over_features() -> None:
             place = -1 + (2 * number + 1) / 8
             start = float(expected[dimension])
             smooth = (coefficients[dimension] * fourier_features(torch.tensor(place))).sum()
-            prior = head.sharpness[dimension].exp() * abs(place - start)
+            prior = head.log_sharpness[dimension].exp() * abs(place - start)
             torch.testing.assert_close(logits[dimension, number], smooth - prior, atol=1e-4, rtol=0)
 
 

@@ -14,12 +14,13 @@ from tests.small_models import (
     random_tokens,
     small_vocabulary,
     small_world_model,
-    steps_of,
 )
 from tokenwm.errors import TokenwmError
-from tokenwm.transformer.losses import Losses
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.frozen import freeze
+from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.model import TransformerConfig
-from tokenwm.transformer.world_model import Tokens, WorldModel, WorldModelConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 BATCH, NUM_STEPS = 3, 5
 
@@ -91,7 +92,7 @@ def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
     batch = make_batch(model)
     tokens: Tokens = batch["tokens"]
     predictions = model(tokens)
-    losses = model.losses(**batch)
+    losses = losses_of(model, **batch)
 
     nlls, point_nlls, weight, right, changed = [], [], [], [], []
     state_nlls, rewards, ends, draft_nlls, draft_point_nlls = [], [], [], [], []
@@ -160,10 +161,10 @@ def test_a_window_over_the_beginning_is_a_shorter_window(kind: str) -> None:
     batch = make_batch(model)
     batch["action_valid"][:] = True
     short = {name: value[:, :3] for name, value in batch.items() if name != "tokens"}
-    short["tokens"] = steps_of(batch["tokens"], slice(0, 3))
+    short["tokens"] = batch["tokens"].steps(slice(0, 3))
     valid = torch.arange(NUM_STEPS).expand(BATCH, -1) < 3
-    padded = model.losses(**(batch | {"action_valid": valid}), step_valid=valid)
-    for name, value in model.losses(**short)._asdict().items():
+    padded = losses_of(model, **(batch | {"action_valid": valid}), step_valid=valid)
+    for name, value in losses_of(model, **short)._asdict().items():
         torch.testing.assert_close(getattr(padded, name), value, msg=name)
 
 
@@ -173,9 +174,9 @@ def test_changed_tokens_count_for_more() -> None:
     model = small_world_model("frame", has_reward=False)
     batch = make_batch(model) | {"reward": None}
     free = {"termination_weight": 0.0}
-    plain = weighted(model, changed_token_weight=1.0, **free).losses(**batch)
+    plain = losses_of(weighted(model, changed_token_weight=1.0, **free), **batch)
     logits = model(batch["tokens"]).frame_logits
-    heavy = weighted(model, changed_token_weight=1e6, **free).losses(**batch)
+    heavy = losses_of(weighted(model, changed_token_weight=1e6, **free), **batch)
     target, previous = batch["tokens"].frame[:, 1:], batch["tokens"].frame[:, :-1]
     nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     changed = (target != previous).flatten()
@@ -192,7 +193,7 @@ def test_padding_counts_for_nothing(kind: str) -> None:
     model = small_world_model(kind)
     batch = make_batch(model)
     batch["action_valid"][1, 2:] = False  # steps 3 and 4 are padding
-    reference = model.losses(**batch)
+    reference = losses_of(model, **batch)
 
     other = make_batch(model, seed=7)
     for name, tensor in batch.items():
@@ -202,20 +203,22 @@ def test_padding_counts_for_nothing(kind: str) -> None:
                     mine[1, 3:] = theirs[1, 3:]
         elif name != "action_valid":
             tensor[1, 2:] = other[name][1, 2:]
-    for got, wanted in zip(model.losses(**batch), reference, strict=True):
+    for got, wanted in zip(losses_of(model, **batch), reference, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
     batch["reward"][1, 2:] = torch.nan  # a last step has none
-    assert float(model.losses(**batch).reward) == pytest.approx(float(reference.reward), rel=1e-6)
+    assert float(losses_of(model, **batch).reward) == pytest.approx(
+        float(reference.reward), rel=1e-6
+    )
     batch["reward"][1, 2:] = 0.0
     batch["action_valid"][1, 2:] = True
-    assert abs(float(model.losses(**batch).total - reference.total)) > 1e-4
+    assert abs(float(losses_of(model, **batch).total - reference.total)) > 1e-4
 
 
 def test_padding_sends_no_gradient() -> None:
     model = small_world_model("frame+state")
     batch = make_batch(model)
     batch["action_valid"][:] = False
-    losses = model.losses(**batch)
+    losses = losses_of(model, **batch)
     assert float(losses.total.detach()) == 0.0
     losses.total.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -225,7 +228,7 @@ def test_padding_sends_no_gradient() -> None:
 def test_every_weight_gets_a_gradient() -> None:
     for kind in VOCABULARIES:
         model = small_world_model(kind)
-        model.losses(**make_batch(model)).total.backward()
+        losses_of(model, **make_batch(model)).total.backward()
         silent = [
             n
             for n, p in model.named_parameters()
@@ -260,7 +263,7 @@ def test_the_copy_bonus_goes_to_the_previous_token() -> None:
 def test_without_recorded_rewards_none_are_expected() -> None:
     model = small_world_model("frame", has_reward=False)
     batch = make_batch(model)
-    assert float(model.losses(**batch).reward) == 0.0
+    assert float(losses_of(model, **batch).reward) == 0.0
     assert model.reward(torch.randn(4, 32)) is None
 
 
@@ -282,7 +285,7 @@ def test_a_prefix_predicts_what_the_whole_does() -> None:
     tokens = random_tokens(model, 2, 8)
     whole = model(tokens)
     for length in (2, 3, 4, 7):
-        part = model(steps_of(tokens, slice(length)))
+        part = model(tokens.steps(slice(length)))
         expected = whole.frame_logits[:, : length - 1]
         torch.testing.assert_close(part.frame_logits, expected, atol=1e-5, rtol=0)
 
@@ -308,7 +311,7 @@ def test_the_cache_has_the_models_sizes() -> None:
     cache = model.new_cache(5)
     assert len(cache.keys) == 3 and cache.keys[0].shape == (5, 2, 4 * 10, 8)
     assert cache.keys[0].dtype == torch.float32
-    assert model.frozen(torch.bfloat16).new_cache(5).keys[0].dtype == torch.bfloat16
+    assert freeze(model, torch.bfloat16).new_cache(5).keys[0].dtype == torch.bfloat16
 
 
 @torch.no_grad()
@@ -316,7 +319,7 @@ def test_the_cache_has_the_models_sizes() -> None:
 def test_a_frozen_model_predicts_the_same(kind: str) -> None:
     model = small_world_model(kind, draft_layers=1)
     tokens = random_tokens(model, 2, 5)
-    frozen, half = model.frozen(), model.frozen(torch.bfloat16)
+    frozen, half = freeze(model), freeze(model, torch.bfloat16)
     expected = model(tokens).frame_logits
     torch.testing.assert_close(frozen(tokens).frame_logits, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(half(tokens).frame_logits, expected, atol=0.1, rtol=0.05)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tokenwm.data.storage.folder import location
+from tokenwm.scaling.quantities import parse_number
 
 _LINE = re.compile(
     r"(?P<name>[\w.-]+)(?:\|(?P<old>[\w-]+))?(?: (?P<metavar>[^\s!…]+))?(?P<required>!)?"
@@ -41,10 +42,15 @@ def one_or_more(text: str) -> int:
 
 
 def positive(text: str) -> float:
-    """A finite number above zero, for argparse."""
-    value = float(text)
+    """A finite number above zero, such as ``3e15`` or ``2T``, for argparse."""
+    try:
+        value = parse_number(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above zero")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a finite number above zero, such as 3e15 or 2T"
+        )
     return value
 
 

@@ -71,6 +71,33 @@ def report() -> Parser:
     return Parser("report", description, options)
 
 
+def push() -> Parser:
+    """``tokenwm push``."""
+    description = """Publish a checkpoint or a dataset on the Hugging Face hub, with a card made
+    from provenance and report. Local folders and tokens are taken out."""
+    options = """
+path DIR  folder of a checkpoint, a run or a dataset
+repository OWNER/NAME  made if it is not there
+--report DIR  the model's report, for figures in the card
+--private  a repository that is made is private
+"""
+    return Parser("push", description, options)
+
+
+def pull() -> Parser:
+    """``tokenwm pull``."""
+    description = """Fetch a checkpoint or a dataset from the Hugging Face hub. Every file is
+    checked against its hash; code and pickles are never fetched."""
+    options = """
+repository OWNER/NAME  where it is
+--out DIR!  a new folder
+--dataset  a dataset, not a checkpoint
+--revision NAME  branch, tag or commit
+--max-gigabytes X = 20.0  most that is fetched
+"""
+    return Parser("pull", description, options)
+
+
 def serve() -> Parser:
     """``tokenwm serve``; the limits are those of :class:`tokenwm.serving.requests.Limits`."""
     description = """Imagine, score and encode for other processes (see docs/serving.md); requests
@@ -80,6 +107,8 @@ model DIR  {MODEL}
 --host NAME = 127.0.0.1  address to listen on; there is no authentication, so leave it on loopback
     or put a proxy in front
 --port N = 8600  0 takes a free one
+--allow-host NAME …  another name that the server goes by, may be given again; requests for others
+    are refused (loopback, this machine's name, --host and IP addresses are known)
 --dtype {{float32,bfloat16}} = float32  type in which the transformer computes
 --max-rows N = 1024  imagined rows of a request
 --max-steps N = 1000  context steps and actions of a request

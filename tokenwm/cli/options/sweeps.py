@@ -10,7 +10,7 @@ def plan() -> Parser:
     and write the sweep file. Nothing is trained but a few steps of each size, to time them."""
     options = """
 tokens DIR|URL  token shards
---budget X!  training FLOPs of all runs together, for example 3e15
+--budget FLOPS!  training FLOPs of all runs together, for example 3e15 or 300T
 --out SWEEP!  sweep file to write (YAML)
 --sizes N = 5  model sizes
 --budgets N = 4  token budgets of each size
@@ -57,7 +57,7 @@ def fit() -> Parser:
     options = f"""
 path PATH  folder of a sweep, or a CSV file of runs
 --columns KEY=COLUMN …  columns of a CSV file, for example N='Model Size' D='Training Tokens'; keys:
-    {", ".join(COLUMN_OF)}; those not given are guessed from near names
+    {", ".join(COLUMN_OF)}; the others are known by their usual names
 --metrics COLUMN …  further columns of a CSV file to set against compute
 --budget FLOPS  training FLOPs to recommend for (default: ten times those of the largest run)
 --out DIR  folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)

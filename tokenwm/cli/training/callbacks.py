@@ -22,12 +22,12 @@ from tokenwm.flops import FlopCount, tokenizer_flops, world_model_flops
 from tokenwm.imagination.decode import prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import TrainingModule
 from tokenwm.transformer.training import WorldModelModule, tokens_of
-from tokenwm.transformer.world_model import Tokens
 
 SHOWN = ("loss", "psnr", "frame_nll", "frame_accuracy", "changed_accuracy", "codebook_usage")
 
@@ -253,9 +253,7 @@ class RolloutPictures(pl.Callback):
         if batch_idx == 0:
             tokens, lengths = tokens_of(batch), batch.step_valid.sum(1)
             rows = lengths.argsort(descending=True, stable=True)[: self.num_rows]
-            steps = slice(0, int(lengths[rows].min()))
-            state = None if tokens.state is None else tokens.state[rows, steps]
-            self._tokens = Tokens(tokens.frame[rows, steps], state, tokens.action[rows, steps])
+            self._tokens = tokens.rows(rows).steps(slice(int(lengths[rows].min())))
 
     @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -272,8 +270,7 @@ class RolloutPictures(pl.Callback):
         if self._tokenizer is None:
             self._tokenizer = tokenizer_of(trainer).to(pl_module.device)
         model = pl_module.world_model.eval()
-        known = None if tokens.state is None else tokens.state[:, :first]
-        state = prefill(model, Tokens(tokens.frame[:, :first], known, tokens.action[:, :first]))
+        state = prefill(model, tokens.steps(slice(first)))
         actions = tokens.action[:, first - 1 : num_steps - 1]
         _, imagined_steps = decode_steps_speculatively(
             model, state, actions, SamplingConfig(temperature=0)

@@ -69,18 +69,20 @@ def main(argv: list[str]) -> int:
 
 def figures(imagined: ImaginedEpisode) -> dict[str, Any]:
     """What each future says about itself and, where the truth is known, how near it came."""
-    futures = []
+    futures, rollout = [], imagined.rollout
     for index, frames in enumerate(imagined.frames):
         psnr = None
         if imagined.truth_frames is not None:
             error = (frames.astype(float) - imagined.truth_frames.astype(float)) / 255.0
             psnr = float(psnr_from_mse((error**2).mean()))
-        reward = None if imagined.reward is None else float(imagined.reward[index].sum())
+        reward = None if rollout.reward is None else float(rollout.reward[index].sum())
         futures.append(
             {
                 "reward": reward,
-                "termination_probability": float(imagined.termination_probability[index].max()),
-                "frame_nll": float(imagined.frame_nll[index].mean()),
+                "termination_probability": float(
+                    imagined.rollout.termination_probability[index].max()
+                ),
+                "frame_nll": float(rollout.frame_nll[index].mean()),
                 "psnr": psnr,
             }
         )
@@ -107,4 +109,4 @@ def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
         ]
         table.add_row(f"{index + 1}", *cells[: len(names) - 1])
     console.print(table)
-    say(console, f"frame tokens per pass and future: {imagined.tokens_per_pass:.1f}")
+    say(console, f"frame tokens per pass and future: {imagined.rollout.tokens_per_pass:.1f}")

@@ -1,8 +1,6 @@
 """``tokenwm serve MODEL``: imagine, score and encode for other processes, over HTTP."""
 
 import os
-import signal
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +12,6 @@ from tokenwm.cli.devices import device_from
 from tokenwm.cli.options.models import serve as parser
 from tokenwm.errors import TokenwmError
 from tokenwm.serving.requests import Limits
-from tokenwm.serving.server import WorldModelServer
 
 CPU_BATCH_ROWS, GPU_BATCH_ROWS = Limits.max_batch_rows, 1024
 """Rows computed at once unless told otherwise; the first measured, the second an estimate."""
@@ -36,36 +33,27 @@ def main(argv: list[str]) -> int:
         max_queued_rows=arguments.max_queued_rows,
         timeout=arguments.timeout,
     )
+    try:
+        from tokenwm.serving.server import WorldModelServer
+    except ModuleNotFoundError as error:
+        raise TokenwmError(
+            f"`tokenwm serve` needs Starlette and uvicorn ({error}); pip install 'tokenwm[serve]'"
+        ) from error
     keep_freed_memory()
     model = tokenwm.load(arguments.model, device, dtype=getattr(torch, arguments.dtype))
     try:
-        server = WorldModelServer(model, (arguments.host, arguments.port), limits)
+        server = WorldModelServer(
+            model, (arguments.host, arguments.port), limits, arguments.allow_host
+        )
     except (OSError, OverflowError) as error:
         raise TokenwmError(
             f"cannot listen on {arguments.host}:{arguments.port}: {error}; choose another --port"
         ) from error
-    host, port = server.server_address[:2]
-    say(Console(), f"serving {arguments.model} on http://{host!s}:{port} (Ctrl-C stops)")
+    host, port = server.address
+    host = f"[{host}]" if ":" in host else host
+    say(Console(), f"serving {arguments.model} on http://{host}:{port} (Ctrl-C stops)")
     say(Console(), f"computing on {device}")
-    _stop_on_signals()
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        say(Console(), "stopping; once more ends it at once")
-    finally:
-        server.server_close()
-    if server.batcher.is_alive:  # in the middle of a long pass, which nothing can interrupt
+    server.serve_forever()
+    if server.service.batcher.is_alive:  # in the middle of a long pass, nothing can interrupt it
         os._exit(0)
     return 0
-
-
-def _stop_on_signals() -> None:
-    """SIGINT or SIGTERM: stop; a second one ends the process at once."""
-
-    def stop(*_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)

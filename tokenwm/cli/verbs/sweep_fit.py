@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from tokenwm.cli.options.sweeps import fit as parser
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.law.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.law.recommend import Imagination, Machine
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.report.report import write_fit
 from tokenwm.scaling.report.wording import (
     METHODS_NOTE,
@@ -22,9 +21,10 @@ from tokenwm.scaling.report.wording import (
     choice_rows,
     headline,
     law_rows,
-    with_interval,
+    method_rows,
 )
 from tokenwm.scaling.runs.runs import RESULT_FILE, read_points
+from tokenwm.strict import key_values
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
         say(console, str(made_before))
         give(arguments, made_before.result)
         return 0
-    read = read_points(arguments.path, pairs("--columns", arguments.columns), arguments.metrics)
+    read = read_points(
+        arguments.path, key_values("--columns", arguments.columns, str), arguments.metrics
+    )
     config = FitConfig(
         budget=arguments.budget,
         delta=arguments.delta,
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
         drop_highest_loss=arguments.drop_highest_loss,
         drop_shortest=arguments.drop_shortest,
-        exclude=pairs("--exclude", arguments.exclude),
+        exclude=key_values("--exclude", arguments.exclude, str),
         machine=Machine(
             tokens_per_step=arguments.tokens_per_step,
             flops_per_second=arguments.flops_per_second,
@@ -87,13 +89,8 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     methods = Table(title=f"for {number(fit.budget)} FLOPs", box=None)
     for heading in ("method", "N* ~ C to the", "N*", "loss"):
         methods.add_column(heading)
-    for method in fit.methods:
-        methods.add_row(
-            method.name,
-            with_interval(method.exponent, 3),
-            with_interval(method.num_parameters),
-            with_interval(method.loss, 3),
-        )
+    for cells in method_rows(fit):
+        methods.add_row(*cells)
     console.print(methods)
     for caveat in (METHODS_NOTE, budget_note(fit)):
         say(console, f"• {caveat}")
@@ -108,23 +105,6 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     for sentence in headline(fit):
         style = "bold red" if sentence.startswith("No recommendation") else None
         say(console, f"• {sentence}", style=style)
-
-
-def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """``KEY=VALUE`` texts as a dictionary.
-
-    Raises:
-        TokenwmError: A text has no ``=``, or a key comes twice.
-    """
-    result: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals and value):
-            raise TokenwmError(f"{option} {text!r}: expected KEY=VALUE")
-        if key in result:
-            raise TokenwmError(f"{option} names '{key}' twice")
-        result[key] = value
-    return result
 
 
 def imagination_from(arguments: argparse.Namespace) -> Imagination | None:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,9 +19,9 @@ from tokenwm.cli.verbs.world_model import WorldModelCLI
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.engines import threads_for
 from tokenwm.errors import TokenwmError
-from tokenwm.scaling.number import number
-from tokenwm.scaling.sweep.engines import threads_for
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.sweep.plan import Request, RunCost, costs_of, make_plan, warnings_of
 from tokenwm.scaling.sweep.sweep import (
     Run,
@@ -32,7 +31,7 @@ from tokenwm.scaling.sweep.sweep import (
     Training,
     sweep_text,
 )
-from tokenwm.strict import build, dump_yaml, parse_yaml
+from tokenwm.strict import build, dump_yaml, key_values, parse_yaml
 from tokenwm.transformer.training import WorldModelModule
 
 PROBE_STEPS = 12
@@ -146,12 +145,7 @@ def _between(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def _training(overrides: Sequence[str]) -> Training:
-    values: dict[str, Any] = {}
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise TokenwmError(f"--set {text!r}: expected KEY=VALUE")
-        values[key] = parse_yaml(value)
+    values = key_values("--set", overrides)
     try:
         training: Training = build(Training, values, allow_defaults=True)
     except TokenwmError as error:

@@ -18,12 +18,12 @@ from tokenwm.cli.options.sweeps import run as parser
 from tokenwm.cli.verbs.sweep_training import begins_from
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import location, open_folder
+from tokenwm.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.scaling.sweep.drive import LOG_FILE, DriveConfig, RunState, Status, drive, read_result
-from tokenwm.scaling.sweep.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep, runs_of, sweep_text
-from tokenwm.strict import parse_yaml
+from tokenwm.strict import key_values
 
 STYLES: Mapping[Status, str] = {
     "running": "bold cyan",
@@ -88,14 +88,9 @@ def _interrupt(*arguments: Any) -> None:
 
 def _engine(arguments: argparse.Namespace) -> Engine:
     if arguments.engine == "ray":
-        return RayEngine(arguments.workers, arguments.gpus)
+        return RayEngine(arguments.workers, gpus=arguments.gpus)
     if arguments.engine == "slurm":
-        parameters = {}
-        for text in arguments.slurm:
-            key, separator, value = text.partition("=")
-            if not separator:
-                raise TokenwmError(f"--slurm {text!r}: expected KEY=VALUE")
-            parameters[key] = parse_yaml(value)
+        parameters = key_values("--slurm", arguments.slurm)
         return SlurmEngine(arguments.out / "slurm", arguments.workers, parameters)
     return LocalEngine(arguments.workers)
 

@@ -24,9 +24,9 @@ from tokenwm.cli.verbs.world_model import WorldModelCLI
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.lock import lock_folder
 from tokenwm.errors import SweepError, TokenwmError
+from tokenwm.evaluation.held_out import downstream_metrics, held_out_loss
 from tokenwm.scaling.runs.runs import FINISHED, RESULT_FILE
 from tokenwm.scaling.sweep.drive import DIVERGED, read_result, result_status
-from tokenwm.scaling.sweep.held_out import downstream_metrics, held_out_loss
 from tokenwm.scaling.sweep.plan import RunCost, costs_of
 from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep
 from tokenwm.strict import dump_yaml, parse_yaml

@@ -113,10 +113,16 @@ def make_strata(
             the weights make it.
 
     Raises:
-        ShardError: A dataset does not fit the first, a weight is impossible, or the real fraction
-            cannot be met.
+        ShardError: ``num_steps`` is above the length of every episode, a dataset does not fit the
+            first, a weight is impossible, or the real fraction cannot be met.
     """
     main_item, main = items[0]
+    lengths = [e.num_steps for _, r in items for e in r.manifest.episodes if e.split == "train"]
+    if lengths and num_steps > max(lengths):
+        raise ShardError(
+            f"data.num_steps is {num_steps}, but the longest training episode of {main.root} has "
+            f"{max(lengths)} steps; use at most {max(lengths)}"
+        )
     if len(items) == 1 and real_fraction is None:
         windows = WindowDataset(main, "train", num_steps, fields)
         order = _order(main_item, windows, seed, stream=0)

@@ -36,8 +36,14 @@ would treat episodes alike.
 """
 
 
+MOST_SORTED = 2**27
+"""Windows of a stratum up to which an epoch's order is a sorted list: 2 GB and some 20 s there."""
+
+
 class ShuffledOrder:
     """Every window once per epoch, in another order in each.
+
+    Above :data:`MOST_SORTED` windows the order is computed place by place and needs no memory.
 
     Args:
         num_windows: Windows of the stratum.
@@ -53,6 +59,8 @@ class ShuffledOrder:
     def __call__(self, place: int, step: int = 0) -> int:
         """The window at a place of the endless sequence; ``step`` is of no account."""
         epoch, index = divmod(place, self.num_windows)
+        if self.num_windows > MOST_SORTED:
+            return scatter(index, self.num_windows, philox(self._key, epoch, self._stream))
         if epoch not in self._permutations:
             # A batch at the border of two epochs needs both.
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
@@ -61,6 +69,28 @@ class ShuffledOrder:
             words = philox(self._key, epoch, self._stream).random_raw(self.num_windows)
             self._permutations[epoch] = np.argsort(np.asarray(words), kind="stable")
         return int(self._permutations[epoch][index])
+
+
+def scatter(index: int, count: int, random: np.random.Philox) -> int:
+    """Where a permutation of ``[0, count)`` takes ``index``, without a list of it.
+
+    A Feistel network permutes the numbers of twice as many bits as half of them have; what falls
+    outside is permuted again until it falls inside.
+
+    Source: Black and Rogaway (2002), Ciphers with arbitrary finite domains.
+    """
+    half = (count.bit_length() + 1) // 2
+    mask = 2**half - 1
+    keys = random.random_raw(6).tolist()
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            mixed = (right ^ key) * 0x9E3779B97F4A7C15 % 2**64
+            mixed = (mixed ^ mixed >> 32) * 0xBF58476D1CE4E5B9 % 2**64
+            left, right = right, left ^ mixed >> 32 & mask
+        index = left << half | right
+        if index < count:
+            return index
 
 
 class WeightedOrder:

@@ -1,6 +1,6 @@
 """Windows of episodes and batches of them; :mod:`tokenwm.data.loading.order` has their order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,9 @@ class WindowDataset(Dataset[Segment]):
             )
         self.fields = _resolve_fields(self.reader, fields)
         self._cameras = [f"frames.{camera}" for camera in self.manifest.cameras]
-        self._stored_fields = [name for name in self.fields if name != "frames"]
+        self.stored_fields = [name for name in self.fields if name != "frames"]
         if "frames" in self.fields:
-            self._stored_fields += self._cameras
+            self.stored_fields += self._cameras
         lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
         self.windows_per_episode = num_windows(lengths, num_steps)
         self._num_transitions = int((lengths - 1).sum())
@@ -180,7 +180,22 @@ class WindowDataset(Dataset[Segment]):
 
     def __getitem__(self, index: int) -> Segment:
         key, start, stop = self.locate(index)
-        stored = self.reader.arrays(key, self._stored_fields, start, stop)
+        return self.segment(
+            key, start, stop, self.reader.arrays(key, self.stored_fields, start, stop)
+        )
+
+    def segment(
+        self, key: str, start: int, stop: int, stored: Mapping[str, NDArray[Any]], source: str = ""
+    ) -> Segment:
+        """The window of an episode that begins at step ``start``.
+
+        Args:
+            key: The episode.
+            start: Its first step in the window.
+            stop: The step behind its last one in the window.
+            stored: Steps ``[start, stop)`` of every one of ``stored_fields``.
+            source: See :class:`Segment`.
+        """
         arrays: dict[str, NDArray[Any]] = {}
         for name in self.fields:
             if name == "frames":
@@ -190,7 +205,7 @@ class WindowDataset(Dataset[Segment]):
         steps = np.arange(start, start + self.num_steps)
         arrays["step_valid"] = steps < stop
         arrays["action_valid"] = steps < min(stop, self.reader.episode(key).num_steps - 1)
-        return Segment(key=key, start=start, arrays=arrays)
+        return Segment(key=key, start=start, arrays=arrays, source=source)
 
     def _pad(self, array: NDArray[Any]) -> NDArray[Any]:
         missing = self.num_steps - len(array)

@@ -1,4 +1,4 @@
-"""Which episodes go into which shard: a function of the recipe and the source, of nothing else."""
+"""The plan of shards: which episodes go where, as a function of recipe and source alone."""
 
 import itertools
 import logging
@@ -50,7 +50,7 @@ class PlannedShard:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be made.
+    """The episodes of each shard of a dataset that is to be made.
 
     Attributes:
         refs: All episodes in the order of the source, other phases behind their own.

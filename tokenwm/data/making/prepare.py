@@ -108,7 +108,7 @@ def prepare(
 
 
 def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
-    """Where the data comes from and how it is made, as the JSON values that a manifest holds."""
+    """Return the origin of the data and the way it is made, as JSON values for a manifest."""
     plain_recipe = recipe.to_dict()
     plain_recipe["splits"]["recorded"] = takes_recorded(source.episodes(), recipe.splits)
     values = {

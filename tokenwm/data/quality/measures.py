@@ -1,4 +1,4 @@
-"""What is measured on one recording, at the rate of its source, by the process that loads it.
+"""Measurements of one recording, at the rate of its source, by the process that loads it.
 
 Nothing is judged here: :mod:`tokenwm.data.quality.checks` compares these figures with the recipe's
 limits,
@@ -152,7 +152,7 @@ def largest_spike(state: Signal) -> dict[str, Any] | None:
 
 
 def saturation(action: Signal) -> dict[str, Any] | None:
-    """How often an action stands at its smallest or largest value, where that is most often.
+    """Return the largest share of rows in which an action stands at its least or largest value.
 
     Args:
         action: ``(N, action_dim)``, continuous.
@@ -239,7 +239,7 @@ def _with_motion(
 
 
 def _pictures_move(stretch: tuple[int, int], rate: float, cameras: Mapping[str, Any]) -> bool:
-    """Whether at least one camera sees something change in a stretch; True without cameras."""
+    """Return True if a camera sees something change in a stretch, or there are no cameras."""
     start, stop = _seconds(stretch, rate)
     half = 0.5 * (stop - start)
 
@@ -266,5 +266,5 @@ def _repeated(rows: NDArray[Any]) -> float:
 
 
 def rounded(value: Any) -> float:
-    """To four digits, which is what a report needs."""
+    """Round to four digits, as many as a report needs."""
     return float(f"{float(value):.4g}")

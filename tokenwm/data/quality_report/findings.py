@@ -1,4 +1,4 @@
-"""What the figures mean: each rule with its limit and outcome, and what is to be done.
+"""Things that deserve attention in a dataset, with what is to be done about each.
 
 A finding is a sentence for the person who collected the data, with a remedy. Levels: ``wrong``
 (data was left out, or training on it would mislead) and ``look`` (may be right; somebody who was
@@ -6,13 +6,14 @@ there can tell).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenwm.data.quality.checks import QualityConfig
 from tokenwm.data.quality_report.summary import Measured
 from tokenwm.data.readers.base import PHASE
 from tokenwm.data.shards.manifest import GAPS, Excluded, Manifest
+from tokenwm.pages.words import count
 
 Level = Literal["wrong", "look"]
 
@@ -33,8 +34,8 @@ class Finding:
     Attributes:
         rule: Name of the rule, see ``RULES``.
         level: ``wrong`` or ``look``.
-        text: What was found, in a sentence.
-        remedy: What to do about it, in a sentence.
+        text: The finding, in a sentence.
+        remedy: A sentence about what to do.
         episodes: Keys of the episodes concerned; empty for all.
     """
 
@@ -43,10 +44,6 @@ class Finding:
     text: str
     remedy: str
     episodes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "episodes": list(self.episodes)}
 
 
 def find(
@@ -74,7 +71,7 @@ def verdict(
     Args:
         num_kept: Recordings in the dataset.
         num_excluded: Recordings that were left out.
-        findings: What deserves attention.
+        findings: All that deserves attention.
         num_missing: Recordings that the source declares and does not hold.
     """
     wrong = sum(finding.level == "wrong" for finding in findings)
@@ -93,16 +90,11 @@ def verdict(
 
 
 def excluded_recordings(manifest: Manifest) -> list[Excluded]:
-    """What was left out, a recording once and not again for each of its other phases."""
+    """Recordings that were left out, each once and not again for each of its other phases."""
     keys = {item.key for item in manifest.excluded}
     return [
         item for item in manifest.excluded if item.key.partition(PHASE)[0] not in keys - {item.key}
     ]
-
-
-def count(number: int, noun: str) -> str:
-    """``1 episode``, ``2 episodes``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def named(keys: Sequence[str]) -> str:

@@ -1,23 +1,24 @@
 """The page of the report: one HTML file with every picture inside, so that it can be forwarded.
 
-Every text that comes from the data is escaped. Pictures are capped, so the page of ten thousand
-episodes is as large as that of fifty; the page says what it leaves out.
+Pictures are capped, so the page of ten thousand episodes is as large as that of fifty; the page
+says what it leaves out.
 """
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from tokenwm.data.quality_report import pictures
-from tokenwm.data.quality_report.findings import count, dimension
+from tokenwm.data.quality_report.findings import dimension
 from tokenwm.data.quality_report.summary import recordings
 from tokenwm.data.shards.manifest import SPLITS, Manifest
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.pages.render import render
+from tokenwm.pages.words import count
 
 MAX_PICTURES = 72
 """Pictures on the page: three per episode and camera."""
@@ -25,6 +26,8 @@ MAX_LINES = 40
 """Episodes in the timeline."""
 MAX_EXCLUDED = 200
 MAX_DIMENSIONS = 64
+MAX_THUMBNAIL = 96
+"""Height of a thumbnail, pixels; larger frames are made smaller."""
 
 
 def page(reader: ShardReader, report: Mapping[str, Any]) -> str:
@@ -32,37 +35,47 @@ def page(reader: ShardReader, report: Mapping[str, Any]) -> str:
 
     Args:
         reader: The shards, for the pictures.
-        report: What ``quality.json`` holds.
+        report: The content of ``quality.json``.
     """
-    manifest = reader.manifest
+    manifest, summary, excluded = reader.manifest, report["summary"], report["excluded"]
     keys = recordings(manifest, report["measured"])
     flagged = {key for found in report["findings"] for key in found["episodes"]}
     per_episode = 3 * max(1, len(manifest.cameras))
     pictured = choose(keys, flagged, MAX_PICTURES // per_episode) if manifest.cameras else []
     tasks = {key: str(reader.metadata(key).get("task", "")) for key in pictured}
-    one_task = set(tasks.values()) if len(set(tasks.values())) == 1 else {""}
+    one_task = next(iter(tasks.values()), "") if len(set(tasks.values())) == 1 else ""
     lines = choose(keys, flagged, MAX_LINES)
+    longest = max(_seconds(reader, report, key) for key in lines)
     levels = [found["level"] for found in report["findings"]]
-    return PAGE.substitute(
-        name=escape(manifest.name),
-        subtitle=escape(_subtitle(manifest, keys)),
+    return render(
+        "data/quality_report/quality.html",
+        title=f"{manifest.name}: data quality",
+        heading=f"{manifest.name}: is the data fine?",
+        subtitle=_subtitle(manifest, keys),
         level="wrong" if "wrong" in levels else "look" if levels else "",
-        verdict=escape(report["verdict"]),
-        findings=_findings(report["findings"]),
+        verdict=report["verdict"],
+        findings=report["findings"],
         tiles=_tiles(report, Counter(reader.episode(key).split for key in keys)),
-        excluded=_excluded(report["excluded"]),
-        task=escape("".join(f"“{task}” " for task in one_task if task)),
+        excluded_note=_note(min(len(excluded), MAX_EXCLUDED), len(excluded)),
+        excluded=[
+            (item["key"], item["reason"].removeprefix(f"episode {item['key']}: "))
+            for item in excluded[:MAX_EXCLUDED]
+        ],
+        task=one_task,
         pictures_note=_note(len(pictured), len(keys)) if manifest.cameras else "No camera.",
-        episodes="".join(
-            _episode(reader, key, key in flagged, "" if task in one_task else task)
+        episodes=[
+            _episode(reader, key, key in flagged, "" if task == one_task else task)
             for key, task in tasks.items()
-        ),
+        ],
         timeline_note=_note(len(lines), len(keys)),
-        timeline=pictures.timeline([_line(reader, report, key) for key in lines]),
-        lag=_lag(manifest, report["summary"]["lag"]),
-        actions=_actions(manifest, report["summary"]),
-        rules="".join(map(_rule, report["rules"])),
-        tool=escape(report["tool"]),
+        longest=f"{longest:.3g} s",
+        lines=[_line(reader, report, key, longest) for key in lines],
+        lag_text=_lag_text(summary["lag"]),
+        lags=_lags(manifest, summary["lag"]),
+        actions_text=_actions_text(manifest, summary["actions"]),
+        actions=_actions(manifest, summary["actions"]),
+        rules=report["rules"],
+        tool=report["tool"],
     )
 
 
@@ -97,17 +110,7 @@ def _subtitle(manifest: Manifest, keys: Sequence[str]) -> str:
     return " · ".join(parts)
 
 
-def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
-    heads = {"wrong": "Mend", "look": "Look"}
-    items = "".join(
-        f'<li><b class="{found["level"]}">{heads[found["level"]]}:</b> {escape(found["text"])}'
-        f"<span>→ {escape(found['remedy'])}</span></li>"
-        for found in findings
-    )
-    return f"<ol>{items}</ol>" if items else ""
-
-
-def _tiles(report: Mapping[str, Any], num_of: Mapping[str, int]) -> str:
+def _tiles(report: Mapping[str, Any], num_of: Mapping[str, int]) -> list[tuple[str, str, str]]:
     summary = report["summary"]
     lag, starts, actions = summary["lag"], summary["starts"], summary["actions"]
     cameras = summary["cameras"].values()
@@ -116,7 +119,7 @@ def _tiles(report: Mapping[str, Any], num_of: Mapping[str, int]) -> str:
     effective = actions["effective_dimensions"]
     num_missing = report.get("missing", 0)
     missing = f"{num_missing:,} declared and not there; " if num_missing else ""
-    tiles = [
+    return [
         (
             "recordings in",
             f"{summary['recordings']:,}",
@@ -148,137 +151,137 @@ def _tiles(report: Mapping[str, Any], num_of: Mapping[str, int]) -> str:
             else f"independent ones, of {len(actions['dimensions'])} recorded",
         ),
     ]
-    return "".join(
-        f'<div class="tile"><h3>{escape(title)}</h3><b>{escape(value)}</b>'
-        f"<span>{escape(note)}</span></div>"
-        for title, value, note in tiles
-    )
 
 
-def _excluded(excluded: Sequence[Mapping[str, str]]) -> str:
-    if not excluded:
-        return ""
-    rows = []
-    for item in excluded[:MAX_EXCLUDED]:
-        reason = item["reason"].removeprefix(f"episode {item['key']}: ")
-        rows.append(f"<tr><td>{escape(item['key'])}</td><td>{escape(reason)}</td></tr>")
-    note = _note(min(len(excluded), MAX_EXCLUDED), len(excluded))
-    return (
-        f"<h2>Left out</h2>{note}<table><thead><tr><th>episode</th><th>why, and what to do</th>"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _episode(reader: ShardReader, key: str, is_flagged: bool, task: str) -> str:
+def _episode(reader: ShardReader, key: str, is_flagged: bool, task: str) -> dict[str, Any]:
+    """Pictures of an episode: first, middle and last of each camera."""
     about = reader.episode(key)
-    seconds = about.num_steps / reader.manifest.control_rate
     moments = [0, about.num_steps // 2, about.num_steps - 1]
     frames = np.stack([reader.frames(key, step, step + 1)[0] for step in moments], axis=1)
-    strips = []
-    for camera, strip in zip(reader.manifest.cameras, frames, strict=True):
-        images = "".join(
-            f'<img alt="{escape(camera)} at step {step}" src="{pictures.thumbnail(frame)}">'
-            for step, frame in zip(moments, strip, strict=True)
-        )
-        strips.append(f"<div>{images}</div>")
-    note = f"{about.split}, {seconds:.1f} s" + (f" · {task}" if task else "")
-    return (
-        f'<div class="episode{" flagged" if is_flagged else ""}">{"".join(strips)}'
-        f"<h3>{escape(key)} <span>{escape(note)}</span></h3></div>"
-    )
-
-
-def _line(reader: ShardReader, report: Mapping[str, Any], key: str) -> pictures.Line:
-    about = reader.episode(key)
+    strips = [
+        (camera, [(step, thumbnail(frame)) for step, frame in zip(moments, strip, strict=True)])
+        for camera, strip in zip(reader.manifest.cameras, frames, strict=True)
+    ]
     seconds = about.num_steps / reader.manifest.control_rate
+    note = f"{about.split}, {seconds:.1f} s" + (f" · {task}" if task else "")
+    return {"key": key, "flagged": is_flagged, "strips": strips, "note": note}
+
+
+def thumbnail(frame: NDArray[np.uint8]) -> bytes:
+    """A frame ``(H, W, 3)`` as a small JPEG."""
+    image = Image.fromarray(frame)
+    if image.height > MAX_THUMBNAIL:
+        width = max(1, round(image.width * MAX_THUMBNAIL / image.height))
+        image = image.resize((width, MAX_THUMBNAIL), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
+
+
+def _seconds(reader: ShardReader, report: Mapping[str, Any], key: str) -> float:
+    """Length of a recording, or of the episode where it was not measured."""
     measured = report["measured"].get(key)
-    if measured is None:
-        return pictures.Line(
-            key=key,
-            split=about.split,
-            seconds=seconds,
-            stretches=(),
-            figures=(f"{seconds:.1f} s", "–", "–"),
-        )
-    sensors = [(f"camera {name}", item, True) for name, item in measured["cameras"].items()]
-    if measured["state"] is not None:
-        sensors.append(("state", measured["state"], False))
+    if measured is not None:
+        return float(measured["seconds"])
+    return reader.episode(key).num_steps / reader.manifest.control_rate
+
+
+def _line(
+    reader: ShardReader, report: Mapping[str, Any], key: str, longest: float
+) -> dict[str, Any]:
+    """An episode in the timeline, with marks where a sensor stood still."""
+    seconds = _seconds(reader, report, key)
+    measured = report["measured"].get(key) or {"cameras": {}, "state": None, "lag": None}
+    cameras, state, lag = measured["cameras"], measured["state"], measured["lag"]
+    sensors = [("camera", f"camera {name}", item) for name, item in cameras.items()]
+    sensors += [("state", "state", state)] if state else []
     repeated = [
         item["repeated"] if item["source_repeated"] is None else item["source_repeated"]
-        for _, item, is_camera in sensors
-        if is_camera
+        for item in cameras.values()
     ]
-    lag = measured["lag"]
-    return pictures.Line(
-        key=key,
-        split=about.split,
-        seconds=measured["seconds"],
-        stretches=[
-            (start, stop, name, is_camera)
-            for name, item, is_camera in sensors
+    return {
+        "key": _shortened(key),
+        "split": reader.episode(key).split,
+        "width": _percent(seconds / longest),
+        "marks": [
+            {
+                "kind": kind,
+                "left": _percent(start / longest),
+                "width": _percent((stop - start) / longest),
+                "title": f"{name}: {start:.2f} to {stop:.2f} s",
+            }
+            for kind, name, item in sensors
             for start, stop, _ in item["frozen"]
         ],
-        figures=(
-            f"{measured['seconds']:.1f} s",
+        "figures": (
+            f"{seconds:.1f} s",
             f"{lag['seconds']:.2f} s" if lag else "–",
             f"{100 * max(repeated):.0f} %" if repeated else "–",
         ),
-    )
+    }
 
 
-def _lag(manifest: Manifest, lag: Mapping[str, Any] | None) -> str:
+def _lag_text(lag: Mapping[str, Any] | None) -> str:
     if lag is None:
         return (
-            "<p>That cannot be told here: state and action have different numbers of dimensions, "
-            "actions are discrete, or nothing moves together.</p>"
+            "That cannot be told here: state and action have different numbers of dimensions, "
+            "actions are discrete, or nothing moves together."
         )
-    text = (
+    total = len(lag["dimensions"])
+    return (
         f"Changes of the state follow changes of the action by {lag['seconds']:.3f} s "
         f"({lag['rows']:.1f} rows of the recording, correlation {lag['correlation']:.2f}; median "
         f"of {count(lag['episodes'], 'episode')}). An action that is carried out at once shows in "
-        "the next row. Each dimension of the action against the same one of the state:"
+        "the next row. Each dimension of the action against the same one of the state: "
+        f"{_note(min(MAX_DIMENSIONS, total), total)}"
     )
-    names = [dimension(manifest, "action", index) for index in range(len(lag["dimensions"]))]
-    values = dict(zip(names, lag["dimensions"], strict=True))
-    shown = dict(list(values.items())[:MAX_DIMENSIONS])
-    return f"<p>{escape(text)} {_note(len(shown), len(values))}</p>{pictures.bars(shown, 's')}"
 
 
-def _actions(manifest: Manifest, summary: Mapping[str, Any]) -> str:
-    actions = summary["actions"]
-    units = manifest.features["action"].units
+def _lags(manifest: Manifest, lag: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """A bar per dimension, from zero to the right or, where the state comes first, to the left."""
+    values = lag["dimensions"][:MAX_DIMENSIONS] if lag else []
+    known = [0.0, *(value for value in values if value is not None)]
+    low, reach = min(known), (max(known) - min(known)) or 1.0
+    return [
+        {
+            "name": _shortened(dimension(manifest, "action", index)),
+            "left": _percent((min(0.0, value or 0.0) - low) / reach),
+            "width": _percent(abs(value or 0.0) / reach),
+            "right": _percent((max(0.0, value or 0.0) - low) / reach),
+            "text": "–" if value is None else f"{value:.2f} s",
+        }
+        for index, value in enumerate(values)
+    ]
+
+
+def _actions_text(manifest: Manifest, actions: Mapping[str, Any]) -> str:
+    units, total = manifest.features["action"].units, len(actions["dimensions"])
     text = f"How often each value was commanded, over {count(actions['steps'], 'step')}"
     text += f", {units}. " if units else ". "
     if actions["effective_dimensions"] is not None:
         text += (
-            f"The {len(actions['dimensions'])} dimensions move like "
-            f"{actions['effective_dimensions']:.1f} independent ones. Covers: part of its range "
-            "that a dimension fills evenly. Limits: part of the steps at its smallest or largest "
-            "value. "
+            f"The {total} dimensions move like {actions['effective_dimensions']:.1f} independent "
+            "ones. Covers: part of its range that a dimension fills evenly. Limits: part of the "
+            "steps at its smallest or largest value. "
         )
-    about = actions["dimensions"]
-    items = []
-    for index, item in enumerate(about[:MAX_DIMENSIONS]):
-        name = dimension(manifest, "action", index)
-        figures = f"covers {100 * item['coverage']:.0f} %"
-        if item["at_low"] is not None:
-            figures += f", limits {100 * min(1.0, item['at_low'] + item['at_high']):.0f} %"
-        items.append(
-            f"<div><h3>{escape(name)}</h3>{pictures.histogram(item['counts'], name)}"
-            f"<span><i>{item['low']:.3g}</i><i>{item['high']:.3g}</i></span>"
-            f"<span>{figures}</span></div>"
-        )
-    note = _note(len(items), len(about))
-    return f'<p>{escape(text)}{note}</p><div class="histograms">{"".join(items)}</div>'
+    return text + _note(min(MAX_DIMENSIONS, total), total)
 
 
-def _rule(rule: Mapping[str, Any]) -> str:
-    limit = "none" if rule["limit"] is None else str(rule["limit"]).lower()
-    key = f"<code>{escape(rule['key'])}</code>" if rule["key"] else ""
-    return (
-        f"<tr><td>{escape(rule['rule'])}</td><td>{key}</td><td>{escape(limit) if key else ''}</td>"
-        f"<td>{escape(rule['failing'])}</td><td>{escape(rule['outcome'])}</td></tr>"
-    )
+def _actions(manifest: Manifest, actions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A histogram per dimension, and how much of its range it covers."""
+    shown = []
+    for index, about in enumerate(actions["dimensions"][:MAX_DIMENSIONS]):
+        text = f"covers {100 * about['coverage']:.0f} %"
+        if about["at_low"] is not None:
+            text += f", limits {100 * min(1.0, about['at_low'] + about['at_high']):.0f} %"
+        shown.append({**about, "name": dimension(manifest, "action", index), "text": text})
+    return shown
 
 
-PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+def _percent(part: float) -> str:
+    """A length in CSS."""
+    return f"{100 * part:.2f}%"
+
+
+def _shortened(text: str, length: int = 28) -> str:
+    return text if len(text) <= length else f"{text[:8]}…{text[-(length - 9) :]}"

@@ -17,7 +17,7 @@ from tokenwm.data.shards.manifest import GAPS, SPLITS, Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.storage.folder import join, open_folder, read_bytes, sha256_of, write_bytes
 from tokenwm.errors import ShardError
-from tokenwm.strict import build
+from tokenwm.strict import build, plain
 
 SCHEMA_VERSION = 1
 """Version of ``quality.json``; see CHANGELOG.md."""
@@ -32,12 +32,12 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
 
     Args:
         folder: Folder with the shards, a path or a URL.
-        manifest: What they hold.
+        manifest: Manifest of these shards.
         measured: Key → ``Episode.measured`` of the episodes that were kept, in any order; those
             without figures (other phases of a recording) may be missing or empty.
 
     Returns:
-        What ``quality.json`` holds; ``verdict`` is one line for the person at the terminal.
+        The content of ``quality.json``; ``verdict`` is one line for the person at the terminal.
 
     Raises:
         ShardError: A shard is damaged or a file cannot be written.
@@ -55,7 +55,7 @@ def write(folder: Path | str, manifest: Manifest, measured: Measured) -> dict[st
         "tool": f"tokenwm {tokenwm.__version__}",
         "name": manifest.name,
         "verdict": finding.verdict(summary["recordings"], len(excluded), found, num_missing),
-        "findings": [item.to_dict() for item in found],
+        "findings": plain(found),
         "rules": outcomes(manifest, summary, measured, config),
         "excluded": [{"key": item.key, "reason": item.reason} for item in excluded],
         "missing": num_missing,
@@ -99,7 +99,7 @@ def rewrite(folder: Path | str) -> dict[str, Any]:
 
 
 def read(folder: Path | str) -> dict[str, Any]:
-    """What the ``quality.json`` of a dataset holds.
+    """The content of the ``quality.json`` of a dataset.
 
     Raises:
         ShardError: There is none, it is damaged, or of another version.

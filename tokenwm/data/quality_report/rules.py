@@ -1,13 +1,14 @@
-"""The table of rules: what is checked, against which limit, and what came out."""
+"""The table of rules: each check with its limit and its outcome."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenwm.data.quality.checks import QualityConfig
-from tokenwm.data.quality_report.findings import count, dimension
+from tokenwm.data.quality_report.findings import dimension
 from tokenwm.data.quality_report.summary import Measured
 from tokenwm.data.shards.manifest import GAPS, Manifest
+from tokenwm.pages.words import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +16,9 @@ class Rule:
     """One data rule.
 
     Attributes:
-        title: What is checked.
+        title: Name in the table.
         key: Key of its limit under ``quality:`` in a recipe; empty if it has none.
-        failing: What becomes of an episode beyond the limit: ``left out``, or ``reported`` only.
+        failing: Fate of an episode beyond the limit: ``left out``, or ``reported`` only.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What a dataset holds as a whole: duplicates, starts, coverage; figures of all its episodes.
+"""Figures of a dataset as a whole: duplicates, starts, coverage, and those of all its episodes.
 
 Figures of recordings come from ``Episode.measured``, as a pure function of the mapping; what needs
 the arrays is read from the shards, a bounded number of episodes, evenly spread.
@@ -27,7 +27,7 @@ NUM_BINS = 32
 NUM_POINTS = 8
 """Points in time at which two episodes are compared."""
 THUMBNAIL = 8
-"""Where there is no state, episodes are compared by grey pictures of this height and width."""
+"""Height and width of the grey pictures by which episodes without state are compared."""
 SIMILAR_LENGTH = 0.1
 """Episodes whose lengths differ by more than this part are not compared."""
 
@@ -36,7 +36,7 @@ Measured = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """What is read of some episodes, evenly spread over the dataset.
+    """Values read from some episodes, evenly spread over the dataset.
 
     Attributes:
         keys: Their keys.
@@ -169,7 +169,7 @@ def near_duplicates(sampled: Sampled, limit: float) -> list[dict[str, Any]]:
 
 
 def starts(sampled: Sampled, limit: float) -> dict[str, Any]:
-    """How much the first observations differ.
+    """Differences between the first observations.
 
     Returns:
         ``episodes`` (at most 200); ``distinct``, of which no two are nearer than ``limit`` standard
@@ -191,7 +191,7 @@ def starts(sampled: Sampled, limit: float) -> dict[str, Any]:
 
 
 def action_coverage(rows: NDArray[Any], num_values: int | None) -> dict[str, Any]:
-    """How the actions fill their range.
+    """Coverage of their range by the actions.
 
     Args:
         rows: ``(N, action_dim)`` float32, or ids.

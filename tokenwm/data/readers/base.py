@@ -33,7 +33,7 @@ SOURCES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFormat:
-    """What every source makes of its episodes.
+    """The form into which every source brings its episodes.
 
     Attributes:
         control_rate: Steps per second of the result, Hz.
@@ -77,7 +77,7 @@ class EpisodeRef:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDescription:
-    """What a source knows about its numbers before an episode is loaded.
+    """Facts about a source's numbers, known before an episode is loaded.
 
     Attributes:
         state_names: One name per state dimension, or empty.
@@ -140,7 +140,7 @@ class Source(Protocol):
         """Names and units of the numbers."""
 
     def provenance(self) -> dict[str, Any]:
-        """Where the data comes from: JSON values, with ``source`` and ``source_checksum``."""
+        """Return the origin of the data: JSON values, with ``source`` and ``source_checksum``."""
 
 
 @runtime_checkable
@@ -183,7 +183,7 @@ def load_each(source: Source, refs: Sequence[EpisodeRef]) -> Iterator[Episode | 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """What a reader makes of a path, from names and headers alone.
+    """A path that a reader recognised, by names and headers alone.
 
     Attributes:
         config: Options with which the reader opens it.

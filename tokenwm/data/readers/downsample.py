@@ -1,4 +1,4 @@
-"""From the rate of the source to the control rate of the dataset, keeping the time alignment.
+"""Downsampling from a source's rate to the control rate, keeping the time alignment.
 
 With factor ``f`` the kept steps are the source's rows ``0, f, 2f, …``. What happens between two
 kept observations belongs to the first of them: rows ``[t·f, (t+1)·f)`` give the action (aggregated
@@ -22,7 +22,7 @@ MOST_ROWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """What one episode records beside pictures.
+    """The numbers of one episode: all that is recorded beside pictures.
 
     Attributes:
         action: ``(T, action_dim)`` float32 or int64.
@@ -37,7 +37,7 @@ class Signals:
     terminated: NDArray[np.bool_]
 
     def beginning_at(self, row: int) -> "Signals":
-        """The same without the rows before ``row``."""
+        """Return these signals without the rows before ``row``."""
         return Signals(
             action=self.action[row:],
             state=None if self.state is None else self.state[row:],
@@ -47,7 +47,7 @@ class Signals:
 
 
 def downsampling_factor(source_rate: float, control_rate: float) -> int:
-    """How many rows of the source make one step.
+    """Return the number of rows of the source that make one step.
 
     Raises:
         RecipeError: The source's rate is not a whole multiple, or an absurd one, of the control

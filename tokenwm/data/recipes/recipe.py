@@ -37,7 +37,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """How episodes are divided; whole episodes, never steps.
+    """The division of episodes into splits; whole episodes, never steps.
 
     With folds every episode is held out for the test in one of them; see ``docs/evaluation.md``.
 
@@ -128,7 +128,7 @@ class Recipe:
 
     @property
     def records(self) -> bool:
-        """Whether the source is a simulator, of which as much is recorded as is asked for."""
+        """True if the source is a simulator, which records as much as is asked for."""
         return self.source.records
 
     def open_source(self) -> Source:

@@ -1,4 +1,4 @@
-"""What a file or folder of recordings holds."""
+"""A survey of a file or folder of recordings."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a source holds.
+    """The contents of a source.
 
     Attributes:
         source: The opened source, every column named.
@@ -138,7 +138,7 @@ class _Seen:
 
 
 class _Figures:
-    """What is gathered while recordings pass by."""
+    """Figures gathered while recordings pass by."""
 
     def __init__(self) -> None:
         self.seen: dict[str, _Seen] = {}

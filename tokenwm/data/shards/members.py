@@ -1,18 +1,59 @@
-"""What the members of a shard may be: checks of names, headers and values."""
+"""Checks of names, headers and values of the members of a shard."""
 
 import io
+import json
 import math
 import tarfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.shards.manifest import Feature
+from tokenwm.data.episode import MAX_MEMBER_BYTES, MAX_MEMBER_NAME, NAME_PATTERN, Scalar
+from tokenwm.data.shards.manifest import ALLOWED_DTYPES, FIELD_PATTERN, Feature
 from tokenwm.errors import CorruptSampleError, ShardError
 
 ALLOWED_SUFFIXES = ("npy", "json")
 MAX_NPY_HEADER = 4096
+PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+"""Types of members that are allowed; ``TarInfo.isreg`` takes sparse ones, too."""
+
+
+def check_episode(
+    key: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Scalar]
+) -> None:
+    """Refuse an episode that a shard cannot hold.
+
+    Raises:
+        ShardError: A name, dtype or length is not allowed, or the metadata are no JSON scalars.
+    """
+    if not NAME_PATTERN.fullmatch(key):
+        raise ShardError(f"episode key {key!r} may hold letters, digits, '_', '-' only")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or () in lengths or any(0 in shape for shape in shapes.values()):
+        raise ShardError(f"episode {key}: fields must share one length T > 0, got {shapes}")
+    for name, array in arrays.items():
+        if not FIELD_PATTERN.fullmatch(name):
+            raise ShardError(f"episode {key}: field name {name!r} is not NAME or NAME.NAME")
+        if len(f"{key}.{name}.npy") > MAX_MEMBER_NAME:
+            raise ShardError(
+                f"member {key}.{name}.npy: name longer than {MAX_MEMBER_NAME}; shorten the key"
+            )
+        if array.dtype.name not in ALLOWED_DTYPES:
+            raise ShardError(
+                f"episode {key}: {name} is {array.dtype}; allowed: {', '.join(ALLOWED_DTYPES)}"
+            )
+        if array.nbytes > MAX_MEMBER_BYTES:
+            raise ShardError(
+                f"episode {key}: {name} takes {array.nbytes:,} bytes, at most "
+                f"{MAX_MEMBER_BYTES:,} can be stored; divide the episode"
+            )
+    try:
+        json.dumps(dict(metadata), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ShardError(f"episode {key}: metadata must be JSON scalars: {error}") from error
 
 
 def check_member(shard: str, member: tarfile.TarInfo) -> None:
@@ -22,7 +63,7 @@ def check_member(shard: str, member: tarfile.TarInfo) -> None:
         ShardError: Names the shard, the member and the rule.
     """
     where = f"shard {shard}, member {member.name!r}"
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):  # isreg() takes sparse ones, too
+    if member.type not in PLAIN:
         raise ShardError(f"{where}: not a regular file; links and folders are not allowed")
     if "/" in member.name or "\\" in member.name or member.name.startswith("."):
         raise ShardError(f"{where}: names with folders are not allowed")
@@ -49,7 +90,7 @@ def member_size(header: bytes, name: str, room: int, where: str) -> int:
         raise CorruptSampleError(f"{where}: no tar header there ({error}); make it again") from (
             error
         )
-    if member.name != name or not member.isreg():
+    if member.name != name or member.type not in PLAIN:
         raise CorruptSampleError(f"{where}: the tar has {member.name!r} there; make it again")
     if not 0 <= member.size <= room:
         raise CorruptSampleError(f"{where}: {member.size} bytes reach past the end of the file")

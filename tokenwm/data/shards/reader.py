@@ -49,6 +49,9 @@ from tokenwm.data.storage.folder import PIECE_BYTES, is_url, join, location, ope
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import CorruptSampleError, ShardError
 
+QUICK_BYTES = 2**30
+"""Bytes of a dataset that are checked as a whole before training."""
+
 
 class ShardReader:
     """Reads windows of episodes from a dataset.
@@ -62,7 +65,8 @@ class ShardReader:
             :mod:`tokenwm.data.storage.folder`.
         verify: Check every byte against the manifest first, see :meth:`verify`.
         check_episodes: Check every byte of an episode when it is first touched, see
-            :meth:`check_episode`. Of a URL only copies in a cache are checked, when they are made.
+            :meth:`check_episode`. Of a URL only what goes through a cache is checked: a copy when
+            it is made, and episodes that are read by ranges until then.
         cache: Folder for copies of a URL's shards, see
             :class:`tokenwm.data.shards.ranges.CachedFiles`; None reads by ranges.
         cache_bytes: What the cache may hold; None for no limit.
@@ -92,7 +96,7 @@ class ShardReader:
             for name, feature in self.manifest.features.items()
         }
         self._starts: dict[tuple[str, str], int] = {}
-        self._check_episodes = check_episodes and not is_url(folder)
+        self.check_episodes = check_episodes
         self._files: ShardFiles
         if not is_url(folder):
             self._files = LocalFiles(self.folder)
@@ -152,7 +156,7 @@ class ShardReader:
             if name not in self.manifest.features:
                 known = ", ".join(self.manifest.features)
                 raise ShardError(f"{self.root} has no field {name!r}; it has {known}")
-        if self._check_episodes:
+        if self.check_episodes and not self._files.is_checked(episode.shard):
             self.check_episode(key)
         self._locate(episode, [name for name in names if (key, name) not in self._starts])
         count, ranges = stop - start, []
@@ -262,8 +266,17 @@ class ShardReader:
                 f"{episode.crc32:08x}; copy the shard again or make the dataset again"
             )
 
-    def verify(self) -> None:
+    @property
+    def is_quick_to_verify(self) -> bool:
+        """Whether all bytes are read in a second or so, or episodes have no sums of their own."""
+        num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
+        return num_bytes <= QUICK_BYTES or any(e.crc32 is None for e in self.manifest.episodes[:1])
+
+    def verify(self, *, shards: bool = True) -> None:
         """Check every byte of the dataset against the manifest.
+
+        Args:
+            shards: Whether to read the shards as well, not only the files beside them.
 
         Raises:
             ShardError: Names the first file, or episode, that differs and how.
@@ -271,7 +284,7 @@ class ShardReader:
         listed = {shard.path for shard in self.manifest.shards}
         problems = [
             problem
-            for problem in find_problems(self.root, num_workers=0)
+            for problem in find_problems(self.root, num_workers=0, shards=shards)
             # What else lies in the folder is nobody's business here, but for shards of another run.
             if problem.file in listed or problem.file.endswith((".tar", ".npy"))
         ]
@@ -289,7 +302,7 @@ class ShardReader:
         if size is None:
             raise ShardError(f"shard {path} is missing; copy it again or make the dataset again")
         # Where every episode is checked, those that a cut shard still holds can be used.
-        if size != shard.num_bytes and not self._check_episodes:
+        if size != shard.num_bytes and not self.check_episodes:
             refuse_pointer(self.folder / shard.path, ShardError)
             raise ShardError(
                 f"shard {path} has {size} bytes, the manifest says {shard.num_bytes}; "

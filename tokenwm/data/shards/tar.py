@@ -1,29 +1,26 @@
-"""One shard: episodes → a deterministic tar file, whole or not at all. See ``shards.py``."""
+"""One shard: episodes → a tar file, whole or not at all, by webdataset's ``TarWriter``.
+
+The same episodes give the same bytes: headers hold no time and no owner, and members keep their
+order. Where each array begins is noted for the manifest, so that it can be read by offset.
+"""
 
 import contextlib
 import hashlib
 import io
 import json
-import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.episode import MAX_MEMBER_BYTES, MAX_MEMBER_NAME, NAME_PATTERN, Scalar
-from tokenwm.data.shards.manifest import (
-    ALLOWED_DTYPES,
-    FIELD_PATTERN,
-    SHARD_PATTERN,
-    SPLITS,
-    EpisodeInfo,
-    ShardInfo,
-)
-from tokenwm.data.shards.members import padded_size
+from tokenwm.data.episode import Scalar
+from tokenwm.data.shards.manifest import SHARD_PATTERN, SPLITS, EpisodeInfo, ShardInfo
+from tokenwm.data.shards.members import check_episode, padded_size
 from tokenwm.data.storage.folder import Folder, join, open_folder
 from tokenwm.errors import ShardError
 
@@ -41,7 +38,6 @@ class ShardFile:
     Attributes:
         info: The finished file; None before it is finished, and if it has no episodes.
         episodes: Where the episodes lie.
-        num_bytes: Size so far.
     """
 
     def __init__(self, folder: Folder | Path | str, name: str) -> None:
@@ -49,14 +45,17 @@ class ShardFile:
         self.name = name
         self.info: ShardInfo | None = None
         self.episodes: list[EpisodeInfo] = []
-        self.num_bytes = 0
         self._keys: set[str] = set()
-        self._digest = hashlib.sha256()
-        self._crc = 0
-        self._file: BinaryIO | None = None
         self._context = contextlib.ExitStack()
+        self._sums: _Sums | None = None
+        self._tar: Any = None
         if not SHARD_PATTERN.fullmatch(name):
             raise ShardError(f"shard {name!r} is not SPLIT-NNNNNN.tar with {', '.join(SPLITS)}")
+
+    @property
+    def num_bytes(self) -> int:
+        """Size so far."""
+        return 0 if self._sums is None else self._sums.num_bytes
 
     def __enter__(self) -> "ShardFile":
         return self
@@ -67,44 +66,51 @@ class ShardFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None and self._file is not None:
-            with self._discard_on_failure():
-                self._write(bytes(2 * tarfile.BLOCKSIZE))
-                self._context.close()
+        if error is not None:
+            # Closing a file on a full disk fails again, as a ShardError; that adds no news.
+            with contextlib.suppress(ShardError):
+                self._context.__exit__(kind, error, traceback)
+        elif self._sums is not None:
+            self._context.close()
             self.info = ShardInfo(
                 path=self.name,
                 split=self.name.partition("-")[0],
-                sha256=self._digest.hexdigest(),
+                sha256=self._sums.digest.hexdigest(),
                 num_bytes=self.num_bytes,
                 num_episodes=len(self.episodes),
                 num_steps=sum(episode.num_steps for episode in self.episodes),
             )
-        elif kind is not None:
-            # Closing a file on a full disk fails again, as a ShardError; that adds no news.
-            with contextlib.suppress(ShardError):
-                self._context.__exit__(kind, error, traceback)
 
     def add(
-        self, key: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Scalar]
-    ) -> None:
+        self,
+        key: str,
+        arrays: Mapping[str, NDArray[Any]],
+        metadata: Mapping[str, Scalar],
+        max_bytes: int | None = None,
+    ) -> bool:
         """Append one episode.
 
         Args:
             key: Name of the episode; letters, digits, ``_`` and ``-``.
             arrays: Field → array with leading axis ``T``, the same ``T`` for all.
             metadata: JSON scalars.
+            max_bytes: Add it only if the file stays below this, or is empty; None for always.
+
+        Returns:
+            Whether it was added.
 
         Raises:
             ShardError: A name, dtype or length is not allowed, or the disk is full.
         """
+        check_episode(key, arrays, metadata)
         if key in self._keys:
             raise ShardError(f"episode {key} was added twice to {self.name}")
-        prepared, members = make_members(key, arrays, metadata)
-        with self._discard_on_failure():
-            if self._file is None:
-                self._file = self._context.enter_context(self.folder.write(self.name))
-            self._crc = 0
-            starts = [self._write_member(*member) for member in members]
+        text = json.dumps(dict(metadata), sort_keys=True).encode()
+        members = {"json": text, **{f"{name}.npy": _npy(array) for name, array in arrays.items()}}
+        size = sum(BLOCKSIZE + padded_size(len(content)) for content in members.values())
+        if max_bytes is not None and 0 < self.num_bytes > max_bytes - size:
+            return False
+        starts, crc = self._write(key, members)
         self._keys.add(key)
         synthetic = metadata.get("synthetic", False)
         self.episodes.append(
@@ -112,107 +118,75 @@ class ShardFile:
                 key=key,
                 split=self.name.partition("-")[0],
                 shard=self.name,
-                num_steps=len(next(iter(prepared.values()))),
-                offsets=dict(zip(prepared, starts[1:], strict=True)),
+                num_steps=len(next(iter(arrays.values()))),
+                offsets=dict(zip(arrays, starts[1:], strict=True)),
                 metadata_offset=starts[0],
-                crc32=self._crc,
+                crc32=crc,
                 synthetic=synthetic if isinstance(synthetic, bool) else None,
             )
         )
+        return True
 
-    def _write(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
-        self._file.write(data)
-        self._digest.update(data)
-        self._crc = zlib.crc32(data, self._crc)
+    def _write(self, key: str, members: Mapping[str, bytes]) -> tuple[list[int], int]:
+        """Write an episode; returns where the data of its members begins, and its CRC-32."""
+        if self._sums is None:
+            file = self._context.enter_context(self.folder.write(self.name))
+            self._sums = _Sums(file, join(str(self.folder), self.name))
+            # The end mark alone: a TarWriter's own end has up to 10 KB of zeros besides.
+            self._context.callback(self._sums.write, bytes(2 * BLOCKSIZE))
+            self._tar = _open_tar(self._sums)
+        self._sums.crc, starts = 0, []
+        for suffix, content in members.items():  # one by one, since a TarWriter sorts them
+            starts.append(self.num_bytes + BLOCKSIZE)
+            self._tar.write({"__key__": key, suffix: content})
+        return starts, self._sums.crc
+
+
+class _Sums:
+    """Sums of what goes into a file.
+
+    Attributes:
+        num_bytes: Size so far.
+        digest: SHA-256 of it.
+        crc: CRC-32 of what came since it was set to 0.
+    """
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self._file = file
+        self._where = where
+        self.num_bytes = 0
+        self.digest = hashlib.sha256()
+        self.crc = 0
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise ShardError(
+                f"{self._where} could not be written: {error}. Nothing of it was kept; free space "
+                "or choose another folder, then run again"
+            ) from error
+        self.digest.update(data)
+        self.crc = zlib.crc32(data, self.crc)
         self.num_bytes += len(data)
 
-    def _write_member(self, name: str, head: bytes, body: bytes | memoryview) -> int:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0
-        info.size = len(head) + len(body)
-        info.mode = 0o644
-        self._write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
-        start = self.num_bytes
-        self._write(head)
-        self._write(body)
-        self._write(bytes(padded_size(info.size) - info.size))
-        return start
 
-    @contextlib.contextmanager
-    def _discard_on_failure(self) -> Iterator[None]:
-        """Leave no half-written file, whether or not the caller's context sees the error."""
-        try:
-            yield
-        except BaseException as error:
-            with contextlib.suppress(ShardError):
-                self._context.__exit__(type(error), error, error.__traceback__)
-            if isinstance(error, OSError):
-                raise ShardError(
-                    f"{join(str(self.folder), self.name)} could not be written: {error}. Nothing "
-                    "of it was kept; free space or choose another folder, then run again"
-                ) from error
-            raise
+def _open_tar(file: _Sums) -> Any:
+    """A TarWriter that writes neither time nor owner, and hands on every header at once."""
+    from webdataset import TarWriter  # with it comes torch, which reading shards does not need
+
+    class PlainWriter(TarWriter):  # type: ignore[misc]
+        tarmode = staticmethod(lambda *_: "w")  # not "w|", which collects blocks of several members
+
+    return PlainWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False)
 
 
-Member = tuple[str, bytes, bytes | memoryview]
-"""Name, npy header, content."""
-
-
-def make_members(
-    key: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Scalar]
-) -> tuple[dict[str, NDArray[Any]], list[Member]]:
-    """The arrays as they are stored, and the members that hold them.
-
-    Raises:
-        ShardError: A name, dtype or length is not allowed.
-    """
-    prepared = _checked(key, arrays)
-    try:
-        text = json.dumps(dict(metadata), sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ShardError(f"episode {key}: metadata must be JSON scalars: {error}") from error
-    members: list[Member] = [(f"{key}.json", b"", text.encode())]
-    for name, array in prepared.items():
-        body = array.reshape(-1).view(np.uint8).data
-        members.append((f"{key}.{name}.npy", _npy_header(array), body))
-    return prepared, members
-
-
-def size_of(members: list[Member]) -> int:
-    """Bytes that members take in a tar, headers and padding included."""
-    return sum(tarfile.BLOCKSIZE + padded_size(len(head) + len(body)) for _, head, body in members)
-
-
-def _checked(key: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    if not NAME_PATTERN.fullmatch(key):
-        raise ShardError(f"episode key {key!r} may hold letters, digits, '_', '-' only")
-    shapes = {name: array.shape for name, array in arrays.items()}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or () in lengths or any(0 in shape for shape in shapes.values()):
-        raise ShardError(f"episode {key}: fields must share one length T > 0, got {shapes}")
-    prepared: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        if not FIELD_PATTERN.fullmatch(name):
-            raise ShardError(f"episode {key}: field name {name!r} is not NAME or NAME.NAME")
-        if len(f"{key}.{name}.npy") > MAX_MEMBER_NAME:
-            raise ShardError(
-                f"member {key}.{name}.npy: name longer than {MAX_MEMBER_NAME}; shorten the key"
-            )
-        if array.dtype.name not in ALLOWED_DTYPES:
-            raise ShardError(
-                f"episode {key}: {name} is {array.dtype}; allowed: {', '.join(ALLOWED_DTYPES)}"
-            )
-        if array.nbytes > MAX_MEMBER_BYTES:
-            raise ShardError(
-                f"episode {key}: {name} takes {array.nbytes:,} bytes, at most "
-                f"{MAX_MEMBER_BYTES:,} can be stored; divide the episode"
-            )
-        # One byte order and C order, so that a step is a slice of bytes on every machine.
-        prepared[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return prepared
-
-
-def _npy_header(array: NDArray[Any]) -> bytes:
+def _npy(array: NDArray[Any]) -> bytes:
+    """An array as npy, in one byte order and C order: a step is a slice of it on every machine."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, plain, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()

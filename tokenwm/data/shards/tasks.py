@@ -123,23 +123,6 @@ def record_name(shard: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskDone:
-    """What a task reports when it ends.
-
-    Attributes:
-        name: The shard.
-        num_episodes: Episodes that were looked at.
-        num_steps: Steps in the shard.
-        kept: Whether an earlier run had finished it already.
-    """
-
-    name: str
-    num_episodes: int
-    num_steps: int
-    kept: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a run is.
 
@@ -177,8 +160,8 @@ class ShardJob(Generic[Task]):
     plan: str
     make: Callable[[Task, ShardFile], Extra]
 
-    def __call__(self, task: Task) -> TaskDone:
-        """Make one shard and its record, unless both are there."""
+    def __call__(self, task: Task) -> Progress:
+        """Make one shard and its record, unless both are there; says what that adds to a run."""
         record = self._finished(task.name)
         kept = record is not None
         if record is None:
@@ -192,9 +175,13 @@ class ShardJob(Generic[Task]):
                 arrays=extra.arrays,
             )
             record.save(self.folder, task.name)
-        num_steps = sum(episode.num_steps for episode in record.episodes)
-        return TaskDone(
-            name=task.name, num_episodes=task.num_episodes, num_steps=num_steps, kept=kept
+        return Progress(
+            stage="shards",
+            done=task.num_episodes,
+            total=0,
+            kept=task.num_episodes if kept else 0,
+            new_steps=0 if kept else sum(episode.num_steps for episode in record.episodes),
+            message=f"{task.name} {'kept' if kept else 'written'}",
         )
 
     def _finished(self, name: str) -> Record | None:
@@ -311,7 +298,13 @@ def run_shard_tasks(
     show(now)
     try:
         for done in run_tasks(job, tasks, engine=engine, num_workers=num_workers):
-            now = _count(now, done)
+            now = replace(
+                done,
+                done=now.done + done.done,
+                total=now.total,
+                kept=now.kept + done.kept,
+                new_steps=now.new_steps + done.new_steps,
+            )
             show(now)
     except BaseException:
         job.folder.clear_partials()  # of workers that were given up
@@ -325,16 +318,6 @@ def run_shard_tasks(
             )
         yield record
         show(Progress(stage="merge", done=index, total=len(tasks)))
-
-
-def _count(now: Progress, task: TaskDone) -> Progress:
-    return replace(
-        now,
-        done=now.done + task.num_episodes,
-        kept=now.kept + (task.num_episodes if task.kept else 0),
-        new_steps=now.new_steps + (0 if task.kept else task.num_steps),
-        message=f"{task.name} {'kept' if task.kept else 'written'}",
-    )
 
 
 def end(folder: Folder) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,11 @@ class Problem:
 
 
 def find_problems(
-    location: Path | str, *, num_workers: int | None = None, progress: ShowProgress | None = None
+    location: Path | str,
+    *,
+    num_workers: int | None = None,
+    progress: ShowProgress | None = None,
+    shards: bool = True,
 ) -> list[Problem]:
     """Check a dataset.
 
@@ -59,6 +64,7 @@ def find_problems(
         num_workers: Processes that read shards; fewer than 2 read in this one. None takes one per
             core where there is enough to read to make up for their start.
         progress: Called after each shard.
+        shards: Whether to read the shards as well, not only the files beside them.
 
     Returns:
         Everything that is wrong, in the order of the manifest; empty if nothing is.
@@ -78,11 +84,14 @@ def find_problems(
     if num_workers is None:
         enough = sum(shard.num_bytes for shard in manifest.shards) > WORTH_WORKERS
         num_workers = (os.cpu_count() or 1) if enough else 0
+    episodes: dict[str, list[EpisodeInfo]] = {}
+    for episode in manifest.episodes:
+        episodes.setdefault(episode.shard, []).append(episode)
+    check = ShardCheck(folder=folder, features=manifest.features, episodes=episodes)
     found: dict[str, list[Problem]] = {}
+    wanted = manifest.shards if shards else []
     now = Progress(stage="shards", done=0, total=len(manifest.episodes))
-    for shard, of_shard in run_tasks(
-        ShardCheck(folder=folder, manifest=manifest), manifest.shards, num_workers=num_workers
-    ):
+    for shard, of_shard in run_tasks(check, wanted, num_workers=num_workers):
         found[shard.path] = of_shard
         now = replace(
             now,
@@ -92,7 +101,7 @@ def find_problems(
         )
         if progress is not None:
             progress(now)
-    return problems + [problem for shard in manifest.shards for problem in found[shard.path]]
+    return problems + [problem for shard in wanted for problem in found[shard.path]]
 
 
 def _check_names(folder: Folder, manifest: Manifest) -> Iterator[Problem]:
@@ -150,21 +159,23 @@ class ShardCheck:
 
     Attributes:
         folder: Where the shards are.
-        manifest: What they should hold.
+        features: Their fields.
+        episodes: Shard → episodes in it.
     """
 
     folder: Folder
-    manifest: Manifest
+    features: dict[str, Feature]
+    episodes: dict[str, list[EpisodeInfo]]
 
     def __call__(self, shard: ShardInfo) -> tuple[ShardInfo, list[Problem]]:
         """Check one shard."""
         size = self.folder.size(shard.path)
         if size is None:
             return shard, [Problem(file=shard.path, message="is missing")]
-        episodes = [item for item in self.manifest.episodes if item.shard == shard.path]
+        episodes = self.episodes.get(shard.path, [])
         try:
             with self.folder.open(shard.path) as file:
-                walk = _Walk(file, size, shard, episodes, self.manifest.features)
+                walk = _Walk(file, size, shard, episodes, self.features)
                 walk.run()
         except OSError as error:
             message = f"cannot be read: {error}"
@@ -280,7 +291,8 @@ class _Walk:
                 self._skip(self._size - self._position)
 
     def _next_header(self) -> int | None:
-        return next((place for place in self._headers if place >= self._position), None)
+        place = bisect_left(self._headers, self._position)
+        return self._headers[place] if place < len(self._headers) else None
 
     def _resume(self) -> None:
         """Go on where the manifest says that the next member begins."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
 from tokenwm.data.shards.manifest import MANIFEST_NAME, SPLITS, EpisodeInfo, ShardInfo
-from tokenwm.data.shards.tar import ShardFile, make_members, size_of
+from tokenwm.data.shards.members import check_episode
+from tokenwm.data.shards.tar import ShardFile
 from tokenwm.data.storage.folder import Folder, open_folder
 from tokenwm.errors import ShardError
 
@@ -78,13 +79,13 @@ class ShardWriter:
         """
         if key in self._keys:
             raise ShardError(f"episode {key} was added twice to split {self.split}")
-        size = size_of(make_members(key, arrays, metadata)[1])
+        check_episode(key, arrays, metadata)
         with self._discard_on_failure():
-            if self._file is not None and self._file.num_bytes + size > self.max_bytes:
+            if self._file is None or not self._file.add(key, arrays, metadata, self.max_bytes):
                 self._close_shard()
-            if self._file is None:
-                self._file = ShardFile(self.folder, f"{self.split}-{len(self._shards):06d}.tar")
-            self._file.add(key, arrays, metadata)
+                name = f"{self.split}-{len(self._shards):06d}.tar"
+                self._file = ShardFile(self.folder, name)
+                self._file.add(key, arrays, metadata)
         self._keys.add(key)
 
     def finish(self) -> tuple[list[ShardInfo], list[EpisodeInfo]]:
@@ -94,17 +95,16 @@ class ShardWriter:
             ShardError: The disk is full, or an earlier :meth:`add` failed to write.
         """
         with self._discard_on_failure():
-            if self._file is not None:
-                self._close_shard()
+            self._close_shard()
         return list(self._shards), list(self._episodes)
 
     def _close_shard(self) -> None:
-        assert self._file is not None
-        with self._file:
-            pass
-        assert self._file.info is not None
-        self._shards.append(self._file.info)
-        self._episodes += self._file.episodes
+        if self._file is not None:
+            with self._file:
+                pass
+            assert self._file.info is not None
+            self._shards.append(self._file.info)
+            self._episodes += self._file.episodes
         self._file = None
 
     @contextlib.contextmanager

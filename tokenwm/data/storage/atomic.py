@@ -1,6 +1,5 @@
 """The one way files of a dataset and folders of a checkpoint are written: whole or not at all."""
 
-import fcntl
 import os
 import re
 import secrets
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from tokenwm.data.storage.lock import hold_lock
 from tokenwm.errors import ShardError
 
 STALE_SECONDS = 24 * 3600.0
@@ -84,7 +84,7 @@ def replace_folder(new: Path, folder: Path) -> None:
     If the process is killed in between, it lies in ``{name}.older``, see :func:`older_of`.
     """
     older = older_of(folder)
-    with _one_at_a_time(folder.parent):
+    with hold_lock(folder.with_name(f".{folder.name}.lock")):  # others that replace it
         if folder.exists():
             remove_whole(older)
             os.replace(folder, older)
@@ -95,18 +95,6 @@ def replace_folder(new: Path, folder: Path) -> None:
                 os.replace(older, folder)
             raise
         remove_whole(older)
-
-
-@contextmanager
-def _one_at_a_time(parent: Path) -> Iterator[None]:
-    """Wait for other processes that replace a folder in ``parent``, where its disk has locks."""
-    descriptor = os.open(parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""One process at a time in a folder: an advisory lock, which ends with its process however it ends.
+"""Locks between processes, which end with their process however it ends (``filelock``).
 
-It holds for all processes of this machine, and for other machines where the file system passes
+They hold for all processes of this machine, and for other machines where the file system passes
 locks on.
 """
 
@@ -12,7 +12,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from tokenwm.errors import ShardError
 
@@ -20,78 +21,71 @@ logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
 HAS_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)
-_held: set[Path] = set()
-"""Folders that this process has locked: the file's lock keeps out other processes only."""
 
 
 @contextmanager
-def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder; its file is removed at the end.
+def hold_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that a file stands for; the file names its holder and is removed at the end.
 
     Where none can be taken (a read-only folder, a file system without locks) that is said, and
     nothing is locked: what then matters is whether the folder can be written to.
 
     Args:
-        folder: An existing folder.
-        wait: Wait until the other process lets go of the lock; else that it holds it is an error.
+        path: The file, in an existing folder.
+        wait: Wait until nobody else holds it, of this process neither.
+
+    Raises:
+        filelock.Timeout: Somebody holds it, and ``wait`` is False.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+        path.write_text(_own_name(), encoding="utf-8")
+    except Timeout:
+        raise
+    except OSError as error:
+        where = path.parent
+        logger.warning("%s cannot be locked: %s; let no other process write there", where, error)
+        if error.errno in HAS_NO_LOCKS:
+            path.unlink(missing_ok=True)  # no process can hold it
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # who waits for it sees that, and makes a new one
+            lock.release()
+
+
+@contextmanager
+def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of an existing folder.
+
+    Args:
+        folder: The folder.
+        wait: Wait until another process lets go of it; else that it holds it is an error.
 
     Raises:
         ShardError: Another process, or another thread of this one, holds the lock; names both.
     """
     path = folder.resolve() / LOCK_NAME
-    if path in _held:
-        raise ShardError(f"{folder} is in use by this process already; wait for it to end")
-    try:
-        file = _acquire(path, wait)
-    except BlockingIOError as error:
-        raise ShardError(
-            f"{folder} is in use by {_holder(path)}; wait for it to end, or choose another folder"
-        ) from error
-    except OSError as error:
-        logger.warning("%s cannot be locked: %s; let no other process write there", folder, error)
-        file = None
-    _held.add(path)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(path, wait=False))
+        except Timeout:
+            holder = _holder(path)
+            if not wait or holder == _own_name():
+                who = "this process already" if holder == _own_name() else holder
+                remedy = "wait for it to end, or choose another folder"
+                raise ShardError(f"{folder} is in use by {who}; {remedy}") from None
+            stack.enter_context(hold_lock(path))
         yield
-    finally:
-        _held.remove(path)
-        if file is not None:
-            path.unlink(missing_ok=True)
-            file.close()
 
 
-def _acquire(path: Path, wait: bool) -> TextIO:
-    import fcntl  # not on Windows, where imagining works all the same
-
-    while True:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(path, "a", encoding="utf-8"))
-            # Unlike flock's, this lock does not pass to forked children, which may live longer.
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except PermissionError as error:  # so some systems say that another process holds it
-                raise BlockingIOError(*error.args) from error
-            except OSError as error:
-                if error.errno in HAS_NO_LOCKS:
-                    path.unlink(missing_ok=True)  # no process can hold it
-                raise
-            if _is_at(path, file):  # else its last holder removed it, and others lock a new one
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                stack.pop_all()
-                return file
-
-
-def _is_at(path: Path, file: TextIO) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
+def _own_name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _holder(path: Path) -> str:
-    try:
+    with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8") or "another process"
-    except OSError:
-        return "another process"
+    return "another process"

@@ -1,8 +1,9 @@
-"""What an evaluation says, in words; bad news as plainly as good."""
+"""The findings of an evaluation in words; bad news as plainly as good."""
 
 from tokenwm.evaluation.metrics import MIN_EPISODES, Curve
 from tokenwm.evaluation.outside import OutsideTraining
 from tokenwm.evaluation.results import Evaluation
+from tokenwm.pages.words import count as count
 
 HEADLINE_HORIZON = 5
 TABLE_HORIZONS = (1, 3, 5, 10, 15, 20)
@@ -46,11 +47,6 @@ def headline(evaluation: Evaluation) -> list[str]:
             "tokenizer has collapsed; nothing below can be trusted before it is trained again.",
         )
     return sentences
-
-
-def count(number: int, noun: str) -> str:
-    """``1 episode``, ``30 episodes``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _outside(outside: OutsideTraining) -> str:

@@ -1,29 +1,27 @@
 """The page of a report: HTML with every picture inside, so that one file can be forwarded."""
 
-import base64
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from tokenwm.evaluation.metrics import MIN_EPISODES, Curve
 from tokenwm.evaluation.report.headline import (
     ALARMS,
     HEADLINE_HORIZON,
-    count,
     headline,
     table_horizons,
     with_interval,
 )
 from tokenwm.evaluation.report.pictures import ERROR_RANGE
-from tokenwm.evaluation.report.plot_style import PAGE_STYLE, Plot, figure_html
 from tokenwm.evaluation.report.plots import LABELS
-from tokenwm.evaluation.results import Evaluation, Example, TerminationScore
+from tokenwm.evaluation.results import Evaluation, TerminationScore
+from tokenwm.pages.plot_style import Plot
+from tokenwm.pages.render import render
+from tokenwm.pages.words import count
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""
@@ -31,9 +29,9 @@ Row = tuple[str, Curve | None, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplePictures:
-    """Where the pictures of an example lie."""
+    """The pictures of one example, as files, and the words above them."""
 
-    example: Example
+    caption: str
     strip: Path
     film: Path
 
@@ -45,57 +43,60 @@ def page(
     training: Sequence[Plot],
 ) -> str:
     """The whole page."""
-    provenance = evaluation.provenance
+    provenance, horizons = evaluation.provenance, table_horizons(evaluation)
     first, *rest = headline(evaluation)
-    split, name = str(provenance["split"]), str(provenance["data_name"])
-    return PAGE.substitute(
-        style=PAGE_STYLE,
-        title=escape(f"{name}: world model report"),
-        name=escape(name),
-        subtitle=escape(
-            f"{count(len(evaluation.episodes), 'episode')} of split {split}, "
+    name = str(provenance["data_name"])
+    return render(
+        "evaluation/report/report.html",
+        title=f"{name}: world model report",
+        heading=name,
+        subtitle=(
+            f"{count(len(evaluation.episodes), 'episode')} of split {provenance['split']}, "
             f"{count(evaluation.num_starts, 'start')}, {evaluation.num_horizons} steps imagined "
             f"open loop from {provenance['evaluation']['num_context_frames']} observed frames at "
             f"{evaluation.control_rate:g} Hz"
         ),
-        alarm=" alarm" if first.startswith(ALARMS) else "",
-        first=escape(first),
-        rest="".join(f"<li>{escape(sentence)}</li>" for sentence in rest),
+        level="alarm" if first.startswith(ALARMS) else "",
+        verdict=first,
+        sentences=rest,
         tiles=_tiles(evaluation),
-        examples="".join(_example(item) for item in examples) or "<p>None were kept.</p>",
+        examples=[
+            (example.caption, example.strip.read_bytes(), example.film.read_bytes())
+            for example in examples
+        ],
         error_percent=f"{100 * ERROR_RANGE:.0f}",
-        plots="".join(map(_figure, plots)),
+        plots=plots,
         table_note=_table_note(evaluation),
-        table=_table(evaluation),
-        outcomes=f"<p>{escape(' '.join(outcome_sentences(evaluation)))}</p>",
-        training=_training(training),
+        horizons=horizons,
+        table=[
+            (title, curve and [_cell(curve, horizon, digits) for horizon in horizons])
+            for title, curve, digits in table_rows(evaluation)
+        ],
+        outcomes=" ".join(outcome_sentences(evaluation)),
         skipped=_skipped(evaluation.skipped),
-        configuration=_configuration(provenance),
-        version=escape(str(provenance["versions"]["tokenwm"])),
+        training=training,
+        configuration=[(key.replace("_", " "), _shown(value)) for key, value in provenance.items()],
+        version=provenance["versions"]["tokenwm"],
     )
 
 
-def _tiles(evaluation: Evaluation) -> str:
+def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
-    gain, gap, run = (
-        evaluation.psnr_gain,
-        evaluation.action_gap,
-        evaluation.horizons.longest_confident_run,
-    )
+    gap, run = evaluation.action_gap, evaluation.horizons.longest_confident_run
     book, speed = evaluation.codebook, evaluation.speed
-    where = "nowhere" if run is None else f"{run[0]} – {run[1]}"
     over = count(len(evaluation.episodes), "episode")
+    where = "nowhere" if run is None else f"{run[0]} – {run[1]}"
     certain = (
         f"horizons, all at once with 95 % confidence over {over}; effective horizon "
         f"{evaluation.horizons.effective_horizon}"
     )
     if not evaluation.can_claim:
         where, certain = "–", f"no confidence from {over}; it takes {MIN_EPISODES} at least"
-    tiles = [
+    return [
         ("beats persistence", where, certain),
         (
             "gain over persistence",
-            f"{gain.mean[horizon - 1]:+.1f} dB",
+            f"{evaluation.psnr_gain.mean[horizon - 1]:+.1f} dB",
             f"PSNR at horizon {horizon}, mean of {over}",
         ),
         (
@@ -117,30 +118,6 @@ def _tiles(evaluation: Evaluation) -> str:
             f"{speed.tokens_per_pass:.1f} frame tokens per pass",
         ),
     ]
-    return "".join(
-        f'<div class="tile"><h3>{escape(title)}</h3><b>{escape(value)}</b>'
-        f"<span>{escape(note)}</span></div>"
-        for title, value, note in tiles
-    )
-
-
-def _example(item: ExamplePictures) -> str:
-    example = item.example
-    caption = f"{example.rank}: episode {example.key} from step {example.first_step}"
-    strip, film = _embed(item.strip, "png"), _embed(item.film, "gif")
-    return (
-        f'<figure class="example"><figcaption>{escape(caption)}</figcaption>'
-        f'<img class="strip" alt="film strip of {escape(caption)}" src="{strip}">'
-        f'<img class="film" alt="film of {escape(caption)}" src="{film}"></figure>'
-    )
-
-
-def _embed(path: Path, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _figure(plot: Plot) -> str:
-    return figure_html(plot, f"{plot.title} against horizon")
 
 
 def table_rows(evaluation: Evaluation) -> list[Row]:
@@ -150,26 +127,21 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
     rows.append(("model − persistence", evaluation.psnr_gain, 2))
     if evaluation.action_gap is not None:
         rows.append(("true − shuffled actions", evaluation.action_gap, 2))
-    groups: list[tuple[str, Mapping[str, Curve], int]] = [
+    state = evaluation.state
+    units = (state.units if state else "") or "units of the data"
+    for title, curves, digits in (
         ("SSIM", evaluation.ssim, 3),
         ("frame tokens that are right", evaluation.token_accuracy, 3),
         ("surprise, nats per token", evaluation.token_nll, 3),
-    ]
-    if evaluation.state is not None:
-        units = evaluation.state.units or "units of the data"
-        absolute = evaluation.state.absolute
-        groups.append((f"state error, {units}", absolute, significant_digits(absolute)))
-        if evaluation.state.normalized is not None:
-            groups.append(("state error, standard deviations", evaluation.state.normalized, 3))
-    if evaluation.reward_error is not None:
-        errors = evaluation.reward_error
-        groups.append(("reward error", errors, significant_digits(errors)))
-    if evaluation.reward_squared_error is not None:
-        errors = evaluation.reward_squared_error
-        groups.append(("reward error, squared", errors, significant_digits(errors)))
-    for title, curves, digits in groups:
-        rows.append((title, None, 0))
-        rows += [(LABELS[name], curve, digits) for name, curve in curves.items()]
+        (f"state error, {units}", state.absolute if state else None, None),
+        ("state error, standard deviations", state.normalized if state else None, 3),
+        ("reward error", evaluation.reward_error, None),
+        ("reward error, squared", evaluation.reward_squared_error, None),
+    ):
+        if curves is not None:
+            shown = significant_digits(curves) if digits is None else digits
+            rows.append((title, None, 0))
+            rows += [(LABELS[name], curve, shown) for name, curve in curves.items()]
     return rows
 
 
@@ -199,26 +171,11 @@ def _table_note(evaluation: Evaluation) -> str:
     )
 
 
-def _table(evaluation: Evaluation) -> str:
-    horizons = table_horizons(evaluation)
-    head = "".join(f"<th>{horizon}</th>" for horizon in horizons)
-    body = []
-    for title, curve, digits in table_rows(evaluation):
-        if curve is None:
-            body.append(
-                f'<tr class="group"><th colspan="{len(horizons) + 1}">{escape(title)}</th></tr>'
-            )
-            continue
-        cells = "".join(f"<td>{_cell(curve, horizon, digits)}</td>" for horizon in horizons)
-        body.append(f"<tr><th>{escape(title)}</th>{cells}</tr>")
-    head = f"<thead><tr><th>horizon</th>{head}</tr></thead>"
-    return f"<table>{head}<tbody>{''.join(body)}</tbody></table>"
-
-
-def _cell(curve: Curve, horizon: int, digits: int) -> str:
+def _cell(curve: Curve, horizon: int, digits: int) -> tuple[str, str]:
+    """The mean, and its interval where there is one."""
     text = with_interval(curve, horizon, digits).replace("-", "−")
     mean, _, interval = text.partition(" ")
-    return f"{mean}<small>{interval.strip('()')}</small>" if interval else mean
+    return mean, interval.strip("()")
 
 
 def outcome_sentences(evaluation: Evaluation) -> list[str]:
@@ -265,34 +222,17 @@ def _rewards(evaluation: Evaluation) -> str:
     )
 
 
-def _training(plots: Sequence[Plot]) -> str:
-    if not plots:
-        return ""
-    return f'<h2>Training</h2><div class="plots">{"".join(map(_figure, plots))}</div>'
-
-
 def _skipped(skipped: Mapping[str, int]) -> str:
-    if not skipped:
-        return ""
     shown = ", ".join(f"{key} ({length} steps)" for key, length in list(skipped.items())[:8])
     more = f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
-    text = f"Too short for context and horizon, so not measured: {shown}{more}."
-    return f'<p class="note">{escape(text)}</p>'
+    return f"Too short for context and horizon, so not measured: {shown}{more}." if skipped else ""
 
 
-def _configuration(provenance: Mapping[str, Any]) -> str:
-    parts = []
-    for key, value in provenance.items():
-        text = value if isinstance(value, str) else json.dumps(value, indent=1, default=str)
-        text = re.sub(r"\[[^\[\]{}]*\]", _in_one_line, text) or "–"
-        shown = f"<pre>{escape(text)}</pre>" if "\n" in text else escape(text)
-        parts.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{shown}</dd>")
-    return f"<dl>{''.join(parts)}</dl>"
+def _shown(value: Any) -> str:
+    """A value as JSON, a list of plain values on one line."""
 
+    def in_one_line(found: re.Match[str]) -> str:
+        return " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]")
 
-def _in_one_line(found: re.Match[str]) -> str:
-    """A JSON list of plain values without its line breaks."""
-    return " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]")
-
-
-PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    text = value if isinstance(value, str) else json.dumps(value, indent=1, default=str)
+    return re.sub(r"\[[^\[\]{}]*\]", in_one_line, text) or "–"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tokenwm.evaluation.metrics import Curve, GainCurve
-from tokenwm.evaluation.report.headline import count
-from tokenwm.evaluation.report.plot_style import (
+from tokenwm.evaluation.results import Evaluation
+from tokenwm.pages.plot_style import (
     FAINT,
     LineEnd,
     Plot,
@@ -17,7 +17,7 @@ from tokenwm.evaluation.report.plot_style import (
     new_figure,
     to_png,
 )
-from tokenwm.evaluation.results import Evaluation
+from tokenwm.pages.words import count
 
 COLOURS = {
     # Okabe & Ito (2008): told apart with every common kind of colour blindness.
@@ -28,6 +28,7 @@ COLOURS = {
     "reconstruction_anchored": "#009E73",
     "quantization": "#009E73",
     "shuffled": "#D55E00",
+    "action_gap": "#D55E00",
     "training_mean": "#6B6B6B",
 }
 LABELS = {
@@ -38,14 +39,24 @@ LABELS = {
     "reconstruction_anchored": "reconstruction, anchored",
     "quantization": "true state, binned",
     "shuffled": "shuffled actions",
+    "action_gap": "true − shuffled",
     "training_mean": "mean of training",
 }
+Subject = tuple[str, str, Mapping[str, Curve] | None, str]
+"""File name, title, curves and caption of a plot; None where there are no such figures."""
 DASHED = ("reconstruction_anchored", "model_plain")
 
 
 def make_plots(evaluation: Evaluation) -> list[Plot]:
     """All plots that the evaluation has figures for."""
-    rate = evaluation.control_rate
+    return [
+        Plot(name=name, title=title, caption=caption, png=_draw(curves, evaluation.control_rate))
+        for name, title, curves, caption in [*_pictures(evaluation), *_predictions(evaluation)]
+        if curves is not None
+    ]
+
+
+def _pictures(evaluation: Evaluation) -> list[Subject]:
     over = count(len(evaluation.episodes), "episode")
     bands = f"Bands are 95 % intervals over {over}, each about one horizon alone."
     if not evaluation.has_intervals:
@@ -53,85 +64,72 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
     dotted = "Dotted: lower end for all horizons at once, on which claims rest."
     if not evaluation.can_claim:
         dotted = f"Nothing is claimed with confidence from {over}."
-    plots = [
-        _plot(
+    gap = evaluation.action_gap
+    return [
+        (
             "psnr",
             "PSNR, dB",
             _chosen(evaluation.psnr),
-            rate,
             "Higher is better. Persistence repeats the last observed frame; reconstruction is the "
             f"tokenizer's picture of the true frame. {bands}",
         ),
-        _plot(
+        (
             "psnr_gain",
             "PSNR gain over persistence, dB",
             {"model": evaluation.psnr_gain, "model_plain": evaluation.psnr_gain_plain},
-            rate,
             "Paired by episode: above zero the model is better than repeating the last observed "
             f"frame. {bands} {dotted}",
-            zero=True,
         ),
-        _plot(
+        (
             "ssim",
             "SSIM",
             _chosen(evaluation.ssim),
-            rate,
             f"Higher is better; 1 is identical. {bands}",
         ),
+        (
+            "action_gap",
+            "PSNR lost with shuffled actions, dB",
+            None if gap is None else {"action_gap": gap},
+            "ΔPSNR: true minus shuffled actions, from the same context. Zero means that the model "
+            f"ignores its actions. {bands} {dotted}",
+        ),
     ]
-    if evaluation.action_gap is not None:
-        plots.append(
-            _plot(
-                "action_gap",
-                "PSNR lost with shuffled actions, dB",
-                {"shuffled": evaluation.action_gap},
-                rate,
-                "ΔPSNR: true minus shuffled actions, from the same context. Zero means that the "
-                f"model ignores its actions. {bands} {dotted}",
-                zero=True,
-                labels={"shuffled": "true − shuffled"},
-            )
-        )
-    plots += [
-        _plot(
+
+
+def _predictions(evaluation: Evaluation) -> list[Subject]:
+    state = evaluation.state
+    normalized = state.normalized if state else None
+    absolute = state.absolute if state else None
+    units = f" ({state.units})" if state and state.units else ""
+    return [
+        (
             "token_accuracy",
             "Frame tokens that are right",
             evaluation.token_accuracy,
-            rate,
             "Share of tokens equal to those of the true frame, open loop.",
         ),
-        _plot(
+        (
             "token_nll",
             "Surprise at the true frame, nats per token",
             evaluation.token_nll,
-            rate,
             "Lower is better. The model's past is imagined"
-            + (", the state of the same step is the true one" if evaluation.state else "")
+            + (", the state of the same step is the true one" if state else "")
             + ". Persistence bets on the old token with the best constant probability at each "
             "horizon.",
         ),
+        (
+            "state_error",
+            f"State error{units}" if normalized is None else "State error, standard deviations",
+            absolute if normalized is None else normalized,
+            "Mean absolute error of proprioception; lower is better.",
+        ),
+        (
+            "reward_error",
+            "Reward error",
+            evaluation.reward_error,
+            "Mean absolute error of the expected reward; lower is better.",
+        ),
     ]
-    state = evaluation.state
-    if state is not None:
-        units = f" ({state.units})" if state.units else ""
-        title = (
-            f"State error{units}"
-            if state.normalized is None
-            else "State error, standard deviations"
-        )
-        plots.append(
-            _plot(
-                "state_error",
-                title,
-                state.absolute if state.normalized is None else state.normalized,
-                rate,
-                "Mean absolute error of proprioception; lower is better.",
-            )
-        )
-    if evaluation.reward_error is not None:
-        caption = "Mean absolute error of the expected reward; lower is better."
-        plots.append(_plot("reward_error", "Reward error", evaluation.reward_error, rate, caption))
-    return plots
 
 
 def _chosen(curves: Mapping[str, Curve]) -> dict[str, Curve]:
@@ -139,28 +137,22 @@ def _chosen(curves: Mapping[str, Curve]) -> dict[str, Curve]:
     return {name: curve for name, curve in curves.items() if name != "model_plain"}
 
 
-def _plot(
-    name: str,
-    title: str,
-    curves: Mapping[str, Curve],
-    control_rate: float,
-    caption: str,
-    *,
-    zero: bool = False,
-    labels: Mapping[str, str] | None = None,
-) -> Plot:
+def _draw(curves: Mapping[str, Curve], control_rate: float) -> bytes:
+    """Each curve with its interval; a difference also with zero and the end that claims rest on."""
     figure, axes = new_figure()
     ends: list[LineEnd] = []
     horizons = np.arange(1, len(next(iter(curves.values())).mean) + 1)
-    if zero:
+    if any(isinstance(curve, GainCurve) for curve in curves.values()):
         axes.axhline(0.0, color=FAINT, linewidth=1)
     for key, curve in curves.items():
         colour = COLOURS[key]
-        style = (0, (4, 2)) if key in DASHED else "solid"
-        width = 2.4 if key == "model" else 1.6
-        marker = "o" if len(horizons) == 1 else None
         axes.plot(
-            horizons, curve.mean, color=colour, linestyle=style, linewidth=width, marker=marker
+            horizons,
+            curve.mean,
+            color=colour,
+            linestyle=(0, (4, 2)) if key in DASHED else "solid",
+            linewidth=2.4 if key == "model" else 1.6,
+            marker="o" if len(horizons) == 1 else None,
         )
         if key not in DASHED and np.isfinite(curve.low).all():
             axes.fill_between(
@@ -170,8 +162,7 @@ def _plot(
             axes.plot(
                 horizons, curve.simultaneous_low, color=colour, linestyle="dotted", linewidth=1.2
             )
-        label = (labels or LABELS)[key]
-        ends.append(LineEnd(value=float(curve.mean[-1]), label=label, colour=colour))
+        ends.append(LineEnd(value=float(curve.mean[-1]), label=LABELS[key], colour=colour))
     axes.set_xlim(1, max(2, horizons[-1]))
     axes.set_xticks(table_ticks(len(horizons)))
     axes.set_xlabel("horizon, steps")
@@ -182,7 +173,7 @@ def _plot(
     seconds.tick_params(colors=FAINT, labelsize=8)
     seconds.spines["top"].set_visible(False)
     label_ends(axes, ends)
-    return Plot(name=name, title=title, caption=caption, png=to_png(figure))
+    return to_png(figure)
 
 
 def table_ticks(num_horizons: int) -> list[int]:

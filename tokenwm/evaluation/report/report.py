@@ -11,8 +11,7 @@
 
 import json
 import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,10 @@ from tokenwm.evaluation.report.pictures import (
     write_gif,
     write_png,
 )
-from tokenwm.evaluation.report.plot_style import Plot
 from tokenwm.evaluation.report.plots import make_plots
 from tokenwm.evaluation.report.training_curves import plot_training
 from tokenwm.evaluation.results import Evaluation, Example
+from tokenwm.pages.plot_style import Plot
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ FILM_HEIGHT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where a report lies."""
+    """The two main files of a report."""
 
     index: Path
     metrics: Path
@@ -61,7 +60,7 @@ def write_report(
 
     Args:
         out: Folder; made if missing.
-        evaluation: What was found.
+        evaluation: The figures and examples.
         curves: Title → ``metrics.csv`` of a training run (Lightning's CSV logger), drawn as an
             extra section. One that cannot be read is logged and left out: it must not cost the
             report.
@@ -78,15 +77,31 @@ def write_report(
             f"report folder {out} cannot be made: {error}; choose another"
         ) from error
     examples = [_write_example(out, example, evaluation) for example in evaluation.examples]
+    metrics = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False, default=str)
+    _write(out / "metrics.json", (metrics + "\n").encode())
+    return write_page(out, evaluation, examples, _training_plots(curves or {}))
+
+
+def write_page(
+    out: Path, evaluation: Evaluation, examples: Sequence[ExamplePictures], training: list[Plot]
+) -> ReportFiles:
+    """Write the page and its plots, beside pictures and figures that are there already."""
     plots = make_plots(evaluation)
-    training = _training_plots(curves or {})
     for plot in plots + training:
         _write(out / "plots" / f"{plot.name}.png", plot.png)
     files = ReportFiles(index=out / "index.html", metrics=out / "metrics.json")
-    metrics = json.dumps(_finite(evaluation.to_dict()), indent=1, allow_nan=False, default=str)
-    _write(files.metrics, (metrics + "\n").encode())
     _write(files.index, page(evaluation, examples, plots, training).encode())
     return files
+
+
+def stem_of(key: str, first_step: int) -> str:
+    """Name of the files of an example, without suffix."""
+    return f"{key}_{first_step:04d}"
+
+
+def caption_of(*, key: str, first_step: int, rank: str) -> str:
+    """The words above the pictures of an example."""
+    return f"{rank}: episode {key} from step {first_step}"
 
 
 def strip_columns(horizon: int, count: int = STRIP_COLUMNS) -> list[int]:
@@ -101,9 +116,9 @@ def _write_example(out: Path, example: Example, evaluation: Evaluation) -> Examp
     if example.shuffled is not None:
         imagined["shuffled actions"] = side_by_side(example.shuffled)
     rows = {"truth": truth, "prediction": imagined["prediction"], **errors, **imagined}
-    name = f"{example.key}_{example.first_step:04d}"
+    name = stem_of(example.key, example.first_step)
     files = ExamplePictures(
-        example=example,
+        caption=caption_of(key=example.key, first_step=example.first_step, rank=example.rank),
         strip=out / "strips" / f"{name}.png",
         film=out / "films" / f"{name}.gif",
     )
@@ -151,14 +166,3 @@ def _training_plots(curves: Mapping[str, Path]) -> list[Plot]:
 def _write(path: Path, content: bytes) -> None:
     with open_atomically(path) as file:
         file.write(content)
-
-
-def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON cannot hold: None in their place."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

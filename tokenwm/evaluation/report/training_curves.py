@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tokenwm.errors import TokenwmError
-from tokenwm.evaluation.report.plot_style import (
+from tokenwm.pages.plot_style import (
     CYCLE,
     LineEnd,
     Plot,
@@ -17,6 +17,9 @@ from tokenwm.evaluation.report.plot_style import (
 
 Points = list[tuple[int, float]]
 """Optimizer step and value."""
+PREFIX = "training_"
+"""Beginning of the file names of these plots, by which they are known among the others."""
+CAPTION = "Thin: on training batches. Thick: on held-out sequences, teacher-forced."
 LOG_FROM = 30.0
 """The axis is logarithmic where the largest loss is this many times the smallest."""
 
@@ -25,7 +28,7 @@ def plot_training(title: str, path: Path) -> Plot | None:
     """Draw the losses: those of training thin, those of validation thick, one colour per loss.
 
     Args:
-        title: Of which run.
+        title: Name of the run.
         path: Its ``metrics.csv``.
 
     Returns:
@@ -59,11 +62,25 @@ def plot_training(title: str, path: Path) -> Plot | None:
     axes.set_xlim(left=0)
     label_ends(axes, ends)
     return Plot(
-        name="training_" + re.sub(r"[^A-Za-z0-9-]+", "_", title),
+        name=PREFIX + re.sub(r"[^A-Za-z0-9-]+", "_", title),
         title=f"Training: {title}",
-        caption="Thin: on training batches. Thick: on held-out sequences, teacher-forced.",
+        caption=CAPTION,
         png=to_png(figure),
     )
+
+
+def stored_plots(folder: Path) -> list[Plot]:
+    """The plots of training curves among the files of an earlier report."""
+    return [
+        Plot(
+            name=path.stem,
+            title="Training: " + path.stem.removeprefix(PREFIX).replace("_", " "),
+            caption=CAPTION,
+            png=path.read_bytes(),
+        )
+        for path in sorted(folder.glob(f"{PREFIX}*.png"))
+        if not path.is_symlink()
+    ]
 
 
 def read_losses(path: Path) -> dict[str, Points]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenwm.scaling.law.law import Laws
-from tokenwm.scaling.law.parametric import ParametricFit, problem_of, solve
+from tokenwm.scaling.law.parametric import ParametricFit, law_of
 from tokenwm.scaling.law.select import SAME, Observations, check_design
 from tokenwm.scaling.law.solve import Array
 from tokenwm.scaling.runs.runs import RunPoint
@@ -150,9 +150,7 @@ def hold_out(points: Sequence[RunPoint], seen: Observations, delta: float) -> Ho
     kept = [int(index) for index in order if seen.log_c[index] < limit]
     check_design([points[index] for index in kept])
     fitted = Observations.of([points[index] for index in kept])
-    law = Laws.from_centred(
-        solve(problem_of(fitted, delta)), float(fitted.log_n.mean()), float(fitted.log_d.mean())
-    )
+    law = law_of(fitted, delta)
     predicted = law.loss(seen.log_n[held], seen.log_d[held])
     measured = np.exp(seen.log_loss[held])
     best_known = np.exp(fitted.log_loss.min())

@@ -9,7 +9,7 @@ from tokenwm.scaling.law.law import Laws, TrainingCost, best_log_n
 from tokenwm.scaling.law.parametric import ParametricFit
 from tokenwm.scaling.law.select import MAX_EPOCHS, Observations
 from tokenwm.scaling.law.solve import Array
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.runs.runs import RunPoint
 
 MAX_SPAN = 10.0

@@ -82,13 +82,7 @@ def _fit_one(
     is_power_law = _power_law_is_closer(seen.log_c[members], values[members])
     heights = np.log(values[members]) if is_power_law else values[members]
     line = weighted_line(seen.log_c[members], heights, counts)
-    figure, log_loss = values[present], seen.log_loss[present]
-    chosen = random.integers(0, len(present), size=(draws.num_replicates, len(present)))
-    correlation = Estimate.of(
-        rank_correlation(figure, log_loss),
-        np.array([rank_correlation(figure[rows], log_loss[rows]) for rows in chosen]),
-        draws.confidence,
-    )
+    correlation = rank_correlation(values[present], seen.log_loss[present], draws.confidence)
     return Downstream(
         name=name,
         members=tuple(map(int, members)),
@@ -110,17 +104,18 @@ def _power_law_is_closer(log_c: Array, values: Array) -> bool:
     return bool(((power - values) ** 2).sum() < ((straight - values) ** 2).sum())
 
 
-def rank_correlation(left: Array, right: Array) -> float:
-    """Spearman's rank correlation, equal values sharing their mean rank; NaN for a constant."""
-    ranks = [_ranks(left), _ranks(right)]
-    spreads = [rank.std() for rank in ranks]
-    if min(spreads) == 0:
-        return float("nan")
-    products = (ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())
-    return float(products.mean() / (spreads[0] * spreads[1]))
+def rank_correlation(left: Array, right: Array, confidence: float) -> Estimate:
+    """Spearman's rank correlation; NaN for a constant.
 
+    Its interval is Fisher's (normal in the inverse hyperbolic tangent). Percentiles of a bootstrap
+    leave out zero too often where there is no correlation.
+    """
+    from scipy.stats import norm, spearmanr
 
-def _ranks(values: Array) -> Array:
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - 0.5 * (counts - 1))[which], dtype=float)
+    if min(np.ptp(left), np.ptp(right)) == 0:
+        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
+    value = float(np.clip(spearmanr(left, right).statistic, -1.0, 1.0))
+    half_width = norm.ppf(0.5 + 0.5 * confidence) / np.sqrt(len(left) - 3)
+    with np.errstate(divide="ignore"):
+        low, high = np.tanh(np.arctanh(value) + half_width * np.array([-1.0, 1.0]))
+    return Estimate(value=value, low=float(low), high=float(high))

@@ -1,7 +1,7 @@
 """A sweep's runs → the law by three methods, its checks, and a recommendation."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,13 +13,7 @@ from tokenwm.scaling.law.envelope import EnvelopeFit, fit_envelope
 from tokenwm.scaling.law.estimate import Draws, Estimate, exponential
 from tokenwm.scaling.law.isoflop import IsoFlopFit, fit_isoflop
 from tokenwm.scaling.law.law import Laws, TrainingCost, best_log_n
-from tokenwm.scaling.law.parametric import (
-    DELTA,
-    ParametricFit,
-    fit_parametric,
-    problem_of,
-    solve,
-)
+from tokenwm.scaling.law.parametric import DELTA, ParametricFit, fit_parametric, law_of
 from tokenwm.scaling.law.rates import RateCheck, check_rates, rate_warnings
 from tokenwm.scaling.law.recommend import (
     Imagination,
@@ -175,6 +169,11 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
         num_replicates=config.num_replicates, seed=config.seed, confidence=config.confidence
     )
     parametric = fit_parametric(seen, delta=config.delta, draws=draws)
+    if parametric.num_agreeing < 0.5 * parametric.num_starts:
+        warnings.append(
+            f"only {parametric.num_agreeing} of {parametric.num_starts} L-BFGS starts reached the "
+            "minimum; the runs hardly decide between several laws"
+        )
     isoflop = fit_isoflop(seen, parametric.spread, draws)
     envelope = fit_envelope(seen, draws)
     outliers = find_outliers(parametric)
@@ -198,7 +197,7 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
         points=tuple(points),
         left_out=(*read.left_out, *left_out),
         notes=read.notes,
-        warnings=(*warnings, *_doubts(parametric), *find_misfit(seen, parametric)),
+        warnings=(*warnings, *find_misfit(seen, parametric)),
         seen=seen,
         cost=cost,
         parametric=parametric,
@@ -210,7 +209,7 @@ def fit_sweep(read: Points, config: FitConfig) -> SweepFit:
             _line_method("loss envelope", envelope, log_budget, config.confidence),
         ),
         outliers=tuple(outliers),
-        size_without_outliers=_without(outliers, seen, cost, config, log_budget),
+        size_without_outliers=_without(outliers, points, cost, config, log_budget),
         holdout=holdout,
         holdout_reason=holdout_reason,
         downstream=tuple(fit_downstream(points, draws)),
@@ -240,17 +239,6 @@ def _held_out(
         return hold_out(points, seen, config.delta), ""
     except SweepError as error:
         return None, f"without the runs of most compute there is no fit: {error}"
-
-
-def _doubts(fit: ParametricFit) -> list[str]:
-    """Whether the minimum can be trusted."""
-    warnings = []
-    if fit.num_agreeing < 0.5 * fit.num_starts:
-        warnings.append(
-            f"only {fit.num_agreeing} of {fit.num_starts} L-BFGS starts reached the minimum; the "
-            "runs hardly decide between several laws"
-        )
-    return warnings
 
 
 def _parametric_method(
@@ -283,8 +271,8 @@ def _line_method(
 
 
 def _without(
-    outliers: list[Outlier],
-    seen: Observations,
+    outliers: Sequence[Outlier],
+    points: Sequence[RunPoint],
     cost: TrainingCost,
     config: FitConfig,
     log_budget: float,
@@ -292,13 +280,6 @@ def _without(
     """N* of a fit without the outliers: how much they decide."""
     if not outliers:
         return None
-    keep = np.delete(np.arange(len(seen.log_n)), [outlier.index for outlier in outliers])
-    kept = Observations(
-        log_n=seen.log_n[keep],
-        log_d=seen.log_d[keep],
-        log_c=seen.log_c[keep],
-        log_loss=seen.log_loss[keep],
-    )
-    means = float(kept.log_n.mean()), float(kept.log_d.mean())
-    law = Laws.from_centred(solve(problem_of(kept, config.delta)), *means)
-    return float(np.exp(best_log_n(law, cost, log_budget))[0])
+    far = {outlier.index for outlier in outliers}
+    kept = Observations.of([point for index, point in enumerate(points) if index not in far])
+    return float(np.exp(best_log_n(law_of(kept, config.delta), cost, log_budget))[0])

@@ -1,10 +1,9 @@
 """Approach 3: the parametric law, its bootstrap replicates, residuals and leverage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tokenwm.scaling.law import lbfgs
 from tokenwm.scaling.law.estimate import Draws
 from tokenwm.scaling.law.law import Laws
 from tokenwm.scaling.law.select import Observations
@@ -13,9 +12,11 @@ from tokenwm.scaling.law.solve import (
     Problem,
     descend,
     jacobian,
+    minimise_with_scipy,
     objective,
     predict,
-    project,
+    solve,
+    spread_starts,
 )
 
 DELTA = 1e-3
@@ -34,9 +35,9 @@ class ParametricFit:
         law: R = 1.
         replicates: The law refitted with random weights, R of them.
         misfit: Sum of Huber losses at the minimum.
-        misfit_projection: What variable projection alone found.
-        misfit_lbfgs: What the best of the L-BFGS starts found.
-        num_starts: L-BFGS starts.
+        misfit_descent: What our own descent found.
+        misfit_lbfgs: What the best of scipy's L-BFGS runs found.
+        num_starts: Starts of L-BFGS.
         num_agreeing: Starts that ended at the minimum.
         residuals: Log loss less prediction, (n,).
         leverage: How far each run pulls its own prediction, 0 to 1, (n,).
@@ -46,7 +47,7 @@ class ParametricFit:
     law: Laws
     replicates: Laws
     misfit: float
-    misfit_projection: float
+    misfit_descent: float
     misfit_lbfgs: float
     num_starts: int
     num_agreeing: int
@@ -66,9 +67,10 @@ def problem_of(seen: Observations, delta: float = DELTA) -> Problem:
     )
 
 
-def solve(problem: Problem) -> Array:
-    """The minimum for each of R problems, (R, 5): variable projection, then a descent."""
-    return descend(project(problem), problem)
+def law_of(seen: Observations, delta: float) -> Laws:
+    """The law of these runs alone, R = 1."""
+    means = float(seen.log_n.mean()), float(seen.log_d.mean())
+    return Laws.from_centred(solve(problem_of(seen, delta)), *means)
 
 
 def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> Array:
@@ -89,12 +91,10 @@ def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> A
     """
     num_problems, num_runs = len(best), len(problem.x)
     random = np.random.default_rng(seed)
-    repeated = Problem(
-        x=problem.x,
-        y=problem.y,
+    repeated = replace(
+        problem,
         log_loss=np.repeat(problem.log_loss, num_replicates, axis=0),
         weights=random.exponential(size=(num_problems * num_replicates, num_runs)),
-        delta=problem.delta,
     )
     start = np.repeat(best, num_replicates, axis=0)
     found = descend(start, repeated, max_steps=100, tolerance=1e-6)
@@ -102,13 +102,17 @@ def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> A
 
 
 def fit_parametric(seen: Observations, *, delta: float = DELTA, draws: Draws) -> ParametricFit:
-    """Fit the law by two independent solvers, and again for every bootstrap replicate."""
+    """Fit the law by two independent solvers, and again for every bootstrap replicate.
+
+    Raises:
+        SweepError: scipy is not installed.
+    """
     problem = problem_of(seen, delta)
-    projected = project(problem)
-    starts = lbfgs.spread_starts(problem)
-    searched = lbfgs.minimise(starts, problem)
+    descended = solve(problem)
+    starts = spread_starts(problem, (0.2, 0.6, 0.95), (0.2, 0.5, 1.2), (0.2, 0.8))[0]
+    searched = minimise_with_scipy(starts, problem)
     misfits = objective(searched, problem)
-    candidates = descend(np.stack([projected[0], searched[misfits.argmin()]]), problem)
+    candidates = descend(np.stack([descended[0], searched[misfits.argmin()]]), problem)
     best = candidates[[objective(candidates, problem).argmin()]]
     misfit = float(objective(best, problem)[0])
     exact = 0.5 * EXACT**2 * len(seen.log_loss)
@@ -120,7 +124,7 @@ def fit_parametric(seen: Observations, *, delta: float = DELTA, draws: Draws) ->
         law=Laws.from_centred(best, *means),
         replicates=Laws.from_centred(replicates, *means),
         misfit=misfit,
-        misfit_projection=float(objective(projected, problem)[0]),
+        misfit_descent=float(objective(descended, problem)[0]),
         misfit_lbfgs=float(misfits.min()),
         num_starts=len(starts),
         num_agreeing=int((misfits <= misfit * (1.0 + SAME_MINIMUM) + exact).sum()),

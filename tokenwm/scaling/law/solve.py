@@ -1,26 +1,30 @@
-"""Minimising the robust misfit of L = E + A N^-α + B D^-β, many fits at a time, three ways.
+"""The robust misfit of L = E + A N^-α + B D^-β, and two solvers that minimise it.
+
+:func:`solve` and :func:`descend` are our own because they do many fits at a time, which scipy's
+solvers do not: one sweep takes 500 bootstrap refits, and the simulations that check the intervals
+take 100,000 (docs/scaling.md has the ratio). :func:`minimise_with_scipy` is the check on them.
 
 A fit is a row of five numbers ``(e, a, b, α, β)`` with ``log L = logsumexp(e, a - α x, b - β y)``,
 where ``x`` and ``y`` are log N and log D less their means over the runs. So units of N and D
 change nothing here, and ``a`` and ``b`` are nearly independent of the exponents.
 
-Every function takes R fits at once. ``log_loss`` and ``weights`` have the shape (R, n), or (1, n)
-where all fits share them; ``x`` and ``y`` have the shape (n,).
+Every function but the last takes R fits at once. ``log_loss`` and ``weights`` have the shape
+(R, n), or (1, n) where all fits share them; ``x`` and ``y`` have the shape (n,).
 
 Source: the form and the Huber loss are those of Hoffmann et al. 2022, equations 2 and 3.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from tokenwm.errors import SweepError
 
-EXPONENTS = (0.02, 2.0)
-"""Where variable projection looks for α and β."""
-SMALLEST_TERM = 1e-4
-"""Of the loss in the middle of the design; a term that wants to vanish is held there."""
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,10 @@ class Problem:
     def rows(self, index: NDArray[np.intp]) -> "Problem":
         """The fits of this index only."""
         losses, weights = self.log_loss, self.weights
-        return Problem(
-            x=self.x,
-            y=self.y,
+        return replace(
+            self,
             log_loss=losses if len(losses) == 1 else losses[index],
             weights=weights if len(weights) == 1 else weights[index],
-            delta=self.delta,
         )
 
 
@@ -84,6 +86,45 @@ def jacobian(shares: Array, x: Array, y: Array) -> Array:
     """Derivatives of log loss by the five parameters, (R, n, 5), from the shares of the terms."""
     by_exponents = -shares[..., 1:] * np.stack([x, y], axis=-1)
     return np.concatenate([shares, by_exponents], axis=-1)
+
+
+def gradient(parameters: Array, problem: Problem) -> Array:
+    """Derivative of the misfit by the parameters, (R, 5)."""
+    prediction, shares = predict(parameters, problem.x, problem.y)
+    pull = np.clip(prediction - problem.log_loss, -problem.delta, problem.delta)
+    slopes = jacobian(shares, problem.x, problem.y)
+    return np.asarray(np.einsum("rn,rni->ri", problem.weights * pull, slopes))
+
+
+def spread_starts(
+    problem: Problem, shares: Sequence[float], exponents: Sequence[float], by_size: Sequence[float]
+) -> Array:
+    """Starts all over what a law could be, (R, S, 5), for all combinations of the arguments.
+
+    Args:
+        problem: What to fit.
+        shares: Irreducible loss over the lowest loss seen.
+        exponents: α and β.
+        by_size: Share of size, not of data, in the rest of the loss in the middle of the design.
+    """
+    lowest = np.exp(problem.log_loss.min(axis=1))
+    middle = np.exp(np.median(problem.log_loss, axis=1))
+    starts = []
+    for share, alpha, beta, size in product(shares, exponents, exponents, by_size):
+        rest = np.maximum(middle - share * lowest, 1e-3 * middle)
+        terms = np.log([share * lowest, size * rest, (1.0 - size) * rest])
+        starts.append([*terms, np.full_like(rest, alpha), np.full_like(rest, beta)])
+    return np.array(starts).transpose(2, 0, 1)
+
+
+def solve(problem: Problem) -> Array:
+    """The minimum for each of R problems, (R, 5): the best of the descents from eight starts."""
+    starts = spread_starts(problem, (0.5, 0.9), (0.3, 0.9), (0.5,))
+    num_fits, num_starts, _ = starts.shape
+    repeated = problem.rows(np.repeat(np.arange(num_fits), num_starts))
+    found = descend(starts.reshape(-1, 5), repeated)
+    best = objective(found, repeated).reshape(num_fits, num_starts).argmin(axis=1)
+    return np.asarray(found.reshape(starts.shape)[np.arange(num_fits), best])
 
 
 def descend(
@@ -140,72 +181,26 @@ def _damped_step(parameters: Array, damping: Array, problem: Problem) -> Array:
     return np.asarray(np.clip(step, -0.7, 0.7))
 
 
-def project(problem: Problem, *, coarse: int = 14, zooms: int = 4) -> Array:
-    """Variable projection: a grid over (α, β) that zooms in; the other three are solved for.
+def minimise_with_scipy(starts: Array, problem: Problem) -> Array:
+    """L-BFGS from each of (S, 5) starts for one problem, (S, 5).
 
-    Given the exponents the loss is linear in (E, A, B), so there is nothing to start from and no
-    local minimum in them.
-
-    Args:
-        problem: What to fit.
-        coarse: Points a side of the first grid, spaced evenly in the logarithm.
-        zooms: Times the grid around the best point is made finer.
-
-    Returns:
-        Parameters, (R, 5).
+    Raises:
+        SweepError: scipy is not installed.
     """
-    num_fits = max(len(problem.log_loss), len(problem.weights))
-    low, high = np.log(EXPONENTS)
-    side = np.linspace(low, high, coarse)
-    grid = np.broadcast_to(_square(side), (num_fits, coarse**2, 2))
-    spacing = (high - low) / (coarse - 1)
-    rows = np.arange(num_fits)
-    for zoom in range(zooms + 1):
-        candidates, misfit = _solve_linear(np.exp(grid), problem)
-        best = candidates[rows, misfit.argmin(axis=1)]
-        if zoom < zooms:
-            spacing /= 2.0
-            around = _square(spacing * np.arange(-3, 4))
-            grid = np.clip(np.log(best[:, None, 3:]) + around, low, high)
-    return np.asarray(best)
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise SweepError(
+            f"fitting a law needs scipy ({error}): pip install 'tokenwm[scaling]'"
+        ) from error
 
+    def misfit(parameters: Array) -> tuple[float, Array]:
+        one = parameters[None]
+        return float(objective(one, problem)[0]), gradient(one, problem)[0]
 
-def _square(side: Array) -> Array:
-    """All pairs of two entries of ``side``, (1, len(side)², 2)."""
-    return np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1).reshape(1, -1, 2)
-
-
-def _solve_linear(exponents: Array, problem: Problem, num_steps: int = 5) -> tuple[Array, Array]:
-    """Parameters (R, G, 5) and misfit (R, G) for exponents (R, G, 2).
-
-    A few reweighted Gauss–Newton steps for the three coefficients, from least squares of the
-    relative error.
-    """
-    log_loss = problem.log_loss[:, None]  # (R, 1, n)
-    basis = np.stack(
-        np.broadcast_arrays(
-            -log_loss,
-            -exponents[..., :1] * problem.x - log_loss,
-            -exponents[..., 1:] * problem.y - log_loss,
-        ),
-        axis=-1,
-    )
-    basis = np.exp(basis)  # each term over the loss, for a coefficient of one; (R, G, n, 3)
-    smallest = SMALLEST_TERM * np.exp(log_loss.mean(axis=-1, keepdims=True))
-    scale = np.ones_like(basis[..., 0])
-    weights, target = problem.weights[:, None], scale
-    for _ in range(num_steps):
-        slopes = basis / scale[..., None]
-        weighted = np.swapaxes(slopes * weights[..., None], -1, -2)
-        gram = weighted @ slopes
-        gram = gram + 1e-12 * np.einsum("rgii->rg", gram)[..., None, None] * np.eye(3)
-        solved = np.linalg.solve(gram, weighted @ target[..., None])[..., 0]
-        coefficients = np.maximum(solved, smallest)
-        scale = np.einsum("rgni,rgi->rgn", basis, coefficients)  # predicted over measured loss
-        residuals = np.log(scale)
-        robust = np.minimum(1.0, problem.delta / np.maximum(np.abs(residuals), 1e-300))
-        weights = problem.weights[:, None] * robust
-        # log(scale) + (slopes @ (new - old)) = 0, where slopes @ old = 1.
-        target = 1.0 - residuals
-    misfit = (problem.weights[:, None] * _huber(residuals, problem.delta)).sum(axis=-1)
-    return np.concatenate([np.log(coefficients), exponents], axis=-1), misfit
+    # The misfit of a good fit is small: the usual tolerance would stop far from the minimum.
+    options: Any = {"maxiter": 300, "ftol": 1e-12, "gtol": 1e-12}
+    found = [
+        minimize(misfit, start, jac=True, method="L-BFGS-B", options=options) for start in starts
+    ]
+    return np.array([result.x for result in found])

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.evaluation.report.plot_style import LineEnd
+from tokenwm.pages.plot_style import LineEnd
 from tokenwm.scaling.law.lines import Line
 from tokenwm.scaling.law.select import SAME
 from tokenwm.scaling.law.solve import Array
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 
 MOST_NAMED = 7
 """Sizes or levels of compute that are drawn as lines and named."""

@@ -1,28 +1,25 @@
 """The page of a fitted sweep: HTML with every picture inside, readable without a network."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
-from pathlib import Path
-from string import Template
+from collections.abc import Sequence
 
 import numpy as np
 
 import tokenwm
-from tokenwm.evaluation.report.plot_style import PAGE_STYLE, Plot, figure_html
+from tokenwm.pages.plot_style import Plot
+from tokenwm.pages.render import render
 from tokenwm.scaling.law.estimate import Estimate
 from tokenwm.scaling.law.fit import SweepFit
 from tokenwm.scaling.law.solve import Array
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.report.wording import (
     METHODS_NOTE,
     budget_note,
     choice_rows,
     headline,
     law_rows,
+    method_rows,
     with_interval,
 )
-
-PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 
 def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
@@ -33,42 +30,35 @@ def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
         name: Of the sweep.
         plots: As :func:`tokenwm.scaling.report.plots.make_plots` gives them.
     """
-    first, *rest = headline(fit)
-    seen, recommendation = fit.seen, fit.recommendation
-    return PAGE.substitute(
-        style=PAGE_STYLE,
-        title=escape(f"{name}: scaling law"),
-        subtitle=escape(
-            f"{len(fit.points)} runs, {_range(seen.log_n)} parameters, {_range(seen.log_d)} "
-            f"tokens, {_range(seen.log_c)} FLOPs"
-        ),
-        alarm=" alarm" if recommendation.refusals else "",
-        first=escape(first),
-        rest="".join(f"<li>{escape(sentence)}</li>" for sentence in rest),
+    verdict, *sentences = headline(fit)
+    seen = fit.seen
+    choice_head, choices = _choices(fit)
+    return render(
+        "scaling/report/page.html",
+        title=f"{name}: scaling law",
+        heading="",
+        subtitle=f"{len(fit.points)} runs, {_range(seen.log_n)} parameters, {_range(seen.log_d)} "
+        f"tokens, {_range(seen.log_c)} FLOPs",
+        level="wrong" if fit.recommendation.refusals else "",
+        verdict=verdict,
+        sentences=sentences,
         tiles=_tiles(fit),
-        warnings=_list("Warnings", (*fit.warnings, *recommendation.warnings)),
-        budget_note=escape(budget_note(fit)),
-        choices=_choices(fit),
-        methods_note=escape(METHODS_NOTE),
-        methods=_methods(fit),
-        silent=_list(
-            "Without an answer", [f"{m.name}: {m.reason}" for m in fit.methods if m.reason]
-        ),
-        plots="".join(figure_html(plot, plot.title) for plot in plots),
-        replicates=fit.config.num_replicates,
-        solvers=escape(_solvers(fit)),
-        law=_table(
-            ["", "value", f"{100 * fit.config.confidence:.0f} % interval"],
-            law_rows(fit),
-        ),
+        fit=fit,
+        budget_note=budget_note(fit),
+        choice_head=choice_head,
+        choices=choices,
+        methods_note=METHODS_NOTE,
+        methods=method_rows(fit),
+        silent=[f"{method.name}: {method.reason}" for method in fit.methods if method.reason],
+        plots=plots,
+        solvers=_solvers(fit),
+        confidence=f"{100 * fit.config.confidence:.0f} %",
+        law=law_rows(fit),
         levels=_levels(fit),
         rates=_rates(fit),
-        num_runs=len(fit.points),
         runs=_runs(fit),
-        left_out=_list("Left out", [f"{item.path}: {item.reason}" for item in fit.left_out]),
-        notes=_list("Assumed while reading", fit.notes),
-        version=escape(tokenwm.__version__),
-        seconds=f"{fit.seconds:.1f}",
+        left_out=[f"{item.path}: {item.reason}" for item in fit.left_out],
+        version=tokenwm.__version__,
     )
 
 
@@ -77,30 +67,22 @@ def _range(logarithms: Array) -> str:
     return f"{number(float(low))} – {number(float(high))}"
 
 
-def _ends(item: Estimate) -> str:
-    return f"{number(item.low)} – {number(item.high)}"
+def _tiles(fit: SweepFit) -> list[tuple[str, str, str]]:
+    choice, held = fit.recommendation.choice, fit.holdout
 
+    def tile(title: str, value: str, note: str) -> tuple[str, str, str]:
+        return title, "refused" if fit.recommendation.refusals else value, note
 
-def _tiles(fit: SweepFit) -> str:
-    recommendation, held = fit.recommendation, fit.holdout
-    choice = recommendation.choice
-    refused = bool(recommendation.refusals)
-    tiles = [
-        (
-            "best size",
-            "refused" if refused else number(choice.num_parameters.value),
-            f"parameters for {number(recommendation.budget)} FLOPs; {_ends(choice.num_parameters)}",
-        ),
-        (
-            "tokens",
-            "refused" if refused else number(choice.num_tokens.value),
-            _ends(choice.num_tokens),
-        ),
-        (
-            "expected loss",
-            "refused" if refused else f"{choice.loss.value:.3f}",
-            f"nats per token; {choice.loss.low:.3f} – {choice.loss.high:.3f}",
-        ),
+    def ends(item: Estimate) -> str:
+        return f"{number(item.low)} – {number(item.high)}"
+
+    size, tokens, loss = choice.num_parameters, choice.num_tokens, choice.loss
+    for_budget = f"parameters for {number(fit.budget)} FLOPs; {ends(size)}"
+    per_token = f"nats per token; {loss.low:.3f} – {loss.high:.3f}"
+    return [
+        tile("best size", number(size.value), for_budget),
+        tile("tokens", number(tokens.value), ends(tokens)),
+        tile("expected loss", f"{loss.value:.3f}", per_token),
         (
             "hold-out error",
             "–" if held is None else f"{100 * held.median_error:.2f} %",
@@ -108,62 +90,33 @@ def _tiles(fit: SweepFit) -> str:
         ),
         ("residuals", f"± {100 * fit.parametric.spread:.2f} %", "robust standard deviation"),
     ]
-    return "".join(
-        f'<div class="tile"><h3>{escape(title)}</h3><b>{escape(value)}</b>'
-        f"<span>{escape(note)}</span></div>"
-        for title, value, note in tiles
-    )
 
 
-def _choices(fit: SweepFit) -> str:
-    recommendation = fit.recommendation
-    columns = [choice_rows(recommendation.choice)]
-    head = ["", "best to train"]
-    if recommendation.lifetime is not None:
-        lifetime = recommendation.lifetime
-        columns.append(choice_rows(lifetime.choice))
-        head.append(f"same loss, with {number(lifetime.imagination.steps)} steps imagined")
-    rows = [
-        [label, *(column[row][1] for column in columns)]
-        for row, (label, _) in enumerate(columns[0])
-    ]
-    if recommendation.lifetime is not None:
-        rows.append(
-            ["imagination FLOPs", "", with_interval(recommendation.lifetime.imagination_flops)]
-        )
-    return _table(head, rows)
-
-
-def _methods(fit: SweepFit) -> str:
-    head = ["method", "N* grows as C to the", "N* for the budget", "loss, nats per token"]
-    return _table(
-        head,
-        [
-            [
-                method.name,
-                with_interval(method.exponent, 3),
-                with_interval(method.num_parameters),
-                with_interval(method.loss, 3),
-            ]
-            for method in fit.methods
-        ],
-    )
+def _choices(fit: SweepFit) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, and the rows."""
+    lifetime = fit.recommendation.lifetime
+    rows = [list(row) for row in choice_rows(fit.recommendation.choice)]
+    if lifetime is None:
+        return ["", "best to train"], rows
+    for row, (_, value) in zip(rows, choice_rows(lifetime.choice), strict=True):
+        row.append(value)
+    rows.append(["imagination FLOPs", "", with_interval(lifetime.imagination_flops)])
+    steps = number(lifetime.imagination.steps)
+    return ["", "best to train", f"same loss, with {steps} steps imagined"], rows
 
 
 def _solvers(fit: SweepFit) -> str:
     found = fit.parametric
     return (
-        f"Huber loss with δ = {fit.config.delta:g} on log loss. Two solvers: variable projection "
-        f"came to a misfit of {found.misfit_projection:.5g}, the best of {found.num_starts} L-BFGS "
-        f"starts to {found.misfit_lbfgs:.5g} ({found.num_agreeing} of them to the minimum of "
-        f"{found.misfit:.5g})."
+        f"Huber loss with δ = {fit.config.delta:g} on log loss. Two solvers: a descent from eight "
+        f"starts came to a misfit of {found.misfit_descent:.5g}, the best of {found.num_starts} "
+        f"L-BFGS starts to {found.misfit_lbfgs:.5g} ({found.num_agreeing} of them to the minimum "
+        f"of {found.misfit:.5g})."
     )
 
 
-def _levels(fit: SweepFit) -> str:
-    if not fit.isoflop.levels:
-        return f"<p>{escape(fit.isoflop.reason)}.</p>"
-    rows = [
+def _levels(fit: SweepFit) -> list[list[str]]:
+    return [
         [
             number(float(np.exp(level.profile.log_c))),
             str(len(level.log_losses)),
@@ -173,17 +126,10 @@ def _levels(fit: SweepFit) -> str:
         ]
         for level in fit.isoflop.levels
     ]
-    return (
-        '<div class="scroll">'
-        + _table(["FLOPs", "losses", "best size", "loss there", "use"], rows)
-        + "</div>"
-    )
 
 
-def _rates(fit: SweepFit) -> str:
-    if not fit.rate_checks:
-        return "<p>No runs at other rates than the rule's.</p>"
-    rows = [
+def _rates(fit: SweepFit) -> list[list[str]]:
+    return [
         [
             number(check.num_parameters),
             ", ".join(f"{rate:g} → {loss:.4f}" for rate, loss in check.losses),
@@ -192,13 +138,11 @@ def _rates(fit: SweepFit) -> str:
         ]
         for check in fit.rate_checks
     ]
-    head = ["N", "rates → loss", "rate by rule", "above the best"]
-    return f'<div class="scroll">{_table(head, rows)}</div>'
 
 
-def _runs(fit: SweepFit) -> str:
+def _runs(fit: SweepFit) -> list[list[str]]:
     predicted = fit.parametric.law.loss(fit.seen.log_n, fit.seen.log_d)
-    rows = [
+    return [
         [
             point.path,
             number(point.num_parameters),
@@ -211,19 +155,3 @@ def _runs(fit: SweepFit) -> str:
         ]
         for index, point in enumerate(fit.points)
     ]
-    head = ["run", "N", "D", "FLOPs", "loss", "law", "log loss above it, %", "leverage"]
-    return _table(head, rows)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = []
-    for first, *cells in rows:
-        inner = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        body.append(f"<tr><th>{escape(first)}</th>{inner}</tr>")
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _list(title: str, lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<h3>{escape(title)}</h3><ul>{items}</ul>" if items else ""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokenwm.evaluation.report.plot_style import (
+from tokenwm.pages.plot_style import (
     CYCLE,
     FAINT,
     INK,
@@ -15,7 +15,7 @@ from tokenwm.evaluation.report.plot_style import (
 from tokenwm.scaling.law.downstream import Downstream
 from tokenwm.scaling.law.fit import SweepFit
 from tokenwm.scaling.law.law import best_log_n
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.report.drawing import (
     count_ticks,
     draw_band,

@@ -5,7 +5,7 @@ import math
 from tokenwm.scaling.law.estimate import Estimate
 from tokenwm.scaling.law.fit import SweepFit, law_estimates
 from tokenwm.scaling.law.recommend import Choice
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 
 METHODS_NOTE = (
     "The parametric law uses every run and has a floor E. IsoFLOP parabolas and the loss envelope "
@@ -102,6 +102,19 @@ def law_rows(fit: SweepFit) -> list[tuple[str, str, str]]:
     return [
         (name, _in_full(item.value), f"{_in_full(item.low)} – {_in_full(item.high)}")
         for name, item in zip(("E", "A", "B", "α", "β"), law_estimates(fit).values(), strict=True)
+    ]
+
+
+def method_rows(fit: SweepFit) -> list[tuple[str, str, str, str]]:
+    """The methods side by side: name, exponent of N* over C, N* and loss for the budget."""
+    return [
+        (
+            method.name,
+            with_interval(method.exponent, 3),
+            with_interval(method.num_parameters),
+            with_interval(method.loss, 3),
+        )
+        for method in fit.methods
     ]
 
 

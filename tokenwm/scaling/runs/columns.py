@@ -1,6 +1,5 @@
-"""Which column of a CSV file holds what: named by the user, or guessed and said."""
+"""The columns of a CSV file that hold a run's figures: named by the user, or known by their names."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -40,32 +39,16 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "status": ("status",),
     "name": ("path", "name", "run", "run name"),
 }
-"""Names that are taken for a key when nobody maps it, the preferred first."""
-
-NEVER: Mapping[str, tuple[str, ...]] = {
-    "N": ("loss",),
-    "D": ("loss",),
-    "C": ("loss",),
-    "loss": ("flop", "compute", "train"),
-}
-"""Parts of names that are not taken for a key, however near they are to an alias: ``train loss`` is
-near ``train flops``, and no held-out loss."""
-
-RATE = frozenset(("per", "s", "sec", "second"))
-"""Words of what is measured per something: ``tokens/s`` counts no tokens of a run."""
+"""Names that are taken for a key when nobody maps it, the preferred first, however written."""
 
 _PREFIXES = "kilo|mega|giga|tera|peta|exa|zetta"
 PREFIXED = re.compile(rf"\b([kmbgtpez]|{_PREFIXES})(?=(flops?|params?|parameters|tokens?)\b)")
 """``gflops``: the scale and the unit are one word."""
 SCALE = re.compile(
     rf"[kmbgtpez]|[kmgt]i?b|mn|mio|bn|tn|(thousand|million|billion|trillion|{_PREFIXES})s?"
-    r"|x?\d+e\d+|e\d+|x?10+|\d+[kmbgt]|log\d*|ln|bits?|%"
+    r"|x?\d+e\d+|e\d+|x?\d+[kmbgt]?|log\d*|ln|bits?|%"
 )
 """Words that say a column is not in plain units: ``Params (M)``, ``tokens_1e9``, ``log N``."""
-
-NEAR = 0.85
-"""Least similarity (difflib's ratio) of a column to an alias for it to be guessed."""
-
 
 def choose_columns(
     header: Sequence[str], given: Mapping[str, str], metrics: Sequence[str]
@@ -78,18 +61,18 @@ def choose_columns(
         metrics: Columns that hold further figures; they are not guessed for anything else.
 
     Returns:
-        Key → column, and notes on what was guessed or will be derived.
+        Key → column, and notes on what was taken for what, and what will be derived.
 
     Raises:
         TokenwmError: A key is unknown, a named column is not there, N, loss, and one of D and C
-            cannot be found, or the only column near one of them is not in plain units.
+            cannot be found, or the only column for one of them is not in plain units.
     """
-    for key, column in given.items():
+    for key in given:
         if key not in COLUMN_OF:
             raise TokenwmError(f"unknown key '{key}' for a column; use " + ", ".join(COLUMN_OF))
-        _check_there(column, header)
-    for column in metrics:
-        _check_there(column, header)
+    for column in (*given.values(), *metrics):
+        if column not in header:
+            raise TokenwmError(f"no column '{column}'; there are: {', '.join(header)}")
     chosen = dict(given)
     notes = [
         f"column '{column}' is read for {key} as it stands, though its name has "
@@ -98,14 +81,12 @@ def choose_columns(
         if key in NEEDED and _scale(column)
     ]
     free = [name for name in header if name and name not in (*given.values(), *metrics)]
-    for near in (1.0, NEAR):  # exact names first, so that a near one cannot take their column
-        for key in COLUMN_OF if near == 1.0 else NEEDED:
-            plain = [column for column in free if not _scale(column)]
-            found = None if key in chosen else _guess(key, plain, near)
-            if found is not None:
-                chosen[key] = found
-                free.remove(found)
-                notes.append(f"column '{found}' was taken for {key}")
+    for key in COLUMN_OF:
+        found = None if key in chosen else _named(key, [c for c in free if not _scale(c)])
+        if found is not None:
+            chosen[key] = found
+            free.remove(found)
+            notes.append(f"column '{found}' was taken for {key}")
     _check_found(chosen, header, free)
     if "D" not in chosen:
         notes.append("no column for tokens: D = C / (6 N)")
@@ -117,7 +98,7 @@ def choose_columns(
 def _check_found(chosen: Mapping[str, str], header: Sequence[str], free: Sequence[str]) -> None:
     """Refuse to go on without a needed column, or past one in other units."""
     for key in NEEDED:
-        scaled = None if key in chosen else _guess(key, free, NEAR)
+        scaled = None if key in chosen else _named(key, free)
         if scaled is not None:
             raise TokenwmError(
                 f"column '{scaled}' is near {key}, but '{' '.join(_scale(scaled))}' in its name "
@@ -133,26 +114,13 @@ def _check_found(chosen: Mapping[str, str], header: Sequence[str], free: Sequenc
         )
 
 
-def _check_there(column: str, header: Sequence[str]) -> None:
-    if column not in header:
-        near = difflib.get_close_matches(column, header, n=1)
-        guess = f"did you mean '{near[0]}'? " if near else ""
-        raise TokenwmError(f"no column '{column}'; {guess}there are: {', '.join(header)}")
-
-
-def _guess(key: str, free: Sequence[str], near: float) -> str | None:
-    """The free column whose name, scale aside, is nearest to an alias; None below ``near``."""
-    best, found = near, None
-    for alias in ALIASES[key]:
-        for column in free:
-            words = [word for word in _words(column) if not SCALE.fullmatch(word)]
-            name = " ".join(words)
-            if RATE & set(words) or any(part in name for part in NEVER.get(key, ())):
-                continue
-            likeness = difflib.SequenceMatcher(None, alias, name).ratio()
-            if (likeness >= best and found is None) or likeness > best:
-                best, found = likeness, column
-    return found
+def _named(key: str, columns: Sequence[str]) -> str | None:
+    """The first column that bears a name of the key, scale aside, the preferred name first."""
+    plain = {
+        " ".join(word for word in _words(column) if not SCALE.fullmatch(word)): column
+        for column in reversed(columns)
+    }
+    return next((plain[alias] for alias in ALIASES[key] if alias in plain), None)
 
 
 def _scale(name: str) -> list[str]:

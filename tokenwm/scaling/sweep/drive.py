@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenwm.engines import Engine, Job
 from tokenwm.errors import SweepError
 from tokenwm.scaling.runs.runs import FINISHED, RESULT_FILE
-from tokenwm.scaling.sweep.engines import Engine, Job
 from tokenwm.scaling.sweep.sweep import Run
 
 LOG_FILE = "log.txt"
@@ -108,7 +108,7 @@ def drive(
     finally:
         for state in by_urgency:
             if state.status == "running" and state.job is not None:
-                state.job.stop()
+                state.job.cancel()
     return [states[run.name] for run in runs]
 
 
@@ -122,7 +122,7 @@ def _state_before(run: Run, folder: Path, config: DriveConfig) -> RunState:
 def _look_at(state: RunState, folder: Path, config: DriveConfig) -> None:
     """See whether a running run has ended, and how."""
     assert state.job is not None
-    if state.job.poll() is None:
+    if not state.job.done():
         return
     status = result_status(state.run, folder, config.metrics)
     if status is not None:

@@ -20,7 +20,7 @@ from functools import cache
 from tokenwm.errors import SweepError
 from tokenwm.flops import FlopCount
 from tokenwm.scaling.law.select import MAX_EPOCHS
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.sweep.sweep import (
     Run,
     Size,

@@ -7,17 +7,17 @@ run of its own would have given.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.flops import FlopCount, world_model_flops
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.runs.runs import CHECKS_FOLDER, RUNS_FOLDER
 from tokenwm.sequence.token_shards import read_vocabulary
 from tokenwm.sequence.vocabulary import Vocabulary
@@ -273,15 +273,7 @@ def load_sweep(path: Path | str) -> Sweep:
 
 def sweep_text(sweep: Sweep) -> str:
     """The sweep as YAML that :func:`load_sweep` reads."""
-    return dump_yaml(_plain(dataclasses.asdict(sweep)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return dump_yaml(dataclasses.asdict(sweep))
 
 
 def runs_of(sweep: Sweep, vocabulary: Vocabulary) -> tuple[Run, ...]:

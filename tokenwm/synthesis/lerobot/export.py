@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tokenwm.data.readers.lerobot.meta import DATA_PATHS, VIDEO_PATHS
 from tokenwm.data.shards.manifest import SPLITS
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.shards.stream import stream_episodes
 from tokenwm.data.storage.atomic import make_folder_atomically
 from tokenwm.errors import ShardError
 from tokenwm.synthesis.lerobot.description import card, features, provenance
@@ -106,20 +107,23 @@ class _Export:
         )
 
     def run(self, progress: Callable[[int, int], None] | None) -> int:
-        keys = [key for split in SPLITS for key in self.reader.keys(split)]
+        shards = [
+            shard.path for split in SPLITS for shard in self.manifest.shards if shard.split == split
+        ]
+        count = len(self.metadata)
         try:
-            for index, key in enumerate(keys):
-                self._add(index, key)
+            episodes = stream_episodes(self.reader.root, self.manifest, shards)
+            for index, episode in enumerate(episodes):
+                self._add(index, episode.info.key, episode.arrays)
                 if progress is not None:
-                    progress(index + 1, len(keys))
+                    progress(index + 1, count)
         finally:
             for _, file in self._files.values():
                 file.close()
         self._write_meta()
-        return len(keys)
+        return count
 
-    def _add(self, index: int, key: str) -> None:
-        arrays = self.reader.arrays(key)
+    def _add(self, index: int, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         num_rows = len(arrays["action"])
         task = str(self.metadata[key].get("task") or "")
         task_index = self.tasks.setdefault(task, len(self.tasks))

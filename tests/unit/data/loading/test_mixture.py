@@ -360,7 +360,7 @@ def test_workers_and_ranks_do_not_change_the_global_sequence(
             weighting=curriculum,
         )
         monkeypatch.setattr(data, "_rank", lambda: (rank, world_size))
-        monkeypatch.setattr(data, "_num_batches_seen", lambda: 3)
+        monkeypatch.setattr(data, "_step", lambda: 3)
         return [list(zip(*seen(batch), strict=True)) for batch in first_batches(data, 4)]
 
     sequences = []

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenwm.data.loading import order as order_module
 from tokenwm.data.loading.order import (
     GlobalOrderSampler,
     Place,
@@ -15,6 +16,8 @@ from tokenwm.data.loading.order import (
     WeightedOrder,
     drawn_before,
     evenly_spaced,
+    philox,
+    scatter,
     van_der_corput,
 )
 from tokenwm.data.shards.manifest import EpisodeInfo
@@ -300,3 +303,32 @@ def test_evenly_spaced(num_windows: int, count: int, world_size: int) -> None:
         assert gaps.max() - gaps.min() <= 1  # evenly, up to rounding
     if world_size == 1:
         assert len(set(together)) == wanted
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 65, 1000, 1025])
+def test_scattering_is_a_permutation(count: int) -> None:
+    epochs = [
+        [scatter(index, count, philox(5, epoch, 0)) for index in range(count)] for epoch in (0, 1)
+    ]
+    assert [sorted(numbers) for numbers in epochs] == [list(range(count))] * 2
+    assert count < 5 or epochs[0] != epochs[1]
+
+
+def test_scattering_leaves_no_trace_of_the_order() -> None:
+    """Neighbours land as far apart as chance would have it, and so does what they are taken to."""
+    count = 4099
+    places = np.array([scatter(index, count, philox(7, 0, 0)) for index in range(count)])
+    assert abs(np.corrcoef(np.arange(count), places)[0, 1]) < 0.05
+    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.05
+    gaps = np.abs(np.diff(places)) / count  # of two random points: mean 1/3
+    assert abs(gaps.mean() - 1 / 3) < 0.02
+
+
+def test_orders_of_very_many_windows_need_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = ShuffledOrder(10**12, seed=1)
+    places = [order(place) for place in range(1000)]
+    assert len(set(places)) == 1000 and max(places) > 9 * 10**11
+    assert order(0) != order(10**12)  # another epoch
+    monkeypatch.setattr(order_module, "MOST_SORTED", 10)
+    small = ShuffledOrder(30, seed=1)
+    assert sorted(small(place) for place in range(30)) == list(range(30))

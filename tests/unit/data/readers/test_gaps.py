@@ -13,15 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from tests.unit.data.conftest import write_video
+from tests.unit.data.readers import odd_datasets, test_minari, test_rlds, test_robomimic
 from tests.unit.data.readers.lerobot_writer import write_lerobot
-from tests.unit.data.readers.opening import (
-    odd_datasets,
-    open_source,
-    recipe,
-    test_minari,
-    test_rlds,
-    test_robomimic,
-)
+from tests.unit.data.readers.opening import open_source, recipe
 from tests.unit.data.readers.test_dreamer import make_rows, write_chunks
 from tests.unit.data.readers.test_lerobot_versions import VERSIONS, episode
 from tests.unit.data.readers.test_videos import make_columns, write_table

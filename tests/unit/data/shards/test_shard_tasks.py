@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tokenwm.data.shards.tasks import UNFINISHED_NAME, Record, begin, note, record_name
-from tokenwm.data.storage.folder import LocalFolder
+from tokenwm.data.storage.folder import open_folder
 from tokenwm.errors import ShardError
 
 SHARD = "train-000000.tar"
@@ -20,7 +20,7 @@ def flip(content: bytes, bit: int) -> bytes:
 
 
 def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
-    folder = LocalFolder(tmp_path)
+    folder = open_folder(tmp_path)
     values: dict[str, Any] = {"excluded": {"key": "reason"}}
     arrays = {"action:count": np.arange(3), "state:rows": np.ones((2, 2))}
     Record(plan="p" * 64, shard=None, episodes=[], values=values, arrays=arrays).save(folder, SHARD)
@@ -37,7 +37,7 @@ def test_every_flipped_bit_of_a_record_is_found(tmp_path: Path) -> None:
 
 
 def test_damaged_notes_are_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder, plan = LocalFolder(tmp_path), {"recipe": {"name": "x"}}
+    folder, plan = open_folder(tmp_path), {"recipe": {"name": "x"}}
     notes = {"layout": {"frames.front": [[8, 8, 3], "uint8"]}}
     assert begin(folder, plan) == {}
     note(folder, plan, notes)
@@ -53,7 +53,7 @@ def test_damaged_notes_are_not_believed(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_shards_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
-    folder, plan = LocalFolder(tmp_path), {"recipe": {"name": "x"}}
+    folder, plan = open_folder(tmp_path), {"recipe": {"name": "x"}}
     for name in ("train-000000.tar", "train-000001.tar"):
         (tmp_path / name).write_bytes(b"somebody's webdataset")
     with pytest.raises(ShardError, match=r"train-000000\.tar and 1 more .* somebody else's"):

@@ -9,8 +9,9 @@ import pytest
 
 from tests.small_datasets import write_frame_shards
 from tests.small_models import small_tokenizer
+from tests.unit.data.readers import test_minari, test_rlds, test_robomimic
 from tests.unit.data.readers.lerobot_writer import write_lerobot
-from tests.unit.data.readers.opening import open_source, test_minari, test_rlds, test_robomimic
+from tests.unit.data.readers.opening import open_source
 from tests.unit.data.readers.test_dreamer import write_episodes
 from tests.unit.data.readers.test_lerobot_versions import episode
 from tests.unit.data.readers.test_videos import grey, make_columns, write_table, write_video

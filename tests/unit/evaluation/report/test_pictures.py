@@ -24,7 +24,7 @@ from tokenwm.evaluation.report.pictures import (
     write_mp4,
     write_png,
 )
-from tokenwm.evaluation.report.plot_style import spread_apart
+from tokenwm.pages.plot_style import spread_apart
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 

@@ -1,13 +1,14 @@
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from tokenwm.evaluation.outside import OutsideTraining, ValuesOutside
 from tokenwm.evaluation.report.headline import headline, table_horizons, with_interval
 from tokenwm.evaluation.report.page import significant_digits
 from tokenwm.evaluation.report.plots import make_plots, table_ticks
+from tokenwm.evaluation.report.renew import renew_report
 from tokenwm.evaluation.report.report import strip_columns, write_report
 from tokenwm.evaluation.report.training_curves import plot_training, read_losses
 from tokenwm.evaluation.results import CodebookUse, Evaluation
@@ -95,12 +97,53 @@ def test_page_needs_nothing_beside_it(report: Path) -> None:
 def test_page_says_what_was_found(report: Path, evaluation: Evaluation) -> None:
     text = (report / "index.html").read_text()
     for sentence in headline(evaluation):
-        assert escape(sentence) in text
+        assert str(escape(sentence)) in text
     for example in evaluation.examples:
         assert f"{example.rank}: episode {example.key} from step {example.first_step}" in text
     assert "Too short for context and horizon, so not measured: test_3 (6 steps)." in text
     assert f"{evaluation.psnr['persistence'].mean[2]:.1f}<small>" in text
     assert "Training: world model" in text
+
+
+def test_a_page_is_renewed_from_its_files(
+    report: Path, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    again = shutil.copytree(report, tmp_path / "report")
+    (again / "index.html").write_text("an older page")
+    assert renew_report(again).read_text() == (report / "index.html").read_text()
+    for path in (report / "plots").iterdir():
+        assert (again / "plots" / path.name).read_bytes() == path.read_bytes()
+    metrics = json.loads((again / "metrics.json").read_text())
+    assert Evaluation.from_dict(metrics).to_dict() == {**metrics, "examples": []}
+    # One of an older version names no examples; its strips are shown all the same.
+    del metrics["examples"]
+    (again / "metrics.json").write_text(json.dumps(metrics))
+    text = renew_report(again).read_text()
+    for example in evaluation.examples:
+        assert f"<figcaption>episode {example.key} from step {example.first_step}<" in text
+
+
+def test_what_is_no_report_is_not_renewed(report: Path, tmp_path: Path) -> None:
+    with pytest.raises(TokenwmError, match="cannot be renewed: .*No such file.*tokenwm evaluate"):
+        renew_report(tmp_path)
+    metrics = json.loads((report / "metrics.json").read_text())
+    for bad in ({"metrics_version": 1}, {"psnr": 3}, {"provenance": {}}, {"examples": [{}]}, []):
+        (tmp_path / "metrics.json").write_text(json.dumps({**metrics, **bad} if bad else bad))
+        with pytest.raises(TokenwmError, match="cannot be renewed"):
+            renew_report(tmp_path)
+
+
+def test_a_renewed_page_shows_no_files_from_elsewhere(report: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(report, tmp_path / "report")
+    for name, kind in (("strips", "png"), ("films", "gif")):
+        shutil.copy(next((report / name).iterdir()), tmp_path / f"secret_0000.{kind}")
+        (again / name / f"linked_0000.{kind}").symlink_to(tmp_path / f"secret_0000.{kind}")
+    metrics = json.loads((again / "metrics.json").read_text())
+    metrics["examples"] = [
+        {"key": key, "first_step": 0, "rank": "best"} for key in ("../../secret", "linked")
+    ]
+    (again / "metrics.json").write_text(json.dumps(metrics))
+    assert "None were kept." in renew_report(again).read_text()
 
 
 def test_every_part_is_a_file_of_its_own(report: Path, evaluation: Evaluation) -> None:
@@ -249,7 +292,7 @@ def test_few_episodes_have_intervals_but_nothing_is_claimed(
     assert "with 95 % confidence" not in text
     metrics = few.to_dict()
     assert metrics["num_episodes"] == num_episodes
-    assert metrics["beats_persistence"]["confident_horizons"] == ()
+    assert metrics["beats_persistence"]["confident_horizons"] == []
     assert metrics["psnr_gain_over_persistence"]["simultaneous_low"] == [None] * 6
 
 

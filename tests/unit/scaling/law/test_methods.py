@@ -190,9 +190,22 @@ def test_a_figure_of_few_runs_has_no_line() -> None:
 
 
 def test_ranks_share_equal_values() -> None:
-    assert rank_correlation(np.array([1.0, 2, 2, 3]), np.array([1.0, 2, 2, 3])) == pytest.approx(1)
-    assert rank_correlation(np.array([1.0, 2, 3]), np.array([9.0, 5, 1])) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(np.ones(3), np.arange(3.0)))
+    def correlation(left: list[float], right: list[float]) -> float:
+        return rank_correlation(np.array(left), np.array(right), 0.9).value
+
+    assert correlation([1, 2, 2, 3, 4], [1, 2, 2, 3, 4]) == pytest.approx(1)
+    assert correlation([1, 2, 3, 4], [9, 5, 1, 0]) == pytest.approx(-1)
+    assert np.isnan(correlation([1] * 4, [1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("count", [5, 8, 25])
+def test_what_has_nothing_to_do_with_the_loss_seldom_follows_it(count: int) -> None:
+    """One in ten at a confidence of 90 %; the binomial error of 1,000 draws is 0.01."""
+    random = np.random.default_rng(count)
+    pairs = random.standard_normal((1000, 2, count))
+    found = [rank_correlation(left, right, 0.9) for left, right in pairs]
+    follows = [item.low > 0 or item.high < 0 for item in found]
+    assert 0.065 < np.mean(follows) < 0.13
 
 
 def test_an_interval_of_too_few_replicates_is_none() -> None:

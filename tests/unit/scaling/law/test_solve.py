@@ -1,5 +1,6 @@
 """The solvers find the minimum, agree, and do not care about units or the order of runs."""
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_sweeps import LAW, SMALL_LAW, grid_points, level_points
+from tokenwm.errors import SweepError
 from tokenwm.scaling.law.estimate import Draws
-from tokenwm.scaling.law.law import Laws, lbfgs
-from tokenwm.scaling.law.parametric import fit_parametric, problem_of, solve
+from tokenwm.scaling.law.law import Laws
+from tokenwm.scaling.law.parametric import fit_parametric, problem_of
 from tokenwm.scaling.law.select import Observations
-from tokenwm.scaling.law.solve import Problem, descend, objective, predict, project
+from tokenwm.scaling.law.solve import Problem, gradient, objective, predict, solve
 from tokenwm.scaling.runs.runs import RunPoint
 
 
@@ -76,9 +78,9 @@ def test_units_of_size_and_data_change_a_and_b_only(scale_n: float, scale_d: flo
 def test_two_solvers_agree_and_nearly_all_starts_end_at_the_minimum() -> None:
     seen = Observations.of(level_points(noise=0.005))
     fit = fit_parametric(seen, draws=Draws(num_replicates=100, seed=0, confidence=0.9))
-    assert fit.misfit <= fit.misfit_projection
+    assert fit.misfit <= fit.misfit_descent
     assert fit.misfit <= fit.misfit_lbfgs * (1 + 1e-9)
-    assert fit.misfit_projection == pytest.approx(fit.misfit, rel=0.03)
+    assert fit.misfit_descent == pytest.approx(fit.misfit, rel=0.03)
     assert fit.misfit_lbfgs == pytest.approx(fit.misfit, rel=1e-3)
     assert fit.num_agreeing > 0.8 * fit.num_starts
 
@@ -105,12 +107,12 @@ def test_the_gradient_is_that_of_the_objective() -> None:
         ],
         axis=1,
     )
-    assert np.allclose(lbfgs.gradient(start, problem), numeric, rtol=1e-4, atol=1e-9)
+    assert np.allclose(gradient(start, problem), numeric, rtol=1e-4, atol=1e-9)
 
 
 def test_many_fits_at_once_are_the_same_as_one_by_one() -> None:
     problem = noisy_problem()
-    together = descend(project(problem), problem)
+    together = solve(problem)
     for row in range(3):
         alone = Problem(
             x=problem.x,
@@ -119,7 +121,7 @@ def test_many_fits_at_once_are_the_same_as_one_by_one() -> None:
             weights=problem.weights[[row]],
             delta=problem.delta,
         )
-        assert np.allclose(descend(project(alone), alone)[0], together[row], rtol=1e-6)
+        assert np.allclose(solve(alone)[0], together[row], rtol=1e-6)
 
 
 def test_shares_of_the_terms_add_up_and_nothing_overflows() -> None:
@@ -141,3 +143,12 @@ def test_outliers_hardly_move_the_fit() -> None:
     assert len(spoilt) < len(points)
     assert shaken.alpha == pytest.approx(law.alpha, rel=0.05)
     assert shaken.irreducible == pytest.approx(law.irreducible, rel=0.02)
+
+
+def test_without_scipy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(SweepError, match=r"needs scipy .*pip install 'tokenwm\[scaling\]'"):
+        fit_parametric(
+            Observations.of(grid_points()),
+            draws=Draws(num_replicates=100, seed=0, confidence=0.9),
+        )

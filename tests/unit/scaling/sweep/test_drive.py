@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.scaling.sweeps import small_data, small_sweep
+from tokenwm.engines import Job
 from tokenwm.scaling.sweep.drive import DriveConfig, RunState, drive
-from tokenwm.scaling.sweep.engines import Job
 from tokenwm.scaling.sweep.sweep import Run, runs_of
 
 RUNS = runs_of(small_sweep(), small_data().vocabulary)
@@ -23,10 +23,13 @@ class OneLook:
         self.code = code
         self.stopped = False
 
-    def poll(self) -> int | None:
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> int:
         return self.code
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         self.stopped = True
 
 

@@ -16,7 +16,7 @@ from tests.unit.scaling.sweeps import (
 )
 from tokenwm.data.loading.windows import WindowDataset
 from tokenwm.errors import SweepError, TokenwmError
-from tokenwm.scaling.number import number
+from tokenwm.scaling.quantities import number
 from tokenwm.scaling.sweep.plan import costs_of
 from tokenwm.scaling.sweep.sweep import (
     TokenData,

@@ -1,4 +1,4 @@
-"""What the formats that hold plain arrays share: HDF5, NPZ and tables.
+"""Rules shared by the formats that hold plain arrays: HDF5, NPZ and tables.
 
 None of them says which array holds pictures and few say how many rows a second has.
 """

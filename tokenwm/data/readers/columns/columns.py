@@ -1,4 +1,4 @@
-"""Which column of a source is the action, the state, the reward and which are cameras.
+"""The choice of a source's columns: action, state, reward and cameras.
 
 A recipe names them, or leaves that to us (``auto``, the default): then what is unambiguous is taken
 and said, and what is not is an error that lists the candidates. The same for every format.
@@ -315,7 +315,7 @@ def _called(columns: Mapping[str, Column], words: Sequence[str]) -> list[str]:
 
 
 def _actions(columns: Mapping[str, Column]) -> list[str]:
-    """What is called action; else what ends so; else the parts of an action."""
+    """Return the column called action; else those that end so; else the parts of an action."""
     named = _called(columns, ACTION)
     parts = [name for name in _numbers(columns) if _parts(name)[0] in ACTION]
     return [name for name in named if name in ACTION] or named or parts
@@ -326,7 +326,7 @@ def _observed(columns: Mapping[str, Column]) -> list[str]:
 
 
 def _states(columns: Mapping[str, Column]) -> list[str]:
-    """What is called state; else all numbers that were observed."""
+    """Return the column called state; else all numbers that were observed."""
     numbers = _observed(columns)
     named = [n for n in numbers if _parts(n)[-1] in STATE]
     observed = [n for n in named if _parts(n)[0] in OBSERVATION]

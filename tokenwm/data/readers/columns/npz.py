@@ -24,7 +24,7 @@ SUFFIX = ".npy"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What an array in an archive says about itself.
+    """The header of an array in an archive.
 
     Attributes:
         dtype: Its type.
@@ -72,7 +72,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 
 
 def columns_of(headers: Mapping[str, Header]) -> dict[str, Column]:
-    """What arrays with one row per step hold."""
+    """Return the columns that arrays with one row per step make."""
     return {
         name: column_of(header.dtype, header.shape[1:], name)
         for name, header in headers.items()

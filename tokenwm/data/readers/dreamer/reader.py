@@ -236,7 +236,7 @@ def _columns(paths: Sequence[Path]) -> dict[str, Column]:
 
 
 def _chained(paths: Sequence[Path]) -> bool:
-    """Whether the files are chunks.
+    """Return True if the files are chunks.
 
     Raises:
         SourceError: Only some are.
@@ -385,7 +385,7 @@ def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
 
 
 def _hint(paths: Sequence[Path]) -> Convention | None:
-    """What the rows without an action suggest: the first led nowhere, or the last was masked."""
+    """Return the convention that rows without an action hint at: the first or the last."""
     zero = [(not action[0].any(), not action[-1].any()) for action in _first_actions(paths)]
     if zero and all(first and not last for first, last in zero):
         return "before"

@@ -40,7 +40,7 @@ MAX_TEXT = 2**20
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file begins as HDF5 files do."""
+    """Return True if a file begins as HDF5 files do."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -218,7 +218,7 @@ def _column(array: Any, name: str) -> Column:
 
 
 def _columns_in(arrays: Mapping[str, Any]) -> dict[str, Column]:
-    """What arrays with one row per step hold; what has no rows is left out."""
+    """Return the columns of arrays with one row per step; arrays without rows are left out."""
     return {name: _column(array, name) for name, array in arrays.items() if array.shape}
 
 

@@ -217,7 +217,7 @@ def _differences(path: Path, file: Any, counts: Mapping[int, RowCount]) -> list[
 
 
 def _about(path: Path, file: Any) -> Mapping[str, Any]:
-    """What the dataset says about itself: in a file beside it, or in its attributes before 0.5."""
+    """Return the dataset's metadata: of a file beside it, or before 0.5 of its attributes."""
     beside = path.parent / METADATA_FILE
     if beside.is_file():
         return parse_object(read_small(path.parent, beside))

@@ -260,7 +260,7 @@ def _rate(about: Mapping[str, Any]) -> float | None:
 
 
 def _task(attributes: Any) -> str:
-    """What is to be done, where RoboCasa, LIBERO or robomimic write it."""
+    """Return the task in words, from where RoboCasa, LIBERO or robomimic write it."""
     for text, key in (
         ("ep_meta", "lang"),
         ("problem_info", "language_instruction"),

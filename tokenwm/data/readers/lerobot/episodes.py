@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRow:
-    """What is said about one episode.
+    """The metadata of one episode.
 
     Attributes:
         length: Rows.

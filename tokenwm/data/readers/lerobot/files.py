@@ -230,7 +230,7 @@ def _check_count(where: str, found: int, declared: int) -> None:
 
 
 def _may_hold(file: Any, group: int, index: int | None) -> bool:
-    """Whether a row group may hold rows of an episode, from what the file says about itself."""
+    """Return False if a row group's statistics exclude rows of an episode."""
     if index is None:
         return True
     about = file.metadata.row_group(group)

@@ -1,4 +1,4 @@
-"""What ``meta/`` of a LeRobot folder says, in versions 2.0, 2.1 and 3.0.
+"""The folder ``meta/`` of a LeRobot dataset, in versions 2.0, 2.1 and 3.0.
 
 Version 2 has one parquet file and one video per camera for each episode, and JSON lines. Version 3
 puts many episodes into one file and describes them in parquet files.
@@ -51,7 +51,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 @dataclass(frozen=True, kw_only=True)
 class LeRobotMeta:
-    """What ``meta/`` says about a dataset.
+    """The facts about a dataset in ``meta/``.
 
     Attributes:
         folder: The dataset.
@@ -85,7 +85,7 @@ class LeRobotMeta:
 
     @property
     def many_per_file(self) -> bool:
-        """Whether a file holds many episodes (version 3) or one."""
+        """True if a file holds many episodes (version 3), False if one."""
         return self.version.startswith("v3")
 
     def columns(self) -> dict[str, Column]:
@@ -195,7 +195,7 @@ def _splits(path: Path, declared: Any) -> tuple[dict[str, range], list[Gap]]:
 
 
 def _feature(about: Any) -> Mapping[str, Any]:
-    """What is said about a feature; with ``odd``, why nobody can use it, if that is so.
+    """Return the column of a feature; ``odd`` is the reason why it cannot be used, if there is one.
 
     Most features are of no use to us, and an odd one among them costs nothing.
     """

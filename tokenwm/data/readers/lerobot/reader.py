@@ -195,7 +195,7 @@ class LeRobotSource(RecordedSource):
         return replace(column, kind="other", note=note) if note else column
 
     def _why_depth(self, name: str, column: Column, index: int, row: EpisodeRow) -> str:
-        """What says that the first picture of an episode is depth; empty if nothing does."""
+        """Return why an episode's first picture is taken for depth; empty if it is not."""
         where = f"episode {index}"
         if column.dtype == "video":
             pixels = av.VideoFormat(first_picture(self._video_path(row, name, where), where).pixels)

@@ -1,4 +1,4 @@
-"""Where the pictures of a recording are: in arrays, as encoded images, or in a video.
+"""The pictures of a recording: in arrays, as encoded images, or in a video.
 
 A recording (:mod:`tokenwm.data.readers.recorded.recording`) names one of these per camera. Pictures
 are

@@ -42,7 +42,7 @@ SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every 
 
 
 class FramesRead(NamedTuple):
-    """What is known of one camera once its pictures are read.
+    """The pictures read of one camera, and facts about them.
 
     Attributes:
         kept: The wanted pictures, ``(K, height, width, 3)`` uint8.
@@ -204,7 +204,7 @@ def read_frames(
 
 
 def _looks_like(frame: av.VideoFrame, other: av.VideoFrame) -> bool:
-    """Whether two decoded frames are equal in every fourth line of their first plane.
+    """Return True if two decoded frames are equal in every fourth line of their first plane.
 
     An encoder that is given the same picture twice skips the second one, so they are equal to the
     last bit, save at key frames.
@@ -274,7 +274,7 @@ def check_no_depth(frame: av.VideoFrame, where: str) -> None:
 
 
 def probe(path: Path, where: str) -> tuple[int, float]:
-    """What a video file holds, without decoding it.
+    """Return the size, rate and length of a video, without decoding it.
 
     Args:
         path: Video file.

@@ -1,4 +1,4 @@
-"""What every reader of recordings gives, and the one way from there to an Episode.
+"""The recording that every reader gives, and the one way from there to an Episode.
 
 A reader says what lies in its files, at the files' own rate, as a :class:`Recording`. Quality
 rules, time alignment, downsampling and pictures are the same for every format and are done here.
@@ -290,7 +290,7 @@ class RecordedSource(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Where the data comes from: ``source``, ``source_checksum`` and what is ``inferred``."""
+        """Return the origin of the data: ``source``, ``source_checksum``, what is ``inferred``."""
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.

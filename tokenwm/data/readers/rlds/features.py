@@ -34,7 +34,7 @@ def read_info(folder: Path) -> Mapping[str, Any]:
 
 
 def read_step_features(folder: Path) -> tuple[dict[str, Column], tuple[str, ...]]:
-    """What a step holds.
+    """Read the features of a step.
 
     Returns:
         Name → column, the parts of a name divided by ``/``; and the names of texts that say what

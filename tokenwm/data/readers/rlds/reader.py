@@ -88,7 +88,7 @@ class RldsConfig(RatedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Where an episode lies; or, with a problem, that the file cannot be read from there on."""
+    """The place of an episode in a file; with a problem, the file cannot be read from there on."""
 
     path: Path
     place: int = 0

@@ -2,11 +2,12 @@
 
 A record is its length (8 bytes, little endian), a masked CRC-32C of the length, the content, and a
 masked CRC-32C of the content. An ``Example`` is a map from names to lists of bytes, 32-bit floats
-or 64-bit integers; only the wanted lists are decoded.
+or 64-bit integers. Checksums are google-crc32c's, messages protobuf's (extra ``rlds``).
 
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/{example,feature}.proto.
 """
 
+import functools
 import os
 import struct
 from collections.abc import Collection, Iterator
@@ -17,24 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.storage.pointers import refuse_pointer
-from tokenwm.errors import EpisodeError
+from tokenwm.errors import EpisodeError, SourceError
 
 HEADER, FOOTER = 12, 4
 """Bytes before and behind the content of a record."""
-MAX_RECORD = 2**31
-"""Bytes; more is no episode."""
-POLYNOMIAL = 0x82F63B78
-LANE = 1024
-"""Bytes whose checksum is computed one after the other; all lanes of a record at once."""
-BYTES_LIST, FLOAT_LIST, INT_LIST = 1, 2, 3
-EMPTY = memoryview(b"")
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+MAX_RECORD = 2**31 - 1
+"""Bytes; protobuf reads no larger message."""
+MESSAGES = {
+    # message: fields as (name, number, type, repeated), a type being one of protobuf or a message
+    "BytesList": (("value", 1, "bytes", True),),
+    "FloatList": (("value", 1, "float", True),),
+    "Int64List": (("value", 1, "int64", True),),
+    "Feature": (
+        ("bytes_list", 1, "BytesList", False),
+        ("float_list", 2, "FloatList", False),
+        ("int64_list", 3, "Int64List", False),
+    ),
+    "FeatureEntry": (("key", 1, "string", False), ("value", 2, "Feature", False)),
+    "Features": (("feature", 1, "FeatureEntry", True),),
+    "Example": (("features", 1, "Features", False),),
+}
+"""``tf.train.Example``; a map is sent as a list of entries, the last of a name being the one."""
 
 Values = list[bytes] | NDArray[Any]
 
 
 def record_places(path: Path) -> Iterator[tuple[int, int]]:
-    """Where records begin, and how many bytes of content each has.
+    """Yield where each record begins and how many bytes of content it has.
 
     Raises:
         EpisodeError: The file ends within a record, or a length is damaged; what was before is
@@ -62,7 +72,7 @@ def record_places(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read_record(path: Path, place: int, length: int) -> bytes:
-    """The content of one record.
+    """Return the content of one record.
 
     Raises:
         EpisodeError: It is damaged.
@@ -79,37 +89,17 @@ def read_record(path: Path, place: int, length: int) -> bytes:
 
 
 def masked_crc(content: bytes) -> int:
-    """The CRC-32C of some bytes, rotated and shifted as TensorFlow does."""
-    crc = crc32c(content)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    """Return the CRC-32C of some bytes, rotated and shifted as TensorFlow does.
 
-
-def crc32c(content: bytes) -> int:
-    """CRC-32C (Castagnoli).
-
-    Many lanes of the content are summed up at once, which is what makes this fast without a
-    library, and put together: the sum of ``AB`` is that of ``A`` followed by zeros, plus that of
-    ``B``. A start of ones instead of zeros is the same as inverting the first four bytes.
+    Raises:
+        SourceError: google-crc32c is not installed.
     """
-    if len(content) < 4:
-        state = 0xFFFFFFFF
-        for byte in content:
-            state = int(_TABLE[(state ^ byte) & 255]) ^ state >> 8
-        return state ^ 0xFFFFFFFF
-    num_lanes = 1 << (-(-len(content) // LANE) - 1).bit_length()
-    lanes = np.zeros(num_lanes * LANE, dtype=np.uint8)  # zeros in front change nothing
-    lanes[-len(content) :] = np.frombuffer(content, dtype=np.uint8)
-    begin = len(lanes) - len(content)
-    lanes[begin : begin + 4] ^= 0xFF
-    columns = np.ascontiguousarray(lanes.reshape(num_lanes, LANE).T)
-    states = np.zeros(num_lanes, dtype=np.uint32)
-    for column in columns:
-        states = _TABLE[(states ^ column) & 255] ^ states >> 8
-    followed_by_zeros = _LANE_OF_ZEROS
-    while len(states) > 1:
-        states = _apply(followed_by_zeros, states[::2]) ^ states[1::2]
-        followed_by_zeros = _apply(followed_by_zeros, followed_by_zeros)
-    return int(states[0]) ^ 0xFFFFFFFF
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise _not_installed(error) from error
+    crc: int = google_crc32c.value(content)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def parse_example(content: bytes, wanted: Collection[str]) -> dict[str, Values]:
@@ -124,115 +114,49 @@ def parse_example(content: bytes, wanted: Collection[str]) -> dict[str, Values]:
 
     Raises:
         EpisodeError: It is no such message.
+        SourceError: protobuf is not installed.
     """
-    found: dict[str, Values] = {}
+    message, broken = _example_class()
     try:
-        for _, features in _fields(memoryview(content), only=1):
-            for _, entry in _fields(features, only=1):
-                parts = dict(_fields(entry))
-                name = _bytes(parts.get(1, EMPTY)).decode()
-                if name in wanted:
-                    found[name] = _values(parts.get(2, EMPTY))
-    except (IndexError, ValueError, TypeError, struct.error) as error:
+        entries = message.FromString(content).features.feature
+    except broken as error:
         raise EpisodeError(f"a record is no tf.train.Example: {error}") from error
-    return found
+    return {entry.key: _values(entry.value) for entry in entries if entry.key in wanted}
 
 
-def _values(feature: memoryview) -> Values:
-    for kind, values in _fields(feature):
-        items = [item for _, item in _fields(values, only=1)]
-        if kind == BYTES_LIST:
-            return [_bytes(item) for item in items]
-        if kind == FLOAT_LIST:
-            return np.frombuffer(b"".join(items), dtype="<f4")
-        if kind == INT_LIST:
-            if all(isinstance(item, int) for item in items):  # each in a field of its own
-                return np.array(items, dtype=np.uint64).astype(np.int64)
-            return np.concatenate([_varints(item) for item in items])
-    return np.zeros(0, dtype=np.float32)
+def _values(feature: Any) -> Values:
+    if feature.HasField("bytes_list"):
+        return list(feature.bytes_list.value)
+    if feature.HasField("int64_list"):
+        return np.array(feature.int64_list.value, dtype=np.int64)
+    return np.array(feature.float_list.value, dtype=np.float32)
 
 
-def _bytes(content: Any) -> bytes:
-    """The content of a field; of an integer, ``bytes`` would make that many zeros."""
-    if not isinstance(content, memoryview):
-        raise ValueError("an integer where bytes are expected")
-    return content.tobytes()
+@functools.cache
+def _example_class() -> tuple[Any, type[Exception]]:
+    """Return the class of ``Example`` messages, and what it raises for bytes that are none."""
+    try:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+    except ImportError as error:
+        raise _not_installed(error) from error
+    field_type = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="tokenwm/example.proto", package="tokenwm", syntax="proto3"
+    )
+    for name, fields in MESSAGES.items():
+        declared = file.message_type.add(name=name)
+        for field, number, kind, repeated in fields:
+            label = field_type.LABEL_REPEATED if repeated else field_type.LABEL_OPTIONAL
+            added = declared.field.add(name=field, number=number, label=label)
+            if kind in MESSAGES:
+                added.type, added.type_name = field_type.TYPE_MESSAGE, f".tokenwm.{kind}"
+            else:
+                added.type = field_type.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    example = pool.FindMessageTypeByName("tokenwm.Example")
+    return message_factory.GetMessageClass(example), message.DecodeError
 
 
-def _fields(message: memoryview, only: int | None = None) -> Iterator[tuple[int, Any]]:
-    """Number and content of the fields of a message: bytes, or an integer."""
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
-        kind = key & 7
-        if kind == VARINT:
-            value, end = _varint(message, place)
-            content: Any = value
-        else:
-            size = {FIXED64: 8, FIXED32: 4}.get(kind)
-            if kind == LENGTH:
-                size, place = _varint(message, place)
-            if size is None or place + size > len(message):
-                raise ValueError(f"field of kind {kind} and size {size} at byte {place}")
-            content, end = message[place : place + size], place + size
-        if only in (None, key >> 3):
-            yield key >> 3, content
-        place = end
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """One integer of 7 bits per byte, and where the next thing begins."""
-    value = shift = 0
-    while shift < 70:
-        byte = message[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value & 0xFFFFFFFFFFFFFFFF, place
-    raise ValueError(f"an integer of more than 10 bytes at byte {place}")
-
-
-def _varints(packed: memoryview) -> NDArray[np.int64]:
-    """Integers one behind the other."""
-    data = np.frombuffer(packed, dtype=np.uint8)
-    ends = np.flatnonzero(data < 128)
-    if len(data) and (not len(ends) or ends[-1] != len(data) - 1):
-        raise ValueError("integers end within one")
-    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-    lengths = ends - starts + 1
-    if len(lengths) and lengths.max() > 10:
-        raise ValueError("an integer of more than 10 bytes")
-    values = np.zeros(len(ends), dtype=np.uint64)
-    for position in range(int(lengths.max(initial=0))):
-        longer = lengths > position
-        bits = (data[starts[longer] + position] & 127).astype(np.uint64)
-        values[longer] |= bits << np.uint64(7 * position)
-    return values.astype(np.int64)
-
-
-def _table() -> NDArray[np.uint32]:
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, table >> 1 ^ np.uint32(POLYNOMIAL), table >> 1)
-    return table
-
-
-def _apply(operator: NDArray[np.uint32], states: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A linear map of 32 bits, given as the images of the single bits, of many states."""
-    result = np.zeros_like(states)
-    for bit in range(32):
-        result ^= np.where(states >> bit & 1, operator[bit], np.uint32(0))
-    return result
-
-
-def _zeros(num_bytes: int) -> NDArray[np.uint32]:
-    """What a power of two of zero bytes makes of the single bits of a state."""
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    operator: NDArray[np.uint32] = _TABLE[bits & 255] ^ bits >> 8
-    for _ in range(num_bytes.bit_length() - 1):
-        operator = _apply(operator, operator)
-    return operator
-
-
-_TABLE = _table()
-_LANE_OF_ZEROS = _zeros(LANE)
+def _not_installed(error: ImportError) -> SourceError:
+    return SourceError(f"RLDS cannot be read ({error}); pip install 'tokenwm[rlds]'")

@@ -10,122 +10,38 @@ See :mod:`tokenwm.data.readers.simulator.environments` for which environments ca
 import importlib.metadata
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tokenwm.data.episode import NAME_PATTERN, Episode
+from tokenwm.data.episode import Episode
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.readers.simulator.environments import (
     RENDER,
     check_action_space,
-    check_env_id,
     make_environment,
     num_actions_of,
     packages_of,
 )
+from tokenwm.data.readers.simulator.options import SimulatorOptions
 from tokenwm.data.readers.simulator.recorder import EpisodeRecorder, record, record_together
-from tokenwm.data.readers.simulator.scripts import READ_THE_SIMULATOR, get_policy, get_start
-from tokenwm.errors import EpisodeError, RecipeError
+from tokenwm.errors import EpisodeError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variation:
-    """Variation of a recording: some episodes with another policy, start or options.
+class GymnasiumConfig(SimulatorOptions):
+    """Options of the Gymnasium reader, which records what it reads.
 
     Attributes:
-        every: Each ``every``-th episode is one, 2 or more: with 5 the fifth, the tenth, ….
-        policy: As in :class:`GymnasiumConfig`, and so are the others.
-        start: See there.
-        reset_options: See there.
-    """
-
-    every: int
-    policy: str
-    start: str | None = None
-    reset_options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.every < 2:
-            raise RecipeError(f"every is {self.every}; expected at least 2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GymnasiumConfig:
-    """Options of the Gymnasium recorder.
-
-    Attributes:
-        env_id: Registered id, for example ``gym_pusht/PushT-v0``.
-        env_kwargs: Arguments of the environment.
-        cameras: Our name of a camera → key of a dict observation, ``observation`` if that is
-            the picture, or ``render`` for what ``env.render()`` returns.
-        state: Key of a dict observation, ``observation`` if it is a vector, or null.
-        policy: Name of a policy in ``tokenwm/data/readers/simulator/scripts.py``.
-        start: Name of a start there, which draws options for ``env.reset`` in each episode, or
-            null: the environment's own.
-        reset_options: Further options for ``env.reset``, the same in all episodes.
-        variation: Some episodes with another policy and start, or null.
-        num_episodes: Episodes to record.
-        max_steps: Most environment steps of an episode; it has one more observation.
-        num_envs: Simulators that run at once where episodes are loaded one after the other, each in
-            a process of its own; changes no episode. The policy must not read the simulator.
-        seed: Changes every episode.
-        state_units: Units of the state in words, stored with the data.
-        action_units: Units of the action in words, stored with the data.
-        task: What is to be done, in words.
         type: Name of this reader.
     """
 
     records: ClassVar[bool] = True
 
-    env_id: str
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    cameras: dict[str, str] = field(default_factory=dict)
-    state: str | None = None
-    policy: str = "random"
-    start: str | None = None
-    reset_options: dict[str, Any] = field(default_factory=dict)
-    variation: Variation | None = None
-    num_episodes: int = 100
-    max_steps: int = 100
-    num_envs: int = 1
-    seed: int = 0
-    state_units: str = ""
-    action_units: str = ""
-    task: str = ""
     type: Literal["gymnasium"] = "gymnasium"
-
-    def __post_init__(self) -> None:
-        check_env_id(self.env_id)
-        for name in ("num_episodes", "max_steps", "num_envs"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.seed < 0:
-            raise RecipeError(f"seed is {self.seed}; expected at least 0")
-        if not self.cameras and self.state is None:
-            raise RecipeError("cameras is empty and state is null; at least one of them is needed")
-        for camera in self.cameras:
-            if not NAME_PATTERN.fullmatch(camera):
-                raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
-        for script in (self, self.variation):
-            if script is None:
-                continue
-            get_policy(script.policy)
-            if script.start is not None:
-                get_start(script.start, self.env_id)
-            if self.num_envs > 1 and script.policy in READ_THE_SIMULATOR:
-                raise RecipeError(
-                    f"num_envs is {self.num_envs}, and policy {script.policy} reads the simulator, "
-                    "which runs in another process then; leave num_envs out and use --workers"
-                )
-
-    def script_of(self, index: int) -> "GymnasiumConfig | Variation":
-        """Options that say policy, start and reset options of an episode."""
-        variation = self.variation
-        return self if variation is None or (index + 1) % variation.every else variation
 
     @classmethod
     def recognise(cls, path: Path) -> None:
@@ -232,6 +148,6 @@ class GymnasiumSource:
         }
 
 
-def _make(config: GymnasiumConfig) -> Any:
+def _make(config: SimulatorOptions) -> Any:
     renders = RENDER in config.cameras.values()
     return make_environment(config.env_id, config.env_kwargs, renders=renders)

@@ -1,11 +1,11 @@
-"""Record one episode of a simulator, or several at once; see :mod:`.gymnasium` for the options."""
+"""Recording of one episode of a simulator, or of several at once."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,9 @@ from tokenwm.data.quality.measures import measure_recording
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef
 from tokenwm.data.readers.pictures.video import FrameResizer
 from tokenwm.data.readers.simulator.environments import RENDER, as_rgb, encode_action, pick
+from tokenwm.data.readers.simulator.options import SimulatorOptions
 from tokenwm.data.readers.simulator.scripts import get_policy, get_start
 from tokenwm.errors import RecipeError
-
-if TYPE_CHECKING:
-    from tokenwm.data.readers.simulator.reader import GymnasiumConfig
 
 CONTACTS, SUCCESS = "n_contacts", "is_success"
 """What is kept of a simulator's ``info``."""
@@ -38,7 +36,7 @@ class EpisodeRecorder:
     """
 
     def __init__(
-        self, config: "GymnasiumConfig", episode_format: EpisodeFormat, ref: EpisodeRef
+        self, config: SimulatorOptions, episode_format: EpisodeFormat, ref: EpisodeRef
     ) -> None:
         self.config = config
         self.format = episode_format
@@ -142,7 +140,7 @@ class EpisodeRecorder:
         )
 
 
-def record(config: "GymnasiumConfig", recorder: EpisodeRecorder, env: Any) -> None:
+def record(config: SimulatorOptions, recorder: EpisodeRecorder, env: Any) -> None:
     """Record one episode from a fresh simulator."""
     renders = RENDER in config.cameras.values()
     observation, _ = reset(env, recorder.env_seed, recorder.reset_options)
@@ -180,7 +178,7 @@ def _with_options(make: Callable[[], Any], options: Mapping[str, Any] | None) ->
 
 
 def record_together(
-    config: "GymnasiumConfig", recorders: Sequence[EpisodeRecorder], make: Callable[[], Any]
+    config: SimulatorOptions, recorders: Sequence[EpisodeRecorder], make: Callable[[], Any]
 ) -> None:
     """Record several episodes at once, each from a fresh simulator in a process of its own.
 
@@ -238,7 +236,7 @@ def _item(batch: Any, index: int) -> Any:
 
 
 def _info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What one simulator told; ``_name`` says which told anything under a name."""
+    """Return the ``info`` of one simulator; ``_name`` says which of them gave a value."""
     return {
         name: infos[name][index]
         for name in (CONTACTS, SUCCESS)

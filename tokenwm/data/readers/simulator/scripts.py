@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenwm.errors import RecipeError
 
 NextAction = Callable[[], Any]
-Policy = Callable[[Any, np.random.Generator], NextAction]
+Script = Callable[[Any, np.random.Generator], NextAction]
 Start = Callable[[np.random.Generator], dict[str, Any]]
 Point = NDArray[np.float64]
 
@@ -207,7 +207,7 @@ def pusht_near_target(rng: np.random.Generator) -> dict[str, Any]:
     return {"reset_to_state": [*agent.tolist(), *(centre - TEE_CENTRE).tolist(), angle]}
 
 
-POLICIES: dict[str, Policy] = {
+POLICIES: dict[str, Script] = {
     "random": random_policy,
     "smooth": smooth_policy,
     "pusht_pusher": pusht_pusher,
@@ -219,7 +219,7 @@ STARTS: dict[str, tuple[str, Start]] = {"pusht_near_target": ("gym_pusht/", push
 """Starts by name, each with how the ids of its environments begin."""
 
 
-def get_policy(name: str) -> Policy:
+def get_policy(name: str) -> Script:
     """Look a policy up by name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What lies where in a folder of videos and tables."""
+"""The files in a folder of videos and tables."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ ONLY_CAMERA = "video"
 
 
 class VideoFolder:
-    """What lies where in a folder of videos.
+    """The videos and tables of a folder.
 
     Attributes:
         videos: Episode → camera → video.

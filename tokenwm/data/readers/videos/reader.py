@@ -314,7 +314,7 @@ def _task(texts: NDArray[Any] | None) -> str:
 
 
 def _means(label: str, name: str) -> bool:
-    """Whether a label means an episode: by its name, its file, or the last number in its name."""
+    """Return True if a label names an episode: by its name, file, or the last number in it."""
     if Path(label).suffix.lower() in VIDEO_SUFFIXES:
         label = Path(label).stem
     numbers = re.findall("[0-9]+", name)

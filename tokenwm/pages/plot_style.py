@@ -1,29 +1,24 @@
-"""How reports look: frame and colours of plots, names at the ends of lines, the style of pages.
+"""The look that all plots share: frame, colours, names at the ends of lines.
 
 Matplotlib is imported when needed.
 """
 
-import base64
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-"""The style sheet of every page, written into it so that a page is one file."""
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito (2008): told apart with every common kind of colour blindness."""
 INK = "#262626"
 FAINT = "#8C8C8C"
 SIZE = (6.4, 3.7)  # inches
 MARGINS = {"left": 0.09, "right": 0.73, "bottom": 0.14, "top": 0.87}
-"""The same for all, so that plots side by side line up; the right one holds the names."""
+"""Equal in all plots, so that they line up side by side; the right one holds the names."""
 DPI = 144
 LABEL_GAP = 11.0
 """Least distance of two names at the right, in points."""
@@ -35,7 +30,7 @@ class Plot:
 
     Attributes:
         name: File name without suffix.
-        title: What it shows.
+        title: Subject of the plot.
         caption: How to read it, in a sentence or two.
         png: The picture.
     """
@@ -120,18 +115,3 @@ def to_png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
-
-
-def figure_html(plot: Plot, alternative: str) -> str:
-    """The plot with title and caption as a part of a page, the picture inside.
-
-    Args:
-        plot: The plot.
-        alternative: Text in place of the picture, for those who cannot see it.
-    """
-    source = base64.b64encode(plot.png).decode()
-    return (
-        f"<figure><h3>{escape(plot.title)}</h3>"
-        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{source}">'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
-    )

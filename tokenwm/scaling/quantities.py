@@ -1,4 +1,4 @@
-"""A number as short as people say it: ``34.3k``, ``1.25M``."""
+"""Quantities as short as people say them, written and read: ``34.3k``, ``1.25M``, ``2T``."""
 
 import math
 
@@ -17,3 +17,13 @@ def number(value: float, digits: int = 3) -> str:
         if float(f"{abs(value):.{digits - 1}e}") >= scale:
             return f"{value / scale:.{digits}g}{suffix}"
     return f"{value:.{digits}g}"
+
+
+def parse_number(text: str) -> float:
+    """The quantity that a text says, as :func:`number` writes it or as Python does (``3e15``).
+
+    Raises:
+        ValueError: It says none.
+    """
+    scale = {suffix: scale for scale, suffix in SUFFIXES}.get(text[-1:], 1.0)
+    return float(text[:-1] if scale > 1 else text) * scale

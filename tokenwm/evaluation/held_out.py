@@ -1,4 +1,4 @@
-"""What a finished run of a sweep is worth on held-out data."""
+"""The figures of one model on held-out data, as a sweep compares them: likelihood, rollouts."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from tokenwm.data.shards.manifest import Manifest
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.imagination.token_world_model import load
-from tokenwm.transformer.world_model import Tokens
+from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.losses import losses_of
 
 WINDOWS_AT_ONCE = 64
 FIELDS = ("frame_tokens", "state_tokens", "action_tokens", "reward", "terminated")
@@ -49,7 +50,8 @@ def held_out_loss(
         assert batch.frame_tokens is not None and batch.action_tokens is not None
         assert batch.terminated is not None
         tokens = Tokens(batch.frame_tokens, batch.state_tokens, batch.action_tokens)
-        losses = world_model.losses(
+        losses = losses_of(
+            world_model,
             tokens,
             step_valid=batch.step_valid,
             action_valid=batch.action_valid,

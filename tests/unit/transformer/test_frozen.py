@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.small_models import small_world_model
-from tokenwm.transformer.packed import PackedLinear, pack_linear_maps, unpack_linear_maps
+from tokenwm.transformer.frozen import PackedLinear, freeze, pack_linear_maps, unpack_linear_maps
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -107,8 +107,8 @@ def test_what_is_moved_copied_or_pickled_is_not_packed() -> None:
 def test_frozen_models_are_packed_and_can_be_unpacked() -> None:
     packed(4, 4, torch.float32)  # skips
     model = small_world_model()
-    frozen = model.frozen()
-    again = frozen.frozen(torch.bfloat16)
+    frozen = freeze(model)
+    again = freeze(frozen, torch.bfloat16)
 
     def maps(module: nn.Module) -> list[PackedLinear]:
         return [child for child in module.modules() if isinstance(child, PackedLinear)]

@@ -1,0 +1,17 @@
+"""``tokenwm push PATH OWNER/NAME``: publish a checkpoint or a dataset on the Hugging Face hub."""
+
+from rich.console import Console
+
+from tokenwm.cli.console import say
+from tokenwm.cli.options.models import push as parser
+from tokenwm.hub.transfer import push
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    where = push(
+        arguments.path, arguments.repository, report=arguments.report, private=arguments.private
+    )
+    say(Console(), f"pushed {arguments.path} to {where}")
+    return 0

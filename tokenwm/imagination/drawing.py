@@ -1,0 +1,141 @@
+"""Drawing of a step's tokens from what the transformer says, each with its own noise."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
+from tokenwm.imagination.state import DecodeState
+from tokenwm.transformer.world_model import WorldModel
+
+
+def predict_frame_tokens(
+    model: WorldModel,
+    hidden: Tensor,
+    previous: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    slot: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the frame tokens that hidden states ``(B, ..., D)`` predict.
+
+    Other arguments are those of :func:`draw_frame_tokens`.
+
+    Returns:
+        The tokens, ``(B, ...)`` int64; their negative log-likelihoods at temperature 1, and the
+        entropies of what they were drawn from, in nats, ``(B, ...)`` float32.
+    """
+    logits = model.frame_logits(hidden, previous)
+    drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
+    return drawn, *surprise_and_entropy(logits, drawn)
+
+
+def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL of what was drawn, ``(...)``, and entropy of its ``(..., V)`` logits, both in nats."""
+    log_probability = logits.log_softmax(-1)
+    nll = -log_probability.gather(-1, drawn[..., None])[..., 0]
+    return nll, -(log_probability.exp() * log_probability).sum(-1)
+
+
+def draw_frame_tokens(
+    model: WorldModel,
+    logits: Tensor,
+    previous: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    slot: Tensor,
+    sampling: SamplingConfig,
+) -> Tensor:
+    """Draw frame tokens.
+
+    Args:
+        model: Whose :meth:`WorldModel.point_logits` greedy decoding maximises.
+        logits: ``(B, ..., V)`` float32.
+        previous: ``(B, ...)`` int64, the slots' tokens one step before.
+        state: Whose noise to use.
+        step: int64, to be broadcast to ``(B, ...)``: the step of each token.
+        slot: The same, its slot.
+        sampling: How ids are drawn.
+
+    Returns:
+        ``(B, ...)`` int64.
+    """
+    if sampling.is_greedy:
+        return model.point_logits(logits, previous).argmax(-1)
+    shape = (-1, *[1] * (previous.ndim - 1))
+    seeds, streams = state.seeds.view(shape), state.noise_streams.view(shape)
+    noise = gumbel_noise(seeds, streams, step, slot, logits.shape[-1])
+    return sample(logits, noise, sampling)
+
+
+def draw_next_state(
+    model: WorldModel,
+    hidden: Tensor,
+    state: DecodeState,
+    action: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Draw the state that an action leads to; None without a state.
+
+    Args:
+        model: The world model.
+        hidden: ``(B, D)`` at the action.
+        state: The state before.
+        action: ``(B, A)`` int64 action tokens.
+        sampling: How ids are drawn.
+
+    Returns:
+        Its tokens and values, ``(B, P)`` each.
+    """
+    tokens, values = state.state_tokens, state.state_values
+    if tokens is None or values is None:
+        return None, None
+    return draw_state(model, hidden, tokens, values, action, state, state.step + 1, sampling)
+
+
+def draw_state(
+    model: WorldModel,
+    hidden: Tensor,
+    previous: Tensor,
+    values: Tensor,
+    action: Tensor,
+    state: DecodeState,
+    step: Tensor,
+    sampling: SamplingConfig,
+) -> tuple[Tensor, Tensor]:
+    """Draw the state at ``step``.
+
+    Each dimension has its own noise. Frame slots use the numbers of their slots; the dimensions of
+    the state go on behind the last slot of a step.
+
+    Args:
+        model: The world model, which has a state.
+        hidden: ``(B, D)`` at the action.
+        previous: ``(B, P)`` int64, the state tokens of the step before.
+        values: ``(B, P)``, its values, see :class:`DecodeState`.
+        action: ``(B, A)`` int64 action tokens.
+        state: Whose noise to use.
+        step: int64, scalar or ``(B, 1)``.
+        sampling: How ids are drawn.
+
+    Returns:
+        The tokens, ``(B, P)`` int64, and their values, the same shape; NaN where the head says NaN,
+        which no token can.
+    """
+    head = model.state_head
+    assert head is not None
+    logits = head(hidden, previous, action)  # (B, P, bins)
+    if sampling.is_greedy:
+        tokens, new = head.forecast(logits, previous, action, values)
+    else:
+        dimensions = torch.arange(logits.shape[1], device=logits.device)
+        slots = model.layout.num_frame_tokens + 2 + dimensions
+        seeds, streams = state.seeds[:, None], state.noise_streams[:, None]
+        tokens = sample(
+            logits, gumbel_noise(seeds, streams, step, slots, logits.shape[-1]), sampling
+        )
+        new = head.values_of(tokens)
+    drawn_from = logits.gather(-1, tokens[..., None])[..., 0]
+    return tokens, new.masked_fill(drawn_from.isnan(), math.nan)
