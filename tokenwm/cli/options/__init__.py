@@ -17,6 +17,8 @@ PARSERS: Mapping[str, Callable[[], Parser]] = {
     "info": models.info,
     "report": models.report,
     "serve": models.serve,
+    "push": models.push,
+    "pull": models.pull,
     "sweep plan": sweeps.plan,
     "sweep run": sweeps.run,
     "sweep fit": sweeps.fit,

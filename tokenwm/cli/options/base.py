@@ -1,81 +1,28 @@
-"""A parser that all verbs share, and the options that several of them have.
+"""Parsers of verbs, each written as the text of its help, and the options that several share.
 
 Nothing heavy is imported here or beside it, so that help and mistakes are answered at once.
+
+A line of such a text is ``--name METAVAR = default  help``, and goes on where the next is indented.
+The metavar gives the type (:data:`TYPES`); without one the option is a flag. ``!`` behind it stands
+for required, ``…`` for several values, ``{a,b}`` for the choices, and ``--new|--old`` for an
+earlier spelling, which works and is not shown. A name without dashes is a positional argument.
 """
 
 import argparse
+import ast
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
+from tokenwm.data.storage.folder import location
 from tokenwm.scaling.quantities import parse_number
 
-ENGINES = ("local", "ray", "slurm")
-SIZES = ("debug", "small", "base", "large")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that gives every default that says something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
-            return action.help
-        return super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """The parser of one verb.
-
-    Args:
-        verb: Its words, as in ``sweep plan``.
-        description: What it does.
-    """
-
-    def __init__(self, verb: str, description: str) -> None:
-        super().__init__(
-            prog=f"tokenwm {verb}", description=description, formatter_class=_Help, add_help=False
-        )
-        self.add_argument("-h", "--help", action="help", help="show this help and exit")
-        self.flag("-v", "--verbose", help="say more; -vv says everything", action="count")
-
-    def add(
-        self,
-        *names: str,
-        help: str,
-        default: Any = None,
-        type: Callable[[str], Any] | None = None,
-        old: str | None = None,
-        **rest: Any,
-    ) -> None:
-        """An argument whose type follows from its default, if that is a number.
-
-        Args:
-            *names: One name of a positional argument, or the spellings of an option.
-            help: For the user; the default is added.
-            default: Value if it is not given.
-            type: What makes a value of the text.
-            old: An earlier spelling, which works and is not shown.
-            **rest: See ``argparse``.
-        """
-        if type is None and isinstance(default, int | float):
-            type = default.__class__
-        if type is not None:
-            rest["type"] = type
-        if rest.get("nargs") == "+" and names[0].startswith("-"):
-            rest.setdefault("action", "extend")
-            default = [] if default is None else default
-        action = self.add_argument(*names, help=help, default=default, **rest)
-        if old is not None:
-            hidden = {**rest, "dest": action.dest, "required": False}
-            self.add_argument(old, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **hidden)
-
-    def error(self, message: str) -> NoReturn:
-        """End with the mistake in one line, without all of the usage."""
-        self.exit(2, f"error: {message}; {self.prog} --help shows what there is\n")
-
-    def flag(self, *names: str, help: str, action: str = "store_true") -> None:
-        """An option without a value."""
-        self.add_argument(*names, help=help, action=action)
+_LINE = re.compile(
+    r"(?P<name>[\w.-]+)(?:\|(?P<old>[\w-]+))?(?: (?P<metavar>[^\s!…]+))?(?P<required>!)?"
+    r"(?P<several> …)?(?: = (?P<default>\S+))?  (?P<help>.+)"
+)
 
 
 def whole(text: str) -> int:
@@ -107,42 +54,110 @@ def positive(text: str) -> float:
     return value
 
 
-def add_json(parser: Parser) -> None:
-    """``--json``."""
-    parser.flag("--json", help="print the result as JSON on stdout, and all else on stderr")
+TYPES: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("N", "K", "SEED"), int),
+    **dict.fromkeys(("X", "FLOPS/S"), float),
+    **dict.fromkeys(("FLOPS", "STEPS", "TOKENS", "DELTA"), positive),
+    **dict.fromkeys(("DIR", "FILE", "PATH", "SWEEP"), Path),
+    **dict.fromkeys(("DIR|URL", "PATH|URL"), location),
+    "WORKERS": whole,
+    "RUNS": one_or_more,
+}
+"""Metavar → what makes a value of a text; of others the default's type, or text."""
+
+JSON = """
+--json  print the result as JSON on stdout, and all else on stderr
+"""
+DEVICE = """
+--device NAME = auto  auto, cpu, cuda, cuda:1, …; auto takes a GPU if there is one
+"""
+REMAKE = """
+--overwrite  make it again, even if it was made of the same data and options before
+"""
+ENGINE = """
+--engine {local,ray,slurm} = local  where: processes on this machine, a Ray cluster (RAY_ADDRESS,
+    else one on this machine), or Slurm jobs through submitit
+"""
+NUM_CORES = os.cpu_count() or 1
 
 
-def add_overwrite(parser: Parser, help: str) -> None:
-    """``--overwrite``."""
-    parser.flag("--overwrite", help=help)
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that gives every default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_something = action.default not in (None, False, [])
+        return super()._get_help_string(action) if says_something else action.help
 
 
-def add_remake(parser: Parser) -> None:
-    """``--overwrite`` of a verb that does nothing if its output was made of the same before."""
-    add_overwrite(parser, "make it again, even if it was made of the same data and options before")
+class Parser(argparse.ArgumentParser):
+    """The parser of one verb.
+
+    Args:
+        verb: Its words, as in ``sweep plan``.
+        description: What it does.
+        options: Their text, see above.
+    """
+
+    def __init__(self, verb: str, description: str, options: str) -> None:
+        description = " ".join(description.split())
+        super().__init__(
+            prog=f"tokenwm {verb}", description=description, formatter_class=_Help, add_help=False
+        )
+        self.add_argument("-h", "--help", action="help", help="show this help and exit")
+        help = "say more; -vv says everything"
+        self.add_argument("-v", "--verbose", action="count", help=help)
+        self.add_options(options)
+
+    def add_options(self, text: str, group: str | None = None) -> None:
+        """Add what a text describes, in a group of its own if that has a title."""
+        target = self if group is None else self.add_argument_group(group)
+        for line in re.sub(r"\n {2,}", " ", text).split("\n"):
+            if not line:
+                continue
+            found = _LINE.fullmatch(line)
+            assert found is not None, line
+            _add(target, **found.groupdict())
+
+    def error(self, message: str) -> NoReturn:
+        """End with the mistake in one line, without all of the usage."""
+        self.exit(2, f"error: {message}; {self.prog} --help shows what there is\n")
 
 
-def add_device(parser: Parser) -> None:
-    """``--device``."""
-    parser.add(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, …; auto takes a GPU if it can"
-    )
+def _add(
+    target: Any,
+    *,
+    name: str,
+    old: str | None,
+    metavar: str | None,
+    required: str | None,
+    several: str | None,
+    default: str | None,
+    help: str,
+) -> None:
+    is_option = name.startswith("-")
+    if metavar is None and is_option:
+        target.add_argument(name, action="store_true", help=help)
+        return
+    value = _value(default)
+    given: dict[str, Any] = {"metavar": metavar}
+    if metavar is not None and metavar.startswith("{"):
+        given = {"choices": metavar.strip("{}").split(",")}
+    elif metavar in TYPES or isinstance(value, int | float):
+        given["type"] = TYPES.get(metavar or "", type(value))
+    if several:
+        given |= {"nargs": "+", "action": "extend"} if is_option else {"nargs": "*"}
+        value = [] if is_option and not required else None
+    if required:
+        given["required"] = True
+    action = target.add_argument(name, default=value, help=help, **given)
+    if old is not None:
+        given |= {"dest": action.dest, "required": False, "default": argparse.SUPPRESS}
+        target.add_argument(old, help=argparse.SUPPRESS, **given)
 
 
-def add_set(parser: Parser, what: str, example: str, **rest: Any) -> None:
-    """``--set``."""
-    help = f"override values of {what}, for example --set {example}"
-    parser.add("--set", nargs="+", metavar="KEY=VALUE", help=help, **rest)
-
-
-def add_engine(parser: Parser, unit: str, workers: str, default: int | None, **rest: Any) -> None:
-    """``--workers`` and ``--engine``: how many at once, and where; the result is the same."""
-    where = "a Ray cluster (RAY_ADDRESS, else one here), or Slurm jobs through submitit"
-    parser.add("--workers", metavar="N", default=default, help=workers, **rest)
-    help = f"where {unit} are made: processes on this machine, {where}"
-    parser.add("--engine", choices=ENGINES, default="local", help=help)
-
-
-def num_cores() -> int:
-    """Cores of this machine."""
-    return os.cpu_count() or 1
+def _value(text: str | None) -> Any:
+    """A number if it is one, else the text."""
+    try:
+        return None if text is None else ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

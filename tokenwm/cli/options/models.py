@@ -1,168 +1,124 @@
 """Options of the verbs that use a trained model."""
 
-from pathlib import Path
-
-from tokenwm.cli.options.base import Parser, add_device, add_json, add_remake
-from tokenwm.data.storage.folder import location
+from tokenwm.cli.options.base import DEVICE, JSON, REMAKE, Parser
 
 MODEL = "run or checkpoint folder of the world model"
 FRAMES = "frame shards made by tokenwm prepare (default: those that the model was trained on)"
+IMAGINING = """
+--context N = 4  observed frames before imagining
+--horizon N = 20  imagined steps
+--temperature X = {temperature}  0 always takes the most likely token, 1 draws as the model
+    believes; else at least 0.0001
+--top-k K  draw from the K most likely tokens only
+--top-p X = 1.0  draw from the most likely tokens that hold so much of the probability only; 1 is
+    all
+--seed SEED = 0  seed of everything random; the same seed gives the same future
+"""
+"""How to imagine: what ``evaluate`` and ``imagine`` share."""
 
 
 def evaluate() -> Parser:
     """``tokenwm evaluate``."""
-    parser = Parser(
-        "evaluate",
-        "Imagine held-out episodes open loop, measure every step beside persistence, "
-        "reconstruction and shuffled actions, and write a report (see docs/evaluation.md).",
-    )
-    help = f"{MODEL}; of folds, one each (they are measured as one, see docs/evaluation.md)"
-    parser.add("model", nargs="*", type=Path, help=help)
-    help = f"{FRAMES}; of folds, one each in the same order"
-    parser.add("--data", nargs="+", type=location, metavar="DIR|URL", help=help)
-    _add_imagining(parser, temperature=0.0)
-    help = "folder of the report (default: MODEL/report; of folds, report_folds of the first)"
-    parser.add("--out", type=Path, metavar="DIR", help=help)
-    help = "episodes to measure; val is taken where there is no test"
-    parser.add("--split", default="test", choices=("train", "val", "test"), help=help)
-    parser.add("--starts", default=4, metavar="N", help="starts per episode, evenly spaced")
-    help = "measure only N episodes, evenly spread over the split (default: all)"
-    parser.add("--episodes", type=int, metavar="N", help=help)
-    help = "futures imagined at once; bounds the memory"
-    parser.add("--batch-size", default=32, metavar="B", help=help)
-    help = "starts to show as pictures, from best to worst"
-    parser.add("--examples", default=4, metavar="N", help=help)
-    parser.add(
-        "--curves",
-        action="append",
-        default=[],
-        metavar="TITLE=CSV",
-        help="metrics.csv of a training run to draw as well; may be repeated. The model's own is "
-        "found in MODEL/logs",
-    )
-    add_remake(parser)
-    return parser
+    description = """Imagine held-out episodes open loop, measure every step beside persistence,
+    reconstruction and shuffled actions, and write a report (see docs/evaluation.md)."""
+    options = f"""
+model DIR …  {MODEL}; of folds, one each (they are measured as one, see docs/evaluation.md)
+--data DIR|URL …  {FRAMES}; of folds, one each in the same order
+--out DIR  folder of the report (default: MODEL/report; of folds, report_folds of the first)
+--split {{train,val,test}} = test  episodes to measure; val is taken where there is no test
+--starts N = 4  starts per episode, evenly spaced
+--episodes N  measure only N episodes, evenly spread over the split (default: all)
+--batch-size N = 32  futures imagined at once; bounds the memory
+--examples N = 4  starts to show as pictures, from best to worst
+--curves TITLE=CSV …  metrics.csv of a training run to draw as well; may be repeated. The model's
+    own is found in MODEL/logs
+"""
+    options += IMAGINING.format(temperature=0.0)
+    return Parser("evaluate", description, options + DEVICE + JSON + REMAKE)
 
 
 def imagine() -> Parser:
     """``tokenwm imagine``."""
-    parser = Parser(
-        "imagine",
-        "Imagine from any recorded episode with its own, other or random actions; writes a GIF, an "
-        "MP4 and an NPZ (see docs/evaluation.md).",
-    )
-    parser.add("model", type=Path, help=MODEL)
-    parser.add("--data", type=location, metavar="DIR|URL", help=FRAMES)
-    parser.add("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
-    help = "episode to start from (default: the first held-out one)"
-    parser.add("--episode", metavar="KEY", help=help)
-    help = "step of the episode at which the observed context begins"
-    parser.add("--start", default=0, metavar="STEP", help=help)
-    parser.add(
-        "--actions",
-        default="own",
-        metavar="WHOSE",
-        help="own: those of the episode; random: uniform over the range of the training data; KEY: "
-        "those of another episode at the same steps; FILE.npy: an array of at least H rows of "
-        "actions in the units of the data",
-    )
-    help = "futures to draw, each with its own noise"
-    parser.add("--samples", default=1, metavar="N", help=help)
-    _add_imagining(parser, temperature=1.0)
-    add_remake(parser)
-    return parser
-
-
-def _add_imagining(parser: Parser, temperature: float) -> None:
-    """How to imagine: what ``evaluate`` and ``imagine`` share."""
-    help = "observed frames before imagining"
-    parser.add("--context", default=4, metavar="C", help=help)
-    parser.add("--horizon", default=20, metavar="H", help="imagined steps")
-    add_device(parser)
-    parser.add(
-        "--temperature",
-        default=temperature,
-        metavar="T",
-        help="0 always takes the most likely token, 1 draws as the model believes; else at least "
-        "0.0001",
-    )
-    help = "draw from the K most likely tokens only"
-    parser.add("--top-k", type=int, metavar="K", help=help)
-    help = "draw from the most likely tokens that hold P of the probability only; 1 is all"
-    parser.add("--top-p", default=1.0, metavar="P", help=help)
-    help = "seed of everything random; the same seed gives the same future"
-    parser.add("--seed", default=0, help=help)
-    add_json(parser)
+    description = """Imagine from any recorded episode with its own, other or random actions; writes
+    a GIF, an MP4 and an NPZ (see docs/evaluation.md)."""
+    options = f"""
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}
+--out DIR!  folder to write into
+--episode KEY  episode to start from (default: the first held-out one)
+--start N = 0  step of the episode at which the observed context begins
+--actions WHOSE = own  own: those of the episode; random: uniform over the range of the training
+    data; KEY: those of another episode at the same steps; FILE.npy: an array of at least as many
+    rows of actions as steps are imagined, in the units of the data
+--samples N = 1  futures to draw, each with its own noise
+"""
+    options += IMAGINING.format(temperature=1.0)
+    return Parser("imagine", description, options + DEVICE + JSON + REMAKE)
 
 
 def info() -> Parser:
     """``tokenwm info``."""
-    parser = Parser(
-        "info",
-        "Say what a dataset, a checkpoint, a run, a sweep or a report holds, where it came from, "
-        "and what to do with it next.",
-    )
-    parser.add("path", type=location, metavar="PATH|URL", help="what to look at")
-    add_json(parser)
-    return parser
+    description = """Say what a dataset, a checkpoint, a run, a sweep or a report holds, where it
+    came from, and what to do with it next."""
+    return Parser("info", description, "path PATH|URL  what to look at" + JSON)
 
 
 def report() -> Parser:
     """``tokenwm report``."""
-    parser = Parser(
-        "report",
-        "Write the page of an evaluation or of a dataset's quality again, from the figures beside "
-        "it: after an update of tokenwm for example. Nothing is measured.",
-    )
-    help = "folder of a report, of a run that has one, or of frame shards"
-    parser.add("path", type=location, metavar="DIR|URL", help=help)
-    return parser
+    description = """Write the page of an evaluation or of a dataset's quality again, from the
+    figures beside it: after an update of tokenwm for example. Nothing is measured."""
+    options = "path DIR|URL  folder of a report, of a run that has one, or of frame shards"
+    return Parser("report", description, options)
+
+
+def push() -> Parser:
+    """``tokenwm push``."""
+    description = """Publish a checkpoint or a dataset on the Hugging Face hub, with a card made
+    from provenance and report. Local folders and tokens are taken out."""
+    options = """
+path DIR  folder of a checkpoint, a run or a dataset
+repository OWNER/NAME  made if it is not there
+--report DIR  the model's report, for figures in the card
+--private  a repository that is made is private
+"""
+    return Parser("push", description, options)
+
+
+def pull() -> Parser:
+    """``tokenwm pull``."""
+    description = """Fetch a checkpoint or a dataset from the Hugging Face hub. Every file is
+    checked against its hash; code and pickles are never fetched."""
+    options = """
+repository OWNER/NAME  where it is
+--out DIR!  a new folder
+--dataset  a dataset, not a checkpoint
+--revision NAME  branch, tag or commit
+--max-gigabytes X = 20.0  most that is fetched
+"""
+    return Parser("pull", description, options)
 
 
 def serve() -> Parser:
-    """``tokenwm serve``."""
-    parser = Parser(
-        "serve",
-        "Imagine, score and encode for other processes (see docs/serving.md); requests that wait "
-        "together are computed together.",
-    )
-    parser.add("model", type=Path, help=MODEL)
-    help = (
-        "address to listen on; there is no authentication, so leave it on loopback or put a proxy "
-        "in front"
-    )
-    parser.add("--host", default="127.0.0.1", help=help)
-    parser.add("--port", default=8600, help="0 takes a free one")
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another name that the server goes by, may be given again; requests for others are "
-        "refused (loopback, this machine's name, --host and IP addresses are known)",
-    )
-    add_device(parser)
-    help = "type in which the transformer computes"
-    parser.add("--dtype", choices=("float32", "bfloat16"), default="float32", help=help)
-    for name, (default, help) in LIMITS.items():
-        parser.add(name, default=default, metavar="N", help=help)
-    help = "rows computed at once; more waits for its turn (default: 32 on a CPU, else 1024)"
-    parser.add("--max-batch-rows", type=int, metavar="N", help=help)
-    help = "seconds until a request is given up"
-    parser.add("--timeout", default=60.0, metavar="S", help=help)
-    return parser
-
-
-LIMITS = {
-    "--max-rows": (1024, "imagined rows of a request"),
-    "--max-steps": (1000, "context steps and actions of a request"),
-    "--max-row-steps": (2**16, "imagined rows times actions of a request"),
-    "--max-megabytes": (64, "size of a request"),
-    "--max-held-megabytes": (
-        512,
-        "size of all requests that are received, wait or are answered; beyond, 503",
-    ),
-    "--max-queued-rows": (4096, "rows that may wait; beyond, 503"),
-    "--max-connections": (256, "open connections; beyond, 503"),
-}
-"""Of :class:`tokenwm.serving.requests.Limits`; a test compares them."""
+    """``tokenwm serve``; the limits are those of :class:`tokenwm.serving.requests.Limits`."""
+    description = """Imagine, score and encode for other processes (see docs/serving.md); requests
+    that wait together are computed together."""
+    options = f"""
+model DIR  {MODEL}
+--host NAME = 127.0.0.1  address to listen on; there is no authentication, so leave it on loopback
+    or put a proxy in front
+--port N = 8600  0 takes a free one
+--allow-host NAME …  another name that the server goes by, may be given again; requests for others
+    are refused (loopback, this machine's name, --host and IP addresses are known)
+--dtype {{float32,bfloat16}} = float32  type in which the transformer computes
+--max-rows N = 1024  imagined rows of a request
+--max-steps N = 1000  context steps and actions of a request
+--max-row-steps N = 65536  imagined rows times actions of a request
+--max-megabytes N = 64  size of a request
+--max-held-megabytes N = 512  size of all requests that are received, wait or are answered; beyond,
+    503
+--max-queued-rows N = 4096  rows that may wait; beyond, 503
+--max-connections N = 256  open connections; beyond, 503
+--max-batch-rows N  rows computed at once; more waits for its turn (default: 32 on a CPU, else 1024)
+--timeout X = 60.0  seconds until a request is given up
+"""
+    return Parser("serve", description, options + DEVICE)

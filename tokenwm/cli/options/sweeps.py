@@ -1,157 +1,79 @@
 """Options of ``tokenwm sweep plan|run|fit``."""
 
-from pathlib import Path
-
-from tokenwm.cli.options.base import (
-    Parser,
-    add_engine,
-    add_json,
-    add_overwrite,
-    add_remake,
-    add_set,
-    one_or_more,
-    positive,
-)
-from tokenwm.data.storage.folder import location
+from tokenwm.cli.options.base import ENGINE, JSON, REMAKE, Parser
 from tokenwm.scaling.runs.columns import COLUMN_OF
 
 
 def plan() -> Parser:
-    """``tokenwm sweep plan``."""
-    parser = Parser(
-        "sweep plan",
-        "Choose sizes, token budgets and learning rates by rule, show what they cost, and write "
-        "the sweep file. Nothing is trained but a few steps of each size, to time them.",
-    )
-    parser.add("tokens", type=location, metavar="DIR|URL", help="token shards")
-    parser.add(
-        "--budget",
-        type=positive,
-        required=True,
-        metavar="FLOPS",
-        help="training FLOPs of all runs together, for example 3e15 or 300T",
-    )
-    help = "sweep file to write (YAML)"
-    parser.add("--out", type=Path, required=True, metavar="SWEEP", help=help)
-    parser.add("--sizes", default=5, metavar="N", help="model sizes")
-    parser.add("--budgets", default=4, metavar="N", help="token budgets of each size")
-    help = "runs that will be trained at once on this machine"
-    parser.add("--workers", default=1, metavar="N", help=help, old="--parallel")
-    help = "matmul parameters of the smallest size"
-    parser.add("--min-parameters", default=3e4, metavar="X", help=help)
-    help = "matmul parameters of the largest size"
-    parser.add("--max-parameters", default=3e6, metavar="X", help=help)
-    help = "ratio of a token budget to the one before"
-    parser.add("--budget-ratio", default=2.0, metavar="X", help=help)
-    help = "peak learning rate at width 128"
-    parser.add("--learning-rate", default=LEARNING_RATE, metavar="X", help=help)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="seeds")
-    parser.flag(
-        "--verify-learning-rate",
-        help="add runs at half and twice each size's rate, with its second smallest budget",
-    )
-    help = "time nothing; every run is taken to be as fast as this"
-    parser.add("--no-probe", type=float, metavar="FLOPS_PER_SECOND", help=help)
-    example = "batch_size=32 precision=bf16-mixed (all of them: docs/scaling.md)"
-    add_set(parser, "the training settings that all runs have in common", example)
-    add_json(parser)
-    add_overwrite(parser, "replace a plan that is there")
-    return parser
-
-
-LEARNING_RATE = 2.5e-3
-"""Of :class:`tokenwm.scaling.sweep.plan.Request`; a test compares them."""
+    """``tokenwm sweep plan``; rules as in :class:`tokenwm.scaling.sweep.plan.Request`."""
+    description = """Choose sizes, token budgets and learning rates by rule, show what they cost,
+    and write the sweep file. Nothing is trained but a few steps of each size, to time them."""
+    options = """
+tokens DIR|URL  token shards
+--budget FLOPS!  training FLOPs of all runs together, for example 3e15 or 300T
+--out SWEEP!  sweep file to write (YAML)
+--sizes N = 5  model sizes
+--budgets N = 4  token budgets of each size
+--workers|--parallel N = 1  runs that will be trained at once on this machine
+--min-parameters X = 3e4  matmul parameters of the smallest size
+--max-parameters X = 3e6  matmul parameters of the largest size
+--budget-ratio X = 2.0  ratio of a token budget to the one before
+--learning-rate X = 2.5e-3  peak learning rate at width 128
+--seeds SEED …  seeds (default: 0)
+--verify-learning-rate  add runs at half and twice each size's rate, with its second smallest budget
+--no-probe FLOPS/S  time nothing; every run is taken to be as fast as this
+--set KEY=VALUE …  override training settings that all runs have in common, for example
+    batch_size=32 precision=bf16-mixed; docs/scaling.md names all
+--overwrite  replace a plan that is there
+"""
+    return Parser("sweep plan", description, options + JSON)
 
 
 def run() -> Parser:
     """``tokenwm sweep run``."""
-    parser = Parser(
-        "sweep run",
-        "Train all runs of a sweep file. Finished runs are skipped, others go on from their last "
-        "checkpoint, so the same command continues an interrupted sweep.",
-    )
-    parser.add("sweep", type=Path, help="sweep file, from tokenwm sweep plan")
-    parser.add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs")
-    help = "token shards (default: those the file names)"
-    parser.add("--data", type=location, metavar="DIR|URL", help=help)
-    workers = "runs at once; locally they share the cores evenly unless OMP_NUM_THREADS is set"
-    add_engine(parser, "runs", workers, 1, type=one_or_more, old="--parallel")
-    help = "further attempts of a run that fails; diverged runs are not repeated"
-    parser.add("--retries", default=1, metavar="N", help=help)
-    parser.add(
-        "--evaluate",
-        type=location,
-        metavar="DIR|URL",
-        help="frame shards that the tokens were made of: measure rollout PSNR, effective horizon "
-        "and reward error of every run as well",
-    )
-    parser.add("--gpus", default=0.0, metavar="N", help="GPUs of a Ray task")
-    parser.add(
-        "--slurm",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="parameters for submitit, for example slurm_partition=gpu timeout_min=240 "
-        "gpus_per_node=1 cpus_per_task=8",
-    )
-    return parser
+    description = """Train all runs of a sweep file. Finished runs are skipped, others go on from
+    their last checkpoint, so the same command continues an interrupted sweep."""
+    options = """
+sweep SWEEP  sweep file, from tokenwm sweep plan
+--out DIR!  folder of the runs
+--data DIR|URL  token shards (default: those the file names)
+--workers|--parallel RUNS = 1  runs at once; locally they share the cores evenly unless
+    OMP_NUM_THREADS is set
+--retries N = 1  further attempts of a run that fails; diverged runs are not repeated
+--evaluate DIR|URL  frame shards that the tokens were made of: measure rollout PSNR, effective
+    horizon and reward error of every run as well
+--gpus X = 0.0  GPUs of a Ray task
+--slurm KEY=VALUE …  parameters for submitit, for example slurm_partition=gpu timeout_min=240
+    gpus_per_node=1 cpus_per_task=8
+"""
+    return Parser("sweep run", description, options + ENGINE)
 
 
 def fit() -> Parser:
     """``tokenwm sweep fit``."""
-    parser = Parser(
-        "sweep fit",
-        "Fit L = E + A/N^α + B/D^β to the runs of a sweep, compare with IsoFLOP parabolas and the "
-        "loss envelope, check by hold-out, and say what to train for a budget (see "
-        "docs/scaling.md).",
-    )
-    parser.add("path", type=Path, help="folder of a sweep, or a CSV file of runs")
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="KEY=COLUMN",
-        help="columns of a CSV file, for example N='Model Size' D='Training Tokens'; keys: "
-        f"{', '.join(COLUMN_OF)}; the others are known by their usual names",
-    )
-    help = "further columns of a CSV file to set against compute"
-    parser.add_argument("--metrics", nargs="+", default=[], metavar="COLUMN", help=help)
-    help = "training FLOPs to recommend for (default: ten times those of the largest run)"
-    parser.add("--budget", type=positive, metavar="FLOPS", help=help)
-    help = "folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)"
-    parser.add("--out", type=Path, metavar="DIR", help=help)
-    _add_costs(parser)
-    help = "leave out the K runs with the highest loss; they are listed"
-    parser.add("--drop-highest-loss", default=0, metavar="K", help=help)
-    parser.add(
-        "--drop-shortest",
-        default=0,
-        metavar="K",
-        help="of every size, leave out the runs with its K smallest token budgets, which may not "
-        "follow the law yet; they are listed",
-    )
-    help = "leave out runs by name; the reason is kept in the report"
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="RUN=REASON", help=help)
-    parser.add("--delta", type=positive, default=1e-3, help="of the Huber loss, in log loss")
-    parser.add("--replicates", default=500, metavar="R", help="replicates of every bootstrap")
-    parser.add("--confidence", default=0.9, help="coverage of the intervals")
-    parser.add("--seed", default=0, help="seed of every bootstrap")
-    add_json(parser)
-    add_remake(parser)
-    return parser
-
-
-def _add_costs(parser: Parser) -> None:
-    """What imagining and training cost."""
-    parser.add(
-        "--imagined-steps",
-        type=positive,
-        metavar="STEPS",
-        help="environment steps the model will imagine in its life; gives the size that is "
-        "cheapest to train and imagine with at the same loss",
-    )
-    help = "positions of a step: frame tokens, one for state, one for action"
-    parser.add("--tokens-per-imagined-step", type=positive, metavar="TOKENS", help=help)
-    help = "tokens of an optimizer step, for the number of steps (default: that of the runs)"
-    parser.add("--tokens-per-step", type=positive, metavar="TOKENS", help=help)
-    help = "throughput of training, for hours (default: that of the largest runs)"
-    parser.add("--flops-per-second", type=positive, metavar="FLOPS", help=help)
+    description = """Fit L = E + A/N^α + B/D^β to the runs of a sweep, compare with IsoFLOP
+    parabolas and the loss envelope, check by hold-out, and say what to train for a budget (see
+    docs/scaling.md)."""
+    options = f"""
+path PATH  folder of a sweep, or a CSV file of runs
+--columns KEY=COLUMN …  columns of a CSV file, for example N='Model Size' D='Training Tokens'; keys:
+    {", ".join(COLUMN_OF)}; the others are known by their usual names
+--metrics COLUMN …  further columns of a CSV file to set against compute
+--budget FLOPS  training FLOPs to recommend for (default: ten times those of the largest run)
+--out DIR  folder of the report (default: SWEEP/fit, or NAME-fit beside a CSV file)
+--imagined-steps STEPS  environment steps the model will imagine in its life; gives the size that is
+    cheapest to train and imagine with at the same loss
+--tokens-per-imagined-step TOKENS  positions of a step: frame tokens, one for state, one for action
+--tokens-per-step TOKENS  tokens of an optimizer step, for the number of steps (default: that of the
+    runs)
+--flops-per-second FLOPS  throughput of training, for hours (default: that of the largest runs)
+--drop-highest-loss K = 0  leave out the K runs with the highest loss; they are listed
+--drop-shortest K = 0  of every size, leave out the runs with its K smallest token budgets, which
+    may not follow the law yet; they are listed
+--exclude RUN=REASON …  leave out runs by name; the reason is kept in the report
+--delta DELTA = 1e-3  of the Huber loss, in log loss
+--replicates N = 500  replicates of every bootstrap
+--confidence X = 0.9  coverage of the intervals
+--seed SEED = 0  seed of every bootstrap
+"""
+    return Parser("sweep fit", description, options + JSON + REMAKE)

@@ -5,55 +5,61 @@ The short options are those of the other verbs and stand for options of Lightnin
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from tokenwm.cli.options.base import Parser, add_device, add_set
+from tokenwm.cli.options.base import DEVICE, Parser
 from tokenwm.cli.shipped import find_file
 from tokenwm.errors import TokenwmError
 
 SUBCOMMANDS = ("fit", "validate", "test")
 
-LIGHTNING: Mapping[str, tuple[Any, str]] = {
-    "--config": (None, "file with any of these options; may be repeated, later ones win"),
-    "--minutes": (None, "train for so long instead of so many steps; needs the schedule wsd"),
-    "--trainer.max_steps": (-1, "optimizer steps; -1: until stopped"),
-    "--trainer.precision": (None, "32-true, bf16-mixed or 16-mixed"),
-    "--trainer.devices": ("auto", "how many, or which"),
-    "--trainer.accumulate_grad_batches": (1, "batches of an optimizer step"),
-    "--trainer.val_check_interval": (None, "batches between validations"),
-    "--trainer.logger": (None, "other loggers than TensorBoard and metrics.csv, or false"),
-    "--data.num_steps": (None, "steps of a training window"),
-    "--data.batch_size": (None, "windows of a batch, on each device"),
-    "--data.mixture": (None, "further datasets, see docs/data.md"),
-    "--data.real_fraction": (None, "share of recorded, not synthetic, windows"),
-    "--data.on_corrupt": ("error", "error, or skip what is damaged"),
-    "--data.cache": (None, "folder in which to keep what is read from a URL"),
-    "--model.optimizer.learning_rate": (1e-3, "its peak"),
-    "--model.optimizer.warmup_steps": (100, "steps until the peak"),
-    "--model.optimizer.schedule": ("wsd", "wsd or cosine"),
-    "--seed_everything": (0, "seed of weights and noise; --data.seed is that of the order"),
-    "--checkpoint_every_n_steps": (100, "steps between checkpoints for resuming"),
-    "--keep_checkpoints_at": ([], "steps whose checkpoint stays"),
-    "--ckpt_path": (None, "checkpoint to begin from (default: checkpoints/last.ckpt of --out)"),
-}
-"""Option of LightningCLI → default, and what it is."""
-
-OF_STAGE: Mapping[str, Mapping[str, tuple[Any, str]]] = {
-    "tokenizer": {
-        "--model.tokenizer.patch_size": (4, "pixels of a token's side"),
-        "--model.tokenizer.codebook_size": (512, "different tokens"),
-        "--model.tokenizer.quantizer": ("fsq", "fsq or vq"),
-        "--model.max_shift": (0, "pixels by which frames are moved at random"),
-    },
-    "world-model": {
-        "--model.model.transformer.dim": (256, "width"),
-        "--model.model.transformer.num_layers": (10, "layers"),
-        "--model.model.transformer.num_heads": (4, "heads of attention"),
-        "--model.model.transformer.window": (20, "steps that attention reaches back"),
-        "--model.model.transformer.dropout": (0.0, "dropout"),
-        "--model.model.draft_layers": (0, "1: a draft head for faster imagination"),
-    },
+OPTIONS = """
+--help-all  show every option of LightningCLI; takes some seconds
+--size NAME  config of that name: debug, small, base, … (folder configs/{folder})
+--data DATA  shards of {shards}, a folder or a URL (--data.root)
+--out FOLDER  folder of the run (--trainer.default_root_dir; default: runs/{folder})
+--workers N  processes that load data, 0 for none (--data.num_workers; default: 0)
+--overwrite  begin anew instead of continuing (--resume false)
+--set KEY=VALUE …  override any option, for example model.optimizer.learning_rate=0.001
+"""
+"""Of ours; the rest are LightningCLI's."""
+LIGHTNING = """
+--config FILE  file with any of these options; may be repeated, later ones win
+--minutes X  train for so long instead of so many steps; needs the schedule wsd
+--trainer.max_steps N = -1  optimizer steps; -1: until stopped
+--trainer.precision NAME  32-true, bf16-mixed or 16-mixed
+--trainer.devices N = auto  how many, or which
+--trainer.accumulate_grad_batches N = 1  batches of an optimizer step
+--trainer.val_check_interval N  batches between validations
+--trainer.logger CLASS  other loggers than TensorBoard and metrics.csv, or false
+--data.num_steps N  steps of a training window
+--data.batch_size N  windows of a batch, on each device
+--data.mixture LIST  further datasets, see docs/data.md
+--data.real_fraction X  share of recorded, not synthetic, windows
+--data.on_corrupt NAME = error  error, or skip what is damaged
+--data.cache DIR  folder in which to keep what is read from a URL
+--model.optimizer.learning_rate X = 1e-3  its peak
+--model.optimizer.warmup_steps N = 100  steps until the peak
+--model.optimizer.schedule NAME = wsd  wsd or cosine
+--seed_everything SEED = 0  seed of weights and noise; --data.seed is that of the order
+--checkpoint_every_n_steps N = 100  steps between checkpoints for resuming
+--ckpt_path FILE  checkpoint to begin from (default: checkpoints/last.ckpt of --out)
+"""
+OF_STAGE = {
+    "tokenizer": """
+--model.tokenizer.patch_size N = 4  pixels of a token's side
+--model.tokenizer.codebook_size N = 512  different tokens
+--model.tokenizer.quantizer NAME = fsq  fsq or vq
+--model.max_shift N = 0  pixels by which frames are moved at random
+""",
+    "world-model": """
+--model.model.transformer.dim N = 256  width
+--model.model.transformer.num_layers N = 10  layers
+--model.model.transformer.num_heads N = 4  heads of attention
+--model.model.transformer.window N = 20  steps that attention reaches back
+--model.model.transformer.dropout X = 0.0  dropout
+--model.model.draft_layers N = 0  1: a draft head for faster imagination
+""",
 }
 
 
@@ -66,29 +72,17 @@ def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Pars
         with_lightning: Whether it knows the options of LightningCLI that are told in the help.
     """
     what = "Train" if subcommand == "fit" else "Measure on held-out data"
-    model = "frame tokenizer" if verb == "tokenizer" else "world model"
+    model, shards = ("frame tokenizer", "frames")
+    if verb == "world-model":
+        model, shards = "world model", "tokens"
     resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
-    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}")
+    own = OPTIONS.format(shards=shards, folder=verb.replace("-", "_"))
+    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own + DEVICE)
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
-    parser.flag("--help-all", help="show every option of LightningCLI; takes some seconds")
-    help = "config of that name: debug, small, base, … (folder configs/)"
-    parser.add("--size", metavar="NAME", help=help)
-    shards = "frame shards" if verb == "tokenizer" else "token shards"
-    parser.add("--data", metavar="DIR|URL", help=f"{shards} (--data.root)")
-    folder = f"runs/{verb.replace('-', '_')}"
-    help = f"folder of the run (--trainer.default_root_dir; default: {folder})"
-    parser.add("--out", metavar="DIR", help=help)
-    add_device(parser)
-    help = "processes that load data, 0 for none (--data.num_workers; default: 0)"
-    parser.add("--workers", type=int, metavar="N", help=help)
-    help = "begin anew instead of continuing (--resume false)"
-    parser.flag("--overwrite", help=help)
-    add_set(parser, "any option", "model.optimizer.learning_rate=0.001")
     if with_lightning:
-        group = parser.add_argument_group("the most used of LightningCLI's options")
-        for name, (default, help) in {**LIGHTNING, **OF_STAGE[verb]}.items():
-            group.add_argument(name, default=default, metavar="X", help=help)
+        group = "the most used of LightningCLI's options"
+        parser.add_options(LIGHTNING + OF_STAGE[verb], group)
     return parser
 
 

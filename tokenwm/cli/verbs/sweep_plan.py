@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         most_parameters=arguments.max_parameters,
         num_budgets=arguments.budgets,
         budget_ratio=arguments.budget_ratio,
-        seeds=tuple(arguments.seeds),
+        seeds=tuple(arguments.seeds or [0]),
         learning_rate=arguments.learning_rate,
         check_learning_rate=arguments.verify_learning_rate,
     )

@@ -8,7 +8,7 @@ from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
 from tokenwm.cli.console import console_of, say
 from tokenwm.cli.devices import device_from
-from tokenwm.cli.options.base import num_cores
+from tokenwm.cli.options.base import NUM_CORES
 from tokenwm.cli.options.data import tokenize as parser
 from tokenwm.cli.progress import show_progress
 from tokenwm.cli.verbs.prepare import holds_dataset
@@ -70,4 +70,4 @@ def _num_workers(arguments: argparse.Namespace, manifest: Manifest, device: torc
         return int(arguments.workers)
     num_steps = sum(episode.num_steps for episode in manifest.episodes)
     num_steps *= 1 + arguments.shifted_copies
-    return num_cores() if device.type == "cpu" and num_steps > WORTH_WORKERS else 0
+    return NUM_CORES if device.type == "cpu" and num_steps > WORTH_WORKERS else 0
