@@ -90,8 +90,16 @@ def test_a_finished_training_names_the_next_command(
     folder, command = fit("world-model", tokens)
     assert command == f"tokenwm evaluate {folder} --data {frame_shards}"
     assert data_of(Path(folder) / "model") == str(frame_shards)
-    # Of a tokenizer that was trained on other recordings, nothing is known about the frames.
+    # A URL in a checkpoint is not followed: a stranger may have written it.
     path = Path(folder) / "model" / "tokenizer" / "provenance.json"
+    known = path.read_text()
+    path.write_text(json.dumps({**json.loads(known), "data": "https://example.com/frames"}))
+    with pytest.raises(
+        TokenwmError, match="was trained on https://example.com/frames; give --data"
+    ):
+        data_of(Path(folder) / "model")
+    path.write_text(known)
+    # Of a tokenizer that was trained on other recordings, nothing is known about the frames.
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "data_provenance": {"source": "other"}})
     )
