@@ -94,9 +94,7 @@ def test_a_finished_training_names_the_next_command(
     path = Path(folder) / "model" / "tokenizer" / "provenance.json"
     known = path.read_text()
     path.write_text(json.dumps({**json.loads(known), "data": "https://example.com/frames"}))
-    with pytest.raises(
-        TokenwmError, match="was trained on https:.*; give --data"
-    ):
+    with pytest.raises(TokenwmError, match="was trained on https:.*; give --data"):
         data_of(Path(folder) / "model")
     path.write_text(known)
     # Of a tokenizer that was trained on other recordings, nothing is known about the frames.
