@@ -13,6 +13,7 @@ CHOSEN_BY_THE_USER = {
     "google_crc32c",
     "gym_pusht",
     "gymnasium",
+    "h11",
     "h5py",
     "huggingface_hub",
     "lpips",

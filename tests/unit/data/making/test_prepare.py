@@ -18,7 +18,7 @@ from tokenwm.data.shards.tar import ShardFile
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.data.shards.verify import find_problems
 from tokenwm.data.storage.atomic import partials_of
-from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError
+from tokenwm.errors import EpisodeError, RecipeError, ShardError, SourceError, TokenwmError
 
 RECIPES = Path(__file__).parents[4] / "data_recipes"
 
@@ -443,5 +443,5 @@ def test_command_line(dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
         main([*arguments, "--strict", "--overwrite"])
     with pytest.raises(RecipeError, match="unknown key 'nome'"):
         main([*arguments, "--set", "nome=x"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(TokenwmError, match="Give --out DIR"):
         main([str(recipe)])
