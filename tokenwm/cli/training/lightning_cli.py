@@ -1,12 +1,15 @@
 """LightningCLI with our defaults, for ``tokenwm tokenizer`` and ``tokenwm world-model``."""
 
+import atexit
 import logging
+import os
 import shlex
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -404,8 +407,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def leave_process_group() -> None:
     """Part from the other ranks, if there are any, once all have got here.
 
-    Lightning does so for NCCL only. Threads of gloo that still run when Python exits abort the
-    process now and then ("terminate called without an active exception"), after all work was done.
+    Lightning does so for NCCL only.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
@@ -426,4 +428,19 @@ def run(
             Console(),
             f"model: {done.folder / 'model'}; next: tokenwm {shlex.join(done.next_command())}",
         )
+    if done.trainer.world_size > 1:
+        end_process()
     return 0
+
+
+def end_process() -> NoReturn:
+    """End a rank whose work is done, without taking Python apart.
+
+    FSDP's parameters and Lightning hold gloo's process groups, whose threads so outlive
+    :func:`leave_process_group`. One that lets go of a tensor while Python is taken apart aborts the
+    process ("terminate called without an active exception") now and then.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
