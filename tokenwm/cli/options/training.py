@@ -34,7 +34,7 @@ LIGHTNING = """
 --trainer.logger CLASS  other loggers than TensorBoard and metrics.csv, or false
 --data.num_steps N  steps of a training window
 --data.batch_size N  windows of a batch, on each device
---data.mixture LIST  further datasets, see docs/data.md
+--data.mixture LIST  further datasets, see docs/training.md
 --data.real_fraction X  share of recorded, not synthetic, windows
 --data.on_corrupt NAME = error  error, or skip what is damaged
 --data.cache DIR  folder in which to keep what is read from a URL
