@@ -6,9 +6,9 @@ no UTF-8 have an effect. Rich is imported only where it is needed, for `tokenwm 
 
 import argparse
 import json
-import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from tokenwm import strict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,15 +49,4 @@ def console_of(arguments: argparse.Namespace) -> "Console":
 def give(arguments: argparse.Namespace, result: Any) -> None:
     """Print a verb's result on stdout, if ``--json`` asks for it; NaN becomes null."""
     if arguments.json:
-        print(json.dumps(finite(result), indent=1, allow_nan=False, default=str))
-
-
-def finite(value: Any) -> Any:
-    """Plain values, with None in the place of numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if hasattr(value, "tolist"):
-        return finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        print(json.dumps(strict.plain(result), indent=1, allow_nan=False, default=str))

@@ -6,12 +6,16 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenwm
+from tokenwm.cli.console import give, say
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import open_folder, sha256_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SAYS_NOTHING = ("out", "overwrite", "json", "verbose")
 
@@ -65,6 +69,14 @@ class MadeBefore:
         record = {**self._made_of, "result": result, "files": digests}
         with open_atomically(self._path) as file:
             file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
+
+    def is_kept(self, arguments: argparse.Namespace, console: "Console") -> bool:
+        """True if the verb has nothing to do; says so, and gives the result again."""
+        if arguments.overwrite or not self.stands():
+            return False
+        say(console, str(self))
+        give(arguments, self.result)
+        return True
 
     def __str__(self) -> str:
         return (

@@ -18,7 +18,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.drawing import (
     draw_next_state,
     predict_frame_tokens,
-    surprise_and_entropy,
+    surprise_of,
 )
 from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import (
@@ -92,19 +92,24 @@ def prefill_pausing(
     if noise_streams is None:
         noise_streams = torch.arange(batch_size, device=device)
     state_tokens = None if context.state is None else context.state[:, -1]
-    if model.state_head is not None and state_tokens is not None:
-        known = model.state_head.values_of(state_tokens)
-        state_values = known if state_values is None else state_values.to(known)
     return DecodeState(
         cache=cache,
         step=first_step + (num_context - 1),
         frame_tokens=context.frame[:, -1],
         state_tokens=state_tokens,
-        state_values=state_values,
+        state_values=_state_values(model, state_tokens, state_values),
         noise_streams=noise_streams,
         seeds=torch.full((batch_size,), seed, device=device),
         generation=cache.generation,
     )
+
+
+def _state_values(model: WorldModel, tokens: Tensor | None, given: Tensor | None) -> Tensor | None:
+    """Values of a state, ``(B, P)``: the given ones, else what its tokens stand for."""
+    if model.state_head is None or tokens is None:
+        return given
+    known = model.state_head.values_of(tokens)
+    return known if given is None else given.to(known)
 
 
 prefill = unpaused(prefill_pausing)
@@ -283,18 +288,14 @@ def observe_step(
         TokenwmError: See :func:`next_frame_logits`.
     """
     logits = next_frame_logits(model, state, action, frame, next_state)  # writes the step, too
-    surprise, _ = surprise_and_entropy(logits, frame)
-    if model.state_head is not None and next_state is not None:
-        known = model.state_head.values_of(next_state)
-        state_values = known if state_values is None else state_values.to(known)
     following = replace(
         state.advance(1),
         step=state.step + 1,
         frame_tokens=frame,
         state_tokens=next_state,
-        state_values=state_values,
+        state_values=_state_values(model, next_state, state_values),
     )
-    return following, surprise.mean(1)
+    return following, surprise_of(logits, frame).mean(1)
 
 
 def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
@@ -329,8 +330,7 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
     scores = []
     for step in range(num_steps - 1):  # logits are the largest of all
         logits = model.frame_logits(predicting[:, step], tokens.frame[:, step])  # (B, K, V)
-        target = tokens.frame[:, step + 1, :, None]
-        scores.append(-logits.log_softmax(-1).gather(-1, target).mean((1, 2)))
+        scores.append(surprise_of(logits, tokens.frame[:, step + 1]).mean(1))
     return torch.stack(scores, dim=1)
 
 

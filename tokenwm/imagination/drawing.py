@@ -32,6 +32,11 @@ def predict_frame_tokens(
     return drawn, *surprise_and_entropy(logits, drawn)
 
 
+def surprise_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """NLL of given tokens, ``(...)``, under their ``(..., V)`` logits, in nats."""
+    return -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
 def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     """NLL of what was drawn, ``(...)``, and entropy of its ``(..., V)`` logits, both in nats."""
     log_probability = logits.log_softmax(-1)

@@ -11,7 +11,7 @@ from tokenwm.checkpoint import save_tokenizer
 from tokenwm.cli.verbs.tokenize import main
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.verify import find_problems
-from tokenwm.data.storage.folder import join, open_folder, read_bytes, write_bytes
+from tokenwm.data.storage.folder import join, open_folder, write_bytes
 from tokenwm.errors import TokenwmError
 
 
@@ -36,7 +36,7 @@ def test_to_a_folder_or_a_url(
     assert beside.names() == sorted(path.name for path in checkpoint.iterdir())
     for name in beside.names():
         content = (checkpoint / name).read_bytes()
-        assert read_bytes(beside, name) == content
+        assert beside.read(name) == content
         write_bytes(beside, name, content[:-1] + bytes([content[-1] ^ 1]))
         assert [problem.file for problem in find_problems(out)] == [f"tokenizer/{name}"]
         write_bytes(beside, name, content)

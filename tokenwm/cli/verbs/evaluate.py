@@ -9,7 +9,7 @@ from rich.table import Table
 import tokenwm
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
-from tokenwm.cli.console import console_of, finite, give, printable, say
+from tokenwm.cli.console import console_of, give, printable, say
 from tokenwm.cli.devices import device_from
 from tokenwm.cli.made_before import MadeBefore, files_below
 from tokenwm.cli.options.models import evaluate as parser
@@ -20,11 +20,12 @@ from tokenwm.evaluation.data_of import data_of
 from tokenwm.evaluation.evaluate import evaluate_folds
 from tokenwm.evaluation.folds import Fold
 from tokenwm.evaluation.measure import EvaluationConfig
-from tokenwm.evaluation.report.headline import ALARMS, count, headline, table_horizons
+from tokenwm.evaluation.report.headline import ALARMS, headline, table_horizons
 from tokenwm.evaluation.report.page import outcome_sentences, table_rows
 from tokenwm.evaluation.report.report import write_report
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.pages.words import count
 
 __all__ = ["main", "parser", "print_summary"]
 
@@ -57,9 +58,7 @@ def main(argv: list[str]) -> int:
     out = arguments.out or models[0] / ("report" if len(models) == 1 else "report_folds")
     inputs = [*map(model_folder, models), *arguments.data, *curves.values()]
     made_before = MadeBefore("evaluate", out, arguments, inputs)
-    if made_before.stands() and not arguments.overwrite:
-        say(console, str(made_before))
-        give(arguments, made_before.result)
+    if made_before.is_kept(arguments, console):
         return 0
     keep_freed_memory()
     device = device_from(arguments.device)
@@ -77,8 +76,7 @@ def main(argv: list[str]) -> int:
             ),
         )
     files = write_report(out, evaluation, curves)
-    values = finite(evaluation.to_dict())
-    made_before.save(files_below(out), {"report": str(files.index), **values})
+    made_before.save(files_below(out), {"report": str(files.index), **evaluation.to_dict()})
     print_summary(console, evaluation)
     say(console, f"report: {files.index}")
     give(arguments, made_before.result)

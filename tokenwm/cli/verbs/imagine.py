@@ -45,9 +45,7 @@ def main(argv: list[str]) -> int:
     inputs = [model_folder(arguments.model), arguments.data]
     inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
-    if made_before.stands() and not arguments.overwrite:
-        say(console, str(made_before))
-        give(arguments, made_before.result)
+    if made_before.is_kept(arguments, console):
         return 0
     keep_freed_memory()
     reader = ShardReader(arguments.data)

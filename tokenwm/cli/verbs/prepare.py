@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         planned = dry_run(recipe, arguments.workers)
         print_plan(console, planned)
-        give(arguments, planned.to_dict())
+        give(arguments, planned)
         return 0
     if arguments.out is None:
         raise TokenwmError("where to? Give --out DIR, or --dry-run to see what would be made")

@@ -38,9 +38,7 @@ def main(argv: list[str]) -> int:
     console = console_of(arguments)
     out = arguments.out or default_folder(arguments.path)
     made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
-    if made_before.stands() and not arguments.overwrite:
-        say(console, str(made_before))
-        give(arguments, made_before.result)
+    if made_before.is_kept(arguments, console):
         return 0
     read = read_points(
         arguments.path, key_values("--columns", arguments.columns, str), arguments.metrics

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from tokenwm.data.episode import Episode
 from tokenwm.data.making.plan import Plan, make_plan
@@ -48,10 +47,6 @@ class DryRun:
     num_timed: int
     num_workers: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 def dry_run(recipe: Recipe, num_workers: int = 0) -> DryRun:

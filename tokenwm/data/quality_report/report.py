@@ -15,7 +15,7 @@ from tokenwm.data.quality_report.summary import Measured, summarize
 from tokenwm.data.readers.one_episode import writable
 from tokenwm.data.shards.manifest import GAPS, SPLITS, Manifest
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.data.storage.folder import join, open_folder, read_bytes, sha256_of, write_bytes
+from tokenwm.data.storage.folder import join, open_folder, sha256_of, write_bytes
 from tokenwm.errors import ShardError
 from tokenwm.strict import build, plain
 
@@ -106,7 +106,7 @@ def read(folder: Path | str) -> dict[str, Any]:
     """
     path = join(folder, REPORT_NAME)
     try:
-        report: dict[str, Any] = json.loads(read_bytes(open_folder(folder), REPORT_NAME))
+        report: dict[str, Any] = json.loads(open_folder(folder).read(REPORT_NAME))
         version = report["schema_version"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read ({error}); prepare the dataset again") from error

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tokenwm.data.episode import NAME_PATTERN
-from tokenwm.data.storage.folder import join, open_folder, read_bytes, write_bytes
+from tokenwm.data.storage.folder import join, open_folder, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.strict import build
 
@@ -198,7 +198,7 @@ class Manifest:
         """
         where = join(folder, MANIFEST_NAME)
         try:
-            content = read_bytes(open_folder(folder), MANIFEST_NAME)
+            content = open_folder(folder).read(MANIFEST_NAME)
         except FileNotFoundError:
             if "://" not in str(folder) and not Path(folder).exists():
                 raise ShardError(

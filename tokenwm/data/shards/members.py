@@ -140,6 +140,25 @@ def bytes_per_step(feature: Feature) -> int:
     return math.prod(feature.shape) * np.dtype(feature.dtype).itemsize
 
 
+def decode_metadata(content: bytes, where: str) -> dict[str, Scalar]:
+    """Read the JSON member of an episode.
+
+    Args:
+        content: Its bytes.
+        where: Shard, episode and member, for messages.
+
+    Raises:
+        CorruptSampleError: It is damaged.
+    """
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptSampleError(f"{where} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise CorruptSampleError(f"{where} is not an object")
+    return values
+
+
 def impossible_values(array: NDArray[Any], feature: Feature) -> str | None:
     """Damage that headers do not show, in words: ids out of range, NaN, infinity."""
     limit = feature.num_values

@@ -17,7 +17,6 @@ gives the same bytes, because headers hold no time, owner or random name.
 """
 
 import errno
-import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -32,6 +31,7 @@ from tokenwm.data.shards.manifest import EpisodeInfo, Manifest, ShardInfo
 from tokenwm.data.shards.members import (
     MAX_NPY_HEADER,
     bytes_per_step,
+    decode_metadata,
     impossible_values,
     member_size,
     npy_header_size,
@@ -100,8 +100,9 @@ class ShardReader:
         self._files: ShardFiles
         if not is_url(folder):
             self._files = LocalFiles(self.folder)
+            opened = open_folder(self.root)
             for shard in self.manifest.shards:  # of a URL each would be a request
-                self._check_size(shard)
+                self._check_size(shard, opened.size(shard.path))
         elif cache is None:
             self._files = RemoteFiles(self.root)
         else:
@@ -199,15 +200,7 @@ class ShardReader:
         (header,) = self._read(episode, [self._head_range(episode, name, start)])
         size = self._member_size(episode, name, start, header.tobytes())
         (content,) = self._read(episode, [(start, size)])
-        try:
-            values = json.loads(content.tobytes())
-        except (ValueError, RecursionError) as error:
-            raise CorruptSampleError(
-                f"{self._where(episode)}: {name} is damaged: {error}"
-            ) from error
-        if not isinstance(values, dict):
-            raise CorruptSampleError(f"{self._where(episode)}: {name} is not an object")
-        return values
+        return decode_metadata(content.tobytes(), f"{self._where(episode)}: {name}")
 
     def is_synthetic(self, key: str) -> bool:
         """Whether an episode was imagined by a model: ``synthetic: true`` in its metadata.
@@ -296,9 +289,8 @@ class ShardReader:
                 "problems, see tokenwm verify-shards); copy it again or make the dataset again"
             )
 
-    def _check_size(self, shard: ShardInfo) -> None:
+    def _check_size(self, shard: ShardInfo, size: int | None) -> None:
         path = join(self.root, shard.path)
-        size = open_folder(self.root).size(shard.path)
         if size is None:
             raise ShardError(f"shard {path} is missing; copy it again or make the dataset again")
         # Where every episode is checked, those that a cut shard still holds can be used.

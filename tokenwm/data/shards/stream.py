@@ -7,7 +7,6 @@ since some of those unpickle. It ends silently where a tar is damaged, so every 
 """
 
 import contextlib
-import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from tokenwm.data.episode import Scalar
 from tokenwm.data.shards.manifest import EpisodeInfo, Manifest
 from tokenwm.data.shards.members import (
     MAX_NPY_HEADER,
+    decode_metadata,
     impossible_values,
     member_size,
     npy_header_size,
@@ -99,7 +99,7 @@ def stream_episodes(
                     name: _decode(sample[f"{name}.npy"], info.num_steps, manifest, name, where)
                     for name in names
                 },
-                metadata=_decode_metadata(sample["json"], where),
+                metadata=decode_metadata(sample["json"], f"{where}: {info.key}.json"),
             )
 
     pipeline = webdataset.DataPipeline(
@@ -237,13 +237,3 @@ def _decode(
     if wrong is not None:
         raise CorruptSampleError(f"{where}: {wrong}")
     return array
-
-
-def _decode_metadata(content: bytes, where: str) -> dict[str, Scalar]:
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CorruptSampleError(f"{where}: its metadata are damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise CorruptSampleError(f"{where}: its metadata are not an object")
-    return values

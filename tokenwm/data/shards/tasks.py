@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tokenwm.data.shards.manifest import SHARD_PATTERN, EpisodeInfo, ShardInfo
 from tokenwm.data.shards.tar import ShardFile
 from tokenwm.data.shards.writer import remove_own_files
-from tokenwm.data.storage.folder import Folder, read_bytes, sha256_of, write_bytes
+from tokenwm.data.storage.folder import Folder, sha256_of, write_bytes
 from tokenwm.engines import run_tasks
 from tokenwm.errors import ShardError
 from tokenwm.strict import build
@@ -101,7 +101,7 @@ class Record:
     def load(cls, folder: Folder, name: str) -> "Record | None":
         """The record of shard ``name``; None if there is none that can be read."""
         try:
-            content = read_bytes(folder, record_name(name))
+            content = folder.read(record_name(name))
             size = hashlib.sha256().digest_size
             if hashlib.sha256(content[size:]).digest() != content[:size]:
                 raise ShardError("its SHA-256 is not that of its content")
@@ -266,7 +266,7 @@ def _read_notes(folder: Folder) -> dict[str, Any]:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
-    values = json.loads(read_bytes(folder, UNFINISHED_NAME))
+    values = json.loads(folder.read(UNFINISHED_NAME))
     if not isinstance(values, dict) or values.pop("sha256", None) != digest_of(values):
         raise ShardError("its SHA-256 is not that of its content")
     return values

@@ -147,7 +147,13 @@ class Folder:
         return opened
 
     def read(self, name: str) -> bytes:
-        """Content of a small file; an OSError if it cannot be read."""
+        """Content of a small file.
+
+        Raises:
+            FileNotFoundError: It does not exist.
+            OSError: It cannot be read.
+            ShardError: It is a Git LFS pointer.
+        """
         if self.path is not None:
             with self.open(name) as file:
                 return file.read()
@@ -279,16 +285,6 @@ def _is_final(error: Exception) -> bool:
     if isinstance(status, int):  # of HTTP: too many requests, or the server's own failure
         return status not in (408, 429) and status < 500
     return isinstance(error, FINAL)
-
-
-def read_bytes(folder: Folder, name: str) -> bytes:
-    """Content of a small file.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        OSError: It cannot be read.
-    """
-    return folder.read(name)
 
 
 def sha256_of(folder: Folder, name: str) -> str:

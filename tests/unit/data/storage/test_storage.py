@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.data.making.prepare_child import prepare_small
 from tokenwm.data.shards.manifest import Manifest
-from tokenwm.data.storage.folder import Folder, open_folder, read_bytes, sha256_of, write_bytes
+from tokenwm.data.storage.folder import Folder, open_folder, sha256_of, write_bytes
 from tokenwm.errors import ShardError
 
 
@@ -25,7 +25,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def contents(folder: Folder) -> dict[str, bytes]:
-    return {name: read_bytes(folder, name) for name in folder.names()}
+    return {name: folder.read(name) for name in folder.names()}
 
 
 def test_files_of_a_folder(location: str) -> None:
@@ -33,12 +33,12 @@ def test_files_of_a_folder(location: str) -> None:
     assert folder.names() == []
     assert folder.size("a") is None
     with pytest.raises(FileNotFoundError):
-        read_bytes(folder, "a")
+        folder.read("a")
     write_bytes(folder, "b", b"old")
     write_bytes(folder, "b", b"hello")
     write_bytes(folder, ".a", b"")
     assert folder.names() == [".a", "b"]
-    assert (folder.size("b"), read_bytes(folder, "b")) == (5, b"hello")
+    assert (folder.size("b"), folder.read("b")) == (5, b"hello")
     assert sha256_of(folder, "b").startswith("2cf24dba5fb0a30e")
     folder.remove("b")
     folder.remove("b")
