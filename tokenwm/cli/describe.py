@@ -23,6 +23,7 @@ def of_manifest(manifest: Manifest) -> dict[str, Any]:
         "kind": manifest.kind,
         "name": manifest.name,
         "rate": manifest.control_rate,
+        "actions_per_step": manifest.actions_per_step,
         "cameras": list(manifest.cameras),
         "splits": splits,
         "features": {

@@ -1,7 +1,7 @@
 """Frames, actions and states to the tokens of a world model, and back."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from tokenwm.shapes import check_shape, check_type
 from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.transformer.frozen import freeze
+
+Array = TypeVar("Array", NDArray[Any], Tensor)
 
 
 class Codec(Engine):
@@ -129,9 +131,50 @@ class Codec(Engine):
         without warning, and unchecked, see :class:`DeviceEncoder`: nothing waits for the device.
 
         Raises:
-            TokenwmError: A value is not finite, or a discrete id is out of range.
+            TokenwmError: A value is not finite, or a discrete id is out of range, or actions of the
+                robot are given to a model of action chunks, see :meth:`stack_actions`.
         """
+        count, shape = self.actions_per_step, tuple(getattr(actions, "shape", ()))
+        if count > 1 and shape[-1:] == (self.vocabulary.action.num_dimensions // count,):
+            raise TokenwmError(
+                f"actions has shape {shape}, and one step of the model holds {count} of them; "
+                "give model.stack_actions(actions)"
+            )
         return self.units.encode_actions(actions)
+
+    @property
+    def actions_per_step(self) -> int:
+        """``n``, actions of the robot that one action of the model holds; see docs/data.md."""
+        return self.vocabulary.actions_per_step
+
+    def stack_actions(self, actions: Array) -> Array:
+        """``(..., H * n, dims)`` actions of the robot → ``(..., H, n * dims)``, one for each step.
+
+        Raises:
+            TokenwmError: They are not those of whole steps, or of another robot.
+        """
+        count, size = self.actions_per_step, self.vocabulary.action.num_dimensions
+        rows, width = actions.shape[-2:] if actions.ndim > 1 else (0, 0)
+        if width * count != size or rows % count:
+            raise TokenwmError(
+                f"actions has shape {tuple(actions.shape)}; expected (..., H * {count}, "
+                f"{size // count}): {count} action(s) of the robot for each step"
+            )
+        return actions.reshape(*actions.shape[:-2], rows // count, size)
+
+    def unstack_actions(self, actions: Array) -> Array:
+        """``(..., H, A)`` actions of the model → ``(..., H * n, dims)``, inverse of stacking.
+
+        Raises:
+            TokenwmError: They have another number of dimensions.
+        """
+        count, size = self.actions_per_step, self.vocabulary.action.num_dimensions
+        if actions.ndim < 2 or actions.shape[-1] != size:
+            raise TokenwmError(
+                f"actions has shape {tuple(actions.shape)}; expected (..., H, {size})"
+            )
+        rows = actions.shape[-2] * count
+        return actions.reshape(*actions.shape[:-2], rows, size // count)
 
     def decode_actions(self, tokens: Tensor) -> NDArray[Any]:
         """``(..., A)`` tokens → the units of the data, see :meth:`Units.decode_actions`."""

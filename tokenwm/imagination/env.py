@@ -34,6 +34,9 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     the model has one. Where an episode starts anew in the step that ended the one before, what
     belongs to that step is in ``final_info``.
 
+    A step is one of the model and so is its action: of a model of action chunks, those of a robot
+    side by side, see :meth:`TokenWorldModel.stack_actions`.
+
     Args:
         model: The world model.
         starts: Observed steps to start from: ``tokenwm.starts(root, horizon=0)``, or a context.

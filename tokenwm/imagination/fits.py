@@ -64,6 +64,12 @@ def _check_scalars(model: TokenWorldModel, reader: ShardReader) -> None:
                 f"{reader.root}: {name} is {feature.kind} with {size} dimension(s); the model "
                 f"was trained on {kind} with {scalar_tokenizer.num_dimensions}"
             )
+    if reader.manifest.actions_per_step != vocabulary.actions_per_step:
+        raise TokenwmError(
+            f"{reader.root} has {reader.manifest.actions_per_step} robot action(s) in a step, the "
+            f"model was trained on {vocabulary.actions_per_step}; prepare the data with the same "
+            "control_rate and action_aggregation"
+        )
 
 
 def _names(names: Sequence[str]) -> str:

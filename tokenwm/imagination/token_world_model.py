@@ -53,10 +53,13 @@ class TokenWorldModel(SteppedWorld):
         state = "no state"
         if vocabulary.state is not None:
             state = f"{vocabulary.state.num_dimensions} state dimension(s)"
+        actions = f"{vocabulary.action.num_dimensions} action dimension(s)"
+        if self.actions_per_step > 1:
+            actions += f" ({self.actions_per_step} actions in a step)"
         return (
             f"TokenWorldModel({num_parameters / 1e6:.1f}M parameters on {self.device}; "
             f"{', '.join(self.cameras)} at {height} x {width} in {vocabulary.tokens_per_frame} "
-            f"tokens; {vocabulary.action.num_dimensions} action dimension(s), {state}, "
+            f"tokens; {actions}, {state}, "
             f"{'rewards' if vocabulary.has_reward else 'no reward'}; {self.control_rate:g} Hz)"
         )
 

@@ -103,6 +103,7 @@ def make_vocabulary(
         state=state,
         has_reward="reward" in manifest.features,
         tokenizer_hash=tokenizer_hash,
+        actions_per_step=manifest.actions_per_step,
     )
 
 
@@ -227,11 +228,11 @@ def borrow_vocabulary(folder: Path | str, own: Vocabulary) -> Vocabulary:
         return values
 
     ours, theirs = meaning(own), meaning(other)
-    for name, value in ours.items():
-        if theirs[name] != value:
+    for name in {**ours, **theirs}:
+        if theirs.get(name) != ours.get(name):
             raise TokenwmError(
-                f"the vocabulary of {folder} does not fit: {name} is {theirs[name]} there and "
-                f"{value} here"
+                f"the vocabulary of {folder} does not fit: {name} is {theirs.get(name)} there and "
+                f"{ours.get(name)} here"
             )
     return other
 

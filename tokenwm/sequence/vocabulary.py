@@ -35,6 +35,7 @@ class Vocabulary:
         reward_range: Smallest and largest reward of the training data, set when a world model is
             made for them. None in token shards, which hold rewards as numbers, and in models that
             were trained before this was known.
+        actions_per_step: Actions of the robot that one action holds side by side.
     """
 
     codebook_size: int
@@ -46,6 +47,15 @@ class Vocabulary:
     has_reward: bool
     tokenizer_hash: str
     reward_range: tuple[float, float] | None = None
+    actions_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        count, size = self.actions_per_step, self.action.num_dimensions
+        if count < 1 or size % count:
+            raise TokenwmError(
+                f"actions_per_step is {count} for actions of {size} dimension(s); expected a "
+                "whole part of them"
+            )
 
     @property
     def tokens_per_frame(self) -> int:
@@ -71,6 +81,8 @@ class Vocabulary:
         }
         if self.reward_range is not None:
             values["reward_range"] = list(self.reward_range)
+        if self.actions_per_step > 1:
+            values["actions_per_step"] = self.actions_per_step
         return values
 
     @classmethod
@@ -92,6 +104,7 @@ class Vocabulary:
                 has_reward=bool(data["has_reward"]),
                 tokenizer_hash=str(data["tokenizer_hash"]),
                 reward_range=_range_of(data.get("reward_range")),
+                actions_per_step=int(data.get("actions_per_step", 1)),
             )
         except TokenwmError:
             raise

@@ -162,6 +162,7 @@ class Service:
                     "frame_shape": list(self.model.tokenizer.frame_shape),
                     "tokens_per_frame": vocabulary.tokens_per_frame,
                     "action_dimensions": vocabulary.action.num_dimensions,
+                    "actions_per_step": vocabulary.actions_per_step,
                     "state_dimensions": 0 if state is None else state.num_dimensions,
                     "has_reward": vocabulary.has_reward,
                     "control_rate": self.model.control_rate,

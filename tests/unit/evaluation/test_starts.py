@@ -141,6 +141,15 @@ def test_data_of_another_kind_are_refused(
         check_data_fits(model, ShardReader(tmp_path))
 
 
+def test_another_number_of_actions_in_a_step_is_refused(
+    squares: Path, model: TokenWorldModel
+) -> None:
+    reader = ShardReader(squares)
+    reader.manifest = replace(reader.manifest, extra={"actions_per_step": 2})
+    with pytest.raises(TokenwmError, match=r"has 2 robot action\(s\) in a step, .* trained on 1;"):
+        check_data_fits(model, reader)
+
+
 def test_tokens_or_missing_or_narrow_scalars_are_refused(
     squares: Path, model: TokenWorldModel
 ) -> None:

@@ -3,6 +3,7 @@ import logging
 import shutil
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,33 @@ def assert_same(left: Rollout, right: Rollout, row: int) -> None:
         torch.testing.assert_close(
             getattr(left, name)[0], getattr(right, name)[row], atol=1e-5, rtol=1e-5
         )
+
+
+def test_actions_of_the_robot_are_put_side_by_side_for_a_model_of_chunks(
+    recorded: Mapping[str, Any],
+) -> None:
+    model = make_model()
+    assert model.actions_per_step == 1 and "actions in a step" not in repr(model)
+    plain = model.imagine(start_of(model, recorded), future(recorded))
+    model.vocabulary = replace(model.vocabulary, actions_per_step=2)
+    assert model.actions_per_step == 2 and "2 action dimension(s) (2 actions in a" in repr(model)
+    robot = future(recorded).reshape(BATCH, 2 * HORIZON, 1)
+    chunks = model.stack_actions(robot)
+    np.testing.assert_array_equal(chunks, future(recorded))
+    np.testing.assert_array_equal(model.unstack_actions(chunks), robot)
+    for one in (torch.from_numpy(robot), torch.from_numpy(robot[0])):
+        assert torch.equal(model.unstack_actions(model.stack_actions(one)), one)
+    imagined = model.imagine(start_of(model, recorded), chunks)
+    assert torch.equal(imagined.frame_tokens, plain.frame_tokens)
+    with pytest.raises(TokenwmError, match="one step of the model holds 2 .* model.stack_actions"):
+        model.imagine(start_of(model, recorded), robot)
+    for wrong in (robot[:, :-1], chunks, robot[0, 0]):
+        with pytest.raises(
+            TokenwmError, match=r"expected \(..., H \* 2, 1\): 2 action\(s\)"
+        ):
+            model.stack_actions(wrong)
+    with pytest.raises(TokenwmError, match=r"expected \(..., H, 2\)"):
+        model.unstack_actions(robot)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -272,8 +272,19 @@ def test_bins_can_be_those_of_another_dataset(frame_shards: Path, token_shards: 
         borrow_vocabulary(token_shards, replace(own, tokenizer_hash="other"))
     with pytest.raises(TokenwmError, match="does not fit: action is .* there and"):
         borrow_vocabulary(token_shards, replace(own, action=replace(own.action, units="m")))
+    with pytest.raises(TokenwmError, match="actions_per_step is None there and 2 here"):
+        borrow_vocabulary(token_shards, replace(own, actions_per_step=2))
     with pytest.raises(TokenwmError, match="holds frames"):
         borrow_vocabulary(frame_shards, own)
+
+
+def test_a_vocabulary_says_how_many_actions_a_step_holds(frame_shards: Path) -> None:
+    plain = Manifest.load(frame_shards)
+    chunks = replace(plain, extra={"actions_per_step": 2})
+    options: Any = {"num_action_bins": 8, "num_state_bins": 8, "method": "uniform"}
+    for manifest, count in ((plain, 1), (chunks, 2)):
+        made = make_vocabulary(manifest, small_tokenizer(), "", use_state=True, **options)
+        assert made.actions_per_step == count
 
 
 def test_frames_carry_no_vocabulary(frame_shards: Path) -> None:

@@ -34,6 +34,17 @@ def test_the_range_of_rewards_is_kept_and_may_be_unknown() -> None:
             Vocabulary.from_dict(old | {"reward_range": damaged})
 
 
+def test_a_step_holds_one_action_or_a_whole_number_of_them() -> None:
+    chunks = replace(small_vocabulary(), actions_per_step=3)  # of one dimension each
+    read = Vocabulary.from_dict(json.loads(json.dumps(chunks.to_dict())))
+    assert read.actions_per_step == 3
+    assert Vocabulary.from_dict(small_vocabulary().to_dict()).actions_per_step == 1
+    assert "actions_per_step" not in small_vocabulary().to_dict()  # as in older files
+    for wrong in (2, 0, -3):
+        with pytest.raises(TokenwmError, match=f"actions_per_step is {wrong} for actions of 3"):
+            Vocabulary.from_dict(chunks.to_dict() | {"actions_per_step": wrong})
+
+
 def test_sizes_follow_from_cameras_and_grid() -> None:
     vocabulary = small_vocabulary("frame+state")
     assert vocabulary.tokens_per_frame == 2 * 2 * 2

@@ -193,6 +193,7 @@ def test_health_and_metrics(server: WorldModelServer, client: WorldModelClient) 
     assert health["running_seconds"] == health["queued_rows"] == 0
     assert health["model"]["frame_shape"] == [1, 32, 32, 3]
     assert health["model"]["action_dimensions"] == health["model"]["state_dimensions"] == 2
+    assert health["model"]["actions_per_step"] == 1
     assert health["model"]["has_reward"] is True
     assert health["limits"]["max_steps"] == 20
     client.imagine(**question(0))  # a counter is there from its first count on

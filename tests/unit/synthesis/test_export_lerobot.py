@@ -295,6 +295,32 @@ def test_odd_sizes(tmp_path: Path) -> None:
     assert np.abs(frames - expected).max() <= CODEC_ERROR
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_actions_side_by_side_stay_so_and_come_back(tmp_path: Path, discrete: bool) -> None:
+    written = [episode(i, 13, cameras=(), discrete=discrete) for i in range(2)]
+    write_lerobot(tmp_path / "source", written, version="v2.1")
+    options = {"splits": {"val": 0, "test": 0}, "control_rate": FPS / 3}
+    chunks = recipe(tmp_path / "source", action_aggregation="stack", **options)
+    first = prepare(chunks, tmp_path / "shards")
+    export_lerobot(tmp_path / "shards", tmp_path / "out")
+    again = prepare(recipe(tmp_path / "out", **options), tmp_path / "again")
+    assert again.features == first.features
+    assert first.features["action"].shape == (3 if discrete else 9,)
+    assert first.actions_per_step == again.actions_per_step == 3
+    readers = [ShardReader(tmp_path / name) for name in ("shards", "again")]
+    arrays = [reader.arrays(reader.keys()[0], ["action"])["action"] for reader in readers]
+    np.testing.assert_array_equal(*arrays)
+    expected = np.reshape(written[0].columns["action"][:12], (4, -1))
+    np.testing.assert_array_equal(arrays[0][:-1], expected)
+    info = json.loads((tmp_path / "out/meta/info.json").read_text())
+    assert info["fps"] == FPS / 3
+    for wrong in (2, 0, "3", [3]):  # what a stranger's folder may say
+        info["tokenwm"]["actions_per_step"] = wrong
+        (tmp_path / "out/meta/info.json").write_text(json.dumps(info))
+        source = recipe(tmp_path / "out", **options).open_source()
+        assert source.describe().actions_per_step == 1
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     write_frame_shards(tmp_path / "shards")
     (tmp_path / "full").mkdir()

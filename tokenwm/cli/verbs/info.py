@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.checkpoint import CONFIG, WEIGHTS, model_folder, read_provenance
+from tokenwm.checkpoint import CONFIG, VOCABULARY, WEIGHTS, model_folder, read_provenance
 from tokenwm.cli.console import console_of, give, printable, say
 from tokenwm.cli.describe import of_manifest
 from tokenwm.cli.options.models import info as parser
@@ -105,6 +105,8 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     if config.get("kind") != "world_model":
         frames = origin.get("data", "FRAMES")
         return {**found, "next": f"tokenwm tokenize {frames} --tokenizer {run} --out DIR"}
+    vocabulary = json.loads((path / VOCABULARY).read_text(encoding="utf-8"))
+    found["actions_per_step"] = vocabulary.get("actions_per_step", 1)
     return {**found, "next": f"tokenwm evaluate {run}"}
 
 

@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
 
 def print_plan(console: Console, planned: DryRun) -> None:
     """Show what would be made."""
-    table = Table(title=printable(f"{planned.name}: nothing was written"))
+    chunks = _chunks(planned.actions_per_step)
+    table = Table(title=printable(f"{planned.name}{chunks}: nothing was written"))
     table.add_column("split")
     for heading in ("episodes", "steps", "shards", "MB, about"):
         table.add_column(heading, justify="right")
@@ -71,6 +72,10 @@ def print_plan(console: Console, planned: DryRun) -> None:
         say(console, f"declared and found differ: {gap}")
 
 
+def _chunks(actions_per_step: int) -> str:
+    return f", {actions_per_step} actions a step" if actions_per_step > 1 else ""
+
+
 def holds_dataset(out: str) -> bool:
     """True if a folder or URL holds a finished dataset, of whatever kind."""
     return open_folder(out).size(MANIFEST_NAME) is not None
@@ -87,7 +92,8 @@ def print_verdict(console: Console, dataset: str) -> None:
 
 def print_summary(console: Console, manifest: Manifest) -> None:
     """Show how many episodes and steps there are, and what was left out and why."""
-    table = Table(title=printable(f"{manifest.name}, {manifest.control_rate:g} Hz"))
+    rate = f"{manifest.control_rate:g} Hz{_chunks(manifest.actions_per_step)}"
+    table = Table(title=printable(f"{manifest.name}, {rate}"))
     table.add_column("split")
     for heading in ("episodes", "steps", "minutes", "shards", "MB"):
         table.add_column(heading, justify="right")

@@ -225,6 +225,7 @@ def _meaning(manifest: Manifest, fields: Sequence[str]) -> dict[str, Any]:
     """What must agree, by name."""
     meaning: dict[str, Any] = {"kind": manifest.kind, "control_rate": manifest.control_rate}
     meaning["cameras"] = list(manifest.cameras)
+    meaning["actions_per_step"] = manifest.actions_per_step
     for name, feature in manifest.features.items():
         if name in fields or (name.startswith("frames.") and "frames" in fields):
             for key in ("kind", "shape", "dtype", "units", "names", "num_values"):

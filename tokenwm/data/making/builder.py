@@ -16,7 +16,15 @@ from tokenwm.data.readers.base import Gap, Source, SourceDescription, load_each
 from tokenwm.data.readers.one_episode import writable
 from tokenwm.data.recipes.first_look import Layout, arrays_of, layout_mismatch, layout_of
 from tokenwm.data.recipes.recipe import Recipe
-from tokenwm.data.shards.manifest import GAPS, EpisodeInfo, Excluded, Feature, Manifest, ShardInfo
+from tokenwm.data.shards.manifest import (
+    ACTIONS_PER_STEP,
+    GAPS,
+    EpisodeInfo,
+    Excluded,
+    Feature,
+    Manifest,
+    ShardInfo,
+)
 from tokenwm.data.shards.tar import ShardFile
 from tokenwm.data.shards.tasks import Extra, Record
 from tokenwm.data.storage.folder import Folder, write_bytes
@@ -143,6 +151,7 @@ class DatasetMerger:
                 "count": mean_frame.count,
                 "mean_frame": _write_mean_frame(folder, camera, mean_frame.result()),
             }
+        num_stacked = self.description.actions_per_step
         means = {name: float(np.mean(values)) for name, values in self._metadata.items()}
         return Manifest(
             kind="frames",
@@ -157,6 +166,7 @@ class DatasetMerger:
             extra={
                 "train_metadata_mean": means,
                 GAPS: [asdict(replace(gap, text=writable(gap.text))) for gap in gaps],
+                **({ACTIONS_PER_STEP: num_stacked} if num_stacked > 1 else {}),
             },
         )
 

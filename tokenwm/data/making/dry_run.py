@@ -32,6 +32,7 @@ class DryRun:
 
     Attributes:
         name: Of the dataset.
+        actions_per_step: Actions of the source that one step would hold.
         splits: Split → what it would hold.
         excluded: Key of an episode that was looked at → why it would be left out.
         gaps: What the source declares and does not hold.
@@ -41,6 +42,7 @@ class DryRun:
     """
 
     name: str
+    actions_per_step: int
     splits: dict[str, SplitPlan]
     excluded: dict[str, str]
     gaps: tuple[str, ...]
@@ -84,6 +86,7 @@ def dry_run(recipe: Recipe, num_workers: int = 0) -> DryRun:
     workers = max(1, min(num_workers, len(plan.shards)))
     return DryRun(
         name=recipe.name,
+        actions_per_step=source.describe().actions_per_step,
         splits=splits,
         excluded={**excluded, **look.problems},
         gaps=tuple(gap.text for gap in source.gaps()),

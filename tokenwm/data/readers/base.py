@@ -85,6 +85,7 @@ class SourceDescription:
         state_units: Units of the state in words, or empty.
         action_units: Units of the action in words, or empty.
         num_actions: Number of discrete actions; None if continuous or unknown.
+        actions_per_step: The source's actions that an action of the dataset holds side by side.
         licence: Licence that the data states; empty if none.
     """
 
@@ -93,6 +94,7 @@ class SourceDescription:
     state_units: str = ""
     action_units: str = ""
     num_actions: int | None = None
+    actions_per_step: int = 1
     licence: str = ""
 
 

@@ -2,10 +2,12 @@
 
 With factor ``f`` the kept steps are the source's rows ``0, f, 2f, …``. What happens between two
 kept observations belongs to the first of them: rows ``[t·f, (t+1)·f)`` give the action (aggregated
-as the recipe says), the reward (summed) and the termination (any) of kept step ``t``.
+as the recipe says), the reward (summed) and the termination (any) of kept step ``t``. ``stack``
+keeps all ``f`` actions, in order and side by side: an action chunk.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,10 +16,14 @@ from numpy.typing import NDArray
 
 from tokenwm.errors import RecipeError
 
-Aggregation = Literal["last", "first", "mean", "sum"]
+Aggregation = Literal["last", "first", "mean", "sum", "stack"]
+
+_KNOWN = ", ".join(get_args(Aggregation))
 
 MOST_ROWS = 10_000
 """Rows of a source that can make one step."""
+MOST_STACKED = 4096
+"""Numbers that one action can hold: as many as a reader takes in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,23 @@ def downsampling_factor(source_rate: float, control_rate: float) -> int:
     return factor
 
 
+def actions_per_step(factor: int, aggregation: Aggregation) -> int:
+    """Number of the source's actions that an action of the result holds."""
+    return factor if aggregation == "stack" else 1
+
+
+def stacked_names(names: Sequence[str], num_actions: int) -> tuple[str, ...]:
+    """Names of the dimensions of so many actions side by side: ``x@0, y@0, x@1, …``.
+
+    Args:
+        names: Of one action; may be empty.
+        num_actions: Actions side by side; the names of one stay as they are.
+    """
+    if num_actions == 1:
+        return tuple(names)
+    return tuple(f"{name}@{index}" for index in range(num_actions) for name in names)
+
+
 def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signals:
     """Keep every ``factor``-th step; the last kept step gets no action, reward or termination.
 
@@ -76,30 +99,37 @@ def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signa
         ``ceil(T / factor)`` steps.
 
     Raises:
-        RecipeError: ``mean`` or ``sum`` of discrete actions.
+        RecipeError: ``mean`` or ``sum`` of discrete actions, or ``stack`` makes one too large.
     """
-    action = signals.action
+    action, (_, size) = signals.action, signals.action.shape
     discrete = np.issubdtype(action.dtype, np.integer)
     if aggregation not in get_args(Aggregation):
-        raise RecipeError(f"action_aggregation {aggregation!r} is not last, first, mean or sum")
+        raise RecipeError(f"action_aggregation {aggregation!r} is none of {_KNOWN}")
     if discrete and factor > 1 and aggregation in ("mean", "sum"):
         raise RecipeError(
             f"action_aggregation: {aggregation} makes no sense for discrete actions; "
-            "use last or first"
+            "use last, first or stack"
+        )
+    if aggregation == "stack" and factor * size > MOST_STACKED:
+        raise RecipeError(
+            f"action_aggregation: stack makes actions of {factor:,} × {size:,} numbers, at most "
+            f"{MOST_STACKED:,} are allowed; set a higher control_rate, or another aggregation"
         )
     num_steps = math.ceil(len(action) / factor)
     # All rows that belong to a kept step which another kept step follows.
     used = (num_steps - 1) * factor
-    grouped = action[:used].reshape(num_steps - 1, factor, action.shape[1])
+    grouped = action[:used].reshape(num_steps - 1, factor, size)
     if aggregation == "last":
         kept = grouped[:, -1]
     elif aggregation == "first":
         kept = grouped[:, 0]
     elif aggregation == "mean":
         kept = grouped.mean(axis=1, dtype=np.float64)
+    elif aggregation == "stack":
+        kept = grouped.reshape(num_steps - 1, factor * size)
     else:
         kept = grouped.sum(axis=1, dtype=np.float64)
-    new_action = np.zeros((num_steps, action.shape[1]), dtype=action.dtype)
+    new_action = np.zeros((num_steps, kept.shape[1]), dtype=action.dtype)
     new_action[:-1] = kept
     terminated = np.zeros(num_steps, dtype=np.bool_)
     terminated[:-1] = signals.terminated[:used].reshape(-1, factor).any(axis=1)

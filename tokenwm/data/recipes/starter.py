@@ -57,7 +57,7 @@ def starter_recipe(found: Survey) -> str:
         '  state_units: ""                 # for example rad; stored with the data',
         '  action_units: ""',
         f"control_rate: {found.control_rate:.12g}                  # Hz; {why}",
-        "action_aggregation: last          # last for targets, sum for differences",
+        "action_aggregation: last          # last for targets, sum for differences, stack for all",
         f"image_size: {_yaml(list(IMAGE_SIZE))}              # height, width",
         _splits(found),
         f"licence: {_yaml(found.licence or 'unknown')}",

@@ -8,6 +8,7 @@ last line is the SHA-256 of all the bytes before it, so a damaged manifest is ne
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ none of the files beside the shards, and did not mark synthetic episodes.
 
 GAPS = "source_gaps"
 """Key in ``extra`` of what the source declares and does not hold: its gaps as plain values."""
+ACTIONS_PER_STEP = "actions_per_step"
+"""Key in ``extra`` of how many actions of the robot one step holds, where it is more than one."""
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "val", "test")
 ALLOWED_DTYPES = ("bool", "uint8", "uint16", "int32", "int64", "float32")
@@ -160,6 +163,11 @@ class Manifest:
         prefix = "frames."
         names = [name.removeprefix(prefix) for name in self.features if name.startswith(prefix)]
         return tuple(names) or tuple(self.extra.get("cameras", ()))
+
+    @property
+    def actions_per_step(self) -> int:
+        """Actions of the robot that the ``action`` of one step holds side by side."""
+        return int(self.extra.get(ACTIONS_PER_STEP, 1))
 
     def num_steps(self, split: str) -> int:
         """Steps of all episodes of one split."""
@@ -298,6 +306,11 @@ def _check_consistency(manifest: Manifest, where: str) -> None:
         require(all(n > 0 for n in feature.shape), f"feature {name} has shape {feature.shape}")
         num_values = feature.num_values
         require(num_values is None or num_values > 0, f"feature {name} has {num_values} values")
+    action = manifest.features.get("action")
+    size = math.prod(action.shape) if action else 1
+    count = manifest.extra.get(ACTIONS_PER_STEP, 1)
+    fits = type(count) is int and count > 0 and size % count == 0
+    require(fits, f"{ACTIONS_PER_STEP} is {count!r} for an action of {size} dimensions")
     totals: dict[str, list[int]] = {}
     for shard in manifest.shards:
         # Only plain names: a path with folders in it could point outside the dataset.

@@ -60,6 +60,7 @@ def provenance(manifest: Manifest) -> dict[str, Any]:
         "tool": f"tokenwm {tokenwm.__version__}",
         "dataset": manifest.name,
         "provenance": manifest.provenance,
+        "actions_per_step": manifest.actions_per_step,
         "units": {name: f.units for name, f in manifest.features.items() if f.units},
         "last_action": "repeats the one before it",
     }

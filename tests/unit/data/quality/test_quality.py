@@ -16,7 +16,13 @@ from tokenwm.data.quality.checks import (
 )
 from tokenwm.data.quality.measures import measure_recording
 from tokenwm.data.quality_report.rules import RULES
-from tokenwm.data.readers.downsample import Signals, downsample, downsampling_factor
+from tokenwm.data.readers.downsample import (
+    Signals,
+    actions_per_step,
+    downsample,
+    downsampling_factor,
+    stacked_names,
+)
 from tokenwm.errors import EpisodeError, RecipeError
 
 DOCS = Path(__file__).parents[4] / "docs" / "quality.md"
@@ -278,6 +284,29 @@ def test_downsampling_gives_a_step_all_that_happened_until_the_next(
     np.testing.assert_array_equal(kept.terminated, [False, True, False, False])
 
 
+@pytest.mark.parametrize("num_rows", [10, 11, 12])
+def test_stacked_actions_are_all_those_until_the_next_step(num_rows: int) -> None:
+    kept = downsample(signals(num_rows), 3, "stack")
+    expected = [[0, 0, 1, -1, 2, -2], [3, -3, 4, -4, 5, -5], [6, -6, 7, -7, 8, -8], [0] * 6]
+    np.testing.assert_array_equal(kept.action, expected)
+    assert kept.action.dtype == np.float32
+    assert kept.state is not None and kept.reward is not None
+    np.testing.assert_array_equal(kept.state[:, 0], [0, 30, 60, 90])
+    np.testing.assert_array_equal(kept.reward, [3, 3, 3, 0])
+    np.testing.assert_array_equal(kept.terminated, [False, True, False, False])
+
+
+def test_stacked_actions_are_named_and_counted() -> None:
+    assert stacked_names(("x", "y"), 2) == ("x@0", "y@0", "x@1", "y@1")
+    assert stacked_names(("x", "y"), 1) == ("x", "y")
+    assert stacked_names((), 5) == ()
+    assert (actions_per_step(5, "stack"), actions_per_step(5, "last")) == (5, 1)
+    with pytest.raises(RecipeError, match="actions of 2,049 × 2 numbers, at most 4,096 are"):
+        downsample(signals(10), 2049, "stack")
+    with pytest.raises(RecipeError, match="'middle' is none of last, first, mean, sum, stack"):
+        downsample(signals(10), 2, "middle")  # type: ignore[arg-type]
+
+
 def test_factor_one_only_drops_the_last_action() -> None:
     kept = downsample(signals(5), 1, "sum")
     np.testing.assert_array_equal(kept.action[:, 0], [0, 1, 2, 3, 0])
@@ -289,6 +318,9 @@ def test_discrete_actions_are_never_averaged() -> None:
         action=np.arange(6)[:, None], state=None, reward=None, terminated=np.zeros(6, np.bool_)
     )
     assert downsample(discrete, 2, "last").action.dtype == np.int64
+    stacked = downsample(discrete, 2, "stack").action
+    assert stacked.dtype == np.int64
+    assert stacked.tolist() == [[0, 1], [2, 3], [0, 0]]
     with pytest.raises(RecipeError, match="mean makes no sense for discrete actions"):
         downsample(discrete, 2, "mean")
 

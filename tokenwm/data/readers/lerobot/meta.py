@@ -65,6 +65,7 @@ class LeRobotMeta:
         tasks: Task index → the task in words.
         gaps: What ``meta/`` declares and does not list, and what of it cannot be read.
         splits: Split (``train``, ``val`` or ``test``) → its episodes, where some are held out.
+        actions_per_step: Actions of the robot that a row holds, as our own export says it.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class LeRobotMeta:
     tasks: Mapping[int, str]
     gaps: Sequence[Gap] = ()
     splits: Mapping[str, range] = field(default_factory=dict)
+    actions_per_step: int = 1
 
     def split(self, index: int) -> str:
         """The split that an episode is recorded for; empty if none is."""
@@ -148,6 +150,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             tasks=tasks,
             gaps=gaps,
             splits=splits,
+            actions_per_step=_actions_per_step(info),
         )
     except KeyError as error:
         raise SourceError(f"{path}: key {error} is missing; {LAYOUT}") from error
@@ -192,6 +195,12 @@ def _splits(path: Path, declared: Any) -> tuple[dict[str, range], list[Gap]]:
             return {}, [Gap(text=f"{path}: splits overlap, {declared}; they are not used")]
         ranges[SPLIT_NAMES[name]] = indices
     return (ranges, []) if ranges.keys() - {"train"} else ({}, [])
+
+
+def _actions_per_step(info: Mapping[str, Any]) -> int:
+    ours = info.get("tokenwm")
+    count = ours.get("actions_per_step") if isinstance(ours, Mapping) else 1
+    return count if type(count) is int and count > 0 else 1
 
 
 def _feature(about: Any) -> Mapping[str, Any]:

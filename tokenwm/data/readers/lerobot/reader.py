@@ -6,6 +6,7 @@ action of the last row leads nowhere that was recorded and is dropped.
 
 import contextlib
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,13 @@ import numpy as np
 import pyarrow
 
 from tokenwm.data.quality import checks
-from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
+from tokenwm.data.readers.base import (
+    EpisodeFormat,
+    EpisodeRef,
+    Gap,
+    Recognised,
+    SourceDescription,
+)
 from tokenwm.data.readers.columns.columns import Column, RecordedConfig, names_of
 from tokenwm.data.readers.lerobot.clips import LeRobotClips
 from tokenwm.data.readers.lerobot.episodes import LAYOUT, EpisodeRow, Part
@@ -250,6 +257,14 @@ class LeRobotSource(RecordedSource):
             raise EpisodeError(f"{where}: meta/episodes names no video of {feature} for it")
         only = sum(about.get("dtype") == "video" for about in self.meta.features.values()) == 1
         return self._files.find(self.meta.video_path, part, video_key=feature, only=only)
+
+    def describe(self) -> SourceDescription:
+        """Names and units, and how many actions our own export put side by side."""
+        about, count = super().describe(), self.meta.actions_per_step
+        is_whole = names_of(self.config.action) == ("action",)
+        if not is_whole or math.prod(self.columns["action"].shape) % count:
+            return about
+        return replace(about, actions_per_step=about.actions_per_step * count)
 
     def provenance(self) -> dict[str, Any]:
         """The path as the recipe gives it, and a SHA-256 over the files in ``meta/``."""

@@ -31,7 +31,13 @@ from tokenwm.data.readers.columns.columns import (
     names_of,
     resolve,
 )
-from tokenwm.data.readers.downsample import Signals, downsample, downsampling_factor
+from tokenwm.data.readers.downsample import (
+    Signals,
+    actions_per_step,
+    downsample,
+    downsampling_factor,
+    stacked_names,
+)
 from tokenwm.data.readers.licence import stated_licence
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
 from tokenwm.data.readers.pictures.frames import Frames, VideoFrames
@@ -72,6 +78,7 @@ class Recording:
         timestamps: ``(N,)`` seconds, or None where the format records no time.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, for example ``success``.
+        num_padded: Rows at the end that were added to make a step whole; they are not measured.
     """
 
     num_rows: int
@@ -83,6 +90,7 @@ class Recording:
     timestamps: NDArray[np.floating[Any]] | None = None
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    num_padded: int = 0
 
     def first(self, num_rows: int) -> "Recording":
         """This recording without the observations from ``num_rows`` on; its metadata says so."""
@@ -220,7 +228,7 @@ class RecordedSource(ABC):
         if found.kind == "discrete" and aggregation in ("mean", "sum") and self.num_phases > 1:
             raise RecipeError(
                 f"action_aggregation: {aggregation} makes no sense for discrete actions "
-                f"({found.why}); use last or first, or {REMEDY}"
+                f"({found.why}); use last, first or stack, or {REMEDY}"
             )
         return found
 
@@ -321,13 +329,16 @@ class RecordedSource(ABC):
 
     def describe(self) -> SourceDescription:
         """Names of the dimensions and the licence from the source, units from the recipe."""
+        num_stacked = actions_per_step(self.num_phases, self.format.action_aggregation)
+        action_names = dimension_names(self.columns, names_of(self.config.action))
         return SourceDescription(
             state_names=dimension_names(self.columns, names_of(self.config.state)),
-            action_names=dimension_names(self.columns, names_of(self.config.action)),
+            action_names=stacked_names(action_names, num_stacked),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
             licence=self.licence(),
             num_actions=self.config.num_actions,
+            actions_per_step=num_stacked,
         )
 
 
@@ -446,11 +457,12 @@ def _to_episode(
         task=writable(ref.task or recording.task),
         metadata={**metadata, **recording.metadata},
     )
+    real = recording.first(recording.num_rows - recording.num_padded).without_last_action()
     measured = measure_recording(
         rate=rate,
-        action=recording.action,
-        state=recording.state,
-        timestamps=recording.timestamps,
+        action=real.action,
+        state=real.state,
+        timestamps=real.timestamps,
         frames=episode.frames,
         frame_rate=episode_format.control_rate,
         source_repeated={camera: frames.repeated for camera, frames in read.items()},

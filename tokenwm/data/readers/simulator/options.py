@@ -47,6 +47,8 @@ class SimulatorOptions:
         variation: Some episodes with another policy and start, or null.
         num_episodes: Episodes to record.
         max_steps: Most environment steps of an episode; it has one more observation.
+        rate: Environment steps per second, Hz: several of them make one step where that is more
+            than the recipe's control rate. Null: one environment step is one step.
         num_envs: Simulators that run at once where episodes are loaded one after the other, each in
             a process of its own; changes no episode. The policy must not read the simulator.
         seed: Changes every episode.
@@ -65,6 +67,7 @@ class SimulatorOptions:
     variation: Variation | None = None
     num_episodes: int = 100
     max_steps: int = 100
+    rate: float | None = None
     num_envs: int = 1
     seed: int = 0
     state_units: str = ""
@@ -76,6 +79,8 @@ class SimulatorOptions:
         for name in ("num_episodes", "max_steps", "num_envs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.rate is not None and not self.rate > 0:
+            raise RecipeError(f"rate is {self.rate}; expected Hz > 0, or null")
         if self.seed < 0:
             raise RecipeError(f"seed is {self.seed}; expected at least 0")
         if not self.cameras and self.state is None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from tokenwm.data.episode import Episode
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, SourceDescription
+from tokenwm.data.readers.downsample import actions_per_step, downsampling_factor
 from tokenwm.data.readers.simulator.environments import (
     RENDER,
     check_action_space,
@@ -26,7 +27,7 @@ from tokenwm.data.readers.simulator.environments import (
 )
 from tokenwm.data.readers.simulator.options import SimulatorOptions
 from tokenwm.data.readers.simulator.recorder import EpisodeRecorder, record, record_together
-from tokenwm.errors import EpisodeError
+from tokenwm.errors import EpisodeError, RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -52,34 +53,50 @@ class GymnasiumConfig(SimulatorOptions):
 
         Raises:
             SourceError: The environment's package is not installed.
-            RecipeError: There is no such environment, or it does not give what the recipe names.
+            RecipeError: There is no such environment, it does not give what the recipe names, or
+                the control rate does not divide its rate.
         """
         return GymnasiumSource(self, episode_format)
 
 
 class GymnasiumSource:
-    """Episodes recorded when they are loaded; see :class:`~tokenwm.data.readers.base.Source`."""
+    """Episodes recorded when they are loaded; see :class:`~tokenwm.data.readers.base.Source`.
 
-    num_phases = 1
+    The phases of an episode are one recording: the last one is kept for them.
+    """
 
     def __init__(self, config: GymnasiumConfig, episode_format: EpisodeFormat) -> None:
         self.config = config
-        self.num_together = config.num_envs
         self.format = episode_format
+        if config.rate is None and episode_format.action_aggregation == "stack":
+            raise RecipeError(
+                "action_aggregation: stack, but each environment step is a step of the dataset; "
+                "set source.rate to the environment's steps per second"
+            )
+        rate = episode_format.control_rate if config.rate is None else config.rate
+        self.num_phases = downsampling_factor(rate, episode_format.control_rate)
+        self.num_together = config.num_envs * (self.num_phases if config.num_envs > 1 else 1)
+        self._kept: dict[int, EpisodeRecorder] = {}
         env = _make(config)
         try:
             check_action_space(env.action_space)
-            rate = (env.metadata or {}).get("render_fps")
+            says = (env.metadata or {}).get("render_fps")
         finally:
             env.close()
-        if rate and float(rate) != episode_format.control_rate:
+        if says and float(says) != rate:
             logger.warning(
-                "%s says it runs at %g Hz, the recipe says control_rate %g Hz; one environment "
-                "step is one step of the dataset either way",
+                "%s says it runs at %g Hz, the recipe says %s %g Hz; %s",
                 config.env_id,
-                float(rate),
-                episode_format.control_rate,
+                float(says),
+                "control_rate" if config.rate is None else "source.rate",
+                rate,
+                "one environment step is one step of the dataset unless source.rate is set"
+                if config.rate is None
+                else "that is what counts",
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
 
     def episodes(self) -> Sequence[EpisodeRef]:
         """One reference for each episode to record."""
@@ -98,13 +115,7 @@ class GymnasiumSource:
         Raises:
             EpisodeError: A quality rule is broken.
         """
-        recorder = EpisodeRecorder(self.config, self.format, ref)
-        env = _make(self.config)
-        try:
-            record(self.config, recorder, env)
-        finally:
-            env.close()
-        return recorder.finish()
+        return self._recorded([ref])[ref.index].finish(ref, self.num_phases)
 
     def load_together(self, refs: Sequence[EpisodeRef]) -> list[Episode | EpisodeError]:
         """Record several episodes at once.
@@ -112,15 +123,34 @@ class GymnasiumSource:
         Returns:
             For each what :meth:`load` gives, to the byte, or raises.
         """
-        recorders = [EpisodeRecorder(self.config, self.format, ref) for ref in refs]
-        record_together(self.config, recorders, partial(_make, self.config))
+        recorders = self._recorded(refs)
         results: list[Episode | EpisodeError] = []
-        for recorder in recorders:
+        for ref in refs:
             try:
-                results.append(recorder.finish())
+                results.append(recorders[ref.index].finish(ref, self.num_phases))
             except EpisodeError as error:
                 results.append(error)
         return results
+
+    def _recorded(self, refs: Sequence[EpisodeRef]) -> dict[int, EpisodeRecorder]:
+        """Recordings by number of the episode, as many at once as there are simulators."""
+        wanted = dict.fromkeys(ref.index for ref in refs)
+        found = {index: self._kept[index] for index in wanted if index in self._kept}
+        missing = [index for index in wanted if index not in found]
+        for start in range(0, len(missing), self.config.num_envs):
+            group = missing[start : start + self.config.num_envs]
+            recorders = [EpisodeRecorder(self.config, self.format, index) for index in group]
+            if len(recorders) > 1:
+                record_together(self.config, recorders, partial(_make, self.config))
+            else:
+                env = _make(self.config)
+                try:
+                    record(self.config, recorders[0], env)
+                finally:
+                    env.close()
+            found |= dict(zip(group, recorders, strict=True))
+        self._kept = found if self.num_phases > 1 else {}
+        return found
 
     def describe(self) -> SourceDescription:
         """Number of discrete actions, and units from the recipe."""
@@ -133,6 +163,7 @@ class GymnasiumSource:
             state_units=self.config.state_units,
             action_units=self.config.action_units,
             num_actions=num_actions,
+            actions_per_step=actions_per_step(self.num_phases, self.format.action_aggregation),
         )
 
     def provenance(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Recording of one episode of a simulator, or of several at once."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Episode, Scalar
-from tokenwm.data.quality import checks
-from tokenwm.data.quality.measures import measure_recording
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef
+from tokenwm.data.readers.pictures.frames import ArrayFrames
 from tokenwm.data.readers.pictures.video import FrameResizer
-from tokenwm.data.readers.simulator.environments import RENDER, as_rgb, encode_action, pick
+from tokenwm.data.readers.recorded.recording import Recording, to_episode
+from tokenwm.data.readers.simulator.environments import (
+    RENDER,
+    as_rgb,
+    encode_action,
+    num_actions_of,
+    pick,
+)
 from tokenwm.data.readers.simulator.options import SimulatorOptions
 from tokenwm.data.readers.simulator.scripts import get_policy, get_start
 from tokenwm.errors import RecipeError
@@ -25,7 +31,12 @@ CONTACTS, SUCCESS = "n_contacts", "is_success"
 
 
 class EpisodeRecorder:
-    """The arrays of one episode while it is recorded.
+    """The arrays of one episode while it is recorded, a row for each step of the environment.
+
+    Args:
+        config: What to record.
+        episode_format: What the episode is to be.
+        index: Number of the episode.
 
     Attributes:
         policy: What acts.
@@ -35,14 +46,11 @@ class EpisodeRecorder:
         done: Whether the episode is over.
     """
 
-    def __init__(
-        self, config: SimulatorOptions, episode_format: EpisodeFormat, ref: EpisodeRef
-    ) -> None:
+    def __init__(self, config: SimulatorOptions, episode_format: EpisodeFormat, index: int) -> None:
         self.config = config
         self.format = episode_format
-        self.ref = ref
-        script = config.script_of(ref.index)
-        seeds = np.random.SeedSequence([config.seed, ref.index]).generate_state(3)
+        script = config.script_of(index)
+        seeds = np.random.SeedSequence([config.seed, index]).generate_state(3)
         self.policy = get_policy(script.policy)
         self.env_seed = int(seeds[0]) % 2**31
         self.policy_rng = np.random.default_rng(seeds[1])
@@ -61,6 +69,7 @@ class EpisodeRecorder:
         self.reward: list[float] = []
         self.had_contact: list[bool] = []
         self.success: bool | None = None
+        self.num_actions: int | None = None
 
     def observe(self, observation: Any, picture: Any) -> None:
         """Add an observation; ``picture`` is what ``render`` gives, if a camera asks for it."""
@@ -75,6 +84,7 @@ class EpisodeRecorder:
     def add(self, space: Any, action: Any, result: tuple[Any, ...], picture: Any) -> None:
         """Add an action of a space and what ``step`` returned for it."""
         observation, reward, terminated, truncated, info = result
+        self.num_actions = num_actions_of(space)
         self.action.append(encode_action(space, action))
         self.reward.append(float(reward))
         self.observe(observation, picture)
@@ -84,59 +94,62 @@ class EpisodeRecorder:
         self.terminated = bool(terminated)
         self.done = self.terminated or bool(truncated) or len(self.action) == self.config.max_steps
 
-    def finish(self) -> Episode:
-        """The episode.
+    def finish(self, ref: EpisodeRef, factor: int) -> Episode:
+        """The episode, or another phase of it.
+
+        Args:
+            ref: Its name, and the row at which downsampling begins.
+            factor: Environment steps that make one step.
 
         Raises:
             EpisodeError: A quality rule is broken.
         """
         metadata: dict[str, Scalar] = {
             "seed": self.config.seed,
-            "source_index": self.ref.index,
             "return": float(sum(self.reward)),
         }
         if self.had_contact:
             metadata["contact_fraction"] = float(np.mean(self.had_contact))
         if self.success is not None:
             metadata["success"] = self.success
-        episode = self._episode(self.terminated, metadata)
-        limits = self.format.quality
-        checks.check_signals(
-            self.ref.key,
-            limits,
-            action=episode.action[:-1],
-            state=episode.state,
-            reward=episode.reward,
-        )
-        measured = measure_recording(
-            rate=self.format.control_rate,
-            action=episode.action[:-1],
-            state=episode.state,
-            timestamps=None,
-            frames=episode.frames,
-            frame_rate=self.format.control_rate,
-        )
-        episode = dataclasses.replace(episode, measured=measured)
+        recording = self._recording(ref.phase, factor, metadata)
         # A simulator drops no frames and has no faulty encoders: what looks so is so.
-        limits = dataclasses.replace(limits, max_frozen_seconds=None, max_spike=None)
-        checks.check_episode(limits, episode)
-        return episode
+        limits = replace(self.format.quality, max_frozen_seconds=None, max_spike=None)
+        wanted = replace(self.format, quality=limits)
+        return to_episode(recording, ref, wanted, factor * wanted.control_rate, self.num_actions)
 
-    def _episode(self, terminated: bool, metadata: dict[str, Scalar]) -> Episode:
-        num_steps = len(self.action) + 1
-        flags = np.zeros((2, num_steps), dtype=np.bool_)
-        flags[0 if terminated else 1, -2] = True
-        return Episode(
-            key=self.ref.key,
-            frames={camera: np.stack(frames) for camera, frames in self.frames.items()},
-            state=np.stack(self.state) if self.state else None,
-            action=np.stack([*self.action, np.zeros_like(self.action[0])]),
-            reward=np.array([*self.reward, 0.0], dtype=np.float32),
-            terminated=flags[0],
-            truncated=flags[1],
-            control_rate=self.format.control_rate,
-            task=self.ref.task,
+    def _recording(self, phase: int, factor: int, metadata: Mapping[str, Scalar]) -> Recording:
+        """All rows; of an end within a step, as many more as make the step whole.
+
+        Nothing happens in these: the last observation stays, and so does the last action, of which
+        a sum gets none.
+        """
+        num_actions = len(self.action)
+        num_missing = (phase - num_actions) % factor if self.terminated else 0
+        num_rows = num_actions + 1 + num_missing
+
+        def lengthened(rows: Sequence[Any], length: int) -> NDArray[Any]:
+            return np.stack([*rows, *rows[-1:] * (length - len(rows))])
+
+        action = lengthened(self.action, num_rows - 1)
+        if self.format.action_aggregation == "sum":
+            action[num_actions:] = 0
+        terminated = np.zeros(num_rows - 1, dtype=np.bool_)
+        terminated[num_actions - 1] = True
+        reward = np.zeros(num_rows - 1, dtype=np.float32)
+        reward[:num_actions] = self.reward
+        return Recording(
+            num_rows=num_rows,
+            action=action,
+            frames={
+                camera: ArrayFrames(images=lengthened(frames, num_rows), name="pictures")
+                for camera, frames in self.frames.items()
+            },
+            state=lengthened(self.state, num_rows) if self.state else None,
+            reward=reward,
+            terminated=terminated if self.terminated else None,
             metadata=metadata,
+            num_padded=num_missing,
         )
 
 
