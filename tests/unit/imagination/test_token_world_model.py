@@ -85,9 +85,7 @@ def test_actions_of_the_robot_are_put_side_by_side_for_a_model_of_chunks(
     with pytest.raises(TokenwmError, match="one step of the model holds 2 .* model.stack_actions"):
         model.imagine(start_of(model, recorded), robot)
     for wrong in (robot[:, :-1], chunks, robot[0, 0]):
-        with pytest.raises(
-            TokenwmError, match=r"expected \(..., H \* 2, 1\): 2 action\(s\)"
-        ):
+        with pytest.raises(TokenwmError, match=r"expected \(..., H \* 2, 1\): 2 action\(s\)"):
             model.stack_actions(wrong)
     with pytest.raises(TokenwmError, match=r"expected \(..., H, 2\)"):
         model.unstack_actions(robot)

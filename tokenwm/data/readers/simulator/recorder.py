@@ -128,7 +128,7 @@ class EpisodeRecorder:
         num_missing = (phase - num_actions) % factor if self.terminated else 0
         num_rows = num_actions + 1 + num_missing
 
-        def lengthened(rows: Sequence[Any], length: int) -> NDArray[Any]:
+        def lengthened(rows: list[Any], length: int) -> NDArray[Any]:
             return np.stack([*rows, *rows[-1:] * (length - len(rows))])
 
         action = lengthened(self.action, num_rows - 1)
