@@ -54,7 +54,7 @@ class RowLimits:
         Args:
             kind: What else the memory depends on: a limit holds for work of the same kind.
             what: Name of the rows, for the log.
-            num_rows: How many there are.
+            num_rows: Number of rows.
             compute: Computes some of them.
             free_memory: Called when memory runs out; True if it freed some, so that trying again
                 as many rows makes sense.
@@ -154,7 +154,7 @@ def _attempt(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: a GPU's, torch's on a CPU, or that of a library below.
+    """True if an error says that memory ran out: a GPU's, or the CPU's in torch or oneDNN.
 
     oneDNN's message can have other causes; then a single row fails too, and the error is raised.
     """

@@ -39,7 +39,7 @@ class Metrics:
         self._histograms: dict[str, dict[str, list[float]]] = {}
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Count."""
+        """Increase a counter."""
         with self._lock:
             self._counters[name][_label(labels)] += amount
 

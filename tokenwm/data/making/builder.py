@@ -30,8 +30,8 @@ class FrameShardMaker:
     """Loads the episodes of a shard; a picklable, pure function of the task.
 
     Attributes:
-        source: Where they come from.
-        layout: What every episode must have.
+        source: The source of the episodes.
+        layout: The fields that every episode must have.
         strict: Whether a bad episode stops the run.
     """
 
@@ -116,8 +116,8 @@ class DatasetMerger:
 
         Args:
             folder: The dataset.
-            provenance: Where the data comes from.
-            gaps: What the source declares and does not hold.
+            provenance: Origin of the data.
+            gaps: Parts that the source declares but does not hold.
 
         Raises:
             SourceError: A split has lost all its episodes.

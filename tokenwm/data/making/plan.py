@@ -56,7 +56,7 @@ class Plan:
         refs: All episodes in the order of the source, other phases behind their own.
         split_of: Key → split.
         shards: The shards of all splits.
-        layout: What every episode must have.
+        layout: The fields that every episode must have.
     """
 
     refs: tuple[EpisodeRef, ...]
@@ -73,8 +73,8 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     """Divide the episodes of a source into splits, and each split into shards.
 
     Args:
-        recipe: What to make.
-        source: Where the episodes come from.
+        recipe: The recipe of the dataset.
+        source: The source of the episodes.
         look: Tells what episodes have, and which can be used.
 
     Raises:

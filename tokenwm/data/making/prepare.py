@@ -37,7 +37,7 @@ def prepare(
     """Make a dataset, or continue where an earlier run stopped.
 
     Args:
-        recipe: What to make.
+        recipe: The recipe of the dataset.
         out_dir: Folder of the dataset, a path or an fsspec URL; made if missing.
         num_workers: Tasks that run at once. The local engine runs fewer than 2 in this process and
             spawns processes for more, so a script that calls this needs

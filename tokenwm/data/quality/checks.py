@@ -258,7 +258,7 @@ def check_measured(key: str, config: QualityConfig, measured: Mapping[str, Any])
     Args:
         key: Episode, for messages.
         config: Limits.
-        measured: What was measured.
+        measured: The measurements.
 
     Raises:
         EpisodeError: A camera or state is frozen, an encoder jumps, the state is too late, or the

@@ -98,7 +98,7 @@ def excluded_recordings(manifest: Manifest) -> list[Excluded]:
 
 
 def named(keys: Sequence[str]) -> str:
-    """A few keys, and how many more there are."""
+    """A few keys in words, and the number of the others."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more
 

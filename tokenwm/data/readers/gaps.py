@@ -12,14 +12,14 @@ SHOWN = 5
 def compare(
     where: str, what: str, declared: Any, found: int, *, missing: Sequence[str] = ()
 ) -> list[Gap]:
-    """A gap if a declared number is not that of what is there.
+    """A gap if a declared number differs from the number found.
 
     Args:
         where: What declares it, for example a file.
         what: What is counted; those that are missing count in the verdict if it is ``episodes``.
         declared: The number, which some write as a text or with a point behind it; anything but a
             whole number declares nothing.
-        found: What is there.
+        found: The number found.
         missing: Names of those that are missing, as far as they are known.
     """
     try:

@@ -212,7 +212,7 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     """Turn plain values into a :class:`Recipe`.
 
     Args:
-        values: What the YAML file holds.
+        values: Plain values of the YAML file.
         origin: Name of the file, for messages.
         folder: Where relative paths start if not in the current directory.
 
@@ -243,7 +243,7 @@ def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str,
 
     Args:
         refs: All episodes.
-        splits: What the recipe says.
+        splits: The recipe's splits.
 
     Returns:
         Key → split.

@@ -46,8 +46,8 @@ class Survey:
     Attributes:
         source: The opened source, every column named.
         rate: Rows per second, Hz; None where the format does not record it.
-        facts: What the reader says in words: name → fact.
-        licence: As the data states it; empty if it states none.
+        facts: Facts about the source in words: name → fact.
+        licence: The licence as the data states it; empty if it states none.
         refs: All episodes.
         looked_into: Keys of the episodes whose numbers were read.
         num_rows: Rows of the episodes looked into.
@@ -58,7 +58,7 @@ class Survey:
         unclear: Option that must be chosen, since no column is plainly it → columns that could be
             it; all were looked into.
         problems: Key of an episode → why it would be left out.
-        gaps: What the source declares and does not hold.
+        gaps: Parts that the source declares but does not hold.
     """
 
     source: RecordedSource
@@ -85,7 +85,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
     """Look into a file or folder of recordings.
 
     Args:
-        path: What to look into.
+        path: The file or folder to look into.
         num_episodes: Read the numbers of this many episodes, evenly spread; 0 for all.
 
     Raises:
@@ -127,7 +127,7 @@ class _Seen:
     Attributes:
         layout: Shapes and types of its numbers.
         num_rows: Rows.
-        task: What is to be done.
+        task: The task in words.
         ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
     """
 

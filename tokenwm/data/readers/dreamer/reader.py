@@ -262,7 +262,7 @@ def _lost_chunks(paths: Sequence[Path]) -> list[Gap]:
 
 
 def _chains(paths: Sequence[Path]) -> tuple[list[list[Path]], list[Gap]]:
-    """Chunks as they follow each other, and what is odd about that.
+    """Chunks in the order in which they follow each other, and the oddities of that order.
 
     Where it is not known what follows, a chain ends: an episode may then be in two pieces, and
     nothing is put together that does not belong together.

@@ -202,7 +202,7 @@ def _agrees(
     period: float,
     rows_before: int,
 ) -> bool:
-    """True if clip times can mean the frames that come in sequence: off a little, or all alike."""
+    """True if clip times fit frames taken in sequence: off by little, or all by the same."""
     begin, firsts = frames.times[0], [places[clip.index].start for clip in clips]
     shown = frames.times[firsts]
     off = (np.array([clip.start for clip in clips], dtype=np.float64) - shown) / period

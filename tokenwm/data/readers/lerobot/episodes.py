@@ -32,9 +32,9 @@ class Part:
     """A part of a file: of one that holds many episodes, or all of it.
 
     Attributes:
-        values: What is filled into the path template; empty if the file is not named.
-        start: Of a video, where the part begins, seconds; None if not said.
-        stop: Of a video, where it ends, seconds; None if not said.
+        values: Values for the path template; empty if the file is not named.
+        start: Begin of the part of a video, seconds; None if not said.
+        stop: End of the part of a video, seconds; None if not said.
     """
 
     values: Mapping[str, int]

@@ -47,7 +47,7 @@ class LeRobotFiles:
 
         Args:
             template: Path template, checked.
-            part: What to fill in.
+            part: Values for the template.
             video_key: Feature of a video; empty for a table.
             only: Whether the dataset has no other video feature.
 

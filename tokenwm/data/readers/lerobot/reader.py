@@ -178,7 +178,7 @@ class LeRobotSource(RecordedSource):
         )
 
     def _without_depth(self, name: str, column: Column) -> Column:
-        """The column, of no use to us if first pictures are depth maps that nobody flagged.
+        """The column, marked as unusable if its pictures are depth maps that nobody flagged.
 
         Two episodes decide that agree, since one may be odd.
         """

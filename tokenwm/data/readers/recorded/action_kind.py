@@ -33,7 +33,7 @@ class ActionKind:
 
     Attributes:
         kind: ``discrete`` (ids counted from 0) or ``continuous`` (quantities).
-        why: What decided, in words.
+        why: The reason for the decision, in words.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
     Args:
         actions: Key of each episode that can be read, with its actions ``(N, A)``; read no further
             than needed.
-        num_episodes: How many there are at most.
+        num_episodes: Most episodes there may be.
     """
     num_seen, largest, contradicting = 0, 0, ""
     num_contradicting = 0
@@ -74,7 +74,7 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
 
 
 def whole_where_possible(action: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """The actions that lead somewhere; ids that only a NaN behind them made real numbers are whole.
+    """The actions that lead to an observation; ids stored as floats for a NaN at the end are whole.
 
     Args:
         action: As recorded, ``(num_rows, A)`` or a row less.
@@ -104,7 +104,7 @@ def as_decided(action: NDArray[Any], decision: ActionKind, where: str) -> NDArra
 
     Args:
         action: ``(N, A)`` as recorded.
-        decision: What they are.
+        decision: The kind of the actions.
         where: Episode, for messages.
 
     Returns:

@@ -155,9 +155,9 @@ class RecordedSource(ABC):
 
     Args:
         config: Options; what they leave open is filled in, see :attr:`config`.
-        columns: What the source holds for every row.
+        columns: The columns of the source: one value or picture for every row.
         where: The source, for messages.
-        episode_format: What the episodes are to be.
+        episode_format: The form that episodes are brought into.
         rate: Rows per second of the source, Hz; None where the format does not record it, then rows
             are steps.
 
@@ -380,9 +380,9 @@ def to_episode(
     """Check a recording at its own rate, and make it an episode at the control rate.
 
     Args:
-        recording: What the source holds.
-        ref: Which episode it is, and at which row downsampling begins.
-        episode_format: What the episode is to be.
+        recording: The episode as the source holds it.
+        ref: The episode's key, and the row at which downsampling begins.
+        episode_format: The form that the episode is brought into.
         rate: Rows per second of the recording, Hz; a whole multiple of the control rate.
         num_actions: Number of discrete actions; None if the recipe does not say.
 

@@ -220,7 +220,7 @@ def _differences(
     records: Sequence[Record],
     wanted: str | None,
 ) -> list[Gap]:
-    """Shards by their names, and episodes by ``dataset_info.json``, that are not there."""
+    """Gaps: shards missing by their names, episodes missing by ``dataset_info.json``."""
     gaps = []
     names = [match for path in shards if (match := SHARD.fullmatch(path.name))]
     for split in sorted({match["split"] for match in names if wanted in (None, match["split"])}):

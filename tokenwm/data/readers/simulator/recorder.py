@@ -28,7 +28,7 @@ class EpisodeRecorder:
     """The arrays of one episode while it is recorded.
 
     Attributes:
-        policy: What acts.
+        policy: The policy that chooses the actions.
         env_seed: For the simulator's ``reset``.
         reset_options: The same, or None.
         policy_rng: For the policy; all follow from the recipe's seed and the episode's index.

@@ -230,7 +230,7 @@ class VideosSource(RecordedSource):
         return usual_columns(found) or columns_of(first)
 
     def episodes(self) -> Sequence[EpisodeRef]:
-        """One for each name of a video, in the order of names and numbers in them."""
+        """One episode for each name of a video, in the order of names and numbers in them."""
         return [EpisodeRef(key=key, index=index) for index, key in enumerate(self.keys)]
 
     def read(self, ref: EpisodeRef) -> Recording:
