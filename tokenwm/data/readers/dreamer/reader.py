@@ -36,7 +36,7 @@ from tokenwm.data.readers.columns.columns import Column, names_of
 from tokenwm.data.readers.columns.npz import Header, columns_of, read_arrays, read_headers
 from tokenwm.data.readers.gaps import few
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
-from tokenwm.data.readers.paths import checksum_of_sizes, inside
+from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import StoredFrames
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.storage.pointers import refuse_pointer
@@ -164,10 +164,6 @@ class DreamerSource(RecordedSource):
         """All episodes, stream by stream in the order of the files' names."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.pieces))]
 
-    def gaps(self) -> Sequence[Gap]:
-        """Chunks that others name as their successors and that are not there."""
-        return self._gaps
-
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode.
 
@@ -214,12 +210,7 @@ class DreamerSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of the files."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.folder, self.paths),
-            "source_checksum_over": "names and sizes of the files",
-            **self.inferred,
-        }
+        return self.origin(self.folder, self.paths)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from tokenwm.data.readers.hdf5.hdf5 import (
     text_of,
     whole_in,
 )
-from tokenwm.data.readers.paths import checksum_of_sizes, inside, read_small
+from tokenwm.data.readers.paths import inside, read_small
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, SourceError
 
@@ -119,10 +119,6 @@ class MinariSource(RecordedSource):
             for index, num_steps in self.num_steps.items()
         ]
 
-    def gaps(self) -> Sequence[Gap]:
-        """Totals of the dataset that differ from its episodes."""
-        return self._gaps
-
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode.
 
@@ -155,13 +151,8 @@ class MinariSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, the size of the file, and the environment as the dataset says it, as text."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
-            "source_checksum_over": "name and size of the file",
-            "source_environment": self.environment,
-            **self.inferred,
-        }
+        origin = self.origin(self.path.parent, [self.path], "name and size of the file")
+        return origin | {"source_environment": self.environment}
 
 
 def _data_file(path: Path) -> Path | None:

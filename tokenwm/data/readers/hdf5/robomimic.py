@@ -38,7 +38,6 @@ from tokenwm.data.readers.hdf5.hdf5 import (
 )
 from tokenwm.data.readers.keys import episode_keys
 from tokenwm.data.readers.one_episode import costs_one_episode
-from tokenwm.data.readers.paths import checksum_of_sizes
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 
@@ -132,10 +131,6 @@ class RobomimicSource(RecordedSource):
             refs.append(EpisodeRef(key=self._keys[index], index=index, num_rows=num_rows))
         return refs
 
-    def gaps(self) -> Sequence[Gap]:
-        """Differences of ``total``, ``num_samples`` and the masks from the arrays."""
-        return self._gaps
-
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one demonstration.
 
@@ -172,13 +167,8 @@ class RobomimicSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, its size, and what the file says about its environment, as text."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
-            "source_checksum_over": "name and size of the file",
-            "source_environment": self.about,
-            **self.inferred,
-        }
+        origin = self.origin(self.path.parent, [self.path], "name and size of the file")
+        return origin | {"source_environment": self.about}
 
 
 def _demonstrations(file: Any) -> dict[str, RowCount]:

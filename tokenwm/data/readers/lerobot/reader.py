@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 
 from tokenwm.data.quality import checks
-from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
+from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.readers.columns.columns import Column, RecordedConfig, names_of
 from tokenwm.data.readers.lerobot.clips import LeRobotClips
 from tokenwm.data.readers.lerobot.episodes import LAYOUT, EpisodeRow, Part
@@ -94,6 +94,7 @@ class LeRobotSource(RecordedSource):
 
     def __init__(self, config: LeRobotConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.meta = read_meta(folder)
+        self._gaps = self.meta.gaps
         self._wanted = config.episodes
         self._files = LeRobotFiles(folder)
         self._clips = LeRobotClips(self.meta)
@@ -127,10 +128,6 @@ class LeRobotSource(RecordedSource):
             )
             for index in wanted
         ]
-
-    def gaps(self) -> Sequence[Gap]:
-        """Differences between what ``meta/`` declares and lists, and what of it cannot be read."""
-        return self.meta.gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the rows of one episode, and say where its pictures are.

@@ -7,7 +7,7 @@ rules, time alignment, downsampling and pictures are the same for every format a
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from tokenwm.data.readers.columns.columns import (
 from tokenwm.data.readers.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.readers.licence import stated_licence
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
+from tokenwm.data.readers.paths import checksum_of_sizes
 from tokenwm.data.readers.pictures.frames import Frames, VideoFrames
 from tokenwm.data.readers.pictures.video import FrameResizer, FramesRead
 from tokenwm.data.readers.recorded.action_kind import (
@@ -173,6 +174,7 @@ class RecordedSource(ABC):
 
     declares_types: ClassVar[bool] = True
     """True if files say what type a column has; in CSV each file seems to have its own."""
+    _gaps: Sequence[Gap] = ()
 
     def __init__(
         self,
@@ -277,8 +279,8 @@ class RecordedSource(ABC):
         """All episodes, in a fixed order."""
 
     def gaps(self) -> Sequence[Gap]:
-        """Differences between what the source declares and what is there; here none."""
-        return ()
+        """Differences between what the source declares and what is there; empty if all is there."""
+        return self._gaps
 
     @abstractmethod
     def read(self, ref: EpisodeRef) -> Recording:
@@ -291,6 +293,17 @@ class RecordedSource(ABC):
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return the origin of the data: ``source``, ``source_checksum``, what is ``inferred``."""
+
+    def origin(
+        self, folder: Path, paths: Iterable[Path], over: str = "names and sizes of the files"
+    ) -> dict[str, Any]:
+        """The :meth:`provenance` of a source that is some files of a folder."""
+        return {
+            "source": self.config.path,
+            "source_checksum": checksum_of_sizes(folder, paths),
+            "source_checksum_over": over,
+            **self.inferred,
+        }
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.

@@ -23,7 +23,7 @@ from tokenwm.data.readers.columns.columns import Column
 from tokenwm.data.readers.gaps import compare
 from tokenwm.data.readers.licence import MOST_TEXT
 from tokenwm.data.readers.one_episode import writable
-from tokenwm.data.readers.paths import checksum_of_sizes, inside
+from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import ArrayFrames, EncodedFrames, Frames
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.readers.rlds.features import LAYOUT, read_info, read_step_features
@@ -125,10 +125,6 @@ class RldsSource(RecordedSource):
         """All episodes, in the order of the files and the records in them."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.records))]
 
-    def gaps(self) -> Sequence[Gap]:
-        """Shards that the names or ``dataset_info.json`` declare and that are not there."""
-        return self._gaps
-
     def licence(self) -> str:
         """The licence in ``dataset_info.json``, else as other folders state it."""
         about = self.info.get("redistributionInfo")
@@ -183,13 +179,7 @@ class RldsSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of all files of the version."""
-        paths = [*self.shards, *sorted(self.folder.glob("*.json"))]
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.folder, paths),
-            "source_checksum_over": "names and sizes of the files",
-            **self.inferred,
-        }
+        return self.origin(self.folder, [*self.shards, *self.folder.glob("*.json")])
 
 
 def _version_folder(path: Path) -> Path | None:

@@ -31,7 +31,7 @@ from tokenwm.data.readers.columns.tables import SUFFIXES, Table, columns_of, rea
 from tokenwm.data.readers.gaps import few
 from tokenwm.data.readers.keys import episode_keys
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
-from tokenwm.data.readers.paths import checksum_of_sizes, inside
+from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import ArrayFrames, Frames, VideoFrames
 from tokenwm.data.readers.pictures.pixels import is_called_depth
 from tokenwm.data.readers.pictures.video import FirstPicture, probe
@@ -151,10 +151,6 @@ class VideosSource(RecordedSource):
         self._gaps = self._tables_without_video(first)
         known = config.rows_per_second(rate or None, str(folder))
         super().__init__(config, columns, str(folder), episode_format, known)
-
-    def gaps(self) -> Sequence[Gap]:
-        """Episodes that have a table, or rows in the one for all, and no video."""
-        return self._gaps
 
     def _tables_without_video(self, first: Table) -> list[Gap]:
         if self.table is None:
@@ -298,12 +294,7 @@ class VideosSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of the videos and tables."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.folder, self.files.all()),
-            "source_checksum_over": "names and sizes of the files",
-            **self.inferred,
-        }
+        return self.origin(self.folder, self.files.all())
 
 
 def _task(texts: NDArray[Any] | None) -> str:
