@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenwm.data.readers.base import Gap
-
-SHOWN = 5
-"""Names in a sentence."""
+from tokenwm.pages.words import few
 
 
 def compare(
@@ -38,9 +36,3 @@ def compare(
         text += f": {lost:,} of {declared:,} {verb} missing"
         text += f" ({few(missing)})" if missing else ""
     return [Gap(text=text, num_missing=max(0, lost) if what == "episodes" else 0)]
-
-
-def few(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -24,6 +24,7 @@ from tokenwm.data.recipes.first_look import Layout, layout_mismatch, layout_of, 
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError, SourceError
+from tokenwm.pages.words import few
 
 GOOD_RATES = (5.0, 15.0)
 """Hz; slower and much is missed between two steps, faster and two frames hardly differ."""
@@ -36,7 +37,6 @@ LEVELS_ABOVE = 4
 """Folders above a path of which it could be a part: ``videos/CAMERA/chunk-000/FILE`` is so deep."""
 LOOKED_BELOW = 100
 """Files and folders of a folder that are looked at for datasets in them."""
-SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,10 +243,9 @@ def _check_level(path: Path, found: Sequence[Recognised]) -> None:
             continue
         inside += [f"{item.name} ({kind.facts.get('format', 'a dataset')})" for kind in kinds[:1]]
     if inside:
-        more = f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
         raise SourceError(
-            f"{path} is no dataset itself, but holds {len(inside)}: {', '.join(inside[:SHOWN])}"
-            f"{more}; name one of them, for example {path / inside[0].partition(' (')[0]}"
+            f"{path} is no dataset itself, but holds {len(inside)}: {few(inside)}; name one of "
+            f"them, for example {path / inside[0].partition(' (')[0]}"
         )
     for item in below:
         if not found:

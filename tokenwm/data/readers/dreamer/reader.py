@@ -34,13 +34,13 @@ from tokenwm.data.readers.columns.arrays import (
 )
 from tokenwm.data.readers.columns.columns import Column, names_of
 from tokenwm.data.readers.columns.npz import Header, columns_of, read_arrays, read_headers
-from tokenwm.data.readers.gaps import few
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
 from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import StoredFrames
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.pages.words import few
 
 LAYOUT = (
     "expected: a folder with DreamerV3's chunks, TIME-UUID-SUCCESSOR-LENGTH.npz, or with one .npz "

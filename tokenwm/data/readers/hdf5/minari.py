@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tokenwm.data.episode import Scalar
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.readers.columns.arrays import RatedConfig
-from tokenwm.data.readers.gaps import compare, few
+from tokenwm.data.readers.gaps import compare
 from tokenwm.data.readers.hdf5.hdf5 import (
     RowCount,
     check_usable,
@@ -34,6 +34,7 @@ from tokenwm.data.readers.hdf5.hdf5 import (
 from tokenwm.data.readers.paths import inside, read_small
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, SourceError
+from tokenwm.pages.words import few
 
 LAYOUT = (
     "expected: a Minari dataset in HDF5, data/main_data.hdf5 with episode_0/observations, "

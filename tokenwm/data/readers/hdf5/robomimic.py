@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.readers.columns.arrays import MAX_ROWS, RatedConfig, plausible_rate
 from tokenwm.data.readers.columns.columns import AUTO, names_of
-from tokenwm.data.readers.gaps import compare, few
+from tokenwm.data.readers.gaps import compare
 from tokenwm.data.readers.hdf5.hdf5 import (
     RowCount,
     check_usable,
@@ -40,6 +40,7 @@ from tokenwm.data.readers.keys import episode_keys
 from tokenwm.data.readers.one_episode import costs_one_episode
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.pages.words import few
 
 LAYOUT = "expected: an HDF5 file with data/demo_0/actions, data/demo_0/obs/NAME, …"
 OBS, NEXT_OBS = "obs/", "next_obs/"

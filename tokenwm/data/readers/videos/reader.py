@@ -28,7 +28,6 @@ from tokenwm.data.readers.columns.arrays import (
 )
 from tokenwm.data.readers.columns.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.readers.columns.tables import SUFFIXES, Table, columns_of, read_table
-from tokenwm.data.readers.gaps import few
 from tokenwm.data.readers.keys import episode_keys
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
 from tokenwm.data.readers.paths import inside
@@ -38,6 +37,7 @@ from tokenwm.data.readers.pictures.video import FirstPicture, probe
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.readers.videos.files import LAYOUT, VIDEO_SUFFIXES, VideoFolder
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.pages.words import few
 
 logger = logging.getLogger(__name__)
 
