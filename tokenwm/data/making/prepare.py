@@ -6,7 +6,6 @@ one of the same recipe and source continues from there; a finished dataset is ke
 """
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tokenwm.data.shards.tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards.verify import check_files
 from tokenwm.data.storage.folder import Folder, open_folder
 from tokenwm.errors import ShardError, SourceError, TokenwmError
+from tokenwm.strict import plain
 
 
 def prepare(
@@ -111,7 +111,7 @@ def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Return the origin of the data and the way it is made, as JSON values for a manifest."""
     plain_recipe = recipe.to_dict()
     plain_recipe["splits"]["recorded"] = takes_recorded(source.episodes(), recipe.splits)
-    values = {
+    values: dict[str, Any] = {
         **source.provenance(),
         "licence": recipe.licence
         if recipe.licence != UNKNOWN
@@ -119,8 +119,7 @@ def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
         "tool": f"tokenwm {tokenwm.__version__}",
         "recipe": plain_recipe,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    return {name: plain(value) for name, value in values.items()}
 
 
 def _finished(
@@ -157,7 +156,7 @@ def _finished(
 def _of_today(recipe: Any) -> Any:
     """The recipe in a manifest, with the keys that recipes did not have when it was written."""
     try:
-        return json.loads(json.dumps(parse_recipe(recipe).to_dict()))
+        return parse_recipe(recipe).to_dict()
     except TokenwmError:
         return recipe
 
