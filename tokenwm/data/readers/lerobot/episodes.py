@@ -74,25 +74,6 @@ class Listing:
     gaps: Sequence[Gap]
 
 
-def read_object(folder: Path, path: Path) -> dict[str, Any]:
-    """Keys and values of a JSON file.
-
-    Raises:
-        SourceError: It is missing, damaged or holds something else.
-    """
-    try:
-        values = json.loads(read_small(folder, path))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {LAYOUT}") from None
-    except SourceError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} cannot be read: {error}; {LAYOUT}") from error
-    if not isinstance(values, dict):
-        raise SourceError(f"{path} does not hold keys and values; {LAYOUT}")
-    return values
-
-
 def _read_lines(
     folder: Path, name: str, *keys: str
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[Gap]]:

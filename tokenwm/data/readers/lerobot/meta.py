@@ -24,10 +24,9 @@ from tokenwm.data.readers.lerobot.episodes import (
     READ_EPISODES,
     READ_TASKS,
     EpisodeRow,
-    read_object,
 )
 from tokenwm.data.readers.lerobot.templates import check_template
-from tokenwm.data.readers.paths import checksum_of_sizes, inside, update_digest
+from tokenwm.data.readers.paths import checksum_of_sizes, inside, read_object, update_digest
 from tokenwm.data.readers.pictures.pixels import is_called_depth
 from tokenwm.data.readers.pictures.video import holds_depth
 from tokenwm.errors import SourceError
@@ -123,7 +122,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             the folder.
     """
     path = folder / "meta" / "info.json"
-    info = read_object(folder, path)
+    info = read_object(folder, path, LAYOUT)
     version = info.get("codebase_version")
     if version not in SUPPORTED_VERSIONS:
         raise SourceError(
