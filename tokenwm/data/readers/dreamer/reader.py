@@ -102,13 +102,7 @@ class DreamerConfig(RatedConfig):
         return Recognised(config=config, rate=None, facts={"format": kind, "actions": how})
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "DreamerSource":
-        """Open the folder.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A column the recipe names is not there, the rates do not fit, or the
-                convention must be given and is not.
-        """
+        """Open the folder; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return DreamerSource(self, episode_format, self.find(folder, LAYOUT))
 
 

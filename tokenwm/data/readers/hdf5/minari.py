@@ -80,12 +80,7 @@ class MinariConfig(RatedConfig):
         return Recognised(config=cls(path=str(path)), rate=None, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "MinariSource":
-        """Open the dataset.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A column the recipe names is not there, or the rates do not fit.
-        """
+        """Open the dataset; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         path = self.find(folder, LAYOUT)
         file_path = _data_file(path)
         if file_path is None:

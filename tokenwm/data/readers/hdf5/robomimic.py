@@ -81,12 +81,7 @@ class RobomimicConfig(RatedConfig):
         return Recognised(config=cls(path=str(path)), rate=_rate(about), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RobomimicSource":
-        """Open the file.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A column the recipe names is not there, or the rates do not fit.
-        """
+        """Open the file; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return RobomimicSource(self, episode_format, self.find(folder, LAYOUT))
 
 

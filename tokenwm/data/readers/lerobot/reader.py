@@ -80,12 +80,7 @@ class LeRobotConfig(RecordedConfig):
         return Recognised(config=cls(path=str(path)), rate=meta.rate, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "LeRobotSource":
-        """Open the dataset.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A feature the recipe names is not in the dataset, or the rates do not fit.
-        """
+        """Open the dataset; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return LeRobotSource(self, episode_format, self.find(folder, LAYOUT))
 
 

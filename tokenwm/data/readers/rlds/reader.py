@@ -73,12 +73,7 @@ class RldsConfig(RatedConfig):
         return Recognised(config=cls(path=str(path)), rate=None, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RldsSource":
-        """Open the dataset.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A feature or split the recipe names is not there, or the rates do not fit.
-        """
+        """Open the dataset; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         path = self.find(folder, LAYOUT)
         version = _version_folder(path)
         if version is None:

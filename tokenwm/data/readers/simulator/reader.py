@@ -48,12 +48,7 @@ class GymnasiumConfig(SimulatorOptions):
         """No file or folder is a simulator."""
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "GymnasiumSource":
-        """Make the recorder; ``folder`` is not used.
-
-        Raises:
-            SourceError: The environment's package is not installed.
-            RecipeError: There is no such environment, or it does not give what the recipe names.
-        """
+        """Make the recorder; ``folder`` is not used."""
         return GymnasiumSource(self, episode_format)
 
 

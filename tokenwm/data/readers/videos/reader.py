@@ -91,12 +91,7 @@ class VideosConfig(RatedConfig):
         return Recognised(config=config, rate=plausible_rate(files.rate()), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
-        """Open the folder.
-
-        Raises:
-            SourceError: It is missing, or holds no video.
-            RecipeError: A column the recipe names is not there, or the rates do not fit.
-        """
+        """Open the folder; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return VideosSource(self, episode_format, self.find(folder, LAYOUT))
 
 
