@@ -24,6 +24,9 @@ FEW_ROWS = 3
 FROZEN_STEPS = 10
 """An episode shorter than this is too short to say that a sensor is frozen."""
 
+POSITIVE = ("max_action_abs", "max_state_step", "max_spike", "max_lag")
+FRACTIONS = ("min_distinct_starts", "min_action_coverage")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
@@ -71,32 +74,24 @@ class QualityConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if not self.timestamp_tolerance > 0:
-            raise RecipeError(
-                f"timestamp_tolerance is {self.timestamp_tolerance}; expected seconds > 0"
-            )
-        if self.min_steps < 2:
-            raise RecipeError(f"min_steps is {self.min_steps}; expected at least 2")
-        if self.allow_short_video < 0:
-            raise RecipeError(f"allow_short_video is {self.allow_short_video}; expected rows >= 0")
-        for name in ("max_action_abs", "max_state_step", "max_spike", "max_lag"):
-            limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                raise RecipeError(f"{name} is {limit}; expected > 0 or null")
-        longest = self.max_frozen_seconds
-        if longest is not None and not longest >= MIN_STRETCH_SECONDS:
-            raise RecipeError(
-                f"max_frozen_seconds is {longest}; expected >= {MIN_STRETCH_SECONDS} or null"
-            )
-        if self.max_saturation is not None and not 0 < self.max_saturation <= 1:
-            raise RecipeError(
-                f"max_saturation is {self.max_saturation}; expected a fraction in (0, 1] or null"
-            )
-        if not self.near_duplicate >= 0:
-            raise RecipeError(f"near_duplicate is {self.near_duplicate}; expected >= 0")
-        for name in ("min_distinct_starts", "min_action_coverage"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; expected a fraction in [0, 1]")
+        for allowed, expected, names in (
+            (lambda x: x > 0, "seconds > 0", ("timestamp_tolerance",)),
+            (lambda x: x >= 2, "at least 2", ("min_steps",)),
+            (lambda x: x >= 0, "rows >= 0", ("allow_short_video",)),
+            (lambda x: x > 0, "> 0 or null", POSITIVE),
+            (
+                lambda x: x >= MIN_STRETCH_SECONDS,
+                f">= {MIN_STRETCH_SECONDS} or null",
+                ("max_frozen_seconds",),
+            ),
+            (lambda x: 0 < x <= 1, "a fraction in (0, 1] or null", ("max_saturation",)),
+            (lambda x: x >= 0, ">= 0", ("near_duplicate",)),
+            (lambda x: 0 <= x <= 1, "a fraction in [0, 1]", FRACTIONS),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not allowed(value):
+                    raise RecipeError(f"{name} is {value}; expected {expected}")
 
 
 def check_signals(
