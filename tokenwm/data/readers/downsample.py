@@ -6,7 +6,7 @@ as the recipe says), the reward (summed) and the termination (any) of kept step 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,12 +38,8 @@ class Signals:
 
     def beginning_at(self, row: int) -> "Signals":
         """Return these signals without the rows before ``row``."""
-        return Signals(
-            action=self.action[row:],
-            state=None if self.state is None else self.state[row:],
-            reward=None if self.reward is None else self.reward[row:],
-            terminated=self.terminated[row:],
-        )
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return replace(self, **{name: array[row:] for name, array in arrays.items()})
 
 
 def downsampling_factor(source_rate: float, control_rate: float) -> int:

@@ -10,6 +10,7 @@ See :mod:`tokenwm.data.readers.simulator.environments` for which environments ca
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,12 +62,9 @@ class GymnasiumSource:
         self.config = config
         self.num_together = config.num_envs
         self.format = episode_format
-        env = _make(config)
-        try:
+        with closing(_make(config)) as env:
             check_action_space(env.action_space)
             rate = (env.metadata or {}).get("render_fps")
-        finally:
-            env.close()
         if rate and float(rate) != episode_format.control_rate:
             logger.warning(
                 "%s says it runs at %g Hz, the recipe says control_rate %g Hz; one environment "
@@ -94,11 +92,8 @@ class GymnasiumSource:
             EpisodeError: A quality rule is broken.
         """
         recorder = EpisodeRecorder(self.config, self.format, ref)
-        env = _make(self.config)
-        try:
+        with closing(_make(self.config)) as env:
             record(self.config, recorder, env)
-        finally:
-            env.close()
         return recorder.finish()
 
     def load_together(self, refs: Sequence[EpisodeRef]) -> list[Episode | EpisodeError]:
@@ -119,11 +114,8 @@ class GymnasiumSource:
 
     def describe(self) -> SourceDescription:
         """Number of discrete actions, and units from the recipe."""
-        env = _make(self.config)
-        try:
+        with closing(_make(self.config)) as env:
             num_actions = num_actions_of(env.action_space)
-        finally:
-            env.close()
         return SourceDescription(
             state_units=self.config.state_units,
             action_units=self.config.action_units,
