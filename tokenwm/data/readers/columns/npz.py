@@ -4,9 +4,8 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -22,14 +21,8 @@ MAX_BYTES = 2**31
 SUFFIX = ".npy"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """The header of an array in an archive.
-
-    Attributes:
-        dtype: Its type.
-        shape: Its shape.
-    """
+class Header(NamedTuple):
+    """The header of an array in an archive: its type and shape."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -61,17 +61,8 @@ class EpisodeRow:
     problem: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The episodes that ``meta/`` lists.
-
-    Attributes:
-        episodes: Episode index → what is said about it, in the order of the files.
-        gaps: Parts of the list that cannot be read.
-    """
-
-    episodes: Mapping[int, EpisodeRow]
-    gaps: Sequence[Gap]
+Listing = tuple[dict[int, EpisodeRow], list[Gap]]
+"""Episode index → what is said about it, in the order of the files; parts that cannot be read."""
 
 
 def _read_lines(
@@ -117,7 +108,7 @@ def _read_episode_lines(folder: Path, chunk_size: int) -> Listing:
         index = _whole(row["episode_index"])
         values = {"episode_chunk": (index or 0) // chunk_size, "episode_index": index or 0}
         _add(episodes, gaps, row, index, Part(values=values), {}, place)
-    return Listing(episodes=episodes, gaps=gaps)
+    return episodes, gaps
 
 
 def _read_task_lines(folder: Path) -> tuple[dict[int, str], list[Gap]]:
@@ -153,7 +144,7 @@ def _read_episode_tables(folder: Path, _: int) -> Listing:
             _add(episodes, gaps, row, index, data, videos, place)
     if len(broken) == len(paths):
         raise broken[0]
-    return Listing(episodes=episodes, gaps=gaps)
+    return episodes, gaps
 
 
 def _read_task_table(folder: Path) -> tuple[dict[int, str], list[Gap]]:

@@ -131,10 +131,10 @@ def read_meta(folder: Path) -> LeRobotMeta:
         )
     major = int(version[1])
     try:
-        listing = READ_EPISODES[major](folder, int(info.get("chunks_size", 1000)))
+        episodes, unread = READ_EPISODES[major](folder, int(info.get("chunks_size", 1000)))
         tasks, lost = READ_TASKS[major](folder)
         splits, odd = _splits(path, info.get("splits"))
-        gaps = [*listing.gaps, *lost, *odd, *_missing(path, info, listing.episodes)]
+        gaps = [*unread, *lost, *odd, *_missing(path, info, episodes)]
         meta = LeRobotMeta(
             folder=folder,
             version=version,
@@ -143,7 +143,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             features={name: _feature(about) for name, about in info["features"].items()},
             data_path=str(info.get("data_path") or DATA_PATHS[major]),
             video_path=str(info.get("video_path") or VIDEO_PATHS[major]),
-            episodes=dict(sorted(listing.episodes.items())),
+            episodes=dict(sorted(episodes.items())),
             tasks=tasks,
             gaps=gaps,
             splits=splits,
