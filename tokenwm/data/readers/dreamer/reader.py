@@ -10,7 +10,6 @@ Chunks ``{time}-{uuid}-{successor}-{length}.npz`` form one stream per environmen
 successor, and an episode begins where ``is_first`` is set, anywhere in a chunk.
 """
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from tokenwm.data.readers.columns.arrays import (
 )
 from tokenwm.data.readers.columns.columns import Column, names_of
 from tokenwm.data.readers.columns.npz import Header, columns_of, read_arrays, read_headers
-from tokenwm.data.readers.one_episode import costs_one_episode, writable
+from tokenwm.data.readers.one_episode import costs_one_episode, readable, writable
 from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import StoredFrames
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
@@ -213,11 +212,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _columns(paths: Sequence[Path]) -> dict[str, Column]:
     """Columns that most of some files hold, of those that can be read."""
-    found = []
-    for path in spread(paths):
-        with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
-            found.append(columns_of(read_headers(path)))
-    return usual_columns(found)
+    return usual_columns(list(readable(spread(paths), lambda path: columns_of(read_headers(path)))))
 
 
 def _chained(paths: Sequence[Path]) -> bool:
@@ -359,12 +354,7 @@ def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
 
 
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
-    for path in spread(paths):
-        try:
-            with costs_one_episode(path.stem):
-                action = read_arrays(path, ["action"])["action"]
-        except EpisodeError:
-            continue
+    for action in readable(spread(paths), lambda path: read_arrays(path, ["action"])["action"]):
         if action.ndim == 2 and len(action) > 2 and action.dtype.kind == "f":
             yield action
 

@@ -26,7 +26,7 @@ from tokenwm.data.readers.columns.arrays import (
     usual_columns,
 )
 from tokenwm.data.readers.columns.columns import Column
-from tokenwm.data.readers.one_episode import costs_one_episode, writable
+from tokenwm.data.readers.one_episode import costs_one_episode, readable, writable
 from tokenwm.data.readers.pictures.frames import StoredFrames
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError, SourceError, TokenwmError
@@ -195,15 +195,12 @@ def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
     Raises:
         EpisodeError: Of all that were looked into: there are links in it, or it is absurdly large.
     """
-    found, problem = [], None
-    for group in spread(groups):
-        try:
-            with costs_one_episode(group):
-                found.append(_columns_in(arrays_in(member(file, group))))
-        except EpisodeError as error:
-            problem = problem or error
-    if not found and problem is not None:
-        raise problem
+    problems: list[EpisodeError] = []
+    found = list(
+        readable(spread(groups), lambda g: _columns_in(arrays_in(member(file, g))), problems)
+    )
+    if problems and not found:
+        raise problems[0]
     return usual_columns(found)
 
 

@@ -6,7 +6,6 @@ a table named as the episode, or in one table for all with a column that names t
 has the one discrete action 0.
 """
 
-import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from tokenwm.data.readers.columns.arrays import (
 from tokenwm.data.readers.columns.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.readers.columns.tables import SUFFIXES, Table, columns_of, read_table
 from tokenwm.data.readers.keys import episode_keys
-from tokenwm.data.readers.one_episode import costs_one_episode, writable
+from tokenwm.data.readers.one_episode import readable, writable
 from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import ArrayFrames, Frames, VideoFrames
 from tokenwm.data.readers.pictures.pixels import is_called_depth
@@ -199,25 +198,22 @@ class VideosSource(RecordedSource):
         """The table for all, or that of the first episode whose table can be read."""
         if self.table is not None:
             return read_table(self.folder, self.table)
-        problem = None
-        for path in self.files.of_episode.values():
-            try:
-                with costs_one_episode(path.stem):
-                    return read_table(self.folder, path)
-            except EpisodeError as error:
-                problem = problem or error
-        if problem is not None:
-            raise SourceError(f"no table can be read: {problem}")
-        return {}
+        problems: list[EpisodeError] = []
+        tables = readable(self.files.of_episode.values(), self._read_table, problems)
+        first = next(tables, None)
+        if first is None and problems:
+            raise SourceError(f"no table can be read: {problems[0]}")
+        return first or {}
+
+    def _read_table(self, path: Path) -> Table:
+        return read_table(self.folder, path)
 
     def _table_columns(self, first: Table) -> dict[str, Column]:
         """Columns of the tables, as most of some have them."""
         if self.table is not None or not first:
             return columns_of(first)
-        found = []
-        for path in spread(list(self.files.of_episode.values())):
-            with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
-                found.append(columns_of(read_table(self.folder, path)))
+        paths = spread(list(self.files.of_episode.values()))
+        found = [columns_of(table) for table in readable(paths, self._read_table)]
         return usual_columns(found) or columns_of(first)
 
     def episodes(self) -> Sequence[EpisodeRef]:
