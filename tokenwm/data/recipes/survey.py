@@ -182,13 +182,9 @@ class _Figures:
     @property
     def ranges(self) -> dict[str, NDArray[np.float64]]:
         """``state``, ``action``, ``reward`` → ``(2, width)`` over all usable episodes."""
-        first = next(iter(self.seen.values()), None)
-        every = (
-            {name: [i.ranges[name] for i in self.seen.values()] for name in first.ranges}
-            if first
-            else {}
-        )
-        return {name: _range(np.concatenate(ranges)) for name, ranges in every.items()}
+        every = [item.ranges for item in self.seen.values()]
+        names = every[0] if every else ()
+        return {name: _range(np.concatenate([ranges[name] for ranges in every])) for name in names}
 
 
 def _range(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -278,20 +274,15 @@ def _open(found: Recognised) -> tuple[RecordedSource, _Candidates, _Candidates]:
                 ),
                 None,
             )
-        except AmbiguousColumnsError as error:
-            assert isinstance(config, RecordedConfig)
-            ambiguous[error.option] = error.candidates
-            several = error.option == "state"
-            chosen: Any = error.candidates if several else error.candidates[0]
-            config = dataclasses.replace(config, **{error.option: chosen})
-            continue
-        except NoPlainColumnError as error:
+        except (AmbiguousColumnsError, NoPlainColumnError) as error:
             if not error.candidates:
                 raise
             assert isinstance(config, RecordedConfig)
-            unclear[error.option] = error.candidates
-            every: Any = error.candidates
-            config = dataclasses.replace(config, **{error.option: every})
+            several = isinstance(error, AmbiguousColumnsError)
+            (ambiguous if several else unclear)[error.option] = error.candidates
+            takes_one = several and error.option != "state"
+            chosen: Any = error.candidates[0] if takes_one else error.candidates
+            config = dataclasses.replace(config, **{error.option: chosen})
             continue
         if not isinstance(source, RecordedSource):
             raise SourceError(f"{type(source).__name__} holds no recordings")

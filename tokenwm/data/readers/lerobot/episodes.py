@@ -111,17 +111,6 @@ def _read_episode_lines(folder: Path, chunk_size: int) -> Listing:
     return episodes, gaps
 
 
-def _read_task_lines(folder: Path) -> tuple[dict[int, str], list[Gap]]:
-    if not (folder / "meta" / "tasks.jsonl").is_file():
-        return {}, []
-    try:
-        rows, gaps = _read_lines(folder, "tasks.jsonl", "task_index", "task")
-    except SourceError as error:
-        return {}, [_tasks_lost(error)]
-    numbers = [(_whole(row["task_index"]), str(row["task"])) for _, row in rows]
-    return {number: task for number, task in numbers if number is not None}, gaps
-
-
 def _read_episode_tables(folder: Path, _: int) -> Listing:
     paths = sorted((folder / "meta" / "episodes").glob("**/*.parquet"))
     if not paths:
@@ -147,26 +136,26 @@ def _read_episode_tables(folder: Path, _: int) -> Listing:
     return episodes, gaps
 
 
-def _read_task_table(folder: Path) -> tuple[dict[int, str], list[Gap]]:
-    path = folder / "meta" / "tasks.parquet"
+def read_tasks(folder: Path, major: int) -> tuple[dict[int, str], list[Gap]]:
+    """The tasks that ``meta/`` lists: number → words; and what of the list cannot be read."""
+    name = {2: "tasks.jsonl", 3: "tasks.parquet"}[major]
+    path, gaps = folder / "meta" / name, list[Gap]()
     if not path.is_file():
-        return {}, []
+        return {}, gaps
     try:
-        rows = _read_table(folder, path)
+        if major == 2:
+            lines, gaps = _read_lines(folder, name, "task_index", "task")
+            pairs = [(row["task_index"], row["task"]) for _, row in lines]
+        else:
+            # The text is the index of a pandas table, so its column has one of several names.
+            pairs = [
+                (row.pop("task_index", None), next(iter(row.values()), ""))
+                for row in _read_table(folder, path)
+            ]
     except SourceError as error:
-        return {}, [_tasks_lost(error)]
-    tasks = {}
-    for row in rows:
-        # The text is the index of a pandas table there, so its column has one of several names.
-        texts = [str(value) for name, value in row.items() if name != "task_index"]
-        number = _whole(row.get("task_index"))
-        if number is not None:
-            tasks[number] = texts[0] if texts else ""
-    return tasks, []
-
-
-def _tasks_lost(error: SourceError) -> Gap:
-    return Gap(text=f"tasks in words are lost: {error}")
+        return {}, [Gap(text=f"tasks in words are lost: {error}")]
+    numbers = [(_whole(number), str(task)) for number, task in pairs]
+    return {number: task for number, task in numbers if number is not None}, gaps
 
 
 def _read_table(folder: Path, path: Path, drop: str = "\0") -> list[dict[str, Any]]:
@@ -248,4 +237,3 @@ def _add(
 
 
 READ_EPISODES = {2: _read_episode_lines, 3: _read_episode_tables}
-READ_TASKS = {2: _read_task_lines, 3: _read_task_table}

@@ -22,8 +22,8 @@ from tokenwm.data.readers.gaps import compare
 from tokenwm.data.readers.lerobot.episodes import (
     LAYOUT,
     READ_EPISODES,
-    READ_TASKS,
     EpisodeRow,
+    read_tasks,
 )
 from tokenwm.data.readers.lerobot.templates import check_template
 from tokenwm.data.readers.paths import checksum_of_sizes, inside, read_object, update_digest
@@ -132,7 +132,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
     major = int(version[1])
     try:
         episodes, unread = READ_EPISODES[major](folder, int(info.get("chunks_size", 1000)))
-        tasks, lost = READ_TASKS[major](folder)
+        tasks, lost = read_tasks(folder, major)
         splits, odd = _splits(path, info.get("splits"))
         gaps = [*unread, *lost, *odd, *_missing(path, info, episodes)]
         meta = LeRobotMeta(
