@@ -63,7 +63,6 @@ class DreamerConfig(RatedConfig):
             to it (``before``). Null takes ``after`` for DreamerV3's chunks; with one file per
             episode it must be given, since nothing in the files tells for sure.
         one_hot: Actions are rows of zeros with a single one, and become ids.
-        type: Name of this reader.
     """
 
     action_convention: Convention | None = None

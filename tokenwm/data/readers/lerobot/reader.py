@@ -50,7 +50,6 @@ class LeRobotConfig(RecordedConfig):
 
     Attributes:
         episodes: Indices of the episodes to use; null for all.
-        type: Name of this reader.
     """
 
     episodes: tuple[int, ...] | None = None

@@ -47,7 +47,6 @@ class RldsConfig(RatedConfig):
 
     Attributes:
         split: A split of the dataset, for example ``train``; null for all.
-        type: Name of this reader.
     """
 
     split: str | None = None

@@ -34,11 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GymnasiumConfig(SimulatorOptions):
-    """Options of the Gymnasium reader, which records what it reads.
-
-    Attributes:
-        type: Name of this reader.
-    """
+    """Options of the Gymnasium reader, which records what it reads."""
 
     records: ClassVar[bool] = True
 

@@ -62,7 +62,6 @@ class VideosConfig(RatedConfig):
             takes the first of ``episode``, ``episode_id``, ``episode_index``, ``video``, …
         terminated: Column that says that the task ended; ``auto`` takes ``terminated``,
             ``is_terminal`` or ``done``; null for none.
-        type: Name of this reader.
     """
 
     table: str | None = None
