@@ -168,10 +168,11 @@ def check_usable(counts: Iterable[RowCount]) -> bool:
         EpisodeError: None has, and of one they cannot be read.
     """
     counts = list(counts)
-    problem = next((count for count in counts if isinstance(count, EpisodeError)), None)
-    if problem is not None and not any(isinstance(count, int) for count in counts):
-        raise problem
-    return any(isinstance(count, int) for count in counts)
+    usable = any(isinstance(count, int) for count in counts)
+    for count in counts:
+        if isinstance(count, EpisodeError) and not usable:
+            raise count
+    return usable
 
 
 def checked_count(count: RowCount, episode: str) -> int:
