@@ -1,4 +1,4 @@
-"""Recipe → a folder of frame shards, by tasks that any engine runs; see ``shard_tasks.py``.
+"""Recipe → a folder of frame shards, by :mod:`~tokenwm.data.shards.tasks` on any engine.
 
 The same recipe and source give the same bytes whatever the number of workers, their order or the
 engine. The manifest is written last. A run that is stopped leaves its finished shards, and the next

@@ -2,10 +2,9 @@
 
 The path from a recording to an episode calls these, before anything is dropped by downsampling.
 Each check raises :class:`EpisodeError`; :mod:`tokenwm.data.making.prepare` then leaves the episode
-out and
-lists it with the message as its reason, or stops at once if the recipe says
-``quality.strict: true``. What is only reported is measured here too, and judged over the whole
-dataset by :mod:`tokenwm.data.quality_report`.
+out and lists it with the message as its reason, or stops at once if the recipe says
+``quality.strict: true``. What is only reported is measured too, and judged over the whole dataset
+by :mod:`tokenwm.data.quality_report`.
 """
 
 from collections.abc import Mapping
