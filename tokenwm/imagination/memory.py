@@ -27,8 +27,8 @@ class RowLimits:
     """
 
     def __init__(self) -> None:
-        self._fit: dict[Hashable, int] = {}  # most rows that did
-        self._fail: dict[Hashable, int] = {}  # fewest rows that did not
+        self._fit: dict[Hashable, int] = {}  # kind of work → most rows that fitted
+        self._fail: dict[Hashable, int] = {}  # kind of work → fewest rows that did not fit
 
     def forget(self) -> None:
         """Try everything anew."""

@@ -123,7 +123,7 @@ class DecodeState:
         self.check_current()
         return self._with_rows(torch.clone, self.cache.snapshot())
 
-    @torch.inference_mode()  # in place: the memory of a state that a model returned is of this mode
+    @torch.inference_mode()  # changes tensors in place, which a model made in this mode
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 

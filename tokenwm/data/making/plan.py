@@ -92,7 +92,7 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     if twice:
         raise SourceError(f"{recipe.name}: two episodes of the source have the key {twice[0]}")
     split_of = split_episodes(refs, recipe.splits)
-    # Those come first that the splits have to look at anyway.
+    # First the episodes that filling the splits looks at anyway.
     heads = [_of_split(refs, split_of, split)[:1] for split in reversed(SPLITS)]
     layout = look.find_layout(dict.fromkeys([*itertools.chain(*heads), *refs]))
     if not recipe.records:

@@ -96,7 +96,7 @@ def prepare(
         try:
             manifest = merger.finish(folder, provenance, source.gaps())
         except SourceError:
-            # When the episodes are mended, what this run thought of them must not be kept.
+            # Bad episodes may be mended before the next run, so this run's verdicts are removed.
             for name in bad:
                 folder.remove(shard_tasks.record_name(name))
             raise
@@ -140,7 +140,7 @@ def _finished(
         if any(folder.size(shard.path) != shard.num_bytes for shard in manifest.shards):
             differing.append("the shards, which are not all there")
         if not differing:
-            if overwrite:  # whoever wants that may have been told of damage
+            if overwrite:  # the user may have been told of damage
                 ShardReader(out_dir, verify=True, manifest=manifest)
                 if any(check_files(folder, manifest)):
                     return None

@@ -84,7 +84,7 @@ def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signa
             "use last or first"
         )
     num_steps = math.ceil(len(action) / factor)
-    # All rows that belong to a kept step which another kept step follows.
+    # The rows of all kept steps but the last.
     used = (num_steps - 1) * factor
     grouped = action[:used].reshape(num_steps - 1, factor, action.shape[1])
     if aggregation == "last":

@@ -70,7 +70,7 @@ def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[A
     except TokenwmError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:
-        # What h5py says of damaged files.
+        # The kinds of errors that h5py raises for damaged files.
         raise error(f"{path} cannot be read: {problem}") from problem
 
 

@@ -276,7 +276,7 @@ def _confirmed(
         return bool(key[first]) and not beside.any()
 
     begins = [begins_there(places[clip.index]) for clip in clips]
-    ends = [*begins[1:], surplus < 0]  # then it is the last one that is short, and said to be
+    ends = [*begins[1:], surplus < 0]  # where frames are lost, the last one is short
     doubt = (
         f"it holds {_counts(frames, clips)}, and which one has too "
         f"{'few' if surplus < 0 else 'many'} is not known"

@@ -181,7 +181,7 @@ class LeRobotSource(RecordedSource):
                 notes.append(self._why_depth(name, column, index, row))
                 if notes.count(notes[-1]) == 2:
                     break
-        # None where files are missing or damaged, which costs their episodes.
+        # Empty where files are missing or damaged; their episodes are left out later.
         note = max(notes, key=notes.count, default="")
         return replace(column, kind="other", note=note) if note else column
 

@@ -248,7 +248,7 @@ class RecordedSource(ABC):
     def _actions(self, refs: Sequence[EpisodeRef]) -> Iterator[tuple[str, NDArray[Any]]]:
         """The actions of all episodes that can be read, as they are recorded."""
         for ref in refs:
-            # Whoever loads it says what is wrong with it.
+            # Its error is reported when the episode is loaded.
             with contextlib.suppress(EpisodeError), costs_one_episode(ref.key):
                 recording = self.read(ref)
                 recording.check(ref.key)
@@ -370,7 +370,7 @@ def check_numbers(
     if recording.terminated is not None:
         checks.check_finite(ref.key, "terminated", recording.terminated)
     signals = _signals(recording, ref.key, num_actions)
-    # In our types, in which what is too large for them is infinite.
+    # Converted to our types, in which numbers that are too large are infinite.
     checks.check_signals(
         ref.key,
         limits,
@@ -441,7 +441,7 @@ def _to_episode(
     metadata: dict[str, Scalar] = {"source_index": ref.index}
     if ref.phase:
         metadata["phase"] = ref.phase
-    # What the rows after the last kept step say about the end has no step to stand at.
+    # An end in the rows after the last kept step is metadata: no step is left to carry it.
     last_kept = ref.phase + (num_steps - 1) * factor
     if recording.terminated is not None and len(recording.terminated) > last_kept:
         rest = recording.terminated[last_kept:]
@@ -471,7 +471,7 @@ def _to_episode(
     dropped = recording.metadata.get(DROPPED)
     measured |= {DROPPED: dropped} if dropped else {}
     checks.check_episode(limits, replace(episode, measured=measured))
-    # The other phases are the same recording, which is to be told about once.
+    # The other phases are the same recording; its measurements are reported once.
     return episode if ref.phase else replace(episode, measured=measured)
 
 

@@ -223,7 +223,7 @@ def _differences(
             continue
         if wanted in (None, name):
             found = [record for record in records if _split(record.path) == name]
-            # What a damaged file holds is not known; it is an episode with a reason.
+            # A damaged file holds an unknown number; it is listed as one unusable episode.
             if not any(record.problem for record in found):
                 where = f"{folder / 'dataset_info.json'}, split {name!r},"
                 gaps += compare(where, "episodes", sum(map(int, lengths)), len(found))

@@ -117,7 +117,7 @@ class EpisodeRecorder:
             frame_rate=self.format.control_rate,
         )
         episode = dataclasses.replace(episode, measured=measured)
-        # A simulator drops no frames and has no faulty encoders: what looks so is so.
+        # A simulator drops no frames and has no faulty encoders: stillness and jumps are real.
         limits = dataclasses.replace(limits, max_frozen_seconds=None, max_spike=None)
         checks.check_episode(limits, episode)
         return episode
