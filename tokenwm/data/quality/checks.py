@@ -7,7 +7,7 @@ out and lists it with the message as its reason, or stops at once if the recipe 
 by :mod:`tokenwm.data.quality_report`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,25 @@ FEW_ROWS = 3
 FROZEN_STEPS = 10
 """An episode shorter than this is too short to say that a sensor is frozen."""
 
-POSITIVE = ("max_action_abs", "max_state_step", "max_spike", "max_lag")
-FRACTIONS = ("min_distinct_starts", "min_action_coverage")
+ALLOWED: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
+    (lambda x: x > 0, "seconds > 0", ("timestamp_tolerance",)),
+    (lambda x: x >= 2, "at least 2", ("min_steps",)),
+    (lambda x: x >= 0, "rows >= 0", ("allow_short_video",)),
+    (
+        lambda x: x > 0,
+        "> 0 or null",
+        ("max_action_abs", "max_state_step", "max_spike", "max_lag"),
+    ),
+    (
+        lambda x: x >= MIN_STRETCH_SECONDS,
+        f">= {MIN_STRETCH_SECONDS} or null",
+        ("max_frozen_seconds",),
+    ),
+    (lambda x: 0 < x <= 1, "a fraction in (0, 1] or null", ("max_saturation",)),
+    (lambda x: x >= 0, ">= 0", ("near_duplicate",)),
+    (lambda x: 0 <= x <= 1, "a fraction in [0, 1]", ("min_distinct_starts", "min_action_coverage")),
+)
+"""Test of a limit, the same in words, and names of the limits it is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +90,10 @@ class QualityConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        for allowed, expected, names in (
-            (lambda x: x > 0, "seconds > 0", ("timestamp_tolerance",)),
-            (lambda x: x >= 2, "at least 2", ("min_steps",)),
-            (lambda x: x >= 0, "rows >= 0", ("allow_short_video",)),
-            (lambda x: x > 0, "> 0 or null", POSITIVE),
-            (
-                lambda x: x >= MIN_STRETCH_SECONDS,
-                f">= {MIN_STRETCH_SECONDS} or null",
-                ("max_frozen_seconds",),
-            ),
-            (lambda x: 0 < x <= 1, "a fraction in (0, 1] or null", ("max_saturation",)),
-            (lambda x: x >= 0, ">= 0", ("near_duplicate",)),
-            (lambda x: 0 <= x <= 1, "a fraction in [0, 1]", FRACTIONS),
-        ):
+        for is_allowed, expected, names in ALLOWED:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not allowed(value):
+                if value is not None and not is_allowed(value):
                     raise RecipeError(f"{name} is {value}; expected {expected}")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import tokenwm
 from tokenwm.errors import EpisodeError, TokenwmError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 PACKAGE = Path(tokenwm.__file__).parent
 MOST_TEXT = 400
 """Characters of a reason that was not written by us; it may hold a stranger's data."""
