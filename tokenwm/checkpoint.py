@@ -32,7 +32,7 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 CHECKPOINT_VERSION = 2
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
 FILES = (CONFIG, WEIGHTS, PROVENANCE)
-"""What every checkpoint folder holds, and a tokenizer's nothing else."""
+"""Files of every checkpoint folder; a tokenizer's holds nothing else."""
 VOCABULARY = "vocabulary.json"
 REMOVED_OPTIONS = ("token_noise", "scalar_noise")
 """They were about training only; folders of this version may still name them."""
@@ -342,7 +342,7 @@ _UNREADABLE = (
 )
 """Errors that reading damaged files can raise."""
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What reading a config of the wrong shape, or weights of another model, can raise."""
+"""Errors of reading a config of the wrong shape, or weights of another model."""
 
 
 @contextmanager

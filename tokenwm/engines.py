@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 ENGINES = ("local", "ray", "slurm")
 SLURM_FOLDER = Path(".tokenwm-slurm")
-"""Where submitit keeps the jobs' files and logs, in the current folder, which jobs must see too."""
+"""Folder of the jobs' files and logs, in the current folder, which jobs must see too."""
 POLL_SECONDS = 0.02
 """Between two looks at tasks that run here or on Ray; at those of Slurm it is a second."""
 

@@ -25,7 +25,7 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 BACKWARD = 2.0
 """Backward over forward: one product for the gradient of the input, one for that of the weight."""
 BACKWARD_OF_WEIGHT = 1.0
-"""Where the input is data, and has no gradient."""
+"""Backward cost over forward cost where the input is data, which needs no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)

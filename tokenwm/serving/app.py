@@ -43,7 +43,7 @@ from tokenwm.serving.requests import PATHS, Limits, Request, parse
 access_log = logging.getLogger("tokenwm.serving.access")
 
 RECEIVE_SECONDS = 30.0
-"""How long a client may be silent between requests and take for a head, and again for a body."""
+"""Time that a client may be silent between requests or take for a head, and again for a body."""
 MAX_URI_BYTES = 8192
 CLIENT_GONE = 499
 """Counted where the client did not wait for its answer, as nginx does."""

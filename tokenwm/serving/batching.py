@@ -19,7 +19,7 @@ from tokenwm.imagination.pausing import Pausing
 from tokenwm.serving.metrics import Metrics
 
 TURN_SECONDS = 0.25
-"""How long a batch goes on, at least to its next pause, before another has its turn."""
+"""Length of a batch's turn, after which it goes on to its next pause, then another's begins."""
 BATCHES_AT_ONCE = 4
 """Batches of the largest size that may take turns: the memory of their caches is held."""
 

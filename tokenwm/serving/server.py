@@ -32,18 +32,18 @@ from tokenwm.serving.requests import Limits
 logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 60.0
-"""How long a client may take to read an answer."""
+"""Time that a client may take to read an answer."""
 DISCARD_SECONDS = 5.0
-"""How long a body that is refused is read on, so that its sender gets to read the refusal."""
+"""Time for which a refused body is read on, so that its sender gets to read the refusal."""
 SPARE_CONNECTIONS = 16
 """Connections beyond the limit that may only GET, so that a full server can be watched."""
 SPARE_SECONDS = 1.0
-"""How long such a connection may take to ask."""
+"""Time that such a connection may take to ask."""
 MAX_HEAD_BYTES = 65536
 ACCEPT_PAUSE = 0.5
 """Seconds to wait when no descriptor is free; asyncio itself tries again after a second."""
 GRACE_SECONDS = 5.0
-"""What has begun is given so long when the server stops, and writing answers as long again."""
+"""Time for running work when the server stops, and as much again for writing answers."""
 
 
 class _Listener(socket.socket):

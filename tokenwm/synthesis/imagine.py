@@ -25,7 +25,7 @@ from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.tokenizer.actions import BinTokenizer
 
 SPLIT_PREFERENCE = ("test", "val", "train")
-"""Where the episode is taken from if none is named: held out first."""
+"""Splits that an episode is taken from if none is named: held-out ones first."""
 
 
 ROLLOUT_ARRAYS = (

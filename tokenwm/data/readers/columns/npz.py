@@ -17,7 +17,7 @@ from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError
 
 MAX_BYTES = 2**31
-"""Of one array. An archive of a few kilobytes can hold as many zeros as it likes."""
+"""Most bytes of one array. An archive of a few kilobytes can hold any number of zeros."""
 SUFFIX = ".npy"
 
 

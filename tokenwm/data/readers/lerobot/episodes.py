@@ -24,7 +24,7 @@ LAYOUT = (
     "data/chunk-000/file-000.parquet, videos/observation.images.NAME/chunk-000/file-000.mp4"
 )
 MAX_TABLE_ROWS = 10**7
-"""Of a table in ``meta/``, which has a row for each episode or task."""
+"""Most rows of a table in ``meta/``, which has one for each episode or task."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ VIDEO_PATHS = {
     3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 LARGEST_DIMENSION = 10**6
-"""Of a feature's shape; no robot has more."""
+"""Largest size in a feature's shape; no robot has more."""
 MAX_NAMED = 1000
 """Most missing episodes that are named; more are counted only."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

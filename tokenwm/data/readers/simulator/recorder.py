@@ -21,7 +21,7 @@ from tokenwm.data.readers.simulator.scripts import get_policy, get_start
 from tokenwm.errors import RecipeError
 
 CONTACTS, SUCCESS = "n_contacts", "is_success"
-"""What is kept of a simulator's ``info``."""
+"""Keys that are kept of a simulator's ``info``."""
 
 
 class EpisodeRecorder:
