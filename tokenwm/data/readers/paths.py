@@ -87,8 +87,7 @@ def update_digest(digest: Any, path: Path, name: str) -> None:
     """Add the name, size and bytes of a file to a digest; of any size, a piece at a time."""
     digest.update(os.fsencode(f"{name}:{path.stat().st_size}:"))
     with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
+        hashlib.file_digest(file, lambda: digest)
 
 
 def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:
