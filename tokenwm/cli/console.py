@@ -6,6 +6,8 @@ no UTF-8 have an effect. Rich is imported only where it is needed, for `tokenwm 
 
 import argparse
 import json
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from tokenwm import strict
@@ -46,7 +48,17 @@ def console_of(arguments: argparse.Namespace) -> "Console":
     return Console(stderr=getattr(arguments, "json", False))
 
 
+def keep_stdout(as_json: bool) -> AbstractContextManager[Any]:
+    """Send to stderr what others print meanwhile, such as Lightning, if stdout is for JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
 def give(arguments: argparse.Namespace, result: Any) -> None:
-    """Print a verb's result on stdout, if ``--json`` asks for it; NaN becomes null."""
+    """Print a verb's result on stdout, if ``--json`` asks for it."""
     if arguments.json:
-        print(json.dumps(strict.plain(result), indent=1, allow_nan=False, default=str))
+        print_json(result)
+
+
+def print_json(result: Any) -> None:
+    """Print plain values, arrays and paths; NaN becomes null."""
+    print(json.dumps(strict.plain(result), indent=1, allow_nan=False, default=str))

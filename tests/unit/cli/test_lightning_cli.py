@@ -81,6 +81,10 @@ def test_a_finished_training_names_the_next_command(
 
     folder, command = fit("tokenizer", frame_shards)
     assert command == f"tokenwm tokenize {frame_shards} --tokenizer {folder} --out DIR"
+    assert cli.main(["tokenizer", *options("tokenizer", frame_shards), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)  # and nothing else is on stdout
+    assert found["model"] == f"{folder}/model" and found["next"] == command
+    assert found["steps"] == 1 and found["metrics"]["train/loss"] > 0
     tokens = tmp_path / "my tokens"
     argv = shlex.split(command)[1:-1]
     assert cli.main([*argv, str(tokens)]) == 0

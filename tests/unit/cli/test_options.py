@@ -108,17 +108,24 @@ def test_defaults_are_those_of_what_they_configure() -> None:
 
 def test_one_thing_has_one_name() -> None:
     """What several verbs have is spelt and explained alike."""
-    devices = {
-        action.help
-        for make in PARSERS.values()
-        for action in make()._actions
-        if action.dest == "device"
-    }
-    assert len(devices) == 1
-    for words in ("evaluate", "imagine", "serve", "tokenize", "quickstart"):
-        assert PARSERS[words]().get_default("device") == "auto", words
-    for words in ("inspect", "prepare", "verify-shards", "evaluate", "imagine", "info"):
-        assert "--json" in PARSERS[words]()._option_string_actions, words
+    parsers = {words: make() for words, make in PARSERS.items()}
+    parsers |= {f"{verb} fit": training(verb, "fit", with_lightning=False) for verb in CLIS}
+
+    def having(option: str) -> set[str]:
+        return {words for words, p in parsers.items() if option in p._option_string_actions}
+
+    def without(option: str) -> set[str]:
+        return parsers.keys() - having(option)
+
+    for option in ("--device", "--json"):
+        helps = {parsers[words]._option_string_actions[option].help for words in having(option)}
+        assert len(helps) == 1
+    computes = {"evaluate", "imagine", "serve", "tokenize", "quickstart", "sweep plan", "sweep run"}
+    assert having("--device") == computes | {f"{verb} fit" for verb in CLIS}
+    assert all(parsers[words].get_default("device") == "auto" for words in having("--device"))
+    assert without("--json") == {"serve"}  # which has no result
+    # These write nothing, or what does not depend on what was there.
+    assert without("--overwrite") == {"verify-shards", "info", "report", "serve", "push"}
 
 
 def test_earlier_spellings_work_and_are_not_shown() -> None:

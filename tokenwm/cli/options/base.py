@@ -74,6 +74,9 @@ DEVICE = """
 REMAKE = """
 --overwrite  make it again, even if it was made of the same data and options before
 """
+ANEW = """
+--overwrite  begin anew instead of continuing
+"""
 ENGINE = """
 --engine {local,ray,slurm} = local  where: processes on this machine, a Ray cluster (RAY_ADDRESS,
     else one on this machine), or Slurm jobs through submitit

@@ -1,6 +1,6 @@
 """Options of the verbs about data."""
 
-from tokenwm.cli.options.base import DEVICE, ENGINE, JSON, NUM_CORES, Parser
+from tokenwm.cli.options.base import ANEW, DEVICE, ENGINE, JSON, NUM_CORES, Parser
 
 SHARD_WORKERS = "shards made at once, 0 for in this process; the result does not depend on it"
 
@@ -19,7 +19,7 @@ def quickstart() -> Parser:
 --set|--model-set KEY=VALUE …  override values of the recipe, for example image_size=[128,128], or
     of a training, for example world-model.model.model.transformer.dropout=0.1
 """
-    return Parser("quickstart", description, options + DEVICE)
+    return Parser("quickstart", description, options + DEVICE + JSON + ANEW)
 
 
 def inspect() -> Parser:
@@ -30,6 +30,7 @@ def inspect() -> Parser:
 path DIR  file or folder of recordings
 --recipe FILE  write a starter recipe to this file
 --episodes N = 100  read the numbers of N episodes, evenly spread; 0 for all
+--overwrite  replace another recipe in the file
 """
     return Parser("inspect", description, options + JSON)
 
@@ -69,8 +70,9 @@ dataset DIR|URL  frame shards, from tokenwm prepare
 --out DIR!  folder to make
 --version {v3.0,v2.1} = v3.0  version of LeRobot's format
 --crf N = 10  quality of the videos, 0 to 51, smaller is better
+--overwrite  replace a LeRobot folder
 """
-    return Parser("export-lerobot", description, options)
+    return Parser("export-lerobot", description, options + JSON)
 
 
 def tokenize() -> Parser:
@@ -92,4 +94,4 @@ frames DIR|URL  frame shards made by tokenwm prepare
 --workers WORKERS  {SHARD_WORKERS} (default: one per core, on a CPU and if there is much to encode)
 --overwrite  replace a dataset in the folder
 """
-    return Parser("tokenize", description, options + ENGINE + DEVICE)
+    return Parser("tokenize", description, options + ENGINE + DEVICE + JSON)

@@ -68,7 +68,7 @@ def report() -> Parser:
     description = """Write the page of an evaluation or of a dataset's quality again, from the
     figures beside it: after an update of tokenwm for example. Nothing is measured."""
     options = "path DIR|URL  folder of a report, of a run that has one, or of frame shards"
-    return Parser("report", description, options)
+    return Parser("report", description, options + JSON)
 
 
 def push() -> Parser:
@@ -81,7 +81,7 @@ repository OWNER/NAME  made if it is not there
 --report DIR  the model's report, for figures in the card
 --private  a repository that is made is private
 """
-    return Parser("push", description, options)
+    return Parser("push", description, options + JSON)
 
 
 def pull() -> Parser:
@@ -90,12 +90,13 @@ def pull() -> Parser:
     checked against its hash; code and pickles are never fetched."""
     options = """
 repository OWNER/NAME  where it is
---out DIR!  a new folder
+--out DIR!  folder to make
 --dataset  a dataset, not a checkpoint
 --revision NAME  branch, tag or commit
 --max-gigabytes X = 20.0  most that is fetched
+--overwrite  replace a checkpoint or a dataset in the folder
 """
-    return Parser("pull", description, options)
+    return Parser("pull", description, options + JSON)
 
 
 def serve() -> Parser:

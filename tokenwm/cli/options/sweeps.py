@@ -1,6 +1,6 @@
 """Options of ``tokenwm sweep plan|run|fit``."""
 
-from tokenwm.cli.options.base import ENGINE, JSON, REMAKE, Parser
+from tokenwm.cli.options.base import ANEW, DEVICE, ENGINE, JSON, REMAKE, Parser
 from tokenwm.scaling.runs.columns import COLUMN_OF
 
 
@@ -26,7 +26,7 @@ tokens DIR|URL  token shards
     batch_size=32 precision=bf16-mixed; docs/scaling.md names all
 --overwrite  replace a plan that is there
 """
-    return Parser("sweep plan", description, options + JSON)
+    return Parser("sweep plan", description, options + DEVICE + JSON)
 
 
 def run() -> Parser:
@@ -46,7 +46,7 @@ sweep SWEEP  sweep file, from tokenwm sweep plan
 --slurm KEY=VALUE …  parameters for submitit, for example slurm_partition=gpu timeout_min=240
     gpus_per_node=1 cpus_per_task=8
 """
-    return Parser("sweep run", description, options + ENGINE)
+    return Parser("sweep run", description, options + ENGINE + DEVICE + JSON + ANEW)
 
 
 def fit() -> Parser:

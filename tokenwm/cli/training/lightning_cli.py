@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.cli.console import say
+from tokenwm.checkpoint import read_provenance
+from tokenwm.cli.console import keep_stdout, print_json, say
 from tokenwm.cli.options.training import SUBCOMMANDS, lightning_arguments
 from tokenwm.cli.training.callbacks import Throughput, TrainingProgress
 from tokenwm.cli.training.checkpoints import KeptCheckpoints, ResumingCheckpoint
@@ -418,16 +419,23 @@ def run(
     cli: type[TrainingCLI], module: type[pl.LightningModule], argv: list[str], verb: str
 ) -> int:
     """:func:`launch` as the body of a verb; returns the exit code."""
+    as_json = "--json" in argv
     try:
-        done = launch(cli, module, lightning_arguments(verb, argv), verb)
+        with keep_stdout(as_json):
+            done = launch(cli, module, lightning_arguments(verb, argv), verb)
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
+    result: dict[str, Any] = {"metrics": done.trainer.callback_metrics}
     # Here and not in the stage: the quick start and sweeps go on by themselves.
-    if done.subcommand == "fit" and done.trainer.is_global_zero:
-        say(
-            Console(),
-            f"model: {done.folder / 'model'}; next: tokenwm {shlex.join(done.next_command())}",
-        )
+    if done.subcommand == "fit":
+        model, following = done.folder / "model", f"tokenwm {shlex.join(done.next_command())}"
+        if done.trainer.is_global_zero:
+            say(Console(stderr=as_json), f"model: {model}; next: {following}")
+        known = read_provenance(model)
+        result = {"model": model, "steps": known.get("steps"), "metrics": known.get("metrics")}
+        result["next"] = following
+    if as_json and done.trainer.is_global_zero:
+        print_json(result)
     if done.trainer.world_size > 1:
         end_process()
     return 0

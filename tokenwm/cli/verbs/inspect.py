@@ -34,10 +34,11 @@ def main(argv: list[str]) -> int:
         say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
         say(console, recipe)
     else:
-        is_there = arguments.recipe.exists()
+        is_there = arguments.recipe.exists() and not arguments.overwrite
         if is_there and arguments.recipe.read_bytes() != recipe.encode():
             raise RecipeError(
-                f"{arguments.recipe} exists already, with another text; choose another name"
+                f"{arguments.recipe} exists already, with another text; choose another name, or "
+                "replace it with --overwrite"
             )
         if not is_there:
             arguments.recipe.write_text(recipe, encoding="utf-8")

@@ -1,8 +1,6 @@
 """``tokenwm push PATH OWNER/NAME``: publish a checkpoint or a dataset on the Hugging Face hub."""
 
-from rich.console import Console
-
-from tokenwm.cli.console import say
+from tokenwm.cli.console import console_of, give, say
 from tokenwm.cli.options.models import push as parser
 from tokenwm.hub.transfer import push
 
@@ -13,5 +11,6 @@ def main(argv: list[str]) -> int:
     where = push(
         arguments.path, arguments.repository, report=arguments.report, private=arguments.private
     )
-    say(Console(), f"pushed {arguments.path} to {where}")
+    say(console_of(arguments), f"pushed {arguments.path} to {where}")
+    give(arguments, {"path": arguments.path, "repository": arguments.repository, "commit": where})
     return 0

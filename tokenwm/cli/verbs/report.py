@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tokenwm.cli.console import console_of, say
+from tokenwm.cli.console import console_of, give, say
 from tokenwm.cli.options.models import report as parser
 from tokenwm.data.quality_report import PAGE_NAME, rewrite
 from tokenwm.data.shards.manifest import MANIFEST_NAME
@@ -32,4 +32,5 @@ def main(argv: list[str]) -> int:
             )
         page = str(renew_report(folder))
     say(console_of(arguments), f"report: {page}")
+    give(arguments, {"page": page})
     return 0

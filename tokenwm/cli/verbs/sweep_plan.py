@@ -11,8 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.console import console_of, give, keep_stdout, printable, say
+from tokenwm.cli.devices import device_from
 from tokenwm.cli.options.sweeps import plan as parser
+from tokenwm.cli.options.training import device_options
 from tokenwm.cli.training.lightning_cli import launch
 from tokenwm.cli.verbs.sweep_training import StepClock, settings_of
 from tokenwm.cli.verbs.world_model import WorldModelCLI
@@ -159,10 +161,12 @@ def _clock(
     """How long a step of a size takes: measured, or from a known speed."""
     if arguments.no_probe is not None:
         return lambda size: size.flops(training, data.vocabulary).training / arguments.no_probe
+    say(console, f"on {device_from(arguments.device)}")
     torch.set_num_threads(threads_for(arguments.workers))
 
     def measure(size: Size) -> float:
-        seconds = probe(size, training, str(arguments.tokens))
+        with keep_stdout(arguments.json):
+            seconds = probe(size, training, str(arguments.tokens), arguments.device)
         rate = size.flops(training, data.vocabulary).training / seconds
         say(console, f"{size.name}: {1e3 * seconds:.0f} ms a step, {rate / 1e9:.0f} GFLOP/s")
         return float(f"{seconds:.3g}")
@@ -170,13 +174,14 @@ def _clock(
     return measure
 
 
-def probe(size: Size, training: Training, tokens: str) -> float:
+def probe(size: Size, training: Training, tokens: str, device: str) -> float:
     """Seconds of a training step, measured over a few.
 
     Args:
         size: The model.
         training: What all runs share.
         tokens: Folder of token shards.
+        device: Name of the device, or ``auto``.
     """
     run = Run(
         name="probe", size=size, learning_rate=size.learning_rate, seed=0, max_steps=PROBE_STEPS
@@ -190,6 +195,7 @@ def probe(size: Size, training: Training, tokens: str) -> float:
         argv = ["fit", "--config", str(config), "--data.root", tokens, "--data.verify", "false"]
         argv += ["--trainer.default_root_dir", scratch, "--trainer.logger", "false"]
         argv += ["--checkpoint_every_n_steps", str(10 * PROBE_STEPS)]
+        argv += device_options(device)
         launch(WorldModelCLI, WorldModelModule, argv, "world-model", [clock])
     assert clock.seconds_per_step is not None
     return clock.seconds_per_step

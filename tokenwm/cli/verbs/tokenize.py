@@ -6,7 +6,8 @@ import torch
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
-from tokenwm.cli.console import console_of, say
+from tokenwm.cli.console import console_of, give, say
+from tokenwm.cli.describe import of_manifest
 from tokenwm.cli.devices import device_from
 from tokenwm.cli.options.base import NUM_CORES
 from tokenwm.cli.options.data import tokenize as parser
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
     )
     if made_before:
         say(console, "made before of the same data and options, and kept")
+    give(arguments, {"dataset": arguments.out, **of_manifest(tokens)})
     return 0
 
 
