@@ -7,6 +7,7 @@ no UTF-8 have an effect. Rich is imported only where it is needed, for `tokenwm 
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,35 @@ def say(console: "Console", text: str, style: str | None = None) -> None:
     from rich.text import Text
 
     console.print(Text(plain_lines(text), style=style or ""), soft_wrap=True)
+
+
+def show_table(
+    console: "Console",
+    rows: Iterable[Sequence["str | Text"]],
+    *headings: str,
+    title: str = "",
+    left: int = 1,
+    **look: Any,
+) -> None:
+    """Print a table; what is not rich's own text is printed as it is, and folded.
+
+    Args:
+        console: Where to.
+        rows: Cells of each row.
+        headings: Of the columns; without any, a row is a name and its value.
+        title: Of the table.
+        left: Columns flush left, with text; those behind them hold numbers.
+        look: Options of rich's table.
+    """
+    from rich.table import Table
+
+    table = Table(title=printable(title) if title else None, show_header=bool(headings), **look)
+    for index, heading in enumerate(headings or ("", "")):
+        is_text = index < left or not headings
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table)
 
 
 def console_of(arguments: argparse.Namespace) -> "Console":

@@ -7,7 +7,7 @@ The short options are those of the other verbs and stand for options of Lightnin
 import argparse
 from collections.abc import Sequence
 
-from tokenwm.cli.options.base import ANEW, DEVICE, JSON, Parser
+from tokenwm.cli.options.base import Parser
 from tokenwm.cli.shipped import find_file
 from tokenwm.errors import TokenwmError
 
@@ -20,6 +20,7 @@ OPTIONS = """
 --out FOLDER  folder of the run (--trainer.default_root_dir; default: runs/{folder})
 --workers N  processes that load data, 0 for none (--data.num_workers; default: 0)
 --set KEY=VALUE …  override any option, for example model.optimizer.learning_rate=0.001
++ DEVICE JSON ANEW
 """
 """Of ours; the rest are LightningCLI's."""
 LIGHTNING = """
@@ -76,9 +77,7 @@ def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Pars
         model, shards = "world model", "tokens"
     resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
     own = OPTIONS.format(shards=shards, folder=verb.replace("-", "_"))
-    parser = Parser(
-        f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own + DEVICE + JSON + ANEW
-    )
+    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own)
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
     if with_lightning:

@@ -2,7 +2,7 @@
 
 from tokenwm.cli.console import console_of, give, say
 from tokenwm.cli.made_before import MadeBefore, files_below
-from tokenwm.cli.options.data import export_lerobot as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.synthesis.lerobot.export import export_lerobot
@@ -10,7 +10,7 @@ from tokenwm.synthesis.lerobot.export import export_lerobot
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("export-lerobot", argv)
     console = console_of(arguments)
     made_before = MadeBefore("export-lerobot", arguments.out, arguments, [arguments.dataset])
     if made_before.is_kept(arguments, console):

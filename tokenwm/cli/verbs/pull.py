@@ -1,13 +1,13 @@
 """``tokenwm pull OWNER/NAME --out DIR``: fetch a checkpoint or a dataset, and check it."""
 
 from tokenwm.cli.console import console_of, give, say
-from tokenwm.cli.options.models import pull as parser
+from tokenwm.cli.options import parse
 from tokenwm.hub.transfer import pull
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("pull", argv)
     commit = pull(
         arguments.repository,
         arguments.out,

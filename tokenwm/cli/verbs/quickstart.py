@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from rich.console import Console
 
 import tokenwm
 from tokenwm.cli import main as program
 from tokenwm.cli.console import console_of, give, keep_stdout, printable, say
-from tokenwm.cli.options.data import quickstart as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.options.training import device_options
 from tokenwm.cli.shipped import find_file
 from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
@@ -29,8 +28,6 @@ from tokenwm.data.storage.atomic import open_atomically, remove_whole
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.sequence.token_shards import MAX_SHIFT
-from tokenwm.tokenizer.training import FrameTokenizerModule
-from tokenwm.transformer.training import WorldModelModule
 
 TOKENIZER_SHARE = 0.18
 """Part of the time left after preparation that goes to training the tokenizer."""
@@ -47,16 +44,15 @@ MOST_COPIES = 7
 
 FOLDERS = ("frames", "tokenizer", "tokens", "world_model", "report")
 """Of the stages, in the folder of the run."""
-STAGES: dict[str, tuple[type[TrainingCLI], type[pl.LightningModule]]] = {
-    "tokenizer": (tokenizer.TokenizerCLI, FrameTokenizerModule),
-    "world-model": (world_model.WorldModelCLI, WorldModelModule),
+STAGES: dict[str, type[TrainingCLI]] = {
+    cli.verb: cli for cli in (tokenizer.TokenizerCLI, world_model.WorldModelCLI)
 }
 _OF_STAGES = tuple(f"{stage}." for stage in STAGES)
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("quickstart", argv)
     console = console_of(arguments)
     with keep_stdout(arguments.json):
         result = Quickstart(arguments, console).run()
@@ -143,8 +139,7 @@ class Quickstart:
         argv += device_options(self.arguments.device)
         argv += ["--trainer.default_root_dir", str(folder)]
         self._say(verb, argv)
-        cli, module = STAGES[verb]
-        self._note_steps(verb, launch(cli, module, argv, verb))
+        self._note_steps(verb, launch(STAGES[verb], argv))
 
     def _minutes(self, verb: str, share: float) -> str:
         """Minutes for training a stage, as the command line takes them; decided once."""

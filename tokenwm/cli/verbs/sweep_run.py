@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tokenwm.cli.console import console_of, give, printable, say
 from tokenwm.cli.devices import device_from
-from tokenwm.cli.options.sweeps import run as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.sweep_training import begins_from
 from tokenwm.data.storage.atomic import open_atomically, remove_whole
 from tokenwm.data.storage.folder import location, open_folder
@@ -42,7 +42,7 @@ LINES_OF_LOG = 3
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code: 1 if a run is not finished at the end."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("sweep run", argv)
     console, sweep = console_of(arguments), load_sweep(arguments.sweep)
     if arguments.engine == "local":
         say(console, f"on {device_from(arguments.device)}")
@@ -57,11 +57,8 @@ def main(argv: list[str]) -> int:
     frames = [] if arguments.evaluate is None else [_anywhere(arguments.evaluate)]
     if frames and not open_folder(frames[0]).names():
         raise TokenwmError(f"--evaluate {arguments.evaluate} is no folder of frame shards")
-
-    for own in (folder / run.name for run in runs if arguments.overwrite):
-        if own.is_dir():
-            with lock_folder(own):
-                remove_whole(own)
+    if arguments.overwrite:
+        _begin_anew(runs, folder)
 
     def command(run: Run) -> list[str]:
         module = [sys.executable, "-m", "tokenwm.cli.verbs.sweep_training"]
@@ -85,7 +82,8 @@ def main(argv: list[str]) -> int:
         engine.close()
     code = report(console, states, folder)
     results = [
-        {"run": s.run.name, "status": s.status, **read_result(folder / s.run.name)} for s in states
+        {**read_result(folder / state.run.name), "run": state.run.name, "status": state.status}
+        for state in states
     ]
     give(arguments, {"folder": folder, "runs": results})
     return code
@@ -93,6 +91,14 @@ def main(argv: list[str]) -> int:
 
 def _anywhere(data: Path | str) -> str:
     return str(data.resolve()) if isinstance(data, Path) else data
+
+
+def _begin_anew(runs: Sequence[Run], folder: Path) -> None:
+    """Remove the runs' folders; one that is still being trained is an error."""
+    for own in (folder / run.name for run in runs):
+        if own.is_dir():
+            with lock_folder(own):
+                remove_whole(own)
 
 
 def _interrupt(*arguments: Any) -> None:

@@ -32,9 +32,11 @@ from tokenwm.scaling.sweep.drive import DIVERGED, read_result, result_status
 from tokenwm.scaling.sweep.plan import RunCost, costs_of
 from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep
 from tokenwm.strict import dump_yaml, parse_yaml
-from tokenwm.transformer.training import WorldModelModule
 
 SETTINGS_FILE = "run.yaml"
+OF_TRANSFORMER = ("dim", "num_layers", "num_heads", "window", "dropout")
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "warmup_steps", "schedule", "decay_fraction")
+"""Of the run's settings, those of the network and of the optimizer."""
 CHECKPOINTS = 8
 """Checkpoints for resuming in a run: at most an eighth of it is lost."""
 
@@ -102,22 +104,10 @@ def settings_of(run: Run, sweep: Sweep) -> dict[str, Any]:
         "seed_everything": run.seed,
         "model": {
             "model": {
-                "transformer": {
-                    "dim": transformer.dim,
-                    "num_layers": transformer.num_layers,
-                    "num_heads": transformer.num_heads,
-                    "window": transformer.window,
-                    "dropout": transformer.dropout,
-                },
+                "transformer": {name: getattr(transformer, name) for name in OF_TRANSFORMER},
                 "changed_token_weight": training.changed_token_weight,
             },
-            "optimizer": {
-                "learning_rate": optimizer.learning_rate,
-                "weight_decay": optimizer.weight_decay,
-                "warmup_steps": optimizer.warmup_steps,
-                "schedule": optimizer.schedule,
-                "decay_fraction": optimizer.decay_fraction,
-            },
+            "optimizer": {name: getattr(optimizer, name) for name in OF_OPTIMIZER},
         },
         "data": {
             "num_steps": training.num_steps,
@@ -206,7 +196,7 @@ def _trained(cost: RunCost, sweep: Sweep, folder: Path, device: str) -> dict[str
         "tokenwm_version": __version__,
     }
     try:
-        launch(WorldModelCLI, WorldModelModule, argv, "world-model", [StopDiverged(), clock])
+        launch(WorldModelCLI, argv, [StopDiverged(), clock])
     except Diverged as error:
         return {**result, "status": DIVERGED, "reason": str(error), "loss": None, "metrics": {}}
     per_step = clock.seconds_per_step
