@@ -7,7 +7,7 @@ The short options are those of the other verbs and stand for options of Lightnin
 import argparse
 from collections.abc import Sequence
 
-from tokenwm.cli.options.base import DEVICE, Parser
+from tokenwm.cli.options.base import Parser
 from tokenwm.cli.shipped import find_file
 from tokenwm.errors import TokenwmError
 
@@ -19,8 +19,8 @@ OPTIONS = """
 --data DATA  shards of {shards}, a folder or a URL (--data.root)
 --out FOLDER  folder of the run (--trainer.default_root_dir; default: runs/{folder})
 --workers N  processes that load data, 0 for none (--data.num_workers; default: 0)
---overwrite  begin anew instead of continuing (--resume false)
 --set KEY=VALUE …  override any option, for example model.optimizer.learning_rate=0.001
++ DEVICE JSON ANEW
 """
 """Of ours; the rest are LightningCLI's."""
 LIGHTNING = """
@@ -77,7 +77,7 @@ def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Pars
         model, shards = "world model", "tokens"
     resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
     own = OPTIONS.format(shards=shards, folder=verb.replace("-", "_"))
-    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own + DEVICE)
+    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own)
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
     if with_lightning:

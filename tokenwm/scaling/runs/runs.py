@@ -9,8 +9,7 @@ from typing import Any
 
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.runs.columns import choose_columns
-from tokenwm.scaling.runs.csv_runs import run_names, run_values, unread_cells
-from tokenwm.scaling.runs.csv_table import read_table
+from tokenwm.scaling.runs.csv_table import read_table, run_names, run_values, unread_cells
 
 FINISHED = "finished"
 RESULT_FILE = "result.json"
