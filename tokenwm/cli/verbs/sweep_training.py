@@ -143,8 +143,8 @@ def train(
 
     Args:
         sweep: The sweep.
-        name: Of the run.
-        folder: Of the sweep.
+        name: Name of the run.
+        folder: Folder of the sweep.
         frames: Frame shards, if downstream metrics are wanted.
         device: Name of the device, or ``auto``.
 
