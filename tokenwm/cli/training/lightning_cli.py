@@ -91,7 +91,7 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "Continue from checkpoints/last.ckpt in the run's folder if it is there.",
     ),
 )
-"""Of tokenwm, beside Lightning's: name, type, default, help."""
+"""Options of tokenwm, beside Lightning's: name, type, default, help."""
 
 
 class TrainingCLI(LightningCLI):
