@@ -8,8 +8,8 @@ keeps all ``f`` actions, in order and side by side: an action chunk.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from tokenwm.errors import RecipeError
 
 Aggregation = Literal["last", "first", "mean", "sum", "stack"]
-
-_KNOWN = ", ".join(get_args(Aggregation))
 
 MOST_ROWS = 10_000
 """Rows of a source that can make one step."""
@@ -44,12 +42,8 @@ class Signals:
 
     def beginning_at(self, row: int) -> "Signals":
         """Return these signals without the rows before ``row``."""
-        return Signals(
-            action=self.action[row:],
-            state=None if self.state is None else self.state[row:],
-            reward=None if self.reward is None else self.reward[row:],
-            terminated=self.terminated[row:],
-        )
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return replace(self, **{name: array[row:] for name, array in arrays.items()})
 
 
 def downsampling_factor(source_rate: float, control_rate: float) -> int:
@@ -103,8 +97,6 @@ def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signa
     """
     action, (_, size) = signals.action, signals.action.shape
     discrete = np.issubdtype(action.dtype, np.integer)
-    if aggregation not in get_args(Aggregation):
-        raise RecipeError(f"action_aggregation {aggregation!r} is none of {_KNOWN}")
     if discrete and factor > 1 and aggregation in ("mean", "sum"):
         raise RecipeError(
             f"action_aggregation: {aggregation} makes no sense for discrete actions; "
@@ -116,21 +108,16 @@ def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signa
             f"{MOST_STACKED:,} are allowed; set a higher control_rate, or another aggregation"
         )
     num_steps = math.ceil(len(action) / factor)
-    # All rows that belong to a kept step which another kept step follows.
+    # The rows of all kept steps but the last.
     used = (num_steps - 1) * factor
     grouped = action[:used].reshape(num_steps - 1, factor, size)
-    if aggregation == "last":
-        kept = grouped[:, -1]
-    elif aggregation == "first":
-        kept = grouped[:, 0]
-    elif aggregation == "mean":
-        kept = grouped.mean(axis=1, dtype=np.float64)
-    elif aggregation == "stack":
-        kept = grouped.reshape(num_steps - 1, factor * size)
+    new_action = np.zeros((num_steps, size * actions_per_step(factor, aggregation)), action.dtype)
+    if aggregation == "stack":
+        new_action[:-1] = grouped.reshape(num_steps - 1, factor * size)
+    elif aggregation in ("mean", "sum"):
+        new_action[:-1] = getattr(grouped, aggregation)(axis=1, dtype=np.float64)
     else:
-        kept = grouped.sum(axis=1, dtype=np.float64)
-    new_action = np.zeros((num_steps, kept.shape[1]), dtype=action.dtype)
-    new_action[:-1] = kept
+        new_action[:-1] = grouped[:, 0 if aggregation == "first" else -1]
     terminated = np.zeros(num_steps, dtype=np.bool_)
     terminated[:-1] = signals.terminated[:used].reshape(-1, factor).any(axis=1)
     reward = None

@@ -10,6 +10,7 @@ See :mod:`tokenwm.data.readers.simulator.environments` for which environments ca
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,11 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GymnasiumConfig(SimulatorOptions):
-    """Options of the Gymnasium reader, which records what it reads.
-
-    Attributes:
-        type: Name of this reader.
-    """
+    """Options of the Gymnasium reader, which records what it reads."""
 
     records: ClassVar[bool] = True
 
@@ -49,13 +46,7 @@ class GymnasiumConfig(SimulatorOptions):
         """No file or folder is a simulator."""
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "GymnasiumSource":
-        """Make the recorder; ``folder`` is not used.
-
-        Raises:
-            SourceError: The environment's package is not installed.
-            RecipeError: There is no such environment, it does not give what the recipe names, or
-                the control rate does not divide its rate.
-        """
+        """Make the recorder; ``folder`` is not used."""
         return GymnasiumSource(self, episode_format)
 
 
@@ -77,12 +68,9 @@ class GymnasiumSource:
         self.num_phases = downsampling_factor(rate, episode_format.control_rate)
         self.num_together = config.num_envs * (self.num_phases if config.num_envs > 1 else 1)
         self._kept: dict[int, EpisodeRecorder] = {}
-        env = _make(config)
-        try:
+        with closing(_make(config)) as env:
             check_action_space(env.action_space)
             says = (env.metadata or {}).get("render_fps")
-        finally:
-            env.close()
         if says and float(says) != rate:
             logger.warning(
                 "%s says it runs at %g Hz, the recipe says %s %g Hz; %s",
@@ -143,22 +131,16 @@ class GymnasiumSource:
             if len(recorders) > 1:
                 record_together(self.config, recorders, partial(_make, self.config))
             else:
-                env = _make(self.config)
-                try:
+                with closing(_make(self.config)) as env:
                     record(self.config, recorders[0], env)
-                finally:
-                    env.close()
             found |= dict(zip(group, recorders, strict=True))
         self._kept = found if self.num_phases > 1 else {}
         return found
 
     def describe(self) -> SourceDescription:
         """Number of discrete actions, and units from the recipe."""
-        env = _make(self.config)
-        try:
+        with closing(_make(self.config)) as env:
             num_actions = num_actions_of(env.action_space)
-        finally:
-            env.close()
         return SourceDescription(
             state_units=self.config.state_units,
             action_units=self.config.action_units,

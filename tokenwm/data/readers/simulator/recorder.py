@@ -27,7 +27,7 @@ from tokenwm.data.readers.simulator.scripts import get_policy, get_start
 from tokenwm.errors import RecipeError
 
 CONTACTS, SUCCESS = "n_contacts", "is_success"
-"""What is kept of a simulator's ``info``."""
+"""Keys that are kept of a simulator's ``info``."""
 
 
 class EpisodeRecorder:
@@ -39,7 +39,7 @@ class EpisodeRecorder:
         index: Number of the episode.
 
     Attributes:
-        policy: What acts.
+        policy: The policy that chooses the actions.
         env_seed: For the simulator's ``reset``.
         reset_options: The same, or None.
         policy_rng: For the policy; all follow from the recipe's seed and the episode's index.
@@ -113,7 +113,7 @@ class EpisodeRecorder:
         if self.success is not None:
             metadata["success"] = self.success
         recording = self._recording(ref.phase, factor, metadata)
-        # A simulator drops no frames and has no faulty encoders: what looks so is so.
+        # A simulator drops no frames and has no faulty encoders: stillness and jumps are real.
         limits = replace(self.format.quality, max_frozen_seconds=None, max_spike=None)
         wanted = replace(self.format, quality=limits)
         return to_episode(recording, ref, wanted, factor * wanted.control_rate, self.num_actions)
