@@ -53,7 +53,7 @@ def show_table(
     """Print a table; what is not rich's own text is printed as it is, and folded.
 
     Args:
-        console: Where to.
+        console: Console to print on.
         rows: Cells of each row.
         headings: Of the columns; without any, a row is a name and its value.
         title: Of the table.
@@ -72,7 +72,7 @@ def show_table(
 
 
 def console_of(arguments: argparse.Namespace) -> "Console":
-    """Where a verb talks to people: stderr if ``--json`` keeps stdout for the result."""
+    """The console for people: stderr if ``--json`` keeps stdout for the result."""
     from rich.console import Console
 
     return Console(stderr=getattr(arguments, "json", False))

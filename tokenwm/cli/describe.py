@@ -7,7 +7,7 @@ from tokenwm.strict import plain
 
 
 def of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """What a dataset holds, and where it came from."""
+    """Contents and origin of a dataset, as plain values."""
     provenance, extra = manifest.provenance, manifest.extra
     splits = {}
     for split in SPLITS:

@@ -53,12 +53,12 @@ EXIT_USAGE = 2
 EXIT_SIGNALLED = 128  # plus the signal, as shells report it
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a user can mend wherever it arises, in Lightning's or matplotlib's files as well."""
+"""Errors that a user can mend wherever they arise, in Lightning's or matplotlib's files as well."""
 
 TRACEBACK_VARIABLE = "TOKENWM_TRACEBACK"
 
 verb_began = 0.0
-"""When the verb at hand was called, on the monotonic clock: before its module was imported."""
+"""Time at which the verb was called, on the monotonic clock: before its module was imported."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

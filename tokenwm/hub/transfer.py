@@ -36,7 +36,7 @@ NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetens
 MAX_FILES = 100_000
 PIECE_BYTES = 2**20
 HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
-"""Whose errors are the hub's or the network's: huggingface_hub and what its versions ask with."""
+"""Libraries that raise errors of the hub or the network: huggingface_hub and its HTTP clients."""
 
 
 def push(path: Path, repository: str, *, report: Path | None = None, private: bool = False) -> str:

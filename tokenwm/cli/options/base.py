@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         verb: Its words, as in ``sweep plan``.
-        description: What it does.
+        description: Text that says what the verb does.
         options: Their text, see above.
     """
 

@@ -14,7 +14,7 @@ IMAGINING = """\
     all
 --seed SEED = 0  seed of everything random; the same seed gives the same future
 """
-"""How to imagine: what ``evaluate`` and ``imagine`` share."""
+"""Options of imagination, which ``evaluate`` and ``imagine`` share."""
 
 TEXTS: Mapping[str, str] = {
     "evaluate": f"""

@@ -22,7 +22,7 @@ OPTIONS = """
 --set KEY=VALUE …  override any option, for example model.optimizer.learning_rate=0.001
 + DEVICE JSON ANEW
 """
-"""Of ours; the rest are LightningCLI's."""
+"""Our own options; the rest are LightningCLI's."""
 LIGHTNING = """
 --config FILE  file with any of these options; may be repeated, later ones win
 --minutes X  train for so long instead of so many steps; needs the schedule wsd
@@ -122,14 +122,14 @@ def lightning_arguments(verb: str, argv: Sequence[str]) -> list[str]:
 
 
 def _says_what(given: argparse.Namespace, others: Sequence[str]) -> bool:
-    """Whether windows are given, without which nothing can be trained."""
+    """True if the length of windows is given, without which nothing can be trained."""
     told = ("--config", "--data.num_steps", "--print_config", "--model.help", "--data.help")
     settings = (f"--{setting}" for setting in given.set)
     return _is_config(given.data) or any(word.startswith(told) for word in (*others, *settings))
 
 
 def _is_config(data: str | None) -> bool:
-    """Whether ``--data`` is LightningCLI's own: a file or text with options of the data."""
+    """True if ``--data`` is LightningCLI's own: a file or text with options of the data."""
     return data is not None and data.endswith((".yaml", ".yml", "}"))
 
 

@@ -36,7 +36,7 @@ class TrainingProgress(pl.Callback):
     """One line: stage, step, figures, rate, time left; plain lines where there is no terminal.
 
     Args:
-        stage: What is being trained.
+        stage: Name of the stage that is trained.
         every_n_steps: Steps between plain lines.
     """
 
@@ -201,7 +201,7 @@ class RolloutPictures(pl.Callback):
     Logs ``val/tokens_per_pass`` of what it imagined, see :attr:`DecodedSteps.tokens_per_pass`.
 
     Args:
-        folder: Where the PNGs go.
+        folder: Folder for the PNGs.
         num_rows: Episodes in the picture.
         num_context_steps: Observed steps before imagining.
     """

@@ -122,7 +122,7 @@ class KeptCheckpoints(pl.Callback):
     """Writes the checkpoints of some steps, which stay beside the one for resuming.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         steps: Optimizer steps.
     """
 
@@ -139,7 +139,7 @@ class KeptCheckpoints(pl.Callback):
 
 
 def kept_checkpoint(folder: Path, step: int) -> Path:
-    """Where :class:`KeptCheckpoints` leaves the checkpoint of a step."""
+    """The path at which :class:`KeptCheckpoints` leaves the checkpoint of a step."""
     return folder / "checkpoints" / f"step-{step}.ckpt"
 
 

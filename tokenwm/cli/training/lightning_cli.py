@@ -91,7 +91,7 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "Continue from checkpoints/last.ckpt in the run's folder if it is there.",
     ),
 )
-"""Of tokenwm, beside Lightning's: name, type, default, help."""
+"""Options of tokenwm, beside Lightning's: name, type, default, help."""
 
 
 class TrainingCLI(LightningCLI):
@@ -107,7 +107,7 @@ class TrainingCLI(LightningCLI):
 
     @property
     def stage(self) -> str:
-        """What is trained, in words."""
+        """Name of the stage that is trained, in words."""
         return self.verb.replace("-", " ")
 
     @property
@@ -312,7 +312,7 @@ class TrainingCLI(LightningCLI):
             file.write(yaml.safe_dump(values, sort_keys=False).encode())
 
     def next_command(self) -> list[str]:
-        """What to do with the trained model: a verb and its arguments, capitals to be filled in."""
+        """The next command: a verb and its arguments, of which capitals are to be filled in."""
         raise NotImplementedError
 
     def _read_safely(self) -> None:

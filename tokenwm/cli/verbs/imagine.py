@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def figures(imagined: ImaginedEpisode) -> dict[str, Any]:
-    """What each future says about itself and, where the truth is known, how near it came."""
+    """Figures of each future: reward, end, surprise and, where the truth is known, its error."""
     futures, rollout = [], imagined.rollout
     for index, frames in enumerate(imagined.frames):
         psnr = None

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(path: Path | str) -> dict[str, Any]:
-    """What a dataset, checkpoint, run, quick start, sweep, plan of one, or report is.
+    """Describe a dataset, checkpoint, run, quick start, sweep, plan of one, or report.
 
     Args:
         path: File, folder, or URL of a dataset.

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def as_plain(found: Survey) -> dict[str, Any]:
-    """What was found as plain values, for ``--json``."""
+    """The survey as plain values, for ``--json``."""
     source = found.source
     columns = {option: names_of(getattr(source.config, option)) for option in NUMBERS}
     names = ["facts", "licence", "num_rows", "rate", "control_rate", "ranges", "tasks"]

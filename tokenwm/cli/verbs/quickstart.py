@@ -43,7 +43,7 @@ ENOUGH_STEPS = 32_000
 MOST_COPIES = 7
 
 FOLDERS = ("frames", "tokenizer", "tokens", "world_model", "report")
-"""Of the stages, in the folder of the run."""
+"""Folders of the stages, in the folder of the run."""
 STAGES: dict[str, type[TrainingCLI]] = {
     cli.verb: cli for cli in (tokenizer.TokenizerCLI, world_model.WorldModelCLI)
 }

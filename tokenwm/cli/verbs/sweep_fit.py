@@ -97,7 +97,7 @@ def print_fit(console: Console, fit: SweepFit) -> None:
 
 
 def imagination_from(arguments: argparse.Namespace) -> Imagination | None:
-    """What ``--imagined-steps`` and ``--tokens-per-imagined-step`` ask for.
+    """Read ``--imagined-steps`` and ``--tokens-per-imagined-step``; None if they are not given.
 
     Raises:
         TokenwmError: One was given without the other, or is not above zero.

@@ -151,7 +151,7 @@ def _training(overrides: Sequence[str]) -> Training:
 def _clock(
     arguments: argparse.Namespace, training: Training, data: TokenData, console: Console
 ) -> Callable[[Size], float]:
-    """How long a step of a size takes: measured, or from a known speed."""
+    """A function that gives the seconds of a step of a size: measured, or from a known speed."""
     if arguments.no_probe is not None:
         return lambda size: size.flops(training, data.vocabulary).training / arguments.no_probe
     say(console, f"on {device_from(arguments.device)}")
@@ -172,7 +172,7 @@ def probe(size: Size, training: Training, tokens: str, device: str) -> float:
 
     Args:
         size: The model.
-        training: What all runs share.
+        training: Options that all runs share.
         tokens: Folder of token shards.
         device: Name of the device, or ``auto``.
     """

@@ -35,7 +35,7 @@ STYLES: Mapping[Status, str] = {
     "finished": "green",
     "waiting": "dim",
 }
-"""Of the statuses, in the order in which runs are shown: what does not fit is cut."""
+"""Style of each status, in the order in which runs are shown: what does not fit is cut."""
 LINES_OF_LOG = 3
 """Shown of a run that failed."""
 
@@ -118,7 +118,7 @@ class SweepView:
     """A live table of the runs; where there is no terminal, a line for each change.
 
     Args:
-        console: Where to.
+        console: Console to print on.
         sweep: The sweep.
         folder: Its folder.
     """
@@ -215,13 +215,13 @@ def result_text(state: RunState, folder: Path) -> str:
 
 
 def counts(states: Sequence[RunState]) -> str:
-    """How many runs stand where."""
+    """Number of runs of each status, in words."""
     found = {status: sum(state.status == status for state in states) for status in STYLES}
     return ", ".join(f"{count} {status}" for status, count in found.items() if count)
 
 
 def summary(states: Sequence[RunState]) -> str:
-    """How many runs stand where, and the time that is left by what was planned."""
+    """Number of runs of each status, and the planned time of those that are left."""
     left = sum(
         state.run.own_steps * state.run.size.seconds_per_step
         for state in states

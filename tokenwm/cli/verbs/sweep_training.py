@@ -36,7 +36,7 @@ from tokenwm.strict import dump_yaml, parse_yaml
 SETTINGS_FILE = "run.yaml"
 OF_TRANSFORMER = ("dim", "num_layers", "num_heads", "window", "dropout")
 OF_OPTIMIZER = ("learning_rate", "weight_decay", "warmup_steps", "schedule", "decay_fraction")
-"""Of the run's settings, those of the network and of the optimizer."""
+"""Settings of a run that are the network's, and that are the optimizer's."""
 CHECKPOINTS = 8
 """Checkpoints for resuming in a run: at most an eighth of it is lost."""
 
@@ -143,8 +143,8 @@ def train(
 
     Args:
         sweep: The sweep.
-        name: Of the run.
-        folder: Of the sweep.
+        name: Name of the run.
+        folder: Folder of the sweep.
         frames: Frame shards, if downstream metrics are wanted.
         device: Name of the device, or ``auto``.
 

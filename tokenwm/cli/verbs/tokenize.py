@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _num_workers(arguments: argparse.Namespace, manifest: Manifest, device: torch.device) -> int:
-    """As many as asked for, else one per core where the work is worth starting processes."""
+    """Number of worker processes: as asked for, else one per core where the work is worth it."""
     if arguments.workers is not None:
         return int(arguments.workers)
     num_steps = sum(episode.num_steps for episode in manifest.episodes)

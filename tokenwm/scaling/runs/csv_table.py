@@ -21,7 +21,7 @@ GROUPS_OF_THREE = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 TEXTS = ("status", "name")
 COUNTS = ("N", "D", "C", "steps")
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
-"""Of training: two of a forward pass (multiply, add), four of a backward pass."""
+"""Operations of training: two of a forward pass (multiply, add), four of a backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _is_comment(line: str) -> bool:
-    """Whether a line above the header says nothing to us; spreadsheets put comments in quotes."""
+    """True if a line above the header is empty or a comment; spreadsheets put these in quotes."""
     return not line.strip() or line.lstrip(' "').startswith(COMMENT)
 
 

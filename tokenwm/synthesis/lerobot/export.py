@@ -56,7 +56,7 @@ def export_lerobot(
     Args:
         dataset: Folder of frame shards.
         out_dir: Folder to make; written whole or not at all.
-        version: Of LeRobot's format.
+        version: Version of LeRobot's format.
         crf: Quality of the videos, in [0, 51]; smaller is better and larger.
         overwrite: Replace a LeRobot folder that is there.
         progress: Called with (episodes done, episodes in all).
