@@ -140,7 +140,7 @@ class WindowDataset(Dataset[Segment]):
         self.stored_fields = [name for name in self.fields if name != "frames"]
         if "frames" in self.fields:
             self.stored_fields += self._cameras
-        lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
+        lengths = self.reader.lengths(self._keys)
         self.windows_per_episode = num_windows(lengths, num_steps)
         self._num_transitions = int((lengths - 1).sum())
         self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each

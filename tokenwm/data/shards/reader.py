@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
-from tokenwm.data.shards.manifest import EpisodeInfo, Manifest, ShardInfo
+from tokenwm.data.shards.episodes import EpisodeInfo, Episodes
+from tokenwm.data.shards.manifest import Manifest, ShardInfo
 from tokenwm.data.shards.members import (
     MAX_NPY_HEADER,
     bytes_per_step,
@@ -51,6 +52,8 @@ from tokenwm.errors import CorruptSampleError, ShardError
 
 QUICK_BYTES = 2**30
 """Bytes of a dataset that are checked as a whole before training."""
+MAX_KNOWN = 2**16
+"""Episodes of which is kept where their data begin: about 100 MB."""
 
 
 class ShardReader:
@@ -89,13 +92,18 @@ class ShardReader:
         self.root = str(location(str(folder)))
         self.folder = Path(self.root)  # where it is no URL
         self.manifest = Manifest.load(folder) if manifest is None else manifest
-        self._episodes = {episode.key: episode for episode in self.manifest.episodes}
+        episodes = self.manifest.episodes
+        if not isinstance(episodes, Episodes):
+            shards = [shard.path for shard in self.manifest.shards]
+            episodes = Episodes.of(episodes, tuple(self.manifest.features), shards)
+        self._episodes = episodes
+        # Of episodes read lately: what the manifest says, and where the data of fields begin.
+        self._known: dict[str, tuple[EpisodeInfo, dict[str, int]]] = {}
         self._shards = {shard.path: shard for shard in self.manifest.shards}
         self._stored = {  # of each field: type in the shard, bytes per step
             name: (np.dtype(feature.dtype).newbyteorder("<"), bytes_per_step(feature))
             for name, feature in self.manifest.features.items()
         }
-        self._starts: dict[tuple[str, str], int] = {}
         self.check_episodes = check_episodes
         self._files: ShardFiles
         if not is_url(folder):
@@ -107,13 +115,21 @@ class ShardReader:
             self._files = RemoteFiles(self.root)
         else:
             self._files = CachedFiles(self.root, self.manifest.shards, Path(cache), cache_bytes)
-        self._checked: dict[str, CorruptSampleError | None] = {}
+        self._checked = bytearray(len(episodes))
+        self._damaged: dict[str, CorruptSampleError] = {}
         if verify:
             self.verify()
 
     def keys(self, split: str | None = None) -> list[str]:
         """Keys of the episodes of one split (or of all), in the order of the manifest."""
-        return [e.key for e in self.manifest.episodes if split is None or e.split == split]
+        return list(self._episodes.keys) if split is None else self._episodes.of_split(split)
+
+    def lengths(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Steps of episodes."""
+        lengths: NDArray[np.int64] = self._episodes.num_steps[
+            [self._episodes.places[key] for key in keys]
+        ]
+        return lengths
 
     def episode(self, key: str) -> EpisodeInfo:
         """Where an episode lies and how long it is.
@@ -121,9 +137,18 @@ class ShardReader:
         Raises:
             ShardError: There is no such episode.
         """
-        if key not in self._episodes:
-            raise ShardError(f"{self.root} has no episode {key!r} among {len(self._episodes)}")
-        return self._episodes[key]
+        return self._find(key)[0]
+
+    def _find(self, key: str) -> tuple[EpisodeInfo, dict[str, int]]:
+        known = self._known.get(key)
+        if known is None:
+            place = self._episodes.places.get(key)
+            if place is None:
+                raise ShardError(f"{self.root} has no episode {key!r} among {len(self._episodes)}")
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[key] = self._episodes[place], {}
+        return known
 
     def arrays(
         self,
@@ -146,7 +171,7 @@ class ShardReader:
         Raises:
             ShardError: Unknown episode or field, a range outside the episode, or a damaged shard.
         """
-        episode = self.episode(key)
+        episode, starts = self._find(key)
         stop = episode.num_steps if stop is None else stop
         if not 0 <= start < stop <= episode.num_steps:
             raise ShardError(
@@ -159,11 +184,11 @@ class ShardReader:
                 raise ShardError(f"{self.root} has no field {name!r}; it has {known}")
         if self.check_episodes and not self._files.is_checked(episode.shard):
             self.check_episode(key)
-        self._locate(episode, [name for name in names if (key, name) not in self._starts])
+        self._locate(episode, [name for name in names if name not in starts], starts)
         count, ranges = stop - start, []
         for name in names:
             _, step_bytes = self._stored[name]
-            first = self._starts[key, name] + start * step_bytes
+            first = starts[name] + start * step_bytes
             ranges.append((first, count * step_bytes))
         result = {}
         for name, part in zip(names, self._read(episode, ranges), strict=True):
@@ -228,15 +253,16 @@ class ShardReader:
         Raises:
             CorruptSampleError: They differ.
         """
-        if key not in self._checked:
+        episode = self.episode(key)
+        place = self._episodes.places[key]
+        if not self._checked[place]:
             try:
-                self._check_crc(self.episode(key))
-                self._checked[key] = None
+                self._check_crc(episode)
             except CorruptSampleError as error:
-                self._checked[key] = error
-        found = self._checked[key]
-        if found is not None:
-            raise found
+                self._damaged[key] = error
+            self._checked[place] = True
+        if key in self._damaged:
+            raise self._damaged[key]
 
     def _check_crc(self, episode: EpisodeInfo) -> None:
         if episode.crc32 is None:  # a dataset of schema version 1
@@ -263,7 +289,7 @@ class ShardReader:
     def is_quick_to_verify(self) -> bool:
         """Whether all bytes are read in a second or so, or episodes have no sums of their own."""
         num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
-        return num_bytes <= QUICK_BYTES or any(e.crc32 is None for e in self.manifest.episodes[:1])
+        return num_bytes <= QUICK_BYTES or bool((self._episodes.crc32 < 0).any())
 
     def verify(self, *, shards: bool = True) -> None:
         """Check every byte of the dataset against the manifest.
@@ -333,7 +359,7 @@ class ShardReader:
     def _where_member(self, episode: EpisodeInfo, name: str, offset: int) -> str:
         return f"shard {join(self.root, episode.shard)}, member {name} at offset {offset}"
 
-    def _locate(self, episode: EpisodeInfo, names: Sequence[str]) -> None:
+    def _locate(self, episode: EpisodeInfo, names: Sequence[str], starts: dict[str, int]) -> None:
         """Find the first array byte of fields, after checking their headers."""
         if not names:
             return
@@ -343,7 +369,7 @@ class ShardReader:
         for name, (member, offset), part in zip(names, members, heads, strict=True):
             head = part.tobytes()
             size = self._member_size(episode, member, offset, head)
-            self._starts[episode.key, name] = offset + npy_header_size(
+            starts[name] = offset + npy_header_size(
                 head[tarfile.BLOCKSIZE :],
                 episode.num_steps,
                 self.manifest.features[name],
