@@ -117,7 +117,7 @@ def make_strata(
             first, a weight is impossible, or the real fraction cannot be met.
     """
     main_item, main = items[0]
-    longest = max(int(r.lengths(r.keys("train")).max(initial=0)) for _, r in items)
+    longest = max(int(r.episodes.lengths(r.keys("train")).max(initial=0)) for _, r in items)
     if 0 < longest < num_steps:
         raise ShardError(
             f"data.num_steps is {num_steps}, but the longest training episode of {main.root} has "

@@ -1,27 +1,21 @@
-"""Where the episodes of a dataset lie: columns of numbers, of which a million open in seconds."""
+"""Where the episodes of a dataset lie: a table of which a million rows open in seconds."""
 
+import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.json
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.errors import ShardError
 from tokenwm.strict import build
 
-TYPES: Mapping[str, set[type]] = {
-    "key": {str},
-    "split": {str},
-    "shard": {str},
-    "num_steps": {int},
-    "offsets": {dict},
-    "metadata_offset": {int},
-    "crc32": {int, type(None)},
-    "synthetic": {bool, type(None)},
-}
-"""Of the values of an :class:`EpisodeInfo`, as JSON gives them."""
 ROWS_AT_ONCE = 4096
 """Episodes that are made objects of at a time."""
 
@@ -53,123 +47,120 @@ class EpisodeInfo:
     synthetic: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Episodes(Sequence[EpisodeInfo]):
     """The episodes of a manifest, a sequence of :class:`EpisodeInfo` that are made when asked for.
+
+    Args:
+        table: A column per attribute of :class:`EpisodeInfo`, without nulls but in the last two.
+        shards: Path of a shard → its episodes and their steps.
 
     Attributes:
         keys: Names of the ``N`` episodes.
         places: Key → its place in the sequence.
-        shards: Paths of the shards.
-        fields: Names of the ``F`` fields.
-        shard: ``(N,)`` int32, places in ``shards``.
         num_steps: ``(N,)`` int64, at least 1.
-        offsets: ``(N, F)`` int64, bytes.
-        metadata_offset: ``(N,)`` int64, bytes.
-        crc32: ``(N,)`` int64; -1 where there is none.
-        synthetic: ``(N,)`` int8; -1 where it is not known.
+        synthetic: See :class:`EpisodeInfo`.
+        has_checksums: Whether each has a CRC-32.
+
+    Raises:
+        ShardError: The episodes are not those of the shards, or have impossible values.
     """
 
-    keys: list[str]
-    places: dict[str, int]
-    shards: tuple[str, ...]
-    fields: tuple[str, ...]
-    shard: NDArray[np.int32]
-    num_steps: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    metadata_offset: NDArray[np.int64]
-    crc32: NDArray[np.int64]
-    synthetic: NDArray[np.int8]
-
-    @classmethod
-    def parse(
-        cls, chunks: Iterable[list[Any]], fields: Sequence[str], shards: Sequence[str]
-    ) -> "Episodes":
-        """Check the rows of a manifest, a part at a time, so that few are in memory as objects.
-
-        Args:
-            chunks: Lists of the plain values of :class:`EpisodeInfo`.
-            fields: Names of the features.
-            shards: Paths of the listed shards.
-
-        Raises:
-            TokenwmError: A row is not what an :class:`EpisodeInfo` is, or its shard, its split or
-                its fields are not those of the dataset.
-        """
-        codes = {path: code for code, path in enumerate(shards)}
-        keys: list[str] = []
-        parts: list[tuple[NDArray[Any], ...]] = []
-        for rows in chunks:
-            columns = _columns(rows, len(keys), fields)
-            for split, shard in set(zip(columns["split"], columns["shard"], strict=True)):
-                if shard not in codes or not shard.startswith(f"{split}-"):
-                    key = next(r["key"] for r in rows if (r["split"], r["shard"]) == (split, shard))
-                    reason = f"split {split!r} in shard {shard}"
-                    reason = reason if shard in codes else f"unlisted shard {shard!r}"
-                    raise ShardError(f"episode {key}: {reason}")
-            keys += columns["key"]
-            parts.append(
-                (
-                    np.array([codes[shard] for shard in columns["shard"]], np.int32),
-                    _whole(columns["num_steps"]),
-                    _whole([[row[name] for name in fields] for row in columns["offsets"]]),
-                    _whole(columns["metadata_offset"]),
-                    # A negative one is never right; it must not pass for none.
-                    _whole([-1 if value is None else abs(value) for value in columns["crc32"]]),
-                    np.array([-1 if v is None else v for v in columns["synthetic"]], np.int8),
-                )
-            )
-        places = {key: place for place, key in enumerate(keys)}
-        arrays = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        arrays = arrays or [np.zeros((0, len(fields)) if n == 2 else 0, np.int64) for n in range(6)]
-        shard, num_steps, offsets, metadata_offset, crc32, synthetic = arrays
-        found = cls(
-            keys=keys,
-            places=places,
-            shards=tuple(shards),
-            fields=tuple(fields),
-            shard=shard,
-            num_steps=num_steps,
-            offsets=offsets,
-            metadata_offset=metadata_offset,
-            crc32=crc32,
-            synthetic=synthetic,
-        )
-        found._check()
-        return found
-
-    def _check(self) -> None:
-        def refuse(numbers: NDArray[np.int64], least: int, reason: str) -> None:
-            place = int(numbers.argmin()) if len(numbers) else 0
-            if len(numbers) and numbers[place] < least:
-                raise ShardError(f"episode {self.keys[place]} {reason.format(numbers[place])}")
-
+    def __init__(self, table: pyarrow.Table, shards: Mapping[str, tuple[int, int]]) -> None:
+        self._table = table
+        self.keys: list[str] = table["key"].to_pylist()
+        self.places = {key: place for place, key in enumerate(self.keys)}
+        self.num_steps: NDArray[np.int64] = table["num_steps"].to_numpy()
+        self.synthetic: list[bool | None] = table["synthetic"].to_pylist()
+        self.has_checksums = table["crc32"].null_count == 0
         for place, key in enumerate(self.keys):
             if NAME_PATTERN.fullmatch(key) is None:
                 raise ShardError(f"episode key {key!r} is not allowed")
-            if len(self.places) < len(self.keys) and self.places[key] != place:
+            if self.places[key] != place:
                 raise ShardError(f"episode {key} is listed twice")
-        refuse(self.num_steps, 1, "has {} steps")
-        first = np.minimum(self.metadata_offset, self.offsets.min(axis=1, initial=2**62))
-        refuse(first, 0, "has a member that starts at offset {}")
+        self._refuse_below(1, self.num_steps, "has {} steps")
+        for numbers in (table["metadata_offset"], *table["offsets"].combine_chunks().flatten()):
+            self._refuse_below(0, numbers.to_numpy(), "has a member that starts at offset {}")
+        self._check_shards(shards)
 
-    def totals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Numbers of episodes and of steps of each shard."""
-        steps = np.zeros(len(self.shards), np.int64)
-        np.add.at(steps, self.shard, self.num_steps)
-        return np.bincount(self.shard, minlength=len(self.shards)), steps
+    def _refuse_below(self, least: int, numbers: NDArray[np.int64], reason: str) -> None:
+        if len(numbers) and numbers.min() < least:
+            place = int(numbers.argmin())
+            raise ShardError(f"episode {self.keys[place]} {reason.format(numbers[place])}")
 
-    def of_split(self, split: str) -> list[str]:
-        """Keys of the episodes of a split, in order."""
-        chosen = np.array([path.startswith(f"{split}-") for path in self.shards], bool)[self.shard]
-        return [self.keys[place] for place in np.flatnonzero(chosen).tolist()]
+    def _check_shards(self, shards: Mapping[str, tuple[int, int]]) -> None:
+        grouped = self._table.group_by(["split", "shard"], use_threads=False)
+        found = dict.fromkeys(shards, (0, 0))
+        for row in grouped.aggregate([([], "count_all"), ("num_steps", "sum")]).to_pylist():
+            split, shard = row["split"], row["shard"]
+            if shard not in shards:
+                raise ShardError(f"{self._of(split, shard)}: unlisted shard {shard!r}")
+            if not shard.startswith(f"{split}-"):
+                raise ShardError(f"{self._of(split, shard)}: split {split!r} in shard {shard}")
+            found[shard] = row["count_all"], row["num_steps_sum"]
+        for shard, listed in shards.items():
+            if found[shard] != listed:
+                raise ShardError(
+                    f"{shard}: [episodes, steps] are {listed} but add up to {found[shard]}"
+                )
+
+    def _of(self, split: str, shard: str) -> str:
+        """The first episode of a split and a shard, for messages."""
+        pairs = zip(self._table["split"].to_pylist(), self._table["shard"].to_pylist(), strict=True)
+        return f"episode {self.keys[list(pairs).index((split, shard))]}"
+
+    @classmethod
+    def parse(
+        cls, parts: Iterable[bytes], fields: Sequence[str], shards: Mapping[str, tuple[int, int]]
+    ) -> "Episodes":
+        """Read the rows of a manifest, a part at a time.
+
+        Args:
+            parts: JSON objects, with a comma and a line feed between two.
+            fields: Names of the features.
+            shards: Path of a shard → its episodes and their steps.
+
+        Raises:
+            TokenwmError: A row is not what an :class:`EpisodeInfo` is, or not of these fields and
+                shards. ``crc32`` and ``synthetic`` may be missing.
+        """
+        schema = _schema(fields)
+        tables = [schema.empty_table()]
+        first = 0
+        for part in parts:
+            tables.append(_read_rows(part, schema, first))
+            first += len(tables[-1])
+        return cls(pyarrow.concat_tables(tables), shards)
 
     @classmethod
     def of(
-        cls, rows: Sequence[EpisodeInfo], fields: Sequence[str], shards: Sequence[str]
+        cls,
+        rows: Sequence[EpisodeInfo],
+        fields: Sequence[str],
+        shards: Mapping[str, tuple[int, int]],
     ) -> "Episodes":
         """Those of a manifest that was not read from a file."""
-        return cls.parse([[vars(row) for row in rows]], fields, shards)
+        lines = (json.dumps(vars(row)).encode() for row in rows)
+        return cls.parse([b",\n".join(lines)] if rows else [], fields, shards)
+
+    def of_split(self, split: str) -> list[str]:
+        """Keys of the episodes of a split, in order."""
+        chosen = pyarrow.compute.equal(self._table["split"], split).to_numpy()
+        return [self.keys[place] for place in np.flatnonzero(chosen).tolist()]
+
+    def of_shard(self, shard: str) -> list[EpisodeInfo]:
+        """Episodes of a shard, in order."""
+        chosen = self._table.filter(pyarrow.compute.equal(self._table["shard"], shard))
+        return [EpisodeInfo(**row) for row in chosen.to_pylist()]
+
+    def shards(self, keys: Sequence[str]) -> list[str]:
+        """Shards of episodes."""
+        every = self._table["shard"].to_pylist()
+        return [every[self.places[key]] for key in keys]
+
+    def lengths(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Steps of episodes."""
+        lengths: NDArray[np.int64] = self.num_steps[[self.places[key] for key in keys]]
+        return lengths
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -181,38 +172,13 @@ class Episodes(Sequence[EpisodeInfo]):
     def __getitem__(self, place: int | slice) -> EpisodeInfo | list[EpisodeInfo]:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
-        return self._rows(number, number + 1)[0]
+        (row,) = self._table.slice(range(len(self))[place], 1).to_pylist()
+        return EpisodeInfo(**row)
 
     def __iter__(self) -> Iterator[EpisodeInfo]:
         for start in range(0, len(self), ROWS_AT_ONCE):
-            yield from self._rows(start, start + ROWS_AT_ONCE)
-
-    def _rows(self, start: int, stop: int) -> list[EpisodeInfo]:
-        columns = (
-            self.shard,
-            self.num_steps,
-            self.offsets,
-            self.metadata_offset,
-            self.crc32,
-            self.synthetic,
-        )
-        lists = (column[start:stop].tolist() for column in columns)
-        return [
-            EpisodeInfo(
-                key=key,
-                split=self.shards[shard].partition("-")[0],
-                shard=self.shards[shard],
-                num_steps=num_steps,
-                offsets=dict(zip(self.fields, offsets, strict=True)),
-                metadata_offset=metadata_offset,
-                crc32=None if crc32 < 0 else crc32,
-                synthetic=None if synthetic < 0 else bool(synthetic),
-            )
-            for key, shard, num_steps, offsets, metadata_offset, crc32, synthetic in zip(
-                self.keys[start:stop], *lists, strict=True
-            )
-        ]
+            for row in self._table.slice(start, ROWS_AT_ONCE).to_pylist():
+                yield EpisodeInfo(**row)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -224,30 +190,42 @@ class Episodes(Sequence[EpisodeInfo]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def _columns(rows: list[Any], first: int, fields: Sequence[str]) -> dict[str, list[Any]]:
-    """Values of rows by name, after checking their types; the first row has number ``first``."""
+def _schema(fields: Sequence[str]) -> pyarrow.Schema:
+    text, number = pyarrow.string(), pyarrow.int64()
+    return pyarrow.schema(
+        {
+            "key": text,
+            "split": text,
+            "shard": text,
+            "num_steps": number,
+            "offsets": pyarrow.struct(dict.fromkeys(fields, number)),
+            "metadata_offset": number,
+            "crc32": number,
+            "synthetic": pyarrow.bool_(),
+        }
+    )
+
+
+def _read_rows(part: bytes, schema: pyarrow.Schema, first: int) -> pyarrow.Table:
+    """A part of the rows as a table; the first of them has number ``first``."""
+    options = pyarrow.json.ReadOptions(use_threads=False, block_size=len(part) + 1)
+    strict = pyarrow.json.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="error", newlines_in_values=True
+    )
+    fields = {field.name for field in schema.field("offsets").type}
     try:
-        columns = {name: [row[name] for row in rows] for name in TYPES}
-        plain = all(set(map(type, columns[name])) <= types for name, types in TYPES.items())
-        offsets = columns["offsets"]
-        if (
-            plain
-            and {len(row) for row in rows} <= {len(TYPES)}
-            and all(row.keys() == set(fields) for row in offsets)
-            and {type(value) for row in offsets for value in row.values()} <= {int}
-        ):
-            return columns
-    except (KeyError, TypeError):
-        pass
-    for number, row in enumerate(rows, first):  # one by one, for the reason
-        info = build(EpisodeInfo, row, f"episodes[{number}]", allow_defaults=False)
-        if set(info.offsets) != set(fields):
+        # A comma at the end of a line is none of a text, in which lines do not end.
+        lines = io.BytesIO(part.replace(b",\n", b"\n"))
+        table = pyarrow.json.read_json(lines, options, strict)
+        columns = [table[name] for name in schema.names if name not in ("crc32", "synthetic")]
+        columns += table["offsets"].combine_chunks().flatten()
+        if not any(column.null_count for column in columns):
+            return table
+        reason = "a value is missing or null"
+    except ValueError as error:
+        reason = str(error)
+    for number, row in enumerate(json.loads(b"[" + part + b"]"), first):  # for a better reason
+        info = build(EpisodeInfo, row, f"episodes[{number}]", allow_defaults=True)
+        if set(info.offsets) != fields:
             raise ShardError(f"episode {info.key}: fields differ")
-    raise AssertionError("unreachable: rows that can be built have these types")
-
-
-def _whole(values: list[Any]) -> NDArray[np.int64]:
-    try:
-        return np.array(values, np.int64)
-    except OverflowError as error:
-        raise ShardError(f"a number of an episode is no place in a file: {error}") from error
+    raise ShardError(f"episodes from number {first} on: {reason}")

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
-from tokenwm.data.shards.episodes import EpisodeInfo, Episodes
+from tokenwm.data.shards.episodes import EpisodeInfo
 from tokenwm.data.shards.manifest import Manifest, ShardInfo
 from tokenwm.data.shards.members import (
     MAX_NPY_HEADER,
@@ -53,7 +53,7 @@ from tokenwm.errors import CorruptSampleError, ShardError
 QUICK_BYTES = 2**30
 """Bytes of a dataset that are checked as a whole before training."""
 MAX_KNOWN = 2**16
-"""Episodes of which is kept where their data begin: about 100 MB."""
+"""Episodes of which is kept what the manifest says, as objects: some 50 MB."""
 
 
 class ShardReader:
@@ -68,12 +68,16 @@ class ShardReader:
             :mod:`tokenwm.data.storage.folder`.
         verify: Check every byte against the manifest first, see :meth:`verify`.
         check_episodes: Check every byte of an episode when it is first touched, see
-            :meth:`check_episode`. Of a URL only what goes through a cache is checked: a copy when
+            :meth:`check_episode`. Of a URL without a cache, when all of it is first asked for: the
+            bytes of an episode are many times those of a window. A copy in a cache is checked when
             it is made, and episodes that are read by ranges until then.
         cache: Folder for copies of a URL's shards, see
             :class:`tokenwm.data.shards.ranges.CachedFiles`; None reads by ranges.
         cache_bytes: What the cache may hold; None for no limit.
         manifest: The manifest where it is not written yet; None reads it from the folder.
+
+    Attributes:
+        episodes: Of the manifest.
 
     Raises:
         ShardError: The manifest or a shard is missing, damaged or of another version.
@@ -92,18 +96,16 @@ class ShardReader:
         self.root = str(location(str(folder)))
         self.folder = Path(self.root)  # where it is no URL
         self.manifest = Manifest.load(folder) if manifest is None else manifest
-        episodes = self.manifest.episodes
-        if not isinstance(episodes, Episodes):
-            shards = [shard.path for shard in self.manifest.shards]
-            episodes = Episodes.of(episodes, tuple(self.manifest.features), shards)
-        self._episodes = episodes
-        # Of episodes read lately: what the manifest says, and where the data of fields begin.
-        self._known: dict[str, tuple[EpisodeInfo, dict[str, int]]] = {}
+        self.episodes = self.manifest.table
+        self._known: dict[str, EpisodeInfo] = {}  # episodes read lately
         self._shards = {shard.path: shard for shard in self.manifest.shards}
         self._stored = {  # of each field: type in the shard, bytes per step
             name: (np.dtype(feature.dtype).newbyteorder("<"), bytes_per_step(feature))
             for name, feature in self.manifest.features.items()
         }
+        # Bytes before the array of each field in its member; 0 where they are not known yet.
+        self._heads = np.zeros((len(self.episodes), len(self._stored)), np.uint16)
+        self._columns = {name: column for column, name in enumerate(self._stored)}
         self.check_episodes = check_episodes
         self._files: ShardFiles
         if not is_url(folder):
@@ -115,21 +117,14 @@ class ShardReader:
             self._files = RemoteFiles(self.root)
         else:
             self._files = CachedFiles(self.root, self.manifest.shards, Path(cache), cache_bytes)
-        self._checked = bytearray(len(episodes))
+        self._checked = bytearray(len(self.episodes))
         self._damaged: dict[str, CorruptSampleError] = {}
         if verify:
             self.verify()
 
     def keys(self, split: str | None = None) -> list[str]:
         """Keys of the episodes of one split (or of all), in the order of the manifest."""
-        return list(self._episodes.keys) if split is None else self._episodes.of_split(split)
-
-    def lengths(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Steps of episodes."""
-        lengths: NDArray[np.int64] = self._episodes.num_steps[
-            [self._episodes.places[key] for key in keys]
-        ]
-        return lengths
+        return list(self.episodes.keys) if split is None else self.episodes.of_split(split)
 
     def episode(self, key: str) -> EpisodeInfo:
         """Where an episode lies and how long it is.
@@ -137,18 +132,18 @@ class ShardReader:
         Raises:
             ShardError: There is no such episode.
         """
-        return self._find(key)[0]
-
-    def _find(self, key: str) -> tuple[EpisodeInfo, dict[str, int]]:
         known = self._known.get(key)
         if known is None:
-            place = self._episodes.places.get(key)
-            if place is None:
-                raise ShardError(f"{self.root} has no episode {key!r} among {len(self._episodes)}")
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            known = self._known[key] = self._episodes[place], {}
+            known = self._known[key] = self.episodes[self._place(key)]
         return known
+
+    def _place(self, key: str) -> int:
+        place = self.episodes.places.get(key)
+        if place is None:
+            raise ShardError(f"{self.root} has no episode {key!r} among {len(self.episodes)}")
+        return place
 
     def arrays(
         self,
@@ -171,7 +166,7 @@ class ShardReader:
         Raises:
             ShardError: Unknown episode or field, a range outside the episode, or a damaged shard.
         """
-        episode, starts = self._find(key)
+        episode = self.episode(key)
         stop = episode.num_steps if stop is None else stop
         if not 0 <= start < stop <= episode.num_steps:
             raise ShardError(
@@ -182,14 +177,13 @@ class ShardReader:
             if name not in self.manifest.features:
                 known = ", ".join(self.manifest.features)
                 raise ShardError(f"{self.root} has no field {name!r}; it has {known}")
-        if self.check_episodes and not self._files.is_checked(episode.shard):
+        whole = stop - start == episode.num_steps and len(set(names)) == len(self._stored)
+        if self.check_episodes and not self._files.is_checked(episode.shard, whole=whole):
             self.check_episode(key)
-        self._locate(episode, [name for name in names if name not in starts], starts)
         count, ranges = stop - start, []
-        for name in names:
+        for name, first in zip(names, self._locate(episode, names), strict=True):
             _, step_bytes = self._stored[name]
-            first = starts[name] + start * step_bytes
-            ranges.append((first, count * step_bytes))
+            ranges.append((first + start * step_bytes, count * step_bytes))
         result = {}
         for name, part in zip(names, self._read(episode, ranges), strict=True):
             feature, (dtype, _) = self.manifest.features[name], self._stored[name]
@@ -238,7 +232,7 @@ class ShardReader:
         """
         mark: object = self.manifest.extra.get("synthetic")
         if mark is None:
-            mark = self.episode(key).synthetic
+            mark = self.episodes.synthetic[self._place(key)]
         if mark is None:
             mark = self.metadata(key).get("synthetic", False)
         if not isinstance(mark, bool):
@@ -253,11 +247,10 @@ class ShardReader:
         Raises:
             CorruptSampleError: They differ.
         """
-        episode = self.episode(key)
-        place = self._episodes.places[key]
+        place = self._place(key)
         if not self._checked[place]:
             try:
-                self._check_crc(episode)
+                self._check_crc(self.episode(key))
             except CorruptSampleError as error:
                 self._damaged[key] = error
             self._checked[place] = True
@@ -289,7 +282,7 @@ class ShardReader:
     def is_quick_to_verify(self) -> bool:
         """Whether all bytes are read in a second or so, or episodes have no sums of their own."""
         num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
-        return num_bytes <= QUICK_BYTES or bool((self._episodes.crc32 < 0).any())
+        return num_bytes <= QUICK_BYTES or not self.episodes.has_checksums
 
     def verify(self, *, shards: bool = True) -> None:
         """Check every byte of the dataset against the manifest.
@@ -359,17 +352,24 @@ class ShardReader:
     def _where_member(self, episode: EpisodeInfo, name: str, offset: int) -> str:
         return f"shard {join(self.root, episode.shard)}, member {name} at offset {offset}"
 
-    def _locate(self, episode: EpisodeInfo, names: Sequence[str], starts: dict[str, int]) -> None:
-        """Find the first array byte of fields, after checking their headers."""
-        if not names:
-            return
+    def _locate(self, episode: EpisodeInfo, names: Sequence[str]) -> list[int]:
+        """The first array byte of fields, after checking their headers."""
+        heads = self._heads[self._place(episode.key)]
+        unknown = [name for name in names if not heads[self._columns[name]]]
+        if unknown:
+            self._read_heads(episode, unknown, heads)
+        return [episode.offsets[name] + int(heads[self._columns[name]]) for name in names]
+
+    def _read_heads(
+        self, episode: EpisodeInfo, names: Sequence[str], heads: NDArray[np.uint16]
+    ) -> None:
         members = [(f"{episode.key}.{name}.npy", episode.offsets[name]) for name in names]
         ranges = [self._head_range(episode, *member, MAX_NPY_HEADER) for member in members]
-        heads = self._read(episode, ranges)
-        for name, (member, offset), part in zip(names, members, heads, strict=True):
+        parts = self._read(episode, ranges)
+        for name, (member, offset), part in zip(names, members, parts, strict=True):
             head = part.tobytes()
             size = self._member_size(episode, member, offset, head)
-            starts[name] = offset + npy_header_size(
+            heads[self._columns[name]] = npy_header_size(
                 head[tarfile.BLOCKSIZE :],
                 episode.num_steps,
                 self.manifest.features[name],

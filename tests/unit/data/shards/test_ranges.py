@@ -20,6 +20,7 @@ from tests.unit.data.shards.shard_fixtures import write_dataset
 from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.shards import ranges
 from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.members import MAX_NPY_HEADER
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.storage import folder as storage
 from tokenwm.errors import CorruptSampleError, ShardError
@@ -133,6 +134,24 @@ def test_only_the_window_is_fetched(server: Server) -> None:
     reader.arrays("train_1", ["frames.top", "action"], 2, 5)
     # The headers have been seen: three pictures of 8 × 8 pixels and three actions of two numbers.
     assert sorted(size for _, size in server.requests) == [3 * 2 * 4, 3 * 8 * 8 * 3]
+
+
+def test_the_sum_of_an_episode_is_checked_where_all_of_it_is_read(server: Server) -> None:
+    episode = Manifest.load(server.folder).episodes[0]
+    path = server.folder / episode.shard
+    content = bytearray(path.read_bytes())
+    content[episode.offsets["frames.top"] + 130] ^= 1
+    path.write_bytes(content)
+    reader = ShardReader(server.url, check_episodes=True)
+    reader.arrays(episode.key, None, 0, 2)  # a window: headers, and its bytes
+    assert max(size for _, size in server.shard_requests()) <= 512 + MAX_NPY_HEADER
+    with pytest.raises(CorruptSampleError, match=f"{episode.key} is damaged: CRC-32"):
+        reader.arrays(episode.key)
+    other = reader.keys()[1]
+    reader.arrays(other)
+    server.requests.clear()
+    reader.arrays(other)  # once is enough
+    assert len(server.shard_requests()) == len(reader.manifest.features)
 
 
 def test_a_server_that_knows_no_ranges(server: Server, tmp_path: Path) -> None:
