@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -95,6 +96,7 @@ async def serve_delayed(port: int, delay: float, tell: Callable[[int], None]) ->
 def run_store(result: Connection, delay: float) -> None:
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
@@ -137,13 +139,14 @@ def copy_to_store(folder: Path, url: str) -> str:
 def measure_windows(root: Path, url: str, work: Path, args: argparse.Namespace) -> list[Figures]:
     cache, results = work / "cache", []
     cached = {"cache": str(cache)}
+    stream = {"loader": "stream", "shuffle_windows": args.shuffle_windows}
     ways: dict[str, tuple[Path | str, Figures]] = {
         "folder_loader": (root, {}),
-        "folder_stream": (root, {"loader": "stream"}),
+        "folder_stream": (root, stream),
         "loader": (url, {}),
         "cached_cold": (url, cached),
         "cached_warm": (url, cached),
-        "stream": (url, {"loader": "stream"}),
+        "stream": (url, stream),
     }
     for workers in args.workers:
         for way, (place, options) in ways.items():
@@ -265,6 +268,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=40.0)
     parser.add_argument("--num-steps", type=int, default=6, help="of a window")
     parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--shuffle-windows", type=int, default=4096, help="of the stream loader")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="none: no windows")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each timing")
     parser.add_argument("--manifests", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
