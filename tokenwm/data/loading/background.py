@@ -36,15 +36,18 @@ class BackgroundCheck:
     def _run(self, files: Files) -> None:
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        try:
-            for path, where, sha256 in files:
-                if path.exists():
-                    with open(path, "rb") as file:
-                        check_digest(file, where, sha256)
-        except OSError as error:
-            self._error = ShardError(f"{where} cannot be read: {error}")
-        except ShardError as error:
-            self._error = error
+        for path, where, sha256 in files:
+            try:
+                with open(path, "rb") as file:
+                    check_digest(file, where, sha256)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._error = ShardError(f"{where} cannot be read: {error}")
+                break
+            except ShardError as error:
+                self._error = error
+                break
         self.done = True
 
     def raise_damage(self) -> None:

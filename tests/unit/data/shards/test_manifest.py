@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,33 @@ def test_a_manifest_in_parts_is_that_in_one(
     assert Manifest.load(tmp_path) == ours
     path.write_text(json.dumps(json.loads(path.read_bytes()), indent=2))
     assert Manifest.load(tmp_path) == ours
+
+
+def test_the_table_of_episodes(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    read = Manifest.load(tmp_path)
+    rows = list(read.episodes)
+    given = replace(read, episodes=rows)
+    for table in (read.table, given.table, pickle.loads(pickle.dumps(read.table))):
+        assert list(table) == rows == table[:] and table[-1] == rows[-1]
+        assert table.of_split("val") == [row.key for row in rows if row.split == "val"]
+        for shard in read.shards:
+            assert table.of_shard(shard.path) == [row for row in rows if row.shard == shard.path]
+        keys = [row.key for row in rows[::-2]]
+        assert table.lengths(keys).tolist() == [row.num_steps for row in rows[::-2]]
+        assert table.shards(keys) == [row.shard for row in rows[::-2]]
+    assert replace(read, shards=[], episodes=[]).table == []
+    with pytest.raises(IndexError):
+        read.table[len(rows)]
+
+
+def test_few_episodes_are_kept_as_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenwm.data.shards.reader.MAX_KNOWN", 2)
+    write_dataset(tmp_path)
+    reader = ShardReader(tmp_path)
+    before = [reader.arrays(key)["action"].tolist() for key in reader.keys()]  # noqa: SIM118
+    assert [reader.arrays(key)["action"].tolist() for key in reader.keys()] == before  # noqa: SIM118
+    assert len(reader._known) <= 2 < len(before)
 
 
 def test_a_list_of_episodes_within_another_value_is_not_taken_for_theirs(tmp_path: Path) -> None:
