@@ -17,6 +17,7 @@ Windows, with ``--workers`` processes each:
 Manifests, synthetic ones of ``--manifests`` episodes:
     open_seconds    ``Manifest.load``: read, digest, parse, check
     windows_seconds from there to a dataset of windows and the first places of their order
+    added_memory_bytes  peak while doing both, above what the process had before
 """
 
 import argparse
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_data import Figures, measured, time_loader
+from bench_data import Figures, measured, peak_memory, time_loader
 
 from tokenwm.data.loading.order import ShuffledOrder
 from tokenwm.data.loading.windows import WindowDataset
@@ -227,7 +228,9 @@ def write_manifest(folder: Path, num_episodes: int, per_shard: int = 500) -> Fig
 
 
 def open_manifest(folder: Path) -> Figures:
-    start = time.perf_counter()
+    with contextlib.suppress(OSError):  # forget the peak of imports, on Linux
+        Path("/proc/self/clear_refs").write_text("5")
+    before, start = peak_memory(), time.perf_counter()
     manifest = Manifest.load(folder)
     opened = time.perf_counter()
     reader = ShardReader("memory://nowhere", manifest=manifest)  # shards of a URL are not looked at
@@ -239,6 +242,7 @@ def open_manifest(folder: Path) -> Figures:
         "episodes": len(manifest.episodes),
         "open_seconds": opened - start,
         "windows_seconds": time.perf_counter() - opened,
+        "added_memory_bytes": peak_memory() - before,
     }
 
 
