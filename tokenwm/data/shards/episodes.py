@@ -1,4 +1,4 @@
-"""Where the episodes of a dataset lie: a table of which a million rows open in seconds."""
+"""The table of a dataset's episodes, of which a million rows open in seconds."""
 
 import io
 import json
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeInfo:
-    """Where one episode lies.
+    """The place of one episode: its shard, and byte offsets there.
 
     Attributes:
         key: Name of the episode, unique in the dataset.
@@ -138,7 +138,7 @@ class Episodes(Sequence[EpisodeInfo]):
         fields: Sequence[str],
         shards: Mapping[str, tuple[int, int]],
     ) -> "Episodes":
-        """Those of a manifest that was not read from a file."""
+        """The table of rows that were not read from a file."""
         lines = (json.dumps(vars(row)).encode() for row in rows)
         return cls.parse([b",\n".join(lines)] if rows else [], fields, shards)
 

@@ -40,16 +40,16 @@ SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
 FILE_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 """Paths of files beside the shards: ``quality.json``, or ``tokenizer/config.yaml`` in a folder."""
 DIGEST_KEY = b',\n"sha256": "'
-"""What stands before the digest at the end of the manifest."""
+"""Text before the digest at the end of the manifest."""
 EPISODES_BEGIN, EPISODES_END = b'\n"episodes": [\n  ', b"\n]"
-"""What the episodes, a line each, stand between."""
+"""Text before and after the lines of the episodes."""
 PART_BYTES = 2**22
 """Bytes of episodes that are parsed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """What one field of every episode holds.
+    """Description of one field that every episode has: type, shape, units.
 
     Attributes:
         kind: ``frames`` (uint8 pixels), ``continuous``, ``discrete`` (ids), ``flag`` or ``tokens``.
@@ -113,10 +113,10 @@ class Manifest:
         files: Path → SHA-256 of the other files that belong to the dataset, for example
             ``quality.json`` or ``tokenizer/config.yaml``; empty in datasets before schema version
             3, and pictures are in ``statistics``.
-        episodes: Every episode, in the order of the shards; :class:`Episodes` where it was read.
-        excluded: What was left out and why.
+        episodes: Every episode, in the order of the shards; :class:`Episodes` if read from a file.
+        excluded: Episodes that were left out, with reasons.
         provenance: Source, licence, source checksum, tool version, recipe.
-        extra: What only some datasets have; token shards: ``tokenizer_hash``, ``cameras``, ….
+        extra: Values of some datasets only; token shards: ``tokenizer_hash``, ``cameras``, ….
         schema_version: Version of this layout.
     """
 

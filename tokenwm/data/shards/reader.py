@@ -73,11 +73,11 @@ class ShardReader:
             it is made, and episodes that are read by ranges until then.
         cache: Folder for copies of a URL's shards, see
             :class:`tokenwm.data.shards.ranges.CachedFiles`; None reads by ranges.
-        cache_bytes: What the cache may hold; None for no limit.
+        cache_bytes: Most bytes that the cache may hold; None for no limit.
         manifest: The manifest where it is not written yet; None reads it from the folder.
 
     Attributes:
-        episodes: Of the manifest.
+        episodes: The table of the episodes.
 
     Raises:
         ShardError: The manifest or a shard is missing, damaged or of another version.
@@ -127,7 +127,7 @@ class ShardReader:
         return list(self.episodes.keys) if split is None else self.episodes.of_split(split)
 
     def episode(self, key: str) -> EpisodeInfo:
-        """Where an episode lies and how long it is.
+        """The manifest's entry of an episode: its place and length.
 
         Raises:
             ShardError: There is no such episode.
@@ -222,7 +222,7 @@ class ShardReader:
         return decode_metadata(content.tobytes(), f"{self._where(episode)}: {name}")
 
     def is_synthetic(self, key: str) -> bool:
-        """Whether an episode was imagined by a model: ``synthetic: true`` in its metadata.
+        """True if an episode was imagined by a model: ``synthetic: true`` in its metadata.
 
         ``synthetic`` in the manifest's ``extra`` says so for all episodes. The manifest repeats the
         mark of each, so that metadata are read only where it is older than schema version 3.
@@ -280,7 +280,7 @@ class ShardReader:
 
     @property
     def is_quick_to_verify(self) -> bool:
-        """Whether all bytes are read in a second or so, or episodes have no sums of their own."""
+        """True if reading all takes about a second, or episodes have no checksums of their own."""
         num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
         return num_bytes <= QUICK_BYTES or not self.episodes.has_checksums
 
@@ -342,7 +342,7 @@ class ShardReader:
         return member_size(head[: tarfile.BLOCKSIZE], name, room, where)
 
     def _head_range(self, episode: EpisodeInfo, name: str, offset: int, more: int = 0) -> Range:
-        """Where the header of a member lies, and ``more`` bytes of its data as far as there are."""
+        """The range of a member's tar header and of the first ``more`` bytes of its data."""
         num_bytes = self._shards[episode.shard].num_bytes
         if not tarfile.BLOCKSIZE <= offset <= num_bytes:
             where = self._where_member(episode, name, offset)
