@@ -29,7 +29,12 @@ VERBS = (
 )
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([f"tokenwm.cli.verbs.{verb}" for verb in VERBS])
+PROCESSES.set_forkserver_preload(
+    [
+        *(f"tokenwm.cli.verbs.{verb}" for verb in VERBS),
+        "tests.unit.data.loading.test_training_resume",  # kills soon after the start
+    ]
+)
 
 
 @dataclass(frozen=True)
