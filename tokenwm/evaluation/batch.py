@@ -71,6 +71,8 @@ class BatchMeasurement:
             state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)
             _synchronize(model.device)
             self.scores.step_seconds.append(time.perf_counter() - began)
+            if index == 0:
+                self._measure_planted(state.frame_tokens)
             self._score_tokens("model", state.frame_tokens, index)
             self._score_tokens("persistence", self.observed_tokens, index)
             plain, kept = self._decode(state.frame_tokens)
@@ -107,7 +109,7 @@ class BatchMeasurement:
             self._score_pictures({"shuffled": self._decode(state.frame_tokens)[1]}, index)
             after_step()
 
-    def measure_planted(self) -> None:
+    def _measure_planted(self, unplanted: Tensor) -> None:
         """Plant wrong codes into the last observed frame, see :mod:`tokenwm.evaluation.planted`."""
         actions = self.model.encode_actions(self.batch.future_actions[:, :1])[:, 0]
         counts = count_outcomes(
@@ -115,6 +117,7 @@ class BatchMeasurement:
             self.context,
             self.true_tokens,
             actions,
+            unplanted,
             rows=self.numbers,
             seed=self.config.seed,
         )

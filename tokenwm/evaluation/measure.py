@@ -90,7 +90,6 @@ def measure(
                 reader, others, config.num_context_frames, config.imagination_horizon
             )
             measurement.measure_shuffled(actions, after_step)
-        measurement.measure_planted()
     what = "endings"
     for num_steps, part in before_ends:
         scores.endings.append(measure_endings(model, reader, part, num_steps, config, after_step))

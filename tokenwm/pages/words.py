@@ -8,4 +8,4 @@ def count(number: int, noun: str) -> str:
 
 def seconds(value: float) -> str:
     """``0.033 s``, ``0.5 s``, ``2 s``, ``100 s``: two digits, or whole seconds."""
-    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    return f"{value:.2g} s" if value < 9.95 else f"{value:.0f} s"

@@ -98,8 +98,8 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
             continue
         rows.append((f"PSNR{where}, dB", None, 0))
         rows += [(LABELS[name], curve, 1) for name, curve in psnr.items()]
-        rows += [("model − persistence", gain, 2), ("true − shuffled actions", gap, 2)]
-    rows = [row for row in rows if row[1] is not None or row[2] == 0]
+        differences = {"model − persistence": gain, "true − shuffled actions": gap}
+        rows += [(name, curve, 2) for name, curve in differences.items() if curve is not None]
     state = evaluation.state
     units = (state.units if state else "") or "units of the data"
     for title, curves, digits in (
@@ -131,19 +131,18 @@ def significant_digits(curves: Mapping[str, Curve], digits: int = 3) -> int:
 def _table_note(evaluation: Evaluation) -> str:
     over = count(len(evaluation.episodes), "episode")
     outside = evaluation.outside
-    home = (
-        ""
-        if outside.reconstruction_at_home is not None
-        else " How well the tokenizer reconstructs its own val split is not known, so it is not "
-        "compared."
-    )
-    home += _changed_note(evaluation)
+    notes = _changed_note(evaluation)
+    if outside.reconstruction_at_home is None:
+        notes += (
+            " How well the tokenizer reconstructs its own val split is not known, so it is not "
+            "compared."
+        )
     if not evaluation.has_intervals:
-        return f"Figures of {over}, so without intervals, which are over episodes.{home}"
+        return f"Figures of {over}, so without intervals, which are over episodes.{notes}"
     return (
         f"Means over {over}; below each, its 95 % interval (Student's), which is about that "
         "horizon alone. What is said above with confidence is stricter: it holds at all its "
-        f"horizons at once, with room for skewed differences.{home}"
+        f"horizons at once, with room for skewed differences.{notes}"
     )
 
 
