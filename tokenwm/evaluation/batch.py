@@ -30,8 +30,8 @@ class BatchMeasurement:
         model: The model.
         batch: Recorded contexts and futures, with the frames of both.
         numbers: ``(B,)`` which rows of the whole evaluation these are.
-        config: How to imagine.
-        scores: Where the figures go.
+        config: Settings of imagination.
+        scores: The record to fill in.
         perceptual: LPIPS, if its distances are wanted too.
     """
 

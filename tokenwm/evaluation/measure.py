@@ -38,7 +38,7 @@ def measure(
         model: The model.
         reader: Where the rows were recorded.
         rows: Starts.
-        donors: Whose actions each row gets when they are shuffled; None leaves that out.
+        donors: The row whose actions each row gets when shuffled; None leaves that out.
         config: How to imagine, and how many rows at a time.
         progress: Called after every step.
         endings: Further starts for endings: number of imagined steps → starts.

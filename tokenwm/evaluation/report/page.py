@@ -22,7 +22,7 @@ from tokenwm.evaluation.report.tiles import tiles
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import Plot
 from tokenwm.pages.render import render
-from tokenwm.pages.words import count, seconds
+from tokenwm.pages.words import count, few, seconds
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""
@@ -174,9 +174,8 @@ def _cell(curve: Curve, horizon: int, digits: int) -> tuple[str, str]:
 
 
 def _skipped(skipped: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{key} ({length} steps)" for key, length in list(skipped.items())[:8])
-    more = f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
-    return f"Too short for context and horizon, so not measured: {shown}{more}." if skipped else ""
+    shown = few([f"{key} ({length} steps)" for key, length in skipped.items()], 8)
+    return f"Too short for context and horizon, so not measured: {shown}." if skipped else ""
 
 
 def _shown(value: Any) -> str:
