@@ -181,10 +181,8 @@ class BatchMeasurement:
         self.observed = self.context.anchor  # (B, cameras, H, W, 3)
         self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)
         self.observed_decoded = model.tokenizer.decode_to_unit(self.observed_tokens)
-        self.true_tokens = [
-            model.tokenizer.encode_frames(self.frames[:, self.num_context + index])
-            for index in range(config.imagination_horizon)
-        ]
+        future = self.frames[:, self.num_context :]
+        self.true_tokens = model.tokenizer.encode_sequence(future, self.observed_tokens).unbind(1)
 
     def measure_true(self, after_step: Callable[[], None]) -> None:
         """Imagine under the recorded actions, and score the baselines beside it."""
