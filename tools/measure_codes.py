@@ -5,9 +5,10 @@
 For every margin and level of noise (whole levels in [-n, n], added to every value of every pixel):
 the share of tokens that change from one step to the next, over whole episodes; PSNR of what the
 tokens of a noisy frame decode to against the clean frame; and, from starts as in ``evaluate``, PSNR
-by horizon of the true tokens, anchored at the last observed frame, and of that frame, both against
-the clean future. ``begun_late`` is the share of tokens of the last observed frame that are others
-than if encoding had begun with the episode. Means over frames, or starts.
+by horizon of the true tokens, anchored at the last observed frame (``anchored``: encoding begins 4
+frames before the future; ``anchored_episode``: with the episode), and of that frame, against the
+clean future. ``begun_late`` is the share of tokens of the last observed frame that differ between
+the two. Means over frames, or starts.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from tokenwm.data.shards.manifest import SPLITS
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse, squared_error
 from tokenwm.imagination.pixels import anchored
-from tokenwm.imagination.starts import choose_starts
+from tokenwm.imagination.starts import Start, choose_starts
 from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
 
 HORIZONS = (1, 3, 5, 10, 20)
@@ -76,26 +77,27 @@ def from_starts(
         tokens_of_episode: ``(B, C + H, K)``, if encoding began with the episode.
     """
     last = NUM_CONTEXT - 1
-    tokens = tokenizer.encode_sequence(seen)
+    begun_late = tokenizer.encode_sequence(seen)
     observed = seen[:, last].float() / 255.0
-    before = tokenizer.decode_to_unit(tokens[:, last])
     by_horizon = {}
     for horizon in HORIZONS:
         truth = clean[:, last + horizon]
-        decoded = tokenizer.decode_to_unit(tokens[:, last + horizon])
-        by_horizon[horizon] = {
-            "anchored": psnr(to_uint8(anchored(decoded, before, observed)), truth),
-            "persistence": psnr(seen[:, last], truth),
-        }
-    late = float((tokens_of_episode[:, last] != tokens[:, last]).float().mean())
-    return {"begun_late": late, "horizons": by_horizon}
+        figures = {"persistence": psnr(seen[:, last], truth)}
+        for name, tokens in (("anchored", begun_late), ("anchored_episode", tokens_of_episode)):
+            before, decoded = (
+                tokenizer.decode_to_unit(tokens[:, t]) for t in (last, last + horizon)
+            )
+            figures[name] = psnr(to_uint8(anchored(decoded, before, observed)), truth)
+        by_horizon[horizon] = figures
+    differing = (tokens_of_episode[:, last] != begun_late[:, last]).float().mean()
+    return {"begun_late": float(differing), "horizons": by_horizon}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All margins and levels of noise over the same frames."""
     tokenizer, reader = load_tokenizer(args.tokenizer), ShardReader(args.data)
     length = NUM_CONTEXT + max(HORIZONS)
-    rows = []
+    rows: list[Start] = []
     for split in SPLITS if args.split == "all" else (args.split,):
         if reader.keys(split):
             options = {"num_starts": args.starts, "max_episodes": args.episodes}
