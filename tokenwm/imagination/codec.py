@@ -111,6 +111,8 @@ class Codec(Engine):
             state_tokens = self.units.encode_states(known)
             if isinstance(vocabulary.state, BinTokenizer):
                 last_state = known[:, -1].detach().to(self.device, torch.float32, copy=True)
+        if previous is not None:
+            check_ids("previous", previous, vocabulary.codebook_size)
         encoded = within_pixel_memory(
             tokenizer, self._free_memory, lambda: tokenizer.encode_sequence(frames, previous)
         )

@@ -187,6 +187,9 @@ def test_tokens_of_what_is_observed_go_on_from_those_before() -> None:
     assert torch.equal(state.frame_tokens, whole[:, -1])
     step = world.context(last, done[:, None], seen.state[:, None], previous=whole[:, -2])
     assert torch.equal(step.tokens.frame, whole[:, -1:])
+    for wrong in (whole[:, -2:], whole[:, -2] + 64, whole[:, -2].float()):
+        with pytest.raises(TokenwmError, match="previous"):
+            world.context(last, done[:, None], seen.state[:, None], previous=wrong)
 
 
 def test_a_state_that_imagined_can_observe_and_a_fork_too(recorded: Recorded) -> None:
