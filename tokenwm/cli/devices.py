@@ -1,8 +1,23 @@
 """The device that ``--device`` asks for."""
 
 import torch
+from rich.console import Console
 
+from tokenwm.allocator import keep_freed_memory
+from tokenwm.cli.console import say
 from tokenwm.errors import TokenwmError
+
+
+def take_device(name: str, console: Console) -> torch.device:
+    """The device on which a verb computes from now on; says which it is.
+
+    Raises:
+        TokenwmError: There is no such device here.
+    """
+    keep_freed_memory()
+    device = device_from(name)
+    say(console, f"on {device}")
+    return device
 
 
 def device_from(name: str) -> torch.device:

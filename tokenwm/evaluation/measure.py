@@ -160,8 +160,8 @@ class BatchMeasurement:
         model: The model.
         batch: Recorded contexts and futures, with the frames of both.
         numbers: ``(B,)`` which rows of the whole evaluation these are.
-        config: How to imagine.
-        scores: Where the figures go.
+        config: Settings of imagination.
+        scores: The record to fill in.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ def measure(
         model: The model.
         reader: Where the rows were recorded.
         rows: Starts.
-        donors: Whose actions each row gets when they are shuffled; None leaves that out.
+        donors: The row whose actions each row gets when shuffled; None leaves that out.
         config: How to imagine, and how many rows at a time.
         progress: Called after every step.
         endings: Further starts for endings: number of imagined steps → starts.

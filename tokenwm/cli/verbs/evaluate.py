@@ -4,15 +4,13 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 import tokenwm
-from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
-from tokenwm.cli.console import console_of, give, printable, say
-from tokenwm.cli.devices import device_from
+from tokenwm.cli.console import console_of, give, printable, say, show_table
+from tokenwm.cli.devices import take_device
 from tokenwm.cli.made_before import MadeBefore, files_below
-from tokenwm.cli.options.models import evaluate as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
@@ -27,12 +25,10 @@ from tokenwm.evaluation.results import Evaluation
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.pages.words import count
 
-__all__ = ["main", "parser", "print_summary"]
-
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("evaluate", argv)
     config = EvaluationConfig(
         split=arguments.split,
         num_context_frames=arguments.context,
@@ -60,9 +56,7 @@ def main(argv: list[str]) -> int:
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
-    keep_freed_memory()
-    device = device_from(arguments.device)
-    say(console, f"on {device}")
+    device = take_device(arguments.device, console)
     folds = [
         Fold(model=tokenwm.load(model, device), data=data, model_folder=model)
         for model, data in zip(models, arguments.data, strict=True)
@@ -88,17 +82,13 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     horizons = table_horizons(evaluation)
     over = count(len(evaluation.episodes), "episode")
     title = f"{evaluation.provenance['data_name']}: means over {over}"
-    table = Table(title=printable(title), box=None)
-    table.add_column("horizon")
-    for horizon in horizons:
-        table.add_column(f"{horizon}", justify="right")
-    for title, curve, digits in table_rows(evaluation):
-        if curve is None:
-            table.add_row(printable(title, style="bold"))
-        else:
-            cells = (f"{curve.mean[horizon - 1]:.{digits}f}" for horizon in horizons)
-            table.add_row(printable(f"  {title}"), *cells)
-    console.print(table)
+    rows = [
+        (printable(name, "bold"),)
+        if curve is None
+        else (f"  {name}", *(f"{curve.mean[horizon - 1]:.{digits}f}" for horizon in horizons))
+        for name, curve, digits in table_rows(evaluation)
+    ]
+    show_table(console, rows, "horizon", *map(str, horizons), title=title, box=None)
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith(ALARMS) else None
         say(console, f"• {sentence}", style=style)

@@ -39,14 +39,14 @@ class MixtureItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Stratum:
-    """What windows are drawn from by one share: a dataset, or its real or its synthetic part.
+    """A source of training windows with a fixed share: a dataset, or its real or synthetic part.
 
     Attributes:
         name: Name in the logs.
         is_synthetic: Whether its episodes are marked as synthetic.
         share: Share of all windows that are drawn, in [0, 1].
         windows: The windows.
-        order: Which of them comes when.
+        order: Order in which they come.
     """
 
     name: str
@@ -117,11 +117,11 @@ def make_strata(
             first, a weight is impossible, or the real fraction cannot be met.
     """
     main_item, main = items[0]
-    lengths = [e.num_steps for _, r in items for e in r.manifest.episodes if e.split == "train"]
-    if lengths and num_steps > max(lengths):
+    longest = max(int(r.episodes.lengths(r.keys("train")).max(initial=0)) for _, r in items)
+    if 0 < longest < num_steps:
         raise ShardError(
             f"data.num_steps is {num_steps}, but the longest training episode of {main.root} has "
-            f"{max(lengths)} steps; use at most {max(lengths)}"
+            f"{longest} steps; use at most {longest}"
         )
     if len(items) == 1 and real_fraction is None:
         windows = WindowDataset(main, "train", num_steps, fields)
@@ -222,7 +222,7 @@ def check_compatible(main: ShardReader, other: ShardReader, fields: Sequence[str
 
 
 def _meaning(manifest: Manifest, fields: Sequence[str]) -> dict[str, Any]:
-    """What must agree, by name."""
+    """Everything that datasets trained on together must agree in, by name."""
     meaning: dict[str, Any] = {"kind": manifest.kind, "control_rate": manifest.control_rate}
     meaning["cameras"] = list(manifest.cameras)
     for name, feature in manifest.features.items():

@@ -27,7 +27,7 @@ BATCH_FIELDS = (
     "state_tokens",
     "action_tokens",
 )
-"""What a window may hold; ``frames`` stands for all cameras of the dataset."""
+"""Fields that a window may hold; ``frames`` stands for all cameras of the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Batch:
     skipped: tuple[CorruptSample, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with every tensor on ``device``; dtypes stay as they are."""
+        """Copy the batch to ``device``; dtypes stay as they are."""
         moved = {
             name: tensor.to(device, non_blocking=non_blocking)
             for name, tensor in self._tensors().items()
@@ -82,7 +82,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
+        """Copy the batch to page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
         pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
         return replace(self, **pinned)
 
@@ -110,6 +110,9 @@ class WindowDataset(Dataset[Segment]):
         fields: Names out of ``BATCH_FIELDS``; None for all that the dataset has.
         keys: Episodes of the split to take; None for all.
 
+    Attributes:
+        keys: The episodes, in the order in which windows are numbered.
+
     Raises:
         ShardError: The dataset is missing or damaged, the split is empty, a field is not there, or
             the cameras differ in size.
@@ -128,8 +131,8 @@ class WindowDataset(Dataset[Segment]):
         self.reader = source if isinstance(source, ShardReader) else ShardReader(source)
         self.split = split
         self.num_steps = num_steps
-        self._keys = self.reader.keys(split) if keys is None else list(keys)
-        if not self._keys:
+        self.keys = self.reader.keys(split) if keys is None else list(keys)
+        if not self.keys:
             counts = {name: self.manifest.num_episodes(name) for name in ("train", "val", "test")}
             raise ShardError(
                 f"{self.reader.root} has no episodes in split {split!r} (episodes: {counts}); "
@@ -140,7 +143,7 @@ class WindowDataset(Dataset[Segment]):
         self.stored_fields = [name for name in self.fields if name != "frames"]
         if "frames" in self.fields:
             self.stored_fields += self._cameras
-        lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
+        lengths = self.reader.episodes.lengths(self.keys)
         self.windows_per_episode = num_windows(lengths, num_steps)
         self._num_transitions = int((lengths - 1).sum())
         self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each
@@ -152,8 +155,8 @@ class WindowDataset(Dataset[Segment]):
 
     @property
     def episodes(self) -> list[EpisodeInfo]:
-        """The episodes, in the order in which windows are numbered."""
-        return [self.reader.episode(key) for key in self._keys]
+        """Places of the episodes, an object each; ``keys`` is quicker."""
+        return [self.reader.episode(key) for key in self.keys]
 
     @property
     def filled(self) -> float:
@@ -173,7 +176,7 @@ class WindowDataset(Dataset[Segment]):
             raise IndexError(f"window {index} is outside [0, {len(self)})")
         episode = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[episode - 1]) if episode else 0
-        key = self._keys[episode]
+        key = self.keys[episode]
         place = index - first + 1 - self.num_steps
         stop = min(place + self.num_steps, self.reader.episode(key).num_steps)
         return key, max(place, 0), stop

@@ -42,7 +42,7 @@ class Problem:
     Attributes:
         file: Name of the file.
         key: Episode, where one can be named; else empty.
-        message: What is wrong.
+        message: The problem, in words.
     """
 
     file: str
@@ -85,7 +85,7 @@ def find_problems(
         enough = sum(shard.num_bytes for shard in manifest.shards) > WORTH_WORKERS
         num_workers = (os.cpu_count() or 1) if enough else 0
     episodes: dict[str, list[EpisodeInfo]] = {}
-    for episode in manifest.episodes:
+    for episode in manifest.episodes if shards else ():
         episodes.setdefault(episode.shard, []).append(episode)
     check = ShardCheck(folder=folder, features=manifest.features, episodes=episodes)
     found: dict[str, list[Problem]] = {}
@@ -158,7 +158,7 @@ class ShardCheck:
     """Finds the problems of a shard; a picklable function of it.
 
     Attributes:
-        folder: Where the shards are.
+        folder: Folder of the shards.
         features: Their fields.
         episodes: Shard → episodes in it.
     """

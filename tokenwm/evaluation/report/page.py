@@ -21,7 +21,7 @@ from tokenwm.evaluation.report.plots import LABELS
 from tokenwm.evaluation.results import Evaluation, TerminationScore
 from tokenwm.pages.plot_style import Plot
 from tokenwm.pages.render import render
-from tokenwm.pages.words import count
+from tokenwm.pages.words import count, few
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""
@@ -223,9 +223,8 @@ def _rewards(evaluation: Evaluation) -> str:
 
 
 def _skipped(skipped: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{key} ({length} steps)" for key, length in list(skipped.items())[:8])
-    more = f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
-    return f"Too short for context and horizon, so not measured: {shown}{more}." if skipped else ""
+    shown = few([f"{key} ({length} steps)" for key, length in skipped.items()], 8)
+    return f"Too short for context and horizon, so not measured: {shown}." if skipped else ""
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ See :mod:`tokenwm.data.readers.simulator.environments` for which environments ca
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GymnasiumConfig(SimulatorOptions):
-    """Options of the Gymnasium reader, which records what it reads.
-
-    Attributes:
-        type: Name of this reader.
-    """
+    """Options of the Gymnasium reader, which records what it reads."""
 
     records: ClassVar[bool] = True
 
@@ -48,12 +45,7 @@ class GymnasiumConfig(SimulatorOptions):
         """No file or folder is a simulator."""
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "GymnasiumSource":
-        """Make the recorder; ``folder`` is not used.
-
-        Raises:
-            SourceError: The environment's package is not installed.
-            RecipeError: There is no such environment, or it does not give what the recipe names.
-        """
+        """Make the recorder; ``folder`` is not used."""
         return GymnasiumSource(self, episode_format)
 
 
@@ -66,12 +58,9 @@ class GymnasiumSource:
         self.config = config
         self.num_together = config.num_envs
         self.format = episode_format
-        env = _make(config)
-        try:
+        with closing(_make(config)) as env:
             check_action_space(env.action_space)
             rate = (env.metadata or {}).get("render_fps")
-        finally:
-            env.close()
         if rate and float(rate) != episode_format.control_rate:
             logger.warning(
                 "%s says it runs at %g Hz, the recipe says control_rate %g Hz; one environment "
@@ -99,11 +88,8 @@ class GymnasiumSource:
             EpisodeError: A quality rule is broken.
         """
         recorder = EpisodeRecorder(self.config, self.format, ref)
-        env = _make(self.config)
-        try:
+        with closing(_make(self.config)) as env:
             record(self.config, recorder, env)
-        finally:
-            env.close()
         return recorder.finish()
 
     def load_together(self, refs: Sequence[EpisodeRef]) -> list[Episode | EpisodeError]:
@@ -124,11 +110,8 @@ class GymnasiumSource:
 
     def describe(self) -> SourceDescription:
         """Number of discrete actions, and units from the recipe."""
-        env = _make(self.config)
-        try:
+        with closing(_make(self.config)) as env:
             num_actions = num_actions_of(env.action_space)
-        finally:
-            env.close()
         return SourceDescription(
             state_units=self.config.state_units,
             action_units=self.config.action_units,

@@ -21,14 +21,14 @@ from tokenwm.data.readers.simulator.scripts import get_policy, get_start
 from tokenwm.errors import RecipeError
 
 CONTACTS, SUCCESS = "n_contacts", "is_success"
-"""What is kept of a simulator's ``info``."""
+"""Keys that are kept of a simulator's ``info``."""
 
 
 class EpisodeRecorder:
     """The arrays of one episode while it is recorded.
 
     Attributes:
-        policy: What acts.
+        policy: The policy that chooses the actions.
         env_seed: For the simulator's ``reset``.
         reset_options: The same, or None.
         policy_rng: For the policy; all follow from the recipe's seed and the episode's index.
@@ -117,7 +117,7 @@ class EpisodeRecorder:
             frame_rate=self.format.control_rate,
         )
         episode = dataclasses.replace(episode, measured=measured)
-        # A simulator drops no frames and has no faulty encoders: what looks so is so.
+        # A simulator drops no frames and has no faulty encoders: stillness and jumps are real.
         limits = dataclasses.replace(limits, max_frozen_seconds=None, max_spike=None)
         checks.check_episode(limits, episode)
         return episode
