@@ -12,7 +12,7 @@ from tests.small_runs import run
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
-from tokenwm.evaluation.report.page import outcome_sentences
+from tokenwm.evaluation.report.outcomes import outcome_sentences
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.training import OptimizerConfig
 from tokenwm.transformer.model import TransformerConfig
@@ -77,7 +77,7 @@ def test_ends_and_rare_rewards_are_foreseen(tmp_path: Path) -> None:
     assert errors is not None and squared is not None
     for curves in (errors, squared):
         assert curves["model"].mean.mean() < 0.5 * curves["training_mean"].mean.mean()
-    ends, rewards = outcome_sentences(found)
+    *_, ends, rewards = outcome_sentences(found)
     assert f"Endings: {ended} episodes that ended, imagined" in ends
     assert f" up to the end {HORIZON * ended} times among" in ends
     assert f"3: {ended} of {ended}" in ends

@@ -26,7 +26,7 @@ from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.storage.atomic import open_atomically, remove_whole
 from tokenwm.errors import TokenwmError
-from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.sequence.token_shards import MAX_SHIFT
 
 TOKENIZER_SHARE = 0.18
