@@ -23,7 +23,8 @@ from torch import Tensor
 from tokenwm.checkpoint import load_tokenizer
 from tokenwm.data.shards.manifest import SPLITS
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.evaluation.metrics import psnr_from_mse, squared_error
+from tokenwm.evaluation.metrics import psnr_from_mse
+from tokenwm.evaluation.pixels import squared_error
 from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.starts import Start, choose_starts
 from tokenwm.tokenizer.frames import FrameTokenizer, to_uint8
