@@ -132,8 +132,10 @@ def bins(low: float, high: float, num_bins: int, dimensions: int = 2) -> BinToke
     return BinTokenizer.fit(quantiles, num_bins=num_bins, method="uniform")
 
 
-def make_tokenizer(cameras: Sequence[str] = CAMERAS) -> FrameTokenizer:
-    config = FrameTokenizerConfig(channels=(16, 16), patch_size=4, codebook_size=64)
+def make_tokenizer(cameras: Sequence[str] = CAMERAS, code_margin: float = 0.0) -> FrameTokenizer:
+    config = FrameTokenizerConfig(
+        channels=(16, 16), patch_size=4, codebook_size=64, code_margin=code_margin
+    )
     return FrameTokenizer(config, (SIZE, SIZE), len(cameras))
 
 
@@ -166,12 +168,13 @@ def make_model(
     cameras: Sequence[str] = CAMERAS,
     window: int = 6,
     seed: int = 0,
+    code_margin: float = 0.0,
     provenance: Mapping[str, Any] | None = None,
     tokenizer_provenance: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenWorldModel:
     """A random model whose outputs depend on all of its inputs (heads start at zero otherwise)."""
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(cameras).eval()
+    tokenizer = make_tokenizer(cameras, code_margin).eval()
     world_model = make_world_model(
         tokenizer, has_state=has_state, has_reward=has_reward, window=window
     ).eval()

@@ -93,7 +93,7 @@ def random_tokens(model: WorldModel, batch_size: int, num_steps: int, seed: int 
 
 
 def small_tokenizer(
-    quantizer: str = "fsq", *, num_cameras: int = 1, seed: int = 0, **config: int
+    quantizer: str = "fsq", *, num_cameras: int = 1, seed: int = 0, **config: float
 ) -> FrameTokenizer:
     """A frame tokenizer for 16 × 16 pixels: 2 × 2 tokens out of 64 per camera."""
     torch.manual_seed(seed)

@@ -228,8 +228,11 @@ def check_tokenizer(vocabulary: Vocabulary, tokenizer: FrameTokenizer) -> None:
 
 
 def _tokenizer_config(tokenizer: FrameTokenizer) -> dict[str, Any]:
+    config = _lists(dataclasses.asdict(tokenizer.config))
+    if not config["code_margin"]:  # tokenizers from before there were margins keep their hash
+        del config["code_margin"]
     return {
-        "tokenizer": _lists(dataclasses.asdict(tokenizer.config)),
+        "tokenizer": config,
         "image_size": list(tokenizer.image_size),
         "num_cameras": tokenizer.num_cameras,
     }

@@ -162,6 +162,18 @@ def test_the_hash_follows_weights_config_and_sizes() -> None:
     assert tokenizer_hash(tokenizer) == reference
 
 
+def test_a_margin_is_part_of_the_hash_and_none_is_not(tmp_path: Path) -> None:
+    """Token shards and models from before there were margins keep their tokenizer."""
+    for margin in (0.0, 0.2):
+        tokenizer = small_tokenizer(code_margin=margin).eval()
+        save_tokenizer(tmp_path / str(margin), tokenizer, {})
+        assert load_tokenizer(tmp_path / str(margin)).config.code_margin == margin
+        text = (tmp_path / str(margin) / "config.yaml").read_text()
+        assert ("code_margin" in text) == (margin > 0)
+        changed = tokenizer_hash(tokenizer) != tokenizer_hash(small_tokenizer())
+        assert changed == (margin > 0)
+
+
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     write_world_model(folder)

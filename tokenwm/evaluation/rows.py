@@ -40,7 +40,7 @@ def encode_steps(model: TokenWorldModel, frames: Tensor) -> Tensor:
     Returns:
         ``(B, T, K)`` int64 on the model's device.
     """
-    return model.tokenizer.encode_frames(frames)
+    return model.tokenizer.encode_sequence(frames)
 
 
 @torch.inference_mode()

@@ -60,14 +60,21 @@ class Codec(Engine):
         frames: NDArray[np.uint8] | Tensor,
         actions: NDArray[Any] | Tensor,
         states: NDArray[Any] | Tensor | None = None,
+        *,
+        previous: Tensor | None = None,
     ) -> Context:
         """Tokenize observed steps.
+
+        Encoding begins at the first of them, so keep what was observed as tokens while an episode
+        goes on (:meth:`observe`, or ``previous``): see :meth:`FrameTokenizer.encode_sequence`.
 
         Args:
             frames: ``(B, C, cameras, H, W, 3)`` uint8 in [0, 255].
             actions: ``(B, C - 1, A)`` or ``(B, C, A)`` in the units of the data; the action at the
                 last step, which is still to be chosen, is not read.
             states: ``(B, C, state_dim)`` in the units of the data; needed if the model has a state.
+            previous: ``(B, K)`` int64, frame tokens of the step before the first; None if there is
+                none, or if it is not known.
 
         Raises:
             TokenwmError: There is no row or no step, a shape or type does not fit, the state is
@@ -106,8 +113,10 @@ class Codec(Engine):
             state_tokens = self.units.encode_states(known)
             if isinstance(vocabulary.state, BinTokenizer):
                 last_state = known[:, -1].detach().to(self.device, torch.float32, copy=True)
+        if previous is not None:
+            check_ids("previous", previous, vocabulary.codebook_size)
         encoded = within_pixel_memory(
-            tokenizer, self._free_memory, lambda: tokenizer.encode_frames(frames)
+            tokenizer, self._free_memory, lambda: tokenizer.encode_sequence(frames, previous)
         )
         tokens = Tokens(encoded, state_tokens, action_tokens)
         # Copies: a part of it would keep all frames, and change with what the caller does to them.

@@ -30,8 +30,8 @@ class Context:
             if only its tokens are known, or none at all. Greedy decoding goes on from it.
         reference: ``(B, cameras, H, W, 3)`` uint8, the frame that tokens say the changes of, for a
             decoder that is conditioned on one; None for decoders that need none, as today's.
-        encoder_memory: ``(B, ...)``, what an encoder of frames carries from step to step, such as
-            the codes that it may keep; None for encoders that remember nothing, as today's.
+        encoder_memory: ``(B, ...)``, what an encoder of frames carries from step to step beyond the
+            last step's tokens; None for encoders that carry nothing else, as today's.
     """
 
     tokens: Tokens

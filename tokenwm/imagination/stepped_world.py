@@ -115,13 +115,16 @@ class SteppedWorld(Codec):
         action = self.encode_actions(actions)
         check_shape("actions", action, (state.num_rows, self.vocabulary.action.num_dimensions))
         states = None if observed.state is None else as_tensor("observed.state", observed.state)
+        frames = as_tensor("observed.frames", observed.frames)
+        check_shape("observed.frames", frames, (state.num_rows, *self.tokenizer.frame_shape))
+        before = state.context.rows(state.context_rows)
         step = self.context(
-            as_tensor("observed.frames", observed.frames)[:, None],
+            frames[:, None],
             action.new_zeros((len(action), 0, action.shape[1])),
             None if states is None else states[:, None],
+            previous=before.tokens.frame[:, -1],
         )
-        new, before = step.tokens, state.context.rows(state.context_rows)
-        check_shape("observed.frames", new.frame, (state.num_rows, 1, "K"))
+        new = step.tokens
         decoding, surprise = observe_step(
             self.world_model,
             state.decoding,

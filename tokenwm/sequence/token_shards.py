@@ -379,11 +379,12 @@ class TokenShardMaker:
         cameras = [arrays[f"frames.{camera}"] for camera in self.manifest.cameras]
         frames = torch.tensor(stack_cameras(cameras))  # (T, cameras, H, W, 3)
         device = self.tokenizer.mean_frame.device
-        encoded: list[Tensor] = [
-            self.tokenizer.encode_frames(part.to(device), shift).cpu()
-            for part in torch.split(frames, FRAMES_PER_PASS)
-        ]
-        out = {"frame_tokens": torch.cat(encoded).numpy().astype(np.uint16)}
+        encoded: list[Tensor] = []
+        for part in torch.split(frames, FRAMES_PER_PASS):
+            previous = encoded[-1][:, -1] if encoded else None
+            tokens = self.tokenizer.encode_sequence(part[None].to(device), previous, shift)
+            encoded.append(tokens.cpu())
+        out = {"frame_tokens": torch.cat(encoded, dim=1)[0].numpy().astype(np.uint16)}
         if self.vocabulary.state is not None:
             out["state_tokens"] = self.vocabulary.state.encode(arrays["state"])
         out["action_tokens"] = self.vocabulary.action.encode(arrays["action"])

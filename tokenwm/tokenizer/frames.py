@@ -5,6 +5,7 @@ only what moves, and the static background costs neither capacity nor training t
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -46,6 +47,9 @@ class FrameTokenizerConfig:
         codebook_size: Number of codes. FSQ knows 64, 240, 256, 512, 1000, 1024, 2048 and 4096.
         code_dim: Width of a ``vq`` code; FSQ derives its own.
         commitment_weight: Weight of the ``vq`` commitment loss.
+        code_margin: How much farther than the border of its bin the latent of a token has to go
+            until the token changes, in bins, where frames are encoded in order; for ``vq`` a share
+            of the distance to the nearest code. 0 takes the nearest code always.
     """
 
     channels: tuple[int, ...] = (64, 128)
@@ -57,6 +61,7 @@ class FrameTokenizerConfig:
     codebook_size: int = 512
     code_dim: int = 32
     commitment_weight: float = 0.25
+    code_margin: float = 0.0
 
     def __post_init__(self) -> None:
         if self.quantizer not in get_args(QuantizerKind):
@@ -80,6 +85,10 @@ class FrameTokenizerConfig:
             raise TokenwmError(
                 f"channels={self.channels}, num_blocks={self.num_blocks}, "
                 f"patch_size={self.patch_size}: all must be at least 1"
+            )
+        if not 0.0 <= self.code_margin < math.inf:
+            raise TokenwmError(
+                f"code_margin={self.code_margin}; use a number of bins, 0 (none) or more"
             )
 
     @property
@@ -117,12 +126,15 @@ class TokenizerOutput(NamedTuple):
         target: ``(B * cameras, 3, H, W)`` float32, what it should have been.
         indices: ``(B * cameras, h * w)`` int64.
         commitment_loss: Scalar, weighted.
+        inconsistency: Scalar, mean squared distance in bins between the latents of noisy and of
+            clean frames; zero unless it was asked for.
     """
 
     reconstruction: Tensor
     target: Tensor
     indices: Tensor
     commitment_loss: Tensor
+    inconsistency: Tensor
 
 
 class FrameTokenizer(nn.Module):
@@ -199,13 +211,18 @@ class FrameTokenizer(nn.Module):
         pixels = torch.unflatten(output.float(), 0, (-1, self.num_cameras))
         return (pixels * PIXEL_SCALE + self.mean_frame).flatten(0, 1)
 
-    def forward(self, frames: Tensor, max_shift: int = 0) -> TokenizerOutput:
+    def forward(
+        self, frames: Tensor, max_shift: int = 0, noise: int = 0, consistency: bool = False
+    ) -> TokenizerOutput:
         """Encode, quantize and decode ``(..., cameras, H, W, 3)`` uint8 frames.
 
         Args:
             frames: The frames.
             max_shift: Every camera frame is moved at random by up to so many pixels first, see
                 :func:`shifted`.
+            noise: Whole levels in [-noise, noise], drawn for every value of every pixel, are added
+                to what is encoded, not to what is to be reconstructed.
+            consistency: Encode the clean frames too, and compare.
 
         Raises:
             ShapeError: The frames do not have the tokenizer's cameras and size.
@@ -217,19 +234,25 @@ class FrameTokenizer(nn.Module):
             pixels = shifted(
                 pixels, torch.randint(-max_shift, max_shift + 1, size, device=pixels.device)
             )
-        latents = self.encoder(pixels)  # (B, code_dim, h, w)
-        quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
-        codes = quantized.codes.transpose(1, 2).unflatten(2, self.grid)
+        seen = pixels
+        if noise > 0:
+            levels = torch.randint(-noise, noise + 1, pixels.shape, device=pixels.device)
+            seen = pixels + levels / (255.0 * PIXEL_SCALE)
+        quantized = self._quantized(torch.cat([seen, pixels]) if consistency else seen)
+        count, places = len(pixels), quantized.places
+        codes = torch.unflatten(quantized.codes[:count].transpose(1, 2), 2, self.grid)
+        distance = places[:count] - places[count:] if consistency else places.new_zeros(1)
         return TokenizerOutput(
             self._to_unit(self.decoder(codes)),
             self._to_unit(pixels),
-            quantized.indices,
+            quantized.indices[:count],
             quantized.commitment_loss,
+            distance.square().mean(),
         )
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
-        """Turn frames into tokens, as many at a time as ``pixel_memory`` allows.
+        """Turn frames into tokens, each on its own, as many at a time as ``pixel_memory`` allows.
 
         Args:
             frames: ``(..., cameras, H, W, 3)`` uint8 in [0, 255], on any device.
@@ -242,26 +265,72 @@ class FrameTokenizer(nn.Module):
         Raises:
             ShapeError: The frames do not have the tokenizer's cameras and size.
         """
+        indices = [part.indices for part in self._encoded(frames, shift)]
+        shape = (*frames.shape[:-4], self.tokens_per_frame)
+        if not indices:
+            return torch.zeros(shape, dtype=torch.int64, device=self.mean_frame.device)
+        return torch.cat(indices).reshape(shape)
+
+    @torch.no_grad()
+    def encode_sequence(
+        self, frames: Tensor, previous: Tensor | None = None, shift: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """Turn frames that follow one another into tokens that change only when pictures do.
+
+        A token stays as it is until its latent is more than ``0.5 + code_margin`` bins away from
+        the token's in some digit; then it becomes the nearest. A camera's noise thus does not flip
+        a token whose latent lies near a border. What a frame's tokens are depends on where encoding
+        began, as in any video codec. With ``code_margin=0`` it does not, and they are those of
+        :meth:`encode_frames`.
+
+        Args:
+            frames: ``(B, T, cameras, H, W, 3)`` uint8 in [0, 255], on any device.
+            previous: ``(B, K)`` int64, tokens of the frames before; None begins here.
+            shift: As in :meth:`encode_frames`.
+
+        Returns:
+            ``(B, T, K)`` int64 in [0, codebook_size), on the tokenizer's device.
+
+        Raises:
+            ShapeError: The frames do not have the tokenizer's cameras and size, or the previous
+                tokens another shape.
+        """
+        self._check_frames(frames)
+        size = check_shape("frames", frames, ("B", "T", *self.frame_shape))
+        if previous is not None:
+            check_shape("previous", previous, (size["B"], self.tokens_per_frame))
+            previous = previous.to(self.mean_frame.device)
+        if self.config.code_margin == 0.0 or 0 in frames.shape[:2]:
+            return self.encode_frames(frames, shift)
+        encoded = [(part.indices, part.places) for part in self._encoded(frames, shift)]
+        nearest, places = (
+            torch.cat(parts).reshape(*frames.shape[:2], self.tokens_per_frame, *parts[0].shape[2:])
+            for parts in zip(*encoded, strict=True)
+        )
+        tokens = []
+        for place, token in zip(places.unbind(1), nearest.unbind(1), strict=True):
+            if previous is not None:
+                token = self.quantizer.kept(place, token, previous, self.config.code_margin)
+            tokens.append(token)
+            previous = token
+        return torch.stack(tokens, dim=1)
+
+    def _encoded(self, frames: Tensor, shift: tuple[int, int]) -> Iterator[Quantized]:
+        """Camera frames quantized, in parts that fit into ``pixel_memory``; none of no frame."""
         self._check_frames(frames)
         flat = frames.reshape(-1, *self.frame_shape)
-        if len(flat) == 0:
-            shape = (*frames.shape[:-4], self.tokens_per_frame)
-            return torch.zeros(shape, dtype=torch.int64, device=self.mean_frame.device)
-        tokens = [
-            self._encode(flat[part].to(self.mean_frame.device), shift)
-            for part in slices(len(flat), self.frames_at_once)
-        ]
-        return torch.cat(tokens).reshape(*frames.shape[:-4], self.tokens_per_frame)
+        for part in slices(len(flat), self.frames_at_once) if len(flat) else ():
+            pixels = self.normalize(flat[part].to(self.mean_frame.device))
+            if shift != (0, 0):
+                moved = torch.tensor(shift, device=pixels.device).expand(pixels.shape[0], 2)
+                pixels = shifted(pixels, moved)
+            yield self._quantized(pixels)
 
-    def _encode(self, frames: Tensor, shift: tuple[int, int]) -> Tensor:
-        """``(B, cameras, H, W, 3)`` → ``(B * cameras, h * w)``."""
-        pixels = self.normalize(frames)
-        if shift != (0, 0):
-            moved = torch.tensor(shift, device=pixels.device).expand(pixels.shape[0], 2)
-            pixels = shifted(pixels, moved)
-        latents = self.encoder(pixels)
+    def _quantized(self, pixels: Tensor) -> Quantized:
+        """``(B, 3, H, W)`` of :meth:`normalize` → tokens and what they stand for."""
+        latents = self.encoder(pixels)  # (B, code_dim, h, w)
         quantized: Quantized = self.quantizer(latents.flatten(2).transpose(1, 2))
-        return quantized.indices
+        return quantized
 
     @torch.no_grad()
     def decode_to_unit(self, tokens: Tensor, decoder: nn.Module | None = None) -> Tensor:

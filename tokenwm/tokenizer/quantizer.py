@@ -36,11 +36,14 @@ class Quantized(NamedTuple):
         codes: ``(B, h * w, code_dim)`` quantized latents; the gradient is passed straight through.
         indices: ``(B, h * w)`` int64 in [0, codebook_size).
         commitment_loss: Scalar; zero for FSQ.
+        places: ``(B, h * w, code_dim)`` float32, where latents lay before they were quantized: in
+            bins for FSQ, whose codes are whole numbers there; in the codes' own unit for ``vq``.
     """
 
     codes: Tensor
     indices: Tensor
     commitment_loss: Tensor
+    places: Tensor
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -61,7 +64,33 @@ class FiniteScalarQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             normed = self.norm(latents.float().flatten(0, 1)).view_as(latents)
             codes, indices = self.fsq(normed)
-        return Quantized(codes, indices.long(), latents.new_zeros(()))
+            places = self._bounded(normed)
+        return Quantized(codes, indices.long(), latents.new_zeros(()), places)
+
+    def _bounded(self, normed: Tensor) -> Tensor:
+        """``FSQ.bound`` in bins, before it rounds, which the library does not give away."""
+        levels = self._levels
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        return torch.tanh(normed + torch.atanh(offset / half)) * half - offset
+
+    def kept(self, places: Tensor, nearest: Tensor, previous: Tensor, margin: float) -> Tensor:
+        """Previous codes where they still hold, else the nearest.
+
+        Args:
+            places: ``(..., code_dim)``, see :class:`Quantized`.
+            nearest: ``(...)`` int64, the codes of these places.
+            previous: ``(...)`` int64, codes of the frames before.
+            margin: A code holds while the place is within ``0.5 + margin`` bins of it in every
+                digit.
+        """
+        centres = self.fsq.indices_to_level_indices(previous) - self._levels // 2
+        holds = ((places - centres).abs() <= 0.5 + margin).all(-1)
+        return torch.where(holds, previous, nearest)
+
+    @property
+    def _levels(self) -> Tensor:
+        return cast(Tensor, self.fsq._levels)
 
     def codes_of(self, indices: Tensor) -> Tensor:
         """``(B, h * w)`` indices → ``(B, h * w, code_dim)`` codes."""
@@ -90,7 +119,16 @@ class CodebookQuantizer(nn.Module):
         """Quantize ``(B, h * w, code_dim)``."""
         with torch.autocast(latents.device.type, enabled=False):
             codes, indices, loss = self.vq(latents.float())
-        return Quantized(codes, indices, loss.sum())
+        return Quantized(codes, indices, loss.sum(), latents.float())
+
+    def kept(self, places: Tensor, nearest: Tensor, previous: Tensor, margin: float) -> Tensor:
+        """Previous codes where they still hold, else the nearest.
+
+        As for FSQ; a code holds while it is no farther from the place than ``1 + margin`` times the
+        nearest.
+        """
+        before, least = ((places - self.codes_of(c)).norm(dim=-1) for c in (previous, nearest))
+        return torch.where(before <= (1.0 + margin) * least, previous, nearest)
 
     def codes_of(self, indices: Tensor) -> Tensor:
         """``(B, h * w)`` indices → ``(B, h * w, code_dim)`` codes."""

@@ -35,14 +35,22 @@ class TokenizerLossConfig:
         l1_weight: Weight of the mean absolute error.
         perceptual_weight: Weight of LPIPS; needs the ``perceptual`` extra and its downloaded
             weights.
+        consistency_weight: Weight of the mean squared distance, in bins, between the latents of a
+            noisy frame and of the clean one; needs ``noise`` and the quantizer ``fsq``.
     """
 
     l2_weight: float = 1.0
     l1_weight: float = 0.0
     perceptual_weight: float = 0.0
+    consistency_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        weights = (self.l2_weight, self.l1_weight, self.perceptual_weight)
+        weights = (
+            self.l2_weight,
+            self.l1_weight,
+            self.perceptual_weight,
+            self.consistency_weight,
+        )
         if min(weights) < 0 or self.l1_weight + self.l2_weight <= 0:
             raise TokenwmError(
                 f"loss weights must not be negative, and l1 or l2 must count: {self}"
@@ -68,6 +76,8 @@ class FrameTokenizerModule(TrainingModule):
         optimizer: Optimizer and schedule.
         max_shift: In training every frame is moved at random by up to so many pixels; for few
             frames, which are learned by heart otherwise.
+        noise: In training up to so many levels of noise, of 255, are added to every value of every
+            pixel that is encoded; what is to be reconstructed stays clean.
         compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with
             ``vq``, whose dead-code revival breaks the graph).
     """
@@ -80,18 +90,28 @@ class FrameTokenizerModule(TrainingModule):
         loss: TokenizerLossConfig = TokenizerLossConfig(),  # noqa: B008
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         max_shift: int = 0,
+        noise: int = 0,
         compile: bool = False,
     ) -> None:
         super().__init__(optimizer)
         if max_shift < 0:
             raise TokenwmError(f"max_shift={max_shift}; use 0 (none) or a number of pixels")
+        if noise < 0:
+            raise TokenwmError(f"noise={noise}; use 0 (none) or a number of levels, of 255")
+        if loss.consistency_weight > 0 and (noise == 0 or tokenizer.quantizer != "fsq"):
+            raise TokenwmError(
+                f"loss.consistency_weight={loss.consistency_weight} compares noisy frames with "
+                f"clean ones in the bins of fsq, but noise={noise}, "
+                f"quantizer={tokenizer.quantizer}; use noise=1 or more and fsq, or "
+                "loss.consistency_weight=0"
+            )
         if compile and tokenizer.quantizer == "vq":
             raise TokenwmError(
                 "compile=true does not work with quantizer=vq; use fsq, or compile=false"
             )
         self.tokenizer_config = tokenizer
         self.loss_config = loss
-        self.max_shift = max_shift
+        self.max_shift, self.noise = max_shift, noise
         self.compile_training = compile
         self._counts: Tensor | None = None
         self._perceptual = PerceptualLoss() if loss.perceptual_weight > 0 else None
@@ -132,6 +152,7 @@ class FrameTokenizerModule(TrainingModule):
             "tokenizer": asdict(self.tokenizer_config),
             "loss": asdict(self.loss_config),
             "max_shift": self.max_shift,
+            "noise": self.noise,
         }
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -163,11 +184,15 @@ class FrameTokenizerModule(TrainingModule):
         frames = batch.frames[
             batch.step_valid
         ]  # (B, cameras, H, W, 3); padding would be counted twice
-        output = self.tokenizer(frames, self.max_shift if self.training else 0)
-        error = output.reconstruction - output.target
         config = self.loss_config
+        if self.training:
+            consistency = config.consistency_weight > 0
+            output = self.tokenizer(frames, self.max_shift, self.noise, consistency)
+        else:
+            output = self.tokenizer(frames)
+        error = output.reconstruction - output.target
         loss = (4.0 * config.l2_weight * error.square() + config.l1_weight * error.abs()).mean()
-        loss = loss + output.commitment_loss
+        loss = loss + output.commitment_loss + config.consistency_weight * output.inconsistency
         if self._perceptual is not None:
             loss = loss + config.perceptual_weight * self._perceptual(
                 output.reconstruction, output.target

@@ -3,13 +3,16 @@
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.lock_holder import locked_by_another_process
 from tests.small_models import small_tokenizer
-from tokenwm.checkpoint import save_tokenizer
+from tokenwm.checkpoint import load_tokenizer, save_tokenizer, tokenizer_hash
 from tokenwm.cli.verbs.tokenize import main
 from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.verify import find_problems
 from tokenwm.data.storage.folder import join, open_folder, write_bytes
 from tokenwm.errors import TokenwmError
@@ -114,3 +117,26 @@ def test_frames_are_not_overwritten(frame_shards: Path, checkpoint: Path) -> Non
     with pytest.raises(TokenwmError, match="tokens would replace .*, but it holds frames"):
         main(arguments)
     assert Manifest.load(frame_shards).kind == "frames"
+
+
+def test_a_margin_can_be_chosen_for_a_trained_tokenizer(
+    frame_shards: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tokens"
+    arguments = [str(frame_shards), "--tokenizer", str(checkpoint), "--out", str(out)]
+    with pytest.raises(TokenwmError, match="code_margin=-1"):
+        main([*arguments, "--code-margin", "-1"])
+    assert main([*arguments, "--code-margin", "1.0", "--workers", "0"]) == 0
+    tokenizer, tokens = load_tokenizer(out / "tokenizer"), ShardReader(out)
+    assert tokenizer.config.code_margin == 1.0
+    assert tokens.manifest.extra["tokenizer_hash"] == tokenizer_hash(tokenizer)
+    num_kept = 0
+    for key in tokens.keys("train"):  # noqa: SIM118 (not a dict)
+        top = torch.from_numpy(ShardReader(frame_shards).arrays(key)["frames.top"])[None, :, None]
+        expected = tokenizer.encode_sequence(top)[0].numpy()
+        np.testing.assert_array_equal(tokens.arrays(key)["frame_tokens"], expected)
+        num_kept += int((expected != tokenizer.encode_frames(top[0]).numpy()).sum())
+    assert num_kept > 0
+    assert main([*arguments, "--code-margin", "1.0"]) == 0  # the same: nothing is done
+    with pytest.raises(TokenwmError, match="differ in vocabulary"):
+        main(arguments)

@@ -21,15 +21,17 @@ from tests.moving_square import (
 )
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.batch import BatchMeasurement
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.evaluation.report.headline import headline
 from tokenwm.evaluation.report.report import write_report
 from tokenwm.evaluation.report.tiles import tiles
 from tokenwm.evaluation.results import Evaluation
+from tokenwm.evaluation.scores import RowScores
 from tokenwm.evaluation.starts import shuffled_rows
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.imagination.starts import Start, choose_starts
+from tokenwm.imagination.starts import Start, choose_starts, load_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.tokenizer.perceptual import ALEXNET
@@ -229,6 +231,18 @@ def test_persistence_of_tokens_by_hand(
     # the entropy of copying.
     cost = -share * np.log(share) - (1 - share) * np.log((1 - share) / 63)
     np.testing.assert_allclose(evaluation.token_nll["persistence"].mean, cost, rtol=1e-5)
+
+
+def test_true_tokens_go_on_from_those_of_the_context(squares: Path) -> None:
+    model = make_model(code_margin=1.5)
+    rows = chosen_starts(squares)
+    batch = load_starts(ShardReader(squares), rows, CONTEXT, HORIZON, with_future_frames=True)
+    config = EvaluationConfig(num_context_frames=CONTEXT, imagination_horizon=HORIZON)
+    scores = RowScores.empty(len(rows), HORIZON, state_dim=2, has_reward=True, has_lpips=False)
+    measured = BatchMeasurement(model, batch, np.arange(len(rows)), config, scores)
+    expected = model.tokenizer.encode_sequence(batch.frames)[:, CONTEXT:]
+    assert torch.equal(measured.true_tokens, expected)
+    assert not torch.equal(model.tokenizer.encode_sequence(batch.future_frames), expected)
 
 
 def test_state_and_reward_by_hand(

@@ -58,9 +58,12 @@ def toy() -> Recorded:
 
 
 def tokens(
-    cameras: tuple[str, ...] = ("top",), has_state: bool = True, speculative: bool = True
+    cameras: tuple[str, ...] = ("top",),
+    has_state: bool = True,
+    speculative: bool = True,
+    code_margin: float = 0.0,
 ) -> Recorded:
-    world = make_model(cameras=cameras, has_state=has_state, window=3)
+    world = make_model(cameras=cameras, has_state=has_state, window=3, code_margin=code_margin)
     world.speculative = speculative
     episodes = [make_episode(STEPS, seed, cameras) for seed in range(ROWS)]
     frames = torch.from_numpy(
@@ -160,6 +163,33 @@ def test_what_is_observed_is_as_if_it_had_been_read_at_once(
     assert_same(got, expected)
     if isinstance(world, TokenWorldModel):  # pixels are anchored at what was seen last
         assert torch.equal(world.decode_frames(got), world.decode_frames(expected))
+
+
+def test_tokens_of_what_is_observed_go_on_from_those_before() -> None:
+    recorded = tokens(cameras=("top", "side"), code_margin=1.5)
+    world = recorded.world
+    whole = recorded.context(6).tokens.frame
+    assert not torch.equal(whole, tokens(cameras=("top", "side")).context(6).tokens.frame)
+    state = world.observe(world.start(recorded.context(4)), *recorded.step(4))[0]
+    done, seen = recorded.step(5)
+    last = seen.frames[:, None]
+    begun_late = world.tokenizer.encode_sequence(last)[:, 0]
+    assert not torch.equal(whole[:, -1], begun_late)
+    rows = torch.tensor([2, 0])
+    some = replace(
+        seen, frames=seen.frames[rows], state=None if seen.state is None else seen.state[rows]
+    )
+    fork = world.select(world.fork(state, 2, 1), 2 * rows)
+    fork = world.observe(fork, done[rows], some)[0]
+    assert torch.equal(fork.context.tokens.frame, whole[rows, -3:])
+    state = world.observe(state, done, seen)[0]
+    assert torch.equal(state.context.tokens.frame, whole[:, -3:])  # the window
+    assert torch.equal(state.frame_tokens, whole[:, -1])
+    step = world.context(last, done[:, None], seen.state[:, None], previous=whole[:, -2])
+    assert torch.equal(step.tokens.frame, whole[:, -1:])
+    for wrong in (whole[:, -2:], whole[:, -2] + 64, whole[:, -2].float()):
+        with pytest.raises(TokenwmError, match="previous"):
+            world.context(last, done[:, None], seen.state[:, None], previous=wrong)
 
 
 def test_a_state_that_imagined_can_observe_and_a_fork_too(recorded: Recorded) -> None:

@@ -83,6 +83,24 @@ def test_passes_of_any_size_give_the_same_tokens(
         np.testing.assert_array_equal(first.arrays(key)["frame_tokens"], tokens)
 
 
+def test_tokens_are_kept_over_the_whole_episode(
+    frame_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FRAMES_PER_PASS", 3)
+    tokenizer = small_tokenizer(code_margin=1.0).eval()
+    vocabulary = vocabulary_of(frame_shards, tokenizer)
+    tokenize_shards(frame_shards, tmp_path, tokenizer, vocabulary, num_shifted_copies=1)
+    frames, tokens = ShardReader(frame_shards), ShardReader(tmp_path)
+    num_kept = 0
+    for key in frames.keys("train"):
+        top = torch.from_numpy(frames.arrays(key)["frames.top"])[None, :, None]
+        for name, shift in ((key, (0, 0)), (f"{key}_shift1", shift_of(key, 1))):
+            expected = tokenizer.encode_sequence(top, shift=shift)[0].numpy()
+            np.testing.assert_array_equal(tokens.arrays(name)["frame_tokens"], expected)
+            num_kept += int((expected != tokenizer.encode_frames(top[0], shift).numpy()).sum())
+    assert num_kept > 0
+
+
 def test_progress_counts_the_episodes(frame_shards: Path, tmp_path: Path) -> None:
     tokenizer = small_tokenizer().eval()
     seen: list[Progress] = []

@@ -78,6 +78,104 @@ def test_training_and_decoding_give_the_same_picture() -> None:
         assert torch.equal(tokenizer.decode_frames(tokens), expected)
 
 
+def drifting_frames(num_rows: int, num_steps: int, num_cameras: int = 1) -> Tensor:
+    """Pictures that wander by some levels from step to step, so that some tokens change."""
+    generator = torch.Generator().manual_seed(0)
+    size = (num_rows, num_steps, num_cameras, 16, 16, 3)
+    changes = torch.randint(-12, 13, size, generator=generator)
+    changes[:, 0] = torch.randint(60, 200, size, generator=generator)[:, 0]
+    return changes.cumsum(1).clamp(0, 255).to(torch.uint8)
+
+
+def share_changed(tokens: Tensor) -> float:
+    return float((tokens[:, 1:] != tokens[:, :-1]).float().mean())
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+def test_without_a_margin_the_order_of_frames_does_not_matter(quantizer: str) -> None:
+    tokenizer = small_tokenizer(quantizer, num_cameras=2)
+    frames = drifting_frames(3, 5, 2)
+    tokenizer(frames)  # initialises a vq codebook
+    tokens = tokenizer.eval().encode_frames(frames)
+    assert torch.equal(tokenizer.encode_sequence(frames), tokens)
+    assert torch.equal(tokenizer.encode_sequence(frames, torch.zeros(3, 8).long()), tokens)
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+def test_a_token_changes_only_where_its_latent_goes_far(quantizer: str) -> None:
+    margin = 0.3
+    tokenizer = small_tokenizer(quantizer, num_cameras=2, code_margin=margin)
+    frames = drifting_frames(3, 8, 2)
+    tokenizer(frames)
+    tokens = tokenizer.eval().encode_sequence(frames)
+    nearest = tokenizer.encode_frames(frames)
+    latents = tokenizer.encoder(tokenizer.normalize(frames)).flatten(2).transpose(1, 2)
+    places = tokenizer.quantizer(latents).places.reshape(3, 8, 8, -1)
+    scale = 4.0 if quantizer == "fsq" else 1.0  # codes of 8 levels are bins divided by 4
+    codes, best = (
+        tokenizer.quantizer.codes_of(part.flatten(0, 1)).reshape(3, 8, 8, -1) * scale
+        for part in (tokens, nearest)
+    )
+    num_kept = 0
+    for step in range(1, 8):
+        if quantizer == "fsq":
+            holds = ((places[:, step] - codes[:, step - 1]).abs() <= 0.5 + margin).all(-1)
+        else:
+            before, least = places[:, step] - codes[:, step - 1], places[:, step] - best[:, step]
+            holds = before.norm(dim=-1) <= (1.0 + margin) * least.norm(dim=-1)
+        expected = torch.where(holds, tokens[:, step - 1], nearest[:, step])
+        assert torch.equal(tokens[:, step], expected)
+        num_kept += int((holds & (nearest[:, step] != tokens[:, step - 1])).sum())
+        assert not holds.all()
+    assert num_kept > 0
+    assert torch.equal(tokens[:, 0], nearest[:, 0])
+    assert 0.0 < share_changed(tokens) < share_changed(nearest)
+
+
+def test_a_sequence_can_be_encoded_in_parts() -> None:
+    tokenizer = small_tokenizer(num_cameras=2, code_margin=0.4).eval()
+    frames = drifting_frames(3, 9, 2)
+    tokens = tokenizer.encode_sequence(frames)
+    first = tokenizer.encode_sequence(frames[:, :4])
+    rest = tokenizer.encode_sequence(frames[:, 4:], first[:, -1])
+    assert torch.equal(torch.cat([first, rest], dim=1), tokens)
+    assert not torch.equal(tokenizer.encode_sequence(frames[:, 4:]), rest)
+    tokenizer.pixel_memory = 4 * tokenizer.pixel_memory // tokenizer.frames_at_once
+    assert torch.equal(tokenizer.encode_sequence(frames), tokens)
+    none = tokenizer.encode_sequence(frames[:, :0], first[:, -1])
+    assert none.shape == (3, 0, 8) and none.dtype == torch.int64
+
+
+def test_previous_tokens_of_another_shape_are_refused() -> None:
+    tokenizer = small_tokenizer(num_cameras=2, code_margin=0.4).eval()
+    with pytest.raises(ShapeError, match="previous"):
+        tokenizer.encode_sequence(drifting_frames(3, 2, 2), torch.zeros(3, 4).long())
+    with pytest.raises(ShapeError, match="frames"):
+        tokenizer.encode_sequence(drifting_frames(3, 2, 2)[0])
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan"), float("inf")], ids=str)
+def test_an_impossible_margin_is_refused(margin: float) -> None:
+    with pytest.raises(TokenwmError, match="code_margin"):
+        FrameTokenizerConfig(code_margin=margin)
+
+
+def test_noise_is_encoded_but_not_reconstructed() -> None:
+    tokenizer = small_tokenizer().eval()
+    frames = random_frames(4, 1)
+    clean, noisy = tokenizer(frames), tokenizer(frames, noise=40, consistency=True)
+    assert torch.equal(noisy.target, clean.target)
+    assert noisy.indices.shape == clean.indices.shape
+    assert not torch.equal(noisy.indices, clean.indices)
+    assert clean.inconsistency == 0
+    assert tokenizer(frames, consistency=True).inconsistency == 0
+    less = tokenizer(frames, noise=4, consistency=True).inconsistency
+    assert 0 < less < noisy.inconsistency < 49
+    noisy.inconsistency.backward()
+    stem = next(tokenizer.encoder.parameters()).grad
+    assert stem is not None and stem.abs().max() > 0
+
+
 @given(down=st.integers(-5, 5), right=st.integers(-5, 5))
 def test_shifted_pictures_repeat_their_border(down: int, right: int) -> None:
     pixels = torch.arange(2 * 3 * 6 * 4).view(2, 3, 6, 4)

@@ -36,13 +36,25 @@ def test_codes_are_those_of_their_indices(kind: str) -> None:
     quantizer = build_quantizer(kind, 256, 4, 0.25)  # type: ignore[arg-type]
     latents = torch.randn(4, 20, quantizer.code_dim)
     quantizer(latents)  # the first pass initialises the codebook
-    codes, indices, loss = quantizer.eval()(latents)
+    codes, indices, loss, places = quantizer.eval()(latents)
     assert indices.shape == (4, 20)
     assert indices.dtype == torch.int64
     assert 0 <= int(indices.min()) <= int(indices.max()) < 256
     assert len(indices.unique()) > 20
     torch.testing.assert_close(codes, quantizer.codes_of(indices), atol=1e-5, rtol=0)
     assert loss.shape == ()
+    assert places.shape == codes.shape
+
+
+@pytest.mark.parametrize("codebook_size", FSQ_LEVELS)
+def test_places_are_in_bins_around_the_codes(codebook_size: int) -> None:
+    """Even numbers of levels, whose bins lie off zero, and odd ones."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer("fsq", codebook_size, 0, 0.0).eval()
+    quantized = quantizer(3.0 * torch.randn(4, 500, quantizer.code_dim))
+    half_width = torch.tensor([levels // 2 for levels in FSQ_LEVELS[codebook_size]])
+    torch.testing.assert_close(quantized.places.round(), quantized.codes * half_width)
+    assert (quantized.places - quantized.places.round()).abs().max() > 0.49  # not rounded
 
 
 @pytest.mark.parametrize("kind", ["fsq", "vq"])

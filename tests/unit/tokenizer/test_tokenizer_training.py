@@ -131,6 +131,33 @@ def test_the_loss_equals_its_formula(config: TokenizerLossConfig) -> None:
 
 
 @torch.no_grad()
+def test_noise_is_for_training_only() -> None:
+    loss = TokenizerLossConfig(consistency_weight=2.0)
+    module = ready(make_module(loss=loss, noise=30)).train()
+    batch = make_batch(random_frames(3, 4))
+    seen: list[float] = []
+    module.tokenizer.register_forward_hook(
+        lambda _, __, output: seen.append(float(output.inconsistency))
+    )
+    loss_of_noisy = float(module._losses(batch)[0])
+    assert loss_of_noisy > 2.0 * seen[0] > 0.0
+    module.eval()._losses(batch)
+    assert seen[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"noise": 0}, {"noise": 1, "quantizer": "vq"}],
+    ids=["without noise", "vq"],
+)
+def test_consistency_that_cannot_be_measured_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(TokenwmError, match="consistency_weight"):
+        make_module(loss=TokenizerLossConfig(consistency_weight=1.0), **change)
+    with pytest.raises(TokenwmError, match="noise=-1"):
+        make_module(noise=-1)
+
+
+@torch.no_grad()
 def test_padding_counts_for_nothing() -> None:
     module = ready(make_module()).eval()
     frames = random_frames(2, 4)

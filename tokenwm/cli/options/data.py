@@ -75,6 +75,8 @@ frames DIR|URL  frame shards made by tokenwm prepare
     values in each
 --vocabulary-of DIR|URL  take the bins of these token shards, so that both can be mixed in training
 --no-state  leave proprioception out of the sequence
+--code-margin X  keep a token until its latent is so far beyond the border of its bin, whatever
+    the tokenizer was trained with (docs/training.md)
 --shifted-copies N = 0  copies of every training episode with frames moved by a few pixels, for
     small datasets
 --workers WORKERS  {SHARD_WORKERS} (default: one per core, on a CPU and if there is much to encode)

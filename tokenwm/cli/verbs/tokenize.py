@@ -1,10 +1,19 @@
 """``tokenwm tokenize FRAMES --tokenizer CHECKPOINT --out DIR``: frame shards → token shards."""
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
+from tokenwm.checkpoint import (
+    load_tokenizer,
+    read_provenance,
+    save_tokenizer,
+    tokenizer_files,
+    tokenizer_hash,
+)
 from tokenwm.cli.console import console_of, give, say
 from tokenwm.cli.describe import of_manifest
 from tokenwm.cli.devices import take_device
@@ -26,6 +35,13 @@ def main(argv: list[str]) -> int:
     manifest = Manifest.load(arguments.frames)
     device = take_device(arguments.device, console)
     tokenizer = load_tokenizer(arguments.tokenizer, device)
+    files = tokenizer_files(arguments.tokenizer)
+    if arguments.code_margin is not None:
+        tokenizer.config = replace(tokenizer.config, code_margin=arguments.code_margin)
+        with TemporaryDirectory() as folder:
+            changed = Path(folder) / "tokenizer"
+            save_tokenizer(changed, tokenizer, read_provenance(arguments.tokenizer))
+            files = tokenizer_files(changed)
     vocabulary = make_vocabulary(
         manifest,
         tokenizer,
@@ -44,7 +60,7 @@ def main(argv: list[str]) -> int:
             arguments.out,
             tokenizer,
             vocabulary,
-            tokenizer_files=tokenizer_files(arguments.tokenizer),
+            tokenizer_files=files,
             num_shifted_copies=arguments.shifted_copies,
             engine=arguments.engine,
             num_workers=_num_workers(arguments, manifest, device),
