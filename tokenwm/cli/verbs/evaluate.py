@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     )
     console = console_of(arguments)
     models: list[Path] = arguments.model
-    if arguments.data is None:
+    if not arguments.data:
         arguments.data = [known_data(console, model) for model in models]
     if len(models) != len(arguments.data) or not models:
         raise TokenwmError(
