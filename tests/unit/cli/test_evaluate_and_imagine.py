@@ -26,7 +26,7 @@ def test_evaluate_writes_a_report_and_prints_a_table(
 
 
 def test_a_run_folder_will_do_and_the_report_goes_into_it(
-    model_folder: Path, squares: Path
+    model_folder: Path, squares: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = model_folder.parent
     (run / "logs").mkdir(exist_ok=True)
@@ -40,6 +40,9 @@ def test_a_run_folder_will_do_and_the_report_goes_into_it(
     same = [*arguments, "--starts", "1", "--examples", "0", "--temperature", "1"]
     assert main(same) == 0
     assert page.stat().st_mtime_ns == written
+    monkeypatch.setattr("tokenwm.cli.verbs.evaluate.data_of", lambda model: str(squares))
+    assert main([argument for argument in same if argument not in ("--data", str(squares))]) == 0
+    assert page.stat().st_mtime_ns == written  # the model's own data are the same
     page.write_text("damaged")  # what is not whole is made again, and so is what has other inputs
     assert main(same) == 0
     written = page.stat().st_mtime_ns
