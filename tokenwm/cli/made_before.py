@@ -44,7 +44,11 @@ class MadeBefore:
     ) -> None:
         self.out = out
         self._path = out / f".{verb.replace(' ', '_')}.json"
-        options = {k: str(v) for k, v in vars(arguments).items() if k not in _SAYS_NOTHING}
+        options = {
+            name: str([*map(str, value)] if isinstance(value, list) else value)
+            for name, value in vars(arguments).items()
+            if name not in _SAYS_NOTHING
+        }
         self._made_of: dict[str, Any] = {
             "tokenwm_version": tokenwm.__version__,
             "options": options,
