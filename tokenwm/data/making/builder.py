@@ -165,9 +165,10 @@ class DatasetMerger:
         about = self.description
         if name.startswith("frames."):
             return Feature(kind="frames", shape=shape, dtype=dtype)
-        if name == "state":
-            names = about.state_names if len(about.state_names) == shape[0] else ()
-            units = about.state_units
+        if name in ("state", "task_state"):
+            names = getattr(about, f"{name}_names")
+            names = names if len(names) == shape[0] else ()
+            units = getattr(about, f"{name}_units")
             return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
         if name == "action" and dtype == "int64":
             num_values = max(about.num_actions or 0, self._largest_action + 1)

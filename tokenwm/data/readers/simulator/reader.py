@@ -7,6 +7,7 @@ processes.
 See :mod:`tokenwm.data.readers.simulator.environments` for which environments can be made.
 """
 
+import dataclasses
 import importlib.metadata
 import logging
 from collections.abc import Sequence
@@ -18,14 +19,18 @@ from typing import Any, ClassVar, Literal
 from tokenwm.data.episode import Episode
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.readers.simulator.environments import (
-    RENDER,
     check_action_space,
-    make_environment,
     num_actions_of,
     packages_of,
 )
 from tokenwm.data.readers.simulator.options import SimulatorOptions
-from tokenwm.data.readers.simulator.recorder import EpisodeRecorder, record, record_together
+from tokenwm.data.readers.simulator.recorder import (
+    EpisodeRecorder,
+    make_watched,
+    record,
+    record_together,
+)
+from tokenwm.data.readers.simulator.task_states import get_task_state
 from tokenwm.errors import EpisodeError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +71,7 @@ class GymnasiumSource:
         self.config = config
         self.num_together = config.num_envs
         self.format = episode_format
-        env = _make(config)
+        env = make_watched(config)
         try:
             check_action_space(env.action_space)
             rate = (env.metadata or {}).get("render_fps")
@@ -99,7 +104,7 @@ class GymnasiumSource:
             EpisodeError: A quality rule is broken.
         """
         recorder = EpisodeRecorder(self.config, self.format, ref)
-        env = _make(self.config)
+        env = make_watched(self.config)
         try:
             record(self.config, recorder, env)
         finally:
@@ -113,7 +118,7 @@ class GymnasiumSource:
             For each what :meth:`load` gives, to the byte, or raises.
         """
         recorders = [EpisodeRecorder(self.config, self.format, ref) for ref in refs]
-        record_together(self.config, recorders, partial(_make, self.config))
+        record_together(self.config, recorders, partial(make_watched, self.config))
         results: list[Episode | EpisodeError] = []
         for recorder in recorders:
             try:
@@ -123,16 +128,23 @@ class GymnasiumSource:
         return results
 
     def describe(self) -> SourceDescription:
-        """Number of discrete actions, and units from the recipe."""
-        env = _make(self.config)
+        """Number of discrete actions, units from the recipe, and what the task state holds."""
+        config = self.config
+        env = make_watched(config)
         try:
             num_actions = num_actions_of(env.action_space)
         finally:
             env.close()
-        return SourceDescription(
-            state_units=self.config.state_units,
-            action_units=self.config.action_units,
+        described = SourceDescription(
+            state_units=config.state_units,
+            action_units=config.action_units,
             num_actions=num_actions,
+        )
+        if config.task_state is None:
+            return described
+        truth = get_task_state(config.task_state, config.env_id)
+        return dataclasses.replace(
+            described, task_state_names=truth.names, task_state_units=", ".join(truth.units)
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -146,8 +158,3 @@ class GymnasiumSource:
             "source_checksum": None,
             "source_packages": {name: importlib.metadata.version(name) for name in packages},
         }
-
-
-def _make(config: SimulatorOptions) -> Any:
-    renders = RENDER in config.cameras.values()
-    return make_environment(config.env_id, config.env_kwargs, renders=renders)
