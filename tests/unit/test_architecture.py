@@ -46,6 +46,7 @@ ORDER = (
     "transformer",
     "checkpoint",
     "imagination",
+    "heads",
     # futures to use
     "evaluation",
     "evaluation.report",

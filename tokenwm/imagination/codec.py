@@ -39,6 +39,7 @@ class Codec(Engine):
         cameras: Names of the cameras, in order.
         provenance: Where model and data came from.
         tokenizer_provenance: Where the tokenizer came from, its last figures among it.
+        folder: The checkpoint folder; None if it was not loaded from one.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype) -> None:
@@ -51,6 +52,7 @@ class Codec(Engine):
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
         self.tokenizer_provenance: Mapping[str, Any] = loaded.tokenizer_provenance
+        self.folder = loaded.folder
 
     @torch.inference_mode()
     def context(
