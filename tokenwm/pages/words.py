@@ -4,3 +4,8 @@
 def count(number: int, noun: str) -> str:
     """``1 episode``, ``1,200 episodes``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def seconds(value: float) -> str:
+    """``0.033 s``, ``0.5 s``, ``2 s``, ``100 s``: two digits, or whole seconds."""
+    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"

@@ -1,6 +1,7 @@
 """``tokenwm evaluate MODEL [--data SHARDS]``: measure a world model on held-out episodes."""
 
 import argparse
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -16,16 +17,17 @@ from tokenwm.cli.options.models import evaluate as parser
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.evaluation.data_of import data_of
 from tokenwm.evaluation.evaluate import evaluate_folds
 from tokenwm.evaluation.folds import Fold
-from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.evaluation.report.headline import ALARMS, headline, table_horizons
-from tokenwm.evaluation.report.page import outcome_sentences, table_rows
+from tokenwm.evaluation.report.outcomes import outcome_sentences
+from tokenwm.evaluation.report.page import table_rows
 from tokenwm.evaluation.report.report import write_report
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.pages.words import count
+from tokenwm.pages.words import count, seconds
 
 __all__ = ["main", "parser", "print_summary"]
 
@@ -43,6 +45,7 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
         max_episodes=arguments.episodes,
         num_examples=arguments.examples,
+        lpips=arguments.lpips,
     )
     console = console_of(arguments)
     models: list[Path] = arguments.model
@@ -91,12 +94,14 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     table = Table(title=printable(title), box=None)
     table.add_column("horizon")
     for horizon in horizons:
-        table.add_column(f"{horizon}", justify="right")
+        ahead = seconds(evaluation.horizon_seconds[horizon - 1])
+        table.add_column(f"{horizon}\n{ahead}", justify="right")
     for title, curve, digits in table_rows(evaluation):
         if curve is None:
             table.add_row(printable(title, style="bold"))
         else:
-            cells = (f"{curve.mean[horizon - 1]:.{digits}f}" for horizon in horizons)
+            means = (float(curve.mean[horizon - 1]) for horizon in horizons)
+            cells = ("–" if math.isnan(mean) else f"{mean:.{digits}f}" for mean in means)
             table.add_row(printable(f"  {title}"), *cells)
     console.print(table)
     for sentence in headline(evaluation):

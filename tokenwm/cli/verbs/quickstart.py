@@ -26,7 +26,7 @@ from tokenwm.cli.verbs import evaluate, prepare, tokenize, tokenizer, world_mode
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.errors import TokenwmError
-from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.sequence.token_shards import MAX_SHIFT
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.transformer.training import WorldModelModule
