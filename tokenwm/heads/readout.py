@@ -148,6 +148,11 @@ def readout_for(model: TokenWorldModel, reader: ShardReader) -> Readout | None:
     """
     if FIELD not in reader.manifest.features:
         return None
+    if "std" not in reader.manifest.statistics.get(FIELD, {}):
+        logger.warning(
+            "%s has no statistics of its task state, so no readout is trained", reader.root
+        )
+        return None
     data = sha256_of(open_folder(reader.root), MANIFEST_NAME)
     trains = bool(reader.keys("train"))
     try:
@@ -196,8 +201,7 @@ def fit_readout(
     manifest = reader.manifest
     code = TaskStateCode.of(manifest.features[FIELD], manifest.statistics[FIELD])
     frames, truth = _training_frames(reader)
-    if num_steps is None:
-        num_steps = min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * len(frames) // BATCH))
+    num_steps = steps_for(len(frames)) if num_steps is None else num_steps
     logger.info("training the readout: %d steps on %d frames", num_steps, len(frames))
     meaning = Meaning(
         names=code.outputs,
@@ -218,6 +222,11 @@ def fit_readout(
     batches = _batches(frames, code.encode(truth), generator)
     loss = fit_head(head, batches, partial(huber_loss, delta=HUBER_DELTA), num_steps=num_steps)
     return Readout(head), {"steps": num_steps, "frames": len(frames), "seed": seed, "loss": loss}
+
+
+def steps_for(num_frames: int) -> int:
+    """Optimizer steps that a readout of so many training frames gets."""
+    return min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * num_frames // BATCH))
 
 
 def _training_frames(reader: ShardReader) -> tuple[Tensor, Tensor]:
