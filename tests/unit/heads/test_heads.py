@@ -124,12 +124,17 @@ def feature_head(width: int = 5) -> Head:
 
 def test_a_head_on_features_learns_by_any_loss() -> None:
     torch.manual_seed(0)
-    head, inputs = feature_head(), torch.randn(64, 5)
+    head, inputs = feature_head(16), torch.randn(64, 16)
     targets = torch.stack([inputs[:, 0], inputs[:, 1] - inputs[:, 2]], dim=1)
     seen: list[int] = []
     batches = ((inputs, targets) for _ in range(200))
     loss = fit_head(
-        head, batches, mse_loss, num_steps=150, progress=lambda done, value: seen.append(done)
+        head,
+        batches,
+        mse_loss,
+        num_steps=150,
+        learning_rate=1e-2,
+        progress=lambda done, value: seen.append(done),
     )
     assert loss < 0.2 and seen == list(range(1, 151)) and not head.training
     with pytest.raises(TokenwmError, match="trained for 3 of 10 steps"):
