@@ -1,4 +1,4 @@
-"""Findings that are no curves against the horizon, in words: mistakes, flicker, endings, rewards."""
+"""Findings about mistakes, flicker, endings and rewards, in words."""
 
 import math
 
