@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from tokenwm.errors import ShapeError, TokenwmError
 
 MOST_OUTPUTS = 4096
-WIDTHS = (32, 64, 64)
-"""Channels of the convolutions, each of which halves the picture."""
+MAP_SIDE = 16
+"""Pictures are halved until no side of a map is larger."""
+NUM_PLACES = 24
+"""Places that are looked for in a map: a position each, and what is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +83,13 @@ class Head(nn.Module):
                 f"{len(meaning.names)} names for {config.num_outputs} outputs of a head"
             )
         self.config, self.meaning = config, meaning
+        self.trunk: nn.Module
         if config.inputs == "frames":
-            cameras, height, width, _ = config.input_shape
-            layers: list[nn.Module] = []
-            channels = 3 * cameras
-            for number, wider in enumerate(WIDTHS):
-                kernel = 3 if number else 5
-                layers += [nn.Conv2d(channels, wider, kernel, 2, kernel // 2), nn.ReLU()]
-                channels, height, width = wider, -(-height // 2), -(-width // 2)
-            self.trunk = nn.Sequential(*layers, nn.Flatten())
-            for parameter in self.trunk.parameters():  # convolutions are faster so on a CPU
-                if parameter.ndim == 4:
-                    parameter.data = parameter.contiguous(memory_format=torch.channels_last)
-            flat = channels * height * width
+            self.trunk = _Places(config.input_shape)
+            flat = self.trunk.num_outputs
         else:
             (flat,) = config.input_shape
-            self.trunk = nn.Sequential(nn.LayerNorm(flat))
+            self.trunk = nn.LayerNorm(flat)
         self.outputs = nn.Sequential(
             nn.Linear(flat, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.num_outputs)
         )
@@ -123,6 +116,47 @@ class Head(nn.Module):
         if self.config.inputs == "frames":
             # Cameras beside the channels: a place is a place in one of the pictures.
             values = values.movedim(-1, 2).flatten(1, 2) / 127.5 - 1.0
-            values = values.contiguous(memory_format=torch.channels_last)
         outputs: Tensor = self.outputs(self.trunk(values))
         return outputs.float()
+
+
+class _Places(nn.Module):
+    """Where things are in a picture, and what is there.
+
+    Attention over a small map gives positions between its cells and what is seen around them
+    (Levine et al. 2016, spatial softmax), so that one thing looks alike wherever it is.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        cameras, height, width, _ = input_shape
+        layers, channels, number = [], 3 * cameras, 0
+        while number < 1 or max(height, width) > MAP_SIDE:
+            layers.append(_convolution(channels, 32 if number else 16, 3 if number else 5, 2))
+            channels, number = 32 if number else 16, number + 1
+            height, width = -(-height // 2), -(-width // 2)
+        layers += [_convolution(channels, 32, 3, 1), _convolution(32, 48, 3, 1)]
+        self.convolutions = nn.Sequential(*layers)
+        for parameter in self.convolutions.parameters():  # faster so on a CPU
+            if parameter.ndim == 4:
+                parameter.data = parameter.contiguous(memory_format=torch.channels_last)
+        self.attention = nn.Conv2d(48, NUM_PLACES, 1)
+        rows, columns = torch.linspace(-1.0, 1.0, height), torch.linspace(-1.0, 1.0, width)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1)  # (2, cells)
+        self.register_buffer("grid", grid, persistent=False)
+        self.num_outputs = NUM_PLACES * (48 + 2)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """``(B, channels, H, W)`` → ``(B, num_outputs)``."""
+        seen = self.convolutions(pictures.contiguous(memory_format=torch.channels_last))
+        share = self.attention(seen).flatten(2).softmax(-1)  # (B, places, cells)
+        known = torch.cat([seen.flatten(2), self.grid.expand(len(seen), -1, -1)], dim=1)
+        return torch.einsum("bpn,bcn->bpc", share, known).flatten(1)
+
+
+def _convolution(channels: int, wider: int, kernel: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, wider, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(wider),
+        nn.ReLU(),
+    )

@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ MOST_STEPS, LEAST_STEPS, EPOCHS = 1000, 40, 8
 """The steps are so many epochs, within these ends."""
 MOST_BYTES = 256 * 2**20
 """Training frames that are held in memory; of more, every second, third, … step is taken."""
-HUBER_DELTA = 0.3
+LEARNING_RATE, HUBER_DELTA = 5e-3, 0.3
 BLUR, NOISE = 1.0, 0.04
 """Of training frames: half of them are blurred, by up to this share of a 3 × 3 mean, and all get
 noise, of up to this standard deviation of pixels in [-1, 1]. Decoded pictures are no stranger."""
@@ -220,8 +219,18 @@ def fit_readout(
         head = Head(config, meaning).to(device)
     generator = torch.Generator().manual_seed(seed)
     batches = _batches(frames, code.encode(truth), generator)
-    loss = fit_head(head, batches, partial(huber_loss, delta=HUBER_DELTA), num_steps=num_steps)
+    loss = fit_head(head, batches, _loss, num_steps=num_steps, learning_rate=LEARNING_RATE)
     return Readout(head), {"steps": num_steps, "frames": len(frames), "seed": seed, "loss": loss}
+
+
+def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over outputs of the logarithm of each one's Huber loss.
+
+    So each counts by how well it can be told: what no picture shows, such as a speed, would
+    otherwise drown the rest in its noise.
+    """
+    errors = huber_loss(outputs, targets, delta=HUBER_DELTA, reduction="none")
+    return (errors.mean(dim=0) + 1e-6).log().mean()
 
 
 def steps_for(num_frames: int) -> int:

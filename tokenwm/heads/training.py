@@ -1,5 +1,6 @@
 """The one trainer of heads: batches of inputs and targets, and a loss."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -23,7 +24,7 @@ def fit_head(
 ) -> float:
     """Train a head on frozen inputs, on the device it is on; leaves it in eval mode.
 
-    The learning rate rises over the first tenth of the steps and falls to zero at the last.
+    The learning rate rises over the first tenth of the steps and falls to zero, as a cosine.
 
     Args:
         head: It is changed.
@@ -41,9 +42,14 @@ def fit_head(
         TokenwmError: There are fewer batches, or the loss is not finite.
     """
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=max(2, num_steps), pct_start=0.1
-    )
+    warm_up = max(1, num_steps // 10)
+
+    def share(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     device = next(head.parameters()).device
     head.train()
     losses: list[float] = []
@@ -59,8 +65,9 @@ def fit_head(
         if len(losses) == num_steps:
             break
     head.eval()
-    last = sum(losses[-max(1, num_steps // 10) :]) / max(1, len(losses[-max(1, num_steps // 10) :]))
-    if len(losses) < num_steps or not torch.isfinite(torch.tensor(last)):
+    ends = losses[-warm_up:]
+    last = sum(ends) / max(1, len(ends))
+    if len(losses) < num_steps or not math.isfinite(last):
         raise TokenwmError(
             f"a head was trained for {len(losses)} of {num_steps} steps and ended at a loss of "
             f"{last:g}; give it enough batches of finite numbers"

@@ -68,8 +68,8 @@ def model(tmp_path: Path) -> TokenWorldModel:
 
 
 def test_a_readout_learns_where_the_square_is(truth: ShardReader) -> None:
-    readout, about = fit_readout(truth, num_steps=250)
-    assert about["frames"] == 80 and about["steps"] == 250
+    readout, about = fit_readout(truth, num_steps=120)
+    assert about["frames"] == 80 and about["steps"] == 120
     key = truth.keys("train")[0]
     read = readout.read(torch.from_numpy(truth.frames(key)))
     true = truth.arrays(key, ["task_state"])["task_state"]
