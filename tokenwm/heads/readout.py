@@ -35,10 +35,13 @@ MOST_STEPS, LEAST_STEPS, EPOCHS = 1000, 40, 8
 """The steps are so many epochs, within these ends."""
 MOST_BYTES = 256 * 2**20
 """Training frames that are held in memory; of more, every second, third, … step is taken."""
-LEARNING_RATE, HUBER_DELTA = 5e-3, 0.3
+LEARNING_RATE, HUBER_DELTA = 3e-3, 0.3
 BLUR, NOISE = 1.0, 0.04
 """Of training frames: half of them are blurred, by up to this share of a 3 × 3 mean, and all get
 noise, of up to this standard deviation of pixels in [-1, 1]. Decoded pictures are no stranger."""
+PATCH, MOST_PATCHES = 8, 0.1
+"""Half of them have squares of so many pixels from another frame, up to this share of all: imagined
+frames hold wrong codes, such as pieces of an object where none is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +276,13 @@ def _augmented(frames: Tensor, generator: torch.Generator) -> Tensor:
 
     share = BLUR * draw(num_rows, 1, 1, 1) * (draw(num_rows, 1, 1, 1) < 0.5)
     smooth = avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
+    cells = [-(-side // PATCH) for side in pictures.shape[-2:]]
+    wrong = torch.rand(len(pictures), 1, *cells, generator=generator) < MOST_PATCHES * (
+        draw(num_rows, 1, 1, 1) * (draw(num_rows, 1, 1, 1) < 0.5)
+    )
+    wrong = wrong.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    wrong = wrong[..., : pictures.shape[-2], : pictures.shape[-1]]
     noise = torch.randn(pictures.shape, generator=generator) * (127.5 * NOISE)
+    pictures = torch.where(wrong, pictures.roll(num_cameras, 0), pictures)
     pictures = pictures + share * (smooth - pictures) + draw(num_rows, 1, 1, 1) * noise
     return pictures.movedim(1, -1).reshape(frames.shape)
