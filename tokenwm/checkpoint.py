@@ -32,7 +32,7 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 CHECKPOINT_VERSION = 2
 WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.yaml", "provenance.json"
 FILES = (CONFIG, WEIGHTS, PROVENANCE)
-"""What every checkpoint folder holds, and a tokenizer's nothing else."""
+"""Files of every checkpoint folder; a tokenizer's holds nothing else."""
 VOCABULARY = "vocabulary.json"
 REMOVED_OPTIONS = ("token_noise", "scalar_noise")
 """They were about training only; folders of this version may still name them."""
@@ -74,7 +74,7 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Where a checkpoint came from.
+    """The provenance of a checkpoint: git commit, SHA-256 of the data, last figures.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -121,12 +121,12 @@ def save_world_model(
 
     Args:
         folder: The folder to write; an older one of this name is replaced.
-        model: What is saved.
+        model: The world model to save.
         tokenizer: The tokenizer that made its tokens.
-        provenance: Where model and data came from, JSON values; the tokenizer's hash is added.
+        provenance: Origin of model and data, JSON values; the tokenizer's hash is added.
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras in order.
-        tokenizer_provenance: Where the tokenizer came from, see :func:`read_provenance`.
+        tokenizer_provenance: Origin of the tokenizer, see :func:`read_provenance`.
         weights: The model's state dict, if the model itself holds only a share of it.
 
     Raises:
@@ -153,15 +153,15 @@ def save_world_model(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedWorldModel:
-    """What a world model's checkpoint folder holds.
+    """A world model as loaded from its checkpoint folder, with its tokenizer.
 
     Attributes:
         world_model: In eval mode.
         tokenizer: In eval mode.
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras in order.
-        provenance: Where model and data came from.
-        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
+        provenance: Origin of model and data.
+        tokenizer_provenance: Origin of the tokenizer, with its last figures.
         folder: The checkpoint folder; None if it came from elsewhere.
     """
 
@@ -346,7 +346,7 @@ _UNREADABLE = (
 )
 """Errors that reading damaged files can raise."""
 _MALFORMED = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What reading a config of the wrong shape, or weights of another model, can raise."""
+"""Errors of reading a config of the wrong shape, or weights of another model."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where work is done: in this process, in others of this machine, on a Ray cluster, under Slurm.
+"""Engines that run tasks: this process, others of this machine, a Ray cluster, Slurm.
 
 :func:`run_tasks` calls a function on every item: shards are made and checked so. An :class:`Engine`
 starts commands: the runs of a sweep. Either way a task is idempotent and writes its own result, so
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 ENGINES = ("local", "ray", "slurm")
 SLURM_FOLDER = Path(".tokenwm-slurm")
-"""Where submitit keeps the jobs' files and logs, in the current folder, which jobs must see too."""
+"""Folder of the jobs' files and logs, in the current folder, which jobs must see too."""
 POLL_SECONDS = 0.02
 """Between two looks at tasks that run here or on Ray; at those of Slurm it is a second."""
 
@@ -40,10 +40,10 @@ class Job(Protocol):
     """Work that was given to an engine; the futures of concurrent.futures and submitit are such."""
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """True once the job has ended, well or not."""
 
     def result(self) -> Any:
-        """What it returned; of a command its exit code."""
+        """The function's return value, or the command's exit code."""
 
     def cancel(self) -> Any:
         """Ask it to end."""
@@ -117,7 +117,7 @@ def _results(
     together: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     seconds: float = POLL_SECONDS,
 ) -> Iterator[Any]:
-    """What the jobs of all items return, in the order of completion; the first error ends it."""
+    """Yield the results of all items' jobs in the order of completion; raise the first error."""
     remaining = iter(items)
     running: list[Job] = []
     try:
@@ -143,7 +143,7 @@ def _results(
 
 
 def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, or an error of ours: Ray and submitit would make text of it."""
+    """Call a function and return a TokenwmError of it: raised, Ray and submitit make text of it."""
     try:
         return function(*arguments)
     except TokenwmError as error:
@@ -343,7 +343,7 @@ class SlurmEngine:
     Args:
         folder: Where submitit keeps its files; all machines must see it.
         parallel: Jobs submitted at once.
-        parameters: Of submitit, such as ``slurm_partition``, ``timeout_min``, ``gpus_per_node``.
+        parameters: Options for submitit: ``slurm_partition``, ``timeout_min``, ….
         cluster: ``slurm``; ``local`` for processes here, to try it without Slurm; None for
             whichever there is.
 

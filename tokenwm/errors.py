@@ -26,7 +26,7 @@ class CorruptSampleError(ShardError):
 
 
 class EngineError(TokenwmError):
-    """What tasks should run on is not installed, or lost one of them."""
+    """The engine that should run tasks is not installed, or lost one of them."""
 
 
 class CheckpointError(TokenwmError):

@@ -25,7 +25,7 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 BACKWARD = 2.0
 """Backward over forward: one product for the gradient of the input, one for that of the weight."""
 BACKWARD_OF_WEIGHT = 1.0
-"""Where the input is data, and has no gradient."""
+"""Backward cost over forward cost where the input is data, which needs no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Component:
     """One part of a model.
 
     Attributes:
-        name: What it is.
+        name: Name for tables.
         num_parameters: All of its weights.
         num_matmul_parameters: Those that are multiplied with activations: no biases, no norms, no
             tables that are only looked up.
@@ -329,7 +329,7 @@ def _convolutions(name: str, layers: nn.Module, size: tuple[int, int]) -> tuple[
 
 
 def _scaled(part: Component, images: int, less_training: float = 0.0) -> Component:
-    """Of one image → of many; the first convolution of pixels has no gradient to its input."""
+    """Multiply the cost of one image; the first convolution needs no gradient to its input."""
     return Component(
         name=part.name,
         num_parameters=part.num_parameters,

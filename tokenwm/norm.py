@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
 
 
 def gain_of(weight: Tensor) -> Tensor:
-    """The gain that makes of :func:`unit` a norm with this weight, ``(..., D)``."""
+    """The factor that turns :func:`unit` into a norm with this weight, ``(..., D)``."""
     out: Tensor = weight * weight.shape[-1] ** 0.5
     return out
 

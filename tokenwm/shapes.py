@@ -34,7 +34,7 @@ def check_shape(name: str, array: Any, expected: Sequence[int | str]) -> dict[st
     """Check ``array.shape`` against ``expected`` and return the sizes of the named axes.
 
     Args:
-        name: What the array is, for the message.
+        name: Name of the array, for the message.
         array: Anything with a ``shape``.
         expected: One entry per axis; an int is a fixed size, a letter names an axis and must
             have the same size wherever it repeats.
@@ -70,13 +70,13 @@ def check_type(name: str, value: Any, kind: type) -> None:
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number in [least, 2^31); True and False are none."""
+    """True if a value is a whole number in [least, 2^31); booleans are not."""
     is_integer = type(value) is not bool and isinstance(value, Integral)
     return is_integer and least <= int(value) < 2**31
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, NaN and infinity included; True and False are none."""
+    """True if a value is a real number, NaN and infinity included; booleans are not."""
     return type(value) is not bool and isinstance(value, Real)
 
 

@@ -1,4 +1,4 @@
-"""How many operations per second the machine can do."""
+"""The machine's speed in floating-point operations per second."""
 
 import time
 
@@ -9,7 +9,7 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype, size: int | No
     """Operations per second of one large matrix product: what the hardware gives in practice.
 
     Args:
-        device: Where to measure.
+        device: Device to measure.
         dtype: Type of the matrices.
         size: Side of the matrices; chosen for the device if not given.
     """

@@ -1,4 +1,4 @@
-"""What both training stages share: the optimizer, its schedule, and exact resumption.
+"""The base of both training stages: the optimizer, its schedule, and exact resumption.
 
 Lightning's own checkpoint holds weights, optimizer and counters; here the seed of the random
 numbers and the options are added, and the data module knows which windows were seen, so a resumed

@@ -71,8 +71,9 @@ def test_quickstart_leaves_a_report_with_its_baselines(run_folder: Path) -> None
 def test_a_finished_quickstart_is_continued_without_training_again(run_folder: Path) -> None:
     weights = run_folder / "world_model" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    output = must("quickstart", "--size", "debug", "--out", str(run_folder))
-    assert "finished before" in output
+    done = tokenwm("quickstart", "--size", "debug", "--out", str(run_folder), "--json")
+    assert done.returncode == 0 and "finished before" in done.stderr
+    assert json.loads(done.stdout)["report"] == str(run_folder / "report")
     assert weights.stat().st_mtime_ns == before
     changed = tokenwm("quickstart", "--size", "small", "--out", str(run_folder))
     assert changed.returncode == 1

@@ -1,6 +1,7 @@
 """The picture of ``docs/architecture.md`` as a test: who may import whom, read off the source."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,6 +200,17 @@ def test_libraries_stay_where_they_belong() -> None:
 def test_no_drawer_for_odds_and_ends() -> None:
     names = {"utils", "util", "helpers", "misc", "common"}
     assert [str(path) for path in PACKAGE.rglob("*") if path.stem in names] == []
+
+
+def test_docstrings_say_first_what_a_thing_is() -> None:
+    """One that begins with a question word leaves the reader to guess what the thing is."""
+    begin = r'^ *"""(?:What|Where|When|Which|Whose|Why|How|Whether|Of|As|The same)\b.*'
+    riddles = re.compile(begin, re.MULTILINE)
+    assert riddles.findall('class A:\n    """What is kept of one."""') == [
+        '    """What is kept of one."""'
+    ]
+    files = PACKAGE.rglob("*.py")
+    assert [(path.name, line) for path in files for line in riddles.findall(path.read_text())] == []
 
 
 @pytest.mark.parametrize("folder", ["tokenwm", "configs"])

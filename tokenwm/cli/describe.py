@@ -3,10 +3,11 @@
 from typing import Any
 
 from tokenwm.data.shards.manifest import SPLITS, Manifest
+from tokenwm.strict import plain
 
 
 def of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """What a dataset holds, and where it came from."""
+    """Contents and origin of a dataset, as plain values."""
     provenance, extra = manifest.provenance, manifest.extra
     splits = {}
     for split in SPLITS:
@@ -26,14 +27,7 @@ def of_manifest(manifest: Manifest) -> dict[str, Any]:
         "cameras": list(manifest.cameras),
         "splits": splits,
         "features": {
-            name: {
-                "kind": feature.kind,
-                "shape": list(feature.shape),
-                "dtype": feature.dtype,
-                **({"units": feature.units} if feature.units else {}),
-                **({"names": list(feature.names)} if feature.names else {}),
-                **({"num_values": feature.num_values} if feature.num_values else {}),
-            }
+            name: {k: v for k, v in plain(feature).items() if v or k == "shape"}
             for name, feature in manifest.features.items()
         },
         "excluded": {item.key: item.reason for item in manifest.excluded},

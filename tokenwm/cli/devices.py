@@ -1,8 +1,23 @@
 """The device that ``--device`` asks for."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from tokenwm.allocator import keep_freed_memory
+from tokenwm.cli.console import say
 from tokenwm.errors import TokenwmError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def take_device(name: str, console: "Console") -> torch.device:
+    """:func:`device_from` for a verb that computes there from now on, and says so."""
+    keep_freed_memory()
+    device = device_from(name)
+    say(console, f"on {device}")
+    return device
 
 
 def device_from(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""What tokenwm's loggers say, as lines on stderr: warnings once, more with ``-v`` and ``-vv``."""
+"""Log messages as lines on stderr: warnings once, more with ``-v`` and ``-vv``."""
 
 import logging
 import sys

@@ -34,7 +34,7 @@ class MadeBefore:
             checksums of all else. One that is not there is for the verb to complain about.
 
     Attributes:
-        result: What the verb found, as ``--json`` prints it; None until it stands or is saved.
+        result: Result of the verb, as ``--json`` prints it; None until it stands or is saved.
     """
 
     result: Any = None

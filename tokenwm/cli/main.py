@@ -16,56 +16,36 @@ from tokenwm import __version__
 from tokenwm.cli.console import plain_lines
 from tokenwm.errors import TokenwmError
 
-VERBS: Mapping[str, tuple[str, str]] = {
-    "quickstart": (
-        "tokenwm.cli.verbs.quickstart",
-        "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
-    ),
-    "inspect": (
-        "tokenwm.cli.verbs.inspect",
-        "say what a folder of recordings holds; write a recipe",
-    ),
-    "prepare": (
-        "tokenwm.cli.verbs.prepare",
-        "record or read episodes, as a recipe says, and write frame shards",
-    ),
-    "verify-shards": (
-        "tokenwm.cli.verbs.verify_shards",
-        "check every byte of a dataset, and name what is damaged",
-    ),
-    "export-lerobot": (
-        "tokenwm.cli.verbs.export_lerobot",
-        "write frame shards as a LeRobot folder",
-    ),
-    "tokenizer": ("tokenwm.cli.verbs.tokenizer", "fit, validate or test the frame tokenizer"),
-    "tokenize": ("tokenwm.cli.verbs.tokenize", "turn frame shards into token shards"),
-    "world-model": ("tokenwm.cli.verbs.world_model", "fit, validate or test the world model"),
-    "imagine": (
-        "tokenwm.cli.verbs.imagine",
-        "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
-    ),
-    "evaluate": (
-        "tokenwm.cli.verbs.evaluate",
-        "compare imagined with recorded episodes, and write a report",
-    ),
-    "sweep": (
-        "tokenwm.cli.verbs.sweep",
-        "plan, run and fit scaling laws: which size and how many tokens for a budget",
-    ),
-    "serve": (
-        "tokenwm.cli.verbs.serve",
-        "imagine, score and encode for other processes, over HTTP",
-    ),
-    "push": ("tokenwm.cli.verbs.push", "publish a checkpoint or a dataset on the Hugging Face hub"),
-    "pull": ("tokenwm.cli.verbs.pull", "fetch a checkpoint or a dataset from there and check it"),
-    "info": (
-        "tokenwm.cli.verbs.info",
-        "say what a dataset, checkpoint, run, sweep or report is and came from",
-    ),
-    "report": ("tokenwm.cli.verbs.report", "write a report's page again, from its figures"),
-    "completion": ("tokenwm.cli.verbs.completion", "print a completion script for bash or zsh"),
+VERBS: Mapping[str, str] = {
+    "quickstart": "every stage from a recipe (Push-T by default) to a report, in 15 minutes",
+    "inspect": "say what a folder of recordings holds; write a recipe",
+    "prepare": "record or read episodes, as a recipe says, and write frame shards",
+    "verify-shards": "check every byte of a dataset, and name what is damaged",
+    "export-lerobot": "write frame shards as a LeRobot folder",
+    "tokenizer": "fit, validate or test the frame tokenizer",
+    "tokenize": "turn frame shards into token shards",
+    "world-model": "fit, validate or test the world model",
+    "imagine": "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
+    "evaluate": "compare imagined with recorded episodes, and write a report",
+    "sweep": "plan, run and fit scaling laws: which size and how many tokens for a budget",
+    "serve": "imagine, score and encode for other processes, over HTTP",
+    "push": "publish a checkpoint or a dataset on the Hugging Face hub",
+    "pull": "fetch a checkpoint or a dataset from there and check it",
+    "info": "say what a dataset, checkpoint, run, sweep or report is and came from",
+    "report": "write a report's page again, from its figures",
+    "completion": "print a completion script for bash or zsh",
 }
-"""Verb → (module whose ``main(argv) -> int`` runs it, one line of help)."""
+"""Verb → one line of help; :func:`module_of` has the ``main(argv) -> int`` that runs it."""
+
+KEPT: Mapping[str, str] = {
+    "quickstart": "finished stages and the last checkpoint are",
+    "sweep run": "finished runs and the last checkpoints of others are",
+    "tokenizer fit": "the last checkpoint, if there is one yet, is",
+    "world-model fit": "the last checkpoint, if there is one yet, is",
+    "prepare": "finished shards are",
+    "tokenize": "finished shards are",
+}
+"""Words of a verb → what an interrupted one keeps, so that the same command goes on."""
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -73,12 +53,12 @@ EXIT_USAGE = 2
 EXIT_SIGNALLED = 128  # plus the signal, as shells report it
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a user can mend wherever it arises, in Lightning's or matplotlib's files as well."""
+"""Errors that a user can mend wherever they arise, in Lightning's or matplotlib's files as well."""
 
 TRACEBACK_VARIABLE = "TOKENWM_TRACEBACK"
 
 verb_began = 0.0
-"""When the verb at hand was called, on the monotonic clock: before its module was imported."""
+"""Time at which the verb was called, on the monotonic clock: before its module was imported."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(verb, rest, verbosity)
 
 
+def module_of(verb: str) -> str:
+    """Name of a verb's module."""
+    return f"tokenwm.cli.verbs.{verb.replace('-', '_')}"
+
+
 def take_verbosity(argv: Sequence[str]) -> tuple[list[str], int]:
     """Arguments without ``-v``, ``-vv``, ``--verbose``, and how often these were given."""
     amount = {"-v": 1, "-vv": 2, "--verbose": 1}
@@ -133,7 +118,7 @@ def run_verb(verb: str, argv: list[str], verbosity: int = 0) -> int:
     try:
         check_arguments(verb, argv)
         with logged(verbosity):
-            verb_main: Callable[[list[str]], int] = importlib.import_module(VERBS[verb][0]).main
+            verb_main: Callable[[list[str]], int] = importlib.import_module(module_of(verb)).main
             return verb_main(argv)
     except TokenwmError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
@@ -178,30 +163,17 @@ def check_arguments(verb: str, argv: Sequence[str]) -> None:
 
 def what_is_kept(verb: str, argv: list[str]) -> str:
     """Say what Ctrl-C leaves of a verb's work and what the same command then does."""
-    if verb == "quickstart":
-        return (
-            "finished stages and the last checkpoint are kept; run the same command again to "
-            "continue from there"
-        )
-    if (verb, argv[:1]) == ("sweep", ["run"]):
-        return (
-            "finished runs and the last checkpoints of others are kept; run the same command again "
-            "to continue"
-        )
-    if verb in ("tokenizer", "world-model") and argv[:1] == ["fit"]:
-        return (
-            "the last checkpoint, if there is one yet, is kept; run the same command again to "
-            "continue from it"
-        )
-    if verb in ("prepare", "tokenize"):
-        return "finished shards are kept; run the same command again to continue from there"
-    return "nothing of this run is kept; the same command begins anew"
+    words = " ".join([verb, *argv][:2])
+    kept = next((what for start, what in KEPT.items() if f"{words} ".startswith(f"{start} ")), "")
+    if not kept:
+        return "nothing of this run is kept; the same command begins anew"
+    return f"{kept} kept; run the same command again to continue from there"
 
 
 def help_text() -> str:
     """Return what ``tokenwm --help`` prints: every verb with its line of help."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
     return "\n".join(
         [
             f"tokenwm {__version__}: token world models for robot learning",

@@ -31,8 +31,8 @@ class BatchMeasurement:
         model: The model.
         batch: Recorded contexts and futures, with the frames of both.
         numbers: ``(B,)`` which rows of the whole evaluation these are.
-        config: How to imagine.
-        scores: Where the figures go.
+        config: Settings of imagination.
+        scores: The record to fill in.
         perceptual: LPIPS, if its distances are wanted too.
         readings: Task states that are read off pictures, where the dataset holds them.
     """
@@ -74,6 +74,8 @@ class BatchMeasurement:
             state, rollout = model.step_tokens(state, tokens[:, index], config.sampling)
             _synchronize(model.device)
             self.scores.step_seconds.append(time.perf_counter() - began)
+            if index == 0:
+                self._measure_planted(state.frame_tokens)
             self._score_tokens("model", state.frame_tokens, index)
             self._score_tokens("persistence", self.observed_tokens, index)
             plain, kept = self._decode(state.frame_tokens)
@@ -110,7 +112,7 @@ class BatchMeasurement:
             self._score_pictures({"shuffled": self._decode(state.frame_tokens)[1]}, index)
             after_step()
 
-    def measure_planted(self) -> None:
+    def _measure_planted(self, unplanted: Tensor) -> None:
         """Plant wrong codes into the last observed frame, see :mod:`tokenwm.evaluation.planted`."""
         actions = self.model.encode_actions(self.batch.future_actions[:, :1])[:, 0]
         counts = count_outcomes(
@@ -118,6 +120,7 @@ class BatchMeasurement:
             self.context,
             self.true_tokens,
             actions,
+            unplanted,
             rows=self.numbers,
             seed=self.config.seed,
         )

@@ -74,7 +74,7 @@ class TerminationScore:
 
     @property
     def false_alarm_rate(self) -> float | None:
-        """Share of the steps that ended nothing at which an ending was predicted; None: no such."""
+        """Share of steps without an ending at which one was predicted; None if there are none."""
         going_on = self.num_steps - self.num_true
         return (self.num_predicted - self.num_hits) / going_on if going_on else None
 

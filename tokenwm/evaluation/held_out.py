@@ -89,7 +89,7 @@ def downstream_metrics(model: Path, frames: Path | str, device: str = "cpu") -> 
     longest = max((item.num_steps for item in episodes if item.split == "val"), default=0)
     config = EvaluationConfig(
         split="val",
-        # At least 1: too short episodes are evaluate's to refuse.
+        # At least 1; evaluate refuses episodes that are too short.
         imagination_horizon=max(1, min(PSNR_HORIZONS[-1], longest - context)),
         num_starts=2,
         num_examples=0,

@@ -41,7 +41,7 @@ def measure(
         model: The model.
         reader: Where the rows were recorded.
         rows: Starts.
-        donors: Whose actions each row gets when they are shuffled; None leaves that out.
+        donors: The row whose actions each row gets when shuffled; None leaves that out.
         config: How to imagine, and how many rows at a time.
         progress: Called after every step.
         endings: Further starts for endings: number of imagined steps → starts.
@@ -99,7 +99,6 @@ def measure(
                 reader, others, config.num_context_frames, config.imagination_horizon
             )
             measurement.measure_shuffled(actions, after_step)
-        measurement.measure_planted()
     what = "endings"
     for num_steps, part in before_ends:
         scores.endings.append(measure_endings(model, reader, part, num_steps, config, after_step))

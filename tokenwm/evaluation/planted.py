@@ -16,7 +16,7 @@ from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
-PLANTED_PER_START = 4
+PLANTED_PER_START = 2
 STILL_STEPS = 3
 """Steps after the context for which the true code of a still slot stays, fewer if fewer follow."""
 OUTCOMES = ("repaired", "copied", "other", "right_unplanted")
@@ -30,6 +30,7 @@ def count_outcomes(
     context: Context,
     true_tokens: Tensor,
     actions: Tensor,
+    unplanted: Tensor,
     *,
     rows: NDArray[np.int64],
     seed: int,
@@ -45,6 +46,7 @@ def count_outcomes(
         context: ``B`` rows of observed steps.
         true_tokens: ``(B, H, K)`` of the frames that followed.
         actions: ``(B, A)`` action tokens of the last observed step.
+        unplanted: ``(B, K)`` tokens that the model imagines next if nothing is planted.
         rows: ``(B,)`` numbers of the rows, which with the seed decide what is planted where.
         seed: Seed of slots and codes.
 
@@ -56,23 +58,17 @@ def count_outcomes(
     still = (frames == frames[:, :1]).all(dim=1).cpu().numpy()  # (B, K)
     streams = torch.from_numpy(rows).to(before.device)
     counts = np.zeros((len(rows), len(OUTCOMES)), dtype=np.int64)
-
-    def imagined(chosen: Tensor, frame: Tensor) -> Tensor:
-        """``(n, K)`` tokens of the next step of some rows, after a last observed frame."""
-        shown = context.rows(chosen)
-        tokens = torch.cat([shown.tokens.frame[:, :-1], frame.unsqueeze(1)], dim=1)
-        shown = replace(shown, tokens=shown.tokens._replace(frame=tokens))
-        state = model.start(shown, noise_streams=streams[chosen])
-        return model.step_tokens(state, actions[chosen], GREEDY)[0].frame_tokens
-
-    everyone = torch.arange(len(rows), device=before.device)
-    unplanted = imagined(everyone, before[:, -1])
     for places in _rounds(still, rows, seed, model.vocabulary.codebook_size):
         chosen, slots, offsets = torch.from_numpy(places).to(before.device)
         right = before[chosen, -1, slots]
         wrong = (right + offsets) % model.vocabulary.codebook_size
-        frame = before[chosen, -1].scatter(1, slots[:, None], wrong[:, None])
-        got = imagined(chosen, frame).gather(1, slots[:, None])[:, 0]
+        planted = context.rows(chosen)
+        frame = planted.tokens.frame.clone()
+        frame[torch.arange(len(chosen), device=slots.device), -1, slots] = wrong
+        planted = replace(planted, tokens=planted.tokens._replace(frame=frame))
+        state = model.start(planted, noise_streams=streams[chosen])
+        state, _ = model.step_tokens(state, actions[chosen], GREEDY)
+        got = state.frame_tokens.gather(1, slots[:, None])[:, 0]
         outcomes = [got == right, got == wrong, (got != right) & (got != wrong)]
         outcomes.append(unplanted[chosen, slots] == right)
         counts[places[0]] += torch.stack(outcomes, dim=1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Starts for endings, whose actions to shuffle into a start, and whether an episode exists."""
+"""Further starts for endings, the shuffling of actions between starts, a check of episode keys."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tokenwm.imagination.starts import Start, Starts, spread
 def ending_starts(
     reader: ShardReader, starts: Starts, *, num_context: int, horizon: int, num_starts: int
 ) -> dict[int, tuple[Start, ...]]:
-    """Further starts for endings: of each episode that ended its task, so that this is foreseen.
+    """Further starts near the end of each episode that ended its task, to measure endings by.
 
     Starts that are spread over an episode see its last action at the last horizon, if at all. These
     see it after 1 to ``horizon`` imagined steps, evenly spread, also in episodes that are too short

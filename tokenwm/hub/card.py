@@ -23,7 +23,7 @@ def make_card(
     Args:
         kind: ``model`` or ``dataset``.
         repository: ``owner/name``.
-        provenance: Of the checkpoint or the dataset.
+        provenance: Provenance of the checkpoint or the dataset.
         metrics: The report's ``metrics.json``, if there is one.
     """
     provenance = without_private(dict(provenance))
@@ -79,7 +79,7 @@ def _figures(metrics: Mapping[str, Any] | None) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text that can be no markup of its own."""
+    """Escape a text so that it contains no markup."""
     return "".join(
         " " if ord(c) < 32 else f"\\{c}" if c in "\\`*_[]<>|#" else c for c in str(value)
     )

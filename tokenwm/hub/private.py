@@ -1,4 +1,4 @@
-"""Removal of what is nobody else's business from texts that are published."""
+"""Removal of local paths and secrets from texts that are published."""
 
 import re
 from pathlib import Path

@@ -36,7 +36,7 @@ NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetens
 MAX_FILES = 100_000
 PIECE_BYTES = 2**20
 HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
-"""Whose errors are the hub's or the network's: huggingface_hub and what its versions ask with."""
+"""Libraries that raise errors of the hub or the network: huggingface_hub and its HTTP clients."""
 
 
 def push(path: Path, repository: str, *, report: Path | None = None, private: bool = False) -> str:
@@ -83,22 +83,31 @@ def pull(
     kind: str = "model",
     revision: str | None = None,
     max_bytes: int = 20 * 2**30,
-) -> None:
+    overwrite: bool = False,
+) -> str:
     """Fetch a checkpoint or a dataset; it appears under ``out`` whole and checked, or not at all.
 
     Args:
         repository: ``owner/name``.
-        out: A folder that is not there yet.
+        out: Folder to make.
         kind: ``model`` or ``dataset``.
         revision: Branch, tag or commit; None: the newest.
         max_bytes: Most bytes that are fetched.
+        overwrite: Replace a checkpoint or a dataset that is there.
+
+    Returns:
+        The commit that was fetched.
 
     Raises:
         TokenwmError: It cannot be fetched, is too large, or is not what its hashes say.
     """
     _check_repository(repository)
-    if out.exists():
-        raise TokenwmError(f"{out} exists; choose another --out")
+    is_replaced = overwrite and any((out / mark).exists() for mark in (MANIFEST_NAME, CONFIG))
+    if out.exists() and not is_replaced:
+        raise TokenwmError(
+            f"{out} exists; choose another --out, or replace a checkpoint or a dataset with "
+            "--overwrite"
+        )
     with _hub() as (hub, api):
         info = api.repo_info(repository, revision=revision, repo_type=kind, files_metadata=True)
         listed = {file.rfilename: file for file in info.siblings or []}
@@ -129,6 +138,7 @@ def pull(
                 _check_file(path, file)
             shutil.rmtree(partial / ".cache", ignore_errors=True)
             _check_whole(partial, kind)
+    return str(info.sha)
 
 
 def _model_files(folder: Path) -> dict[str, bytes | Path]:

@@ -1,4 +1,4 @@
-"""All tokens of a frame in a given number of passes: for those who trade exactness for speed.
+"""Approximate decoding: a given number of passes per frame, exactness traded for speed.
 
 Every pass feeds a guess of the whole frame and draws every slot given the guessed slots before it,
 with the slot's own noise (Jacobi iteration, Song et al. 2021). What speculation verifies is here
@@ -56,14 +56,16 @@ def decode_steps_approximately(
     sampling: SamplingConfig,
     approximation: Approximation,
 ) -> tuple[DecodeState, DecodedSteps]:
-    """As :func:`tokenwm.imagination.decode.decode_steps`, in a fixed number of passes.
+    """Decode steps in a fixed number of passes per step, approximately.
+
+    Arguments and results are those of :func:`tokenwm.imagination.decode.decode_steps`.
 
     Args:
         model: The world model, in eval mode.
         state: The state before; it is used up.
         actions: ``(B, H, A)`` int64 action tokens.
-        sampling: How ids are drawn.
-        approximation: How few passes.
+        sampling: Settings for drawing ids.
+        approximation: The number of passes.
 
     Returns:
         The state after the last action, and what the actions led to; ``frame_nll`` and
@@ -107,7 +109,7 @@ def _decode_step(
 
     Args:
         model: The world model.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
         num_passes: See :class:`Approximation`.
         arguments: The state before the action; ``(B, J, D)``, the observation positions of its step
             that the cache does not hold as they were drawn, or None if it holds all but the last;

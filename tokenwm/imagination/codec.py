@@ -28,7 +28,7 @@ class Codec(Engine):
     """A world model with its tokenizers: what is observed becomes tokens, and tokens pictures.
 
     Args:
-        loaded: What a checkpoint folder holds.
+        loaded: Contents of a checkpoint folder.
         dtype: In which the transformer and the decoder of frames compute.
 
     Attributes:
@@ -37,8 +37,8 @@ class Codec(Engine):
         vocabulary: Sizes and meanings of all tokens.
         control_rate: Steps per second, Hz.
         cameras: Names of the cameras, in order.
-        provenance: Where model and data came from.
-        tokenizer_provenance: Where the tokenizer came from, its last figures among it.
+        provenance: Origin of model and data.
+        tokenizer_provenance: Origin of the tokenizer, with its last figures.
         folder: The checkpoint folder; None if it was not loaded from one.
     """
 
@@ -158,8 +158,8 @@ class Codec(Engine):
 
         Args:
             rollout: From :meth:`imagine`.
-            rows: Which of its rows, in [0, B) or from the end; None for all.
-            steps: Which of their steps, in [0, H) or from the end; None for all.
+            rows: Numbers of its rows, in [0, B) or from the end; None for all.
+            steps: Numbers of their steps, in [0, H) or from the end; None for all.
             use_anchor: Keep what the tokenizer lost from the last observed frame wherever the
                 decoded picture has not changed since (see :mod:`tokenwm.imagination.pixels`).
 

@@ -70,7 +70,7 @@ class Context:
 
 
 def cat_contexts(parts: Sequence[Context]) -> Context:
-    """Rows of one below those of another; of as many steps each."""
+    """Concatenate contexts of equally many steps along the rows."""
     return combine(torch.cat, parts)
 
 
@@ -78,7 +78,7 @@ def check_context(vocabulary: Vocabulary, context: Context, frame_shape: Sequenc
     """Check a context before it is read.
 
     Args:
-        vocabulary: Of the model that is to read it.
+        vocabulary: Vocabulary of the model that is to read it.
         context: A context, perhaps made by hand. Its tokens may wait for their device: a context
             is read once, not at every step.
         frame_shape: ``(cameras, H, W, 3)``.
@@ -174,7 +174,7 @@ def noise_of(
         seed: A whole number, or one for every row.
         noise_streams: The same; None for 0, 1, 2, ….
         num_rows: ``B``.
-        device: Where they go.
+        device: Device of the result.
 
     Returns:
         Seeds and streams, ``(B,)`` int64 each.
@@ -211,7 +211,7 @@ def _numbers(name: str, given: Any, num_rows: int, device: torch.device) -> Tens
 
 
 def as_array(name: str, values: Any) -> NDArray[Any]:
-    """Numbers that somebody gave, as an array on the host.
+    """Convert numbers given by a caller to an array on the host.
 
     Args:
         name: What they are, for the message.

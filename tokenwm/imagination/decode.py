@@ -125,7 +125,7 @@ def decode_step(
         model: The world model, in eval mode.
         state: The state before; it is used up.
         action: ``(B, A)`` int64 action tokens.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
 
     Returns:
         The state at the next observation, and what the action caused.
@@ -203,7 +203,7 @@ def decode_steps(
         model: The world model, in eval mode.
         state: The state before; it is used up.
         actions: ``(B, H, A)`` int64 action tokens.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
 
     Returns:
         The state after the last action, and what the actions led to.

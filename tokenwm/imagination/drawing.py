@@ -59,10 +59,10 @@ def draw_frame_tokens(
         model: Whose :meth:`WorldModel.point_logits` greedy decoding maximises.
         logits: ``(B, ..., V)`` float32.
         previous: ``(B, ...)`` int64, the slots' tokens one step before.
-        state: Whose noise to use.
+        state: State whose noise to use.
         step: int64, to be broadcast to ``(B, ...)``: the step of each token.
         slot: The same, its slot.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
 
     Returns:
         ``(B, ...)`` int64.
@@ -89,7 +89,7 @@ def draw_next_state(
         hidden: ``(B, D)`` at the action.
         state: The state before.
         action: ``(B, A)`` int64 action tokens.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
 
     Returns:
         Its tokens and values, ``(B, P)`` each.
@@ -121,9 +121,9 @@ def draw_state(
         previous: ``(B, P)`` int64, the state tokens of the step before.
         values: ``(B, P)``, its values, see :class:`DecodeState`.
         action: ``(B, A)`` int64 action tokens.
-        state: Whose noise to use.
+        state: State whose noise to use.
         step: int64, scalar or ``(B, 1)``.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
 
     Returns:
         The tokens, ``(B, P)`` int64, and their values, the same shape; NaN where the head says NaN,

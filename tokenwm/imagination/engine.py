@@ -27,13 +27,13 @@ class Work(NamedTuple):
     """A batch of imagination requests.
 
     Attributes:
-        context: Of ``N`` rows.
+        context: Context of ``N`` rows.
         state_values: ``(N, P)``, of the last state, see :class:`DecodeState`; None for what its
             tokens stand for.
         actions: ``(N * n, H, A)`` int64, ``n`` candidates for every row of the context.
         seeds: ``(N * n,)`` int64, of each row's noise.
         noise_streams: ``(N * n,)`` int64, its stream.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
         forks: Whether rows share contexts, or did before they were parted. A lone candidate forks
             too: in bfloat16 attention to a context of its own rounds otherwise.
     """
@@ -48,11 +48,11 @@ class Work(NamedTuple):
 
     @property
     def num_copies(self) -> int:
-        """``n``."""
+        """``n``, candidates that share a context."""
         return len(self.actions) // len(self.context.frame)
 
     def part(self, rows: slice) -> "Work":
-        """Some rows: of whole contexts, or candidates of a single one."""
+        """Select rows: those of whole contexts, or candidates of a single one."""
         copies = self.num_copies
         contexts = slice(rows.start // copies, -(-rows.stop // copies))
         return self._replace(
@@ -114,7 +114,7 @@ class Engine:
         return DecodedSteps.cat(parts)
 
     def _free_memory(self) -> bool:
-        """Give up everything that is only held to be used again; whether there was something."""
+        """Free memory that is kept only for reuse; return True if there was any."""
         held = bool(self._spare_caches)
         self._spare_caches.clear()
         if self.device.type == "cuda":

@@ -46,7 +46,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             libraries expect, instead of in the units of the data.
         max_episode_steps: An episode is truncated after so many steps; None for never.
         autoreset_mode: When episodes that ended start anew, see Gymnasium.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
         termination_threshold: An episode terminates where the model's probability of it is at least
             this. By default episodes end with that probability; 0.5 ends them where an end is
             likelier than not, and anything above 1 never. See :class:`ImaginedEpisodes`.
@@ -202,7 +202,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return tuple(np.concatenate(list(cameras), axis=1) for cameras in pixels)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Nothing is held that would have to be closed."""
+        """Do nothing: there is nothing to close."""
 
     def _restart(self, mask: NDArray[np.bool_]) -> None:
         numbers = torch.from_numpy(np.flatnonzero(mask))  # known here: nothing waits for them
@@ -227,7 +227,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return info
 
     def _final(self, ended: NDArray[np.bool_], doubt: NDArray[np.float32]) -> dict[str, Any]:
-        """What Gymnasium passes on of the last step of episodes that start anew in the same one."""
+        """``final_obs`` and ``final_info`` of episodes that just restarted, as in Gymnasium."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         observation = self._observe()
         for row in np.flatnonzero(ended):

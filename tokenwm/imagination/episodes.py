@@ -69,14 +69,14 @@ class ImaginedEpisodes:
             anchor; without it they cost half as much.
         num_episodes: ``B``.
         max_steps: An episode is truncated after so many steps; None for never.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
         termination_threshold: An episode terminates where the model's probability of it is at least
             this, never with a threshold above 1. None, the default, draws with that probability, so
             that episodes end as often as the model expects: now and then also where an end is
             unlikely, which a model that hardly saw ends may often think.
-        reward_fn: What a step is worth, in place of the reward that the model predicts; needed to
+        reward_fn: Reward of a step, in place of the reward that the model predicts; needed to
             have any where its data had none. See :data:`RewardFunction`.
-        seed: Of starts, terminations and all noise.
+        seed: Seed of starts, terminations and all noise.
 
     Raises:
         TokenwmError: A value is out of range, or the starts do not fit the model.
@@ -222,7 +222,7 @@ class ImaginedEpisodes:
 
     @torch.inference_mode()
     def observe(self, kind: ObservationKind) -> Tensor:
-        """What can be seen of the current step.
+        """The observation of the current step.
 
         Args:
             kind: ``tokens``: ``(B, K)`` int64. ``embeddings``: ``(B, K * code_dim + P)`` float32,

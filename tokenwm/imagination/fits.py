@@ -1,4 +1,4 @@
-"""Whether a dataset is of the kind that a model was trained on."""
+"""Checks that a dataset is of the kind that a model was trained on."""
 
 from collections.abc import Sequence
 

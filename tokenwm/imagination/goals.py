@@ -61,7 +61,7 @@ def goal_scores(
 
 
 def _of_pixels(model: TokenWorldModel, rollout: Rollout, goal: Tensor) -> Tensor:
-    """``(B, H)``."""
+    """Mean squared error of pixels to the goal, ``(B, H)``."""
     parts = []
     for part in slices(len(rollout.frame_tokens), ROWS_AT_ONCE):
         pixels = model.decode_frames(rollout.rows(part))
@@ -70,7 +70,7 @@ def _of_pixels(model: TokenWorldModel, rollout: Rollout, goal: Tensor) -> Tensor
 
 
 def _of_tokens(model: TokenWorldModel, rollout: Rollout, goal: Tensor) -> Tensor:
-    """``(B, H)``."""
+    """Mean squared error of codes to those of the goal, ``(B, H)``."""
     tokenizer = model.tokenizer
     both = (rollout.frame_tokens, tokenizer.encode_frames(goal[None]))
     shape = (-1, tokenizer.tokens_per_camera)

@@ -88,7 +88,7 @@ def run_graphed(
         function: See :class:`GraphedCall`.
         arguments: The same.
         cache: The cache that it writes to.
-        key: What the function does, and to what sizes.
+        key: Name of the function and the sizes it works on.
 
     Returns:
         The function's result, with tensors of its own and the same cache.
@@ -152,7 +152,7 @@ def capture(function: Callable[[], None], device: torch.device) -> Callable[[], 
 
 
 def overwrite(target: T, source: T) -> None:
-    """Copy every tensor of one value into the same tensor of another of its kind."""
+    """Copy every tensor of one record into the same field of another of its kind."""
     tensors: list[Tensor] = []
     map_leaves(lambda leaf: tensors.append(leaf) if isinstance(leaf, Tensor) else None, source)
     remaining = iter(tensors)

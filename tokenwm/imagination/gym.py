@@ -35,10 +35,10 @@ def make_env(
     Args:
         model: A model, or the folder of a training run.
         starts: Observed steps, or the dataset that ``tokenwm prepare`` wrote.
-        num_envs: How many, as one vector environment; None for a single one.
-        device: Where a model that is loaded here imagines.
-        split: Which episodes of the dataset.
-        num_starts: How many places to start from are read.
+        num_envs: Episodes of one vector environment; None for a single environment.
+        device: Device of a model that is loaded here.
+        split: Split of the dataset that starts are taken from.
+        num_starts: Recorded starts to read.
         num_context: Observed steps before each.
         max_episode_steps: Gymnasium cuts episodes itself, after 50 steps or as ``make`` is told.
         options: Those of :class:`WorldModelVectorEnv`.

@@ -27,8 +27,8 @@ class RowLimits:
     """
 
     def __init__(self) -> None:
-        self._fit: dict[Hashable, int] = {}  # most rows that did
-        self._fail: dict[Hashable, int] = {}  # fewest rows that did not
+        self._fit: dict[Hashable, int] = {}  # kind of work → most rows that fitted
+        self._fail: dict[Hashable, int] = {}  # kind of work → fewest rows that did not fit
 
     def forget(self) -> None:
         """Try everything anew."""
@@ -54,7 +54,7 @@ class RowLimits:
         Args:
             kind: What else the memory depends on: a limit holds for work of the same kind.
             what: Name of the rows, for the log.
-            num_rows: How many there are.
+            num_rows: Number of rows.
             compute: Computes some of them.
             free_memory: Called when memory runs out; True if it freed some, so that trying again
                 as many rows makes sense.
@@ -154,7 +154,7 @@ def _attempt(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: a GPU's, torch's on a CPU, or that of a library below.
+    """True if an error says that memory ran out: a GPU's, or the CPU's in torch or oneDNN.
 
     oneDNN's message can have other causes; then a single row fails too, and the error is raised.
     """

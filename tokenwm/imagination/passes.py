@@ -80,7 +80,7 @@ def compiled_like_passes(model: WorldModel, function: Function) -> Function:
 
 
 def passes_are_compiled(model: WorldModel) -> bool:
-    """Whether :func:`compile_passes` was called, so that new shapes cost half a minute."""
+    """True if :func:`compile_passes` was called, so that new shapes cost half a minute."""
     return model.transformer._compiled_call_impl is not None
 
 

@@ -22,13 +22,13 @@ def finish(work: Pausing[T]) -> T:
 
 
 def without_pause(function: Callable[[], T]) -> Pausing[T]:
-    """A call, in the form of a computation that pauses; it does not."""
+    """Wrap a plain call as a pausing computation that never pauses."""
     yield from ()
     return function()
 
 
 def unpaused(function: Callable[P, Pausing[T]]) -> Callable[P, T]:
-    """A function that computes without pauses what the given one computes with them."""
+    """Turn a function that pauses into one that computes the same without a pause."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -56,7 +56,7 @@ def decode_pixels(
     """Decode tokens, anchored if an anchor frame is given; as many frames at once as fit.
 
     Args:
-        tokenizer: Whose tokens they are; its ``pixel_memory`` says what fits.
+        tokenizer: The tokenizer that made the tokens; its ``pixel_memory`` says how many fit.
         tokens: ``(B, H, K)`` int64.
         anchor_tokens: ``(N, K)`` int64, tokens of the anchor frames.
         anchor: ``(N, cameras, height, width, 3)`` uint8, real frames.
@@ -102,7 +102,7 @@ def frozen_decoder(tokenizer: FrameTokenizer, dtype: torch.dtype) -> nn.Module:
 
 
 def chosen(name: str, indices: Sequence[int] | None, count: int) -> list[int] | slice:
-    """What picks some of ``count`` rows or steps; all for None.
+    """Check indices of rows or steps and make them an index; None picks all ``count``.
 
     Raises:
         TokenwmError: One is outside; a GPU would not say so.

@@ -16,19 +16,19 @@ def map_leaves(function: Callable[[Any], Any], values: T) -> T:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], values: T) -> T:
-    """Apply a function to every tensor; what is none stays."""
+    """Apply a function to every tensor; other values stay."""
     return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, values)
 
 
 def combine(function: Callable[[list[Tensor]], Tensor], records: Sequence[T]) -> T:
-    """Combine records of one kind, such as by ``torch.cat``; what is no tensor is the first's."""
+    """Combine the tensors of records, such as by ``torch.cat``; other values are the first's."""
     return combine_leaves(
         lambda leaves: function(leaves) if isinstance(leaves[0], Tensor) else leaves[0], records
     )
 
 
 def combine_leaves(function: Callable[[list[Any]], Any], records: Sequence[T]) -> T:
-    """Make one record of several, each leaf from the list of theirs."""
+    """Combine records leaf by leaf: the function gets the list of all records' leaves."""
     first: Any = records[0]
     result: Any
     if is_dataclass(first) and not isinstance(first, type):
@@ -48,5 +48,5 @@ def combine_leaves(function: Callable[[list[Any]], Any], records: Sequence[T]) -
 
 
 def behind_one_another(parts: list[Tensor]) -> Tensor:
-    """``(B, h, …)`` each → ``(B, H, …)``; numbers of rows, which have no steps, are added up."""
+    """Concatenate ``(B, h, …)`` along the steps; figures of rows, ``(B,)``, are added up."""
     return torch.cat(parts, dim=1) if parts[0].ndim > 1 else torch.stack(parts).sum(0)

@@ -41,7 +41,7 @@ class Rollout:
             mean negative log-likelihood of the frame tokens at temperature 1.
         frame_entropy: ``(B, H)`` float32, nats per token, how uncertain it was before it drew; the
             expectation of ``frame_nll``, with no luck in it.
-        context: What it started from, each row once, however many futures it has.
+        context: Observed steps it started from, each row once, however many futures it has.
         context_rows: ``(B,)`` int64, the row of the context that each future started from. An
             index and not a number of copies, since rows can be selected and start anew.
         doubt: ``(B, H)`` float32, how little the model knows what it does there; None if nothing
@@ -92,7 +92,7 @@ class Rollout:
 
     @classmethod
     def cat(cls, parts: Sequence["Rollout"]) -> "Rollout":
-        """Rows of one part below those of another, of as many steps each."""
+        """Concatenate parts of equally many steps along the rows."""
         first = parts[0]
         joined = first._changed(torch.cat, parts)
         num_passes = max(part.num_passes for part in parts)
@@ -105,7 +105,7 @@ class Rollout:
 
     @classmethod
     def join(cls, parts: Sequence["Rollout"]) -> "Rollout":
-        """Steps of one part after those of another, of the same rows from the same context."""
+        """Concatenate parts along the steps; all are of the same rows from the same context."""
         joined = parts[0]._changed(behind_one_another, parts)
         num_passes = sum(part.num_passes for part in parts)
         return replace(joined, context_rows=parts[0].context_rows, num_passes=num_passes)
@@ -113,7 +113,7 @@ class Rollout:
     def _changed(
         self, change: Callable[..., Tensor], parts: Sequence["Rollout"] | None = None
     ) -> "Rollout":
-        """Each tensor changed, or made of those of several parts; the context stays."""
+        """Change every tensor, or combine the tensors of several parts; the context stays."""
         changed: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):

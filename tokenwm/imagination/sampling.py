@@ -25,7 +25,7 @@ LEAST_TEMPERATURE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How ids are drawn from logits.
+    """Settings for drawing ids from logits.
 
     Attributes:
         temperature: Logits are divided by it; 0 is greedy, anything else at least 1e-4.
@@ -61,12 +61,12 @@ class SamplingConfig:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the best id is taken and no noise drawn."""
+        """True if the best id is taken and no noise drawn."""
         return self.temperature == 0.0
 
 
 def check_sampling(sampling: SamplingConfig | None) -> None:
-    """Check that it is one, or None.
+    """Check that a value is a :class:`SamplingConfig` or None.
 
     Raises:
         TokenwmError: It is not.
@@ -100,7 +100,7 @@ def gumbel_noise(
         seeds: int64, the seed of each row.
         streams: int64, the number of each row's stream.
         step: int64, the step the decision belongs to.
-        slot: Which decision of the step.
+        slot: Number of the decision in its step.
         num_values: ``V``, how many ids there are to choose from.
 
     Returns:

@@ -47,13 +47,15 @@ def decode_steps_speculatively(
     *,
     span: int | None = None,
 ) -> tuple[DecodeState, DecodedSteps]:
-    """As :func:`tokenwm.imagination.decode.decode_steps`, with the same result, in fewer passes.
+    """Decode steps in fewer passes, with the result of decoding token by token.
+
+    The result is that of :func:`tokenwm.imagination.decode.decode_steps`.
 
     Args:
         model: The world model, in eval mode.
         state: The state before; it is used up.
         actions: ``(B, H, A)`` int64 action tokens.
-        sampling: How ids are drawn.
+        sampling: Settings for drawing ids.
         span: Positions that a pass feeds, at most ``max_span_steps`` steps; fewer waste less
             after a wrong draft but need more passes. None: see :func:`best_span`.
 
@@ -96,7 +98,7 @@ def _run(
 
     Args:
         model: The world model.
-        stream: What passes work on.
+        stream: The tokens that passes work on.
         run_pass: Runs one.
         distance: Positions that the row furthest behind still has to go.
     """
@@ -185,7 +187,7 @@ class _Stream:
 
     @classmethod
     def of(cls, model: WorldModel, start: DecodeState, actions: Tensor, span: int) -> "_Stream":
-        """Before the first pass."""
+        """The stream before the first pass."""
         layout, (batch, num_steps) = model.layout, actions.shape[:2]
         longest = max_span_steps(model)
         steps = num_steps + 2 + longest
@@ -232,7 +234,7 @@ class _Stream:
     def finish(
         self, model: WorldModel, state: DecodeState, num_passes: int
     ) -> tuple[DecodeState, DecodedSteps]:
-        """From the state before, the one after the last step; and what was decoded."""
+        """The state after the last step, and the decoded steps."""
         layout, num_steps = model.layout, self.outcome.shape[1] - 1
         shape, decoded_steps = (-1, layout.num_frame_tokens), slice(2, 2 + num_steps)
         frame, nll, entropy = (

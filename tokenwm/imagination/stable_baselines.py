@@ -29,7 +29,7 @@ class WorldModelVecEnv(VecEnv):
     Args:
         model: The world model.
         starts: Observed steps to start from.
-        num_envs: How many episodes are imagined at once.
+        num_envs: Episodes imagined at once.
         options: Those of :class:`WorldModelVectorEnv`, but for ``autoreset_mode``.
     """
 
@@ -84,7 +84,7 @@ class WorldModelVecEnv(VecEnv):
         return self.env.render()
 
     def close(self) -> None:
-        """Nothing is held that would have to be closed."""
+        """Do nothing: there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """An attribute, which all environments share."""

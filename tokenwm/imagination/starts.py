@@ -65,7 +65,7 @@ def choose_starts(
 
     Args:
         reader: Dataset.
-        split: Which episodes.
+        split: Split whose episodes to take.
         num_steps: Steps that a start needs: context and horizon together.
         num_starts: Starts per episode; fewer where the episode has no more distinct ones.
         max_episodes: Measure only that many, evenly spread over the split; None for all.
@@ -101,7 +101,7 @@ def choose_starts(
 
 
 def _recordings(keys: Sequence[str]) -> list[str]:
-    """Episodes without the other phases of one (``all_phases``), which are no further evidence."""
+    """Episodes, each recording once: its other phases (``all_phases``) are no further evidence."""
     known = set(keys)
     return [key for key in keys if key.rpartition(PHASE)[0] not in known]
 
@@ -229,7 +229,7 @@ def recorded_starts(
 
     Args:
         root: Dataset that ``tokenwm prepare`` wrote: a folder or a URL.
-        split: Which episodes; ``val`` is taken where there is no ``test``.
+        split: Split whose episodes to take; ``val`` where there is no ``test``.
         count: ``B``, rows; fewer, with a warning, if there are no more places to start from.
         context: ``C``, observed steps of each.
         horizon: ``H``, steps that followed; 0 if only the context is wanted.

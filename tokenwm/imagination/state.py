@@ -1,4 +1,4 @@
-"""What decoding holds between steps, and what it returns."""
+"""The state of decoding between steps, and the records that it returns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from tokenwm.transformer.cache import KVCache
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeState:
-    """Where a batch of imagined futures stands, at an observation that waits for its action.
+    """The state of a batch of imagined futures, at an observation that waits for its action.
 
     A state is used once: decoding overwrites the cache that it shares with the states made from it,
     and whoever uses the older one again is told so. To go on in several ways, :meth:`fork` it.
@@ -27,11 +27,11 @@ class DecodeState:
         step: Scalar int64, number of the current step since the start of the context.
         frame_tokens: ``(B, K)`` int64, of the current step.
         state_tokens: ``(B, P)`` int64, of the current step, or None.
-        state_values: ``(B, P)``, what greedy decoding knows of the state beyond its tokens, see
+        state_values: ``(B, P)``, values of the state finer than its tokens (greedy decoding), see
             :meth:`~tokenwm.transformer.heads.ContinuousHead.forecast`; or None.
         noise_streams: ``(B,)`` int64, number of each row's stream of noise.
         seeds: ``(B,)`` int64, seed of each row's noise.
-        generation: Of the cache, when the state was made.
+        generation: Generation of the cache when the state was made.
     """
 
     cache: KVCache
@@ -123,7 +123,7 @@ class DecodeState:
         self.check_current()
         return self._with_rows(torch.clone, self.cache.snapshot())
 
-    @torch.inference_mode()  # in place: the memory of a state that a model returned is of this mode
+    @torch.inference_mode()  # changes tensors in place, which a model made in this mode
     def replace_rows(self, rows: Tensor, other: "DecodeState") -> "DecodeState":
         """Let some rows go on from another state, at the same step, of the same model.
 
@@ -225,7 +225,7 @@ class DecodedSteps(NamedTuple):
     def of_steps(
         cls, states: Sequence[DecodeState], outcomes: Sequence[StepOutcome], num_passes: int
     ) -> "DecodedSteps":
-        """From the state after each action and what it caused."""
+        """Stack the states and outcomes of single steps."""
         steps = [
             (state.frame_tokens, state.state_tokens, state.state_values, *outcome)
             for state, outcome in zip(states, outcomes, strict=True)
@@ -235,13 +235,13 @@ class DecodedSteps(NamedTuple):
 
     @classmethod
     def cat(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
-        """Rows of one part below those of another; passes are the most that a part made."""
+        """Concatenate parts along the rows; passes are the most that a part made."""
         joined = combine(torch.cat, parts)
         return joined._replace(num_passes=max(part.num_passes for part in parts))
 
     @classmethod
     def join(cls, parts: Sequence["DecodedSteps"]) -> "DecodedSteps":
-        """Steps of one part after those of another, of the same rows."""
+        """Concatenate parts of the same rows along the steps."""
         joined = combine(behind_one_another, parts)
         num_passes = sum(part.num_passes for part in parts)
         return joined._replace(num_passes=num_passes)

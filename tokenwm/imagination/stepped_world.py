@@ -30,7 +30,7 @@ class SteppedWorld(Codec):
     """A world model whose states can be rolled on, observed on, forked, selected and kept.
 
     Args:
-        loaded: What a checkpoint folder holds.
+        loaded: Contents of a checkpoint folder.
         dtype: In which the transformer and the decoder of frames compute.
 
     Attributes:
@@ -52,7 +52,7 @@ class SteppedWorld(Codec):
         """Read a context; the result waits for the first action. See :func:`decode.prefill`.
 
         Args:
-            context: Where to start.
+            context: Observed steps to start from.
             seed: As in :meth:`imagine`.
             noise_streams: The same.
 
@@ -100,7 +100,7 @@ class SteppedWorld(Codec):
         Args:
             state: The state before; it is used up.
             actions: ``(B, A)`` in the units of the data, what was done.
-            observed: What came of it; anchor of the pixels from now on.
+            observed: The step that followed; anchor of the pixels from now on.
 
         Returns:
             The state after, and how surprised the model is by the frames, ``(B,)`` float32, nats

@@ -40,7 +40,7 @@ class TokenWorldModel(SteppedWorld):
     Get one with :func:`tokenwm.load`. Not thread-safe; one instance per thread.
 
     Args:
-        loaded: What a checkpoint folder holds.
+        loaded: Contents of a checkpoint folder.
         dtype: In which the transformer and the decoder of frames compute, see :func:`load`.
     """
 
@@ -73,11 +73,11 @@ class TokenWorldModel(SteppedWorld):
         """Imagine what a sequence of actions leads to, open loop.
 
         Args:
-            context: Where to start.
+            context: Observed steps to start from.
             actions: ``(B, H, A)`` in the units of the data, or ``(B * n, H, A)``: ``n`` candidates
                 for every row of the context, next to one another. The context is then read once.
-            sampling: How ids are drawn; temperature 1 by default, ``SamplingConfig(temperature=0)``
-                is greedy.
+            sampling: Settings for drawing ids; temperature 1 by default,
+                ``SamplingConfig(temperature=0)`` is greedy.
             seed: Seed of all noise, or ``(B,)`` int64, one for each row of actions.
             noise_streams: ``(B,)`` int64, number of each row's stream of noise, or one number for
                 all rows, which then have the same luck; 0, 1, 2, … by default. Rows with the same
@@ -179,7 +179,7 @@ class TokenWorldModel(SteppedWorld):
 
     @torch.inference_mode()
     def score(self, context: Context) -> Tensor:
-        """How surprised the model is by what was observed, teacher-forced.
+        """The model's surprise at each observed frame, teacher-forced.
 
         Returns:
             ``(B, C - 1)`` float32, nats per token of each frame after the first, given all before

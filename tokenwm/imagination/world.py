@@ -62,7 +62,7 @@ class World(Protocol[State]):
 
         Args:
             context: ``B`` rows.
-            seed: Of all noise, or one for every row.
+            seed: Seed of all noise, or one for every row.
             noise_streams: Each row's stream of noise, or one for all rows, which then have the same
                 luck; 0, 1, 2, … by default.
         """
@@ -76,7 +76,7 @@ class World(Protocol[State]):
         Args:
             state: Before; it is used up.
             actions: ``(B, A)`` in the units of the data, what was done.
-            observed: What came of it.
+            observed: The step that followed.
 
         Returns:
             The state after, and how surprising it was: ``(B,)`` float32, nats per token.
@@ -109,7 +109,7 @@ class World(Protocol[State]):
         Args:
             state: Before; it is used up.
             actions: ``(B, H, A)`` in the units of the data.
-            sampling: How outcomes are drawn.
+            sampling: Settings for drawing outcomes.
 
         Returns:
             The state after the last action, and what all of them led to.
@@ -133,7 +133,7 @@ class World(Protocol[State]):
 
 
 class Policy(Protocol[Memory]):
-    """Someone who acts; the same calls in the real and in an imagined world."""
+    """A policy: chooses actions, by the same calls in the real and in an imagined world."""
 
     def begin(self, num_rows: int, seed: int) -> Memory:
         """Start ``num_rows`` episodes with nothing remembered."""

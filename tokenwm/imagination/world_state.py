@@ -13,12 +13,12 @@ from tokenwm.shapes import check_type
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class WorldState:
-    """Where ``B`` rows stand, and what was last observed of them.
+    """The state of ``B`` rows of a world, with the context that they go on from.
 
     A state is used once, see :class:`DecodeState`.
 
     Attributes:
-        decoding: What decoding goes on from.
+        decoding: State of decoding.
         context: ``N`` rows of observed steps.
         context_rows: ``(B,)`` int64, the row of the context that each row started from.
         model: Fingerprint of the model that the state is of.

@@ -1,4 +1,4 @@
-"""How states, frames and actions interleave into one sequence.
+"""The layout of the sequence: the order of state, frame and action tokens.
 
 Pure functions; no parameters, no state. A step of ``L`` positions::
 
@@ -28,11 +28,11 @@ LAYOUT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class StepLayout:
-    """Which slot of a step holds what.
+    """The slots of one step: state, frame tokens, action.
 
     Attributes:
         num_frame_tokens: ``K >= 1``, tokens of all cameras.
-        has_state: Whether the step has a slot for proprioception.
+        has_state: True if the step has a slot for proprioception.
     """
 
     num_frame_tokens: int

@@ -90,7 +90,7 @@ def make_vocabulary(
     method: BinMethod,
     use_state: bool,
 ) -> Vocabulary:
-    """Say what the tokens of a dataset are."""
+    """Make the vocabulary of a dataset: sizes and meanings of its tokens."""
     state = None
     if use_state and "state" in manifest.features:
         state = fit_scalar_tokenizer(manifest, "state", num_state_bins, method)
@@ -318,7 +318,7 @@ class TokenShardMaker:
     num_shifted_copies: int
 
     def check(self) -> None:
-        """Check that the parts go together.
+        """Check that the shards and the tokenizer fit each other.
 
         Raises:
             TokenwmError: They do not.
@@ -345,7 +345,7 @@ class TokenShardMaker:
         ]
 
     def _copies(self, split: str) -> int:
-        """How often an episode is written: itself and its moved copies."""
+        """Times that an episode is written: itself and its copies with moved pixels."""
         return 1 + (self.num_shifted_copies if split == "train" else 0)
 
     def __call__(self, task: TokenShard, shard: ShardFile) -> Extra:

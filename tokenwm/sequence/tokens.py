@@ -40,7 +40,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def cat(cls, parts: Sequence["Tokens"], dim: int = 0) -> "Tokens":
-        """Rows of one part below those of another; with ``dim=1`` steps of one behind another's."""
+        """Concatenate parts along the rows, or with ``dim=1`` along the steps."""
         frames, states, actions = zip(*parts, strict=True)
         state = None if states[0] is None else torch.cat(states, dim)
         return cls(torch.cat(frames, dim), state, torch.cat(actions, dim))

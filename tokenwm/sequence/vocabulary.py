@@ -1,4 +1,4 @@
-"""Vocabulary: what the tokens of a dataset are.
+"""The vocabulary: sizes and meanings of all tokens of a dataset.
 
 Written by ``tokenwm tokenize``, obeyed by everything after it.
 """
@@ -113,12 +113,12 @@ def _range_of(ends: Any) -> tuple[float, float] | None:
 
 
 def warn_of_rewards_outside(vocabulary: Vocabulary, reward: NDArray[Any], where: str) -> bool:
-    """Say that rewards lie where none of the training rewards did; whether there was need to.
+    """Warn of rewards outside the range of the training rewards; return True if there were any.
 
     Args:
-        vocabulary: Of the world model.
+        vocabulary: Vocabulary of the world model.
         reward: Recorded rewards, of any shape.
-        where: What they were recorded in, for people.
+        where: Name of the recording, for the message.
     """
     if vocabulary.reward_range is None or reward.size == 0:
         return False

@@ -43,7 +43,7 @@ from tokenwm.serving.requests import PATHS, Limits, Request, parse
 access_log = logging.getLogger("tokenwm.serving.access")
 
 RECEIVE_SECONDS = 30.0
-"""How long a client may be silent between requests and take for a head, and again for a body."""
+"""Time that a client may be silent between requests or take for a head, and again for a body."""
 MAX_URI_BYTES = 8192
 CLIENT_GONE = 499
 """Counted where the client did not wait for its answer, as nginx does."""
@@ -73,7 +73,7 @@ class Service:
     Args:
         model: The world model; nobody else may use it meanwhile. Its ``max_rows`` is lowered to
             the limits' ``max_batch_rows``.
-        limits: What is accepted.
+        limits: Limits of requests.
     """
 
     def __init__(self, model: TokenWorldModel, limits: Limits) -> None:
@@ -190,11 +190,11 @@ class Service:
 
 
 class Guard:
-    """What stands before every request: who may ask, request ids, counts, the access log.
+    """A wrapper around the app: checks who may ask, gives request ids, counts, logs.
 
     Args:
-        app: What answers.
-        metrics: Where to count.
+        app: The app that answers requests.
+        metrics: Counters and histograms.
         hosts: Names that the server goes by, besides loopback, this machine's name and any IP
             address. A foreign name in ``Host`` is a web page whose name was pointed at this machine
             (DNS rebinding), a foreign ``Origin`` a web page that posts here.
@@ -286,7 +286,7 @@ def _is_address(name: str) -> bool:
 
 
 def _must_close(scope: Scope, headers: Headers) -> bool:
-    """Whether a body that is not read could be taken for the next request, or is one too many."""
+    """True if the connection must end: an unread body could be read as the next request."""
     has_body = "Content-Length" in headers or "Transfer-Encoding" in headers
     is_odd = has_body and scope["method"] != "POST" or "Transfer-Encoding" in headers
     return is_odd or bool(scope["state"].get("is_spare"))

@@ -1,4 +1,4 @@
-"""One worker, many callers: what waits together and fits together is computed together.
+"""A worker for many callers: waiting requests that fit together are computed together.
 
 Computations pause (:mod:`tokenwm.imagination.pausing`). At every pause, what nobody wants any more
 is dropped, what waits may begin, and the next batch has its turn.
@@ -19,7 +19,7 @@ from tokenwm.imagination.pausing import Pausing
 from tokenwm.serving.metrics import Metrics
 
 TURN_SECONDS = 0.25
-"""How long a batch goes on, at least to its next pause, before another has its turn."""
+"""Length of a batch's turn, after which it goes on to its next pause, then another's begins."""
 BATCHES_AT_ONCE = 4
 """Batches of the largest size that may take turns: the memory of their caches is held."""
 
@@ -77,8 +77,8 @@ class Batcher:
         compute: Requests of jobs with one key → a generator that returns their results, in order.
         max_rows: Most rows of a batch; a larger job is computed alone.
         max_queued_rows: Most rows that may wait.
-        metrics: Where to count.
-        turn_seconds: How long a turn is, at least to the next pause.
+        metrics: Counters and histograms.
+        turn_seconds: Length of a turn, seconds; it ends at the next pause of the computation.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Batcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs are still being computed."""
+        """True while the worker thread computes jobs."""
         return self._worker.is_alive()
 
     async def submit(
@@ -131,9 +131,9 @@ class Batcher:
 
         Args:
             key: Jobs with equal keys can be computed together; None: alone.
-            num_rows: How much of a batch it takes.
+            num_rows: Rows that it takes of a batch.
             length: A job joins another that is at least as long and at most twice.
-            request: What to compute.
+            request: The request to compute.
             timeout: Seconds to wait.
             gone: Ends when the result is not wanted any more.
 
@@ -247,7 +247,7 @@ class Batcher:
             self.metrics.observe("queue_wait_seconds", batch.began - job.submitted)
 
     def _advance(self, batch: _Batch) -> None:
-        """Compute for a turn."""
+        """Compute one turn of a batch, and hand out its results when it is done."""
         results: list[Any] = [None] * len(batch.jobs)
         failure: Exception | None = None
         end = time.monotonic() + self.turn_seconds

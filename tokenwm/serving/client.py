@@ -23,7 +23,7 @@ class ServerError(TokenwmError):
     """The server refused, or there is none.
 
     Attributes:
-        status: Of its answer (docs/serving.md); None if there was no answer.
+        status: HTTP status of its answer (docs/serving.md); None if there was no answer.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -35,7 +35,7 @@ class WorldModelClient:
     """One connection to a server; one per thread. A context manager that closes it.
 
     Args:
-        host: Where the server is.
+        host: Name or address of the server.
         port: Its port.
         timeout: Seconds to wait for an answer.
         retries: How often to ask again while the server has no room (503), each time after as
@@ -67,7 +67,7 @@ class WorldModelClient:
         states: NDArray[Any] | None = None,
         **options: Any,
     ) -> Arrays:
-        """Futures of candidates.
+        """Imagine the futures of candidate action sequences.
 
         Args:
             frames: ``(B, C, cameras, H, W, 3)`` uint8, observed.
@@ -103,12 +103,12 @@ class WorldModelClient:
         return self._post("/v1/encode", {"frames": frames}, options)["frame_tokens"]
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself."""
+        """The server's description of itself, from ``/health``."""
         result: dict[str, Any] = json.loads(self._ask("GET", "/health", None))
         return result
 
     def metrics(self) -> dict[str, float]:
-        """What the server has counted, by name with labels, as Prometheus writes them."""
+        """The server's counters, by name with labels as Prometheus writes them."""
         lines = self._ask("GET", "/metrics", None).decode().splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
         return {name: float(value) for name, value in pairs}

@@ -25,7 +25,7 @@ HELP: Mapping[str, str] = {
     "sent_bytes_total": "Bytes of the bodies of answers.",
     "tokens_per_pass": "Imagined frame tokens per pass: how well drafts are accepted.",
 }
-"""What there is, by name without the prefix ``tokenwm_``."""
+"""Help text of each metric, by name without the prefix ``tokenwm_``."""
 
 
 class Metrics:
@@ -39,7 +39,7 @@ class Metrics:
         self._histograms: dict[str, dict[str, list[float]]] = {}
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Count."""
+        """Increase a counter."""
         with self._lock:
             self._counters[name][_label(labels)] += amount
 

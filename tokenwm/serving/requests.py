@@ -24,8 +24,8 @@ class Limits:
     """The limits of one server.
 
     Attributes:
-        max_body_bytes: Of a request, and of the frames in an answer.
-        max_bytes: Of all requests that are being received or answered, with their answers' frames.
+        max_body_bytes: Most bytes of a request, and of the frames in an answer.
+        max_bytes: Most bytes of all requests in progress together, with their answers' frames.
         max_connections: Open at a time; a few more are kept for ``/health`` and ``/metrics``.
         max_rows: Imagined rows of a request.
         max_batch_rows: Rows computed at once; a larger request is computed part by part. More is
@@ -70,8 +70,8 @@ class Request:
         past_actions: ``(B, C - 1, A)`` in the units of the data.
         states: ``(B, C, state_dim)``, or None.
         actions: To imagine, ``(B * n, steps, A)``: ``n`` candidates for every row; else empty.
-        seed: Of the noise.
-        sampling: How ids are drawn.
+        seed: Seed of the noise.
+        sampling: Settings for drawing ids.
         pixels: Steps whose frames are wanted.
     """
 
@@ -87,7 +87,7 @@ class Request:
 
     @property
     def key(self) -> Hashable:
-        """The same for requests that can be imagined together; None: computed alone."""
+        """A key that is equal for requests that can be imagined together; None: computed alone."""
         if self.path != IMAGINE:
             return None
         copies = len(self.actions) // len(self.frames)

@@ -32,18 +32,18 @@ from tokenwm.serving.requests import Limits
 logger = logging.getLogger(__name__)
 
 SEND_SECONDS = 60.0
-"""How long a client may take to read an answer."""
+"""Time that a client may take to read an answer."""
 DISCARD_SECONDS = 5.0
-"""How long a body that is refused is read on, so that its sender gets to read the refusal."""
+"""Time for which a refused body is read on, so that its sender gets to read the refusal."""
 SPARE_CONNECTIONS = 16
 """Connections beyond the limit that may only GET, so that a full server can be watched."""
 SPARE_SECONDS = 1.0
-"""How long such a connection may take to ask."""
+"""Time that such a connection may take to ask."""
 MAX_HEAD_BYTES = 65536
 ACCEPT_PAUSE = 0.5
 """Seconds to wait when no descriptor is free; asyncio itself tries again after a second."""
 GRACE_SECONDS = 5.0
-"""What has begun is given so long when the server stops, and writing answers as long again."""
+"""Time for running work when the server stops, and as much again for writing answers."""
 
 
 class _Listener(socket.socket):
@@ -83,7 +83,7 @@ class Connection(H11Protocol):
             self._refuse_connection()
 
     def data_received(self, data: bytes) -> None:
-        """Take what comes, unless all has been said."""
+        """Read what the client sends, unless it was refused already."""
         if not self.is_refused:
             self.head = data[:100]
             super().data_received(data)
@@ -110,14 +110,14 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        """End when the answer that is being made is sent."""
+        """Close the connection once the current answer is sent."""
         if self.is_refused:
             self.transport.close()
         else:
             super().shutdown()
 
     def check(self, now: float) -> None:
-        """End what has taken too long."""
+        """Close the connection if a deadline has passed."""
         if self.transport.get_write_buffer_size():
             self.writing_since, self.waiting_since = self.writing_since or now, now
             if now - self.writing_since > SEND_SECONDS:
@@ -150,7 +150,7 @@ class Connection(H11Protocol):
         self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, message, "Retry-After: 1\r\n")
 
     def _refuse(self, status: HTTPStatus, message: str, header: str = "") -> None:
-        """Answer without the application; whoever closes on unread data takes back the answer."""
+        """Answer without the app; stay open to discard input: closing now could lose the answer."""
         if self._is_answering():
             return self.transport.abort()
         body = json.dumps({"error": message})
@@ -181,7 +181,7 @@ class WorldModelServer(uvicorn.Server):
         model: The world model; nobody else may use it meanwhile. Its ``max_rows`` is lowered to
             the limits' ``max_batch_rows``.
         address: Host and port; port 0 takes a free one.
-        limits: What is accepted.
+        limits: Limits of requests.
         hosts: Names that the server goes by, besides its host and those of :class:`Guard`.
 
     Raises:

@@ -25,7 +25,7 @@ from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.tokenizer.actions import BinTokenizer
 
 SPLIT_PREFERENCE = ("test", "val", "train")
-"""Where the episode is taken from if none is named: held out first."""
+"""Splits that an episode is taken from if none is named: held-out ones first."""
 
 
 ROLLOUT_ARRAYS = (
@@ -41,7 +41,7 @@ ROLLOUT_ARRAYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ImagineConfig:
-    """What to imagine.
+    """Settings of an imagined episode.
 
     Attributes:
         key: Episode to start from; None takes the first held-out one.
@@ -53,8 +53,8 @@ class ImagineConfig:
             the same steps), or the path of an ``.npy`` file of ``(H or more, A)`` in the units of
             the data.
         num_samples: Futures, each with its own noise.
-        sampling: How ids are drawn.
-        seed: Of the noise and of random actions.
+        sampling: Settings for drawing ids.
+        seed: Seed of the noise and of random actions.
     """
 
     key: str | None = None
@@ -96,7 +96,7 @@ class ImaginedEpisode:
     rollout: Rollout
 
     def arrays(self) -> dict[str, Any]:
-        """What is written, by name; what the model does not have is left out.
+        """The arrays to write, by name; those that the model does not have are left out.
 
         ``action`` is ``(H, A)`` and the same in all futures.
         """
@@ -231,7 +231,7 @@ def read_actions(path: Path, model: TokenWorldModel, horizon: int) -> NDArray[An
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginedFiles:
-    """Where an imagined episode was written."""
+    """The files of an imagined episode."""
 
     gif: Path
     mp4: Path

@@ -16,7 +16,7 @@ class DeviceEncoder:
     returned as they are.
 
     Args:
-        tokenizer: Whose ids.
+        tokenizer: The tokenizer to imitate.
         device: Where the values will be.
     """
 

@@ -183,7 +183,7 @@ class FrameTokenizer(nn.Module):
 
     @property
     def frames_at_once(self) -> int:
-        """How many steps' frames can be encoded or decoded together in about ``pixel_memory``."""
+        """Number of steps whose frames are encoded or decoded at once, by ``pixel_memory``."""
         per_pixel = max(3.0, self.config.channels[0] / self.config.patch_size**2)  # finest features
         num_bytes = LIVE_FEATURES * 4 * per_pixel * math.prod(self.frame_shape[:3])
         return max(1, int(self.pixel_memory / num_bytes))

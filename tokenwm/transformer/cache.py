@@ -48,7 +48,7 @@ class KVCache:
         max_span: Most positions that one pass may feed once the ring is full: ``ahead`` steps and
             one position.
         past: What a fork was forked from, or None.
-        generation: How often it began to be overwritten.
+        generation: Number of times it began to be overwritten.
     """
 
     def __init__(
@@ -89,17 +89,17 @@ class KVCache:
         self._graphs: dict[Hashable, Any] = {}
 
     def twin(self) -> "KVCache":
-        """Another name for the same memory, for graphs: they would hold their owner else."""
+        """A second object on the same memory, for graphs: they must not keep this one alive."""
         twin = object.__new__(KVCache)
         twin.__dict__.update(self.__dict__, _graphs={})
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, has memory of its own: graphs and forks are not of it."""
+        """The state to copy or pickle, without graphs and forks: they belong to this memory."""
         return self.__dict__ | {"_graphs": {}, "_forks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come to be from another's :meth:`__getstate__`, as a fork of its past if it was one."""
+        """Restore what :meth:`__getstate__` gave, as a fork of its past if it was one."""
         self.__dict__.update(state, _forks=WeakSet())
         if self.past is not None:
             self.past._forks.add(self)
@@ -108,7 +108,7 @@ class KVCache:
         """A captured graph (:mod:`tokenwm.imagination.graphs`) that works on this cache's memory.
 
         Args:
-            key: What it does, and to what sizes. The last few are kept.
+            key: Name of the work and its sizes. The last few are kept.
             make: Makes it if there is none.
         """
         graph = self._graphs.pop(key, None) or make()
@@ -158,7 +158,7 @@ class KVCache:
         return forked
 
     def begin(self, position: Tensor, num_steps: int | None = None) -> None:
-        """Say that every row begins at a position: before it there is nothing.
+        """Start every row anew at a position, with nothing before it.
 
         Args:
             position: Scalar int64.
@@ -222,7 +222,7 @@ class KVCache:
         self._first.index_copy_(0, rows, other._first)
 
     def reserve(self, num_steps: int) -> None:
-        """Say that so many more steps will be decoded, over what was there before.
+        """Reserve cells for so many more steps, which overwrite the oldest ones.
 
         Raises:
             TokenwmError: Room was made for fewer, or forks that are still held read what is here.

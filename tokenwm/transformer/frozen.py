@@ -72,12 +72,12 @@ def freeze(model: WorldModel, dtype: torch.dtype = torch.float32) -> WorldModel:
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Let a module be of a class that computes the same otherwise; it keeps all it holds."""
+    """Change a module's class to one that computes the same in another way; its content stays."""
     module.__class__ = kind
 
 
 def _fold_norm(norm: RMSNorm, linear: nn.Linear) -> None:
-    """Let the map behind a norm scale, so that the norm need not.
+    """Fold the gain of a norm into the linear map behind it.
 
     The norm's weight becomes one that scales by 1: saved and loaded the two are what they were.
     """
@@ -87,7 +87,7 @@ def _fold_norm(norm: RMSNorm, linear: nn.Linear) -> None:
 
 
 def _fold_head(head: CodeHead) -> None:
-    """Let a head be one linear map, which can be packed as others are."""
+    """Turn a head into one linear map, which can be packed as others are."""
     vectors = head.vectors()
     head.folded_map = nn.Linear(vectors.shape[1], vectors.shape[0], device="meta")
     head.folded_map.weight = nn.Parameter(vectors, requires_grad=False)
@@ -115,7 +115,7 @@ class FoldedAttention(Attention):
     folded_gain: Tensor | None
 
     def gain(self) -> Tensor | None:
-        """As :meth:`Attention.gain`."""
+        """Gain of queries and keys as it was folded; see :meth:`Attention.gain`."""
         return None if self.folded_gain is None else self.folded_gain.float()
 
 
@@ -172,7 +172,7 @@ class PackedLinear(nn.Linear):
         return out[0] if alone else out
 
     def _can_take(self, input: Tensor) -> bool:
-        """Whether the packed product does what the ordinary one would do."""
+        """True if the packed product equals the ordinary one: same type, no gradient wanted."""
         wants_gradient = input.requires_grad and torch.is_grad_enabled()
         same_type = input.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
         return same_type and not wants_gradient

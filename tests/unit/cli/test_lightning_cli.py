@@ -15,7 +15,6 @@ from tokenwm.cli.verbs.tokenizer import TokenizerCLI
 from tokenwm.data.storage.atomic import older_of, replace_folder
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.data_of import data_of
-from tokenwm.tokenizer.training import FrameTokenizerModule
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -81,11 +80,15 @@ def test_a_finished_training_names_the_next_command(
 
     folder, command = fit("tokenizer", frame_shards)
     assert command == f"tokenwm tokenize {frame_shards} --tokenizer {folder} --out DIR"
+    assert cli.main(["tokenizer", *options("tokenizer", frame_shards), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)  # and nothing else is on stdout
+    assert found["model"] == f"{folder}/model" and found["next"] == command
+    assert found["steps"] == 1 and found["metrics"]["train/loss"] > 0
     tokens = tmp_path / "my tokens"
     argv = shlex.split(command)[1:-1]
     assert cli.main([*argv, str(tokens)]) == 0
     capsys.readouterr()
-    launch(TokenizerCLI, FrameTokenizerModule, options("tokenizer", frame_shards), "tokenizer")
+    launch(TokenizerCLI, options("tokenizer", frame_shards))
     assert "next:" not in capsys.readouterr().out  # the quick start and sweeps train this way
     folder, command = fit("world-model", tokens)
     assert command == f"tokenwm evaluate {folder} --data {frame_shards}"

@@ -24,10 +24,10 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunVerb], None]:
     """Return a function that makes ``practise`` a verb which runs what it is given."""
 
     def install(run: RunVerb) -> None:
-        module = types.ModuleType("practise_verb")
+        module = types.ModuleType(cli.module_of("practise"))
         module.main = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "practise_verb", module)
-        monkeypatch.setattr(cli, "VERBS", {"practise": ("practise_verb", "practise a verb")})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(cli, "VERBS", {"practise": "practise a verb"})
 
     return install
 
@@ -42,7 +42,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_verb(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, (_, summary) in cli.VERBS.items():
+    for name, summary in cli.VERBS.items():
         assert any(line.split() == [name, *summary.split()] for line in lines), name
     assert max(map(len, lines)) <= 100
 
@@ -67,13 +67,13 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "report",
         "completion",
     }
-    for name, (module, _) in cli.VERBS.items():
-        assert module == f"tokenwm.cli.verbs.{name.replace('-', '_')}"
+    for name in cli.VERBS:
+        assert cli.module_of(name) == f"tokenwm.cli.verbs.{name.replace('-', '_')}"
 
 
 @pytest.mark.parametrize("name", sorted(cli.VERBS))
 def test_every_verb_has_its_module_with_a_main(name: str) -> None:
-    module_path = REPOSITORY.joinpath(*cli.VERBS[name][0].split(".")).with_suffix(".py")
+    module_path = REPOSITORY.joinpath(*cli.module_of(name).split(".")).with_suffix(".py")
     assert "\ndef main(" in module_path.read_text()
 
 
@@ -216,7 +216,7 @@ def test_ctrl_c_says_what_is_kept(
     def run(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    module = types.ModuleType(cli.VERBS[argv[0]][0])
+    module = types.ModuleType(cli.module_of(argv[0]))
     module.main = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(cli, "check_arguments", lambda verb, argv: None)  # which are not all there

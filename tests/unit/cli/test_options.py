@@ -11,7 +11,7 @@ import pytest
 
 from tokenwm.cli import main as cli
 from tokenwm.cli.made_before import MadeBefore
-from tokenwm.cli.options import PARSERS, data, models, sweeps
+from tokenwm.cli.options import PARSERS, parse
 from tokenwm.cli.options.base import Parser
 from tokenwm.cli.options.training import LIGHTNING, OF_STAGE, lightning_arguments, training
 from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
@@ -23,13 +23,8 @@ from tokenwm.scaling.sweep.plan import Request
 from tokenwm.serving.requests import Limits
 from tokenwm.synthesis.imagine import ImagineConfig
 from tokenwm.synthesis.lerobot.export import VERSIONS
-from tokenwm.tokenizer.training import FrameTokenizerModule
-from tokenwm.transformer.training import WorldModelModule
 
-CLIS: dict[str, tuple[type[TrainingCLI], type[Any]]] = {
-    "tokenizer": (TokenizerCLI, FrameTokenizerModule),
-    "world-model": (WorldModelCLI, WorldModelModule),
-}
+CLIS: dict[str, type[TrainingCLI]] = {"tokenizer": TokenizerCLI, "world-model": WorldModelCLI}
 HEAVY = ("torch", "lightning", "jsonargparse", "numpy", "rich", "pyarrow", "av")
 HELPS = sorted({*PARSERS, *(f"{verb} {name}" for verb in CLIS for name in ("fit", "test"))})
 
@@ -59,14 +54,14 @@ class Found(Exception):
 def test_what_the_help_of_training_tells_of_lightnings_options_is_true(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli_class, module = CLIS[verb]
+    cli_class = CLIS[verb]
 
     def stop(self: Any, *arguments: Any) -> None:
         raise Found(self._subcommand_parsers["fit"])
 
     monkeypatch.setattr(cli_class, "parse_arguments", stop)
     with pytest.raises(Found) as found:
-        launch(cli_class, module, ["fit"], verb)
+        launch(cli_class, ["fit"])
     real = found.value.args[0]
     defaults = real.get_defaults()
     told = Parser("x", "x", LIGHTNING + OF_STAGE[verb])
@@ -82,52 +77,61 @@ def test_what_the_help_of_training_tells_of_lightnings_options_is_true(
 
 
 def test_defaults_are_those_of_what_they_configure() -> None:
-    evaluate, imagine = models.evaluate().parse_args([]), EvaluationConfig()
+    evaluate, imagine = parse("evaluate", []), EvaluationConfig()
     assert evaluate.context == imagine.num_context_frames
     assert evaluate.horizon == imagine.imagination_horizon
     assert (evaluate.starts, evaluate.split) == (imagine.num_starts, imagine.split)
     assert (evaluate.batch_size, evaluate.examples) == (imagine.batch_size, imagine.num_examples)
-    one, config = models.imagine().parse_args(["m", "--out", "x"]), ImagineConfig()
+    one, config = parse("imagine", ["m", "--out", "x"]), ImagineConfig()
     assert (one.context, one.horizon) == (config.num_context_frames, config.imagination_horizon)
     assert (one.actions, one.samples) == (config.actions, config.num_samples)
-    served, limits = models.serve().parse_args(["m"]), Limits()
+    served, limits = parse("serve", ["m"]), Limits()
     for name in ("max_rows", "max_steps", "max_row_steps", "max_queued_rows", "max_connections"):
         assert getattr(served, name) == getattr(limits, name), name
     assert served.max_megabytes * 2**20 == limits.max_body_bytes
     assert served.max_held_megabytes * 2**20 == limits.max_bytes
     assert served.timeout == limits.timeout
-    plan = sweeps.plan().parse_args(["t", "--budget", "1e15", "--out", "x"])
+    plan = parse("sweep plan", ["t", "--budget", "1e15", "--out", "x"])
     request = Request(budget=1e15)
     assert plan.learning_rate == request.learning_rate
     assert plan.min_parameters == request.least_parameters
     assert plan.max_parameters == request.most_parameters
     assert (plan.sizes, plan.budgets) == (request.num_sizes, request.num_budgets)
-    versions = next(a.choices for a in data.export_lerobot()._actions if a.dest == "version")
+    versions = next(a.choices for a in PARSERS["export-lerobot"]()._actions if a.dest == "version")
     assert versions is not None and tuple(versions) == VERSIONS
 
 
 def test_one_thing_has_one_name() -> None:
     """What several verbs have is spelt and explained alike."""
-    devices = {
-        action.help
-        for make in PARSERS.values()
-        for action in make()._actions
-        if action.dest == "device"
+    parsers = {words: make() for words, make in PARSERS.items()}
+    parsers |= {f"{verb} fit": training(verb, "fit", with_lightning=False) for verb in CLIS}
+
+    def having(option: str) -> set[str]:
+        return {words for words, p in parsers.items() if option in p._option_string_actions}
+
+    def without(option: str) -> set[str]:
+        return parsers.keys() - having(option)
+
+    for option in ("--device", "--json"):
+        helps = {parsers[words]._option_string_actions[option].help for words in having(option)}
+        assert len(helps) == 1
+    computes = {"evaluate", "imagine", "serve", "tokenize", "quickstart", "sweep plan", "sweep run"}
+    assert having("--device") == computes | {f"{verb} fit" for verb in CLIS}
+    assert all(parsers[words].get_default("device") == "auto" for words in having("--device"))
+    assert without("--json") == {"serve", "completion"}  # which have no result
+    # These write nothing, or what does not depend on what was there.
+    assert without("--overwrite") == {
+        *("verify-shards", "info", "report", "completion", "serve", "push")
     }
-    assert len(devices) == 1
-    for words in ("evaluate", "imagine", "serve", "tokenize", "quickstart"):
-        assert PARSERS[words]().get_default("device") == "auto", words
-    for words in ("inspect", "prepare", "verify-shards", "evaluate", "imagine", "info"):
-        assert "--json" in PARSERS[words]()._option_string_actions, words
 
 
 def test_earlier_spellings_work_and_are_not_shown() -> None:
     plan = ["t", "--budget", "1e15", "--out", "x"]
-    assert sweeps.plan().parse_args([*plan, "--parallel", "3"]).workers == 3
-    assert sweeps.run().parse_args(["s", "--out", "x", "--parallel", "2"]).workers == 2
-    old = data.quickstart().parse_args(["--model-set", "tokenizer.a=1", "--set", "b=2"])
+    assert parse("sweep plan", [*plan, "--parallel", "3"]).workers == 3
+    assert parse("sweep run", ["s", "--out", "x", "--parallel", "2"]).workers == 2
+    old = parse("quickstart", ["--model-set", "tokenizer.a=1", "--set", "b=2"])
     assert old.set == ["tokenizer.a=1", "b=2"]
-    for parser in (sweeps.plan(), sweeps.run(), data.quickstart()):
+    for parser in (PARSERS[words]() for words in ("sweep plan", "sweep run", "quickstart")):
         assert "--parallel" not in parser.format_help()
         assert "--model-set" not in parser.format_help()
 

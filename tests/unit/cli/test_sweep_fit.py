@@ -19,7 +19,8 @@ from tests.small_sweeps import (
     with_metrics,
     write_sweep,
 )
-from tokenwm.cli.verbs.sweep_fit import main, parser
+from tokenwm.cli.options import parse
+from tokenwm.cli.verbs.sweep_fit import main
 from tokenwm.errors import SweepError, TokenwmError
 
 STRANGE = "<b>[red]{{ 7 * 7 }}"
@@ -163,7 +164,7 @@ def test_wrong_options_are_errors(tmp_path: Path, arguments: list[str], message:
 
 @pytest.mark.parametrize("text", ["3e15", "3000T", "3000000G"])
 def test_a_budget_is_accepted_as_it_is_printed(text: str) -> None:
-    assert parser().parse_args(["runs.csv", "--budget", text]).budget == 3e15
+    assert parse("sweep fit", ["runs.csv", "--budget", text]).budget == 3e15
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "much", "T", "-2T", "infT"])

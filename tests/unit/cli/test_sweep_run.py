@@ -6,14 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
 from rich.text import Text
 
 from tests.unit.scaling.sweeps import small_data, small_sweep
+from tokenwm.cli.main import main
+from tokenwm.cli.verbs import sweep_run
 from tokenwm.cli.verbs.sweep_run import SweepView
 from tokenwm.scaling.sweep.drive import RunState, Status
-from tokenwm.scaling.sweep.sweep import runs_of
+from tokenwm.scaling.sweep.sweep import runs_of, sweep_text
 
 HEIGHT = 24
 RUN = runs_of(small_sweep(), small_data().vocabulary)[0]
@@ -91,3 +95,30 @@ def test_a_log_is_no_markup(tmp_path: Path) -> None:
     log.write_text("reading [/data/tokens]\n")
     during, _ = screens(tmp_path, ["running"])
     assert "reading [/data/tokens]" in during[-1]
+
+
+def test_a_sweep_begun_anew_on_a_device_says_how_its_runs_stand(
+    tmp_path: Path,
+    token_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, folder, commands = tmp_path / "sweep.yaml", tmp_path / "runs", []
+    path.write_text(sweep_text(small_sweep(str(token_shards))))
+
+    def drive(runs: Sequence[Any], *_: object, command: Any, **__: object) -> list[RunState]:
+        commands.extend(map(command, runs))
+        return [RunState(run=run, status="finished") for run in runs]
+
+    monkeypatch.setattr(sweep_run, "drive", drive)
+    earlier, other = folder / RUN.name / "result.json", folder / "notes.txt"
+    earlier.parent.mkdir(parents=True)
+    for file in (earlier, other):
+        file.write_text('{"loss": 2.5}')
+    arguments = ["sweep", "run", str(path), "--out", str(folder), "--device", "cpu", "--json"]
+    assert main(arguments) == 0
+    runs = {run["run"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert runs[RUN.name] == {"run": RUN.name, "status": "finished", "loss": 2.5}
+    assert {command[-1] for command in commands} == {"cpu"}
+    assert main([*arguments, "--overwrite"]) == 0
+    assert not earlier.parent.exists() and other.exists()

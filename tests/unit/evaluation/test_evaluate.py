@@ -147,10 +147,10 @@ def test_the_uniform_guess_and_the_gain_over_it(evaluation: Evaluation) -> None:
 def test_planted_codes_and_flicker_are_counted(evaluation: Evaluation) -> None:
     planted, flicker = evaluation.planted, evaluation.flicker
     assert planted is not None and flicker is not None
-    assert planted.num_planted == 6 * 4 and (planted.num_starts, planted.num_episodes) == (6, 3)
+    assert planted.num_planted == 6 * 2 and (planted.num_starts, planted.num_episodes) == (6, 3)
     outcomes = (planted.num_repaired, planted.num_copied, planted.num_other)
     assert sum(outcomes) == planted.num_planted
-    assert planted.repair_rate == planted.num_repaired / 24
+    assert planted.repair_rate == planted.num_repaired / 12
     assert (flicker.noise_levels, flicker.num_episodes) == ((0, 1, 2), 3)
     assert evaluation.lpips is None
 
@@ -344,7 +344,7 @@ def test_nothing_beats_persistence_where_nothing_moves(
     assert metrics["beats_persistence_changed"]["first_better"] is None
     assert headline(found)[0].startswith("Nothing is said about change: no pixel changed by more")
     assert "–" in "".join(value for _, value, _ in tiles(found))
-    write_report(tmp_path / "report", found)
+    write_report(tmp_path / "report", replace(found, examples=()))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from tokenwm.evaluation.metrics import (
     copy_nll,
     gain_curve,
     interval_curve,
+    mean_of_known,
     psnr_from_mse,
     student_quantile,
     summarize_gain,
@@ -229,3 +230,26 @@ def test_a_curve_is_read_back_from_its_plain_values() -> None:
     assert from_plain(tuple[int, int] | None, [3, 4]) == (3, 4)
     with pytest.raises(KeyError):
         from_plain(GainCurve, {"mean": [1.0]})
+
+
+def test_episodes_without_a_value_count_as_not_measured() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(1.0, 0.1, (9, 4))
+    missing = values.copy()
+    missing[:2, 1] = np.nan  # 7 are left
+    missing[:4, 2] = np.nan  # 5 are left: too few for a claim
+    missing[:, 3] = np.nan
+    found = gain_curve(missing)
+    for horizon, first in enumerate((0, 2, 4)):
+        alone = gain_curve(np.repeat(values[first:, horizon : horizon + 1], 4, axis=1))
+        for name in ("mean", "low", "high", "simultaneous_low"):
+            one, other = (getattr(curve, name) for curve in (found, alone))
+            np.testing.assert_allclose(one[horizon], other[0], err_msg=name)
+    assert found.is_certain.tolist() == [True, True, False, False]
+    assert np.isfinite(found.low[2]) and np.isnan([found.mean[3], found.low[3]]).all()
+    assert summarize_gain(found).longest_confident_run == (1, 2)
+
+
+def test_the_mean_of_what_is_known() -> None:
+    values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
+    np.testing.assert_array_equal(mean_of_known(values), [2.0, 5.0, np.nan])

@@ -72,8 +72,13 @@ def test_a_checkpoint_comes_back_as_it_was_and_with_a_card(
     report = ["--report", str(tmp_path), "--private"]
     assert main(["push", str(checkpoint), "robot/square", *report]) == 0
     assert hub.created["name"] == "square"
-    assert main(["pull", "robot/square", "--out", str(tmp_path / "pulled")]) == 0
+    pulling = ["pull", "robot/square", "--out", str(tmp_path / "pulled")]
+    assert main(pulling) == 0
     assert "every hash is right" in capsys.readouterr().out
+    (tmp_path / "pulled" / "config.yaml").write_text("damaged")
+    assert main(pulling) == 1
+    assert main([*pulling, "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "pulled")
     before, after = load_world_model(checkpoint), load_world_model(tmp_path / "pulled")
     weights = zip(before.world_model.parameters(), after.world_model.parameters(), strict=True)
     assert all((one == other).all() for one, other in weights)
@@ -171,6 +176,9 @@ def test_limits_and_wrong_names_are_said(hub: StandIn, checkpoint: Path, tmp_pat
         pull("square", tmp_path / "pulled")
     with pytest.raises(TokenwmError, match="exists; choose another --out"):
         pull("robot/square", tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(TokenwmError, match="exists; choose another --out"):  # no checkpoint
+        pull("robot/square", tmp_path / "mine", overwrite=True)
     with pytest.raises(TokenwmError, match="nothing to push"):
         push(tmp_path, "robot/square")
 

@@ -301,11 +301,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").write_text("kept")
     with pytest.raises(ShardError, match="is not empty"):
         export_lerobot(tmp_path / "shards", tmp_path / "full")
+    with pytest.raises(ShardError, match="is not empty"):  # it is no LeRobot folder
+        export_lerobot(tmp_path / "shards", tmp_path / "full", overwrite=True)
     assert (tmp_path / "full" / "mine.txt").read_text() == "kept"
     with pytest.raises(ShardError, match="crf 99"):
         export_lerobot(tmp_path / "shards", tmp_path / "out", crf=99)
     with pytest.raises(ShardError, match="not a finished dataset"):
         export_lerobot(tmp_path / "full", tmp_path / "out")
+    for overwrite in (False, True):
+        export_lerobot(tmp_path / "shards", tmp_path / "again", overwrite=overwrite)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

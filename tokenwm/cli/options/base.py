@@ -6,6 +6,7 @@ A line of such a text is ``--name METAVAR = default  help``, and goes on where t
 The metavar gives the type (:data:`TYPES`); without one the option is a flag. ``!`` behind it stands
 for required, ``…`` for several values, ``{a,b}`` for the choices, and ``--new|--old`` for an
 earlier spelling, which works and is not shown. A name without dashes is a positional argument.
+``+ NAME …`` stands for options that several verbs share (:data:`SHARED`).
 """
 
 import argparse
@@ -65,19 +66,15 @@ TYPES: Mapping[str, Callable[[str], Any]] = {
 }
 """Metavar → what makes a value of a text; of others the default's type, or text."""
 
-JSON = """
---json  print the result as JSON on stdout, and all else on stderr
-"""
-DEVICE = """
---device NAME = auto  auto, cpu, cuda, cuda:1, …; auto takes a GPU if there is one
-"""
-REMAKE = """
---overwrite  make it again, even if it was made of the same data and options before
-"""
-ENGINE = """
---engine {local,ray,slurm} = local  where: processes on this machine, a Ray cluster (RAY_ADDRESS,
-    else one on this machine), or Slurm jobs through submitit
-"""
+SHARED: Mapping[str, str] = {
+    "JSON": "--json  print the result as JSON on stdout, and all else on stderr",
+    "DEVICE": "--device NAME = auto  auto, cpu, cuda, cuda:1, …; auto takes a GPU if there is one",
+    "REMAKE": "--overwrite  make it again, even if it was made of the same data and options before",
+    "ANEW": "--overwrite  begin anew instead of continuing",
+    "ENGINE": "--engine {local,ray,slurm} = local  where: processes on this machine, a Ray cluster "
+    "(RAY_ADDRESS, else one on this machine), or Slurm jobs through submitit",
+}
+"""Options that several verbs have, alike."""
 NUM_CORES = os.cpu_count() or 1
 
 
@@ -94,7 +91,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         verb: Its words, as in ``sweep plan``.
-        description: What it does.
+        description: Text that says what the verb does.
         options: Their text, see above.
     """
 
@@ -111,12 +108,12 @@ class Parser(argparse.ArgumentParser):
     def add_options(self, text: str, group: str | None = None) -> None:
         """Add what a text describes, in a group of its own if that has a title."""
         target = self if group is None else self.add_argument_group(group)
-        for line in re.sub(r"\n {2,}", " ", text).split("\n"):
-            if not line:
-                continue
-            found = _LINE.fullmatch(line)
-            assert found is not None, line
-            _add(target, **found.groupdict())
+        for line in filter(None, re.sub(r"\n {2,}", " ", text).split("\n")):
+            shared = [SHARED[name] for name in line[2:].split()] if line[0] == "+" else [line]
+            for option in shared:
+                found = _LINE.fullmatch(option)
+                assert found is not None, option
+                _add(target, **found.groupdict())
 
     def error(self, message: str) -> NoReturn:
         """End with the mistake in one line, without all of the usage."""

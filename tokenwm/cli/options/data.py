@@ -1,15 +1,16 @@
 """Options of the verbs about data."""
 
-from tokenwm.cli.options.base import DEVICE, ENGINE, JSON, NUM_CORES, Parser
+from collections.abc import Mapping
+
+from tokenwm.cli.options.base import NUM_CORES
 
 SHARD_WORKERS = "shards made at once, 0 for in this process; the result does not depend on it"
 
+TEXTS: Mapping[str, str] = {
+    "quickstart": """
+Record or read episodes, train a world model, imagine, and report. Interrupted, the same command
+continues.
 
-def quickstart() -> Parser:
-    """``tokenwm quickstart``."""
-    description = """Record or read episodes, train a world model, imagine, and report. Interrupted,
-    the same command continues."""
-    options = """
 --recipe FILE = data_recipes/pusht.yaml  data recipe; yours works too
 --out DIR = runs/quickstart  folder of the run
 --minutes X = 15.0  time for everything; training fills what preparation and evaluation leave, by
@@ -18,27 +19,22 @@ def quickstart() -> Parser:
     from the config and little data
 --set|--model-set KEY=VALUE …  override values of the recipe, for example image_size=[128,128], or
     of a training, for example world-model.model.model.transformer.dropout=0.1
-"""
-    return Parser("quickstart", description, options + DEVICE)
++ DEVICE JSON ANEW
+""",
+    "inspect": """
+Say what a file or folder of recordings holds, and write a recipe for it (see docs/data.md). Nothing
+in it is changed.
 
-
-def inspect() -> Parser:
-    """``tokenwm inspect``."""
-    description = """Say what a file or folder of recordings holds, and write a recipe for it (see
-    docs/data.md). Nothing in it is changed."""
-    options = """
 path DIR  file or folder of recordings
 --recipe FILE  write a starter recipe to this file
 --episodes N = 100  read the numbers of N episodes, evenly spread; 0 for all
-"""
-    return Parser("inspect", description, options + JSON)
+--overwrite  replace another recipe in the file
++ JSON
+""",
+    "prepare": f"""
+Turn recorded episodes into shards, as a recipe says (see docs/data.md). Interrupted, the same
+command continues.
 
-
-def prepare() -> Parser:
-    """``tokenwm prepare``."""
-    description = """Turn recorded episodes into shards, as a recipe says (see docs/data.md).
-    Interrupted, the same command continues."""
-    options = f"""
 recipe RECIPE  recipe file, for example data_recipes/pusht.yaml
 --out DIR|URL  folder of the dataset, or an fsspec URL
 --workers WORKERS = {NUM_CORES}  {SHARD_WORKERS}
@@ -46,38 +42,30 @@ recipe RECIPE  recipe file, for example data_recipes/pusht.yaml
 --strict  stop at the first bad episode instead of leaving it out (quality.strict=true)
 --dry-run  make nothing; say which episodes would be used, how many bytes and how much time
 --overwrite  replace another dataset in the folder, or this one if a byte of it is damaged
-"""
-    return Parser("prepare", description, options + ENGINE + JSON)
++ ENGINE JSON
+""",
+    "verify-shards": """
+Check every byte of a dataset against its manifest. Exit code 1 if anything is damaged, missing, or
+should not be there.
 
-
-def verify_shards() -> Parser:
-    """``tokenwm verify-shards``."""
-    description = """Check every byte of a dataset against its manifest. Exit code 1 if anything is
-    damaged, missing, or should not be there."""
-    options = """
 dataset DIR|URL  frame or token shards
 --workers WORKERS  processes that read, 0 for none (default: one per core if there is much to read)
-"""
-    return Parser("verify-shards", description, options + JSON)
++ JSON
+""",
+    "export-lerobot": """
+Write the episodes of frame shards as a LeRobot folder (see docs/formats.md).
 
-
-def export_lerobot() -> Parser:
-    """``tokenwm export-lerobot``."""
-    description = "Write the episodes of frame shards as a LeRobot folder (see docs/formats.md)."
-    options = """
 dataset DIR|URL  frame shards, from tokenwm prepare
 --out DIR!  folder to make
 --version {v3.0,v2.1} = v3.0  version of LeRobot's format
 --crf N = 10  quality of the videos, 0 to 51, smaller is better
-"""
-    return Parser("export-lerobot", description, options)
+--overwrite  replace a LeRobot folder
++ JSON
+""",
+    "tokenize": f"""
+Encode frame shards once, before the world model is trained. Interrupted, the same command
+continues.
 
-
-def tokenize() -> Parser:
-    """``tokenwm tokenize``."""
-    description = """Encode frame shards once, before the world model is trained. Interrupted, the
-    same command continues."""
-    options = f"""
 frames DIR|URL  frame shards made by tokenwm prepare
 --tokenizer DIR!  run or checkpoint folder of the tokenizer
 --out DIR|URL!  folder of the token shards
@@ -91,5 +79,7 @@ frames DIR|URL  frame shards made by tokenwm prepare
     small datasets
 --workers WORKERS  {SHARD_WORKERS} (default: one per core, on a CPU and if there is much to encode)
 --overwrite  replace a dataset in the folder
-"""
-    return Parser("tokenize", description, options + ENGINE + DEVICE)
++ ENGINE DEVICE JSON
+""",
+}
+"""Words of a verb → what it does, an empty line, its options."""

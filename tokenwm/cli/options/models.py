@@ -1,10 +1,10 @@
 """Options of the verbs that use a trained model."""
 
-from tokenwm.cli.options.base import DEVICE, JSON, REMAKE, Parser
+from collections.abc import Mapping
 
 MODEL = "run or checkpoint folder of the world model"
 FRAMES = "frame shards made by tokenwm prepare (default: those that the model was trained on)"
-IMAGINING = """
+IMAGINING = """\
 --context N = 4  observed frames before imagining
 --horizon N = 20  imagined steps
 --temperature X = {temperature}  0 always takes the most likely token, 1 draws as the model
@@ -14,14 +14,13 @@ IMAGINING = """
     all
 --seed SEED = 0  seed of everything random; the same seed gives the same future
 """
-"""How to imagine: what ``evaluate`` and ``imagine`` share."""
+"""Options of imagination, which ``evaluate`` and ``imagine`` share."""
 
+TEXTS: Mapping[str, str] = {
+    "evaluate": f"""
+Imagine held-out episodes open loop, measure every step beside persistence, reconstruction and
+shuffled actions, and write a report (see docs/evaluation.md).
 
-def evaluate() -> Parser:
-    """``tokenwm evaluate``."""
-    description = """Imagine held-out episodes open loop, measure every step beside persistence,
-    reconstruction and shuffled actions, and write a report (see docs/evaluation.md)."""
-    options = f"""
 model DIR …  {MODEL}; of folds, one each (they are measured as one, see docs/evaluation.md)
 --data DIR|URL …  {FRAMES}; of folds, one each in the same order
 --out DIR  folder of the report (default: MODEL/report; of folds, report_folds of the first)
@@ -34,16 +33,12 @@ model DIR …  {MODEL}; of folds, one each (they are measured as one, see docs/e
     hub cache, nothing is downloaded
 --curves TITLE=CSV …  metrics.csv of a training run to draw as well; may be repeated. The model's
     own is found in MODEL/logs
-"""
-    options += IMAGINING.format(temperature=0.0)
-    return Parser("evaluate", description, options + DEVICE + JSON + REMAKE)
+{IMAGINING.format(temperature=0.0)}+ DEVICE JSON REMAKE
+""",
+    "imagine": f"""
+Imagine from any recorded episode with its own, other or random actions; writes a GIF, an MP4 and an
+NPZ (see docs/evaluation.md).
 
-
-def imagine() -> Parser:
-    """``tokenwm imagine``."""
-    description = """Imagine from any recorded episode with its own, other or random actions; writes
-    a GIF, an MP4 and an NPZ (see docs/evaluation.md)."""
-    options = f"""
 model DIR  {MODEL}
 --data DIR|URL  {FRAMES}
 --out DIR!  folder to write into
@@ -53,58 +48,54 @@ model DIR  {MODEL}
     data; KEY: those of another episode at the same steps; FILE.npy: an array of at least as many
     rows of actions as steps are imagined, in the units of the data
 --samples N = 1  futures to draw, each with its own noise
-"""
-    options += IMAGINING.format(temperature=1.0)
-    return Parser("imagine", description, options + DEVICE + JSON + REMAKE)
+{IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
+""",
+    "info": """
+Say what a dataset, a checkpoint, a run, a sweep or a report holds, where it came from, and what to
+do with it next.
 
+path PATH|URL  what to look at
++ JSON
+""",
+    "report": """
+Write the page of an evaluation or of a dataset's quality again, from the figures beside it: after
+an update of tokenwm for example. Nothing is measured.
 
-def info() -> Parser:
-    """``tokenwm info``."""
-    description = """Say what a dataset, a checkpoint, a run, a sweep or a report holds, where it
-    came from, and what to do with it next."""
-    return Parser("info", description, "path PATH|URL  what to look at" + JSON)
+path DIR|URL  folder of a report, of a run that has one, or of frame shards
++ JSON
+""",
+    "completion": """
+Print a completion script: eval "$(tokenwm completion bash)" in ~/.bashrc, or the same with zsh in
+~/.zshrc.
 
+shell {bash,zsh}  for which shell
+""",
+    "push": """
+Publish a checkpoint or a dataset on the Hugging Face hub, with a card made from provenance and
+report. Local folders and tokens are taken out.
 
-def report() -> Parser:
-    """``tokenwm report``."""
-    description = """Write the page of an evaluation or of a dataset's quality again, from the
-    figures beside it: after an update of tokenwm for example. Nothing is measured."""
-    options = "path DIR|URL  folder of a report, of a run that has one, or of frame shards"
-    return Parser("report", description, options)
-
-
-def push() -> Parser:
-    """``tokenwm push``."""
-    description = """Publish a checkpoint or a dataset on the Hugging Face hub, with a card made
-    from provenance and report. Local folders and tokens are taken out."""
-    options = """
 path DIR  folder of a checkpoint, a run or a dataset
 repository OWNER/NAME  made if it is not there
 --report DIR  the model's report, for figures in the card
 --private  a repository that is made is private
-"""
-    return Parser("push", description, options)
++ JSON
+""",
+    "pull": """
+Fetch a checkpoint or a dataset from the Hugging Face hub. Every file is checked against its hash;
+code and pickles are never fetched.
 
-
-def pull() -> Parser:
-    """``tokenwm pull``."""
-    description = """Fetch a checkpoint or a dataset from the Hugging Face hub. Every file is
-    checked against its hash; code and pickles are never fetched."""
-    options = """
 repository OWNER/NAME  where it is
---out DIR!  a new folder
+--out DIR!  folder to make
 --dataset  a dataset, not a checkpoint
 --revision NAME  branch, tag or commit
 --max-gigabytes X = 20.0  most that is fetched
-"""
-    return Parser("pull", description, options)
+--overwrite  replace a checkpoint or a dataset in the folder
++ JSON
+""",
+    "serve": f"""
+Imagine, score and encode for other processes (see docs/serving.md); requests that wait together are
+computed together.
 
-
-def serve() -> Parser:
-    """``tokenwm serve``; the limits are those of :class:`tokenwm.serving.requests.Limits`."""
-    description = """Imagine, score and encode for other processes (see docs/serving.md); requests
-    that wait together are computed together."""
-    options = f"""
 model DIR  {MODEL}
 --host NAME = 127.0.0.1  address to listen on; there is no authentication, so leave it on loopback
     or put a proxy in front
@@ -122,5 +113,7 @@ model DIR  {MODEL}
 --max-connections N = 256  open connections; beyond, 503
 --max-batch-rows N  rows computed at once; more waits for its turn (default: 32 on a CPU, else 1024)
 --timeout X = 60.0  seconds until a request is given up
-"""
-    return Parser("serve", description, options + DEVICE)
++ DEVICE
+""",
+}
+"""Words of a verb → what it does, an empty line, its options."""

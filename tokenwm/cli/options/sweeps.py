@@ -1,14 +1,14 @@
 """Options of ``tokenwm sweep plan|run|fit``."""
 
-from tokenwm.cli.options.base import ENGINE, JSON, REMAKE, Parser
+from collections.abc import Mapping
+
 from tokenwm.scaling.runs.columns import COLUMN_OF
 
+TEXTS: Mapping[str, str] = {
+    "sweep plan": """
+Choose sizes, token budgets and learning rates by rule, show what they cost, and write the sweep
+file. Nothing is trained but a few steps of each size, to time them.
 
-def plan() -> Parser:
-    """``tokenwm sweep plan``; rules as in :class:`tokenwm.scaling.sweep.plan.Request`."""
-    description = """Choose sizes, token budgets and learning rates by rule, show what they cost,
-    and write the sweep file. Nothing is trained but a few steps of each size, to time them."""
-    options = """
 tokens DIR|URL  token shards
 --budget FLOPS!  training FLOPs of all runs together, for example 3e15 or 300T
 --out SWEEP!  sweep file to write (YAML)
@@ -25,15 +25,12 @@ tokens DIR|URL  token shards
 --set KEY=VALUE …  override training settings that all runs have in common, for example
     batch_size=32 precision=bf16-mixed; docs/scaling.md names all
 --overwrite  replace a plan that is there
-"""
-    return Parser("sweep plan", description, options + JSON)
++ DEVICE JSON
+""",
+    "sweep run": """
+Train all runs of a sweep file. Finished runs are skipped, others go on from their last checkpoint,
+so the same command continues an interrupted sweep.
 
-
-def run() -> Parser:
-    """``tokenwm sweep run``."""
-    description = """Train all runs of a sweep file. Finished runs are skipped, others go on from
-    their last checkpoint, so the same command continues an interrupted sweep."""
-    options = """
 sweep SWEEP  sweep file, from tokenwm sweep plan
 --out DIR!  folder of the runs
 --data DIR|URL  token shards (default: those the file names)
@@ -45,16 +42,12 @@ sweep SWEEP  sweep file, from tokenwm sweep plan
 --gpus X = 0.0  GPUs of a Ray task
 --slurm KEY=VALUE …  parameters for submitit, for example slurm_partition=gpu timeout_min=240
     gpus_per_node=1 cpus_per_task=8
-"""
-    return Parser("sweep run", description, options + ENGINE)
++ ENGINE DEVICE JSON ANEW
+""",
+    "sweep fit": f"""
+Fit L = E + A/N^α + B/D^β to the runs of a sweep, compare with IsoFLOP parabolas and the loss
+envelope, check by hold-out, and say what to train for a budget (see docs/scaling.md).
 
-
-def fit() -> Parser:
-    """``tokenwm sweep fit``."""
-    description = """Fit L = E + A/N^α + B/D^β to the runs of a sweep, compare with IsoFLOP
-    parabolas and the loss envelope, check by hold-out, and say what to train for a budget (see
-    docs/scaling.md)."""
-    options = f"""
 path PATH  folder of a sweep, or a CSV file of runs
 --columns KEY=COLUMN …  columns of a CSV file, for example N='Model Size' D='Training Tokens'; keys:
     {", ".join(COLUMN_OF)}; the others are known by their usual names
@@ -75,5 +68,7 @@ path PATH  folder of a sweep, or a CSV file of runs
 --replicates N = 500  replicates of every bootstrap
 --confidence X = 0.9  coverage of the intervals
 --seed SEED = 0  seed of every bootstrap
-"""
-    return Parser("sweep fit", description, options + JSON + REMAKE)
++ JSON REMAKE
+""",
+}
+"""Words of a verb → what it does, an empty line, its options."""

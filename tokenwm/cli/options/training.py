@@ -7,7 +7,7 @@ The short options are those of the other verbs and stand for options of Lightnin
 import argparse
 from collections.abc import Sequence
 
-from tokenwm.cli.options.base import DEVICE, Parser
+from tokenwm.cli.options.base import Parser
 from tokenwm.cli.shipped import find_file
 from tokenwm.errors import TokenwmError
 
@@ -19,10 +19,10 @@ OPTIONS = """
 --data DATA  shards of {shards}, a folder or a URL (--data.root)
 --out FOLDER  folder of the run (--trainer.default_root_dir; default: runs/{folder})
 --workers N  processes that load data, 0 for none (--data.num_workers; default: 0)
---overwrite  begin anew instead of continuing (--resume false)
 --set KEY=VALUE …  override any option, for example model.optimizer.learning_rate=0.001
++ DEVICE JSON ANEW
 """
-"""Of ours; the rest are LightningCLI's."""
+"""Our own options; the rest are LightningCLI's."""
 LIGHTNING = """
 --config FILE  file with any of these options; may be repeated, later ones win
 --minutes X  train for so long instead of so many steps; needs the schedule wsd
@@ -77,7 +77,7 @@ def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Pars
         model, shards = "world model", "tokens"
     resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
     own = OPTIONS.format(shards=shards, folder=verb.replace("-", "_"))
-    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own + DEVICE)
+    parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own)
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
     if with_lightning:
@@ -122,14 +122,14 @@ def lightning_arguments(verb: str, argv: Sequence[str]) -> list[str]:
 
 
 def _says_what(given: argparse.Namespace, others: Sequence[str]) -> bool:
-    """Whether windows are given, without which nothing can be trained."""
+    """True if the length of windows is given, without which nothing can be trained."""
     told = ("--config", "--data.num_steps", "--print_config", "--model.help", "--data.help")
     settings = (f"--{setting}" for setting in given.set)
     return _is_config(given.data) or any(word.startswith(told) for word in (*others, *settings))
 
 
 def _is_config(data: str | None) -> bool:
-    """Whether ``--data`` is LightningCLI's own: a file or text with options of the data."""
+    """True if ``--data`` is LightningCLI's own: a file or text with options of the data."""
     return data is not None and data.endswith((".yaml", ".yml", "}"))
 
 

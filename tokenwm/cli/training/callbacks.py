@@ -36,7 +36,7 @@ class TrainingProgress(pl.Callback):
     """One line: stage, step, figures, rate, time left; plain lines where there is no terminal.
 
     Args:
-        stage: What is being trained.
+        stage: Name of the stage that is trained.
         every_n_steps: Steps between plain lines.
     """
 
@@ -58,64 +58,44 @@ class TrainingProgress(pl.Callback):
         is_plain = not self.console.is_terminal
         self._show = self._bar.enter_context(show_progress(self.console, self.stage, is_plain))
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Move the line on."""
         step = trainer.global_step
         if self._show is None or (step % 10 and step != trainer.max_steps):
             return
-        total, figures = _num_steps(trainer), _figures(trainer.callback_metrics, "train")
-        new = step - self._first_step
-        self._show(
-            Progress(
-                stage="steps",
-                done=step,
-                total=total or 0,
-                kept=self._first_step,
-                new_steps=new,
-                message=figures,
-            )
-        )
+        total, new = _num_steps(trainer), step - self._first_step
+        figures = _figures(trainer.callback_metrics, "train")
+        counts = {"done": step, "total": total, "kept": self._first_step, "new_steps": new}
+        self._show(Progress(stage="steps", message=figures, **counts))
         if not self.console.is_terminal and step % self.every_n_steps == 0:
             rate = new / max(1e-9, time.monotonic() - self._begin)
             left = f"  {(total - step) / max(rate, 1e-9):.0f} s left" if total else ""
             self._say(f"{_step_of(trainer)}  {figures}  {rate:.1f} steps/s{left}")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Print what validation found."""
         if self._show is not None and not trainer.sanity_checking:
             figures = _figures(trainer.callback_metrics, "val")
             self._say(f"step {trainer.global_step}  held out: {figures}")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the line."""
-        self._stop()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_train_end(self, *arguments: Any) -> None:
         """Give the terminal back."""
-        self._stop()
+        self._bar.close()
+        self._show = None
+
+    def on_exception(self, *arguments: Any) -> None:
+        """Give the terminal back."""
+        self.on_train_end()
 
     def _say(self, text: str) -> None:
         say(self.console, f"{self.stage}  {text}")
 
-    def _stop(self) -> None:
-        self._bar.close()
-        self._show = None
 
-
-def _num_steps(trainer: pl.Trainer) -> int | None:
-    """Steps in all; None while the clock has not decided yet."""
+def _num_steps(trainer: pl.Trainer) -> int:
+    """Steps in all; 0 while the clock has not decided yet."""
     module = trainer.lightning_module
     num_steps = module.num_steps if isinstance(module, TrainingModule) else trainer.max_steps
-    return num_steps if num_steps > 0 else None
+    return max(0, num_steps)
 
 
 def _step_of(trainer: pl.Trainer) -> str:
@@ -153,24 +133,17 @@ class Throughput(pl.Callback):
         self._peak = float("inf")
         self._is_paused = False
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *arguments: Any) -> None:
         """Go on with the clock after validation."""
         if self._is_paused:
             self._since, self._is_paused = time.monotonic(), False
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, *arguments: Any) -> None:
         """Stop the clock until the next batch begins."""
         self._is_paused = True
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Log whenever the trainer logs."""
         step = trainer.global_step
@@ -228,7 +201,7 @@ class RolloutPictures(pl.Callback):
     Logs ``val/tokens_per_pass`` of what it imagined, see :attr:`DecodedSteps.tokens_per_pass`.
 
     Args:
-        folder: Where the PNGs go.
+        folder: Folder for the PNGs.
         num_rows: Episodes in the picture.
         num_context_steps: Observed steps before imagining.
     """
@@ -241,13 +214,7 @@ class RolloutPictures(pl.Callback):
         self._tokenizer: FrameTokenizer | None = None
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Keep the longest windows of the first batch, without their padding."""
         if batch_idx == 0:

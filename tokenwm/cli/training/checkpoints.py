@@ -46,14 +46,7 @@ class ResumingCheckpoint(Checkpoint):
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Write one if it is time to, at the end of a whole step.
 
         Raises:
@@ -88,15 +81,9 @@ class ResumingCheckpoint(Checkpoint):
         """
         if self._saved_at != trainer.global_step:
             self._save(trainer)
-        self._give_back()
+        self.on_exception()
         if self._asked_by:
             raise KeyboardInterrupt(self._asked_by)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signals back."""
-        self._give_back()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -120,7 +107,8 @@ class ResumingCheckpoint(Checkpoint):
         asked_by = torch.tensor(self._asked_by, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(asked_by, reduce_op="max"))
 
-    def _give_back(self) -> None:
+    def on_exception(self, *arguments: Any) -> None:
+        """Give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -134,7 +122,7 @@ class KeptCheckpoints(pl.Callback):
     """Writes the checkpoints of some steps, which stay beside the one for resuming.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         steps: Optimizer steps.
     """
 
@@ -142,14 +130,7 @@ class KeptCheckpoints(pl.Callback):
         self.folder = folder
         self.steps = frozenset(steps)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Write one if this step is among them."""
         path = kept_checkpoint(self.folder, trainer.global_step)
         # Once, if gradients are accumulated; and a resumed run would write the same again.
@@ -158,7 +139,7 @@ class KeptCheckpoints(pl.Callback):
 
 
 def kept_checkpoint(folder: Path, step: int) -> Path:
-    """Where :class:`KeptCheckpoints` leaves the checkpoint of a step."""
+    """The path at which :class:`KeptCheckpoints` leaves the checkpoint of a step."""
     return folder / "checkpoints" / f"step-{step}.ckpt"
 
 

@@ -91,12 +91,7 @@ class Clock(pl.Callback):
         self._validation_seconds = self._last - self._validation_began
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any
     ) -> None:
         """Decide on the rest of the run, after each whole step."""
         step = trainer.global_step

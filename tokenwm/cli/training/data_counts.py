@@ -24,7 +24,7 @@ class DataCounts(pl.Callback):
         pl_module: pl.LightningModule,
         outputs: Any,
         batch: Batch,
-        batch_idx: int,
+        *_: Any,
     ) -> None:
         """Log the batch that was just trained on."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import distributed
 
 from tokenwm.allocator import keep_freed_memory
-from tokenwm.cli.console import say
+from tokenwm.checkpoint import read_provenance
+from tokenwm.cli.console import keep_stdout, print_json, say
 from tokenwm.cli.options.training import SUBCOMMANDS, lightning_arguments
 from tokenwm.cli.training.callbacks import Throughput, TrainingProgress
 from tokenwm.cli.training.checkpoints import KeptCheckpoints, ResumingCheckpoint
@@ -57,8 +58,6 @@ _EXPECTED_WARNINGS = (
 )
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
 """Values of trainer.precision that training works with: weights are float32 in all of them."""
-
-
 LEAST_VALUES = {
     "checkpoint_every_n_steps": 1,
     "seed_everything": 0,
@@ -67,17 +66,49 @@ LEAST_VALUES = {
     "trainer.log_every_n_steps": 1,
     "trainer.val_check_interval": 1,
 }
+OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    (
+        *("checkpoint_every_n_steps", int, 100),
+        "Steps between checkpoints for resuming, written to checkpoints/last.ckpt.",
+    ),
+    (
+        *("keep_checkpoints_at", list[int], []),
+        "Steps whose checkpoint stays, as checkpoints/step-N.ckpt: where shorter runs of the "
+        "schedule wsd can begin their decay (--ckpt_path).",
+    ),
+    (
+        *("minutes", float | None, None),
+        "Train for so long instead of trainer.max_steps, start-up and validation included; the "
+        "clock begins the decay of the schedule wsd. The steps that came of it are written to "
+        "logs/training.yaml, which as --config repeats the run.",
+    ),
+    (
+        *("reserve_steps", int, 0),
+        "Of those minutes, what so many steps take is kept for what follows training.",
+    ),
+    (
+        *("resume", bool, True),
+        "Continue from checkpoints/last.ckpt in the run's folder if it is there.",
+    ),
+)
+"""Options of tokenwm, beside Lightning's: name, type, default, help."""
 
 
 class TrainingCLI(LightningCLI):
     """LightningCLI with the trainer settings that tokenwm's endless, resumable loader needs."""
 
-    stage: str
+    verb: str
+    module: type[TrainingModule]
     added_callbacks: Sequence[Callback] = ()
     export: Callable[[Path], list[Callback]]
     finished_at: int | None = None
     """Steps of a run that had ended before, so that there is nothing to do; else None."""
     clock: Clock | None = None
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that is trained, in words."""
+        return self.verb.replace("-", " ")
 
     @property
     def folder(self) -> Path:
@@ -102,42 +133,11 @@ class TrainingCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.enable_progress_bar": False,
                 "trainer.enable_model_summary": False,
-                "trainer.default_root_dir": f"runs/{self.stage.replace(' ', '_')}",
+                "trainer.default_root_dir": f"runs/{self.verb.replace('-', '_')}",
             }
         )
-        parser.add_argument(
-            "--checkpoint_every_n_steps",
-            type=int,
-            default=100,
-            help="Steps between checkpoints for resuming, written to checkpoints/last.ckpt.",
-        )
-        parser.add_argument(
-            "--keep_checkpoints_at",
-            type=list[int],
-            default=[],
-            help="Steps whose checkpoint stays, as checkpoints/step-N.ckpt: where shorter runs of "
-            "the schedule wsd can begin their decay (--ckpt_path).",
-        )
-        parser.add_argument(
-            "--minutes",
-            type=float | None,
-            default=None,
-            help="Train for so long instead of trainer.max_steps, start-up and validation "
-            "included; the clock begins the decay of the schedule wsd. The steps that came of it "
-            "are written to logs/training.yaml, which as --config repeats the run.",
-        )
-        parser.add_argument(
-            "--reserve_steps",
-            type=int,
-            default=0,
-            help="Of those minutes, what so many steps take is kept for what follows training.",
-        )
-        parser.add_argument(
-            "--resume",
-            type=bool,
-            default=True,
-            help="Continue from checkpoints/last.ckpt in the run's folder if it is there.",
-        )
+        for name, kind, default, help in OPTIONS:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check numbers that Lightning takes as they are.
@@ -214,7 +214,7 @@ class TrainingCLI(LightningCLI):
         last = last_checkpoint(root)
         if values["resume"] and not values.get("ckpt_path") and last is not None:
             values["ckpt_path"] = str(last)
-        self._read_safely("fit")
+        self._read_safely()
         if values.get("ckpt_path"):
             checkpoint = read_without_weights(Path(values["ckpt_path"]))
             self._check_continues(checkpoint)
@@ -272,11 +272,17 @@ class TrainingCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Take the run's last checkpoint if none is given."""
-        self._need_checkpoint("validate")
+        values, last = self.config_init[self.subcommand], last_checkpoint(self.folder)
+        if not values.get("ckpt_path"):
+            if last is None:
+                raise TokenwmError(
+                    f"{self.folder / LAST_CHECKPOINT} is not there; give --ckpt_path, or the run's "
+                    "folder as --trainer.default_root_dir: an untrained model has nothing to show"
+                )
+            values["ckpt_path"] = str(last)
+        self._read_safely()
 
-    def before_test(self) -> None:
-        """Take the run's last checkpoint if none is given."""
-        self._need_checkpoint("test")
+    before_test = before_validate
 
     def after_fit(self) -> None:
         """Write what a run that was stopped between its last step and its end has not."""
@@ -306,26 +312,13 @@ class TrainingCLI(LightningCLI):
             file.write(yaml.safe_dump(values, sort_keys=False).encode())
 
     def next_command(self) -> list[str]:
-        """What to do with the trained model: a verb and its arguments, capitals to be filled in."""
+        """The next command: a verb and its arguments, of which capitals are to be filled in."""
         raise NotImplementedError
 
-    def _need_checkpoint(self, subcommand: str) -> None:
-        values = self.config_init[subcommand]
-        root = Path(values["trainer"]["default_root_dir"])
-        last = last_checkpoint(root)
-        if not values.get("ckpt_path"):
-            if last is None:
-                raise TokenwmError(
-                    f"{root / LAST_CHECKPOINT} is not there; give --ckpt_path, or the run's folder "
-                    "as --trainer.default_root_dir: an untrained model has nothing to show"
-                )
-            values["ckpt_path"] = str(last)
-        self._read_safely(subcommand)
-
-    def _read_safely(self, subcommand: str) -> None:
+    def _read_safely(self) -> None:
         # Our checkpoints hold tensors and numbers only, so nothing need be unpickled; the index of
         # a folder is torch's own, and pickled.
-        values = self.config_init[subcommand]
+        values = self.config_init[self.subcommand]
         values["weights_only"] = True
         path = values.get("ckpt_path")
         in_parts = path and Path(path).is_dir()
@@ -339,19 +332,13 @@ class TrainingCLI(LightningCLI):
 
 
 def launch(
-    cli: type[TrainingCLI],
-    module: type[pl.LightningModule],
-    argv: list[str],
-    verb: str,
-    callbacks: Sequence[Callback] = (),
+    cli: type[TrainingCLI], argv: list[str], callbacks: Sequence[Callback] = ()
 ) -> TrainingCLI:
     """Run LightningCLI for one stage.
 
     Args:
         cli: The stage's CLI class.
-        module: Its Lightning module.
         argv: Arguments after the verb.
-        verb: The verb, for the usage line.
         callbacks: Callbacks to add to those of the stage.
 
     Returns:
@@ -370,14 +357,14 @@ def launch(
     stage = type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})
     try:
         done: TrainingCLI = stage(
-            module,
+            cli.module,
             EpisodeDataModule,
             args=argv,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True, "config_filename": CONFIG_NAME},
             parser_kwargs={
-                "prog": f"tokenwm {verb}",  # and no usage with 150 options before each mistake
-                **{name: {"usage": f"tokenwm {verb} {name} [options]"} for name in SUBCOMMANDS},
+                "prog": f"tokenwm {cli.verb}",  # and no usage with 150 options before each mistake
+                **{name: {"usage": f"tokenwm {cli.verb} {name} [options]"} for name in SUBCOMMANDS},
             },
         )
         leave_process_group()
@@ -414,20 +401,25 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def run(
-    cli: type[TrainingCLI], module: type[pl.LightningModule], argv: list[str], verb: str
-) -> int:
+def run(cli: type[TrainingCLI], argv: list[str]) -> int:
     """:func:`launch` as the body of a verb; returns the exit code."""
+    as_json = "--json" in argv
     try:
-        done = launch(cli, module, lightning_arguments(verb, argv), verb)
+        with keep_stdout(as_json):
+            done = launch(cli, lightning_arguments(cli.verb, argv))
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else 1
+    result: dict[str, Any] = {"metrics": done.trainer.callback_metrics}
     # Here and not in the stage: the quick start and sweeps go on by themselves.
-    if done.subcommand == "fit" and done.trainer.is_global_zero:
-        say(
-            Console(),
-            f"model: {done.folder / 'model'}; next: tokenwm {shlex.join(done.next_command())}",
-        )
+    if done.subcommand == "fit":
+        model, following = done.folder / "model", f"tokenwm {shlex.join(done.next_command())}"
+        if done.trainer.is_global_zero:
+            say(Console(stderr=as_json), f"model: {model}; next: {following}")
+        known = read_provenance(model)
+        result = {"model": model, "steps": known.get("steps"), "metrics": known.get("metrics")}
+        result["next"] = following
+    if as_json and done.trainer.is_global_zero:
+        print_json(result)
     if done.trainer.world_size > 1:
         end_process()
     return 0

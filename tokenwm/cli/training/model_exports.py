@@ -1,4 +1,4 @@
-"""What a training run leaves behind: a checkpoint folder, and where it comes from."""
+"""Callbacks that leave a checkpoint folder, with its origin, at the end of training."""
 
 import hashlib
 import subprocess
@@ -28,7 +28,7 @@ class _Export(pl.Callback):
     """Writes a checkpoint folder when training ends, with where it comes from.
 
     Args:
-        folder: Where to.
+        folder: Folder to write into.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class ExportTokenizer(_Export):
     """Writes the tokenizer's checkpoint folder when training ends.
 
     Args:
-        folder: Where to.
+        folder: Folder to write into.
     """
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,7 +94,7 @@ class ExportWorldModel(_Export):
     long before the model has learned what actions do (docs/results/quickstart.md has the figures).
 
     Args:
-        folder: Where to.
+        folder: Folder to write into.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,7 +143,7 @@ def tokenizer_of(trainer: pl.Trainer) -> FrameTokenizer:
 
 
 def tokenizer_folder(trainer: pl.Trainer) -> Path:
-    """Where ``tokenwm tokenize`` puts the tokenizer: beside the token shards."""
+    """The folder of the tokenizer that ``tokenwm tokenize`` puts beside the token shards."""
     folder: Path = trainer.datamodule.folder  # type: ignore[attr-defined]
     return folder / "tokenizer"
 

@@ -43,28 +43,19 @@ def read_without_weights(path: Path) -> dict[str, Any]:
 def steps_of_model(folder: Path) -> int | None:
     """Steps that a model in a run's folder was trained for; None if there is none, or a part."""
     weights = {folder / "model.safetensors", *folder.rglob("*.safetensors")}
-    if not all(_is_whole(path) for path in weights):
+    if any(parameters_of(path) is None for path in weights):
         return None
     return read_provenance(folder).get("steps")
 
 
 def parameters_of(file: Path) -> int | None:
-    """Numbers in a file of weights, by its header; None if it cannot be read."""
+    """Numbers in a file of weights, by its header; None if it is not there or not whole."""
     try:
         with safe_open(file, "pt") as weights:
             shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
     return int(sum(math.prod(shape) for shape in shapes))
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file of weights is there and as long as its header says; they are not read."""
-    try:
-        with safe_open(path, "pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
 
 
 def keep_earlier(path: Path) -> None:

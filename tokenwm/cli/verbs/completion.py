@@ -3,7 +3,7 @@
 import argparse
 
 from tokenwm.cli.main import VERBS
-from tokenwm.cli.options import PARSERS
+from tokenwm.cli.options import PARSERS, parse
 from tokenwm.cli.options.training import OF_STAGE, SUBCOMMANDS, training
 from tokenwm.errors import TokenwmError
 
@@ -14,14 +14,14 @@ def main(argv: list[str]) -> int:
     Raises:
         TokenwmError: shtab is not installed.
     """
-    shell = _parser().parse_args(argv).shell
+    shell = parse("completion", argv).shell
     try:
         import shtab
     except ImportError as error:
         raise TokenwmError("completion needs shtab: pip install 'tokenwm[completion]'") from error
     program = whole_program()
-    for parser in _all_parsers(program):
-        for action in parser._actions:
+    for each in _all_parsers(program):
+        for action in each._actions:
             if action.metavar in ("DIR", "DIR|URL", "FILE", "SWEEP", "PATH|URL") or (
                 not action.option_strings and action.choices is None
             ):
@@ -38,11 +38,11 @@ def whole_program() -> argparse.ArgumentParser:
         "sweep": {words.split()[1]: make() for words, make in PARSERS.items() if " " in words},
         **{verb: {name: training(verb, name) for name in SUBCOMMANDS} for verb in OF_STAGE},
     }
-    for verb, (_, summary) in VERBS.items():
+    for verb, summary in VERBS.items():
         own = [PARSERS[verb]()] if verb in PARSERS else []
-        parser = verbs.add_parser(verb, parents=own, add_help=False, help=summary)
+        added = verbs.add_parser(verb, parents=own, add_help=False, help=summary)
         if verb in steps:
-            below = parser.add_subparsers()
+            below = added.add_subparsers()
             for name, step in steps[verb].items():
                 below.add_parser(name, parents=[step], add_help=False, help=step.description)
     return program
@@ -52,13 +52,3 @@ def _all_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParse
     below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     children = [child for action in below for child in action.choices.values()]
     return [parser, *(found for child in children for found in _all_parsers(child))]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenwm completion",
-        description='Print a completion script: eval "$(tokenwm completion bash)" in ~/.bashrc, '
-        "or the same with zsh in ~/.zshrc.",
-    )
-    parser.add_argument("shell", choices=("bash", "zsh"), help="for which shell")
-    return parser

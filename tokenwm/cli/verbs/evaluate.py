@@ -5,15 +5,13 @@ import math
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 import tokenwm
-from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
-from tokenwm.cli.console import console_of, give, printable, say
-from tokenwm.cli.devices import device_from
+from tokenwm.cli.console import console_of, give, printable, say, show_table
+from tokenwm.cli.devices import take_device
 from tokenwm.cli.made_before import MadeBefore, files_below
-from tokenwm.cli.options.models import evaluate as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
@@ -21,6 +19,7 @@ from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.evaluation.data_of import data_of
 from tokenwm.evaluation.evaluate import evaluate_folds
 from tokenwm.evaluation.folds import Fold
+from tokenwm.evaluation.metrics import Curve
 from tokenwm.evaluation.report.headline import ALARMS, headline, table_horizons
 from tokenwm.evaluation.report.outcomes import outcome_sentences
 from tokenwm.evaluation.report.page import table_rows
@@ -30,12 +29,10 @@ from tokenwm.heads.folder import HEADS
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.pages.words import count, seconds
 
-__all__ = ["main", "parser", "print_summary"]
-
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("evaluate", argv)
     config = EvaluationConfig(
         split=arguments.split,
         num_context_frames=arguments.context,
@@ -71,9 +68,7 @@ def main(argv: list[str]) -> int:
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
-    keep_freed_memory()
-    device = device_from(arguments.device)
-    say(console, f"on {device}")
+    device = take_device(arguments.device, console)
     folds = [
         Fold(model=tokenwm.load(model, device), data=data, model_folder=model)
         for model, data in zip(models, arguments.data, strict=True)
@@ -99,24 +94,24 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     horizons = table_horizons(evaluation)
     over = count(len(evaluation.episodes), "episode")
     title = f"{evaluation.provenance['data_name']}: means over {over}"
-    table = Table(title=printable(title), box=None)
-    table.add_column("horizon")
-    for horizon in horizons:
-        ahead = seconds(evaluation.horizon_seconds[horizon - 1])
-        table.add_column(f"{horizon}\n{ahead}", justify="right")
-    for title, curve, digits in table_rows(evaluation):
-        if curve is None:
-            table.add_row(printable(title, style="bold"))
-        else:
-            means = (float(curve.mean[horizon - 1]) for horizon in horizons)
-            cells = ("–" if math.isnan(mean) else f"{mean:.{digits}f}" for mean in means)
-            table.add_row(printable(f"  {title}"), *cells)
-    console.print(table)
+    rows = [
+        (printable(name, "bold"),)
+        if curve is None
+        else (f"  {name}", *(_cell(curve, horizon, digits) for horizon in horizons))
+        for name, curve, digits in table_rows(evaluation)
+    ]
+    ahead = (f"{h}\n{seconds(evaluation.horizon_seconds[h - 1])}" for h in horizons)
+    show_table(console, rows, "horizon", *ahead, title=title, box=None)
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith(ALARMS) else None
         say(console, f"• {sentence}", style=style)
     for sentence in outcome_sentences(evaluation):
         say(console, f"• {sentence}")
+
+
+def _cell(curve: Curve, horizon: int, digits: int) -> str:
+    mean = float(curve.mean[horizon - 1])
+    return "–" if math.isnan(mean) else f"{mean:.{digits}f}"
 
 
 def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 import tokenwm
-from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import model_folder
-from tokenwm.cli.console import console_of, give, printable, say
-from tokenwm.cli.devices import device_from
+from tokenwm.cli.console import console_of, give, say, show_table
+from tokenwm.cli.devices import take_device
 from tokenwm.cli.made_before import MadeBefore
-from tokenwm.cli.options.models import imagine as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.evaluate import known_data, sampling_from
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse
@@ -23,12 +21,10 @@ from tokenwm.synthesis.imagine import (
     write_imagined,
 )
 
-__all__ = ["main", "parser"]
-
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("imagine", argv)
     config = ImagineConfig(
         key=arguments.episode,
         first_step=arguments.start,
@@ -47,11 +43,8 @@ def main(argv: list[str]) -> int:
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
-    keep_freed_memory()
     reader = ShardReader(arguments.data)
-    device = device_from(arguments.device)
-    say(console, f"on {device}")
-    model = tokenwm.load(arguments.model, device)
+    model = tokenwm.load(arguments.model, take_device(arguments.device, console))
     with console.status("imagining …"):
         imagined = imagine_episode(model, reader, config)
         label = Path(config.actions).stem if config.actions.endswith(".npy") else config.actions
@@ -66,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def figures(imagined: ImaginedEpisode) -> dict[str, Any]:
-    """What each future says about itself and, where the truth is known, how near it came."""
+    """Figures of each future: reward, end, surprise and, where the truth is known, its error."""
     futures, rollout = [], imagined.rollout
     for index, frames in enumerate(imagined.frames):
         psnr = None
@@ -90,21 +83,17 @@ def figures(imagined: ImaginedEpisode) -> dict[str, Any]:
 def print_summary(console: Console, imagined: ImaginedEpisode) -> None:
     """Show what :func:`figures` gives."""
     horizon = imagined.frames.shape[1]
-    table = Table(
-        title=printable(f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps"),
-        box=None,
-    )
+    title = f"episode {imagined.key} from step {imagined.first_step}, {horizon} steps"
     names = ["future", "reward, sum", "ends, at most", "surprise, nats per token"]
     if imagined.truth_frames is not None:
         names.append("PSNR, dB")
-    for name in names:
-        table.add_column(name, justify="right")
-    for index, future in enumerate(figures(imagined)["futures"]):
-        digits = {"reward": 3, "termination_probability": 2, "frame_nll": 3, "psnr": 1}
+    digits = {"reward": 3, "termination_probability": 2, "frame_nll": 3, "psnr": 1}
+    rows = []
+    for index, future in enumerate(figures(imagined)["futures"], start=1):
         cells = [
             "–" if future[name] is None else f"{future[name]:.{places}f}"
             for name, places in digits.items()
         ]
-        table.add_row(f"{index + 1}", *cells[: len(names) - 1])
-    console.print(table)
+        rows.append((f"{index}", *cells[: len(names) - 1]))
+    show_table(console, rows, *names, title=title, left=0, box=None)
     say(console, f"frame tokens per pass and future: {imagined.rollout.tokens_per_pass:.1f}")

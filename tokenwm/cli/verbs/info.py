@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tokenwm.checkpoint import CONFIG, WEIGHTS, model_folder, read_provenance
-from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.console import console_of, give, printable, say, show_table
 from tokenwm.cli.describe import of_manifest
-from tokenwm.cli.options.models import info as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.training.run_folder import CONFIG_NAME, last_checkpoint, parameters_of
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.quality_report import read as read_quality
@@ -22,12 +21,15 @@ from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.strict import parse_yaml
 
+SHOWN_ORIGIN = (
+    *("steps", "windows_seen", "data", "data_manifest_sha256", "tokenwm_version", "code_revision"),
+)
 SHOWN_FIGURES = ("val/loss", "val/psnr", "val/frame_nll", "val/frame_accuracy", "train/loss")
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("info", argv)
     found = describe(arguments.path)
     show(console_of(arguments), found)
     give(arguments, found)
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(path: Path | str) -> dict[str, Any]:
-    """What a dataset, checkpoint, run, quick start, sweep, plan of one, or report is.
+    """Describe a dataset, checkpoint, run, quick start, sweep, plan of one, or report.
 
     Args:
         path: File, folder, or URL of a dataset.
@@ -91,14 +93,9 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "is": f"a checkpoint of a {kind}",
         "parameters": parameters_of(path / WEIGHTS),
         "config": config,
-        "steps": origin.get("steps"),
-        "windows_seen": origin.get("windows_seen"),
-        "data": origin.get("data"),
-        "data_manifest_sha256": origin.get("data_manifest_sha256"),
+        **{name: origin.get(name) for name in SHOWN_ORIGIN},
         "data_source": data.get("source"),
         "licence": data.get("licence"),
-        "tokenwm_version": origin.get("tokenwm_version"),
-        "code_revision": origin.get("code_revision"),
         "figures": {k: v for k, v in origin.get("metrics", {}).items() if k in SHOWN_FIGURES},
     }
     run = path.parent if path.name == "model" else path
@@ -193,12 +190,8 @@ def _file(path: Path) -> dict[str, Any]:
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
     """Print what was found, a line for each value."""
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in _lines({k: v for k, v in found.items() if k != "next"}):
-        table.add_row(printable(name), printable(text))
-    console.print(table)
+    lines = _lines({k: v for k, v in found.items() if k != "next"})
+    show_table(console, ((printable(name, "bold"), text) for name, text in lines), box=None)
     if "next" in found:
         say(console, f"next: {found['next']}")
 

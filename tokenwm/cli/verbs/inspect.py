@@ -3,10 +3,9 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from tokenwm.cli.console import console_of, give, printable, say
-from tokenwm.cli.options.data import inspect as parser
+from tokenwm.cli.console import console_of, give, say, show_table
+from tokenwm.cli.options import parse
 from tokenwm.data.readers.columns.columns import dimension_names, names_of, with_note
 from tokenwm.data.readers.pictures.pixels import picture_shape
 from tokenwm.data.recipes.starter import starter_recipe
@@ -21,7 +20,7 @@ NUMBERS = ("state", "action", "reward")
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("inspect", argv)
     if arguments.recipe is not None and not arguments.recipe.parent.is_dir():
         raise RecipeError(f"{arguments.recipe}: folder {arguments.recipe.parent} does not exist")
     found = survey(arguments.path, num_episodes=arguments.episodes)
@@ -34,10 +33,11 @@ def main(argv: list[str]) -> int:
         say(console, "\na recipe to begin with (write it to a file with --recipe FILE):\n")
         say(console, recipe)
     else:
-        is_there = arguments.recipe.exists()
+        is_there = arguments.recipe.exists() and not arguments.overwrite
         if is_there and arguments.recipe.read_bytes() != recipe.encode():
             raise RecipeError(
-                f"{arguments.recipe} exists already, with another text; choose another name"
+                f"{arguments.recipe} exists already, with another text; choose another name, or "
+                "replace it with --overwrite"
             )
         if not is_there:
             arguments.recipe.write_text(recipe, encoding="utf-8")
@@ -50,27 +50,20 @@ def main(argv: list[str]) -> int:
 
 
 def as_plain(found: Survey) -> dict[str, Any]:
-    """What was found as plain values, for ``--json``."""
+    """The survey as plain values, for ``--json``."""
     source = found.source
     columns = {option: names_of(getattr(source.config, option)) for option in NUMBERS}
+    names = ["facts", "licence", "num_rows", "rate", "control_rate", "ranges", "tasks"]
+    names += ["ambiguous", "unclear", "problems"]
     return {
         "path": str(source.config.paths[0]),
-        "facts": dict(found.facts),
-        "licence": found.licence,
         "num_episodes": len(found.refs),
         "num_looked_into": len(found.looked_into),
-        "num_rows": found.num_rows,
-        "rate": found.rate,
-        "control_rate": found.control_rate,
-        "cameras": dict(source.cameras),
+        "cameras": source.cameras,
         "columns": columns,
         "action_kind": source.action_kind.kind,
-        "ranges": found.ranges,
-        "tasks": dict(found.tasks),
-        "ambiguous": dict(found.ambiguous),
-        "unclear": dict(found.unclear),
-        "problems": dict(found.problems),
         "gaps": [gap.text for gap in found.gaps],
+        **{name: getattr(found, name) for name in names},
     }
 
 
@@ -79,27 +72,22 @@ def print_survey(console: Console, found: Survey) -> None:
     source = found.source
     seen, every = len(found.looked_into), len(found.refs)
     rows = found.num_rows if seen == every else sum(ref.num_rows or 0 for ref in found.refs)
-    rate = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
-    table = Table(title=printable(source.config.paths[0]), show_header=False)
-    for name, fact in found.facts.items():
-        table.add_row(printable(name), printable(fact))
-    table.add_row("episodes", f"{every:,}" + ("" if seen == every else f", looked into {seen:,}"))
+    facts = dict(found.facts)
+    facts["episodes"] = f"{every:,}" + ("" if seen == every else f", looked into {seen:,}")
     if rows:
         length = f", {rows / found.rate / 60:.1f} minutes" if found.rate else ""
-        table.add_row("steps", f"{rows:,}{length}")
-    table.add_row("rate", rate)
+        facts["steps"] = f"{rows:,}{length}"
+    facts["rate"] = "not recorded" if found.rate is None else f"{found.rate:g} Hz"
     for camera, column in source.cameras.items():
         shape = " × ".join(map(str, _picture_size(source.columns[column].shape)))
-        table.add_row(printable(f"camera {camera}"), printable(f"{column}, {shape}"))
+        facts[f"camera {camera}"] = f"{column}, {shape}"
     for option in NUMBERS:
         names = ", ".join(names_of(getattr(source.config, option))) or "none"
-        table.add_row(option, "not clear" if option in found.unclear else printable(names))
-    others = [
-        with_note(name, source.columns[name]) for name in sorted(set(source.columns) - _used(found))
-    ]
-    table.add_row("not used", printable(", ".join(others) or "none"))
-    table.add_row("licence", printable(found.licence or "not stated"))
-    console.print(table)
+        facts[option] = "not clear" if option in found.unclear else names
+    others = sorted(set(source.columns) - _used(found))
+    noted = ", ".join(with_note(name, source.columns[name]) for name in others)
+    facts |= {"not used": noted or "none", "licence": found.licence or "not stated"}
+    show_table(console, facts.items(), title=str(source.config.paths[0]))
     _print_ranges(console, found)
     _print_tasks(console, found)
     for option, columns in found.ambiguous.items():
@@ -129,10 +117,7 @@ def _used(found: Survey) -> set[str]:
 
 
 def _print_ranges(console: Console, found: Survey) -> None:
-    table = Table(title="ranges")
-    table.add_column("number")
-    for heading in ("smallest", "largest"):
-        table.add_column(heading, justify="right")
+    rows = []
     for option, (low, high) in found.ranges.items():
         columns = names_of(getattr(found.source.config, option))
         # Of several columns with one number each, the columns' names will do.
@@ -140,8 +125,8 @@ def _print_ranges(console: Console, found: Survey) -> None:
         for index, (least, most) in enumerate(zip(low, high, strict=True)):
             name = f" {names[index]}" if len(names) == len(low) and names != (option,) else ""
             place = "" if len(low) == 1 else f"[{index}]"
-            table.add_row(printable(f"{option}{place}{name}"), f"{least:.4g}", f"{most:.4g}")
-    console.print(table)
+            rows.append((f"{option}{place}{name}", f"{least:.4g}", f"{most:.4g}"))
+    show_table(console, rows, "number", "smallest", "largest", title="ranges")
     decision = found.source.action_kind
     what = "ids counted from 0" if decision.kind == "discrete" else "quantities"
     if_all = " if all of these columns are the action" if "action" in found.unclear else ""
@@ -166,12 +151,7 @@ def _print_problems(console: Console, found: Survey) -> None:
         say(console, f"declared and found differ: {gap.text}")
     if not found.problems and not found.gaps:
         say(console, "no problem found; pictures of one episode were decoded, prepare decodes all")
-        return
-    if not found.problems:
-        return
-    table = Table(title=f"would be left out: {len(found.problems)} episode(s)")
-    table.add_column("episode")
-    table.add_column("reason", overflow="fold")
-    for key, reason in list(found.problems.items())[:MOST_PROBLEMS]:
-        table.add_row(printable(key), printable(reason))
-    console.print(table)
+    elif found.problems:
+        rows = list(found.problems.items())[:MOST_PROBLEMS]
+        title = f"would be left out: {len(found.problems)} episode(s)"
+        show_table(console, rows, "episode", "reason", title=title, left=2)

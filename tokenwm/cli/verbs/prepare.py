@@ -1,25 +1,24 @@
 """``tokenwm prepare RECIPE --out DIR``: recorded episodes → frame shards."""
 
 from rich.console import Console
-from rich.table import Table
 
-from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.console import console_of, give, say, show_table
 from tokenwm.cli.describe import of_manifest
-from tokenwm.cli.options.data import prepare as parser
+from tokenwm.cli.options import parse
 from tokenwm.cli.progress import show_progress
 from tokenwm.data import quality_report
 from tokenwm.data.making.dry_run import DryRun, dry_run
 from tokenwm.data.making.prepare import prepare
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.recipes.recipe import load_recipe
-from tokenwm.data.shards.manifest import GAPS, MANIFEST_NAME, SPLITS, Manifest
+from tokenwm.data.shards.manifest import GAPS, MANIFEST_NAME, Manifest
 from tokenwm.data.storage.folder import join, open_folder
 from tokenwm.errors import TokenwmError
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("prepare", argv)
     strict = ["quality.strict=true"] if arguments.strict else []
     recipe = load_recipe(arguments.recipe, [*arguments.set, *strict])
     console = console_of(arguments)
@@ -51,15 +50,12 @@ def main(argv: list[str]) -> int:
 
 def print_plan(console: Console, planned: DryRun) -> None:
     """Show what would be made."""
-    table = Table(title=printable(f"{planned.name}: nothing was written"))
-    table.add_column("split")
-    for heading in ("episodes", "steps", "shards", "MB, about"):
-        table.add_column(heading, justify="right")
+    rows = []
     for split, part in planned.splits.items():
-        megabytes = f"{part.num_bytes / 1e6:.1f}"
-        cells = (f"{part.num_episodes}", f"{part.num_steps:,}", f"{part.num_shards}", megabytes)
-        table.add_row(split, *cells)
-    console.print(table)
+        numbers = (f"{part.num_episodes}", f"{part.num_steps:,}", f"{part.num_shards}")
+        rows.append((split, *numbers, f"{part.num_bytes / 1e6:.1f}"))
+    headings = ("split", "episodes", "steps", "shards", "MB, about")
+    show_table(console, rows, *headings, title=f"{planned.name}: nothing was written")
     say(
         console,
         f"about {planned.seconds / 60:.1f} minutes with {planned.num_workers} worker(s), by "
@@ -87,28 +83,19 @@ def print_verdict(console: Console, dataset: str) -> None:
 
 def print_summary(console: Console, manifest: Manifest) -> None:
     """Show how many episodes and steps there are, and what was left out and why."""
-    table = Table(title=printable(f"{manifest.name}, {manifest.control_rate:g} Hz"))
-    table.add_column("split")
-    for heading in ("episodes", "steps", "minutes", "shards", "MB"):
-        table.add_column(heading, justify="right")
-    for split in SPLITS:
-        steps = manifest.num_steps(split)
-        shards = [shard.num_bytes for shard in manifest.shards if shard.split == split]
-        minutes = f"{steps / manifest.control_rate / 60:.1f}"
-        episodes = f"{manifest.num_episodes(split)}"
-        megabytes = f"{sum(shards) / 1e6:.1f}"
-        table.add_row(split, episodes, f"{steps:,}", minutes, f"{len(shards)}", megabytes)
-    console.print(table)
+    rows = []
+    for split, part in of_manifest(manifest)["splits"].items():
+        numbers = (f"{part['episodes']}", f"{part['steps']:,}", f"{part['minutes']:.1f}")
+        rows.append((split, *numbers, f"{part['shards']}", f"{part['bytes'] / 1e6:.1f}"))
+    headings = ("split", "episodes", "steps", "minutes", "shards", "MB")
+    title = f"{manifest.name}, {manifest.control_rate:g} Hz"
+    show_table(console, rows, *headings, title=title)
     means = manifest.extra.get("train_metadata_mean", {})
     for name, value in means.items():
         say(console, f"mean {name} of the train episodes: {value:.3g}")
     for gap in manifest.extra.get(GAPS, []):
         say(console, f"declared and found differ: {gap['text']}")
-    if not manifest.excluded:
-        return
-    table = Table(title=f"left out: {len(manifest.excluded)} episode(s)")
-    table.add_column("episode")
-    table.add_column("reason", overflow="fold")
-    for item in manifest.excluded:
-        table.add_row(printable(item.key), printable(item.reason))
-    console.print(table)
+    if manifest.excluded:
+        left_out = [(item.key, item.reason) for item in manifest.excluded]
+        title = f"left out: {len(left_out)} episode(s)"
+        show_table(console, left_out, "episode", "reason", title=title, left=2)

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from rich.console import Console
 
 import tokenwm
 from tokenwm.cli import main as program
-from tokenwm.cli.console import printable, say
-from tokenwm.cli.options.data import quickstart as parser
+from tokenwm.cli.console import console_of, give, keep_stdout, printable, say
+from tokenwm.cli.options import parse
 from tokenwm.cli.options.training import device_options
 from tokenwm.cli.shipped import find_file
 from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
@@ -25,12 +24,11 @@ from tokenwm.cli.training.run_folder import CONFIG_NAME
 from tokenwm.cli.verbs import evaluate, prepare, tokenize, tokenizer, world_model
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
+from tokenwm.data.storage.atomic import open_atomically, remove_whole
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.heads.readout import FIELD, steps_for
 from tokenwm.sequence.token_shards import MAX_SHIFT
-from tokenwm.tokenizer.training import FrameTokenizerModule
-from tokenwm.transformer.training import WorldModelModule
 
 TOKENIZER_SHARE = 0.18
 """Part of the time left after preparation that goes to training the tokenizer."""
@@ -47,17 +45,22 @@ ENOUGH_STEPS = 32_000
 """A small dataset gets as many shifted copies as bring it nearest to this many training steps."""
 MOST_COPIES = 7
 
-STAGES: dict[str, tuple[type[TrainingCLI], type[pl.LightningModule]]] = {
-    "tokenizer": (tokenizer.TokenizerCLI, FrameTokenizerModule),
-    "world-model": (world_model.WorldModelCLI, WorldModelModule),
+FOLDERS = ("frames", "tokenizer", "tokens", "world_model", "report")
+"""Folders of the stages, in the folder of the run."""
+STAGES: dict[str, type[TrainingCLI]] = {
+    cli.verb: cli for cli in (tokenizer.TokenizerCLI, world_model.WorldModelCLI)
 }
 _OF_STAGES = tuple(f"{stage}." for stage in STAGES)
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    return Quickstart(arguments, Console()).run()
+    arguments = parse("quickstart", argv)
+    console = console_of(arguments)
+    with keep_stdout(arguments.json):
+        result = Quickstart(arguments, console).run()
+    give(arguments, result)
+    return 0
 
 
 class Quickstart:
@@ -82,9 +85,12 @@ class Quickstart:
         """Time used, by finished stages and up to the checkpoint of another one before."""
         return self.seconds_before + time.monotonic() - self.began
 
-    def run(self) -> int:
-        """Run every stage that is not finished yet; returns the exit code."""
+    def run(self) -> dict[str, Any]:
+        """Run every stage that is not finished yet; returns where everything is."""
         out = self.out
+        if self.arguments.overwrite and self.plan_path.exists():
+            for name in (*FOLDERS, self.plan_path.name):
+                remove_whole(out / name)
         out.mkdir(parents=True, exist_ok=True)
         self._load_plan()
         frames, tokens = out / "frames", out / "tokens"
@@ -110,18 +116,17 @@ class Quickstart:
         report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
-        code = self._do("evaluate", evaluate.main, report)
+        self._do("evaluate", evaluate.main, report)
         minutes = self.seconds_used / 60
         say(self.console, f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}")
-        return code
+        return {"minutes": minutes, **{name: out / name for name in FOLDERS}}
 
-    def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
+    def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> None:
         self._say(verb, argv)
         code = verb_main(argv)
         if code:
             raise TokenwmError(f"tokenwm {verb} ended with exit code {code}")
         self._save_plan()
-        return code
 
     def _train(self, verb: str, data: Path, folder: Path, options: list[str], share: float) -> None:
         """Train a stage in a share of the time that is left."""
@@ -137,8 +142,7 @@ class Quickstart:
         argv += device_options(self.arguments.device)
         argv += ["--trainer.default_root_dir", str(folder)]
         self._say(verb, argv)
-        cli, module = STAGES[verb]
-        self._note_steps(verb, launch(cli, module, argv, verb))
+        self._note_steps(verb, launch(STAGES[verb], argv))
 
     def _minutes(self, verb: str, share: float) -> str:
         """Minutes for training a stage, as the command line takes them; decided once."""
@@ -177,7 +181,8 @@ class Quickstart:
             if self.plan["settings"] != settings:
                 raise TokenwmError(
                     f"{self.out} holds a quick start with other settings: "
-                    f"{self.plan['settings']}; give these, another --out, or remove the folder"
+                    f"{self.plan['settings']}; give these, another --out, or begin anew with "
+                    "--overwrite"
                 )
             self.seconds_before = self.plan.get("seconds_used", 0.0)
         else:
@@ -186,9 +191,8 @@ class Quickstart:
 
     def _save_plan(self) -> None:
         self.plan["seconds_used"] = self.seconds_used
-        partial = self.plan_path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.plan, indent=2) + "\n")
-        partial.replace(self.plan_path)
+        with open_atomically(self.plan_path) as file:
+            file.write(json.dumps(self.plan, indent=2).encode() + b"\n")
 
     def _say(self, verb: str, argv: list[str]) -> None:
         self.console.rule(printable(f"{verb}  {self.seconds_used / 60:.1f} min", style="bold"))

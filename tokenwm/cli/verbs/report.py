@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tokenwm.cli.console import console_of, say
-from tokenwm.cli.options.models import report as parser
+from tokenwm.cli.console import console_of, give, say
+from tokenwm.cli.options import parse
 from tokenwm.data.quality_report import PAGE_NAME, rewrite
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.folder import join, open_folder
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     Raises:
         TokenwmError: There is no report, or no figures to make it of.
     """
-    arguments = parser().parse_args(argv)
+    arguments = parse("report", argv)
     path = arguments.path
     if open_folder(path).size(MANIFEST_NAME) is not None:
         rewrite(path)
@@ -32,4 +32,5 @@ def main(argv: list[str]) -> int:
             )
         page = str(renew_report(folder))
     say(console_of(arguments), f"report: {page}")
+    give(arguments, {"page": page})
     return 0

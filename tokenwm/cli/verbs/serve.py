@@ -6,10 +6,9 @@ import torch
 from rich.console import Console
 
 import tokenwm
-from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.console import say
-from tokenwm.cli.devices import device_from
-from tokenwm.cli.options.models import serve as parser
+from tokenwm.cli.devices import take_device
+from tokenwm.cli.options import parse
 from tokenwm.errors import TokenwmError
 from tokenwm.serving.requests import Limits
 
@@ -19,8 +18,9 @@ CPU_BATCH_ROWS, GPU_BATCH_ROWS = Limits.max_batch_rows, 1024
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    device = device_from(arguments.device)
+    arguments = parse("serve", argv)
+    console = Console()
+    device = take_device(arguments.device, console)
     batch_rows = CPU_BATCH_ROWS if device.type == "cpu" else GPU_BATCH_ROWS
     limits = Limits(
         max_body_bytes=arguments.max_megabytes * 2**20,
@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
         raise TokenwmError(
             f"`tokenwm serve` needs Starlette and uvicorn ({error}); pip install 'tokenwm[serve]'"
         ) from error
-    keep_freed_memory()
     model = tokenwm.load(arguments.model, device, dtype=getattr(torch, arguments.dtype))
     try:
         server = WorldModelServer(
@@ -51,8 +50,7 @@ def main(argv: list[str]) -> int:
         ) from error
     host, port = server.address
     host = f"[{host}]" if ":" in host else host
-    say(Console(), f"serving {arguments.model} on http://{host}:{port} (Ctrl-C stops)")
-    say(Console(), f"computing on {device}")
+    say(console, f"serving {arguments.model} on http://{host}:{port} (Ctrl-C stops)")
     server.serve_forever()
     if server.service.batcher.is_alive:  # in the middle of a long pass, nothing can interrupt it
         os._exit(0)

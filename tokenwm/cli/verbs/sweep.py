@@ -2,14 +2,8 @@
 
 import importlib
 
+from tokenwm.cli.main import module_of
 from tokenwm.errors import TokenwmError
-
-STEPS = {
-    "plan": "tokenwm.cli.verbs.sweep_plan",
-    "run": "tokenwm.cli.verbs.sweep_run",
-    "fit": "tokenwm.cli.verbs.sweep_fit",
-}
-"""What can be done → the module whose ``main`` does it, imported when it is asked for."""
 
 USAGE = """usage: tokenwm sweep plan TOKENS --budget FLOPS --out SWEEP  what to train, what it costs
        tokenwm sweep run SWEEP --out DIR                     train all of it; resumes
@@ -22,7 +16,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    if not argv or argv[0] not in STEPS:
+    if not argv or argv[0] not in ("plan", "run", "fit"):
         raise TokenwmError(f"{argv[0]!r} is no step of a sweep\n{USAGE}" if argv else USAGE)
-    code: int = importlib.import_module(STEPS[argv[0]]).main(argv[1:])
+    code: int = importlib.import_module(module_of(f"sweep-{argv[0]}")).main(argv[1:])
     return code

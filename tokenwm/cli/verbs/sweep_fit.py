@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from tokenwm.cli.console import console_of, give, say
+from tokenwm.cli.console import console_of, give, say, show_table
 from tokenwm.cli.made_before import MadeBefore, files_below
-from tokenwm.cli.options.sweeps import fit as parser
+from tokenwm.cli.options import parse
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.law.fit import FitConfig, SweepFit, fit_sweep
 from tokenwm.scaling.law.recommend import Imagination, Machine
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> int:
         SweepError: The runs cannot be fitted, or a budget was given that nothing is recommended
             for; the report is written in the second case.
     """
-    arguments = parser().parse_args(argv)
+    arguments = parse("sweep fit", argv)
     console = console_of(arguments)
     out = arguments.out or default_folder(arguments.path)
     made_before = MadeBefore("sweep fit", out, arguments, _inputs(arguments.path))
@@ -78,18 +77,10 @@ def print_fit(console: Console, fit: SweepFit) -> None:
     for item in fit.left_out:
         say(console, f"• left out {item.path}: {item.reason}")
     percent = f"{100 * fit.config.confidence:.0f} % interval"
-    law = Table(title=f"L = E + A/N^α + B/D^β from {len(fit.points)} runs", box=None)
-    for heading in ("", "value", percent):
-        law.add_column(heading, justify="right")
-    for row in law_rows(fit):
-        law.add_row(*row)
-    console.print(law)
-    methods = Table(title=f"for {number(fit.budget)} FLOPs", box=None)
-    for heading in ("method", "N* ~ C to the", "N*", "loss"):
-        methods.add_column(heading)
-    for cells in method_rows(fit):
-        methods.add_row(*cells)
-    console.print(methods)
+    title = f"L = E + A/N^α + B/D^β from {len(fit.points)} runs"
+    show_table(console, law_rows(fit), "", "value", percent, title=title, left=0, box=None)
+    headings, title = ("method", "N* ~ C to the", "N*", "loss"), f"for {number(fit.budget)} FLOPs"
+    show_table(console, method_rows(fit), *headings, title=title, left=4, box=None)
     for caveat in (METHODS_NOTE, budget_note(fit)):
         say(console, f"• {caveat}")
     for method in fit.methods:
@@ -106,7 +97,7 @@ def print_fit(console: Console, fit: SweepFit) -> None:
 
 
 def imagination_from(arguments: argparse.Namespace) -> Imagination | None:
-    """What ``--imagined-steps`` and ``--tokens-per-imagined-step`` ask for.
+    """Read ``--imagined-steps`` and ``--tokens-per-imagined-step``; None if they are not given.
 
     Raises:
         TokenwmError: One was given without the other, or is not above zero.

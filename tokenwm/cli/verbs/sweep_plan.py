@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from tokenwm.cli.console import console_of, give, printable, say
-from tokenwm.cli.options.sweeps import plan as parser
+from tokenwm.cli.console import console_of, give, keep_stdout, say, show_table
+from tokenwm.cli.devices import device_from
+from tokenwm.cli.options import parse
+from tokenwm.cli.options.training import device_options
 from tokenwm.cli.training.lightning_cli import launch
 from tokenwm.cli.verbs.sweep_training import StepClock, settings_of
 from tokenwm.cli.verbs.world_model import WorldModelCLI
@@ -32,7 +33,6 @@ from tokenwm.scaling.sweep.sweep import (
     sweep_text,
 )
 from tokenwm.strict import build, dump_yaml, key_values, parse_yaml
-from tokenwm.transformer.training import WorldModelModule
 
 PROBE_STEPS = 12
 """Steps that are timed for each size, the first few left out."""
@@ -40,7 +40,7 @@ PROBE_STEPS = 12
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("sweep plan", argv)
     console = console_of(arguments)
     data = TokenData.load(arguments.tokens)
     training = _training(arguments.set)
@@ -98,17 +98,14 @@ def print_plan(
     console: Console, sweep: Sweep, data: TokenData, costs: Sequence[RunCost], parallel: int
 ) -> None:
     """A row for each size (its shape is width/layers/heads), and what all of it takes."""
-    table = Table(title=printable(f"{sweep.name}: {len(costs)} runs"), box=None)
-    table.add_column("size", no_wrap=True)
-    headings = ("N", "shape", "rate", "tokens D", "epochs", "FLOPs C", "C/6ND", "hours")
-    for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold")
+    headings = ("size", "N", "shape", "rate", "tokens D", "epochs", "FLOPs C", "C/6ND", "hours")
+    rows = []
     for size in sweep.sizes:
         own = [cost for cost in costs if cost.run.size.name == size.name]
         laws = [cost for cost in own if not cost.run.is_check]
         count = size.flops(sweep.training, data.vocabulary)
-        table.add_row(
-            printable(size.name),
+        cells = (
+            size.name,
             number(count.num_matmul_parameters),
             f"{size.dim}/{size.num_layers}/{size.num_heads}",
             f"{size.learning_rate:g}",
@@ -118,7 +115,8 @@ def print_plan(
             f"{count.training / count.six_nd:.2f}",
             f"{sum(cost.own_seconds for cost in own) / 3600:.2f}",
         )
-    console.print(table)
+        rows.append(cells)
+    show_table(console, rows, *headings, title=f"{sweep.name}: {len(costs)} runs", box=None)
     flops = sum(cost.own_flops for cost in costs)
     alone = sum(cost.flops for cost in costs)
     say(
@@ -131,11 +129,8 @@ def print_plan(
 
 def hours_of(costs: Sequence[RunCost], parallel: int) -> float:
     """Wall-clock: all work evenly divided, but no shorter than the longest chain of runs."""
-    seconds = {cost.run.name: cost.own_seconds for cost in costs}
-    chains = [
-        seconds[cost.run.name] + (seconds[cost.run.trunk] if cost.run.trunk else 0.0)
-        for cost in costs
-    ]
+    seconds: dict[str | None, float] = {cost.run.name: cost.own_seconds for cost in costs}
+    chains = [seconds[cost.run.name] + seconds.get(cost.run.trunk, 0.0) for cost in costs]
     return max(sum(seconds.values()) / parallel, *chains) / 3600
 
 
@@ -156,13 +151,15 @@ def _training(overrides: Sequence[str]) -> Training:
 def _clock(
     arguments: argparse.Namespace, training: Training, data: TokenData, console: Console
 ) -> Callable[[Size], float]:
-    """How long a step of a size takes: measured, or from a known speed."""
+    """A function that gives the seconds of a step of a size: measured, or from a known speed."""
     if arguments.no_probe is not None:
         return lambda size: size.flops(training, data.vocabulary).training / arguments.no_probe
+    say(console, f"on {device_from(arguments.device)}")
     torch.set_num_threads(threads_for(arguments.workers))
 
     def measure(size: Size) -> float:
-        seconds = probe(size, training, str(arguments.tokens))
+        with keep_stdout(arguments.json):
+            seconds = probe(size, training, str(arguments.tokens), arguments.device)
         rate = size.flops(training, data.vocabulary).training / seconds
         say(console, f"{size.name}: {1e3 * seconds:.0f} ms a step, {rate / 1e9:.0f} GFLOP/s")
         return float(f"{seconds:.3g}")
@@ -170,13 +167,14 @@ def _clock(
     return measure
 
 
-def probe(size: Size, training: Training, tokens: str) -> float:
+def probe(size: Size, training: Training, tokens: str, device: str) -> float:
     """Seconds of a training step, measured over a few.
 
     Args:
         size: The model.
-        training: What all runs share.
+        training: Options that all runs share.
         tokens: Folder of token shards.
+        device: Name of the device, or ``auto``.
     """
     run = Run(
         name="probe", size=size, learning_rate=size.learning_rate, seed=0, max_steps=PROBE_STEPS
@@ -190,6 +188,7 @@ def probe(size: Size, training: Training, tokens: str) -> float:
         argv = ["fit", "--config", str(config), "--data.root", tokens, "--data.verify", "false"]
         argv += ["--trainer.default_root_dir", scratch, "--trainer.logger", "false"]
         argv += ["--checkpoint_every_n_steps", str(10 * PROBE_STEPS)]
-        launch(WorldModelCLI, WorldModelModule, argv, "world-model", [clock])
+        argv += device_options(device)
+        launch(WorldModelCLI, argv, [clock])
     assert clock.seconds_per_step is not None
     return clock.seconds_per_step

@@ -13,11 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tokenwm.cli.console import printable, say
-from tokenwm.cli.options.sweeps import run as parser
+from tokenwm.cli.console import console_of, give, printable, say
+from tokenwm.cli.devices import device_from
+from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.sweep_training import begins_from
-from tokenwm.data.storage.atomic import open_atomically
+from tokenwm.data.storage.atomic import open_atomically, remove_whole
 from tokenwm.data.storage.folder import location, open_folder
+from tokenwm.data.storage.lock import lock_folder
 from tokenwm.engines import Engine, LocalEngine, RayEngine, SlurmEngine
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.runs.runs import RESULT_FILE
@@ -33,15 +35,17 @@ STYLES: Mapping[Status, str] = {
     "finished": "green",
     "waiting": "dim",
 }
-"""Of the statuses, in the order in which runs are shown: what does not fit is cut."""
+"""Style of each status, in the order in which runs are shown: what does not fit is cut."""
 LINES_OF_LOG = 3
 """Shown of a run that failed."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code: 1 if a run is not finished at the end."""
-    arguments = parser().parse_args(argv)
-    sweep = load_sweep(arguments.sweep)
+    arguments = parse("sweep run", argv)
+    console, sweep = console_of(arguments), load_sweep(arguments.sweep)
+    if arguments.engine == "local":
+        say(console, f"on {device_from(arguments.device)}")
     # Runs may be executed on other machines, in other folders.
     sweep = replace(sweep, data=_anywhere(arguments.data or location(sweep.data)))
     runs = runs_of(sweep, TokenData.load(sweep.data).vocabulary)
@@ -53,13 +57,14 @@ def main(argv: list[str]) -> int:
     frames = [] if arguments.evaluate is None else [_anywhere(arguments.evaluate)]
     if frames and not open_folder(frames[0]).names():
         raise TokenwmError(f"--evaluate {arguments.evaluate} is no folder of frame shards")
+    if arguments.overwrite:
+        _begin_anew(runs, folder)
 
     def command(run: Run) -> list[str]:
         module = [sys.executable, "-m", "tokenwm.cli.verbs.sweep_training"]
-        return [*module, str(copy), run.name, str(folder), *frames]
+        return [*module, str(copy), run.name, str(folder), arguments.device, *frames]
 
     signal.signal(signal.SIGTERM, _interrupt)  # so that runs are stopped, as by Ctrl-C
-    console = Console()
     view = SweepView(console, sweep, folder)
     engine = _engine(arguments)
     try:
@@ -75,11 +80,25 @@ def main(argv: list[str]) -> int:
             )
     finally:
         engine.close()
-    return report(console, states, folder)
+    code = report(console, states, folder)
+    results = [
+        {**read_result(folder / state.run.name), "run": state.run.name, "status": state.status}
+        for state in states
+    ]
+    give(arguments, {"folder": folder, "runs": results})
+    return code
 
 
 def _anywhere(data: Path | str) -> str:
     return str(data.resolve()) if isinstance(data, Path) else data
+
+
+def _begin_anew(runs: Sequence[Run], folder: Path) -> None:
+    """Remove the runs' folders; one that is still being trained is an error."""
+    for own in (folder / run.name for run in runs):
+        if own.is_dir():
+            with lock_folder(own):
+                remove_whole(own)
 
 
 def _interrupt(*arguments: Any) -> None:
@@ -99,7 +118,7 @@ class SweepView:
     """A live table of the runs; where there is no terminal, a line for each change.
 
     Args:
-        console: Where to.
+        console: Console to print on.
         sweep: The sweep.
         folder: Its folder.
     """
@@ -196,13 +215,13 @@ def result_text(state: RunState, folder: Path) -> str:
 
 
 def counts(states: Sequence[RunState]) -> str:
-    """How many runs stand where."""
+    """Number of runs of each status, in words."""
     found = {status: sum(state.status == status for state in states) for status in STYLES}
     return ", ".join(f"{count} {status}" for status, count in found.items() if count)
 
 
 def summary(states: Sequence[RunState]) -> str:
-    """How many runs stand where, and the time that is left by what was planned."""
+    """Number of runs of each status, and the planned time of those that are left."""
     left = sum(
         state.run.own_steps * state.run.size.seconds_per_step
         for state in states

@@ -1,6 +1,6 @@
 """One run of a sweep as an ordinary training: its config, its callbacks, its result.
 
-``python -m tokenwm.cli.verbs.sweep_training SWEEP RUN DIR [FRAMES]`` is what the engines of
+``python -m tokenwm.cli.verbs.sweep_training SWEEP RUN DIR DEVICE [FRAMES]`` is what the engines of
 ``tokenwm sweep run`` start.
 """
 
@@ -17,6 +17,8 @@ import lightning.pytorch as pl
 import torch
 
 from tokenwm import __version__
+from tokenwm.cli.devices import device_from
+from tokenwm.cli.options.training import device_options
 from tokenwm.cli.training.checkpoints import kept_checkpoint
 from tokenwm.cli.training.lightning_cli import launch
 from tokenwm.cli.training.run_folder import last_checkpoint
@@ -30,9 +32,11 @@ from tokenwm.scaling.sweep.drive import DIVERGED, read_result, result_status
 from tokenwm.scaling.sweep.plan import RunCost, costs_of
 from tokenwm.scaling.sweep.sweep import Run, Sweep, TokenData, load_sweep
 from tokenwm.strict import dump_yaml, parse_yaml
-from tokenwm.transformer.training import WorldModelModule
 
 SETTINGS_FILE = "run.yaml"
+OF_TRANSFORMER = ("dim", "num_layers", "num_heads", "window", "dropout")
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "warmup_steps", "schedule", "decay_fraction")
+"""Settings of a run that are the network's, and that are the optimizer's."""
 CHECKPOINTS = 8
 """Checkpoints for resuming in a run: at most an eighth of it is lost."""
 
@@ -100,22 +104,10 @@ def settings_of(run: Run, sweep: Sweep) -> dict[str, Any]:
         "seed_everything": run.seed,
         "model": {
             "model": {
-                "transformer": {
-                    "dim": transformer.dim,
-                    "num_layers": transformer.num_layers,
-                    "num_heads": transformer.num_heads,
-                    "window": transformer.window,
-                    "dropout": transformer.dropout,
-                },
+                "transformer": {name: getattr(transformer, name) for name in OF_TRANSFORMER},
                 "changed_token_weight": training.changed_token_weight,
             },
-            "optimizer": {
-                "learning_rate": optimizer.learning_rate,
-                "weight_decay": optimizer.weight_decay,
-                "warmup_steps": optimizer.warmup_steps,
-                "schedule": optimizer.schedule,
-                "decay_fraction": optimizer.decay_fraction,
-            },
+            "optimizer": {name: getattr(optimizer, name) for name in OF_OPTIMIZER},
         },
         "data": {
             "num_steps": training.num_steps,
@@ -140,14 +132,21 @@ def begins_from(run: Run, folder: Path) -> Path | None:
     return kept_checkpoint(folder / run.trunk, run.first_step)
 
 
-def train(sweep: Sweep, name: str, folder: Path, frames: Path | str | None = None) -> None:
+def train(
+    sweep: Sweep,
+    name: str,
+    folder: Path,
+    frames: Path | str | None = None,
+    device: str = "auto",
+) -> None:
     """Train, measure and write the result of one run, unless that was done before.
 
     Args:
         sweep: The sweep.
-        name: Of the run.
-        folder: Of the sweep.
+        name: Name of the run.
+        folder: Folder of the sweep.
         frames: Frame shards, if downstream metrics are wanted.
+        device: Name of the device, or ``auto``.
 
     Raises:
         SweepError: There is no such run, or its folder holds one with other settings.
@@ -164,20 +163,20 @@ def train(sweep: Sweep, name: str, folder: Path, frames: Path | str | None = Non
             return
         result = read_result(own)
         if result.get("status") != FINISHED:
-            result = _trained(cost, sweep, folder)
+            result = _trained(cost, sweep, folder, device)
         if result["status"] == FINISHED and frames is not None and not cost.run.is_check:
-            found = downstream_metrics(own / "model", frames, _device())
+            found = downstream_metrics(own / "model", frames, str(device_from(device)))
             result["metrics"] = {**result["metrics"], **found}
         with open_atomically(own / RESULT_FILE) as file:
             file.write((json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _trained(cost: RunCost, sweep: Sweep, folder: Path) -> dict[str, Any]:
+def _trained(cost: RunCost, sweep: Sweep, folder: Path, device: str) -> dict[str, Any]:
     run, own = cost.run, folder / cost.run.name
     settings = settings_of(run, sweep)
     _write_settings(own / SETTINGS_FILE, settings)
     argv = ["fit", "--config", str(own / SETTINGS_FILE), "--data.root", sweep.data]
-    argv += ["--trainer.default_root_dir", str(own)]
+    argv += ["--trainer.default_root_dir", str(own), *device_options(device)]
     checkpoint = begins_from(run, folder)
     if checkpoint is not None and checkpoint.exists():
         argv += ["--ckpt_path", str(checkpoint)]
@@ -197,7 +196,7 @@ def _trained(cost: RunCost, sweep: Sweep, folder: Path) -> dict[str, Any]:
         "tokenwm_version": __version__,
     }
     try:
-        launch(WorldModelCLI, WorldModelModule, argv, "world-model", [StopDiverged(), clock])
+        launch(WorldModelCLI, argv, [StopDiverged(), clock])
     except Diverged as error:
         return {**result, "status": DIVERGED, "reason": str(error), "loss": None, "metrics": {}}
     per_step = clock.seconds_per_step
@@ -206,7 +205,7 @@ def _trained(cost: RunCost, sweep: Sweep, folder: Path) -> dict[str, Any]:
         sweep.data,
         num_steps=sweep.training.num_steps,
         num_windows=sweep.training.num_val_windows,
-        device=_device(),
+        device=str(device_from(device)),
     )
     # Of all steps, as if the run had had no trunk and no interruption.
     seconds = None if per_step is None else per_step * run.max_steps
@@ -219,22 +218,18 @@ def _write_settings(path: Path, settings: dict[str, Any]) -> None:
         if before != settings:
             raise SweepError(
                 f"{path.parent} holds a run of that name with other settings ({path.name}); give "
-                "another --out, or remove the folder"
+                "another --out, or begin anew with --overwrite"
             )
         return
     with open_atomically(path) as file:
         file.write(dump_yaml(settings).encode())
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def main(argv: list[str]) -> int:
     """Execute one run; returns the exit code."""
-    sweep, name, folder, *frames = argv
+    sweep, name, folder, device, *frames = argv
     try:
-        train(load_sweep(sweep), name, Path(folder), frames[0] if frames else None)
+        train(load_sweep(sweep), name, Path(folder), frames[0] if frames else None, device)
     except TokenwmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,12 +4,12 @@ import argparse
 
 import torch
 
-from tokenwm.allocator import keep_freed_memory
 from tokenwm.checkpoint import load_tokenizer, tokenizer_files, tokenizer_hash
-from tokenwm.cli.console import console_of, say
-from tokenwm.cli.devices import device_from
+from tokenwm.cli.console import console_of, give, say
+from tokenwm.cli.describe import of_manifest
+from tokenwm.cli.devices import take_device
+from tokenwm.cli.options import parse
 from tokenwm.cli.options.base import NUM_CORES
-from tokenwm.cli.options.data import tokenize as parser
 from tokenwm.cli.progress import show_progress
 from tokenwm.cli.verbs.prepare import holds_dataset
 from tokenwm.data.shards.manifest import Manifest
@@ -21,10 +21,10 @@ WORTH_WORKERS = 20_000
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    keep_freed_memory()
+    arguments = parse("tokenize", argv)
+    console = console_of(arguments)
     manifest = Manifest.load(arguments.frames)
-    device = device_from(arguments.device)
+    device = take_device(arguments.device, console)
     tokenizer = load_tokenizer(arguments.tokenizer, device)
     vocabulary = make_vocabulary(
         manifest,
@@ -37,8 +37,6 @@ def main(argv: list[str]) -> int:
     )
     if arguments.vocabulary_of is not None:
         vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
-    console = console_of(arguments)
-    say(console, f"on {device}")
     made_before = not arguments.overwrite and holds_dataset(arguments.out)
     with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
@@ -61,11 +59,12 @@ def main(argv: list[str]) -> int:
     )
     if made_before:
         say(console, "made before of the same data and options, and kept")
+    give(arguments, {"dataset": arguments.out, **of_manifest(tokens)})
     return 0
 
 
 def _num_workers(arguments: argparse.Namespace, manifest: Manifest, device: torch.device) -> int:
-    """As many as asked for, else one per core where the work is worth starting processes."""
+    """Number of worker processes: as asked for, else one per core where the work is worth it."""
     if arguments.workers is not None:
         return int(arguments.workers)
     num_steps = sum(episode.num_steps for episode in manifest.episodes)

@@ -12,7 +12,8 @@ from tokenwm.tokenizer.training import FrameTokenizerModule
 class TokenizerCLI(TrainingCLI):
     """The stage ``tokenizer``; the checkpoint folder is ``<run>/model``."""
 
-    stage = "tokenizer"
+    verb = "tokenizer"
+    module = FrameTokenizerModule
 
     @staticmethod
     def export(root: Path) -> list[Callback]:
@@ -27,4 +28,4 @@ class TokenizerCLI(TrainingCLI):
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    return run(TokenizerCLI, FrameTokenizerModule, argv, "tokenizer")
+    return run(TokenizerCLI, argv)

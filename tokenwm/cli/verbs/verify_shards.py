@@ -1,10 +1,9 @@
 """``tokenwm verify-shards DIR|URL``: check every byte of a dataset, name what is damaged."""
 
 from rich.console import Console
-from rich.table import Table
 
-from tokenwm.cli.console import console_of, give, printable, say
-from tokenwm.cli.options.data import verify_shards as parser
+from tokenwm.cli.console import console_of, give, say, show_table
+from tokenwm.cli.options import parse
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.shards.manifest import SPLITS, Manifest
 from tokenwm.data.shards.verify import Problem, find_problems
@@ -14,7 +13,7 @@ EXIT_DAMAGED = 1
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns 1 if anything is wrong."""
-    arguments = parser().parse_args(argv)
+    arguments = parse("verify-shards", argv)
     console = console_of(arguments)
     with show_progress(console, "verify") as progress:
         problems = find_problems(
@@ -44,10 +43,6 @@ def main(argv: list[str]) -> int:
 
 def print_problems(console: Console, problems: list[Problem]) -> None:
     """Show everything that is wrong."""
-    table = Table(title="not as the manifest says")
-    table.add_column("file", overflow="fold")
-    table.add_column("episode", overflow="fold")
-    table.add_column("problem", overflow="fold")
-    for problem in problems:
-        table.add_row(*map(printable, (problem.file, problem.key, problem.message)))
-    console.print(table)
+    rows = ((problem.file, problem.key, problem.message) for problem in problems)
+    headings = ("file", "episode", "problem")
+    show_table(console, rows, *headings, title="not as the manifest says", left=3)

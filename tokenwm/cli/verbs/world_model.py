@@ -15,7 +15,8 @@ from tokenwm.transformer.training import WorldModelModule
 class WorldModelCLI(TrainingCLI):
     """The stage ``world_model``; the checkpoint folder is ``<run>/model``."""
 
-    stage = "world model"
+    verb = "world-model"
+    module = WorldModelModule
 
     @staticmethod
     def export(root: Path) -> list[Callback]:
@@ -33,4 +34,4 @@ class WorldModelCLI(TrainingCLI):
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    return run(WorldModelCLI, WorldModelModule, argv, "world-model")
+    return run(WorldModelCLI, argv)

@@ -155,7 +155,7 @@ class EpisodeDataModule(pl.LightningDataModule):
 
     @property
     def folder(self) -> Path:
-        """Where the main dataset's files lie, but its shards if its root is a URL."""
+        """The main dataset's folder; of a URL, a local copy of all of its files but the shards."""
         if not is_url(self.root):
             return self.readers[0].folder
         if self._small_files is None:
@@ -188,7 +188,7 @@ class EpisodeDataModule(pl.LightningDataModule):
 
     @property
     def place(self) -> RunPlace:
-        """Where the run is in its training windows."""
+        """The place of the run in its training windows."""
         if self._place is None:
             options: dict[str, Any] = {"data.seed": self.seed, "data.num_steps": self.num_steps}
             options["data.loader"] = self.loader
@@ -240,7 +240,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         return make_loader(*batches, self.num_workers, self.start_method)
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """The same windows every time; none when fitting a dataset without a val split."""
+        """A loader of fixed validation windows; none when fitting a dataset without a val split."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and self.manifest.num_episodes("val") == 0:
             logger.warning("%s has no val split: training without validation", self.root)
@@ -248,7 +248,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         return self._fixed_loader("val")
 
     def test_dataloader(self) -> Loader:
-        """The same windows every time."""
+        """A loader of fixed test windows."""
         return self._fixed_loader("test")
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

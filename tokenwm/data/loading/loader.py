@@ -52,11 +52,11 @@ def make_loader(
     """A loader of batches in a given order.
 
     Args:
-        dataset: What each place of a batch names a part of.
+        dataset: Dataset that the numbers of a batch refer to.
         batches: Lists of places, each list a batch.
         join: Parts → batch.
         num_workers: Processes; 0 reads in this one.
-        start_method: How they are started: fork or spawn.
+        start_method: Start method of the processes: fork or spawn.
     """
     # Always a batch sampler of our own: Lightning then refuses, rather than quietly adds, a
     # distributed sampler on top of the split by rank that is already made here.

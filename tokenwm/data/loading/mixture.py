@@ -39,14 +39,14 @@ class MixtureItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Stratum:
-    """What windows are drawn from by one share: a dataset, or its real or its synthetic part.
+    """A source of training windows with a fixed share: a dataset, or its real or synthetic part.
 
     Attributes:
         name: Name in the logs.
         is_synthetic: Whether its episodes are marked as synthetic.
         share: Share of all windows that are drawn, in [0, 1].
         windows: The windows.
-        order: Which of them comes when.
+        order: Order in which they come.
     """
 
     name: str
@@ -222,7 +222,7 @@ def check_compatible(main: ShardReader, other: ShardReader, fields: Sequence[str
 
 
 def _meaning(manifest: Manifest, fields: Sequence[str]) -> dict[str, Any]:
-    """What must agree, by name."""
+    """Everything that datasets trained on together must agree in, by name."""
     meaning: dict[str, Any] = {"kind": manifest.kind, "control_rate": manifest.control_rate}
     meaning["cameras"] = list(manifest.cameras)
     for name, feature in manifest.features.items():

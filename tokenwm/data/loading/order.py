@@ -1,4 +1,4 @@
-"""Which windows a training step sees: a pure function of (seed, step) and of nothing else.
+"""The choice of windows for a training step: a pure function of (seed, step).
 
 Two questions are answered apart. *From which stratum* (a dataset, or the recorded or the synthetic
 part of one) is each place of a batch taken? The ``G`` places of a global batch stand for ``G``
@@ -57,7 +57,7 @@ class ShuffledOrder:
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
     def __call__(self, place: int, step: int = 0) -> int:
-        """The window at a place of the endless sequence; ``step`` is of no account."""
+        """The window at a place of the endless sequence; ``step`` is not used."""
         epoch, index = divmod(place, self.num_windows)
         if self.num_windows > MOST_SORTED:
             return scatter(index, self.num_windows, philox(self._key, epoch, self._stream))
@@ -72,7 +72,7 @@ class ShuffledOrder:
 
 
 def scatter(index: int, count: int, random: np.random.Philox) -> int:
-    """Where a permutation of ``[0, count)`` takes ``index``, without a list of it.
+    """Apply a random permutation of ``[0, count)`` to ``index``, without a list of it.
 
     A Feistel network permutes the numbers of twice as many bits as half of them have; what falls
     outside is permuted again until it falls inside.
@@ -101,7 +101,7 @@ class WeightedOrder:
         episodes: Episodes of the stratum.
         num_windows: Windows of each.
         seed: In ``[0, 2**64)``.
-        stream: As for :class:`ShuffledOrder`.
+        stream: See :class:`ShuffledOrder`.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class GlobalOrderSampler(Sampler[list[Place]]):
 
 
 def drawn_before(shares: Sequence[Fraction], size: int, step: int) -> list[int]:
-    """How often each stratum is drawn in the steps ``[0, step)``, in a time that hardly grows.
+    """Number of draws from each stratum in the steps ``[0, step)``, in time that hardly grows.
 
     Args:
         shares: Share of each stratum; they add up to 1.

@@ -1,4 +1,4 @@
-"""Where a run is in its data, and whether another run may go on from there."""
+"""The place of a run in its data, and the check that another run may go on from there."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 
 class RunPlace:
-    """Where a run is in its training windows, as a function of its optimizer steps.
+    """The place of a run in its training windows, as a function of its optimizer steps.
 
     Args:
-        strata: What windows are drawn from.
-        options: Of the data module, what the order of the windows follows from, by name.
+        strata: Sources of windows.
+        options: Options of the data module that decide the order of the windows, by name.
         batch_size: Windows per batch on each rank.
         world_size: Ranks.
         accumulate: Batches of an optimizer step.
-        lanes_per_rank: Of the stream loader.
+        lanes_per_rank: Lanes of the stream loader on each rank.
 
     Attributes:
         legs: The parts of the run so far, each with a batch size of its own; mostly one.
@@ -82,7 +82,7 @@ class RunPlace:
     def batches(
         self, rank: int, step: Callable[[], int], skip_corrupt: bool = False
     ) -> tuple[Dataset[Any], Sampler[Any], Callable[..., Batch]]:
-        """What a loader needs: windows, which of them come when, and how they become a batch.
+        """The three parts of a loader: windows, the sampler that orders them, the collate function.
 
         Args:
             rank: Number of this process.
@@ -193,7 +193,7 @@ class CorruptEpisodes(dict[str, str]):
     """Episodes that were skipped: ``root: key`` → what is wrong with them.
 
     Args:
-        most: How many there may be.
+        most: Most episodes that may be skipped.
     """
 
     def __init__(self, most: int) -> None:

@@ -35,7 +35,7 @@ STREAM = 2**32
 
 @dataclass(frozen=True, kw_only=True)
 class Lanes:
-    """A stretch of a run in which the same lanes read.
+    """The lanes that read in one stretch of a run.
 
     Attributes:
         batch_size: Windows of a batch on one rank.
@@ -55,7 +55,7 @@ class Lanes:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """What a run that goes on with the same lanes must have kept."""
+        """Batch size, ranks and lanes per rank, which keep the lanes when a run goes on."""
         return self.batch_size, self.world_size, self.per_rank
 
     @property
@@ -70,7 +70,7 @@ class Lanes:
 
 
 class StreamOrder:
-    """Which lane reads which shards, and in which order it gives their windows.
+    """The assignment of shards to lanes, and the order in which a lane gives their windows.
 
     Args:
         windows: Windows of the dataset.
@@ -111,7 +111,7 @@ class StreamOrder:
         return (self.shards[self.shard(at)] for at in count(place, self.lanes.count))
 
     def seek(self, lane: int, given: int) -> tuple[int, int]:
-        """Where a lane that has given some windows must read on.
+        """Find the shard at which a lane that has given some windows must read on.
 
         Returns:
             Place of the shard in which the block lies that it is giving, and how many windows of
@@ -126,7 +126,7 @@ class StreamOrder:
     def shuffled(
         self, lane: int, given: int, read: Callable[[Iterator[str]], Iterator[Any]]
     ) -> Iterator[Any]:
-        """What a lane gives from a window on, without end.
+        """The shuffled windows of a lane from a given one on, without end.
 
         Args:
             lane: The lane, of all ranks.
@@ -192,7 +192,7 @@ class EndlessNumbers(Sampler[list[int]]):
 
 
 def only_one(batches: Sequence[Batch]) -> Batch:
-    """The batch of a list of one."""
+    """Unpack a list that holds one batch."""
     return batches[0]
 
 
@@ -203,8 +203,8 @@ class StreamedBatches(Dataset[Batch]):
     at the right place.
 
     Args:
-        order: Which window comes when.
-        name: What they are called in :attr:`Batch.sources`.
+        order: Order of the windows.
+        name: Name of the dataset in :attr:`Batch.sources`.
         rank: Number of this process.
     """
 

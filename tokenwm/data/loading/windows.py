@@ -27,7 +27,7 @@ BATCH_FIELDS = (
     "state_tokens",
     "action_tokens",
 )
-"""What a window may hold; ``frames`` stands for all cameras of the dataset."""
+"""Fields that a window may hold; ``frames`` stands for all cameras of the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Batch:
     skipped: tuple[CorruptSample, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with every tensor on ``device``; dtypes stay as they are."""
+        """Copy the batch to ``device``; dtypes stay as they are."""
         moved = {
             name: tensor.to(device, non_blocking=non_blocking)
             for name, tensor in self._tensors().items()
@@ -82,7 +82,7 @@ class Batch:
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
+        """Copy the batch to page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
         pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
         return replace(self, **pinned)
 

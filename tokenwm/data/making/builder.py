@@ -30,8 +30,8 @@ class FrameShardMaker:
     """Loads the episodes of a shard; a picklable, pure function of the task.
 
     Attributes:
-        source: Where they come from.
-        layout: What every episode must have.
+        source: The source of the episodes.
+        layout: The fields that every episode must have.
         strict: Whether a bad episode stops the run.
     """
 
@@ -116,8 +116,8 @@ class DatasetMerger:
 
         Args:
             folder: The dataset.
-            provenance: Where the data comes from.
-            gaps: What the source declares and does not hold.
+            provenance: Origin of the data.
+            gaps: Parts that the source declares but does not hold.
 
         Raises:
             SourceError: A split has lost all its episodes.
@@ -162,27 +162,22 @@ class DatasetMerger:
 
     def _feature(self, name: str) -> Feature:
         shape, dtype = self.layout[name]
-        about = self.description
         if name.startswith("frames."):
             return Feature(kind="frames", shape=shape, dtype=dtype)
-        if name in ("state", "task_state"):
-            names = getattr(about, f"{name}_names")
-            names = names if len(names) == shape[0] else ()
-            units = getattr(about, f"{name}_units")
-            return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
+        if name not in ("state", "task_state", "action"):
+            return Feature(
+                kind="continuous" if name == "reward" else "flag", shape=shape, dtype=dtype
+            )
+        about = vars(self.description)
+        known = about[f"{name}_names"]
+        names = known if len(known) == shape[0] else ()
         if name == "action" and dtype == "int64":
-            num_values = max(about.num_actions or 0, self._largest_action + 1)
-            names = about.action_names if len(about.action_names) == shape[0] else ()
+            num_values = max(about["num_actions"] or 0, self._largest_action + 1)
             return Feature(
                 kind="discrete", shape=shape, dtype=dtype, names=names, num_values=num_values
             )
-        if name == "action":
-            names = about.action_names if len(about.action_names) == shape[0] else ()
-            units = about.action_units
-            return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
-        if name == "reward":
-            return Feature(kind="continuous", shape=shape, dtype=dtype)
-        return Feature(kind="flag", shape=shape, dtype=dtype)
+        units = about[f"{name}_units"]
+        return Feature(kind="continuous", shape=shape, dtype=dtype, units=units, names=names)
 
 
 def _write_mean_frame(folder: Folder, camera: str, mean: NDArray[np.float32]) -> dict[str, str]:

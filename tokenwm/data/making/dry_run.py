@@ -1,4 +1,4 @@
-"""What ``prepare`` would make of a recipe, without making it, by reading a few episodes."""
+"""A dry run of ``prepare``: plan, size and time of a dataset, estimated from a few episodes."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NUM_TIMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """What a split would hold; steps and bytes are estimates by the episodes that were read."""
+    """Estimated size of one split; steps and bytes follow from the episodes that were read."""
 
     num_episodes: int
     num_steps: int
@@ -28,13 +28,13 @@ class SplitPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What would be made.
+    """Estimated contents of a dataset, and the time to make it.
 
     Attributes:
-        name: Of the dataset.
-        splits: Split → what it would hold.
+        name: Name of the dataset.
+        splits: Split → its estimated size.
         excluded: Key of an episode that was looked at → why it would be left out.
-        gaps: What the source declares and does not hold.
+        gaps: Parts that the source declares but does not hold, in words.
         num_timed: Episodes that were read.
         num_workers: Shards made at once.
         seconds: Estimated time, all workers together.
@@ -53,7 +53,7 @@ def dry_run(recipe: Recipe, num_workers: int = 0) -> DryRun:
     """Plan a dataset, read a few episodes, and estimate the rest by them; nothing is written.
 
     Args:
-        recipe: What would be made.
+        recipe: The recipe of the dataset.
         num_workers: Shards that would be made at once.
 
     Raises:

@@ -56,7 +56,7 @@ class Plan:
         refs: All episodes in the order of the source, other phases behind their own.
         split_of: Key → split.
         shards: The shards of all splits.
-        layout: What every episode must have.
+        layout: The fields that every episode must have.
     """
 
     refs: tuple[EpisodeRef, ...]
@@ -73,8 +73,8 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     """Divide the episodes of a source into splits, and each split into shards.
 
     Args:
-        recipe: What to make.
-        source: Where the episodes come from.
+        recipe: The recipe of the dataset.
+        source: The source of the episodes.
         look: Tells what episodes have, and which can be used.
 
     Raises:
@@ -92,7 +92,7 @@ def make_plan(recipe: Recipe, source: Source, look: FirstLook) -> Plan:
     if twice:
         raise SourceError(f"{recipe.name}: two episodes of the source have the key {twice[0]}")
     split_of = split_episodes(refs, recipe.splits)
-    # Those come first that the splits have to look at anyway.
+    # First the episodes that filling the splits looks at anyway.
     heads = [_of_split(refs, split_of, split)[:1] for split in reversed(SPLITS)]
     layout = look.find_layout(dict.fromkeys([*itertools.chain(*heads), *refs]))
     if not recipe.records:

@@ -1,4 +1,4 @@
-"""Recipe → a folder of frame shards, by tasks that any engine runs; see ``shard_tasks.py``.
+"""Recipe → a folder of frame shards, by :mod:`~tokenwm.data.shards.tasks` on any engine.
 
 The same recipe and source give the same bytes whatever the number of workers, their order or the
 engine. The manifest is written last. A run that is stopped leaves its finished shards, and the next
@@ -6,7 +6,6 @@ one of the same recipe and source continues from there; a finished dataset is ke
 """
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tokenwm.data.shards.tasks import ShardJob, ShowProgress, run_shard_tasks
 from tokenwm.data.shards.verify import check_files
 from tokenwm.data.storage.folder import Folder, open_folder
 from tokenwm.errors import ShardError, SourceError, TokenwmError
+from tokenwm.strict import plain
 
 
 def prepare(
@@ -37,7 +37,7 @@ def prepare(
     """Make a dataset, or continue where an earlier run stopped.
 
     Args:
-        recipe: What to make.
+        recipe: The recipe of the dataset.
         out_dir: Folder of the dataset, a path or an fsspec URL; made if missing.
         num_workers: Tasks that run at once. The local engine runs fewer than 2 in this process and
             spawns processes for more, so a script that calls this needs
@@ -96,7 +96,7 @@ def prepare(
         try:
             manifest = merger.finish(folder, provenance, source.gaps())
         except SourceError:
-            # When the episodes are mended, what this run thought of them must not be kept.
+            # Bad episodes may be mended before the next run, so this run's verdicts are removed.
             for name in bad:
                 folder.remove(shard_tasks.record_name(name))
             raise
@@ -111,7 +111,7 @@ def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
     """Return the origin of the data and the way it is made, as JSON values for a manifest."""
     plain_recipe = recipe.to_dict()
     plain_recipe["splits"]["recorded"] = takes_recorded(source.episodes(), recipe.splits)
-    values = {
+    values: dict[str, Any] = {
         **source.provenance(),
         "licence": recipe.licence
         if recipe.licence != UNKNOWN
@@ -119,8 +119,7 @@ def _provenance(recipe: Recipe, source: Source) -> dict[str, Any]:
         "tool": f"tokenwm {tokenwm.__version__}",
         "recipe": plain_recipe,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    return {name: plain(value) for name, value in values.items()}
 
 
 def _finished(
@@ -141,7 +140,7 @@ def _finished(
         if any(folder.size(shard.path) != shard.num_bytes for shard in manifest.shards):
             differing.append("the shards, which are not all there")
         if not differing:
-            if overwrite:  # whoever wants that may have been told of damage
+            if overwrite:  # the user may have been told of damage
                 ShardReader(out_dir, verify=True, manifest=manifest)
                 if any(check_files(folder, manifest)):
                     return None
@@ -157,7 +156,7 @@ def _finished(
 def _of_today(recipe: Any) -> Any:
     """The recipe in a manifest, with the keys that recipes did not have when it was written."""
     try:
-        return json.loads(json.dumps(parse_recipe(recipe).to_dict()))
+        return parse_recipe(recipe).to_dict()
     except TokenwmError:
         return recipe
 

@@ -2,13 +2,12 @@
 
 The path from a recording to an episode calls these, before anything is dropped by downsampling.
 Each check raises :class:`EpisodeError`; :mod:`tokenwm.data.making.prepare` then leaves the episode
-out and
-lists it with the message as its reason, or stops at once if the recipe says
-``quality.strict: true``. What is only reported is measured here too, and judged over the whole
-dataset by :mod:`tokenwm.data.quality_report`.
+out and lists it with the message as its reason, or stops at once if the recipe says
+``quality.strict: true``. What is only reported is measured too, and judged over the whole dataset
+by :mod:`tokenwm.data.quality_report`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,26 @@ FEW_ROWS = 3
 """Most rows without a picture of which the error says that they can be dropped."""
 FROZEN_STEPS = 10
 """An episode shorter than this is too short to say that a sensor is frozen."""
+
+ALLOWED: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
+    (lambda x: x > 0, "seconds > 0", ("timestamp_tolerance",)),
+    (lambda x: x >= 2, "at least 2", ("min_steps",)),
+    (lambda x: x >= 0, "rows >= 0", ("allow_short_video",)),
+    (
+        lambda x: x > 0,
+        "> 0 or null",
+        ("max_action_abs", "max_state_step", "max_spike", "max_lag"),
+    ),
+    (
+        lambda x: x >= MIN_STRETCH_SECONDS,
+        f">= {MIN_STRETCH_SECONDS} or null",
+        ("max_frozen_seconds",),
+    ),
+    (lambda x: 0 < x <= 1, "a fraction in (0, 1] or null", ("max_saturation",)),
+    (lambda x: x >= 0, ">= 0", ("near_duplicate",)),
+    (lambda x: 0 <= x <= 1, "a fraction in [0, 1]", ("min_distinct_starts", "min_action_coverage")),
+)
+"""Test of a limit, the same in words, and names of the limits it is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,32 +90,11 @@ class QualityConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if not self.timestamp_tolerance > 0:
-            raise RecipeError(
-                f"timestamp_tolerance is {self.timestamp_tolerance}; expected seconds > 0"
-            )
-        if self.min_steps < 2:
-            raise RecipeError(f"min_steps is {self.min_steps}; expected at least 2")
-        if self.allow_short_video < 0:
-            raise RecipeError(f"allow_short_video is {self.allow_short_video}; expected rows >= 0")
-        for name in ("max_action_abs", "max_state_step", "max_spike", "max_lag"):
-            limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                raise RecipeError(f"{name} is {limit}; expected > 0 or null")
-        longest = self.max_frozen_seconds
-        if longest is not None and not longest >= MIN_STRETCH_SECONDS:
-            raise RecipeError(
-                f"max_frozen_seconds is {longest}; expected >= {MIN_STRETCH_SECONDS} or null"
-            )
-        if self.max_saturation is not None and not 0 < self.max_saturation <= 1:
-            raise RecipeError(
-                f"max_saturation is {self.max_saturation}; expected a fraction in (0, 1] or null"
-            )
-        if not self.near_duplicate >= 0:
-            raise RecipeError(f"near_duplicate is {self.near_duplicate}; expected >= 0")
-        for name in ("min_distinct_starts", "min_action_coverage"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; expected a fraction in [0, 1]")
+        for is_allowed, expected, names in ALLOWED:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_allowed(value):
+                    raise RecipeError(f"{name} is {value}; expected {expected}")
 
 
 def check_signals(
@@ -258,7 +256,7 @@ def check_measured(key: str, config: QualityConfig, measured: Mapping[str, Any])
     Args:
         key: Episode, for messages.
         config: Limits.
-        measured: What was measured.
+        measured: The measurements.
 
     Raises:
         EpisodeError: A camera or state is frozen, an encoder jumps, the state is too late, or the

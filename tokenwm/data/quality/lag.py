@@ -1,4 +1,4 @@
-"""By how much the state of a robot follows its actions, from their cross-correlation."""
+"""The lag of a robot's state behind its actions, from their cross-correlation."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ Signal = NDArray[Any]
 
 
 def estimate_lag(state: Signal, action: Signal, rate: float) -> dict[str, Any] | None:
-    """By how much the state follows the action, from their cross-correlation.
+    """Estimate the lag of the state behind the action from their cross-correlation.
 
     Only where both have equally many dimensions, of which the same ones are taken to belong
     together. An action that is a *target* (position commands) is compared by its changes, since

@@ -1,9 +1,8 @@
 """Measurements of one recording, at the rate of its source, by the process that loads it.
 
 Nothing is judged here: :mod:`tokenwm.data.quality.checks` compares these figures with the recipe's
-limits,
-and :mod:`tokenwm.data.quality_report` sums them up over a dataset. All results are plain JSON
-values and few, so ten thousand episodes fit into memory.
+limits, and :mod:`tokenwm.data.quality_report` sums them up over a dataset. All results are plain
+JSON values and few, so ten thousand episodes fit into memory.
 """
 
 import hashlib

@@ -13,12 +13,10 @@ from tokenwm.data.quality.checks import QualityConfig
 from tokenwm.data.quality_report.summary import Measured
 from tokenwm.data.readers.base import PHASE
 from tokenwm.data.shards.manifest import GAPS, Excluded, Manifest
-from tokenwm.pages.words import count
+from tokenwm.pages.words import count, few
 
 Level = Literal["wrong", "look"]
 
-SHOWN = 5
-"""Episodes named in a sentence."""
 REPEATED = 0.05
 """Report a camera of which a larger part of the frames repeats the one before."""
 SATURATED = 0.2
@@ -40,9 +38,9 @@ class Finding:
     """
 
     rule: str
-    level: Level
     text: str
     remedy: str
+    level: Level = "look"
     episodes: tuple[str, ...] = ()
 
 
@@ -97,12 +95,6 @@ def excluded_recordings(manifest: Manifest) -> list[Excluded]:
     ]
 
 
-def named(keys: Sequence[str]) -> str:
-    """A few keys, and how many more there are."""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
-
-
 def dimension(manifest: Manifest, field: str, index: int) -> str:
     """The name of a dimension, else ``action[3]``."""
     names = manifest.features[field].names if field in manifest.features else ()
@@ -125,7 +117,7 @@ def _left_out(keys: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             rule="excluded",
             level="wrong",
-            text=f"{count(len(keys), 'episode')} could not be used: {named(keys)}.",
+            text=f"{count(len(keys), 'episode')} could not be used: {few(keys)}.",
             remedy="The table below gives the reason for each; mend or record them again, then "
             "prepare the dataset again.",
             episodes=tuple(keys),
@@ -148,7 +140,7 @@ def _duplicates(manifest: Manifest, summary: Mapping[str, Any]) -> Iterator[Find
         yield Finding(
             rule=rule,
             level="wrong" if leaks else "look",
-            text=f"{count(len(keys), 'episode')} hold {same} as another: {named(keys)}."
+            text=f"{count(len(keys), 'episode')} hold {same} as another: {few(keys)}."
             + (" Some are in different splits, so held-out figures are too good." if leaks else ""),
             remedy="Keep one of each with source.episodes, or record others.",
             episodes=tuple(keys),
@@ -186,7 +178,6 @@ def _repeated(summary: Mapping[str, Any]) -> Iterator[Finding]:
             )
         yield Finding(
             rule="repeated frames",
-            level="look",
             text=f"Camera {camera}: {text}",
             remedy="A camera slower than its recording, dropped frames, or an encoder that skips "
             "small changes"
@@ -210,18 +201,16 @@ def _sensors(manifest: Manifest, measured: Measured) -> Iterator[Finding]:
     for camera, still in cameras.items():
         yield Finding(
             rule="frozen",
-            level="look",
             text=f"Camera {camera} stands still for a while in {count(len(still), 'episode')}: "
-            f"{named(still)}.",
+            f"{few(still)}.",
             remedy="Right if nothing was to be seen moving; the timeline shows when.",
             episodes=tuple(still),
         )
     if frozen_state:
         yield Finding(
             rule="frozen",
-            level="look",
             text=f"The state stands still for a while in {count(len(frozen_state), 'episode')}: "
-            f"{named(frozen_state)}.",
+            f"{few(frozen_state)}.",
             remedy="Right if the robot did not move; the timeline shows when.",
             episodes=tuple(frozen_state),
         )
@@ -237,13 +226,12 @@ def _constant(
         together.setdefault(tuple(keys), []).append(dimension(manifest, "state", index))
     for keys, names in together.items():
         everywhere = len(keys) == num_recordings
-        never = f"{named(names)} never change{'s' if len(names) == 1 else ''}"
+        never = f"{few(names)} never change{'s' if len(names) == 1 else ''}"
         yield Finding(
             rule="constant state",
-            level="look",
             text=f"{never} in any episode."
             if everywhere
-            else f"{never} in {named(keys)}, but {'does' if len(names) == 1 else 'do'} elsewhere.",
+            else f"{never} in {few(keys)}, but {'does' if len(names) == 1 else 'do'} elsewhere.",
             remedy="Right for joints that are not used."
             if everywhere
             else "Look for an encoder that was not connected there.",
@@ -265,16 +253,14 @@ def _actions(
     if held:
         yield Finding(
             rule="saturation",
-            level="look",
-            text=f"Actions stand at their smallest or largest value: {named(held)} of the steps.",
+            text=f"Actions stand at their smallest or largest value: {few(held)} of the steps.",
             remedy="Right for a hand that is fully open or closed; else widen the limits of the "
             "controller or move less abruptly.",
         )
     if narrow:
         yield Finding(
             rule="coverage",
-            level="look",
-            text=f"Actions use little of their own range: {named(narrow)}.",
+            text=f"Actions use little of their own range: {few(narrow)}.",
             remedy="A model learns the effect of what it has seen; record more varied motion there "
             "if the robot shall do more.",
         )
@@ -285,7 +271,6 @@ def _starts(summary: Mapping[str, Any], config: QualityConfig) -> Iterator[Findi
     if about["distinct"] < config.min_distinct_starts * about["episodes"]:
         yield Finding(
             rule="starts",
-            level="look",
             text=f"Episodes start from {count(about['distinct'], 'distinct place')} only "
             f"({about['episodes']} looked at).",
             remedy="Vary where the robot and the objects are at the beginning.",

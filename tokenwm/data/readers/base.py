@@ -51,7 +51,7 @@ class EpisodeFormat:
 
 
 PHASE = "_phase"
-"""What follows the key of a recording in the keys of its other phases."""
+"""Text that follows the key of a recording in the keys of its other phases."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ as the recipe says), the reward (summed) and the termination (any) of kept step 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +40,8 @@ class Signals:
 
     def beginning_at(self, row: int) -> "Signals":
         """Return these signals without the rows before ``row``."""
-        return Signals(
-            action=self.action[row:],
-            state=None if self.state is None else self.state[row:],
-            reward=None if self.reward is None else self.reward[row:],
-            terminated=self.terminated[row:],
-            task_state=None if self.task_state is None else self.task_state[row:],
-        )
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return replace(self, **{name: array[row:] for name, array in arrays.items()})
 
 
 def downsampling_factor(source_rate: float, control_rate: float) -> int:
@@ -83,27 +78,20 @@ def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signa
     """
     action = signals.action
     discrete = np.issubdtype(action.dtype, np.integer)
-    if aggregation not in get_args(Aggregation):
-        raise RecipeError(f"action_aggregation {aggregation!r} is not last, first, mean or sum")
     if discrete and factor > 1 and aggregation in ("mean", "sum"):
         raise RecipeError(
             f"action_aggregation: {aggregation} makes no sense for discrete actions; "
             "use last or first"
         )
     num_steps = math.ceil(len(action) / factor)
-    # All rows that belong to a kept step which another kept step follows.
+    # The rows of all kept steps but the last.
     used = (num_steps - 1) * factor
     grouped = action[:used].reshape(num_steps - 1, factor, action.shape[1])
-    if aggregation == "last":
-        kept = grouped[:, -1]
-    elif aggregation == "first":
-        kept = grouped[:, 0]
-    elif aggregation == "mean":
-        kept = grouped.mean(axis=1, dtype=np.float64)
-    else:
-        kept = grouped.sum(axis=1, dtype=np.float64)
     new_action = np.zeros((num_steps, action.shape[1]), dtype=action.dtype)
-    new_action[:-1] = kept
+    if aggregation in ("mean", "sum"):
+        new_action[:-1] = getattr(grouped, aggregation)(axis=1, dtype=np.float64)
+    else:
+        new_action[:-1] = grouped[:, 0 if aggregation == "first" else -1]
     terminated = np.zeros(num_steps, dtype=np.bool_)
     terminated[:-1] = signals.terminated[:used].reshape(-1, factor).any(axis=1)
     reward = None

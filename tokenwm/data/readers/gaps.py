@@ -4,22 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenwm.data.readers.base import Gap
-
-SHOWN = 5
-"""Names in a sentence."""
+from tokenwm.pages.words import few
 
 
 def compare(
     where: str, what: str, declared: Any, found: int, *, missing: Sequence[str] = ()
 ) -> list[Gap]:
-    """A gap if a declared number is not that of what is there.
+    """A gap if a declared number differs from the number found.
 
     Args:
         where: What declares it, for example a file.
         what: What is counted; those that are missing count in the verdict if it is ``episodes``.
         declared: The number, which some write as a text or with a point behind it; anything but a
             whole number declares nothing.
-        found: What is there.
+        found: The number found.
         missing: Names of those that are missing, as far as they are known.
     """
     try:
@@ -38,9 +36,3 @@ def compare(
         text += f": {lost:,} of {declared:,} {verb} missing"
         text += f" ({few(missing)})" if missing else ""
     return [Gap(text=text, num_missing=max(0, lost) if what == "episodes" else 0)]
-
-
-def few(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -1,15 +1,18 @@
 """The border around one episode: whatever goes wrong with it costs that episode and no other."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 import tokenwm
 from tokenwm.errors import EpisodeError, TokenwmError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 PACKAGE = Path(tokenwm.__file__).parent
 MOST_TEXT = 400
 """Characters of a reason that was not written by us; it may hold a stranger's data."""
@@ -40,6 +43,23 @@ def costs_one_episode(key: str, *, passing: type[TokenwmError] = EpisodeError) -
     except Exception as error:
         told = f"{type(error).__name__} at {place_of(error)}: {str(error) or 'without a word'}"
         raise EpisodeError(f"episode {key} cannot be used: {writable(told)[:MOST_TEXT]}") from error
+
+
+def readable(
+    items: Iterable[Item],
+    read: Callable[[Item], Result],
+    problems: list[EpisodeError] | None = None,
+) -> Iterator[Result]:
+    """Read items one after the other; the errors of bad ones are added to ``problems``."""
+    for item in items:
+        try:
+            with costs_one_episode(str(item)):
+                result = read(item)
+        except EpisodeError as error:
+            if problems is not None:
+                problems.append(error)
+            continue
+        yield result
 
 
 def place_of(error: BaseException) -> str:

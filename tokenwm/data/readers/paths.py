@@ -1,6 +1,7 @@
 """Files of a dataset that a stranger may have made: only what lies inside its folder is read."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,12 +59,35 @@ def read_small(folder: Path, path: Path, most: int | None = None) -> bytes:
     return path.read_bytes()
 
 
+def read_object(folder: Path, path: Path, layout: str) -> dict[str, Any]:
+    """Keys and values of a JSON file that describes a dataset.
+
+    Args:
+        folder: The dataset.
+        path: The file.
+        layout: What is expected there, for the message.
+
+    Raises:
+        SourceError: It is missing, damaged or holds something else.
+    """
+    try:
+        values = json.loads(read_small(folder, path))
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing; {layout}") from None
+    except SourceError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read: {error}; {layout}") from error
+    if not isinstance(values, dict):
+        raise SourceError(f"{path} does not hold keys and values; {layout}")
+    return values
+
+
 def update_digest(digest: Any, path: Path, name: str) -> None:
     """Add the name, size and bytes of a file to a digest; of any size, a piece at a time."""
     digest.update(os.fsencode(f"{name}:{path.stat().st_size}:"))
     with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
+        hashlib.file_digest(file, lambda: digest)
 
 
 def checksum_of_sizes(folder: Path, paths: Iterable[Path]) -> str:

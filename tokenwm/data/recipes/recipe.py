@@ -29,7 +29,7 @@ from tokenwm.data.readers.downsample import Aggregation
 from tokenwm.data.readers.pictures.video import Resize
 from tokenwm.data.readers.recorded.several import open_recorded
 from tokenwm.errors import RecipeError, TokenwmError
-from tokenwm.strict import build, show
+from tokenwm.strict import build, plain, show
 
 UNKNOWN = "unknown"
 """A licence that nobody states."""
@@ -151,12 +151,11 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe with all defaults filled in, as plain JSON values, for the manifest."""
-        values = dataclasses.asdict(self)
+        values: dict[str, Any] = plain(self)
         del values["folder"]
         if not self.splits.folds:  # as datasets had it before there were folds
             del values["splits"]["folds"], values["splits"]["fold"]
-        plain: dict[str, Any] = _plain(values)
-        return plain
+        return values
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -212,7 +211,7 @@ def parse_recipe(values: Any, *, origin: str = "recipe", folder: Path | None = N
     """Turn plain values into a :class:`Recipe`.
 
     Args:
-        values: What the YAML file holds.
+        values: Plain values of the YAML file.
         origin: Name of the file, for messages.
         folder: Where relative paths start if not in the current directory.
 
@@ -243,7 +242,7 @@ def split_episodes(refs: Sequence[EpisodeRef], splits: SplitConfig) -> dict[str,
 
     Args:
         refs: All episodes.
-        splits: What the recipe says.
+        splits: The recipe's splits.
 
     Returns:
         Key → split.
@@ -312,11 +311,3 @@ def _references(value: Any, place: str = "") -> Iterator[str]:
             yield from _references(item, f"{place}[{index}]")
     elif isinstance(value, str) and "${" in value:
         yield f"{place} = {value[:60]!r}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

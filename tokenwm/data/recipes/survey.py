@@ -24,6 +24,7 @@ from tokenwm.data.recipes.first_look import Layout, layout_mismatch, layout_of, 
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError, SourceError
+from tokenwm.pages.words import few
 
 GOOD_RATES = (5.0, 15.0)
 """Hz; slower and much is missed between two steps, faster and two frames hardly differ."""
@@ -36,7 +37,6 @@ LEVELS_ABOVE = 4
 """Folders above a path of which it could be a part: ``videos/CAMERA/chunk-000/FILE`` is so deep."""
 LOOKED_BELOW = 100
 """Files and folders of a folder that are looked at for datasets in them."""
-SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Survey:
     Attributes:
         source: The opened source, every column named.
         rate: Rows per second, Hz; None where the format does not record it.
-        facts: What the reader says in words: name → fact.
-        licence: As the data states it; empty if it states none.
+        facts: Facts about the source in words: name → fact.
+        licence: The licence as the data states it; empty if it states none.
         refs: All episodes.
         looked_into: Keys of the episodes whose numbers were read.
         num_rows: Rows of the episodes looked into.
@@ -58,7 +58,7 @@ class Survey:
         unclear: Option that must be chosen, since no column is plainly it → columns that could be
             it; all were looked into.
         problems: Key of an episode → why it would be left out.
-        gaps: What the source declares and does not hold.
+        gaps: Parts that the source declares but does not hold.
     """
 
     source: RecordedSource
@@ -85,7 +85,7 @@ def survey(path: Path | str, *, num_episodes: int = 100) -> Survey:
     """Look into a file or folder of recordings.
 
     Args:
-        path: What to look into.
+        path: The file or folder to look into.
         num_episodes: Read the numbers of this many episodes, evenly spread; 0 for all.
 
     Raises:
@@ -127,7 +127,7 @@ class _Seen:
     Attributes:
         layout: Shapes and types of its numbers.
         num_rows: Rows.
-        task: What is to be done.
+        task: The task in words.
         ranges: ``state``, ``action``, ``reward`` → ``(2, width)`` smallest and largest value.
     """
 
@@ -182,13 +182,9 @@ class _Figures:
     @property
     def ranges(self) -> dict[str, NDArray[np.float64]]:
         """``state``, ``action``, ``reward`` → ``(2, width)`` over all usable episodes."""
-        first = next(iter(self.seen.values()), None)
-        every = (
-            {name: [i.ranges[name] for i in self.seen.values()] for name in first.ranges}
-            if first
-            else {}
-        )
-        return {name: _range(np.concatenate(ranges)) for name, ranges in every.items()}
+        every = [item.ranges for item in self.seen.values()]
+        names = every[0] if every else ()
+        return {name: _range(np.concatenate([ranges[name] for ranges in every])) for name in names}
 
 
 def _range(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -243,10 +239,9 @@ def _check_level(path: Path, found: Sequence[Recognised]) -> None:
             continue
         inside += [f"{item.name} ({kind.facts.get('format', 'a dataset')})" for kind in kinds[:1]]
     if inside:
-        more = f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
         raise SourceError(
-            f"{path} is no dataset itself, but holds {len(inside)}: {', '.join(inside[:SHOWN])}"
-            f"{more}; name one of them, for example {path / inside[0].partition(' (')[0]}"
+            f"{path} is no dataset itself, but holds {len(inside)}: {few(inside)}; name one of "
+            f"them, for example {path / inside[0].partition(' (')[0]}"
         )
     for item in below:
         if not found:
@@ -279,20 +274,15 @@ def _open(found: Recognised) -> tuple[RecordedSource, _Candidates, _Candidates]:
                 ),
                 None,
             )
-        except AmbiguousColumnsError as error:
-            assert isinstance(config, RecordedConfig)
-            ambiguous[error.option] = error.candidates
-            several = error.option == "state"
-            chosen: Any = error.candidates if several else error.candidates[0]
-            config = dataclasses.replace(config, **{error.option: chosen})
-            continue
-        except NoPlainColumnError as error:
+        except (AmbiguousColumnsError, NoPlainColumnError) as error:
             if not error.candidates:
                 raise
             assert isinstance(config, RecordedConfig)
-            unclear[error.option] = error.candidates
-            every: Any = error.candidates
-            config = dataclasses.replace(config, **{error.option: every})
+            several = isinstance(error, AmbiguousColumnsError)
+            (ambiguous if several else unclear)[error.option] = error.candidates
+            takes_one = several and error.option != "state"
+            chosen: Any = error.candidates[0] if takes_one else error.candidates
+            config = dataclasses.replace(config, **{error.option: chosen})
             continue
         if not isinstance(source, RecordedSource):
             raise SourceError(f"{type(source).__name__} holds no recordings")

@@ -38,12 +38,12 @@ SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
 FILE_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 """Paths of files beside the shards: ``quality.json``, or ``tokenizer/config.yaml`` in a folder."""
 DIGEST_KEY = ',\n"sha256": "'
-"""What stands before the digest at the end of the manifest's text."""
+"""Text before the digest at the end of the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """What one field of every episode holds.
+    """Description of one field that every episode has: type, shape, units.
 
     Attributes:
         kind: ``frames`` (uint8 pixels), ``continuous``, ``discrete`` (ids), ``flag`` or ``tokens``.
@@ -93,7 +93,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeInfo:
-    """Where one episode lies.
+    """The place of one episode: its shard, and byte offsets there.
 
     Attributes:
         key: Name of the episode, unique in the dataset.
@@ -143,9 +143,9 @@ class Manifest:
             ``quality.json`` or ``tokenizer/config.yaml``; empty in datasets before schema version
             3, and pictures are in ``statistics``.
         episodes: Every episode, in the order of the shards.
-        excluded: What was left out and why.
+        excluded: Episodes that were left out, with reasons.
         provenance: Source, licence, source checksum, tool version, recipe.
-        extra: What only some datasets have; token shards: ``tokenizer_hash``, ``cameras``, ….
+        extra: Values of some datasets only; token shards: ``tokenizer_hash``, ``cameras``, ….
         schema_version: Version of this layout.
     """
 

@@ -77,7 +77,7 @@ def member_size(header: bytes, name: str, room: int, where: str) -> int:
 
     Args:
         header: One block of the tar.
-        name: What the member must be called.
+        name: The name that the member must have.
         room: Bytes from its data to the end of the file.
         where: Shard, member and offset, for messages.
 
@@ -103,7 +103,7 @@ def npy_header_size(head: bytes, num_steps: int, feature: Feature, size: int, wh
     Args:
         head: The first bytes of the member, up to ``MAX_NPY_HEADER``.
         num_steps: ``T`` of the episode.
-        feature: What the manifest says of the field.
+        feature: The manifest's description of the field.
         size: Bytes of the whole member.
         where: Shard, episode and field, for messages.
 

@@ -31,7 +31,7 @@ MAX_WAITED_FOR = 4 * 2**20
 NUM_AHEAD = 4
 """Shards that are fetched before they are asked for."""
 NUM_THREADS = 2
-"""Of each process, which fetch them."""
+"""Threads of each process that fetch shards ahead."""
 IDLE_SECONDS = 600.0
 """After which a copy in a full cache is taken to be of no more use, and a partial one given up."""
 COPY_NAME = re.compile(r"[0-9a-f]{64}\.tar")
@@ -42,7 +42,7 @@ Range = tuple[int, int]
 
 
 class ShardFiles(Protocol):
-    """The shards of one dataset, for reading here and there."""
+    """The shards of one dataset, for reading ranges of bytes."""
 
     def read(self, name: str, ranges: Sequence[Range]) -> list[NDArray[np.uint8]]:
         """Some ranges of a shard, as new arrays.
@@ -53,7 +53,7 @@ class ShardFiles(Protocol):
         """
 
     def is_checked(self, name: str) -> bool:
-        """Whether no sums of episodes are to be checked: it was compared with its own already."""
+        """True if the whole shard was checked, so that checksums of episodes are not needed."""
 
 
 class LocalFiles:
@@ -84,7 +84,7 @@ class LocalFiles:
 
 
 class _OpenFile:
-    """Closed when its last user lets go, so that dropping it from a list cannot hurt a read."""
+    """An open file, closed only when its last user lets go of it."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = -1
@@ -151,7 +151,7 @@ class CachedFiles(RemoteFiles):
     window.
 
     Args:
-        url: Where the dataset lies.
+        url: URL of the dataset.
         shards: Its shards.
         cache: Folder of the copies; made if it is not there. Any file in it may be removed between
             runs; files that are no copies are left alone and do not count.
@@ -180,7 +180,7 @@ class CachedFiles(RemoteFiles):
         self._background = _Background(self._fetch_unless_locked)
 
     def is_checked(self, name: str) -> bool:
-        """Whether a shard is read from its copy."""
+        """True if a shard is read from its local copy, which was checked when it was made."""
         return _copy_of(self._shards[name]) in self._used
 
     def read(self, name: str, ranges: Sequence[Range]) -> list[NDArray[np.uint8]]:

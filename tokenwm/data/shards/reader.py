@@ -69,7 +69,7 @@ class ShardReader:
             it is made, and episodes that are read by ranges until then.
         cache: Folder for copies of a URL's shards, see
             :class:`tokenwm.data.shards.ranges.CachedFiles`; None reads by ranges.
-        cache_bytes: What the cache may hold; None for no limit.
+        cache_bytes: Most bytes that the cache may hold; None for no limit.
         manifest: The manifest where it is not written yet; None reads it from the folder.
 
     Raises:
@@ -116,7 +116,7 @@ class ShardReader:
         return [e.key for e in self.manifest.episodes if split is None or e.split == split]
 
     def episode(self, key: str) -> EpisodeInfo:
-        """Where an episode lies and how long it is.
+        """The manifest's entry of an episode: its place and length.
 
         Raises:
             ShardError: There is no such episode.
@@ -203,7 +203,7 @@ class ShardReader:
         return decode_metadata(content.tobytes(), f"{self._where(episode)}: {name}")
 
     def is_synthetic(self, key: str) -> bool:
-        """Whether an episode was imagined by a model: ``synthetic: true`` in its metadata.
+        """True if an episode was imagined by a model: ``synthetic: true`` in its metadata.
 
         ``synthetic`` in the manifest's ``extra`` says so for all episodes. The manifest repeats the
         mark of each, so that metadata are read only where it is older than schema version 3.
@@ -261,7 +261,7 @@ class ShardReader:
 
     @property
     def is_quick_to_verify(self) -> bool:
-        """Whether all bytes are read in a second or so, or episodes have no sums of their own."""
+        """True if reading all takes about a second, or episodes have no checksums of their own."""
         num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
         return num_bytes <= QUICK_BYTES or any(e.crc32 is None for e in self.manifest.episodes[:1])
 
@@ -323,7 +323,7 @@ class ShardReader:
         return member_size(head[: tarfile.BLOCKSIZE], name, room, where)
 
     def _head_range(self, episode: EpisodeInfo, name: str, offset: int, more: int = 0) -> Range:
-        """Where the header of a member lies, and ``more`` bytes of its data as far as there are."""
+        """The range of a member's tar header and of the first ``more`` bytes of its data."""
         num_bytes = self._shards[episode.shard].num_bytes
         if not tarfile.BLOCKSIZE <= offset <= num_bytes:
             where = self._where_member(episode, name, offset)

@@ -35,10 +35,10 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedEpisode:
-    """An episode that came by.
+    """An episode read from a stream of shards.
 
     Attributes:
-        info: What the manifest says of it.
+        info: Its entry in the manifest.
         arrays: Field → array ``(T, ...)``, read-only.
         metadata: Its JSON member.
     """
@@ -130,10 +130,10 @@ class CheckedShard:
         file: The shard, open for reading.
         where: Its name, for messages.
         num_bytes: Its size.
-        episodes: What lies in it, in order.
+        episodes: The episodes in it, in order.
 
     Attributes:
-        error: What is wrong with it; None as long as nothing is.
+        error: The error found in it; None as long as there is none.
     """
 
     def __init__(

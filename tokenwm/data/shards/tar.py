@@ -37,7 +37,7 @@ class ShardFile:
 
     Attributes:
         info: The finished file; None before it is finished, and if it has no episodes.
-        episodes: Where the episodes lie.
+        episodes: Places of the episodes.
     """
 
     def __init__(self, folder: Folder | Path | str, name: str) -> None:
@@ -143,7 +143,7 @@ class ShardFile:
 
 
 class _Sums:
-    """Sums of what goes into a file.
+    """Size and checksums of a file that is being written.
 
     Attributes:
         num_bytes: Size so far.

@@ -38,7 +38,7 @@ UNFINISHED_NAME = ".unfinished.json"
 
 
 class ShardTask(Protocol):
-    """What goes into one shard.
+    """The contents of one shard that is to be made.
 
     Attributes:
         name: File name of the shard, ``{split}-{i:06d}.tar``.
@@ -57,7 +57,7 @@ Task = TypeVar("Task", bound=ShardTask)
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """What a task wants to hand to the merge besides the shard.
+    """Values that a task hands to the merge besides its shard.
 
     Attributes:
         values: JSON values.
@@ -70,12 +70,12 @@ class Extra:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known of a finished shard.
+    """The record of a finished shard.
 
     Attributes:
         plan: Digest of the plan it belongs to.
         shard: The file; None if no episode was left for it, then there is none.
-        episodes: Where they lie.
+        episodes: Places of its episodes.
         values: JSON values of the task.
         arrays: Arrays of the task; not in the JSON part.
     """
@@ -124,15 +124,15 @@ def record_name(shard: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        stage: What is being done, in one word.
+        stage: Name of the current stage, one word.
         done: Episodes done, or shards where it says so.
-        total: How many there are in all.
-        kept: How many of those done an earlier run had finished.
+        total: Episodes, or shards, in all.
+        kept: Those of them that an earlier run had finished.
         new_steps: Steps that this run has made.
-        message: What happened last.
+        message: Text about the last event.
     """
 
     stage: str
@@ -151,7 +151,7 @@ class ShardJob(Generic[Task]):
     """Makes shards; a picklable function of a task.
 
     Attributes:
-        folder: Where the shards go.
+        folder: Folder of the shards.
         plan: Digest of the plan.
         make: Adds the episodes of a task to its shard; picklable, and a pure function of the task.
     """
@@ -260,7 +260,7 @@ def note(folder: Folder, plan: Mapping[str, Any], notes: Mapping[str, Any]) -> N
 
 
 def _read_notes(folder: Folder) -> dict[str, Any]:
-    """What :func:`note` wrote: the ``plan`` and the ``notes``.
+    """Read back what :func:`note` wrote: the ``plan`` and the ``notes``.
 
     Raises:
         OSError: It cannot be read.

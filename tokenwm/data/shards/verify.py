@@ -42,7 +42,7 @@ class Problem:
     Attributes:
         file: Name of the file.
         key: Episode, where one can be named; else empty.
-        message: What is wrong.
+        message: The problem, in words.
     """
 
     file: str
@@ -158,7 +158,7 @@ class ShardCheck:
     """Finds the problems of a shard; a picklable function of it.
 
     Attributes:
-        folder: Where the shards are.
+        folder: Folder of the shards.
         features: Their fields.
         episodes: Shard → episodes in it.
     """

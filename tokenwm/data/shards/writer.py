@@ -1,4 +1,4 @@
-"""Writing a dataset from a program: episodes → shards of one split. See ``shards.py``."""
+"""Writing of shards from a program; :mod:`tokenwm.data.shards.reader` has an example."""
 
 import contextlib
 import re

@@ -110,7 +110,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 def older_of(folder: Path) -> Path:
-    """Where :func:`replace_folder` keeps what is being replaced."""
+    """The path at which :func:`replace_folder` keeps the folder that is being replaced."""
     return folder.with_name(folder.name + ".older")
 
 

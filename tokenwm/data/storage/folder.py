@@ -1,4 +1,4 @@
-"""Where a dataset lies: a local folder, or what is behind any fsspec URL (``s3://bucket/pusht``).
+"""The storage of a dataset: a local folder, or any fsspec URL (``s3://bucket/pusht``).
 
 A dataset is a flat folder of files that are written once, each whole or not at all, so this is all
 that is asked of a storage.
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 PIECE_BYTES = 2**20
 """Bytes of a large file that are in memory at a time."""
 TRIES = 5
-"""Of a request to a storage that does not answer."""
+"""Attempts of a request to a storage that does not answer."""
 FIRST_PAUSE = 0.5
 """Seconds before the second try, give or take a half; each further pause is twice as long."""
 FINAL = (
@@ -57,7 +57,7 @@ def location(text: str) -> Path | str:
 
 
 def is_url(root: Path | str) -> bool:
-    """Whether a dataset lies elsewhere: ``s3://…``, ``https://…``, ``memory://…``."""
+    """True for a URL of another storage (``s3://…``, ``https://…``, ``memory://…``); not ``file://``."""
     return "://" in str(root) and not str(root).startswith("file://")
 
 
@@ -236,7 +236,7 @@ class Folder:
 
     @contextmanager
     def _errors(self, what: str, name: str = "") -> Iterator[None]:
-        """Every storage has exceptions of its own; a user needs the place and the reason."""
+        """Turn the exceptions of any storage into a ShardError with the place and the reason."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError):

@@ -23,7 +23,7 @@ from tokenwm.evaluation.report.tiles import tiles
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import Plot
 from tokenwm.pages.render import render
-from tokenwm.pages.words import count, seconds
+from tokenwm.pages.words import count, few, seconds
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""
@@ -103,8 +103,8 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
             continue
         rows.append((f"PSNR{where}, dB", None, 0))
         rows += [(LABELS[name], curve, 1) for name, curve in psnr.items()]
-        rows += [("model − persistence", gain, 2), ("true − shuffled actions", gap, 2)]
-    rows = [row for row in rows if row[1] is not None or row[2] == 0]
+        differences = {"model − persistence": gain, "true − shuffled actions": gap}
+        rows += [(name, curve, 2) for name, curve in differences.items() if curve is not None]
     state = evaluation.state
     units = (state.units if state else "") or "units of the data"
     for title, curves, digits in (
@@ -136,19 +136,18 @@ def significant_digits(curves: Mapping[str, Curve], digits: int = 3) -> int:
 def _table_note(evaluation: Evaluation) -> str:
     over = count(len(evaluation.episodes), "episode")
     outside = evaluation.outside
-    home = (
-        ""
-        if outside.reconstruction_at_home is not None
-        else " How well the tokenizer reconstructs its own val split is not known, so it is not "
-        "compared."
-    )
-    home += _changed_note(evaluation)
+    notes = _changed_note(evaluation)
+    if outside.reconstruction_at_home is None:
+        notes += (
+            " How well the tokenizer reconstructs its own val split is not known, so it is not "
+            "compared."
+        )
     if not evaluation.has_intervals:
-        return f"Figures of {over}, so without intervals, which are over episodes.{home}"
+        return f"Figures of {over}, so without intervals, which are over episodes.{notes}"
     return (
         f"Means over {over}; below each, its 95 % interval (Student's), which is about that "
         "horizon alone. What is said above with confidence is stricter: it holds at all its "
-        f"horizons at once, with room for skewed differences.{home}"
+        f"horizons at once, with room for skewed differences.{notes}"
     )
 
 
@@ -180,9 +179,8 @@ def _cell(curve: Curve, horizon: int, digits: int) -> tuple[str, str]:
 
 
 def _skipped(skipped: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{key} ({length} steps)" for key, length in list(skipped.items())[:8])
-    more = f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
-    return f"Too short for context and horizon, so not measured: {shown}{more}." if skipped else ""
+    shown = few([f"{key} ({length} steps)" for key, length in skipped.items()], 8)
+    return f"Too short for context and horizon, so not measured: {shown}." if skipped else ""
 
 
 def _shown(value: Any) -> str:

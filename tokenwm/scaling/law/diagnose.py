@@ -1,4 +1,4 @@
-"""Whether the law holds: outliers, groups of runs that it misses, and runs it never saw."""
+"""Checks of the law: outliers, groups of runs that it misses, and runs it was not fitted to."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Outlier:
     """A run far from the law.
 
     Attributes:
-        index: Of the run.
+        index: Index of the run.
         residual: Log loss less prediction; 0.01 is one per cent too much loss.
         deviations: The same in robust standard deviations, allowing for leverage.
     """

@@ -1,4 +1,4 @@
-"""When a recommendation is refused, and what weakens one that is given."""
+"""Reasons to refuse a recommendation, and warnings about one that is given."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,14 @@ MAX_SPAN = 10.0
 FAR = 10.0
 """Budget over the most compute of a run, beyond which there is a warning."""
 TOO_FAR = 1000.0
-"""The same, beyond which nothing is recommended."""
+"""Budget over the most compute of a run, beyond which nothing is recommended."""
 MAX_REPEATS = 16.0
 """D* over the different tokens that the runs had, beyond which nothing is recommended: repeating
 data more often teaches next to nothing (Muennighoff et al. 2023)."""
 LEAST_INSIDE = 0.15
 """Share of the compute levels of the sweep at which the optimum must lie within the grid."""
 FEW_INSIDE = 0.4
-"""The same, below which there is a warning."""
+"""Share of those compute levels, below which there is a warning."""
 MAX_LOST = 0.05
 """Share of bootstrap replicates without an optimum, beyond which nothing is recommended."""
 
@@ -38,11 +38,11 @@ def find_refusals(
     reach: float,
     replicates_log_n: Array,
 ) -> list[str]:
-    """Why N* is not to be acted on.
+    """Reasons not to act on N*.
 
     Args:
         fit: The law.
-        cost: Of training.
+        cost: Cost of training.
         points: The runs.
         size: N* for the budget.
         num_tokens: D* for the budget.
@@ -126,7 +126,7 @@ def find_warnings(
     reach: float,
     confidence: float,
 ) -> list[str]:
-    """What weakens the figures for a budget."""
+    """Warnings about the figures for a budget."""
     warnings = []
     if FAR < reach <= TOO_FAR:
         warnings.append(

@@ -20,13 +20,13 @@ class Downstream:
     """One figure against compute.
 
     Attributes:
-        name: Of the figure.
+        name: Name of the figure.
         members: Indices of the runs of the line: the envelope's where enough of them have the
             figure, otherwise all that have it.
-        values: Of all runs, NaN where there is none, (n,).
+        values: Values of all runs, NaN where there is none, (n,).
         is_power_law: Whether the line is one of log value over log C, not of the value itself.
         line: The line; None if fewer than ``LEAST_RUNS`` runs have the figure or all are equal.
-        slope: Of the line: the exponent, or units per factor e of compute.
+        slope: Slope of the line: the exponent, or units per factor e of compute.
         rank_correlation: Spearman's, of the figure and the loss over all runs that have it.
         follows_loss: Whether that interval leaves out zero.
     """
@@ -96,7 +96,7 @@ def _fit_one(
 
 
 def _power_law_is_closer(log_c: Array, values: Array) -> bool:
-    """Whether a power law leaves less squared error than a straight line over log compute."""
+    """True if a power law leaves less squared error than a straight line over log compute."""
     if (values <= 0).any():
         return False
     straight = np.polyval(np.polyfit(log_c, values, 1), log_c)

@@ -1,4 +1,4 @@
-"""A figure with its interval, and how intervals are drawn."""
+"""A figure with its interval, and settings of the bootstrap that intervals come from."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from tokenwm.scaling.law.solve import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """How intervals are drawn.
+    """Settings of the bootstrap that intervals come from.
 
     Attributes:
-        num_replicates: Of a bootstrap.
-        seed: Of its random numbers.
-        confidence: Of the interval, 0 to 1.
+        num_replicates: Replicates of a bootstrap.
+        seed: Seed of its random numbers.
+        confidence: Confidence of the interval, 0 to 1.
     """
 
     num_replicates: int
@@ -27,7 +27,7 @@ class Estimate:
     """A figure and the interval its bootstrap replicates span.
 
     Attributes:
-        value: Of the fit to all runs.
+        value: Value by the fit to all runs.
         low: Lower end of the interval; NaN where there is none.
         high: Upper end.
     """

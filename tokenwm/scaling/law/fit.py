@@ -29,19 +29,19 @@ from tokenwm.scaling.runs.runs import LeftOut, Points, RunPoint
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How a sweep is fitted.
+    """Settings for fitting a sweep.
 
     Attributes:
         budget: FLOPs of training to recommend for; None takes ten times the most of a run.
-        delta: Of the Huber loss, in log loss.
-        num_replicates: Of every bootstrap.
-        confidence: Of every interval.
-        seed: Of every bootstrap.
-        drop_highest_loss: So many runs with the highest loss are left out.
-        drop_shortest: Of every size, the runs with so many of its smallest token budgets are.
+        delta: Threshold of the Huber loss, in log loss.
+        num_replicates: Replicates of every bootstrap.
+        confidence: Confidence of every interval.
+        seed: Seed of every bootstrap.
+        drop_highest_loss: Number of runs left out, those with the highest loss.
+        drop_shortest: Number of smallest token budgets of each size whose runs are left out.
         exclude: Path of a run to leave out → why.
         machine: Tokens per step and throughput; what is None is taken from the runs.
-        imagination: What the model will imagine; None leaves it out.
+        imagination: Amount that the model will imagine; None leaves it out.
     """
 
     budget: float | None = None
@@ -72,11 +72,11 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What one method says about a budget.
+    """The answer of one method for a budget.
 
     Attributes:
-        name: Of the method.
-        exponent: Of N* over C; None if the method says nothing.
+        name: Name of the method.
+        exponent: Exponent of N* over C; None if the method says nothing.
         num_parameters: N*.
         loss: Expected loss, nats per token.
         reason: Why it says nothing; empty if it does.
@@ -98,7 +98,7 @@ class SweepFit:
         points: Runs fitted.
         left_out: Runs not fitted, with reasons.
         notes: What was assumed while reading.
-        warnings: What weakens the fit itself.
+        warnings: Warnings about the fit itself.
         seen: The runs as arrays.
         cost: FLOPs of training.
         parametric: Approach 3.
@@ -112,7 +112,7 @@ class SweepFit:
         downstream: Further figures against compute.
         rate_checks: The rule's learning rate against others, size by size.
         recommendation: For the budget.
-        seconds: What all of it took.
+        seconds: Time that all of it took.
     """
 
     config: FitConfig
@@ -137,7 +137,7 @@ class SweepFit:
 
     @property
     def has_optimum(self) -> bool:
-        """Whether the law, and most of its replicates, have a best size for the budget."""
+        """True if the law, and most of its replicates, have a best size for the budget."""
         size = self.recommendation.choice.num_parameters
         return bool(np.isfinite([size.value, size.low, size.high]).all())
 

@@ -15,7 +15,7 @@ WIDTH = 1.25
 LEAST_SIZES = 4
 """A parabola has three numbers; a fourth size is the least that can contradict it."""
 LEAST_INTERPOLATED = 3
-"""Where losses are interpolated; noise then decides how far its lowest point can be trusted."""
+"""Fewest sizes where losses are interpolated; noise then tells how far to trust the optimum."""
 LEAST_LEVELS = 3
 """Levels that a line through their optima takes."""
 LEAST_CERTAIN = 0.8
@@ -29,8 +29,8 @@ class Profile:
     """Log losses of several sizes at one level of compute.
 
     Attributes:
-        log_c: Of the level.
-        log_n: Of the sizes, (m,).
+        log_c: Log compute of the level.
+        log_n: Log parameters of the sizes, (m,).
         deviation: Log C of each less that of the level, (m,).
         mix: Log losses are ``mix @ log_loss`` of the runs, (m, n).
     """
@@ -46,8 +46,8 @@ class Level:
     """A profile, its parabola and the lowest point of it.
 
     Attributes:
-        profile: What it is fitted to.
-        log_losses: Of the profile, brought to the level's compute, (m,).
+        profile: The profile that it is fitted to.
+        log_losses: Log losses of the profile, brought to the level's compute, (m,).
         parabola: Log loss over log N less the mean, lowest power first.
         log_n: Lowest point; NaN if there is none.
         log_loss: Log loss there.
@@ -91,7 +91,7 @@ def fit_isoflop(seen: Observations, spread: float, draws: Draws) -> IsoFlopFit:
         seen: The runs.
         spread: Standard deviation of log loss from run to run. For the intervals all is fitted
             again with normal noise of this size on the losses that the parabolas say.
-        draws: Of the noise.
+        draws: Draws of the noise.
     """
     profiles, interpolated = window_profiles(seen), False
     if len(profiles) < LEAST_LEVELS:

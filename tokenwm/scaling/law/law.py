@@ -56,7 +56,7 @@ class TrainingCost:
     Attributes:
         log_factor: Natural logarithm of the factor; 6 where attention costs nothing.
         bend: 0 if FLOPs per parameter do not depend on the size.
-        largest_error: Of the runs' FLOPs against this, as a fraction.
+        largest_error: Largest error of the runs' FLOPs against this, as a fraction.
     """
 
     log_factor: float
@@ -106,7 +106,7 @@ def cheapest_log_n(
 
     Args:
         laws: R laws.
-        cost: Of training.
+        cost: Cost of training.
         log_loss_target: Natural logarithm of the loss to reach, above E, (R,).
         log_tokens_imagined: Natural logarithm of the tokens imagined in the model's life.
     """

@@ -39,9 +39,9 @@ def fit_line(
     Args:
         x: (m,).
         y: (m,).
-        weights: Of the points, (m,).
+        weights: Weights of the points, (m,).
         replicates: Other values of y to put a line through, (R, m); NaN where a point is missing.
-        replicate_weights: Of the points there, (R, m).
+        replicate_weights: Weights of the points there, (R, m).
     """
     centre = float(x.mean())
     height, slope = _weighted(x - centre, y[None], weights[None])[0]
@@ -61,7 +61,7 @@ def weighted_line(x: Array, y: Array, weights: Array) -> Line:
 
 
 def resampled_counts(random: np.random.Generator, draws: Draws, number: int) -> Array:
-    """How often each of ``number`` points is drawn, with replacement, (R, number)."""
+    """Times that each of ``number`` points is drawn, with replacement, (R, number)."""
     shares = np.full(number, 1.0 / number)
     return random.multinomial(number, shares, size=draws.num_replicates).astype(float)
 

@@ -35,8 +35,8 @@ class ParametricFit:
         law: R = 1.
         replicates: The law refitted with random weights, R of them.
         misfit: Sum of Huber losses at the minimum.
-        misfit_descent: What our own descent found.
-        misfit_lbfgs: What the best of scipy's L-BFGS runs found.
+        misfit_descent: Misfit that our own descent reached.
+        misfit_lbfgs: Misfit that the best of scipy's L-BFGS runs reached.
         num_starts: Starts of L-BFGS.
         num_agreeing: Starts that ended at the minimum.
         residuals: Log loss less prediction, (n,).
@@ -84,7 +84,7 @@ def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> A
         best: (S, 5), minima of S problems.
         problem: With S rows of ``log_loss`` and one row of weights of one.
         num_replicates: R, for each.
-        seed: Of the weights.
+        seed: Seed of the weights.
 
     Returns:
         (S, R, 5).

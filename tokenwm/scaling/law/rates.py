@@ -1,4 +1,4 @@
-"""Was the learning rate that the rule chose a good one? Runs at other rates stand against it."""
+"""Checks of the rule's learning rate, against runs at other rates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class RateCheck:
 
     @property
     def excess(self) -> float:
-        """How far the rule's loss is above the best one, as a fraction."""
+        """Excess of the rule's loss over the best one, as a fraction."""
         return dict(self.losses)[self.learning_rate] / self.best[1] - 1.0
 
 

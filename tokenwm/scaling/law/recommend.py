@@ -1,4 +1,4 @@
-"""Which size to train on how much data for a budget, how good it will be; or why not to say."""
+"""The size to train, and on how much data, for a budget; or the reasons not to say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tokenwm.scaling.runs.runs import RunPoint
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What turns tokens into steps and FLOPs into hours; None where it is not known."""
+    """Tokens per step and speed, to turn tokens into steps, FLOPs into hours; None if unknown."""
 
     tokens_per_step: float | None = None
     flops_per_second: float | None = None
@@ -30,7 +30,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Imagination:
-    """How much the model will imagine.
+    """The amount that the model will imagine.
 
     Attributes:
         steps: Environment steps in its life.
@@ -48,10 +48,10 @@ class Choice:
     Attributes:
         num_parameters: N.
         num_tokens: D.
-        flops: Of training.
+        flops: FLOPs of training.
         loss: Expected, nats per token; the interval is that of the law, not of a run's noise.
         num_steps: Optimizer steps; None if tokens per step are not known.
-        hours: Of training; None if no throughput is known.
+        hours: Hours of training; None if no throughput is known.
     """
 
     num_parameters: Estimate
@@ -67,9 +67,9 @@ class LifetimeChoice:
     """The size that reaches the same loss for the least training and imagination together.
 
     Attributes:
-        imagination: What was asked for.
+        imagination: The amount asked for.
         choice: The size.
-        imagination_flops: Of all imagined steps with that size.
+        imagination_flops: FLOPs of all imagined steps with that size.
         saved: Share of the total that it saves against the size that is best to train.
     """
 
@@ -89,7 +89,7 @@ class Recommendation:
         lifetime: Best to train and to imagine with; None if not asked for.
         reach: Budget over the most compute of a run.
         refusals: Why the figures are not to be acted on; empty if they are.
-        warnings: What weakens them.
+        warnings: Warnings about them.
     """
 
     budget: float
@@ -144,7 +144,7 @@ def recommend(
 
 
 def measured_machine(points: Sequence[RunPoint]) -> Machine:
-    """What the runs themselves recorded.
+    """The machine as the runs themselves recorded it.
 
     Tokens per step are taken if all runs agree; the throughput is the median of the largest size,
     since small models leave a machine idle.

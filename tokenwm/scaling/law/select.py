@@ -1,4 +1,4 @@
-"""Which runs are fitted. Nothing is left out silently, and nothing because it fits badly."""
+"""The choice of runs to fit: nothing is left out silently, or because it fits badly."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def select(
     Args:
         points: Finished runs.
         drop_highest_loss: So many runs with the highest loss go.
-        drop_shortest: Of every size, the runs with so many of its smallest token budgets go.
+        drop_shortest: Number of smallest token budgets of each size whose runs are left out.
         exclude: Path of a run → the user's reason.
 
     Returns:

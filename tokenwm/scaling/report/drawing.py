@@ -1,4 +1,4 @@
-"""What the plots of a sweep share: bands, shades, ticks. Matplotlib is imported when needed."""
+"""The parts that plots of a sweep share: bands, shades, ticks. Imports Matplotlib when needed."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def shades(values: Array) -> list[Any]:
 
 
 def spread_out(values: Array) -> Array:
-    """Of distinct values no more than ``MOST_NAMED``, evenly spread, ends included."""
+    """At most ``MOST_NAMED`` of the distinct values, evenly spread, ends included."""
     ordered = np.sort(values)
     distinct = ordered[np.concatenate([[True], np.diff(ordered) > np.log1p(SAME)])]
     count = min(MOST_NAMED, len(distinct))

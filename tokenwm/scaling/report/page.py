@@ -26,8 +26,8 @@ def page(fit: SweepFit, name: str, plots: Sequence[Plot]) -> str:
     """The whole page.
 
     Args:
-        fit: What was found.
-        name: Of the sweep.
+        fit: The fitted sweep.
+        name: Name of the sweep.
         plots: As :func:`tokenwm.scaling.report.plots.make_plots` gives them.
     """
     verdict, *sentences = headline(fit)

@@ -1,4 +1,4 @@
-"""A fitted sweep as plain values: what ``fit.json`` holds."""
+"""A fitted sweep as plain values, for ``fit.json``."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from tokenwm.scaling.law.fit import SweepFit, law_estimates
 from tokenwm.strict import plain
 
 FORMAT_VERSION = 2
-"""Of ``fit.json``; rises when a key changes its meaning or goes."""
+"""Version of ``fit.json``; rises when a key changes its meaning or goes."""
 
 LEFT_OUT = ("replicates", "mix", "deviation", "members")
 """Fields that are intermediate, or stand there in other words."""

@@ -1,4 +1,4 @@
-"""What a fit leaves behind: ``fit.json``, the plots, and one page."""
+"""Files of a fit: ``fit.json``, the plots, and one page."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tokenwm.scaling.report.plots import make_plots
 
 @dataclass(frozen=True, kw_only=True)
 class FitFiles:
-    """Where a fit was written.
+    """The files of a fit.
 
     Attributes:
         index: The page.
@@ -32,8 +32,8 @@ def write_fit(folder: Path | str, name: str, fit: SweepFit) -> FitFiles:
 
     Args:
         folder: Made if it is not there; files of an earlier fit are replaced.
-        name: Of the sweep, for the title.
-        fit: What was found.
+        name: Name of the sweep, for the title.
+        fit: The fitted sweep.
     """
     folder = Path(folder)
     try:

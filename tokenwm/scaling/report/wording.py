@@ -28,7 +28,7 @@ def with_interval(estimate: Estimate | None, digits: int | None = None) -> str:
 
 
 def headline(fit: SweepFit) -> list[str]:
-    """What was found, most important first."""
+    """Sentences about the fit, the most important first."""
     recommendation = fit.recommendation
     percent = f"{100 * fit.config.confidence:.0f} %"
     if recommendation.refusals:

@@ -9,8 +9,7 @@ from typing import Any
 
 from tokenwm.errors import SweepError, TokenwmError
 from tokenwm.scaling.runs.columns import choose_columns
-from tokenwm.scaling.runs.csv_runs import run_names, run_values, unread_cells
-from tokenwm.scaling.runs.csv_table import read_table
+from tokenwm.scaling.runs.csv_table import read_table, run_names, run_values, unread_cells
 
 FINISHED = "finished"
 RESULT_FILE = "result.json"
@@ -31,7 +30,7 @@ class RunPoint:
         loss: Held-out nats per token.
         learning_rate: Peak learning rate; None if not recorded.
         seed: Seed of the run; None if not recorded.
-        num_epochs: How often each token of the data was seen; None if not recorded.
+        num_epochs: Times that each token of the data was seen; None if not recorded.
         num_steps: Optimizer steps; None if not recorded.
         seconds: Time of training alone; None if not recorded.
         status: ``finished``; only finished runs become points.
@@ -63,12 +62,12 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """What was read.
+    """The runs that were read.
 
     Attributes:
         points: Runs that can be fitted, in the order of the source.
         left_out: Runs that cannot, each with its reason.
-        notes: What was assumed while reading (columns guessed, tokens or FLOPs derived).
+        notes: Assumptions made while reading (columns guessed, tokens or FLOPs derived).
         rate_checks: Runs at other learning rates than the rule's, which are not fitted.
     """
 

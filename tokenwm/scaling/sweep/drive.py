@@ -1,4 +1,4 @@
-"""Take a sweep to its end: what is finished is skipped, what failed is tried again.
+"""Train all runs of a sweep: finished ones are skipped, failed ones are tried again.
 
 All state is in the runs' folders, so a driver that was killed is simply started again.
 """
@@ -24,13 +24,13 @@ ENDED: tuple[Status, ...] = ("finished", "diverged", "failed", "blocked")
 
 @dataclass(kw_only=True)
 class RunState:
-    """Where a run stands.
+    """The status of a run.
 
     Attributes:
         run: The run.
         status: ``failed`` after all attempts; ``blocked`` if its trunk ended before its
             checkpoint.
-        attempts: How often it was started by this driver.
+        attempts: Number of times that this driver started it.
         skipped: Whether it was finished before.
     """
 
@@ -43,13 +43,13 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class DriveConfig:
-    """How a sweep is driven.
+    """Settings for driving a sweep.
 
     Attributes:
         retries: Further attempts of a run that fails.
         metrics: Whether finished runs, but those that check the learning rate, must have downstream
             metrics.
-        poll_seconds: Between two looks at the runs.
+        poll_seconds: Time between two looks at the runs.
     """
 
     retries: int = 1
@@ -75,9 +75,9 @@ def drive(
 
     Args:
         runs: The runs; a trunk before those that begin from it.
-        folder: Of the sweep.
-        engine: Where they are executed.
-        command: What executes a run and leaves its ``result.json``.
+        folder: Folder of the sweep.
+        engine: Engine that executes them.
+        command: Command that executes a run and leaves its ``result.json``.
         begins_from: The checkpoint that a run begins from, if any.
         config: Retries and the like.
         show: Called at every look.
@@ -168,11 +168,11 @@ def _urgency(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def result_status(run: Run, folder: Path, metrics: bool) -> Literal["finished", "diverged"] | None:
-    """How a run ended; None if it has not, or lacks the downstream metrics that are asked for.
+    """The end of a run; None if it has not ended, or lacks the downstream metrics asked for.
 
     Args:
         run: The run.
-        folder: Of the sweep.
+        folder: Folder of the sweep.
         metrics: Whether they are; a run that only checks the learning rate needs none.
     """
     result = read_result(folder / run.name)

@@ -45,7 +45,7 @@ CHECK_FACTORS = (0.5, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of a plan.
+    """The request for a plan of a sweep.
 
     Attributes:
         budget: Training FLOPs of all runs together.
@@ -53,8 +53,8 @@ class Request:
         least_parameters: Matmul parameters of the smallest.
         most_parameters: Matmul parameters of the largest.
         num_budgets: Token budgets of each size.
-        budget_ratio: Between one and the next, above 1.
-        seeds: Of the runs.
+        budget_ratio: Ratio of a token budget to the one before, above 1.
+        seeds: Seeds of the runs.
         learning_rate: Peak learning rate at a width of :data:`REFERENCE_WIDTH`.
         check_learning_rate: Whether runs at half and twice the rule's rate are added.
     """
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """What a run takes.
+    """The cost of a run.
 
     Attributes:
         run: The run.
@@ -96,7 +96,7 @@ class RunCost:
         flops: C of those tokens.
         own_flops: C of the steps that it takes itself.
         own_seconds: Time of those steps.
-        num_epochs: How often each token of the data is seen.
+        num_epochs: Times that each token of the data is seen.
     """
 
     run: Run
@@ -120,11 +120,11 @@ def make_plan(
     """Lay out a sweep that takes the FLOPs asked for.
 
     Args:
-        request: What is asked.
-        training: What all runs share.
+        request: The budget, sizes and rules asked for.
+        training: Options that all runs share.
         data: The token shards.
-        name: Of the sweep.
-        folder: Of the token shards.
+        name: Name of the sweep.
+        folder: Folder of the token shards.
         seconds_per_step: Measures a size, or computes it from a known speed.
 
     Raises:
@@ -288,7 +288,7 @@ def _least_possible(spent: Callable[[float], float]) -> float:
 
 
 def costs_of(sweep: Sweep, data: TokenData) -> tuple[RunCost, ...]:
-    """What each run of a sweep takes."""
+    """The cost of each run of a sweep."""
     return _costs(sweep, data, _counts(sweep, data))
 
 
@@ -317,7 +317,7 @@ def _costs(sweep: Sweep, data: TokenData, counts: Mapping[str, FlopCount]) -> tu
 
 
 def warnings_of(costs: Sequence[RunCost], data: TokenData) -> list[str]:
-    """What speaks against a plan, in words."""
+    """Warnings about a plan, in words."""
     found = []
     most = max(cost.num_epochs for cost in costs)
     if most > MAX_EPOCHS:

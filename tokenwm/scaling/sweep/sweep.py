@@ -29,7 +29,7 @@ from tokenwm.transformer.world_model import WorldModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What all runs share.
+    """Training options that all runs of a sweep share.
 
     Attributes:
         num_steps: Steps of a training window.
@@ -39,10 +39,10 @@ class Training:
             held-out loss is unweighted whatever it is.
         dropout: See :class:`~tokenwm.transformer.model.TransformerConfig`.
         precision: Lightning's; the held-out loss is always measured in float32.
-        warmup_steps: Of the schedule.
+        warmup_steps: Warm-up steps of the schedule.
         decay_fraction: Share of a run that decays. Small shares save compute: that much of every
             budget is not shared.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         num_val_windows: Windows of the val split that the held-out loss is measured on.
     """
 
@@ -94,8 +94,8 @@ class Size:
             the ends of episodes, see :meth:`TokenData.filled`.
         check_learning_rates: Further rates, each a run with the first seed and the second smallest
             budget: much of the smallest is warm-up.
-        seconds_per_step: Of training, when planned; runs that take long start first, and the time
-            that is left follows from it.
+        seconds_per_step: Seconds of a training step, as planned; runs that take long start first,
+            and the time that is left follows from it.
     """
 
     name: str
@@ -150,9 +150,9 @@ class Sweep:
     """A sweep file.
 
     Attributes:
-        name: Of the sweep.
+        name: Name of the sweep.
         data: Folder of token shards; relative to where ``tokenwm`` runs.
-        training: What all runs share.
+        training: Options that all runs share.
         sizes: Model sizes.
         seeds: Each repeats all runs but the checks of learning rates, with other weights and
             another order of the data.
@@ -182,7 +182,7 @@ class Run:
         name: Its folder, relative to that of the sweep.
         size: The model.
         learning_rate: Peak learning rate.
-        seed: Of weights, data order and dropout.
+        seed: Seed of weights, data order and dropout.
         max_steps: Optimizer steps in all, those of the trunk included.
         trunk: Name of the run that it begins from, if any.
         first_step: Step of the trunk that it begins from; 0 without.
@@ -200,7 +200,7 @@ class Run:
 
     @property
     def is_check(self) -> bool:
-        """Whether it only checks the learning rate: no law is fitted to it."""
+        """True if it only checks the learning rate: no law is fitted to it."""
         return self.name.startswith(f"{CHECKS_FOLDER}/")
 
     @property
@@ -211,7 +211,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenData:
-    """What a sweep needs to know of its token shards.
+    """Facts about the token shards of a sweep.
 
     Attributes:
         vocabulary: Their tokens.

@@ -1,4 +1,4 @@
-"""What a LeRobot folder says about itself: features, provenance, a card."""
+"""The description of an exported LeRobot folder: features, provenance, a card."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def features(
 
 
 def provenance(manifest: Manifest) -> dict[str, Any]:
-    """Where the episodes come from, for ``info.json``."""
+    """The origin of the episodes, for ``info.json``."""
     return {
         "tool": f"tokenwm {tokenwm.__version__}",
         "dataset": manifest.name,

@@ -48,6 +48,7 @@ def export_lerobot(
     *,
     version: Version = "v3.0",
     crf: int = 10,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write all episodes of a dataset as a LeRobot folder.
@@ -55,8 +56,9 @@ def export_lerobot(
     Args:
         dataset: Folder of frame shards.
         out_dir: Folder to make; written whole or not at all.
-        version: Of LeRobot's format.
+        version: Version of LeRobot's format.
         crf: Quality of the videos, in [0, 51]; smaller is better and larger.
+        overwrite: Replace a LeRobot folder that is there.
         progress: Called with (episodes done, episodes in all).
 
     Returns:
@@ -69,8 +71,12 @@ def export_lerobot(
     reader = ShardReader(dataset)
     if reader.manifest.kind != "frames":
         raise ShardError(f"{dataset} holds {reader.manifest.kind}; only frame shards are exported")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise ShardError(f"{out_dir} is not empty; choose another folder")
+    is_replaced = overwrite and (out_dir / "meta" / "info.json").is_file()
+    if out_dir.exists() and any(out_dir.iterdir()) and not is_replaced:
+        raise ShardError(
+            f"{out_dir} is not empty; choose another folder, or replace a LeRobot folder with "
+            "--overwrite"
+        )
     if version not in VERSIONS or not 0 <= crf <= 51:
         raise ShardError(f"version {version!r}, crf {crf}; expected {VERSIONS} and [0, 51]")
     try:

@@ -54,8 +54,8 @@ class VideoFile:
     Args:
         path: Where to.
         rate: Frames per second.
-        height: Of a frame, pixels.
-        width: Of a frame, pixels.
+        height: Height of a frame, pixels.
+        width: Width of a frame, pixels.
         crf: x264's constant rate factor, in [0, 51]; smaller is better and larger.
     """
 

@@ -78,6 +78,8 @@ def test_what_is_said_is_so_and_the_recipe_works(
     recipe_file.write_text(recipe_file.read_text() + "# mine\n")
     assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file)]) == 1
     assert "exists already" in capsys.readouterr().err
+    assert cli.main(["inspect", str(folder), "--recipe", str(recipe_file), "--overwrite"]) == 0
+    assert "# mine" not in recipe_file.read_text()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

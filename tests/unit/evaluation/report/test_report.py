@@ -25,6 +25,7 @@ from tokenwm.evaluation.report.renew import renew_report
 from tokenwm.evaluation.report.report import strip_columns, write_report
 from tokenwm.evaluation.report.training_curves import plot_training, read_losses
 from tokenwm.evaluation.results import SINCE_3, Evaluation
+from tokenwm.pages.words import seconds
 
 CSV = """epoch,step,train/loss,train/mfu,val/loss,val/state_nll
 0,9,2.0,0.1,,
@@ -75,9 +76,14 @@ def curve(mean: list[float], half: float = 0.5) -> GainCurve:
 
 
 def with_gain(evaluation: Evaluation, gain: GainCurve, num_episodes: int = 6) -> Evaluation:
-    """The evaluation, as if it had so many episodes and this gain, and less where pixels change."""
+    """The evaluation, as if it had so many episodes and this gain, and less where pixels change.
+
+    The random model's likelihood is worse than uniform; here it is not.
+    """
+    nll = evaluation.token_nll["uniform"]
     return replace(
         evaluation,
+        token_nll={**evaluation.token_nll, "model": replace(nll, mean=nll.mean - 1)},
         psnr_gain=gain,
         psnr_changed_gain=replace(gain, mean=gain.mean - 0.1),
         horizons=summarize_gain(gain),
@@ -342,7 +348,7 @@ def test_a_dead_codebook_comes_first_and_in_red(tmp_path: Path, evaluation: Eval
 
 def test_one_start_only(evaluation: Evaluation) -> None:
     alone = replace(evaluation, action_gap=None, action_gap_changed=None)
-    assert "actions could not be shuffled" in headline(alone)[-1]
+    assert "actions could not be shuffled" in headline(alone)[3]
     unknown = np.full(6, np.nan)
     single = Curve(mean=np.ones(6), low=unknown, high=unknown)
     assert with_interval(single, 2, 1) == "1.0"
@@ -389,6 +395,7 @@ def test_the_number_of_episodes_stands_wherever_something_is_claimed(
     good = replace(good, action_gap_changed=curve([0, 1, 2, 3, 2.25, 3]), examples=())
     print_summary(Console(width=300), good)
     printed = capsys.readouterr().out
+    assert re.search(r"1 +3 +5 +6\s+horizon +0.1 s +0.3 s +0.5 s +0.6 s", printed)
     assert "means over 30 episodes" in printed and "on 30 episodes the model beats" in printed
     text = write_report(tmp_path, good).index.read_text()
     assert "where pixels change, all at once with 95 % confidence over 30 episodes" in text
@@ -488,6 +495,15 @@ def test_horizons_of_tables_and_ticks(evaluation: Evaluation) -> None:
     assert len(table_ticks(100_000)) < 8
     assert strip_columns(20) == [1, 4, 6, 9, 12, 15, 17, 20]
     assert strip_columns(3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1 / 30, "0.033 s"), (0.5, "0.5 s"), (2.0, "2 s"), (9.96, "10 s"), (100.4, "100 s")],
+    ids=str,
+)
+def test_seconds_in_words(value: float, text: str) -> None:
+    assert seconds(value) == text
 
 
 @pytest.mark.parametrize(

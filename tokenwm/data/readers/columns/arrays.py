@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 MAX_ROWS = 10**6
-"""Of one episode: nine hours at 30 Hz. A small file can claim any number of rows."""
+"""Most rows of an episode: nine hours at 30 Hz. A small file can claim any number."""
 SMALLEST_RATE, LARGEST_RATE = 0.001, 100_000.0
 """Hz; no recorder has less or more."""
 MAX_NUMBERS = 2**26
-"""Of one array of numbers over one episode."""
+"""Most numbers of one array over one episode."""
 MAX_WIDTH = 4096
 """Numbers in a row beyond which an array of several axes is no state."""
 FREE_BYTES, MAX_EXPANSION = 64 * 2**20, 2000

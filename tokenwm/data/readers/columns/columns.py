@@ -110,7 +110,7 @@ class RecordedConfig:
             commas between (``m, m, rad``). Errors of what is in ``rad`` or ``deg`` wrap.
         num_actions: Number of discrete actions, whose ids are in ``[0, num_actions)``; null takes
             as many as the data shows.
-        hint: Where the data can be had; shown if it is not there.
+        hint: Where to download the data; shown if it is not there.
     """
 
     records: ClassVar[bool] = False
@@ -195,7 +195,7 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
 
     Args:
         config: The options; may hold ``auto``.
-        columns: What the source has.
+        columns: The columns of the source.
         where: The source, for messages.
 
     Returns:
@@ -252,7 +252,7 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
 
 
 def with_note(name: str, column: Column) -> str:
-    """A column for messages: its name, and why we have no use for it."""
+    """The name of a column for messages, with the reason if it cannot be used."""
     return f"{name} ({column.note})" if column.note else name
 
 

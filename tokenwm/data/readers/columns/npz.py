@@ -4,9 +4,8 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,18 +17,12 @@ from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError
 
 MAX_BYTES = 2**31
-"""Of one array. An archive of a few kilobytes can hold as many zeros as it likes."""
+"""Most bytes of one array. An archive of a few kilobytes can hold any number of zeros."""
 SUFFIX = ".npy"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """The header of an array in an archive.
-
-    Attributes:
-        dtype: Its type.
-        shape: Its shape.
-    """
+class Header(NamedTuple):
+    """The header of an array in an archive: its type and shape."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]

@@ -4,23 +4,31 @@ A column may be compressed, and its values may be numbers of a dictionary, so a 
 can hold gigabytes of equal values. Texts and pictures are therefore read a few rows at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from tokenwm.data.readers.columns.arrays import FREE_BYTES, check_expansion
+from tokenwm.errors import EpisodeError
 
 WIDTH = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 """Physical type → bytes of a value; of other types values differ in length."""
 FREE_NUMBERS = 8 * FREE_BYTES
 """Bytes of numbers that any file may hold: those that never change take next to no room in it."""
+MAX_VALUES = 2**30
+"""Values read at once: a small file can claim any number of rows."""
 MOST_ROWS = 1024
 """Rows with texts or pictures that are read at once."""
 
 
 def read_groups(
-    file: pyarrow.parquet.ParquetFile, groups: Iterable[int], names: Sequence[str], where: str
+    file: pyarrow.parquet.ParquetFile,
+    groups: Sequence[int],
+    names: Sequence[str],
+    where: str,
+    most: int = MAX_VALUES,
 ) -> pyarrow.Table:
     """Read row groups of a file.
 
@@ -29,12 +37,19 @@ def read_groups(
         groups: Which.
         names: Columns.
         where: The file, for messages.
+        most: Most values of these columns in these groups.
 
     Raises:
-        EpisodeError: It claims far more bytes than it holds.
+        EpisodeError: It claims far more bytes than it holds, or too many values.
         pyarrow.ArrowException: It is damaged.
         OSError: It cannot be read.
     """
+    claimed = sum(c.num_values for group in groups for c in _columns(file, group, names))
+    if claimed > most:
+        place = "one row group" if len(groups) == 1 else f"{len(groups)} row groups"
+        raise EpisodeError(
+            f"{where} claims {claimed:,} numbers in {place}; at most {most:,} are read"
+        )
     tables = [_read_group(file, group, names, where) for group in groups]
     return pyarrow.concat_tables(tables) if tables else _schema(file, names).empty_table()
 
@@ -42,9 +57,7 @@ def read_groups(
 def _read_group(
     file: pyarrow.parquet.ParquetFile, group: int, names: Sequence[str], where: str
 ) -> pyarrow.Table:
-    about = file.metadata.row_group(group)
-    columns = [about.column(i) for i in range(about.num_columns)]
-    wanted = [c for c in columns if _is_of(c.path_in_schema, names)]
+    wanted = _columns(file, group, names)
     stored = sum(c.total_compressed_size for c in wanted)
     numbers = sum(WIDTH.get(c.physical_type, 0) * c.num_values for c in wanted)
     check_expansion(numbers, stored, f"{where}: its numbers", free=FREE_NUMBERS)
@@ -70,6 +83,10 @@ def _schema(file: pyarrow.parquet.ParquetFile, names: Sequence[str]) -> pyarrow.
     return pyarrow.schema([file.schema_arrow.field(name) for name in names])
 
 
-def _is_of(path: str, names: Sequence[str]) -> bool:
-    """True if a column of the file is one of some columns (names may have dots) or lies in one."""
-    return any(path == name or path.startswith(f"{name}.") for name in names)
+def _columns(file: pyarrow.parquet.ParquetFile, group: int, names: Sequence[str]) -> list[Any]:
+    """Metadata of a group's columns that have one of the names, or lie in a column that has."""
+    about = file.metadata.row_group(group)
+    columns = [about.column(i) for i in range(about.num_columns)]
+    return [
+        c for c in columns if any(f"{c.path_in_schema}.".startswith(f"{name}.") for name in names)
+    ]

@@ -68,27 +68,14 @@ def _read(folder: Path, path: Path, _time: int, _size: int) -> Table:
     if path.suffix == ".csv":
         table = pyarrow.csv.read_csv(content, pyarrow.csv.ReadOptions(use_threads=False))
     else:
-        table = _read_parquet(content, path)
+        with pyarrow.parquet.ParquetFile(content) as file:
+            names = file.schema_arrow.names
+            table = read_groups(file, range(file.num_row_groups), names, str(path), MAX_NUMBERS)
     names = table.column_names
     doubled = {name for name in names if names.count(name) > 1}
     if doubled - {""}:
         logger.warning("%s: columns of the same name are not used: %s", path, sorted(doubled))
     return _grouped({n: _to_array(table.column(n)) for n in names if n not in doubled})
-
-
-def _read_parquet(content: Any, path: Path) -> pyarrow.Table:
-    with pyarrow.parquet.ParquetFile(content) as file:
-        about = file.metadata
-        numbers = sum(
-            about.row_group(group).column(column).num_values
-            for group in range(about.num_row_groups)
-            for column in range(about.num_columns)
-        )
-        if numbers > MAX_NUMBERS:
-            raise EpisodeError(
-                f"{path} claims {numbers:,} numbers; at most {MAX_NUMBERS:,} are read"
-            )
-        return read_groups(file, range(about.num_row_groups), file.schema_arrow.names, str(path))
 
 
 def _to_array(column: Any) -> NDArray[Any]:

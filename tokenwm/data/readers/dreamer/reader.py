@@ -10,7 +10,6 @@ Chunks ``{time}-{uuid}-{successor}-{length}.npz`` form one stream per environmen
 successor, and an episode begins where ``is_first`` is set, anywhere in a chunk.
 """
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,13 +33,13 @@ from tokenwm.data.readers.columns.arrays import (
 )
 from tokenwm.data.readers.columns.columns import Column, names_of
 from tokenwm.data.readers.columns.npz import Header, columns_of, read_arrays, read_headers
-from tokenwm.data.readers.gaps import few
-from tokenwm.data.readers.one_episode import costs_one_episode, writable
-from tokenwm.data.readers.paths import checksum_of_sizes, inside
+from tokenwm.data.readers.one_episode import costs_one_episode, readable, writable
+from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import StoredFrames
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.pages.words import few
 
 LAYOUT = (
     "expected: a folder with DreamerV3's chunks, TIME-UUID-SUCCESSOR-LENGTH.npz, or with one .npz "
@@ -64,7 +63,6 @@ class DreamerConfig(RatedConfig):
             to it (``before``). Null takes ``after`` for DreamerV3's chunks; with one file per
             episode it must be given, since nothing in the files tells for sure.
         one_hot: Actions are rows of zeros with a single one, and become ids.
-        type: Name of this reader.
     """
 
     action_convention: Convention | None = None
@@ -102,13 +100,7 @@ class DreamerConfig(RatedConfig):
         return Recognised(config=config, rate=None, facts={"format": kind, "actions": how})
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "DreamerSource":
-        """Open the folder.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A column the recipe names is not there, the rates do not fit, or the
-                convention must be given and is not.
-        """
+        """Open the folder; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return DreamerSource(self, episode_format, self.find(folder, LAYOUT))
 
 
@@ -164,10 +156,6 @@ class DreamerSource(RecordedSource):
         """All episodes, stream by stream in the order of the files' names."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.pieces))]
 
-    def gaps(self) -> Sequence[Gap]:
-        """Chunks that others name as their successors and that are not there."""
-        return self._gaps
-
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode.
 
@@ -215,12 +203,7 @@ class DreamerSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of the files."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.folder, self.paths),
-            "source_checksum_over": "names and sizes of the files",
-            **self.inferred,
-        }
+        return self.origin(self.folder, self.paths)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -229,11 +212,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _columns(paths: Sequence[Path]) -> dict[str, Column]:
     """Columns that most of some files hold, of those that can be read."""
-    found = []
-    for path in spread(paths):
-        with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
-            found.append(columns_of(read_headers(path)))
-    return usual_columns(found)
+    return usual_columns(list(readable(spread(paths), lambda path: columns_of(read_headers(path)))))
 
 
 def _chained(paths: Sequence[Path]) -> bool:
@@ -263,7 +242,7 @@ def _lost_chunks(paths: Sequence[Path]) -> list[Gap]:
 
 
 def _chains(paths: Sequence[Path]) -> tuple[list[list[Path]], list[Gap]]:
-    """Chunks as they follow each other, and what is odd about that.
+    """Chunks in the order in which they follow each other, and the oddities of that order.
 
     Where it is not known what follows, a chain ends: an episode may then be in two pieces, and
     nothing is put together that does not belong together.
@@ -375,12 +354,7 @@ def _ids(action: NDArray[Any], key: str) -> NDArray[Any]:
 
 
 def _first_actions(paths: Sequence[Path]) -> Iterator[NDArray[Any]]:
-    for path in spread(paths):
-        try:
-            with costs_one_episode(path.stem):
-                action = read_arrays(path, ["action"])["action"]
-        except EpisodeError:
-            continue
+    for action in readable(spread(paths), lambda path: read_arrays(path, ["action"])["action"]):
         if action.ndim == 2 and len(action) > 2 and action.dtype.kind == "f":
             yield action
 

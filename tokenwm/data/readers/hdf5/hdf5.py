@@ -26,7 +26,7 @@ from tokenwm.data.readers.columns.arrays import (
     usual_columns,
 )
 from tokenwm.data.readers.columns.columns import Column
-from tokenwm.data.readers.one_episode import costs_one_episode, writable
+from tokenwm.data.readers.one_episode import costs_one_episode, readable, writable
 from tokenwm.data.readers.pictures.frames import StoredFrames
 from tokenwm.data.storage.pointers import refuse_pointer
 from tokenwm.errors import EpisodeError, SourceError, TokenwmError
@@ -70,7 +70,7 @@ def open_hdf5(path: Path, error: type[TokenwmError] = SourceError) -> Iterator[A
     except TokenwmError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:
-        # What h5py says of damaged files.
+        # The kinds of errors that h5py raises for damaged files.
         raise error(f"{path} cannot be read: {problem}") from problem
 
 
@@ -168,10 +168,11 @@ def check_usable(counts: Iterable[RowCount]) -> bool:
         EpisodeError: None has, and of one they cannot be read.
     """
     counts = list(counts)
-    problem = next((count for count in counts if isinstance(count, EpisodeError)), None)
-    if problem is not None and not any(isinstance(count, int) for count in counts):
-        raise problem
-    return any(isinstance(count, int) for count in counts)
+    usable = any(isinstance(count, int) for count in counts)
+    for count in counts:
+        if isinstance(count, EpisodeError) and not usable:
+            raise count
+    return usable
 
 
 def checked_count(count: RowCount, episode: str) -> int:
@@ -195,15 +196,12 @@ def columns_of_episodes(file: Any, groups: Sequence[str]) -> dict[str, Column]:
     Raises:
         EpisodeError: Of all that were looked into: there are links in it, or it is absurdly large.
     """
-    found, problem = [], None
-    for group in spread(groups):
-        try:
-            with costs_one_episode(group):
-                found.append(_columns_in(arrays_in(member(file, group))))
-        except EpisodeError as error:
-            problem = problem or error
-    if not found and problem is not None:
-        raise problem
+    problems: list[EpisodeError] = []
+    found = list(
+        readable(spread(groups), lambda g: _columns_in(arrays_in(member(file, g))), problems)
+    )
+    if problems and not found:
+        raise problems[0]
     return usual_columns(found)
 
 

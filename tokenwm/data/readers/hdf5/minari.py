@@ -14,26 +14,12 @@ from typing import Any, Literal
 from tokenwm.data.episode import Scalar
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.readers.columns.arrays import RatedConfig
-from tokenwm.data.readers.gaps import compare, few
-from tokenwm.data.readers.hdf5.hdf5 import (
-    RowCount,
-    check_usable,
-    checked_count,
-    columns_of_episodes,
-    count_rows,
-    is_hdf5,
-    member,
-    names_in,
-    open_hdf5,
-    parse_object,
-    read_numbers,
-    stored_frames,
-    text_of,
-    whole_in,
-)
-from tokenwm.data.readers.paths import checksum_of_sizes, inside, read_small
+from tokenwm.data.readers.gaps import compare
+from tokenwm.data.readers.hdf5 import hdf5
+from tokenwm.data.readers.paths import inside, read_small
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, SourceError
+from tokenwm.pages.words import few
 
 LAYOUT = (
     "expected: a Minari dataset in HDF5, data/main_data.hdf5 with episode_0/observations, "
@@ -49,11 +35,7 @@ MISSION, SUCCESS = "observations/mission", "infos/success"
 
 @dataclass(frozen=True, kw_only=True)
 class MinariConfig(RatedConfig):
-    """Options of the Minari reader; columns are arrays of ``episode_i``, ``observations/NAME``.
-
-    Attributes:
-        type: Name of this reader.
-    """
+    """Options of the Minari reader; columns are arrays of ``episode_i``, ``observations/NAME``."""
 
     type: Literal["minari"] = "minari"
 
@@ -67,24 +49,19 @@ class MinariConfig(RatedConfig):
         file_path = _data_file(path)
         if file_path is None:
             return None
-        with open_hdf5(file_path) as file:
+        with hdf5.open_hdf5(file_path) as file:
             if not _episodes(file):
                 return None
             about = _about(file_path, file)
         facts = {
             "format": "Minari HDF5",
             "dataset": str(about.get("dataset_id", "")),
-            "environment": str(parse_object(str(about.get("env_spec"))).get("id", "")),
+            "environment": str(hdf5.parse_object(str(about.get("env_spec"))).get("id", "")),
         }
         return Recognised(config=cls(path=str(path)), rate=None, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "MinariSource":
-        """Open the dataset.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A column the recipe names is not there, or the rates do not fit.
-        """
+        """Open the dataset; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         path = self.find(folder, LAYOUT)
         file_path = _data_file(path)
         if file_path is None:
@@ -97,11 +74,11 @@ class MinariSource(RecordedSource):
 
     def __init__(self, config: MinariConfig, episode_format: EpisodeFormat, path: Path) -> None:
         self.path = path
-        with open_hdf5(path) as file:
+        with hdf5.open_hdf5(path) as file:
             self.num_steps = _episodes(file)
             if not self.num_steps:
                 raise SourceError(f"{path} has no episodes; {LAYOUT}")
-            columns = columns_of_episodes(file, [f"episode_{i}" for i in self.num_steps])
+            columns = hdf5.columns_of_episodes(file, [f"episode_{i}" for i in self.num_steps])
             self.environment = str(_about(path, file).get("env_spec") or "")
             self._gaps = _differences(path, file, self.num_steps)
         self.has_mission = MISSION in columns and columns[MISSION].kind == "other"
@@ -119,34 +96,30 @@ class MinariSource(RecordedSource):
             for index, num_steps in self.num_steps.items()
         ]
 
-    def gaps(self) -> Sequence[Gap]:
-        """Totals of the dataset that differ from its episodes."""
-        return self._gaps
-
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one episode.
 
         Raises:
             EpisodeError: An array is missing or damaged, or arrays differ in length.
         """
-        num_steps = checked_count(self.num_steps[ref.index], ref.key)
-        with open_hdf5(self.path, EpisodeError) as file:
-            group = member(file, f"episode_{ref.index}")
+        num_steps = hdf5.checked_count(self.num_steps[ref.index], ref.key)
+        with hdf5.open_hdf5(self.path, EpisodeError) as file:
+            group = hdf5.member(file, f"episode_{ref.index}")
 
             def numbers(name: str) -> Any:
                 per_action = name.split("/")[0] in PER_ACTION
-                return read_numbers(group, name, num_steps + (not per_action), ref.key)
+                return hdf5.read_numbers(group, name, num_steps + (not per_action), ref.key)
 
             arrays = {name: numbers(name) for name in self.numbers}
             metadata: dict[str, Scalar] = {}
             if SUCCESS in self.columns and self.columns[SUCCESS].kind == "numbers":
-                metadata["success"] = bool(read_numbers(group, SUCCESS, None, ref.key).any())
+                metadata["success"] = bool(hdf5.read_numbers(group, SUCCESS, None, ref.key).any())
             return Recording(
                 num_rows=num_steps + 1,
                 **self.signals(arrays),
                 terminated=numbers("terminations")[:, 0],
                 frames={
-                    camera: stored_frames(group, name, ref.key)
+                    camera: hdf5.stored_frames(group, name, ref.key)
                     for camera, name in self.cameras.items()
                 },
                 task=_mission(group) if self.has_mission else "",
@@ -155,13 +128,8 @@ class MinariSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, the size of the file, and the environment as the dataset says it, as text."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
-            "source_checksum_over": "name and size of the file",
-            "source_environment": self.environment,
-            **self.inferred,
-        }
+        origin = self.origin(self.path.parent, [self.path], "name and size of the file")
+        return origin | {"source_environment": self.environment}
 
 
 def _data_file(path: Path) -> Path | None:
@@ -174,39 +142,39 @@ def _data_file(path: Path) -> Path | None:
         if (folder / DATA_FILE).is_file():
             return inside(path, folder / DATA_FILE)
         if (folder / METADATA_FILE).is_file():
-            kind = parse_object(read_small(path, folder / METADATA_FILE)).get("data_format")
+            kind = hdf5.parse_object(read_small(path, folder / METADATA_FILE)).get("data_format")
             if kind in OTHER_STORAGES:
                 raise SourceError(
                     f"{folder} is a Minari dataset stored as {kind!r}; only hdf5 is read, convert "
                     "it with minari's own tools"
                 )
-    return path if is_hdf5(path) else None
+    return path if hdf5.is_hdf5(path) else None
 
 
-def _episodes(file: Any) -> dict[int, RowCount]:
+def _episodes(file: Any) -> dict[int, hdf5.RowCount]:
     """Id of each episode → its number of actions, in the order of the ids; empty if none has any.
 
     Raises:
         EpisodeError: Nothing there can be read.
     """
     counts = {
-        int(number.group(1)): count_rows(file, f"{name}/actions")
-        for name in names_in(file)
+        int(number.group(1)): hdf5.count_rows(file, f"{name}/actions")
+        for name in hdf5.names_in(file)
         if (number := EPISODE.fullmatch(name))
     }
-    return dict(sorted(counts.items())) if check_usable(counts.values()) else {}
+    return dict(sorted(counts.items())) if hdf5.check_usable(counts.values()) else {}
 
 
-def _differences(path: Path, file: Any, counts: Mapping[int, RowCount]) -> list[Gap]:
+def _differences(path: Path, file: Any, counts: Mapping[int, hdf5.RowCount]) -> list[Gap]:
     """Totals that differ from what is there."""
     beside = path.parent / METADATA_FILE
     if beside.is_file():
         where, about = str(beside), _about(path, file)
     else:
         names = ("total_episodes", "total_steps")
-        where, about = str(path), {name: whole_in(file.attrs, name) for name in names}
+        where, about = str(path), {name: hdf5.whole_in(file.attrs, name) for name in names}
     gaps = compare(where, "episodes", about.get("total_episodes"), len(counts))
-    odd = [name for name in names_in(file) if not EPISODE.fullmatch(name)]
+    odd = [name for name in hdf5.names_in(file) if not EPISODE.fullmatch(name)]
     if odd:
         text = f"{path} holds what is called like no episode and not read: {few(odd)}"
         gaps.append(Gap(text=text))
@@ -220,13 +188,13 @@ def _about(path: Path, file: Any) -> Mapping[str, Any]:
     """Return the dataset's metadata: of a file beside it, or before 0.5 of its attributes."""
     beside = path.parent / METADATA_FILE
     if beside.is_file():
-        return parse_object(read_small(path.parent, beside))
-    return {name: text_of(file.attrs, name) for name in ("dataset_id", "env_spec")}
+        return hdf5.parse_object(read_small(path.parent, beside))
+    return {name: hdf5.text_of(file.attrs, name) for name in ("dataset_id", "env_spec")}
 
 
 def _mission(group: Any) -> str:
     """The first of the texts that were observed: environments with a task in words have it."""
-    texts = member(group, MISSION)
+    texts = hdf5.member(group, MISSION)
     if texts is None or texts.ndim != 1 or not len(texts) or texts.dtype.kind not in "SO":
         return ""
     text = texts[0]

@@ -19,28 +19,13 @@ from numpy.typing import NDArray
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.readers.columns.arrays import MAX_ROWS, RatedConfig, plausible_rate
 from tokenwm.data.readers.columns.columns import AUTO, names_of
-from tokenwm.data.readers.gaps import compare, few
-from tokenwm.data.readers.hdf5.hdf5 import (
-    RowCount,
-    check_usable,
-    checked_count,
-    columns_of_episodes,
-    count_rows,
-    is_hdf5,
-    member,
-    names_in,
-    open_hdf5,
-    parse_object,
-    read_numbers,
-    stored_frames,
-    text_of,
-    whole_in,
-)
+from tokenwm.data.readers.gaps import compare
+from tokenwm.data.readers.hdf5 import hdf5
 from tokenwm.data.readers.keys import episode_keys
 from tokenwm.data.readers.one_episode import costs_one_episode
-from tokenwm.data.readers.paths import checksum_of_sizes
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.pages.words import few
 
 LAYOUT = "expected: an HDF5 file with data/demo_0/actions, data/demo_0/obs/NAME, …"
 OBS, NEXT_OBS = "obs/", "next_obs/"
@@ -57,7 +42,6 @@ class RobomimicConfig(RatedConfig):
             null if ``dones`` only marks where recording stopped.
         mask: Use the demonstrations that ``mask/NAME`` of the file lists, for example ``train``;
             null for all.
-        type: Name of this reader.
     """
 
     terminated: str | None = AUTO
@@ -71,9 +55,9 @@ class RobomimicConfig(RatedConfig):
         Raises:
             SourceError: It is damaged, or h5py is not installed.
         """
-        if not is_hdf5(path):
+        if not hdf5.is_hdf5(path):
             return None
-        with open_hdf5(path) as file:
+        with hdf5.open_hdf5(path) as file:
             if not _demonstrations(file):
                 return None
             about = _environment(file)
@@ -81,12 +65,7 @@ class RobomimicConfig(RatedConfig):
         return Recognised(config=cls(path=str(path)), rate=_rate(about), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RobomimicSource":
-        """Open the file.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A column the recipe names is not there, or the rates do not fit.
-        """
+        """Open the file; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return RobomimicSource(self, episode_format, self.find(folder, LAYOUT))
 
 
@@ -95,22 +74,22 @@ class RobomimicSource(RecordedSource):
 
     def __init__(self, config: RobomimicConfig, episode_format: EpisodeFormat, path: Path) -> None:
         self.path = path
-        with open_hdf5(path) as file:
+        with hdf5.open_hdf5(path) as file:
             self.num_rows = _demonstrations(file)
             if not self.num_rows:
                 raise SourceError(f"{path} has no demonstrations; {LAYOUT}")
             self.groups = list(self.num_rows)
             wanted = _listed(file, config.mask) if config.mask is not None else set(self.groups)
-            columns = columns_of_episodes(file, [f"data/{name}" for name in self.groups])
-            self.about = text_of(member(file, "data").attrs, "env_args")
-            self.task = _task(member(file, "data").attrs)
+            columns = hdf5.columns_of_episodes(file, [f"data/{name}" for name in self.groups])
+            self.about = hdf5.text_of(hdf5.member(file, "data").attrs, "env_args")
+            self.task = _task(hdf5.member(file, "data").attrs)
             self._gaps = _differences(file, self.num_rows, config.mask)
         self._keys = episode_keys(self.groups, str(path))
         self._wanted = [index for index, name in enumerate(self.groups) if name in wanted]
         following = {name for name in columns if name.startswith(NEXT_OBS)}
         hidden = following | ({SIMULATOR} - {*names_of(config.state), *names_of(config.task_state)})
         columns = {name: column for name, column in columns.items() if name not in hidden}
-        rate = config.rows_per_second(_rate(parse_object(self.about)), str(path))
+        rate = config.rows_per_second(_rate(hdf5.parse_object(self.about)), str(path))
         super().__init__(config, columns, str(path), episode_format, rate)
         self.terminated = config.terminated
         if self.terminated == AUTO:
@@ -133,10 +112,6 @@ class RobomimicSource(RecordedSource):
             refs.append(EpisodeRef(key=self._keys[index], index=index, num_rows=num_rows))
         return refs
 
-    def gaps(self) -> Sequence[Gap]:
-        """Differences of ``total``, ``num_samples`` and the masks from the arrays."""
-        return self._gaps
-
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the numbers of one demonstration.
 
@@ -144,12 +119,12 @@ class RobomimicSource(RecordedSource):
             EpisodeError: An array is missing, damaged, or as long as no other.
         """
         name = self.groups[ref.index]
-        num_actions = checked_count(self.num_rows[name], ref.key)
-        with open_hdf5(self.path, EpisodeError) as file:
-            group = member(file, f"data/{name}")
+        num_actions = hdf5.checked_count(self.num_rows[name], ref.key)
+        with hdf5.open_hdf5(self.path, EpisodeError) as file:
+            group = hdf5.member(file, f"data/{name}")
 
             def numbers(name: str) -> NDArray[Any]:
-                return read_numbers(group, name, num_actions, ref.key)
+                return hdf5.read_numbers(group, name, num_actions, ref.key)
 
             arrays = {name: numbers(name) for name in self.numbers}
             if self.has_last:
@@ -157,7 +132,7 @@ class RobomimicSource(RecordedSource):
                     arrays[name] = np.concatenate([arrays[name], numbers(_next(name))[-1:]])
             done = None if self.terminated is None else numbers(self.terminated)
             frames = {
-                camera: stored_frames(
+                camera: hdf5.stored_frames(
                     group, name, ref.key, last=_next(name) if self.has_last else None
                 )
                 for camera, name in self.cameras.items()
@@ -173,16 +148,11 @@ class RobomimicSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, its size, and what the file says about its environment, as text."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.path.parent, [self.path]),
-            "source_checksum_over": "name and size of the file",
-            "source_environment": self.about,
-            **self.inferred,
-        }
+        origin = self.origin(self.path.parent, [self.path], "name and size of the file")
+        return origin | {"source_environment": self.about}
 
 
-def _demonstrations(file: Any) -> dict[str, RowCount]:
+def _demonstrations(file: Any) -> dict[str, hdf5.RowCount]:
     """Rows of actions of what lies in ``data``, in the order of the numbers; empty if none has any.
 
     Raises:
@@ -190,16 +160,16 @@ def _demonstrations(file: Any) -> dict[str, RowCount]:
     """
     import h5py
 
-    data = member(file, "data")
+    data = hdf5.member(file, "data")
     if not isinstance(data, h5py.Group):
         return {}
-    names = sorted(names_in(data), key=lambda name: (_number(name), name))
+    names = sorted(hdf5.names_in(data), key=lambda name: (_number(name), name))
     counts = {
-        name: count_rows(file, f"data/{name}/actions")
+        name: hdf5.count_rows(file, f"data/{name}/actions")
         for name in names
         if not _is_array(data, name)
     }
-    return counts if check_usable(counts.values()) else {}
+    return counts if hdf5.check_usable(counts.values()) else {}
 
 
 def _is_array(data: Any, name: str) -> bool:
@@ -207,21 +177,21 @@ def _is_array(data: Any, name: str) -> bool:
     import h5py
 
     with contextlib.suppress(EpisodeError), costs_one_episode(name):
-        return isinstance(member(data, name), h5py.Dataset)
+        return isinstance(hdf5.member(data, name), h5py.Dataset)
     return False
 
 
-def _differences(file: Any, counts: Mapping[str, RowCount], mask: str | None) -> list[Gap]:
+def _differences(file: Any, counts: Mapping[str, hdf5.RowCount], mask: str | None) -> list[Gap]:
     """Attributes, and entries of the mask that is used, that differ from what is there."""
     known = {name: count for name, count in counts.items() if isinstance(count, int)}
-    data = member(file, "data")
+    data = hdf5.member(file, "data")
     gaps = []
     if len(known) == len(counts):
-        gaps += compare(f"{file.filename}: data", "samples", whole_in(data.attrs, "total"),
+        gaps += compare(f"{file.filename}: data", "samples", hdf5.whole_in(data.attrs, "total"),
                         sum(known.values()))  # fmt: skip
     for name, count in known.items():
         where = f"{file.filename}: data/{name}"
-        declared = whole_in(member(data, name).attrs, "num_samples")
+        declared = hdf5.whole_in(hdf5.member(data, name).attrs, "num_samples")
         gaps += compare(where, "samples", declared, count)
     absent = sorted(_listed(file, mask) - counts.keys()) if mask is not None else []
     if absent:
@@ -241,8 +211,8 @@ def _next(name: str) -> str:
 
 def _listed(file: Any, mask: str) -> set[str]:
     """The demonstrations that a mask lists."""
-    known = member(file, "mask")
-    array = None if known is None else member(known, mask)
+    known = hdf5.member(file, "mask")
+    array = None if known is None else hdf5.member(known, mask)
     if array is None or array.ndim != 1 or array.dtype.kind not in "SO" or len(array) > MAX_ROWS:
         names = ", ".join(known) if known is not None else "none"
         raise RecipeError(f"source.mask is {mask!r}; {file.filename} has the masks: {names}")
@@ -250,7 +220,7 @@ def _listed(file: Any, mask: str) -> set[str]:
 
 
 def _environment(file: Any) -> Mapping[str, Any]:
-    return parse_object(text_of(member(file, "data").attrs, "env_args"))
+    return hdf5.parse_object(hdf5.text_of(hdf5.member(file, "data").attrs, "env_args"))
 
 
 def _rate(about: Mapping[str, Any]) -> float | None:
@@ -267,7 +237,7 @@ def _task(attributes: Any) -> str:
         ("problem_info", "language_instruction"),
         ("env_args", "env_lang"),
     ):
-        task = parse_object(text_of(attributes, text)).get(key)
+        task = hdf5.parse_object(hdf5.text_of(attributes, text)).get(key)
         if isinstance(task, list):
             task = "".join(map(str, task))
         if isinstance(task, str) and task:

@@ -202,7 +202,7 @@ def _agrees(
     period: float,
     rows_before: int,
 ) -> bool:
-    """True if clip times can mean the frames that come in sequence: off a little, or all alike."""
+    """True if clip times fit frames taken in sequence: off by little, or all by the same."""
     begin, firsts = frames.times[0], [places[clip.index].start for clip in clips]
     shown = frames.times[firsts]
     off = (np.array([clip.start for clip in clips], dtype=np.float64) - shown) / period
@@ -276,7 +276,7 @@ def _confirmed(
         return bool(key[first]) and not beside.any()
 
     begins = [begins_there(places[clip.index]) for clip in clips]
-    ends = [*begins[1:], surplus < 0]  # then it is the last one that is short, and said to be
+    ends = [*begins[1:], surplus < 0]  # where frames are lost, the last one is short
     doubt = (
         f"it holds {_counts(frames, clips)}, and which one has too "
         f"{'few' if surplus < 0 else 'many'} is not known"

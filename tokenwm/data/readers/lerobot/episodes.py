@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ LAYOUT = (
     "data/chunk-000/file-000.parquet, videos/observation.images.NAME/chunk-000/file-000.mp4"
 )
 MAX_TABLE_ROWS = 10**7
-"""Of a table in ``meta/``, which has a row for each episode or task."""
+"""Most rows of a table in ``meta/``, which has one for each episode or task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Part:
     """A part of a file: of one that holds many episodes, or all of it.
 
     Attributes:
-        values: What is filled into the path template; empty if the file is not named.
-        start: Of a video, where the part begins, seconds; None if not said.
-        stop: Of a video, where it ends, seconds; None if not said.
+        values: Values for the path template; empty if the file is not named.
+        start: Begin of the part of a video, seconds; None if not said.
+        stop: End of the part of a video, seconds; None if not said.
     """
 
     values: Mapping[str, int]
@@ -61,36 +61,8 @@ class EpisodeRow:
     problem: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The episodes that ``meta/`` lists.
-
-    Attributes:
-        episodes: Episode index → what is said about it, in the order of the files.
-        gaps: Parts of the list that cannot be read.
-    """
-
-    episodes: Mapping[int, EpisodeRow]
-    gaps: Sequence[Gap]
-
-
-def read_object(folder: Path, path: Path) -> dict[str, Any]:
-    """Keys and values of a JSON file.
-
-    Raises:
-        SourceError: It is missing, damaged or holds something else.
-    """
-    try:
-        values = json.loads(read_small(folder, path))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {LAYOUT}") from None
-    except SourceError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} cannot be read: {error}; {LAYOUT}") from error
-    if not isinstance(values, dict):
-        raise SourceError(f"{path} does not hold keys and values; {LAYOUT}")
-    return values
+Listing = tuple[dict[int, EpisodeRow], list[Gap]]
+"""Episode index → what is said about it, in the order of the files; parts that cannot be read."""
 
 
 def _read_lines(
@@ -136,18 +108,7 @@ def _read_episode_lines(folder: Path, chunk_size: int) -> Listing:
         index = _whole(row["episode_index"])
         values = {"episode_chunk": (index or 0) // chunk_size, "episode_index": index or 0}
         _add(episodes, gaps, row, index, Part(values=values), {}, place)
-    return Listing(episodes=episodes, gaps=gaps)
-
-
-def _read_task_lines(folder: Path) -> tuple[dict[int, str], list[Gap]]:
-    if not (folder / "meta" / "tasks.jsonl").is_file():
-        return {}, []
-    try:
-        rows, gaps = _read_lines(folder, "tasks.jsonl", "task_index", "task")
-    except SourceError as error:
-        return {}, [_tasks_lost(error)]
-    numbers = [(_whole(row["task_index"]), str(row["task"])) for _, row in rows]
-    return {number: task for number, task in numbers if number is not None}, gaps
+    return episodes, gaps
 
 
 def _read_episode_tables(folder: Path, _: int) -> Listing:
@@ -172,29 +133,29 @@ def _read_episode_tables(folder: Path, _: int) -> Listing:
             _add(episodes, gaps, row, index, data, videos, place)
     if len(broken) == len(paths):
         raise broken[0]
-    return Listing(episodes=episodes, gaps=gaps)
+    return episodes, gaps
 
 
-def _read_task_table(folder: Path) -> tuple[dict[int, str], list[Gap]]:
-    path = folder / "meta" / "tasks.parquet"
+def read_tasks(folder: Path, major: int) -> tuple[dict[int, str], list[Gap]]:
+    """The tasks that ``meta/`` lists: number → words; and what of the list cannot be read."""
+    name = {2: "tasks.jsonl", 3: "tasks.parquet"}[major]
+    path, gaps = folder / "meta" / name, list[Gap]()
     if not path.is_file():
-        return {}, []
+        return {}, gaps
     try:
-        rows = _read_table(folder, path)
+        if major == 2:
+            lines, gaps = _read_lines(folder, name, "task_index", "task")
+            pairs = [(row["task_index"], row["task"]) for _, row in lines]
+        else:
+            # The text is the index of a pandas table, so its column has one of several names.
+            pairs = [
+                (row.pop("task_index", None), next(iter(row.values()), ""))
+                for row in _read_table(folder, path)
+            ]
     except SourceError as error:
-        return {}, [_tasks_lost(error)]
-    tasks = {}
-    for row in rows:
-        # The text is the index of a pandas table there, so its column has one of several names.
-        texts = [str(value) for name, value in row.items() if name != "task_index"]
-        number = _whole(row.get("task_index"))
-        if number is not None:
-            tasks[number] = texts[0] if texts else ""
-    return tasks, []
-
-
-def _tasks_lost(error: SourceError) -> Gap:
-    return Gap(text=f"tasks in words are lost: {error}")
+        return {}, [Gap(text=f"tasks in words are lost: {error}")]
+    numbers = [(_whole(number), str(task)) for number, task in pairs]
+    return {number: task for number, task in numbers if number is not None}, gaps
 
 
 def _read_table(folder: Path, path: Path, drop: str = "\0") -> list[dict[str, Any]]:
@@ -276,4 +237,3 @@ def _add(
 
 
 READ_EPISODES = {2: _read_episode_lines, 3: _read_episode_tables}
-READ_TASKS = {2: _read_task_lines, 3: _read_task_table}

@@ -47,7 +47,7 @@ class LeRobotFiles:
 
         Args:
             template: Path template, checked.
-            part: What to fill in.
+            part: Values for the template.
             video_key: Feature of a video; empty for a table.
             only: Whether the dataset has no other video feature.
 
@@ -160,18 +160,9 @@ class LeRobotFiles:
 
     def _read_group(self, file: Any, path: Path, group: int, names: list[str], where: str) -> Any:
         key = (path, group, names)
-        roots = {name.split(".")[0] for name in names}
         if self._last is None or self._last[0] != key:
-            about = file.metadata.row_group(group)
-            columns = [about.column(i) for i in range(about.num_columns)]
-            numbers = sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in roots)
-            if numbers > MAX_NUMBERS:
-                raise EpisodeError(
-                    f"{where} claims {numbers:,} numbers in one row group; at most "
-                    f"{MAX_NUMBERS:,} are read"
-                )
             self._last = None  # not two at a time
-            self._last = (key, read_groups(file, [group], names, where))
+            self._last = (key, read_groups(file, [group], names, where, MAX_NUMBERS))
         return self._last[1]
 
 

@@ -22,12 +22,11 @@ from tokenwm.data.readers.gaps import compare
 from tokenwm.data.readers.lerobot.episodes import (
     LAYOUT,
     READ_EPISODES,
-    READ_TASKS,
     EpisodeRow,
-    read_object,
+    read_tasks,
 )
 from tokenwm.data.readers.lerobot.templates import check_template
-from tokenwm.data.readers.paths import checksum_of_sizes, inside, update_digest
+from tokenwm.data.readers.paths import checksum_of_sizes, inside, read_object, update_digest
 from tokenwm.data.readers.pictures.pixels import is_called_depth
 from tokenwm.data.readers.pictures.video import holds_depth
 from tokenwm.errors import SourceError
@@ -42,7 +41,7 @@ VIDEO_PATHS = {
     3: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 LARGEST_DIMENSION = 10**6
-"""Of a feature's shape; no robot has more."""
+"""Largest size in a feature's shape; no robot has more."""
 MAX_NAMED = 1000
 """Most missing episodes that are named; more are counted only."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -123,7 +122,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             the folder.
     """
     path = folder / "meta" / "info.json"
-    info = read_object(folder, path)
+    info = read_object(folder, path, LAYOUT)
     version = info.get("codebase_version")
     if version not in SUPPORTED_VERSIONS:
         raise SourceError(
@@ -132,10 +131,10 @@ def read_meta(folder: Path) -> LeRobotMeta:
         )
     major = int(version[1])
     try:
-        listing = READ_EPISODES[major](folder, int(info.get("chunks_size", 1000)))
-        tasks, lost = READ_TASKS[major](folder)
+        episodes, unread = READ_EPISODES[major](folder, int(info.get("chunks_size", 1000)))
+        tasks, lost = read_tasks(folder, major)
         splits, odd = _splits(path, info.get("splits"))
-        gaps = [*listing.gaps, *lost, *odd, *_missing(path, info, listing.episodes)]
+        gaps = [*unread, *lost, *odd, *_missing(path, info, episodes)]
         meta = LeRobotMeta(
             folder=folder,
             version=version,
@@ -144,7 +143,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             features={name: _feature(about) for name, about in info["features"].items()},
             data_path=str(info.get("data_path") or DATA_PATHS[major]),
             video_path=str(info.get("video_path") or VIDEO_PATHS[major]),
-            episodes=dict(sorted(listing.episodes.items())),
+            episodes=dict(sorted(episodes.items())),
             tasks=tasks,
             gaps=gaps,
             splits=splits,

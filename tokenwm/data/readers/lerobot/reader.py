@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 
 from tokenwm.data.quality import checks
-from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
+from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Recognised
 from tokenwm.data.readers.columns.columns import Column, RecordedConfig, names_of
 from tokenwm.data.readers.lerobot.clips import LeRobotClips
 from tokenwm.data.readers.lerobot.episodes import LAYOUT, EpisodeRow, Part
@@ -50,7 +50,6 @@ class LeRobotConfig(RecordedConfig):
 
     Attributes:
         episodes: Indices of the episodes to use; null for all.
-        type: Name of this reader.
     """
 
     episodes: tuple[int, ...] | None = None
@@ -80,12 +79,7 @@ class LeRobotConfig(RecordedConfig):
         return Recognised(config=cls(path=str(path)), rate=meta.rate, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "LeRobotSource":
-        """Open the dataset.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A feature the recipe names is not in the dataset, or the rates do not fit.
-        """
+        """Open the dataset; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return LeRobotSource(self, episode_format, self.find(folder, LAYOUT))
 
 
@@ -94,6 +88,7 @@ class LeRobotSource(RecordedSource):
 
     def __init__(self, config: LeRobotConfig, episode_format: EpisodeFormat, folder: Path) -> None:
         self.meta = read_meta(folder)
+        self._gaps = self.meta.gaps
         self._wanted = config.episodes
         self._files = LeRobotFiles(folder)
         self._clips = LeRobotClips(self.meta)
@@ -127,10 +122,6 @@ class LeRobotSource(RecordedSource):
             )
             for index in wanted
         ]
-
-    def gaps(self) -> Sequence[Gap]:
-        """Differences between what ``meta/`` declares and lists, and what of it cannot be read."""
-        return self.meta.gaps
 
     def read(self, ref: EpisodeRef) -> Recording:
         """Read the rows of one episode, and say where its pictures are.
@@ -178,7 +169,7 @@ class LeRobotSource(RecordedSource):
         )
 
     def _without_depth(self, name: str, column: Column) -> Column:
-        """The column, of no use to us if first pictures are depth maps that nobody flagged.
+        """The column, marked as unusable if its pictures are depth maps that nobody flagged.
 
         Two episodes decide that agree, since one may be odd.
         """
@@ -190,7 +181,7 @@ class LeRobotSource(RecordedSource):
                 notes.append(self._why_depth(name, column, index, row))
                 if notes.count(notes[-1]) == 2:
                     break
-        # None where files are missing or damaged, which costs their episodes.
+        # Empty where files are missing or damaged; their episodes are left out later.
         note = max(notes, key=notes.count, default="")
         return replace(column, kind="other", note=note) if note else column
 

@@ -1,9 +1,8 @@
 """The pictures of a recording: in arrays, as encoded images, or in a video.
 
 A recording (:mod:`tokenwm.data.readers.recorded.recording`) names one of these per camera. Pictures
-are
-read when an episode is made, the wanted ones only, and made smaller one by one, so memory holds one
-large picture at a time.
+are read when an episode is made, the wanted ones only, and made smaller one by one, so memory holds
+one large picture at a time.
 """
 
 import io

@@ -35,7 +35,7 @@ FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,ogg,flv,gif"
 OPENING = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 """For FFmpeg: nothing but files, and only those of these formats, is ever opened."""
 SEEK_MARGINS = (0.0, 1.0, 10.0, float("inf"))
-"""How long before the wanted time a key frame is searched, seconds, one after the other."""
+"""Times before the wanted one at which a key frame is searched, seconds, one after the other."""
 SAME_TIME = 1e-4
 """Seconds; two times that differ by less are of the same frame."""
 SCALE_FLAGS = "area+accurate_rnd+bitexact"  # bitexact: the same bytes on every CPU

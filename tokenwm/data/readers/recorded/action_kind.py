@@ -33,7 +33,7 @@ class ActionKind:
 
     Attributes:
         kind: ``discrete`` (ids counted from 0) or ``continuous`` (quantities).
-        why: What decided, in words.
+        why: The reason for the decision, in words.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
     Args:
         actions: Key of each episode that can be read, with its actions ``(N, A)``; read no further
             than needed.
-        num_episodes: How many there are at most.
+        num_episodes: Most episodes there may be.
     """
     num_seen, largest, contradicting = 0, 0, ""
     num_contradicting = 0
@@ -64,7 +64,7 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
             break
     if not num_seen:
         return ActionKind(kind="continuous", why="the actions of no episode can be read")
-    # What cannot be read does not count in the end.
+    # Episodes that cannot be read do not count.
     if num_contradicting and num_contradicting * DOUBTFUL >= num_seen:
         return ActionKind(kind="continuous", why=f"whole numbers, and {contradicting}")
     odd = f"; not in {num_contradicting} of {num_seen} ({contradicting})" if contradicting else ""
@@ -74,7 +74,7 @@ def decide(actions: Iterable[tuple[str, NDArray[Any]]], num_episodes: int) -> Ac
 
 
 def whole_where_possible(action: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """The actions that lead somewhere; ids that only a NaN behind them made real numbers are whole.
+    """The actions that lead to an observation; ids stored as floats for a NaN at the end are whole.
 
     Args:
         action: As recorded, ``(num_rows, A)`` or a row less.
@@ -82,7 +82,7 @@ def whole_where_possible(action: NDArray[Any], num_rows: int) -> NDArray[Any]:
     """
     used = action[: num_rows - 1]
     nan_at_end = action.dtype.kind == "f" and np.isnan(action[num_rows - 1 :]).any()
-    if nan_at_end and not (np.mod(used, 1) != 0).any():  # a NaN is not 0 either
+    if nan_at_end and not (np.mod(used, 1) != 0).any():  # NaN counts as not whole
         return used.astype(np.int64)
     return used
 
@@ -104,7 +104,7 @@ def as_decided(action: NDArray[Any], decision: ActionKind, where: str) -> NDArra
 
     Args:
         action: ``(N, A)`` as recorded.
-        decision: What they are.
+        decision: The kind of the actions.
         where: Episode, for messages.
 
     Returns:
@@ -115,7 +115,7 @@ def as_decided(action: NDArray[Any], decision: ActionKind, where: str) -> NDArra
     """
     if decision.kind == "continuous":
         return action if action.dtype.kind == "f" else action.astype(np.float64)
-    # NaN fails all of these, and is named for itself: it was not recorded.
+    # NaN fails all of these, but is reported as a missing value elsewhere.
     bad = ~((action >= 0) & (action <= LARGEST_WHOLE) & (np.mod(action, 1) == 0))
     if action.dtype.kind == "f":
         bad &= ~np.isnan(action)

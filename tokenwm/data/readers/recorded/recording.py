@@ -7,7 +7,7 @@ rules, time alignment, downsampling and pictures are the same for every format a
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from tokenwm.data.readers.columns.columns import (
 from tokenwm.data.readers.downsample import Signals, downsample, downsampling_factor
 from tokenwm.data.readers.licence import stated_licence
 from tokenwm.data.readers.one_episode import costs_one_episode, writable
+from tokenwm.data.readers.paths import checksum_of_sizes
 from tokenwm.data.readers.pictures.frames import Frames, VideoFrames
 from tokenwm.data.readers.pictures.video import FrameResizer, FramesRead
 from tokenwm.data.readers.recorded.action_kind import (
@@ -158,9 +159,9 @@ class RecordedSource(ABC):
 
     Args:
         config: Options; what they leave open is filled in, see :attr:`config`.
-        columns: What the source holds for every row.
+        columns: The columns of the source: one value or picture for every row.
         where: The source, for messages.
-        episode_format: What the episodes are to be.
+        episode_format: The form that episodes are brought into.
         rate: Rows per second of the source, Hz; None where the format does not record it, then rows
             are steps.
 
@@ -176,6 +177,7 @@ class RecordedSource(ABC):
 
     declares_types: ClassVar[bool] = True
     """True if files say what type a column has; in CSV each file seems to have its own."""
+    _gaps: Sequence[Gap] = ()
 
     def __init__(
         self,
@@ -249,7 +251,7 @@ class RecordedSource(ABC):
     def _actions(self, refs: Sequence[EpisodeRef]) -> Iterator[tuple[str, NDArray[Any]]]:
         """The actions of all episodes that can be read, as they are recorded."""
         for ref in refs:
-            # Whoever loads it says what is wrong with it.
+            # Its error is reported when the episode is loaded.
             with contextlib.suppress(EpisodeError), costs_one_episode(ref.key):
                 recording = self.read(ref)
                 recording.check(ref.key)
@@ -283,8 +285,8 @@ class RecordedSource(ABC):
         """All episodes, in a fixed order."""
 
     def gaps(self) -> Sequence[Gap]:
-        """Differences between what the source declares and what is there; here none."""
-        return ()
+        """Differences between what the source declares and what is there; empty if all is there."""
+        return self._gaps
 
     @abstractmethod
     def read(self, ref: EpisodeRef) -> Recording:
@@ -297,6 +299,17 @@ class RecordedSource(ABC):
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
         """Return the origin of the data: ``source``, ``source_checksum``, what is ``inferred``."""
+
+    def origin(
+        self, folder: Path, paths: Iterable[Path], over: str = "names and sizes of the files"
+    ) -> dict[str, Any]:
+        """The :meth:`provenance` of a source that is some files of a folder."""
+        return {
+            "source": self.config.path,
+            "source_checksum": checksum_of_sizes(folder, paths),
+            "source_checksum_over": over,
+            **self.inferred,
+        }
 
     def load(self, ref: EpisodeRef) -> Episode:
         """Load, check and convert one episode.
@@ -365,7 +378,7 @@ def check_numbers(
     if recording.terminated is not None:
         checks.check_finite(ref.key, "terminated", recording.terminated)
     signals = _signals(recording, ref.key, num_actions)
-    # In our types, in which what is too large for them is infinite.
+    # Converted to our types, in which numbers that are too large are infinite.
     checks.check_signals(
         ref.key,
         limits,
@@ -390,9 +403,9 @@ def to_episode(
     """Check a recording at its own rate, and make it an episode at the control rate.
 
     Args:
-        recording: What the source holds.
-        ref: Which episode it is, and at which row downsampling begins.
-        episode_format: What the episode is to be.
+        recording: The episode as the source holds it.
+        ref: The episode's key, and the row at which downsampling begins.
+        episode_format: The form that the episode is brought into.
         rate: Rows per second of the recording, Hz; a whole multiple of the control rate.
         num_actions: Number of discrete actions; None if the recipe does not say.
 
@@ -438,7 +451,7 @@ def _to_episode(
     metadata: dict[str, Scalar] = {"source_index": ref.index}
     if ref.phase:
         metadata["phase"] = ref.phase
-    # What the rows after the last kept step say about the end has no step to stand at.
+    # An end in the rows after the last kept step is metadata: no step is left to carry it.
     last_kept = ref.phase + (num_steps - 1) * factor
     if recording.terminated is not None and len(recording.terminated) > last_kept:
         rest = recording.terminated[last_kept:]
@@ -469,7 +482,7 @@ def _to_episode(
     dropped = recording.metadata.get(DROPPED)
     measured |= {DROPPED: dropped} if dropped else {}
     checks.check_episode(limits, replace(episode, measured=measured))
-    # The other phases are the same recording, which is to be told about once.
+    # The other phases are the same recording; its measurements are reported once.
     return episode if ref.phase else replace(episode, measured=measured)
 
 

@@ -29,7 +29,7 @@ def open_recorded(
     paths = config.paths
     if len(paths) == 1:
         return config.at(paths[0]).open(episode_format, folder)
-    # Of each reader, options that name episodes of one folder.
+    # An option of some readers, which names episodes of one folder.
     if getattr(config, "episodes", None) is not None:
         raise RecipeError(
             f"source.episodes names episodes by their number in a folder, and source.path names "

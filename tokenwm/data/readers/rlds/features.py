@@ -1,6 +1,5 @@
 """``features.json`` and ``dataset_info.json`` of TFDS: what the steps of an RLDS dataset hold."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from tokenwm.data.readers.columns.arrays import column_of
 from tokenwm.data.readers.columns.columns import Column
-from tokenwm.data.readers.paths import read_small
+from tokenwm.data.readers.paths import read_object
 from tokenwm.data.readers.pictures.pixels import is_called_depth
 from tokenwm.errors import SourceError
 
@@ -30,7 +29,7 @@ def read_info(folder: Path) -> Mapping[str, Any]:
     """
     if not (folder / "dataset_info.json").is_file():
         return {}
-    return _read_object(folder, folder / "dataset_info.json")
+    return read_object(folder, folder / "dataset_info.json", LAYOUT)
 
 
 def read_step_features(folder: Path) -> tuple[dict[str, Column], tuple[str, ...]]:
@@ -44,7 +43,7 @@ def read_step_features(folder: Path) -> tuple[dict[str, Column], tuple[str, ...]
         SourceError: ``features.json`` is damaged, or has no steps.
     """
     path = folder / "features.json"
-    features = _read_object(folder, path)
+    features = read_object(folder, path, LAYOUT)
     try:
         steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]
         columns: dict[str, Column] = {}
@@ -100,13 +99,3 @@ def _column(feature: Mapping[str, Any], name: str) -> Column:
 def _shape(about: Mapping[str, Any]) -> tuple[int, ...]:
     """Sizes, written as text; ``-1`` is any."""
     return tuple(int(size) for size in (about.get("shape") or {}).get("dimensions", ()))
-
-
-def _read_object(folder: Path, path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(read_small(folder, path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path} cannot be read: {error}; {LAYOUT}") from error
-    if not isinstance(values, Mapping):
-        raise SourceError(f"{path} does not hold keys and values; {LAYOUT}")
-    return values

@@ -23,7 +23,7 @@ from tokenwm.data.readers.columns.columns import Column
 from tokenwm.data.readers.gaps import compare
 from tokenwm.data.readers.licence import MOST_TEXT
 from tokenwm.data.readers.one_episode import writable
-from tokenwm.data.readers.paths import checksum_of_sizes, inside
+from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import ArrayFrames, EncodedFrames, Frames
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.readers.rlds.features import LAYOUT, read_info, read_step_features
@@ -47,7 +47,6 @@ class RldsConfig(RatedConfig):
 
     Attributes:
         split: A split of the dataset, for example ``train``; null for all.
-        type: Name of this reader.
     """
 
     split: str | None = None
@@ -73,12 +72,7 @@ class RldsConfig(RatedConfig):
         return Recognised(config=cls(path=str(path)), rate=None, facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "RldsSource":
-        """Open the dataset.
-
-        Raises:
-            SourceError: It is missing, or not laid out as expected.
-            RecipeError: A feature or split the recipe names is not there, or the rates do not fit.
-        """
+        """Open the dataset; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         path = self.find(folder, LAYOUT)
         version = _version_folder(path)
         if version is None:
@@ -124,10 +118,6 @@ class RldsSource(RecordedSource):
     def episodes(self) -> Sequence[EpisodeRef]:
         """All episodes, in the order of the files and the records in them."""
         return [EpisodeRef(key=f"episode_{i:06d}", index=i) for i in range(len(self.records))]
-
-    def gaps(self) -> Sequence[Gap]:
-        """Shards that the names or ``dataset_info.json`` declare and that are not there."""
-        return self._gaps
 
     def licence(self) -> str:
         """The licence in ``dataset_info.json``, else as other folders state it."""
@@ -183,13 +173,7 @@ class RldsSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of all files of the version."""
-        paths = [*self.shards, *sorted(self.folder.glob("*.json"))]
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.folder, paths),
-            "source_checksum_over": "names and sizes of the files",
-            **self.inferred,
-        }
+        return self.origin(self.folder, [*self.shards, *self.folder.glob("*.json")])
 
 
 def _version_folder(path: Path) -> Path | None:
@@ -220,7 +204,7 @@ def _differences(
     records: Sequence[Record],
     wanted: str | None,
 ) -> list[Gap]:
-    """Shards by their names, and episodes by ``dataset_info.json``, that are not there."""
+    """Gaps: shards missing by their names, episodes missing by ``dataset_info.json``."""
     gaps = []
     names = [match for path in shards if (match := SHARD.fullmatch(path.name))]
     for split in sorted({match["split"] for match in names if wanted in (None, match["split"])}):
@@ -239,7 +223,7 @@ def _differences(
             continue
         if wanted in (None, name):
             found = [record for record in records if _split(record.path) == name]
-            # What a damaged file holds is not known; it is an episode with a reason.
+            # A damaged file holds an unknown number; it is listed as one unusable episode.
             if not any(record.problem for record in found):
                 where = f"{folder / 'dataset_info.json'}, split {name!r},"
                 gaps += compare(where, "episodes", sum(map(int, lengths)), len(found))

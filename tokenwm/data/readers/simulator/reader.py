@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,11 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GymnasiumConfig(SimulatorOptions):
-    """Options of the Gymnasium reader, which records what it reads.
-
-    Attributes:
-        type: Name of this reader.
-    """
+    """Options of the Gymnasium reader, which records what it reads."""
 
     records: ClassVar[bool] = True
 
@@ -53,12 +50,7 @@ class GymnasiumConfig(SimulatorOptions):
         """No file or folder is a simulator."""
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "GymnasiumSource":
-        """Make the recorder; ``folder`` is not used.
-
-        Raises:
-            SourceError: The environment's package is not installed.
-            RecipeError: There is no such environment, or it does not give what the recipe names.
-        """
+        """Make the recorder; ``folder`` is not used."""
         return GymnasiumSource(self, episode_format)
 
 
@@ -71,12 +63,9 @@ class GymnasiumSource:
         self.config = config
         self.num_together = config.num_envs
         self.format = episode_format
-        env = make_watched(config)
-        try:
+        with closing(make_watched(config)) as env:
             check_action_space(env.action_space)
             rate = (env.metadata or {}).get("render_fps")
-        finally:
-            env.close()
         if rate and float(rate) != episode_format.control_rate:
             logger.warning(
                 "%s says it runs at %g Hz, the recipe says control_rate %g Hz; one environment "
@@ -104,11 +93,8 @@ class GymnasiumSource:
             EpisodeError: A quality rule is broken.
         """
         recorder = EpisodeRecorder(self.config, self.format, ref)
-        env = make_watched(self.config)
-        try:
+        with closing(make_watched(self.config)) as env:
             record(self.config, recorder, env)
-        finally:
-            env.close()
         return recorder.finish()
 
     def load_together(self, refs: Sequence[EpisodeRef]) -> list[Episode | EpisodeError]:
@@ -130,11 +116,8 @@ class GymnasiumSource:
     def describe(self) -> SourceDescription:
         """Number of discrete actions, units from the recipe, and what the task state holds."""
         config = self.config
-        env = make_watched(config)
-        try:
+        with closing(make_watched(config)) as env:
             num_actions = num_actions_of(env.action_space)
-        finally:
-            env.close()
         described = SourceDescription(
             state_units=config.state_units,
             action_units=config.action_units,

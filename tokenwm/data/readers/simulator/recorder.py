@@ -29,7 +29,7 @@ from tokenwm.data.readers.simulator.task_states import TASK_STATE, get_task_stat
 from tokenwm.errors import RecipeError
 
 CONTACTS, SUCCESS = "n_contacts", "is_success"
-"""What is kept of a simulator's ``info``."""
+"""Keys that are kept of a simulator's ``info``."""
 ENV_SEED, RESET_OPTIONS = "env_seed", "reset_options"
 """Names, in an episode's metadata, of what its simulator was reset with; the options as JSON."""
 
@@ -38,7 +38,7 @@ class EpisodeRecorder:
     """The arrays of one episode while it is recorded.
 
     Attributes:
-        policy: What acts.
+        policy: The policy that chooses the actions.
         env_seed: For the simulator's ``reset``.
         reset_options: The same, or None.
         policy_rng: For the policy; all follow from the recipe's seed and the episode's index.
@@ -135,7 +135,7 @@ class EpisodeRecorder:
             frame_rate=self.format.control_rate,
         )
         episode = dataclasses.replace(episode, measured=measured)
-        # A simulator drops no frames and has no faulty encoders: what looks so is so.
+        # A simulator drops no frames and has no faulty encoders: stillness and jumps are real.
         limits = dataclasses.replace(limits, max_frozen_seconds=None, max_spike=None)
         checks.check_episode(limits, episode)
         return episode

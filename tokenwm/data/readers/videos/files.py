@@ -1,6 +1,6 @@
 """The files in a folder of videos and tables."""
 
-import contextlib
+import itertools
 import os
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenwm.data.readers.columns.arrays import LOOKED_AT, spread
 from tokenwm.data.readers.columns.tables import SUFFIXES
-from tokenwm.data.readers.one_episode import costs_one_episode
+from tokenwm.data.readers.one_episode import readable
 from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.video import FirstPicture, first_picture, probe
 from tokenwm.errors import EpisodeError, SourceError
@@ -69,27 +69,21 @@ class VideoFolder:
             SourceError: None can be read.
         """
         paths = [path for cameras in self.videos.values() for path in cameras.values()]
-        found, problem = [], None
+        problems: list[EpisodeError] = []
         # Where the first ones are damaged, more of them are looked at.
-        for path in dict.fromkeys([*spread(paths), *paths]):
-            try:
-                with costs_one_episode(path.stem):
-                    found.append(probe(path, path.stem)[1])
-            except EpisodeError as error:
-                problem = problem or error
-            if len(found) == min(LOOKED_AT, len(paths)):
-                break
+        rates = readable(
+            dict.fromkeys([*spread(paths), *paths]), lambda p: probe(p, p.stem)[1], problems
+        )
+        found = list(itertools.islice(rates, min(LOOKED_AT, len(paths))))
         if not found:
+            problem = next(iter(problems), None)
             raise SourceError(f"{self.folder} holds no video that can be read: {problem}; {LAYOUT}")
         return max(found, key=found.count)
 
     def first_picture(self, camera: str) -> FirstPicture | None:
         """The first picture of a camera's first video that can be read; None if none can."""
-        for cameras in self.videos.values():
-            with contextlib.suppress(EpisodeError), costs_one_episode(camera):
-                if camera in cameras:
-                    return first_picture(cameras[camera], camera)
-        return None
+        paths = (cameras[camera] for cameras in self.videos.values() if camera in cameras)
+        return next(readable(paths, lambda path: first_picture(path, camera)), None)
 
     def all(self) -> list[Path]:
         """All videos and tables."""

@@ -6,7 +6,6 @@ a table named as the episode, or in one table for all with a column that names t
 has the one discrete action 0.
 """
 
-import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -28,16 +27,16 @@ from tokenwm.data.readers.columns.arrays import (
 )
 from tokenwm.data.readers.columns.columns import AUTO, AmbiguousColumnsError, Column
 from tokenwm.data.readers.columns.tables import SUFFIXES, Table, columns_of, read_table
-from tokenwm.data.readers.gaps import few
 from tokenwm.data.readers.keys import episode_keys
-from tokenwm.data.readers.one_episode import costs_one_episode, writable
-from tokenwm.data.readers.paths import checksum_of_sizes, inside
+from tokenwm.data.readers.one_episode import readable, writable
+from tokenwm.data.readers.paths import inside
 from tokenwm.data.readers.pictures.frames import ArrayFrames, Frames, VideoFrames
 from tokenwm.data.readers.pictures.pixels import is_called_depth
 from tokenwm.data.readers.pictures.video import FirstPicture, probe
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.data.readers.videos.files import LAYOUT, VIDEO_SUFFIXES, VideoFolder
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
+from tokenwm.pages.words import few
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class VideosConfig(RatedConfig):
             takes the first of ``episode``, ``episode_id``, ``episode_index``, ``video``, …
         terminated: Column that says that the task ended; ``auto`` takes ``terminated``,
             ``is_terminal`` or ``done``; null for none.
-        type: Name of this reader.
     """
 
     table: str | None = None
@@ -91,12 +89,7 @@ class VideosConfig(RatedConfig):
         return Recognised(config=config, rate=plausible_rate(files.rate()), facts=facts)
 
     def open(self, episode_format: EpisodeFormat, folder: Path | None) -> "VideosSource":
-        """Open the folder.
-
-        Raises:
-            SourceError: It is missing, or holds no video.
-            RecipeError: A column the recipe names is not there, or the rates do not fit.
-        """
+        """Open the folder; see :meth:`tokenwm.data.readers.base.SourceConfig.open`."""
         return VideosSource(self, episode_format, self.find(folder, LAYOUT))
 
 
@@ -152,10 +145,6 @@ class VideosSource(RecordedSource):
         known = config.rows_per_second(rate or None, str(folder))
         super().__init__(config, columns, str(folder), episode_format, known)
 
-    def gaps(self) -> Sequence[Gap]:
-        """Episodes that have a table, or rows in the one for all, and no video."""
-        return self._gaps
-
     def _tables_without_video(self, first: Table) -> list[Gap]:
         if self.table is None:
             lost = [path.name for path in self.files.others] if self.files.of_episode else []
@@ -208,29 +197,26 @@ class VideosSource(RecordedSource):
         """The table for all, or that of the first episode whose table can be read."""
         if self.table is not None:
             return read_table(self.folder, self.table)
-        problem = None
-        for path in self.files.of_episode.values():
-            try:
-                with costs_one_episode(path.stem):
-                    return read_table(self.folder, path)
-            except EpisodeError as error:
-                problem = problem or error
-        if problem is not None:
-            raise SourceError(f"no table can be read: {problem}")
-        return {}
+        problems: list[EpisodeError] = []
+        tables = readable(self.files.of_episode.values(), self._read_table, problems)
+        first = next(tables, None)
+        if first is None and problems:
+            raise SourceError(f"no table can be read: {problems[0]}")
+        return first or {}
+
+    def _read_table(self, path: Path) -> Table:
+        return read_table(self.folder, path)
 
     def _table_columns(self, first: Table) -> dict[str, Column]:
         """Columns of the tables, as most of some have them."""
         if self.table is not None or not first:
             return columns_of(first)
-        found = []
-        for path in spread(list(self.files.of_episode.values())):
-            with contextlib.suppress(EpisodeError), costs_one_episode(path.stem):
-                found.append(columns_of(read_table(self.folder, path)))
+        paths = spread(list(self.files.of_episode.values()))
+        found = [columns_of(table) for table in readable(paths, self._read_table)]
         return usual_columns(found) or columns_of(first)
 
     def episodes(self) -> Sequence[EpisodeRef]:
-        """One for each name of a video, in the order of names and numbers in them."""
+        """One episode for each name of a video, in the order of names and numbers in them."""
         return [EpisodeRef(key=key, index=index) for index, key in enumerate(self.keys)]
 
     def read(self, ref: EpisodeRef) -> Recording:
@@ -299,12 +285,7 @@ class VideosSource(RecordedSource):
 
     def provenance(self) -> dict[str, Any]:
         """The path, and a SHA-256 over names and sizes of the videos and tables."""
-        return {
-            "source": self.config.path,
-            "source_checksum": checksum_of_sizes(self.folder, self.files.all()),
-            "source_checksum_over": "names and sizes of the files",
-            **self.inferred,
-        }
+        return self.origin(self.folder, self.files.all())
 
 
 def _task(texts: NDArray[Any] | None) -> str:
