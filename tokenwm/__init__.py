@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenwm.errors import TokenwmError as TokenwmError
+    from tokenwm.evaluation.config import EvaluationConfig as EvaluationConfig
     from tokenwm.evaluation.evaluate import evaluate as evaluate
-    from tokenwm.evaluation.measure import EvaluationConfig as EvaluationConfig
+    from tokenwm.heads.folder import load_head as load_head
     from tokenwm.imagination.approximate import Approximation as Approximation
     from tokenwm.imagination.context import Context as Context
     from tokenwm.imagination.env import WorldModelEnv as WorldModelEnv
@@ -34,7 +35,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Approximation": "imagination.approximate",
     "Context": "imagination.context",
-    "EvaluationConfig": "evaluation.measure",
+    "EvaluationConfig": "evaluation.config",
     "ImaginedEpisodes": "imagination.episodes",
     "Observation": "imagination.world",
     "Policy": "imagination.world",
@@ -49,6 +50,7 @@ _PLACES = {
     "WorldModelVectorEnv": "imagination.env",
     "evaluate": "evaluation.evaluate",
     "load": "imagination.token_world_model",
+    "load_head": "heads.folder",
     "goal_scores": "imagination.goals",
     "starts": "imagination.starts",
 }

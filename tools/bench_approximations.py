@@ -27,7 +27,8 @@ from torch import Tensor
 from tokenwm import load
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.evaluation.metrics import psnr_from_mse, squared_error
+from tokenwm.evaluation.metrics import psnr_from_mse
+from tokenwm.evaluation.pixels import squared_error
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig

@@ -12,7 +12,7 @@ from tests.small_runs import run
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
-from tokenwm.evaluation.report.page import outcome_sentences
+from tokenwm.evaluation.report.outcomes import outcome_sentences
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.training import OptimizerConfig
 from tokenwm.transformer.model import TransformerConfig

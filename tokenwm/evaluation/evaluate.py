@@ -23,15 +23,20 @@ from tokenwm import __version__
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.evaluation.config import EvaluationConfig, ProgressCallback
 from tokenwm.evaluation.examples import choose_examples, imagine_examples
+from tokenwm.evaluation.figures import CodebookUse, Example, Flicker, Speed
+from tokenwm.evaluation.flicker import NOISE_LEVELS, measure_flicker
 from tokenwm.evaluation.folds import Fold, check_folds, check_held_out_once, has_other_splits
-from tokenwm.evaluation.measure import EvaluationConfig, ProgressCallback, RowScores, measure
+from tokenwm.evaluation.measure import measure
 from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.evaluation.outside import count_outside, summarize_outside
-from tokenwm.evaluation.results import CodebookUse, Evaluation, Example, Speed
+from tokenwm.evaluation.results import Evaluation
 from tokenwm.evaluation.rows import count_codes
+from tokenwm.evaluation.scores import RowScores
 from tokenwm.evaluation.starts import ending_starts, shuffled_rows
 from tokenwm.evaluation.summarize import summarize_scores
+from tokenwm.heads.readout import readout_for
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.starts import Starts, choose_split, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
@@ -107,6 +112,7 @@ def evaluate_folds(
         num_models=len(parts),
         has_other_splits=any(has_other_splits(part.model, part.reader.manifest) for part in parts),
         outside=summarize_outside(models, outside, reconstruction),
+        flicker=_flicker(parts, config.seed),
         codebook=min((_codebook(part, config) for part in parts), key=lambda use: use.usage),
         speed=_speed(models[0], scores[0], config, len(parts[0].starts.rows)),
         skipped=starts.skipped,
@@ -162,7 +168,8 @@ def _measure(
         num_starts=config.num_starts,
     )
     rows = part.starts.rows
-    scores = measure(part.model, part.reader, rows, part.donors, config, report, endings)
+    readout = readout_for(part.model, part.reader)
+    scores = measure(part.model, part.reader, rows, part.donors, config, report, endings, readout)
     if scores.reward:
         data = f"split {part.split} of {part.reader.root}"
         warn_of_rewards_outside(part.model.vocabulary, scores.reward["truth"], data)
@@ -184,6 +191,17 @@ def _examples(
         found |= dict(zip(rows, pictures, strict=True))
         first = end
     return tuple(found[row] for row, _ in chosen)
+
+
+def _flicker(parts: Sequence[_Part], seed: int) -> Flicker:
+    shares = np.concatenate(
+        [measure_flicker(part.model, part.reader, part.starts.keys, seed) for part in parts]
+    )
+    return Flicker(
+        noise_levels=NOISE_LEVELS,
+        changed=tuple(shares.mean(axis=0).tolist()),
+        num_episodes=len(shares),
+    )
 
 
 def _codebook(part: _Part, config: EvaluationConfig) -> CodebookUse:

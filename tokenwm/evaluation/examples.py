@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.evaluation.config import EvaluationConfig
+from tokenwm.evaluation.figures import Example
 from tokenwm.evaluation.metrics import FloatArray, psnr_from_mse
-from tokenwm.evaluation.results import Example
 from tokenwm.evaluation.rows import load_future_actions
 from tokenwm.imagination.starts import Starts, load_starts
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel

@@ -8,8 +8,8 @@ from tokenwm.checkpoint import load_world_model
 from tokenwm.data.loading.order import evenly_spaced
 from tokenwm.data.loading.windows import WindowDataset, collate
 from tokenwm.data.shards.manifest import Manifest
+from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.evaluation.evaluate import evaluate
-from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.imagination.token_world_model import load
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.losses import losses_of

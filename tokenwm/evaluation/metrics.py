@@ -1,13 +1,11 @@
-"""PSNR, SSIM, intervals over episodes, and for how many steps a model is better; pure functions."""
+"""Intervals over episodes, and for how many steps a model is better; pure functions."""
 
 import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 
@@ -25,9 +23,6 @@ lost by much), of which Student's t is wrong more often than it says; see docs/e
 """
 LEAST_SHARES = 10
 """Horizons that share ``CLAIM_ERROR`` at least, so that short curves have room for skewness too."""
-SSIM_WIDTH = 11
-"""Side, in pixels, of the Gaussian window of SSIM."""
-SSIM_SIGMA = 1.5
 
 FloatArray = NDArray[np.float64]
 
@@ -37,7 +32,8 @@ class Curve:
     """One figure at every horizon, each with its own 95 % interval over episodes.
 
     Attributes:
-        mean: ``(H,)`` float64, mean over episodes; entry ``h - 1`` belongs to horizon ``h``.
+        mean: ``(H,)`` float64, mean over episodes; entry ``h - 1`` belongs to horizon ``h``. NaN
+            where no episode has a value.
         low: ``(H,)`` lower end of the interval; NaN where there is one episode only.
         high: ``(H,)`` upper end.
     """
@@ -76,68 +72,12 @@ def psnr_from_mse(mse: FloatArray | float) -> FloatArray:
     return -10.0 * np.log10(np.maximum(np.asarray(mse, dtype=np.float64), MSE_FLOOR))
 
 
-def squared_error(frames: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of each row, over all axes but the first.
-
-    Args:
-        frames: ``(B, ...)`` uint8 in [0, 255].
-        truth: The same shape.
-
-    Returns:
-        ``(B,)`` float32, of pixels in [0, 1].
-    """
-    difference = (frames.float() - truth.float()) / 255.0
-    return difference.square().flatten(1).mean(1)
-
-
-def ssim(frames: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each row (Wang et al. 2004), mean over cameras and channels.
-
-    The Gaussian window is applied as two products with a band matrix: equal to
-    ``torchmetrics.functional.image.structural_similarity_index_measure`` (a test compares them) and
-    ten times as fast on a CPU, where a whole report needs tens of thousands of frames.
-
-    Args:
-        frames: ``(B, cameras, H, W, 3)`` uint8 in [0, 255]; sides of at least 11 pixels.
-        truth: The same shape.
-
-    Returns:
-        ``(B,)`` float32 in [-1, 1]; 1 is identical.
-
-    Raises:
-        TokenwmError: The frames are smaller than the window.
-    """
-    height, width = frames.shape[-3:-1]
-    if min(height, width) < SSIM_WIDTH:
-        raise TokenwmError(
-            f"frames of {height}×{width} pixels; SSIM needs sides of at least {SSIM_WIDTH}"
-        )
-    x = frames.movedim(-1, -3).float() / 255.0  # (B, cameras, 3, H, W)
-    y = truth.movedim(-1, -3).float() / 255.0
-    rows, columns = _gaussian_band(height, x.device), _gaussian_band(width, x.device)
-
-    def blur(image: Tensor) -> Tensor:
-        return rows @ image @ columns.T
-
-    mean_x, mean_y = blur(x), blur(y)
-    variance_x = (blur(x * x) - mean_x.square()).clamp(min=0.0)
-    variance_y = (blur(y * y) - mean_y.square()).clamp(min=0.0)
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return (luminance * structure).flatten(1).mean(1)
-
-
-def _gaussian_band(size: int, device: torch.device) -> Tensor:
-    """``(size, size)``: row ``i`` weighs the pixels around ``i``, mirrored at the border."""
-    offset = torch.arange(SSIM_WIDTH, device=device) - SSIM_WIDTH // 2
-    weights = torch.exp(-offset.square() / (2 * SSIM_SIGMA**2))
-    weights = (weights / weights.sum()).expand(size, -1)
-    rows = torch.arange(size, device=device).unsqueeze(1)
-    columns = (rows + offset).abs()  # -1 is pixel 1
-    columns = torch.minimum(columns, 2 * (size - 1) - columns)
-    return torch.zeros(size, size, device=device).scatter_add(1, columns, weights)
+def mean_of_known(values: FloatArray) -> FloatArray:
+    """Mean over the first axis of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean: FloatArray = np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
+    return mean
 
 
 def interval_curve(values: FloatArray) -> Curve:
@@ -146,13 +86,14 @@ def interval_curve(values: FloatArray) -> Curve:
     The unit is the episode, since the steps and starts of one are not independent.
 
     Args:
-        values: ``(episodes, H)``.
+        values: ``(episodes, H)``; NaN where an episode has no value, which then counts as if it had
+            not been measured there.
 
     Raises:
         TokenwmError: There is no episode.
     """
     half = _half_width(values, CONFIDENCE)
-    mean = values.mean(axis=0)
+    mean = mean_of_known(values)
     return Curve(mean=mean, low=mean - half, high=mean + half)
 
 
@@ -162,29 +103,27 @@ def gain_curve(differences: FloatArray) -> GainCurve:
     The horizons share the error (Bonferroni), which needs nothing of how they depend on each other.
 
     Args:
-        differences: ``(episodes, H)``, of one episode each.
+        differences: ``(episodes, H)``, of one episode each; NaN as in :func:`interval_curve`.
 
     Raises:
         TokenwmError: There is no episode.
     """
     curve = interval_curve(differences)
-    num_episodes, num_horizons = differences.shape
-    low = np.full(num_horizons, np.nan)
-    if num_episodes >= MIN_EPISODES:
-        error = CLAIM_ERROR / max(num_horizons, LEAST_SHARES)
-        low = curve.mean - _half_width(differences, 1.0 - 2.0 * error)
+    error = CLAIM_ERROR / max(differences.shape[1], LEAST_SHARES)
+    low = curve.mean - _half_width(differences, 1.0 - 2.0 * error)
+    low[(~np.isnan(differences)).sum(axis=0) < MIN_EPISODES] = np.nan
     return GainCurve(mean=curve.mean, low=curve.low, high=curve.high, simultaneous_low=low)
 
 
 def _half_width(values: FloatArray, confidence: float) -> FloatArray:
-    """``(H,)`` half of Student's interval of the mean; NaN of one episode."""
-    num_episodes, num_horizons = values.shape
-    if num_episodes < 1:
+    """``(H,)`` half of Student's interval of the mean; NaN where fewer than two are known."""
+    if len(values) < 1:
         raise TokenwmError("no episode to take a mean of")
-    if num_episodes == 1:
-        return np.full(num_horizons, np.nan)
-    error = values.std(axis=0, ddof=1) / math.sqrt(num_episodes)
-    return np.asarray(student_quantile(confidence, num_episodes - 1) * error)
+    counts = (~np.isnan(values)).sum(axis=0)
+    quantiles = [student_quantile(confidence, n - 1) if n > 1 else np.nan for n in counts.tolist()]
+    degrees = np.maximum(counts - 1, 1)
+    variance = np.nansum((values - mean_of_known(values)) ** 2, axis=0) / degrees
+    return np.asarray(quantiles * np.sqrt(variance / np.maximum(counts, 1)))
 
 
 @functools.lru_cache

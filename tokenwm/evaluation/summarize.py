@@ -6,17 +6,28 @@ from typing import Any
 import numpy as np
 
 from tokenwm.data.shards.manifest import Manifest
-from tokenwm.evaluation.measure import RowScores
+from tokenwm.evaluation.figures import (
+    ChangedPixels,
+    EpisodeResult,
+    PlantedCodes,
+    StateErrors,
+    TerminationScore,
+)
 from tokenwm.evaluation.metrics import (
     Curve,
     FloatArray,
+    GainCurve,
     copy_nll,
     gain_curve,
     interval_curve,
+    mean_of_known,
     psnr_from_mse,
     summarize_gain,
 )
-from tokenwm.evaluation.results import EpisodeResult, StateErrors, TerminationScore
+from tokenwm.evaluation.pixels import CHANGE_THRESHOLD
+from tokenwm.evaluation.planted import OUTCOMES
+from tokenwm.evaluation.scores import RowScores
+from tokenwm.evaluation.task_state import summarize_task_state
 from tokenwm.imagination.starts import Starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
@@ -42,31 +53,44 @@ def summarize_scores(
 
     mse = {n: table for n, table in scores.mse.items() if not np.isnan(table).any()}
     psnr = {name: psnr_from_mse(over_episodes(table, keys)) for name, table in mse.items()}
+    changed = {name: psnr_from_mse(over_episodes(scores.mse_changed[name], keys)) for name in mse}
     gain = gain_curve(psnr["model"] - psnr["persistence"])
     accuracy = scores.token_accuracy
+    num_codes = model.vocabulary.codebook_size
     nll = {
         "model": scores.token_nll,
-        "persistence": copy_nll(accuracy["persistence"], model.vocabulary.codebook_size),
+        "persistence": copy_nll(accuracy["persistence"], num_codes),
+        "uniform": np.full_like(scores.token_nll, np.log(num_codes)),
     }
     return {
+        "changed": _changed_pixels(scores, keys),
+        "psnr_changed": {name: interval_curve(values) for name, values in changed.items()},
+        "psnr_changed_gain": gain_curve(changed["model"] - changed["persistence"]),
+        "action_gap_changed": _action_gap(changed),
+        "ssim_changed": {name: curve(scores.ssim_changed[name]) for name in mse},
         "psnr": {name: interval_curve(values) for name, values in psnr.items()},
         "psnr_pooled": {name: psnr_from_mse(table.mean(axis=0)) for name, table in mse.items()},
         "psnr_gain": gain,
         "psnr_gain_plain": gain_curve(psnr["model_plain"] - psnr["persistence"]),
-        "action_gap": gain_curve(psnr["model"] - psnr["shuffled"]) if "shuffled" in psnr else None,
+        "action_gap": _action_gap(psnr),
         "ssim": {name: curve(scores.ssim[name]) for name in mse},
+        "lpips": {name: curve(scores.lpips[name]) for name in mse} if scores.lpips else None,
         "token_accuracy": {n: curve(t) for n, t in accuracy.items() if not np.isnan(t).any()},
         "token_nll": {name: curve(table) for name, table in nll.items()},
+        "nll_gain": gain_curve(over_episodes(nll["uniform"] - nll["model"], keys)),
+        "planted": _planted(scores, keys),
         "state": _state_errors(manifests, scores, keys),
         "reward_error": _reward_errors(manifests, scores, keys, np.abs),
         "reward_squared_error": _reward_errors(manifests, scores, keys, np.square),
         "termination": _termination(scores, keys),
+        "task_state": summarize_task_state(manifests, scores.task_state, keys),
         "horizons": summarize_gain(gain),
         "episodes": tuple(
             EpisodeResult(
                 key=key,
                 first_steps=tuple(row.first_step for row in starts.rows if row.key == key),
                 psnr={name: values[index] for name, values in psnr.items()},
+                psnr_changed={name: values[index] for name, values in changed.items()},
             )
             for index, key in enumerate(starts.keys)
         ),
@@ -74,10 +98,42 @@ def summarize_scores(
 
 
 def over_episodes(values: FloatArray, keys: Sequence[str]) -> FloatArray:
-    """Mean over the starts of each episode: ``(rows, ...)`` → ``(episodes, ...)``, order kept."""
+    """Mean over the starts of each episode: ``(rows, ...)`` → ``(episodes, ...)``, order kept.
+
+    Starts without a value (NaN) are left out; an episode where none has one has none itself.
+    """
     names = list(dict.fromkeys(keys))
     groups = np.array([names.index(key) for key in keys])
-    return np.stack([values[groups == index].mean(axis=0) for index in range(len(names))])
+    return np.stack([mean_of_known(values[groups == index]) for index in range(len(names))])
+
+
+def _action_gap(psnr: Mapping[str, FloatArray]) -> GainCurve | None:
+    """The gap of true and shuffled actions, from the PSNR of each episode; None without those."""
+    return gain_curve(psnr["model"] - psnr["shuffled"]) if "shuffled" in psnr else None
+
+
+def _changed_pixels(scores: RowScores, keys: Sequence[str]) -> ChangedPixels:
+    has_changed = np.where(scores.share_changed > 0, 1.0, 0.0)
+    return ChangedPixels(
+        threshold=CHANGE_THRESHOLD,
+        share=over_episodes(scores.share_changed, keys).mean(axis=0),
+        num_starts=tuple(has_changed.sum(axis=0).astype(int).tolist()),
+        num_episodes=tuple((over_episodes(has_changed, keys) > 0).sum(axis=0).tolist()),
+    )
+
+
+def _planted(scores: RowScores, keys: Sequence[str]) -> PlantedCodes:
+    counts = dict(zip(OUTCOMES, scores.planted.sum(axis=0).tolist(), strict=True))
+    per_start = scores.planted[:, :3].sum(axis=1)
+    return PlantedCodes(
+        num_planted=int(per_start.sum()),
+        num_repaired=counts["repaired"],
+        num_copied=counts["copied"],
+        num_other=counts["other"],
+        num_right_unplanted=counts["right_unplanted"],
+        num_starts=int((per_start > 0).sum()),
+        num_episodes=len({key for key, number in zip(keys, per_start, strict=True) if number}),
+    )
 
 
 def _state_errors(

@@ -1,8 +1,10 @@
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,16 @@ from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.evaluate import evaluate
 from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.evaluation.report.headline import headline
+from tokenwm.evaluation.report.report import write_report
+from tokenwm.evaluation.report.tiles import tiles
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.evaluation.starts import shuffled_rows
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.starts import Start, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.tokenizer.perceptual import ALEXNET
 
 CONTEXT, HORIZON = 3, 6
 Arrays = dict[str, NDArray[Any]]
@@ -92,6 +98,61 @@ def test_persistence_by_hand(evaluation: Evaluation, squares: Path) -> None:
     np.testing.assert_allclose(evaluation.psnr_pooled["persistence"], pooled, rtol=1e-5)
     gain = evaluation.psnr["model"].mean - expected
     np.testing.assert_allclose(evaluation.psnr_gain.mean, gain, rtol=1e-5)
+
+
+def test_persistence_on_changed_pixels_by_hand(evaluation: Evaluation, squares: Path) -> None:
+    """In some starts the square stands still at first; they count for nothing there."""
+    mse, share = [], []
+    for _, window in windows(squares):
+        frames = window["frames.top"].astype(np.int64)
+        difference = np.abs(frames[CONTEXT:] - frames[CONTEXT - 1])
+        changed = difference.max(-1) > 10
+        square = ((difference / 255) ** 2).mean(-1)
+        count = changed.sum(axis=(1, 2))
+        with np.errstate(invalid="ignore"):
+            mse.append((square * changed).sum(axis=(1, 2)) / count)
+        share.append(changed.mean(axis=(1, 2)))
+    keys = [key for key, _ in windows(squares)]
+    groups = [[row for row, key in enumerate(keys) if key == name] for name in dict.fromkeys(keys)]
+    psnr = np.full((len(groups), HORIZON), np.nan)
+    for index, rows in enumerate(groups):
+        for horizon in range(HORIZON):
+            known = [mse[row][horizon] for row in rows if not np.isnan(mse[row][horizon])]
+            if known:
+                psnr[index, horizon] = -10 * np.log10(np.mean(known))
+    assert evaluation.changed is not None and evaluation.psnr_changed is not None
+    assert evaluation.changed.threshold == 10
+    some = (np.array(share) > 0).sum(axis=0)
+    assert evaluation.changed.num_starts == tuple(some)
+    assert evaluation.changed.num_episodes == tuple((~np.isnan(psnr)).sum(axis=0))
+    assert min(some) < len(keys), "no start without change: the test shows nothing of it"
+    np.testing.assert_allclose(evaluation.changed.share, np.mean(share, axis=0), rtol=1e-5)
+    found = evaluation.psnr_changed["persistence"].mean
+    np.testing.assert_allclose(found, np.nanmean(psnr, axis=0), rtol=1e-5)
+    for episode, expected in zip(evaluation.episodes, psnr, strict=True):
+        assert episode.psnr_changed is not None
+        np.testing.assert_allclose(episode.psnr_changed["persistence"], expected, rtol=1e-5)
+
+
+def test_the_uniform_guess_and_the_gain_over_it(evaluation: Evaluation) -> None:
+    uniform, model = evaluation.token_nll["uniform"], evaluation.token_nll["model"]
+    np.testing.assert_allclose(uniform.mean, np.log(64))
+    assert evaluation.nll_gain is not None
+    np.testing.assert_allclose(evaluation.nll_gain.mean, np.log(64) - model.mean)
+    metrics = evaluation.to_dict()
+    assert metrics["beats_uniform"]["confident_horizons"] == []  # three episodes
+    assert metrics["horizon_seconds"] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+
+def test_planted_codes_and_flicker_are_counted(evaluation: Evaluation) -> None:
+    planted, flicker = evaluation.planted, evaluation.flicker
+    assert planted is not None and flicker is not None
+    assert planted.num_planted == 6 * 2 and (planted.num_starts, planted.num_episodes) == (6, 3)
+    outcomes = (planted.num_repaired, planted.num_copied, planted.num_other)
+    assert sum(outcomes) == planted.num_planted
+    assert planted.repair_rate == planted.num_repaired / 12
+    assert (flicker.noise_levels, flicker.num_episodes) == ((0, 1, 2), 3)
+    assert evaluation.lpips is None
 
 
 def test_what_was_measured_is_recorded(evaluation: Evaluation, squares: Path) -> None:
@@ -209,6 +270,9 @@ def test_an_oracle_is_as_good_as_the_tokenizer_and_no_better(
     }.items():
         np.testing.assert_array_equal(found.psnr[ours].mean, found.psnr[ceiling].mean)
         np.testing.assert_array_equal(found.ssim[ours].mean, found.ssim[ceiling].mean)
+        assert found.psnr_changed is not None and found.ssim_changed is not None
+        for figures in (found.psnr_changed, found.ssim_changed):
+            np.testing.assert_array_equal(figures[ours].mean, figures[ceiling].mean)
     np.testing.assert_array_equal(found.token_accuracy["model"].mean, 1.0)
     assert found.state is not None
     np.testing.assert_allclose(
@@ -217,6 +281,7 @@ def test_an_oracle_is_as_good_as_the_tokenizer_and_no_better(
     # It knows the future whatever it is told to do, so actions make no difference.
     assert found.action_gap is not None
     np.testing.assert_array_equal(found.action_gap.mean, 0.0)
+    assert found.planted is not None and found.planted.repair_rate == 1.0
     assert (found.psnr["model"].mean != found.psnr["model_plain"].mean).any()
 
 
@@ -231,7 +296,9 @@ def test_figures_do_not_depend_on_the_batch_size(
         progress=lambda done, total, message: calls.append((done, total)),
     )
     expected, got = evaluation.to_dict(), alone.to_dict()
-    for name in ("psnr", "ssim", "token_accuracy", "token_nll", "state_error", "reward_error"):
+    assert got["planted"] == expected["planted"] and got["flicker"] == expected["flicker"]
+    names = ("psnr", "ssim", "token_accuracy", "token_nll", "state_error", "reward_error")
+    for name in (*names, "psnr_changed", "ssim_changed", "psnr_changed_gain_over_persistence"):
         for curve, values in flat(expected[name]).items():
             np.testing.assert_allclose(flat(got[name])[curve], values, atol=1e-4, err_msg=curve)
     # Two further starts before ends (1 step and in test_3, with 3 of context, 3 steps), see below.
@@ -270,6 +337,65 @@ def test_nothing_beats_persistence_where_nothing_moves(
     assert (found.psnr_gain.mean < 0).all()
     assert found.horizons.effective_horizon == 0
     assert found.horizons.first_better is None
+    # Of change there is nothing to be said, and that is said.
+    assert found.changed is not None and found.changed.num_episodes == (0,) * HORIZON
+    metrics = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert metrics["psnr_changed"]["persistence"]["mean"] == [None] * HORIZON
+    assert metrics["beats_persistence_changed"]["first_better"] is None
+    assert headline(found)[0].startswith("Nothing is said about change: no pixel changed by more")
+    assert "–" in "".join(value for _, value, _ in tiles(found))
+    write_report(tmp_path / "report", replace(found, examples=()))
+
+
+@pytest.fixture
+def lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A stand-in for the package, whose distance is the mean absolute difference.
+
+    The empty folder that it looks for weights in.
+    """
+    package = ModuleType("lpips")
+
+    class Network(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return (one - other).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    package.LPIPS = Network  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return tmp_path / "checkpoints"
+
+
+def test_lpips_is_measured_if_asked_for(
+    model: TokenWorldModel, squares: Path, config: EvaluationConfig, lpips: Path
+) -> None:
+    wanted = replace(config, lpips=True, num_examples=0)
+    with pytest.raises(TokenwmError, match="lpips needs LPIPS.*alexnet-owt-7be5be79.pth is not"):
+        evaluate(model, squares, wanted)
+    lpips.mkdir()
+    (lpips / ALEXNET).touch()
+    found = evaluate(model, squares, wanted)
+    expected = []
+    for _, window in windows(squares):
+        frames = window["frames.top"].astype(float) / 255
+        difference = np.abs(frames[CONTEXT:] - frames[CONTEXT - 1])
+        expected.append(2 * difference.mean(axis=(1, 2, 3)))
+    assert found.lpips is not None and set(found.lpips) == set(found.psnr)
+    mean = np.mean(expected, axis=0)  # two starts in each episode
+    np.testing.assert_allclose(found.lpips["persistence"].mean, mean, rtol=1e-4)
+
+
+def test_lpips_without_the_package(
+    model: TokenWorldModel,
+    squares: Path,
+    config: EvaluationConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(TokenwmError, match="lpips needs LPIPS: pip install"):
+        evaluate(model, squares, replace(config, lpips=True))
 
 
 def test_endings_are_counted_by_hand(squares: Path, config: EvaluationConfig) -> None:

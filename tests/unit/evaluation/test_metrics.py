@@ -3,10 +3,8 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import (
@@ -17,9 +15,8 @@ from tokenwm.evaluation.metrics import (
     copy_nll,
     gain_curve,
     interval_curve,
+    mean_of_known,
     psnr_from_mse,
-    squared_error,
-    ssim,
     student_quantile,
     summarize_gain,
 )
@@ -29,43 +26,6 @@ from tokenwm.strict import from_plain, plain
 @pytest.mark.parametrize(("mse", "psnr"), [(1.0, 0.0), (0.01, 20.0), (1e-6, 60.0), (0.0, 60.0)])
 def test_psnr_by_hand(mse: float, psnr: float) -> None:
     assert psnr_from_mse(mse) == pytest.approx(psnr)
-
-
-def test_squared_error_is_taken_per_row() -> None:
-    truth = torch.zeros(2, 1, 4, 4, 3, dtype=torch.uint8)
-    frames = truth.clone()
-    frames[1, 0, 0, 0] = 255  # one pixel of sixteen is wrong in all channels
-    assert squared_error(frames, truth).tolist() == [0.0, pytest.approx(1 / 16)]
-    assert squared_error(truth, frames)[1] == pytest.approx(1 / 16)  # uint8 must not wrap around
-
-
-@pytest.mark.parametrize("size", [(11, 11), (32, 24), (64, 64)])
-def test_ssim_equals_torchmetrics(size: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, 2, *size, 3)  # rows, cameras
-    truth = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    noise = torch.randint(-40, 41, shape, generator=generator)
-    frames = (truth.int() + noise).clamp(0, 255).to(torch.uint8)
-    frames[1] = truth[1]
-    frames[2] = 128
-
-    def images(x: torch.Tensor) -> torch.Tensor:
-        return x.movedim(-1, -3).flatten(0, 1).float() / 255
-
-    theirs = structural_similarity_index_measure(
-        images(frames), images(truth), data_range=1.0, reduction="none"
-    )
-    assert isinstance(theirs, torch.Tensor)
-    ours = ssim(frames, truth)
-    torch.testing.assert_close(ours, theirs.view(3, 2).mean(1), atol=2e-5, rtol=0)
-    assert ours[1] == pytest.approx(1.0)
-    assert ours[0] > ours[2]
-
-
-def test_ssim_needs_frames_as_large_as_its_window() -> None:
-    frames = torch.zeros(1, 1, 10, 64, 3, dtype=torch.uint8)
-    with pytest.raises(TokenwmError, match="10×64 pixels; SSIM needs sides of at least 11"):
-        ssim(frames, frames)
 
 
 @pytest.mark.parametrize(
@@ -270,3 +230,26 @@ def test_a_curve_is_read_back_from_its_plain_values() -> None:
     assert from_plain(tuple[int, int] | None, [3, 4]) == (3, 4)
     with pytest.raises(KeyError):
         from_plain(GainCurve, {"mean": [1.0]})
+
+
+def test_episodes_without_a_value_count_as_not_measured() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(1.0, 0.1, (9, 4))
+    missing = values.copy()
+    missing[:2, 1] = np.nan  # 7 are left
+    missing[:4, 2] = np.nan  # 5 are left: too few for a claim
+    missing[:, 3] = np.nan
+    found = gain_curve(missing)
+    for horizon, first in enumerate((0, 2, 4)):
+        alone = gain_curve(np.repeat(values[first:, horizon : horizon + 1], 4, axis=1))
+        for name in ("mean", "low", "high", "simultaneous_low"):
+            one, other = (getattr(curve, name) for curve in (found, alone))
+            np.testing.assert_allclose(one[horizon], other[0], err_msg=name)
+    assert found.is_certain.tolist() == [True, True, False, False]
+    assert np.isfinite(found.low[2]) and np.isnan([found.mean[3], found.low[3]]).all()
+    assert summarize_gain(found).longest_confident_run == (1, 2)
+
+
+def test_the_mean_of_what_is_known() -> None:
+    values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
+    np.testing.assert_array_equal(mean_of_known(values), [2.0, 5.0, np.nan])

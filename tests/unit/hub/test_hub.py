@@ -54,12 +54,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 METRICS: dict[str, Any] = {
     "horizons": [1, 2, 3, 4, 5],
+    "control_rate": 10.0,
     "num_episodes": 6,
     "intervals": {"min_episodes_for_claims": 8},
     "psnr": {
         "model": {"mean": [30.0, 29.0, 28.0, 27.0, None]},
         "persistence": {"mean": [28.0, 26.0, 25.0, 24.0, 23.0]},
     },
+    "psnr_changed": {"model": {"mean": [17.0, 16.0, 15.0, 14.0, 13.0]}},
 }
 
 
@@ -84,7 +86,8 @@ def test_a_checkpoint_comes_back_as_it_was_and_with_a_card(
     card = (tmp_path / "pulled" / "README.md").read_text()
     for text in ("license: mit", "Licence of the data: MIT", "over 6 held-out episodes; fewer"):
         assert text in card
-    assert "| model | 30.0 | – |" in card
+    assert "| where pixels change | 1 step (0.1 s) | 5 steps (0.5 s) |" in card
+    assert card.index("| model | 17.0 | 13.0 |") < card.index("| model | 30.0 | – |")
     assert "| persistence | 28.0 | 23.0 |" in card
     assert "tokenwm pull robot/square --out square" in card
     assert not (tmp_path / "pulled" / ".cache").exists()

@@ -29,6 +29,8 @@ model DIR …  {MODEL}; of folds, one each (they are measured as one, see docs/e
 --episodes N  measure only N episodes, evenly spread over the split (default: all)
 --batch-size N = 32  futures imagined at once; bounds the memory
 --examples N = 4  starts to show as pictures, from best to worst
+--lpips  also take LPIPS distances; needs the extra perceptual and AlexNet's weights in the torch
+    hub cache, nothing is downloaded
 --curves TITLE=CSV …  metrics.csv of a training run to draw as well; may be repeated. The model's
     own is found in MODEL/logs
 {IMAGINING.format(temperature=0.0)}+ DEVICE JSON REMAKE

@@ -1,6 +1,7 @@
 """``tokenwm evaluate MODEL [--data SHARDS]``: measure a world model on held-out episodes."""
 
 import argparse
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -14,16 +15,19 @@ from tokenwm.cli.options import parse
 from tokenwm.cli.progress import show_progress
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.evaluation.data_of import data_of
 from tokenwm.evaluation.evaluate import evaluate_folds
 from tokenwm.evaluation.folds import Fold
-from tokenwm.evaluation.measure import EvaluationConfig
+from tokenwm.evaluation.metrics import Curve
 from tokenwm.evaluation.report.headline import ALARMS, headline, table_horizons
-from tokenwm.evaluation.report.page import outcome_sentences, table_rows
+from tokenwm.evaluation.report.outcomes import outcome_sentences
+from tokenwm.evaluation.report.page import table_rows
 from tokenwm.evaluation.report.report import write_report
 from tokenwm.evaluation.results import Evaluation
+from tokenwm.heads.folder import HEADS
 from tokenwm.imagination.sampling import SamplingConfig
-from tokenwm.pages.words import count
+from tokenwm.pages.words import count, seconds
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +43,7 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
         max_episodes=arguments.episodes,
         num_examples=arguments.examples,
+        lpips=arguments.lpips,
     )
     console = console_of(arguments)
     models: list[Path] = arguments.model
@@ -52,7 +57,14 @@ def main(argv: list[str]) -> int:
         )
     curves = _curves(arguments)
     out = arguments.out or models[0] / ("report" if len(models) == 1 else "report_folds")
-    inputs = [*map(model_folder, models), *arguments.data, *curves.values()]
+    # Heads are made by evaluations too, of what is named here anyway.
+    weights = [
+        file
+        for folder in map(model_folder, models)
+        for file in files_below(folder)
+        if HEADS not in file.relative_to(folder).parts
+    ]
+    inputs = [*weights, *arguments.data, *curves.values()]
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
@@ -85,15 +97,21 @@ def print_summary(console: Console, evaluation: Evaluation) -> None:
     rows = [
         (printable(name, "bold"),)
         if curve is None
-        else (f"  {name}", *(f"{curve.mean[horizon - 1]:.{digits}f}" for horizon in horizons))
+        else (f"  {name}", *(_cell(curve, horizon, digits) for horizon in horizons))
         for name, curve, digits in table_rows(evaluation)
     ]
-    show_table(console, rows, "horizon", *map(str, horizons), title=title, box=None)
+    ahead = (f"{h}\n{seconds(evaluation.horizon_seconds[h - 1])}" for h in horizons)
+    show_table(console, rows, "horizon", *ahead, title=title, box=None)
     for sentence in headline(evaluation):
         style = "bold red" if sentence.startswith(ALARMS) else None
         say(console, f"• {sentence}", style=style)
     for sentence in outcome_sentences(evaluation):
         say(console, f"• {sentence}")
+
+
+def _cell(curve: Curve, horizon: int, digits: int) -> str:
+    mean = float(curve.mean[horizon - 1])
+    return "–" if math.isnan(mean) else f"{mean:.{digits}f}"
 
 
 def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:

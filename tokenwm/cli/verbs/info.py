@@ -166,6 +166,7 @@ def _report(path: Path) -> dict[str, Any]:
         "episodes": metrics.get("num_episodes"),
         "starts": metrics.get("num_starts"),
         "horizon": len(metrics.get("horizons", ())),
+        "horizon_seconds": (metrics.get("horizon_seconds") or [None])[-1],
         "page": str(path / "index.html"),
         "next": f"tokenwm report {path} writes the page again",
     }

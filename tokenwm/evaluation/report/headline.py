@@ -1,9 +1,14 @@
 """The findings of an evaluation in words; bad news as plainly as good."""
 
-from tokenwm.evaluation.metrics import MIN_EPISODES, Curve
+from collections.abc import Mapping
+
+import numpy as np
+
+from tokenwm.evaluation.metrics import MIN_EPISODES, Curve, GainCurve, HorizonSummary
 from tokenwm.evaluation.outside import OutsideTraining
+from tokenwm.evaluation.report.task_state import task_state_sentence
 from tokenwm.evaluation.results import Evaluation
-from tokenwm.pages.words import count as count
+from tokenwm.pages.words import count, seconds
 
 HEADLINE_HORIZON = 5
 TABLE_HORIZONS = (1, 3, 5, 10, 15, 20)
@@ -18,10 +23,17 @@ def table_horizons(evaluation: Evaluation) -> list[int]:
     return sorted({horizon for horizon in TABLE_HORIZONS if horizon < last} | {last})
 
 
+def at_horizon(evaluation: Evaluation, horizon: int) -> str:
+    """``horizon 5 (0.5 s)``."""
+    return f"horizon {horizon} ({seconds(horizon / evaluation.control_rate)})"
+
+
 def headline(evaluation: Evaluation) -> list[str]:
-    """A few sentences, the most important first."""
-    sentences = [_persistence(evaluation), _effective(evaluation), _actions(evaluation)]
-    sentences.append(_tokenizer(evaluation))
+    """A few sentences, the most important first: the object, what changes, the whole picture."""
+    of_object = task_state_sentence(evaluation)
+    sentences = [] if of_object is None else [of_object]
+    sentences += [*_about_change(evaluation), *_about_pictures(evaluation)]
+    sentences += _likelihood(evaluation)
     if evaluation.num_models > 1:
         sentences.append(
             f"{evaluation.num_models} models were measured, each on the episodes held out from it: "
@@ -72,33 +84,74 @@ def percent(share: float) -> str:
     return f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
 
 
-def _persistence(evaluation: Evaluation) -> str:
-    horizons, gain = evaluation.horizons, evaluation.psnr_gain
+def _about_change(evaluation: Evaluation) -> list[str]:
+    """Sentences about what changes in the picture; none of reports that have no such figures."""
+    gain, horizons = evaluation.psnr_changed_gain, evaluation.horizons_changed
+    psnr, changed = evaluation.psnr_changed, evaluation.changed
+    if gain is None or horizons is None or psnr is None or changed is None:
+        return []
+    if not np.isfinite(gain.mean).any():
+        return [
+            f"Nothing is said about change: no pixel changed by more than {changed.threshold} of "
+            "255 levels after the last observed frame."
+        ]
+    where = _persistence(evaluation, "Where pixels change", gain, horizons)
+    sentences = [f"{where} {_figures(evaluation, psnr)}"]
+    gap = evaluation.action_gap_changed
+    if gap is not None:
+        fair = "Persistence is wrong there by definition; other actions are the fairer baseline."
+        sentences.append(f"{fair} {_actions(evaluation, gap)}")
+    return sentences
+
+
+def _about_pictures(evaluation: Evaluation) -> list[str]:
+    """Sentences about whole pictures, most of which stay as they are."""
+    where = "Over the whole picture"
+    beats = _persistence(evaluation, where, evaluation.psnr_gain, evaluation.horizons)
+    sentences = [f"{beats} {_figures(evaluation, evaluation.psnr)}", _effective(evaluation)]
+    if evaluation.action_gap is None:
+        sentences.append("There was one start only, so actions could not be shuffled.")
+    elif evaluation.action_gap_changed is None:
+        sentences.append(_actions(evaluation, evaluation.action_gap))
+    return sentences
+
+
+def _persistence(
+    evaluation: Evaluation, where: str, gain: GainCurve, horizons: HorizonSummary
+) -> str:
+    """The comparison with persistence, in whole pictures or in what changes."""
     last = evaluation.num_horizons
     known = "training " if evaluation.provenance["split"] == "train" else ""
-    over = f"On {count(len(evaluation.episodes), f'{known}episode')}"
-    best = int(gain.mean.argmax())
-    at_best = f"at best by {gain.mean[best]:.1f} dB, at horizon {best + 1}"
+    over = f"{where}, on {count(len(evaluation.episodes), f'{known}episode')}"
+    best = int(np.nanargmax(gain.mean))
+    at_best = at_horizon(evaluation, best + 1)
+    most = f"At best it wins by {gain.mean[best]:.1f} dB, at {at_best} of {last}."
     run = horizons.longest_confident_run
-    if run is not None:
-        several = f"from horizon {run[0]} to {run[1]} with 95 % confidence for all of these at once"
-        where = f"at horizon {run[0]} with 95 % confidence" if run[0] == run[1] else several
-        return f"{over} the model beats persistence {where} (of {last} steps imagined; {at_best})."
-    if horizons.first_better is not None and not evaluation.can_claim:
+    if run is not None and run[0] == run[1]:
         return (
-            f"{over} the model's mean is better than persistence's first at horizon "
-            f"{horizons.first_better} (of {last} steps imagined; {at_best})."
+            f"{over} the model beats persistence at {at_horizon(evaluation, run[0])} with 95 % "
+            f"confidence. {most}"
+        )
+    if run is not None:
+        first, end = (seconds(horizon / evaluation.control_rate) for horizon in run)
+        return (
+            f"{over} the model beats persistence from horizon {run[0]} to {run[1]} "
+            f"({first.removesuffix(' s')} to {end}) with 95 % confidence for all of these at once. "
+            f"{most}"
         )
     if horizons.first_better is not None:
+        first = at_horizon(evaluation, horizons.first_better)
+        if not np.isfinite(gain.simultaneous_low).any():
+            return f"{over} the model's mean is better than persistence's first at {first}. {most}"
         return (
             f"{over} the model does not beat persistence with confidence at any horizon up to "
-            f"{last}; its mean is better first at horizon {horizons.first_better}."
+            f"{last}; its mean is better first at {first}."
         )
     loss = f"{-gain.mean[best]:.1f}"
-    at_best = "as good as it" if loss in ("0.0", "-0.0") else f"{loss} dB worse"
+    at_most = "as good as it" if loss in ("0.0", "-0.0") else f"{loss} dB worse"
     return (
         f"{over} the model does not beat persistence at any horizon up to {last}: at best it is "
-        f"{at_best}, at horizon {best + 1}."
+        f"{at_most}, at {at_best}."
     )
 
 
@@ -112,10 +165,9 @@ def _effective(evaluation: Evaluation) -> str:
         )
     effective = evaluation.horizons.effective_horizon
     if effective:
-        seconds = effective / evaluation.control_rate
+        ahead = seconds(effective / evaluation.control_rate)
         return (
-            f"Effective horizon: {effective} steps ({seconds:.1f} s), without a gap from the "
-            "first step on."
+            f"Effective horizon: {effective} steps ({ahead}), without a gap from the first step on."
         )
     if evaluation.horizons.longest_confident_run is None:
         return "Effective horizon: 0 steps."
@@ -125,37 +177,51 @@ def _effective(evaluation: Evaluation) -> str:
     )
 
 
-def _actions(evaluation: Evaluation) -> str:
-    gap = evaluation.action_gap
-    if gap is None:
-        return "There was one start only, so actions could not be shuffled."
+def _actions(evaluation: Evaluation, gap: GainCurve) -> str:
     horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
     figure = with_interval(gap, horizon, 1)
+    at = f"at {at_horizon(evaluation, horizon)}"
     over = count(len(evaluation.episodes), "episode")
     if not evaluation.can_claim:
-        return f"True actions minus shuffled ones: {figure} dB at horizon {horizon}, over {over}."
+        return f"True actions minus shuffled ones: {figure} dB {at}, over {over}."
     if gap.is_certain[horizon - 1]:
-        return f"True actions beat shuffled ones by {figure} dB at horizon {horizon}, over {over}."
+        return f"True actions beat shuffled ones by {figure} dB {at}, over {over}."
     return (
-        "True actions are not better than shuffled ones with 95 % confidence at horizon "
-        f"{horizon}, over {over}: {figure} dB."
+        f"True actions are not better than shuffled ones with 95 % confidence {at}, over {over}: "
+        f"{figure} dB."
     )
 
 
-def _tokenizer(evaluation: Evaluation) -> str:
+def _figures(evaluation: Evaluation, curves: Mapping[str, Curve]) -> str:
     horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
-    psnr = {name: curve.mean[horizon - 1] for name, curve in evaluation.psnr.items()}
+    psnr = {name: curve.mean[horizon - 1] for name, curve in curves.items()}
     return (
-        f"At horizon {horizon} PSNR is {psnr['model']:.1f} dB, of persistence "
-        f"{psnr['persistence']:.1f} dB; the tokenizer's own reconstruction of the true frame "
-        f"reaches {psnr['reconstruction']:.1f} dB, anchored {psnr['reconstruction_anchored']:.1f} "
-        "dB, which is about the best this model could do."
+        f"At {at_horizon(evaluation, horizon)} its PSNR is {psnr['model']:.1f} dB, persistence's "
+        f"{psnr['persistence']:.1f} dB, and that of the true frame through the tokenizer, about "
+        f"the best this model could do, {psnr['reconstruction_anchored']:.1f} dB."
     )
+
+
+def _likelihood(evaluation: Evaluation) -> list[str]:
+    """A sentence if probabilities of the model mean nothing; bad news only."""
+    nll = evaluation.token_nll
+    if "uniform" not in nll:
+        return []
+    worse = np.flatnonzero(nll["model"].mean >= nll["uniform"].mean)
+    if not len(worse):
+        return []
+    return [
+        "The model's likelihood of the true frame is no better than that of a uniform guess at "
+        f"{len(worse)} of {evaluation.num_horizons} horizons, the first "
+        f"{at_horizon(evaluation, int(worse[0]) + 1)}: how sure it is means little there."
+    ]
 
 
 def with_interval(curve: Curve, horizon: int, digits: int) -> str:
     """``2.1 (1.8 to 2.4)``, or the mean only where there is no interval."""
     mean, low, high = (array[horizon - 1] for array in (curve.mean, curve.low, curve.high))
+    if mean != mean:  # NaN: no episode has it
+        return "–"
     if low != low:  # NaN: one episode only
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenwm.evaluation.metrics import MIN_EPISODES, Curve
+from tokenwm.evaluation.metrics import Curve
 from tokenwm.evaluation.report.headline import (
     ALARMS,
-    HEADLINE_HORIZON,
     headline,
     table_horizons,
     with_interval,
 )
+from tokenwm.evaluation.report.outcomes import outcome_sentences
 from tokenwm.evaluation.report.pictures import ERROR_RANGE
 from tokenwm.evaluation.report.plots import LABELS
-from tokenwm.evaluation.results import Evaluation, TerminationScore
+from tokenwm.evaluation.report.task_state import task_state_curves
+from tokenwm.evaluation.report.tiles import tiles
+from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import Plot
 from tokenwm.pages.render import render
-from tokenwm.pages.words import count, few
+from tokenwm.pages.words import count, few, seconds
 
 Row = tuple[str, Curve | None, int]
 """Heading, figures and digits of one line of the table; None for a line that is a heading only."""
@@ -52,14 +54,15 @@ def page(
         heading=name,
         subtitle=(
             f"{count(len(evaluation.episodes), 'episode')} of split {provenance['split']}, "
-            f"{count(evaluation.num_starts, 'start')}, {evaluation.num_horizons} steps imagined "
-            f"open loop from {provenance['evaluation']['num_context_frames']} observed frames at "
+            f"{count(evaluation.num_starts, 'start')}, {evaluation.num_horizons} steps "
+            f"({seconds(evaluation.horizon_seconds[-1])}) imagined open loop from "
+            f"{provenance['evaluation']['num_context_frames']} observed frames at "
             f"{evaluation.control_rate:g} Hz"
         ),
         level="alarm" if first.startswith(ALARMS) else "",
         verdict=first,
         sentences=rest,
-        tiles=_tiles(evaluation),
+        tiles=tiles(evaluation),
         examples=[
             (example.caption, example.strip.read_bytes(), example.film.read_bytes())
             for example in examples
@@ -67,12 +70,12 @@ def page(
         error_percent=f"{100 * ERROR_RANGE:.0f}",
         plots=plots,
         table_note=_table_note(evaluation),
-        horizons=horizons,
+        horizons=[(h, seconds(evaluation.horizon_seconds[h - 1])) for h in horizons],
         table=[
             (title, curve and [_cell(curve, horizon, digits) for horizon in horizons])
             for title, curve, digits in table_rows(evaluation)
         ],
-        outcomes=" ".join(outcome_sentences(evaluation)),
+        outcomes=outcome_sentences(evaluation),
         skipped=_skipped(evaluation.skipped),
         training=training,
         configuration=[(key.replace("_", " "), _shown(value)) for key, value in provenance.items()],
@@ -80,57 +83,34 @@ def page(
     )
 
 
-def _tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
-    gap, run = evaluation.action_gap, evaluation.horizons.longest_confident_run
-    book, speed = evaluation.codebook, evaluation.speed
-    over = count(len(evaluation.episodes), "episode")
-    where = "nowhere" if run is None else f"{run[0]} – {run[1]}"
-    certain = (
-        f"horizons, all at once with 95 % confidence over {over}; effective horizon "
-        f"{evaluation.horizons.effective_horizon}"
-    )
-    if not evaluation.can_claim:
-        where, certain = "–", f"no confidence from {over}; it takes {MIN_EPISODES} at least"
-    return [
-        ("beats persistence", where, certain),
-        (
-            "gain over persistence",
-            f"{evaluation.psnr_gain.mean[horizon - 1]:+.1f} dB",
-            f"PSNR at horizon {horizon}, mean of {over}",
-        ),
-        (
-            "effect of actions",
-            "–" if gap is None else f"{gap.mean[horizon - 1]:+.1f} dB",
-            f"true over shuffled actions at horizon {horizon}, mean of {over}",
-        ),
-        (
-            "codebook in use",
-            f"{100 * book.usage:.0f} %",
-            f"{book.num_used} of {book.codebook_size} codes, perplexity {book.perplexity:.0f}"
-            + ("; DEAD CODEBOOK" if book.is_dead else ""),
-        ),
-        (
-            "one imagined step",
-            f"{speed.milliseconds_per_step:.0f} ms",
-            f"{count(speed.batch_size, 'future')} at once on {speed.device}: "
-            f"{speed.steps_per_second:.0f} steps per second, "
-            f"{speed.tokens_per_pass:.1f} frame tokens per pass",
-        ),
-    ]
-
-
 def table_rows(evaluation: Evaluation) -> list[Row]:
     """Lines of the table of figures."""
-    rows: list[Row] = [("PSNR, dB", None, 0)]
-    rows += [(LABELS[name], curve, 1) for name, curve in evaluation.psnr.items()]
-    rows.append(("model − persistence", evaluation.psnr_gain, 2))
-    if evaluation.action_gap is not None:
-        rows.append(("true − shuffled actions", evaluation.action_gap, 2))
+    rows: list[Row] = []
+    for title, medians in task_state_curves(evaluation).items():
+        shown = significant_digits(medians)
+        rows.append((f"{title}, median error where the object moves", None, 0))
+        rows += [(LABELS[name], curve, shown) for name, curve in medians.items()]
+    for where, psnr, gain, gap in (
+        (
+            " where pixels change",
+            evaluation.psnr_changed,
+            evaluation.psnr_changed_gain,
+            evaluation.action_gap_changed,
+        ),
+        (" of the whole picture", evaluation.psnr, evaluation.psnr_gain, evaluation.action_gap),
+    ):
+        if psnr is None:
+            continue
+        rows.append((f"PSNR{where}, dB", None, 0))
+        rows += [(LABELS[name], curve, 1) for name, curve in psnr.items()]
+        differences = {"model − persistence": gain, "true − shuffled actions": gap}
+        rows += [(name, curve, 2) for name, curve in differences.items() if curve is not None]
     state = evaluation.state
     units = (state.units if state else "") or "units of the data"
     for title, curves, digits in (
-        ("SSIM", evaluation.ssim, 3),
+        ("SSIM where pixels change", evaluation.ssim_changed, 3),
+        ("SSIM of the whole picture", evaluation.ssim, 3),
+        ("LPIPS", evaluation.lpips, 3),
         ("frame tokens that are right", evaluation.token_accuracy, 3),
         ("surprise, nats per token", evaluation.token_nll, 3),
         (f"state error, {units}", state.absolute if state else None, None),
@@ -156,18 +136,38 @@ def significant_digits(curves: Mapping[str, Curve], digits: int = 3) -> int:
 def _table_note(evaluation: Evaluation) -> str:
     over = count(len(evaluation.episodes), "episode")
     outside = evaluation.outside
-    home = (
-        ""
-        if outside.reconstruction_at_home is not None
-        else " How well the tokenizer reconstructs its own val split is not known, so it is not "
-        "compared."
-    )
+    notes = _changed_note(evaluation)
+    if outside.reconstruction_at_home is None:
+        notes += (
+            " How well the tokenizer reconstructs its own val split is not known, so it is not "
+            "compared."
+        )
     if not evaluation.has_intervals:
-        return f"Figures of {over}, so without intervals, which are over episodes.{home}"
+        return f"Figures of {over}, so without intervals, which are over episodes.{notes}"
     return (
         f"Means over {over}; below each, its 95 % interval (Student's), which is about that "
         "horizon alone. What is said above with confidence is stricter: it holds at all its "
-        f"horizons at once, with room for skewed differences.{home}"
+        f"horizons at once, with room for skewed differences.{notes}"
+    )
+
+
+def _changed_note(evaluation: Evaluation) -> str:
+    changed = evaluation.changed
+    if changed is None:
+        return ""
+    share = ", ".join(f"{100 * changed.share[h - 1]:.1f} %" for h in table_horizons(evaluation))
+    fewest = min(changed.num_episodes)
+    missing = (
+        f" At some horizon only {fewest} of {count(len(evaluation.episodes), 'episode')} have any, "
+        "and means are over those."
+        if fewest < len(evaluation.episodes)
+        else ""
+    )
+    return (
+        f" Pixels change where some channel differs by more than {changed.threshold} of 255 levels "
+        f"from the last observed frame: {share} of all at these horizons.{missing} By that "
+        "definition persistence is wrong at every one of them, and what a model invents elsewhere "
+        "does not count there: read the whole picture beside it."
     )
 
 
@@ -176,50 +176,6 @@ def _cell(curve: Curve, horizon: int, digits: int) -> tuple[str, str]:
     text = with_interval(curve, horizon, digits).replace("-", "−")
     mean, _, interval = text.partition(" ")
     return mean, interval.strip("()")
-
-
-def outcome_sentences(evaluation: Evaluation) -> list[str]:
-    """Sentences about the figures of endings and rewards."""
-    return [_endings(evaluation.termination), _rewards(evaluation)]
-
-
-def _endings(score: TerminationScore | None) -> str:
-    if score is None:
-        return "No measured step ends its task, so endings were not scored."
-    horizons = [
-        f"{horizon}: {hits} of {true}"
-        for horizon, (true, hits) in enumerate(
-            zip(score.true_per_horizon, score.hits_per_horizon, strict=True), start=1
-        )
-        if true
-    ]
-    precision = (
-        "none was predicted" if score.precision is None else f"precision {score.precision:.2f}"
-    )
-    alarms = score.num_predicted - score.num_hits
-    return (
-        f"Endings: {count(score.num_episodes, 'episode')} that ended, imagined up to the end "
-        f"{score.num_true} times among {score.num_steps} measured steps; recall "
-        f"{score.recall:.2f} at the very step (by horizon, {', '.join(horizons)}), {precision} "
-        f"({score.num_predicted} predicted with a probability of at least {score.threshold:g}, "
-        f"{alarms} of them where nothing ended)."
-    )
-
-
-def _rewards(evaluation: Evaluation) -> str:
-    errors, squared = evaluation.reward_error, evaluation.reward_squared_error
-    if errors is None or squared is None:
-        return "Rewards were not recorded or are not modelled."
-    horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
-    parts = []
-    for name, curve in errors.items():
-        root = math.sqrt(squared[name].mean[horizon - 1])
-        parts.append(f"{curve.mean[horizon - 1]:.3g} ({root:.3g}) of {LABELS[name]}")
-    over = count(len(evaluation.episodes), "episode")
-    return (
-        f"Reward error at horizon {horizon}, over {over}, mean absolute (root mean square): "
-        f"{', '.join(parts)}."
-    )
 
 
 def _skipped(skipped: Mapping[str, int]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tokenwm.evaluation.metrics import Curve, GainCurve
+from tokenwm.evaluation.report.task_state import task_state_plots
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import (
     FAINT,
@@ -24,23 +25,27 @@ COLOURS = {
     "model": "#0072B2",
     "model_plain": "#56B4E9",
     "persistence": "#6B6B6B",
+    "floor": "#CC79A7",
     "reconstruction": "#009E73",
     "reconstruction_anchored": "#009E73",
     "quantization": "#009E73",
     "shuffled": "#D55E00",
     "action_gap": "#D55E00",
     "training_mean": "#6B6B6B",
+    "uniform": "#E69F00",
 }
 LABELS = {
     "model": "model",
     "model_plain": "model, not anchored",
     "persistence": "persistence",
+    "floor": "readout of true frames",
     "reconstruction": "reconstruction",
     "reconstruction_anchored": "reconstruction, anchored",
     "quantization": "true state, binned",
     "shuffled": "shuffled actions",
     "action_gap": "true − shuffled",
     "training_mean": "mean of training",
+    "uniform": "uniform guess",
 }
 Subject = tuple[str, str, Mapping[str, Curve] | None, str]
 """File name, title, curves and caption of a plot; None where there are no such figures."""
@@ -51,7 +56,11 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
     """All plots that the evaluation has figures for."""
     return [
         Plot(name=name, title=title, caption=caption, png=_draw(curves, evaluation.control_rate))
-        for name, title, curves, caption in [*_pictures(evaluation), *_predictions(evaluation)]
+        for name, title, curves, caption in [
+            *task_state_plots(evaluation),
+            *_pictures(evaluation),
+            *_predictions(evaluation),
+        ]
         if curves is not None
     ]
 
@@ -66,32 +75,59 @@ def _pictures(evaluation: Evaluation) -> list[Subject]:
         dotted = f"Nothing is claimed with confidence from {over}."
     gap = evaluation.action_gap
     return [
+        *_changes(evaluation, bands, dotted),
         (
             "psnr",
-            "PSNR, dB",
+            "PSNR of the whole picture, dB",
             _chosen(evaluation.psnr),
             "Higher is better. Persistence repeats the last observed frame; reconstruction is the "
             f"tokenizer's picture of the true frame. {bands}",
         ),
         (
             "psnr_gain",
-            "PSNR gain over persistence, dB",
+            "PSNR gain over the whole picture, dB",
             {"model": evaluation.psnr_gain, "model_plain": evaluation.psnr_gain_plain},
             "Paired by episode: above zero the model is better than repeating the last observed "
             f"frame. {bands} {dotted}",
         ),
         (
             "ssim",
-            "SSIM",
+            "SSIM of the whole picture",
             _chosen(evaluation.ssim),
             f"Higher is better; 1 is identical. {bands}",
         ),
         (
             "action_gap",
-            "PSNR lost with shuffled actions, dB",
+            "PSNR lost with shuffled actions, whole picture, dB",
             None if gap is None else {"action_gap": gap},
             "ΔPSNR: true minus shuffled actions, from the same context. Zero means that the model "
             f"ignores its actions. {bands} {dotted}",
+        ),
+    ]
+
+
+def _changes(evaluation: Evaluation, bands: str, dotted: str) -> list[Subject]:
+    """Plots over the pixels that change; they come first."""
+    psnr, gain, changed = evaluation.psnr_changed, evaluation.psnr_changed_gain, evaluation.changed
+    if psnr is None or gain is None or changed is None:
+        return []
+    gains = {"model": gain}
+    if evaluation.action_gap_changed is not None:
+        gains["action_gap"] = evaluation.action_gap_changed
+    return [
+        (
+            "psnr_changed",
+            "PSNR where pixels change, dB",
+            _chosen(psnr),
+            "Over the pixels that differ from the last observed frame by more than "
+            f"{changed.threshold} of 255 levels; persistence is wrong there by definition. {bands}",
+        ),
+        (
+            "psnr_changed_gain",
+            "PSNR gain where pixels change, dB",
+            gains,
+            "Model minus persistence, and true minus shuffled actions from the same context, which "
+            f"no model wins by knowing only that something changes. {bands} {dotted}",
         ),
     ]
 
@@ -115,7 +151,7 @@ def _predictions(evaluation: Evaluation) -> list[Subject]:
             "Lower is better. The model's past is imagined"
             + (", the state of the same step is the true one" if state else "")
             + ". Persistence bets on the old token with the best constant probability at each "
-            "horizon.",
+            "horizon. Above the uniform guess the model knows nothing of what it sees.",
         ),
         (
             "state_error",
@@ -154,7 +190,7 @@ def _draw(curves: Mapping[str, Curve], control_rate: float) -> bytes:
             linewidth=2.4 if key == "model" else 1.6,
             marker="o" if len(horizons) == 1 else None,
         )
-        if key not in DASHED and np.isfinite(curve.low).all():
+        if key not in DASHED and np.isfinite(curve.low).any():
             axes.fill_between(
                 horizons, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0
             )
@@ -162,7 +198,8 @@ def _draw(curves: Mapping[str, Curve], control_rate: float) -> bytes:
             axes.plot(
                 horizons, curve.simultaneous_low, color=colour, linestyle="dotted", linewidth=1.2
             )
-        ends.append(LineEnd(value=float(curve.mean[-1]), label=LABELS[key], colour=colour))
+        label = "model − persistence" if key == "model" and "action_gap" in curves else LABELS[key]
+        ends.append(LineEnd(value=float(curve.mean[-1]), label=label, colour=colour))
     axes.set_xlim(1, max(2, horizons[-1]))
     axes.set_xticks(table_ticks(len(horizons)))
     axes.set_xlabel("horizon, steps")

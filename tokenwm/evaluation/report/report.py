@@ -20,6 +20,7 @@ import numpy as np
 
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.figures import Example
 from tokenwm.evaluation.report.page import ExamplePictures, page
 from tokenwm.evaluation.report.pictures import (
     Panel,
@@ -34,8 +35,9 @@ from tokenwm.evaluation.report.pictures import (
 )
 from tokenwm.evaluation.report.plots import make_plots
 from tokenwm.evaluation.report.training_curves import plot_training
-from tokenwm.evaluation.results import Evaluation, Example
+from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import Plot
+from tokenwm.pages.words import seconds
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,10 @@ def _write_example(out: Path, example: Example, evaluation: Evaluation) -> Examp
 
     strip = film_strip(
         {title: row(title, pictures) for title, pictures in rows.items()},
-        ["observed", *(f"+{horizon}" for horizon in horizons)],
+        [
+            "observed",
+            *(f"+{h} ({seconds(evaluation.horizon_seconds[h - 1])})" for h in horizons),
+        ],
         first_imagined=1,
     )
     write_png(files.strip, strip)
