@@ -14,6 +14,7 @@ from tokenwm.data.episode import Episode
 from tokenwm.data.making.prepare import prepare
 from tokenwm.data.readers.base import EpisodeRef, load_each
 from tokenwm.data.readers.simulator import reader
+from tokenwm.data.readers.simulator.recorder import EpisodeRecorder
 from tokenwm.data.recipes.recipe import Recipe, parse_recipe
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import EpisodeError, RecipeError, ShardError
@@ -82,18 +83,16 @@ def test_phases_need_one_recording_each_and_simulators_may_run_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = []
-    make = reader.make_environment
 
-    def counting(*arguments: Any, **options: Any) -> Any:
+    def counting(*arguments: Any) -> EpisodeRecorder:
         made.append(arguments)
-        return make(*arguments, **options)
+        return EpisodeRecorder(*arguments)
 
-    monkeypatch.setattr(reader, "make_environment", counting)
+    monkeypatch.setattr(reader, "EpisodeRecorder", counting)
     options = {"env_id": "CartPole-v1", "cameras": {}, "state": "observation", "max_steps": 40}
     alone = make_chunks(source=options).open_source()
     several = make_chunks(source=options | {"num_envs": 2}).open_source()
     refs = [phase_of(index, phase) for index in range(3) for phase in range(FACTOR)]
-    made.clear()
     first = list(load_each(alone, refs))
     assert len(made) == 3
     assert not pickle.loads(pickle.dumps(alone))._kept
