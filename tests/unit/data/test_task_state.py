@@ -154,6 +154,22 @@ def test_a_recorded_step_is_reached_again(pusht: ShardReader, index: int) -> Non
         env.close()
 
 
+def test_a_step_of_action_chunks_is_reached_again(tmp_path: Path) -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
+    small = [f"source.env_kwargs.observation_{side}=16" for side in ("width", "height")]
+    small += ["source.num_episodes=3", "source.max_steps=17", "image_size=[16,16]"]
+    prepare(load_recipe(PUSHT.with_name("pusht_chunks.yaml"), small), tmp_path / "data")
+    reader = ShardReader(tmp_path / "data")
+    key = next(key for key in reader.keys("train") if not reader.metadata(key).get("phase"))
+    truth = reader.arrays(key)["task_state"]
+    for step in (0, 3):
+        env = reach(reader, key, step)
+        np.testing.assert_array_equal(np.float32(env.info["task_state"]), truth[step])
+        env.close()
+    with pytest.raises(EpisodeError, match="not all actions of the simulator are in it"):
+        reach(reader, f"{key}_phase2", 1)
+
+
 def test_what_cannot_be_reached_is_said(
     pusht: ShardReader, dataset: ShardReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def reach(reader: RecordedEpisodes, key: str, step: int) -> Any:
     env = make_watched(config)
     try:
         reset(env, seed, None if options is None else json.loads(options))
-        for action in actions[:step].reshape(step * count, -1):
+        for action in actions.reshape(len(actions) * count, -1)[: step * count]:
             if env.step(decode_action(env.action_space, action))[2]:
                 break  # an end within a step, which is whole in the dataset
     except BaseException:
