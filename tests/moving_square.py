@@ -85,11 +85,13 @@ def write_squares(
     ends: bool = True,
     prefix: str = "",
     names: Sequence[str] = (),
+    task_state: bool = False,
     provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Write a dataset; its episodes are ``{prefix}{split}_{i}``.
 
-    ``still``: nothing moves. ``ends``: whether the last action ends the task.
+    ``still``: nothing moves. ``ends``: whether the last action ends the task. ``task_state``: the
+    square's place and an angle that grows to the right are hidden truth.
     """
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
@@ -104,18 +106,33 @@ def write_squares(
                         if name.startswith("frames.")
                     }
                 arrays["terminated"] &= ends
+                if task_state:
+                    angle = 2.0 * np.pi * arrays["state"][:, :1] / (size - SQUARE)
+                    arrays["task_state"] = np.concatenate([arrays["state"], angle], axis=1)
                 key = names[index] if names else f"{prefix}{split}_{index}"
                 written[key] = arrays
                 writer.add(key, arrays, {"task": "move"})
             new_shards, new_episodes = writer.finish()
         shards += new_shards
         episodes += new_episodes
+    truth: dict[str, Feature] = {}
+    of_truth: dict[str, dict[str, Any]] = {}
+    if task_state:
+        truth["task_state"] = Feature(
+            kind="continuous",
+            shape=(3,),
+            dtype="float32",
+            units="px, px, rad",
+            names=("square_x", "square_y", "square_angle"),
+        )
+        of_truth["task_state"] = {"mean": [12.0, 12.0, 3.0], "std": [7.0, 7.0, 2.0]}
     Manifest(
         kind="frames",
         name="squares",
         control_rate=control_rate,
-        features=features(cameras, size),
-        statistics={
+        features=features(cameras, size) | truth,
+        statistics=of_truth
+        | {
             "state": {"std": list(STATE_STD)},
             "action": {"min": [-3.0, -3.0], "max": [3.0, 3.0]},
             "reward": {"mean": [MEAN_REWARD]},

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenwm.errors import TokenwmError as TokenwmError
     from tokenwm.evaluation.config import EvaluationConfig as EvaluationConfig
     from tokenwm.evaluation.evaluate import evaluate as evaluate
+    from tokenwm.heads.folder import load_head as load_head
     from tokenwm.imagination.approximate import Approximation as Approximation
     from tokenwm.imagination.context import Context as Context
     from tokenwm.imagination.env import WorldModelEnv as WorldModelEnv
@@ -49,6 +50,7 @@ _PLACES = {
     "WorldModelVectorEnv": "imagination.env",
     "evaluate": "evaluation.evaluate",
     "load": "imagination.token_world_model",
+    "load_head": "heads.folder",
     "goal_scores": "imagination.goals",
     "starts": "imagination.starts",
 }

@@ -162,6 +162,7 @@ class LoadedWorldModel:
         cameras: Names of the cameras in order.
         provenance: Origin of model and data.
         tokenizer_provenance: Origin of the tokenizer, with its last figures.
+        folder: The checkpoint folder; None if it came from elsewhere.
     """
 
     world_model: WorldModel
@@ -170,6 +171,7 @@ class LoadedWorldModel:
     cameras: tuple[str, ...]
     provenance: Mapping[str, Any]
     tokenizer_provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path | None = None
 
 
 def load_world_model(folder: Path, device: str | torch.device = "cpu") -> LoadedWorldModel:
@@ -186,7 +188,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
             f"{folder} has layout_version {config.get('layout_version')}; this tokenwm reads "
             f"{LAYOUT_VERSION}; see CHANGELOG.md"
         )
-    if provenance.get("weights_sha256") != _file_hash(folder / WEIGHTS):
+    if provenance.get("weights_sha256") != file_hash(folder / WEIGHTS):
         raise CheckpointError(
             f"{folder}: {WEIGHTS} does not have the hash that {PROVENANCE} names; "
             "the folder was changed or damaged"
@@ -209,6 +211,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
         cameras=cameras,
         provenance=provenance,
         tokenizer_provenance=read_provenance(folder / "tokenizer"),
+        folder=folder,
     )
 
 
@@ -270,7 +273,7 @@ def _write(
     save_file(state, folder / WEIGHTS)
     versioned = {"checkpoint_version": CHECKPOINT_VERSION, **config}
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(versioned)))
-    checked = {**provenance, "weights_sha256": _file_hash(folder / WEIGHTS)}
+    checked = {**provenance, "weights_sha256": file_hash(folder / WEIGHTS)}
     (folder / PROVENANCE).write_text(json.dumps(checked, indent=2, default=str) + "\n")
 
 
@@ -281,7 +284,8 @@ def _write_tokenizer(folder: Path, tokenizer: FrameTokenizer, provenance: Mappin
     return identity
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -47,6 +47,7 @@ ORDER = (
     "transformer",
     "checkpoint",
     "imagination",
+    "heads",
     # futures to use
     "evaluation",
     "evaluation.report",

@@ -50,6 +50,9 @@ class Episode:
         reward: ``(T,)`` float32, or None where the source records none; entry ``T-1`` is zero.
         terminated: ``(T,)`` bool; entry ``t`` is True if ``action[t]`` ended the task.
         truncated: ``(T,)`` bool; entry ``t`` is True if recording was cut after ``action[t]``.
+        task_state: ``(T, task_state_dim)`` float32, hidden truth about the task (where the object
+            lies) in the units that the manifest names, or None. To measure with only: no model
+            gets it as an input.
         control_rate: Steps per second, Hz.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, JSON scalars only.
@@ -65,6 +68,7 @@ class Episode:
     reward: NDArray[np.float32] | None = None
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    task_state: NDArray[np.float32] | None = None
     control_rate: float
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
@@ -106,14 +110,17 @@ class Episode:
                     f"episode {self.key}: camera name {camera!r} may hold letters, digits, "
                     "'_', '-' only"
                 )
-        if self.state is not None:
-            self._check("state", self.state, (num_steps, None), (np.float32,))
+        observed = {"state": self.state, "task_state": self.task_state}
+        for name, numbers in observed.items():
+            if numbers is not None:
+                self._check(name, numbers, (num_steps, None), (np.float32,))
         self._check("action", self.action, (num_steps, None), (np.float32, np.int64))
-        for name, array in (("state", self.state), ("action", self.action)):
+        for name, array in (*observed.items(), ("action", self.action)):
             if array is not None and array.shape[1] == 0:
                 raise EpisodeError(
                     f"episode {self.key}: {name} has no dimensions, shape {array.shape}; at least "
-                    f"1 is needed (a recipe may leave state out: `state: null`)"
+                    "1 is needed (a recipe may leave the state and the task state out: "
+                    f"`{name}: null`)"
                 )
         if self.reward is not None:
             self._check("reward", self.reward, (num_steps,), (np.float32,))

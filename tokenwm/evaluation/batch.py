@@ -14,6 +14,7 @@ from tokenwm.evaluation.pixels import Comparison
 from tokenwm.evaluation.planted import count_outcomes
 from tokenwm.evaluation.rows import encode_steps
 from tokenwm.evaluation.scores import RowScores
+from tokenwm.evaluation.task_state import TaskStateReadings
 from tokenwm.imagination.decode import next_frame_logits
 from tokenwm.imagination.pixels import anchored
 from tokenwm.imagination.starts import RecordedStarts
@@ -33,6 +34,7 @@ class BatchMeasurement:
         config: Settings of imagination.
         scores: The record to fill in.
         perceptual: LPIPS, if its distances are wanted too.
+        readings: Task states that are read off pictures, where the dataset holds them.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class BatchMeasurement:
         config: EvaluationConfig,
         scores: RowScores,
         perceptual: PerceptualLoss | None = None,
+        readings: TaskStateReadings | None = None,
     ) -> None:
-        self.perceptual = perceptual
+        self.perceptual, self.readings = perceptual, readings
         self.model, self.batch, self.config, self.scores = model, batch, config, scores
         self.numbers, self.frames = numbers, batch.frames.to(model.device)
         self.num_context = config.num_context_frames
@@ -148,6 +151,8 @@ class BatchMeasurement:
         truth = self.frames[:, self.num_context + index]
         comparison = Comparison(truth, self.observed)
         self._put(self.scores.share_changed, index, comparison.changed.float().flatten(1).mean(1))
+        if self.readings is not None:
+            self.readings.add({**pictures, "floor": truth}, self.numbers, index)
         for name, frames in pictures.items():
             for figure, values in comparison.scores(frames)._asdict().items():
                 self._put(getattr(self.scores, figure)[name], index, values)

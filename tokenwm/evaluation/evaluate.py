@@ -36,6 +36,7 @@ from tokenwm.evaluation.rows import count_codes
 from tokenwm.evaluation.scores import RowScores
 from tokenwm.evaluation.starts import ending_starts, shuffled_rows
 from tokenwm.evaluation.summarize import summarize_scores
+from tokenwm.heads.readout import readout_for
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.starts import Starts, choose_split, choose_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
@@ -167,7 +168,8 @@ def _measure(
         num_starts=config.num_starts,
     )
     rows = part.starts.rows
-    scores = measure(part.model, part.reader, rows, part.donors, config, report, endings)
+    readout = readout_for(part.model, part.reader)
+    scores = measure(part.model, part.reader, rows, part.donors, config, report, endings, readout)
     if scores.reward:
         data = f"split {part.split} of {part.reader.root}"
         warn_of_rewards_outside(part.model.vocabulary, scores.reward["truth"], data)

@@ -16,6 +16,8 @@ from tokenwm.evaluation.config import ProgressCallback
 from tokenwm.evaluation.endings import measure_endings
 from tokenwm.evaluation.rows import load_future_actions
 from tokenwm.evaluation.scores import RowScores
+from tokenwm.evaluation.task_state import TaskStateReadings
+from tokenwm.heads.readout import Readout
 from tokenwm.imagination.starts import Start, load_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.tokenizer.actions import BinTokenizer
@@ -31,6 +33,7 @@ def measure(
     config: EvaluationConfig,
     progress: ProgressCallback,
     endings: Mapping[int, Sequence[Start]] | None = None,
+    readout: Readout | None = None,
 ) -> RowScores:
     """Score every row.
 
@@ -42,6 +45,7 @@ def measure(
         config: How to imagine, and how many rows at a time.
         progress: Called after every step.
         endings: Further starts for endings: number of imagined steps → starts.
+        readout: Reads the task state off pictures, where the dataset holds it.
     """
     state = model.vocabulary.state
     perceptual = None
@@ -55,6 +59,11 @@ def measure(
         has_reward=model.vocabulary.has_reward and "reward" in reader.manifest.features,
         has_lpips=config.lpips,
     )
+    readings = None
+    if readout is not None:
+        num_context, horizon = config.num_context_frames, config.imagination_horizon
+        readings = TaskStateReadings(readout, reader, rows, num_context, horizon)
+        scores.task_state = readings.tables
     batch_size = config.batch_size
     num_batches = -(-len(rows) // batch_size)
     total = num_batches * config.imagination_horizon * (1 if donors is None else 2)
@@ -82,7 +91,7 @@ def measure(
             config.imagination_horizon,
             with_future_frames=True,
         )
-        measurement = BatchMeasurement(model, batch, numbers, config, scores, perceptual)
+        measurement = BatchMeasurement(model, batch, numbers, config, scores, perceptual, readings)
         measurement.measure_true(after_step)
         if donors is not None:
             others = [rows[int(row)] for row in donors[numbers]]

@@ -28,6 +28,7 @@ from tokenwm.evaluation.metrics import (
     summarize_gain,
 )
 from tokenwm.evaluation.outside import OutsideTraining
+from tokenwm.evaluation.task_state import TaskStateErrors
 from tokenwm.strict import from_plain, plain
 
 METRICS_VERSION = 3
@@ -56,6 +57,7 @@ SINCE_3 = (
     "nll_gain_over_uniform",
     "planted",
     "flicker",
+    "task_state",
 )
 """Keys that version 2 did not have."""
 
@@ -90,6 +92,7 @@ class Evaluation:
         reward_squared_error: Mean squared error, which an expectation makes least; the mean of what
             may be is no good guess where the absolute error counts.
         termination: How well endings are foreseen, or None if no measured step ends.
+        task_state: Errors of where the object is, or None if the dataset does not know.
         num_models: How many models were measured, each on episodes held out from it.
         has_other_splits: Whether the data are those of the training divided otherwise, so that the
             model may know episodes that are held out now.
@@ -125,6 +128,7 @@ class Evaluation:
     reward_error: Mapping[str, Curve] | None
     reward_squared_error: Mapping[str, Curve] | None
     termination: TerminationScore | None
+    task_state: TaskStateErrors | None
     num_models: int
     has_other_splits: bool
     outside: OutsideTraining

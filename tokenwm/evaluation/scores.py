@@ -50,6 +50,7 @@ class RowScores:
         ending_keys: Episode of each of these starts.
         passes: Passes through the transformer that each step took.
         step_seconds: Time of each imagined step of a full batch, without scoring and pixels.
+        task_state: See :class:`~tokenwm.evaluation.task_state.TaskStateReadings`; empty without.
     """
 
     mse: dict[str, FloatArray]
@@ -69,6 +70,7 @@ class RowScores:
     endings: list[tuple[FloatArray, NDArray[np.bool_]]] = field(default_factory=list)
     ending_keys: list[str] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    task_state: dict[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
     def empty(

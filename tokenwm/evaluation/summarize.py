@@ -27,6 +27,7 @@ from tokenwm.evaluation.metrics import (
 from tokenwm.evaluation.pixels import CHANGE_THRESHOLD
 from tokenwm.evaluation.planted import OUTCOMES
 from tokenwm.evaluation.scores import RowScores
+from tokenwm.evaluation.task_state import summarize_task_state
 from tokenwm.imagination.starts import Starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
@@ -82,6 +83,7 @@ def summarize_scores(
         "reward_error": _reward_errors(manifests, scores, keys, np.abs),
         "reward_squared_error": _reward_errors(manifests, scores, keys, np.square),
         "termination": _termination(scores, keys),
+        "task_state": summarize_task_state(manifests, scores.task_state, keys),
         "horizons": summarize_gain(gain),
         "episodes": tuple(
             EpisodeResult(

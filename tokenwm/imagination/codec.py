@@ -41,6 +41,7 @@ class Codec(Engine):
         cameras: Names of the cameras, in order.
         provenance: Origin of model and data.
         tokenizer_provenance: Origin of the tokenizer, with its last figures.
+        folder: The checkpoint folder; None if it was not loaded from one.
     """
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype) -> None:
@@ -53,6 +54,7 @@ class Codec(Engine):
         self.cameras = loaded.cameras
         self.provenance: Mapping[str, Any] = loaded.provenance
         self.tokenizer_provenance: Mapping[str, Any] = loaded.tokenizer_provenance
+        self.folder = loaded.folder
 
     @torch.inference_mode()
     def context(

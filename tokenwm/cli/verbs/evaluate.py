@@ -25,6 +25,7 @@ from tokenwm.evaluation.report.outcomes import outcome_sentences
 from tokenwm.evaluation.report.page import table_rows
 from tokenwm.evaluation.report.report import write_report
 from tokenwm.evaluation.results import Evaluation
+from tokenwm.heads.folder import HEADS
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.pages.words import count, seconds
 
@@ -56,7 +57,14 @@ def main(argv: list[str]) -> int:
         )
     curves = _curves(arguments)
     out = arguments.out or models[0] / ("report" if len(models) == 1 else "report_folds")
-    inputs = [*map(model_folder, models), *arguments.data, *curves.values()]
+    # Heads are made by evaluations too, of what is named here anyway.
+    weights = [
+        file
+        for folder in map(model_folder, models)
+        for file in files_below(folder)
+        if HEADS not in file.relative_to(folder).parts
+    ]
+    inputs = [*weights, *arguments.data, *curves.values()]
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0

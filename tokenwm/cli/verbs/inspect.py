@@ -111,6 +111,7 @@ def _used(found: Survey) -> set[str]:
         *names_of(config.state),
         *names_of(config.action),
         *names_of(config.reward),
+        *names_of(config.task_state),
         *names_of(getattr(found.source, "terminated", None)),
     }
 

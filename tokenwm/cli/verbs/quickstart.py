@@ -27,6 +27,7 @@ from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.storage.atomic import open_atomically, remove_whole
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.config import EvaluationConfig
+from tokenwm.heads.readout import FIELD, steps_for
 from tokenwm.sequence.token_shards import MAX_SHIFT
 
 TOKENIZER_SHARE = 0.18
@@ -36,6 +37,8 @@ EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 1.5
 
 With room: of Push-T's 120 starts it took 150 steps' time, not 240.
 """
+EVALUATION_STEPS_PER_READOUT_STEP = 0.15
+"""Of data with a task state, whose evaluation trains a readout first."""
 LEAST_SECONDS = 10.0
 """A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000
@@ -209,4 +212,9 @@ def evaluation_steps(manifest: Manifest) -> int:
     """Training steps of the world model that take about as long as its evaluation."""
     split = "test" if manifest.num_episodes("test") else "val"
     starts = manifest.num_episodes(split) * EvaluationConfig().num_starts
-    return EVALUATION_STEPS + round(EVALUATION_STEPS_PER_START * starts)
+    readout = steps_for(manifest.num_steps("train")) if FIELD in manifest.features else 0
+    return (
+        EVALUATION_STEPS
+        + round(EVALUATION_STEPS_PER_START * starts)
+        + round(EVALUATION_STEPS_PER_READOUT_STEP * readout)
+    )

@@ -174,7 +174,7 @@ class DatasetMerger:
         shape, dtype = self.layout[name]
         if name.startswith("frames."):
             return Feature(kind="frames", shape=shape, dtype=dtype)
-        if name not in ("state", "action"):
+        if name not in ("state", "task_state", "action"):
             return Feature(
                 kind="continuous" if name == "reward" else "flag", shape=shape, dtype=dtype
             )

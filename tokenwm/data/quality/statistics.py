@@ -204,6 +204,8 @@ class EpisodeFigures:
         values: dict[str, NDArray[Any]] = {"action": episode.action[:-1]}
         if episode.state is not None:
             values["state"] = episode.state
+        if episode.task_state is not None:
+            values["task_state"] = episode.task_state
         if episode.reward is not None:
             values["reward"] = episode.reward[:-1, None]
         for name, rows in values.items():

@@ -84,6 +84,8 @@ class SourceDescription:
         action_names: One name per action dimension, or empty.
         state_units: Units of the state in words, or empty.
         action_units: Units of the action in words, or empty.
+        task_state_names: One name per dimension of the task state, or empty.
+        task_state_units: Its units: one for all dimensions or one per dimension, with commas.
         num_actions: Number of discrete actions; None if continuous or unknown.
         actions_per_step: The source's actions that an action of the dataset holds side by side.
         licence: Licence that the data states; empty if none.
@@ -93,6 +95,8 @@ class SourceDescription:
     action_names: tuple[str, ...] = ()
     state_units: str = ""
     action_units: str = ""
+    task_state_names: tuple[str, ...] = ()
+    task_state_units: str = ""
     num_actions: int | None = None
     actions_per_step: int = 1
     licence: str = ""

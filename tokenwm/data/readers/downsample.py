@@ -33,12 +33,14 @@ class Signals:
         state: ``(T, state_dim)`` float32, or None.
         reward: ``(T,)`` float32, or None.
         terminated: ``(T,)`` bool.
+        task_state: ``(T, task_state_dim)`` float32, or None.
     """
 
     action: NDArray[Any]
     state: NDArray[np.float32] | None
     reward: NDArray[np.float32] | None
     terminated: NDArray[np.bool_]
+    task_state: NDArray[np.float32] | None = None
 
     def beginning_at(self, row: int) -> "Signals":
         """Return these signals without the rows before ``row``."""
@@ -124,5 +126,11 @@ def downsample(signals: Signals, factor: int, aggregation: Aggregation) -> Signa
     if signals.reward is not None:
         reward = np.zeros(num_steps, dtype=np.float32)
         reward[:-1] = signals.reward[:used].reshape(-1, factor).sum(axis=1, dtype=np.float64)
-    state = None if signals.state is None else signals.state[::factor]
-    return Signals(action=new_action, state=state, reward=reward, terminated=terminated)
+    task_state = signals.task_state
+    return Signals(
+        action=new_action,
+        state=None if signals.state is None else signals.state[::factor],
+        reward=reward,
+        terminated=terminated,
+        task_state=None if task_state is None else task_state[::factor],
+    )

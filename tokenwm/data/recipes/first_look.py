@@ -137,6 +137,8 @@ def arrays_of(episode: Episode) -> dict[str, NDArray[Any]]:
     }
     if episode.state is not None:
         arrays["state"] = episode.state
+    if episode.task_state is not None:
+        arrays["task_state"] = episode.task_state
     arrays["action"] = episode.action
     if episode.reward is not None:
         arrays["reward"] = episode.reward

@@ -58,7 +58,8 @@ class Feature:
         kind: ``frames`` (uint8 pixels), ``continuous``, ``discrete`` (ids), ``flag`` or ``tokens``.
         shape: Shape of one step, without the leading ``T``; ``()`` for a scalar.
         dtype: One of ``ALLOWED_DTYPES``.
-        units: Units in words, for example ``rad`` or ``px``; empty if unknown.
+        units: Units in words, for example ``rad`` or ``px``; empty if unknown. Where dimensions
+            differ, one for each, with commas between.
         names: One name per entry of the last axis, or empty.
         num_values: Ids are in ``[0, num_values)``; None for what holds no ids.
     """
@@ -69,6 +70,13 @@ class Feature:
     units: str = ""
     names: tuple[str, ...] = ()
     num_values: int | None = None
+
+    @property
+    def unit_of_each(self) -> tuple[str, ...]:
+        """Unit of each entry of the last axis."""
+        size = self.shape[-1] if self.shape else 1
+        units = tuple(unit.strip() for unit in self.units.split(","))
+        return units if len(units) == size else (self.units,) * size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import numpy as np
 
 from tokenwm.evaluation.metrics import MIN_EPISODES, Curve, GainCurve, HorizonSummary
 from tokenwm.evaluation.outside import OutsideTraining
+from tokenwm.evaluation.report.task_state import task_state_sentence
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.words import count, seconds
 
@@ -28,8 +29,10 @@ def at_horizon(evaluation: Evaluation, horizon: int) -> str:
 
 
 def headline(evaluation: Evaluation) -> list[str]:
-    """A few sentences, the most important first: of what changes, then of the whole picture."""
-    sentences = [*_about_change(evaluation), *_about_pictures(evaluation)]
+    """A few sentences, the most important first: the object, what changes, the whole picture."""
+    of_object = task_state_sentence(evaluation)
+    sentences = [] if of_object is None else [of_object]
+    sentences += [*_about_change(evaluation), *_about_pictures(evaluation)]
     sentences += _likelihood(evaluation)
     if evaluation.num_models > 1:
         sentences.append(

@@ -18,6 +18,7 @@ from tokenwm.evaluation.report.headline import (
 from tokenwm.evaluation.report.outcomes import outcome_sentences
 from tokenwm.evaluation.report.pictures import ERROR_RANGE
 from tokenwm.evaluation.report.plots import LABELS
+from tokenwm.evaluation.report.task_state import task_state_curves
 from tokenwm.evaluation.report.tiles import tiles
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import Plot
@@ -85,6 +86,10 @@ def page(
 def table_rows(evaluation: Evaluation) -> list[Row]:
     """Lines of the table of figures."""
     rows: list[Row] = []
+    for title, medians in task_state_curves(evaluation).items():
+        shown = significant_digits(medians)
+        rows.append((f"{title}, median error where the object moves", None, 0))
+        rows += [(LABELS[name], curve, shown) for name, curve in medians.items()]
     for where, psnr, gain, gap in (
         (
             " where pixels change",

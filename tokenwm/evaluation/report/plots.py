@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tokenwm.evaluation.metrics import Curve, GainCurve
+from tokenwm.evaluation.report.task_state import task_state_plots
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.plot_style import (
     FAINT,
@@ -24,6 +25,7 @@ COLOURS = {
     "model": "#0072B2",
     "model_plain": "#56B4E9",
     "persistence": "#6B6B6B",
+    "floor": "#CC79A7",
     "reconstruction": "#009E73",
     "reconstruction_anchored": "#009E73",
     "quantization": "#009E73",
@@ -36,6 +38,7 @@ LABELS = {
     "model": "model",
     "model_plain": "model, not anchored",
     "persistence": "persistence",
+    "floor": "readout of true frames",
     "reconstruction": "reconstruction",
     "reconstruction_anchored": "reconstruction, anchored",
     "quantization": "true state, binned",
@@ -53,7 +56,11 @@ def make_plots(evaluation: Evaluation) -> list[Plot]:
     """All plots that the evaluation has figures for."""
     return [
         Plot(name=name, title=title, caption=caption, png=_draw(curves, evaluation.control_rate))
-        for name, title, curves, caption in [*_pictures(evaluation), *_predictions(evaluation)]
+        for name, title, curves, caption in [
+            *task_state_plots(evaluation),
+            *_pictures(evaluation),
+            *_predictions(evaluation),
+        ]
         if curves is not None
     ]
 

@@ -123,6 +123,8 @@ def test_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     simulated = open_source("robomimic", path, source={"state": "states", "rate": 20})
     states = load_all(simulated)[0].state
     np.testing.assert_array_equal(states, written["demo_0"]["states"][::2].astype(np.float32))
+    hidden = open_source("robomimic", path, source={**STATE, "task_state": "states", "rate": 20})
+    np.testing.assert_array_equal(load_all(hidden)[0].task_state, states)
     for options, message in (
         ({"mask": "val"}, "source.mask is 'val'; .* has the masks: train"),
         ({"terminated": "done"}, "source.terminated is 'done'"),
@@ -133,6 +135,14 @@ def test_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(path, [6], rate=20)
     with pytest.raises(RecipeError, match=r"source.rate is 50 Hz, and .* says 20 Hz"):
         open_source("robomimic", path, source={**STATE, "rate": 50})
+
+
+def test_the_last_hidden_truth_is_that_of_next_obs(tmp_path: Path) -> None:
+    path = tmp_path / "demo.hdf5"
+    written = write(path, [6], with_next=True, rate=10)
+    source = {"state": "obs/position", "task_state": "obs/joints"}
+    (episode,) = load_all(open_source("robomimic", path, source=source))
+    np.testing.assert_array_equal(episode.task_state, written["demo_0"]["all"][1])
 
 
 def test_the_task_is_kept(tmp_path: Path) -> None:

@@ -102,8 +102,12 @@ class RecordedConfig:
         action_kind: Whether actions are ids (``discrete``) or quantities (``continuous``);
             ``auto`` decides by what they are in all episodes.
         reward: Column with the reward, or null.
+        task_state: Column with hidden truth about the task, such as where the object lies, to
+            measure with and no model's input; a list is put side by side; null for none.
         state_units: Units of the state in words, stored with the data.
         action_units: Units of the action in words, stored with the data.
+        task_state_units: Units of the task state: one for all dimensions, or one for each with
+            commas between (``m, m, rad``). Errors of what is in ``rad`` or ``deg`` wrap.
         num_actions: Number of discrete actions, whose ids are in ``[0, num_actions)``; null takes
             as many as the data shows.
         hint: Where to download the data; shown if it is not there.
@@ -117,8 +121,10 @@ class RecordedConfig:
     action: str | tuple[str, ...] = AUTO
     action_kind: Literal["auto", "continuous", "discrete"] = AUTO
     reward: str | None = AUTO
+    task_state: str | tuple[str, ...] | None = None
     state_units: str = ""
     action_units: str = ""
+    task_state_units: str = ""
     num_actions: int | None = None
     hint: str = ""
 
@@ -201,6 +207,8 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
             (:class:`AmbiguousColumnsError`).
     """
     found: dict[str, Any] = {}
+    whole, hidden = columns, names_of(config.task_state)
+    columns = {name: column for name, column in whole.items() if name not in hidden}
     if config.action == AUTO:
         found["action"] = _one("action", _actions(columns), where)
         if found["action"] is None:
@@ -232,7 +240,7 @@ def resolve(config: Config, columns: Mapping[str, Column], where: str) -> Config
             f"{', '.join(with_note(n, c) for n, c in columns.items())}; name what to use with "
             "source.cameras or source.state",
         ) from error
-    _check(config, columns, where)
+    _check(config, whole, where)
     if any(found.values()):
         chosen = ", ".join(f"{option}: {_shown(value)}" for option, value in found.items())
         logger.warning("%s: taken as the recipe does not name them: %s", where, chosen)
@@ -347,8 +355,15 @@ def _check(config: RecordedConfig, columns: Mapping[str, Column], where: str) ->
     named = [("action", name) for name in names_of(config.action)]
     named += [("state", name) for name in names_of(config.state)]
     named += [("reward", name) for name in names_of(config.reward)]
+    named += [("task_state", name) for name in names_of(config.task_state)]
     assert not isinstance(config.cameras, str)
     named += [(f"cameras.{camera}", name) for camera, name in config.cameras.items()]
+    twice = {*names_of(config.task_state)} & {*names_of(config.state), *names_of(config.action)}
+    if twice:
+        raise RecipeError(
+            f"source.task_state names {min(twice)!r}, which is in source.state or source.action: "
+            "the task state is hidden truth to measure with and never an input; leave it out of one"
+        )
     for option, name in named:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, n=1)
@@ -368,6 +383,13 @@ def _check(config: RecordedConfig, columns: Mapping[str, Column], where: str) ->
             raise RecipeError(
                 f"source.reward: {name!r} has shape {columns[name].shape}; one number is needed"
             )
+    units = config.task_state_units.split(",")
+    width = sum(math.prod(columns[name].shape) for name in names_of(config.task_state))
+    if len(units) not in (1, width):
+        raise RecipeError(
+            f"source.task_state_units names {len(units)} units ({config.task_state_units}) for "
+            f"{width} numbers of source.task_state; give one for all, or one for each"
+        )
 
 
 def _shown(value: Any) -> str:

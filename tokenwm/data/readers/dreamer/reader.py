@@ -186,6 +186,7 @@ class DreamerSource(RecordedSource):
             num_rows=num_rows,
             action=_ids(action, ref.key) if self.one_hot else action,
             state=signals["state"],
+            task_state=signals["task_state"],
             reward=None if reward is None else reward[1:],
             terminated=terminated,
             frames={

@@ -87,7 +87,7 @@ class RobomimicSource(RecordedSource):
         self._keys = episode_keys(self.groups, str(path))
         self._wanted = [index for index, name in enumerate(self.groups) if name in wanted]
         following = {name for name in columns if name.startswith(NEXT_OBS)}
-        hidden = following | ({SIMULATOR} - set(names_of(config.state)))
+        hidden = following | ({SIMULATOR} - {*names_of(config.state), *names_of(config.task_state)})
         columns = {name: column for name, column in columns.items() if name not in hidden}
         rate = config.rows_per_second(_rate(hdf5.parse_object(self.about)), str(path))
         super().__init__(config, columns, str(path), episode_format, rate)
@@ -99,7 +99,8 @@ class RobomimicSource(RecordedSource):
                 f"source.terminated is {self.terminated!r}, which {path} does not have; it has: "
                 f"{', '.join(columns)}"
             )
-        observed = [*names_of(self.config.state), *self.cameras.values()]
+        self.observed = (*names_of(self.config.state), *names_of(self.config.task_state))
+        observed = [*self.observed, *self.cameras.values()]
         self.has_last = all(_next(name) in following for name in observed)
 
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -127,7 +128,7 @@ class RobomimicSource(RecordedSource):
 
             arrays = {name: numbers(name) for name in self.numbers}
             if self.has_last:
-                for name in names_of(self.config.state):
+                for name in self.observed:
                     arrays[name] = np.concatenate([arrays[name], numbers(_next(name))[-1:]])
             done = None if self.terminated is None else numbers(self.terminated)
             frames = {

@@ -76,6 +76,7 @@ class Recording:
         reward: ``(N,)`` or ``(N - 1,)`` numbers, or None where none is recorded.
         terminated: ``(N,)`` or ``(N - 1,)`` bool or numbers, above 0 where the task ended; None
             where the format does not say.
+        task_state: ``(N, task_state_dim)`` numbers, or None.
         timestamps: ``(N,)`` seconds, or None where the format records no time.
         task: What the robot was asked to do, in words; may be empty.
         metadata: Anything else worth keeping, for example ``success``.
@@ -88,6 +89,7 @@ class Recording:
     state: NDArray[Any] | None = None
     reward: NDArray[Any] | None = None
     terminated: NDArray[Any] | None = None
+    task_state: NDArray[Any] | None = None
     timestamps: NDArray[np.floating[Any]] | None = None
     task: str = ""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Recording:
         """This recording without the observations from ``num_rows`` on; its metadata says so."""
         arrays = {
             name: array[:num_rows]
-            for name in ("action", "state", "reward", "terminated", "timestamps")
+            for name in ("action", "state", "reward", "terminated", "task_state", "timestamps")
             if (array := getattr(self, name)) is not None
         }
         metadata = {**self.metadata, DROPPED: self.num_rows - num_rows}
@@ -121,6 +123,7 @@ class Recording:
             ("state", 2, False),
             ("reward", 1, True),
             ("terminated", 1, True),
+            ("task_state", 2, False),
             ("timestamps", 1, False),
         ):
             array = getattr(self, name)
@@ -266,11 +269,11 @@ class RecordedSource(ABC):
     def numbers(self) -> tuple[str, ...]:
         """The columns of numbers that :meth:`signals` needs, each once."""
         config = self.config
-        named = [*names_of(config.action), *names_of(config.state), *names_of(config.reward)]
-        return tuple(dict.fromkeys(named))
+        options = (config.action, config.state, config.reward, config.task_state)
+        return tuple(dict.fromkeys(name for option in options for name in names_of(option)))
 
     def signals(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """The arguments ``action``, ``state`` and ``reward`` of a :class:`Recording`.
+        """The arguments ``action``, ``state``, ``reward``, ``task_state`` of a :class:`Recording`.
 
         Args:
             arrays: Column → ``(N, ...)``, at least those in :attr:`numbers`.
@@ -280,6 +283,9 @@ class RecordedSource(ABC):
             "action": concatenate(arrays, names_of(config.action)),
             "state": concatenate(arrays, names_of(config.state)) if config.state else None,
             "reward": arrays[config.reward].reshape(-1) if config.reward else None,
+            "task_state": (
+                concatenate(arrays, names_of(config.task_state)) if config.task_state else None
+            ),
         }
 
     @abstractmethod
@@ -349,6 +355,8 @@ class RecordedSource(ABC):
             action_names=stacked_names(action_names, num_stacked),
             state_units=self.config.state_units,
             action_units=self.config.action_units,
+            task_state_names=dimension_names(self.columns, names_of(self.config.task_state)),
+            task_state_units=self.config.task_state_units,
             licence=self.licence(),
             num_actions=self.config.num_actions,
             actions_per_step=num_stacked,
@@ -389,6 +397,8 @@ def check_numbers(
         state=signals.state,
         reward=None if signals.reward is None else signals.reward[:-1],
     )
+    if signals.task_state is not None:
+        checks.check_finite(ref.key, "task_state", signals.task_state)
     for pictures in recording.frames.values():
         pictures.check(ref.key, recording.num_rows)
     return signals
@@ -466,6 +476,7 @@ def _to_episode(
         reward=kept.reward,
         terminated=kept.terminated,
         truncated=truncated,
+        task_state=kept.task_state,
         control_rate=episode_format.control_rate,
         task=writable(ref.task or recording.task),
         metadata={**metadata, **recording.metadata},
@@ -508,13 +519,14 @@ def _signals(recording: Recording, key: str, num_actions: int | None) -> Signals
             "set source.num_actions to the number of actions; if it is a quantity, set "
             "source.action_kind: continuous"
         )
-    reward, state = recording.reward, recording.state
+    reward, state, task_state = recording.reward, recording.state, recording.task_state
     terminated = np.zeros(0) if recording.terminated is None else recording.terminated
     return Signals(
         action=padded(action, np.int64 if discrete else np.float32),
         state=None if state is None else state.astype(np.float32),
         reward=None if reward is None else padded(reward, np.float32),
         terminated=padded(terminated > 0, np.bool_),
+        task_state=None if task_state is None else task_state.astype(np.float32),
     )
 
 

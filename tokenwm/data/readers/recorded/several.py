@@ -133,7 +133,7 @@ def _check_alike(first: tuple[str, RecordedSource], other: tuple[str, RecordedSo
     for _, source in (first, other):
         config = source.config
         facts: dict[str, Any] = {"rate": source.rate, "cameras": source.cameras}
-        for option in ("state", "action", "reward"):
+        for option in ("state", "action", "reward", "task_state"):
             names = names_of(getattr(config, option))
             facts[option] = ", ".join(names) or "none"
             shapes = [source.columns[name].shape for name in names]

@@ -147,6 +147,14 @@ def encode_action(space: Any, action: Any) -> NDArray[Any]:
     return np.asarray(np.asarray(action) - start, dtype=np.int64).reshape(-1)
 
 
+def decode_action(space: Any, action: NDArray[Any]) -> Any:
+    """The action of a space that :func:`encode_action` gives back."""
+    if num_actions_of(space) is None:
+        return np.asarray(action, dtype=space.dtype).reshape(space.shape)
+    ids = np.asarray(action + getattr(space, "start", 0), dtype=space.dtype)
+    return ids.reshape(space.shape) if space.shape else ids[0]
+
+
 def pick(observation: Any, key: str, option: str) -> Any:
     """The part of an observation that a recipe names.
 

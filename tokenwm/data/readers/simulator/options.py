@@ -6,6 +6,7 @@ from typing import Any
 from tokenwm.data.episode import NAME_PATTERN
 from tokenwm.data.readers.simulator.environments import check_env_id
 from tokenwm.data.readers.simulator.scripts import READ_THE_SIMULATOR, get_policy, get_start
+from tokenwm.data.readers.simulator.task_states import get_task_state
 from tokenwm.errors import RecipeError
 
 
@@ -40,6 +41,8 @@ class SimulatorOptions:
         cameras: Our name of a camera → key of a dict observation, ``observation`` if that is
             the picture, or ``render`` for what ``env.render()`` returns.
         state: Key of a dict observation, ``observation`` if it is a vector, or null.
+        task_state: Name of an entry of ``tokenwm/data/readers/simulator/task_states.py``: hidden
+            truth about the task, recorded to measure with and no model's input; or null.
         policy: Name of a policy in ``tokenwm/data/readers/simulator/scripts.py``.
         start: Name of a start there, which draws options for ``env.reset`` in each episode, or
             null: the environment's own.
@@ -61,6 +64,7 @@ class SimulatorOptions:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     cameras: dict[str, str] = field(default_factory=dict)
     state: str | None = None
+    task_state: str | None = None
     policy: str = "random"
     start: str | None = None
     reset_options: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +92,8 @@ class SimulatorOptions:
         for camera in self.cameras:
             if not NAME_PATTERN.fullmatch(camera):
                 raise RecipeError(f"cameras.{camera}: letters, digits, '_' and '-' only")
+        if self.task_state is not None:
+            get_task_state(self.task_state, self.env_id)
         for script in (self, self.variation):
             if script is None:
                 continue

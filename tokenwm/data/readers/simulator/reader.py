@@ -7,6 +7,7 @@ processes.
 See :mod:`tokenwm.data.readers.simulator.environments` for which environments can be made.
 """
 
+import dataclasses
 import importlib.metadata
 import logging
 from collections.abc import Sequence
@@ -20,14 +21,18 @@ from tokenwm.data.episode import Episode
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, SourceDescription
 from tokenwm.data.readers.downsample import actions_per_step, downsampling_factor
 from tokenwm.data.readers.simulator.environments import (
-    RENDER,
     check_action_space,
-    make_environment,
     num_actions_of,
     packages_of,
 )
 from tokenwm.data.readers.simulator.options import SimulatorOptions
-from tokenwm.data.readers.simulator.recorder import EpisodeRecorder, record, record_together
+from tokenwm.data.readers.simulator.recorder import (
+    EpisodeRecorder,
+    make_watched,
+    record,
+    record_together,
+)
+from tokenwm.data.readers.simulator.task_states import get_task_state
 from tokenwm.errors import EpisodeError, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -68,7 +73,7 @@ class GymnasiumSource:
         self.num_phases = downsampling_factor(rate, episode_format.control_rate)
         self.num_together = config.num_envs * (self.num_phases if config.num_envs > 1 else 1)
         self._kept: dict[int, EpisodeRecorder] = {}
-        with closing(_make(config)) as env:
+        with closing(make_watched(config)) as env:
             check_action_space(env.action_space)
             says = (env.metadata or {}).get("render_fps")
         if says and float(says) != rate:
@@ -129,23 +134,30 @@ class GymnasiumSource:
             group = missing[start : start + self.config.num_envs]
             recorders = [EpisodeRecorder(self.config, self.format, index) for index in group]
             if len(recorders) > 1:
-                record_together(self.config, recorders, partial(_make, self.config))
+                record_together(self.config, recorders, partial(make_watched, self.config))
             else:
-                with closing(_make(self.config)) as env:
+                with closing(make_watched(self.config)) as env:
                     record(self.config, recorders[0], env)
             found |= dict(zip(group, recorders, strict=True))
         self._kept = found if self.num_phases > 1 else {}
         return found
 
     def describe(self) -> SourceDescription:
-        """Number of discrete actions, and units from the recipe."""
-        with closing(_make(self.config)) as env:
+        """Number of discrete actions, units from the recipe, and what the task state holds."""
+        config = self.config
+        with closing(make_watched(config)) as env:
             num_actions = num_actions_of(env.action_space)
-        return SourceDescription(
-            state_units=self.config.state_units,
-            action_units=self.config.action_units,
+        described = SourceDescription(
+            state_units=config.state_units,
+            action_units=config.action_units,
             num_actions=num_actions,
             actions_per_step=actions_per_step(self.num_phases, self.format.action_aggregation),
+        )
+        if config.task_state is None:
+            return described
+        truth = get_task_state(config.task_state, config.env_id)
+        return dataclasses.replace(
+            described, task_state_names=truth.names, task_state_units=", ".join(truth.units)
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -159,8 +171,3 @@ class GymnasiumSource:
             "source_checksum": None,
             "source_packages": {name: importlib.metadata.version(name) for name in packages},
         }
-
-
-def _make(config: SimulatorOptions) -> Any:
-    renders = RENDER in config.cameras.values()
-    return make_environment(config.env_id, config.env_kwargs, renders=renders)

@@ -1,5 +1,6 @@
 """Recording of one episode of a simulator, or of several at once."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -19,15 +20,19 @@ from tokenwm.data.readers.simulator.environments import (
     RENDER,
     as_rgb,
     encode_action,
+    make_environment,
     num_actions_of,
     pick,
 )
 from tokenwm.data.readers.simulator.options import SimulatorOptions
 from tokenwm.data.readers.simulator.scripts import get_policy, get_start
+from tokenwm.data.readers.simulator.task_states import TASK_STATE, get_task_state
 from tokenwm.errors import RecipeError
 
 CONTACTS, SUCCESS = "n_contacts", "is_success"
 """Keys that are kept of a simulator's ``info``."""
+ENV_SEED, RESET_OPTIONS = "env_seed", "reset_options"
+"""Names, in an episode's metadata, of what its simulator was reset with; the options as JSON."""
 
 
 class EpisodeRecorder:
@@ -65,13 +70,14 @@ class EpisodeRecorder:
         }
         self.frames: dict[str, list[NDArray[np.uint8]]] = {c: [] for c in config.cameras}
         self.state: list[NDArray[np.float32]] = []
+        self.task_state: list[NDArray[np.float32]] = []
         self.action: list[NDArray[Any]] = []
         self.reward: list[float] = []
         self.had_contact: list[bool] = []
         self.success: bool | None = None
         self.num_actions: int | None = None
 
-    def observe(self, observation: Any, picture: Any) -> None:
+    def observe(self, observation: Any, info: Mapping[str, Any], picture: Any) -> None:
         """Add an observation; ``picture`` is what ``render`` gives, if a camera asks for it."""
         for camera, key in self.config.cameras.items():
             image = picture if key == RENDER else pick(observation, key, f"cameras.{camera}")
@@ -80,6 +86,8 @@ class EpisodeRecorder:
         if self.config.state is not None:
             values = np.asarray(pick(observation, self.config.state, "state"))
             self.state.append(values.astype(np.float32).reshape(-1))
+        if self.config.task_state is not None:
+            self.task_state.append(np.asarray(info[TASK_STATE], dtype=np.float32))
 
     def add(self, space: Any, action: Any, result: tuple[Any, ...], picture: Any) -> None:
         """Add an action of a space and what ``step`` returned for it."""
@@ -87,7 +95,7 @@ class EpisodeRecorder:
         self.num_actions = num_actions_of(space)
         self.action.append(encode_action(space, action))
         self.reward.append(float(reward))
-        self.observe(observation, picture)
+        self.observe(observation, info, picture)
         if CONTACTS in info:
             self.had_contact.append(bool(np.mean(info[CONTACTS]) > 0))
         self.success = bool(info[SUCCESS]) if SUCCESS in info else None
@@ -107,7 +115,10 @@ class EpisodeRecorder:
         metadata: dict[str, Scalar] = {
             "seed": self.config.seed,
             "return": float(sum(self.reward)),
+            ENV_SEED: self.env_seed,
         }
+        if self.reset_options is not None:
+            metadata[RESET_OPTIONS] = json.dumps(self.reset_options)
         if self.had_contact:
             metadata["contact_fraction"] = float(np.mean(self.had_contact))
         if self.success is not None:
@@ -148,17 +159,33 @@ class EpisodeRecorder:
             state=lengthened(self.state, num_rows) if self.state else None,
             reward=reward,
             terminated=terminated if self.terminated else None,
+            task_state=lengthened(self.task_state, num_rows) if self.task_state else None,
             metadata=metadata,
             num_padded=num_missing,
         )
 
 
+def make_watched(config: SimulatorOptions) -> Any:
+    """A fresh simulator, which gives the task state if the options ask for it.
+
+    Raises:
+        RecipeError: There is no such environment, or it does not take its arguments.
+        SourceError: Its package is not installed.
+    """
+    renders = RENDER in config.cameras.values()
+    env = make_environment(config.env_id, config.env_kwargs, renders=renders)
+    from tokenwm.data.readers.simulator.watched import Watched  # imports gymnasium
+
+    name = config.task_state
+    return Watched(env, None if name is None else get_task_state(name, config.env_id))
+
+
 def record(config: SimulatorOptions, recorder: EpisodeRecorder, env: Any) -> None:
     """Record one episode from a fresh simulator."""
     renders = RENDER in config.cameras.values()
-    observation, _ = reset(env, recorder.env_seed, recorder.reset_options)
+    observation, info = reset(env, recorder.env_seed, recorder.reset_options)
     next_action = recorder.policy(env, recorder.policy_rng)
-    recorder.observe(observation, env.render() if renders else None)
+    recorder.observe(observation, info, env.render() if renders else None)
     while not recorder.done:
         action = next_action()
         result = env.step(action)
@@ -217,10 +244,11 @@ def record_together(
             recorder.policy(SimpleNamespace(action_space=deepcopy(space)), recorder.policy_rng)
             for recorder in recorders
         ]
-        observations, _ = vector.reset(seed=[recorder.env_seed for recorder in recorders])
+        observations, infos = vector.reset(seed=[recorder.env_seed for recorder in recorders])
         pictures = vector.render() if renders else [None] * len(recorders)
         for index, recorder in enumerate(recorders):
-            recorder.observe(_item(observations, index), pictures[index])
+            observation, info = _item(observations, index), _info(infos, index)
+            recorder.observe(observation, info, pictures[index])
         actions: list[Any] = [None] * len(recorders)
         while True:
             going_on = [index for index, recorder in enumerate(recorders) if not recorder.done]
@@ -252,6 +280,6 @@ def _info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return the ``info`` of one simulator; ``_name`` says which of them gave a value."""
     return {
         name: infos[name][index]
-        for name in (CONTACTS, SUCCESS)
+        for name in (CONTACTS, SUCCESS, TASK_STATE)
         if name in infos and infos[f"_{name}"][index]
     }

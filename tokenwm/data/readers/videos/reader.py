@@ -237,7 +237,8 @@ class VideosSource(RecordedSource):
 
         arrays = {column: _numbers(table, column, where) for column in self.numbers}
         num_rows = max(map(len, arrays.values()))
-        if num_frames == num_rows + 1 and not self.config.state and TIME not in table:
+        observed = self.config.state or self.config.task_state
+        if num_frames == num_rows + 1 and not observed and TIME not in table:
             num_rows = num_frames  # no row for what was seen after the last action
         ends = None if self.terminated is None else _numbers(table, self.terminated, where)
         task = table.get(TASK)

@@ -1,0 +1,83 @@
+"""The task state in a report: a sentence, lines of the table, plots."""
+
+from collections.abc import Mapping
+
+from tokenwm.evaluation.metrics import Curve
+from tokenwm.evaluation.results import Evaluation
+from tokenwm.pages.words import seconds
+
+SHOWN = ("model", "persistence", "reconstruction", "floor")
+"""Of each quantity; reading off the last observed frame is in ``metrics.json`` only."""
+
+
+def task_state_sentence(evaluation: Evaluation) -> str | None:
+    """What is known of the object after half of the imagined time and at its end."""
+    errors = evaluation.task_state
+    if errors is None:
+        return None
+    name, unit = next(iter(errors.units.items()))
+    limits = " or ".join(
+        f"{name.replace('_', ' ')} {limit:.3g} {errors.units[name]}"
+        for name, limit in errors.moved_beyond.items()
+    )
+    if not errors.num_moved:
+        return f"In no start does the object move (by {limits}), so nothing is said of it."
+    last = evaluation.num_horizons
+    found = []
+    for horizon in sorted({max(1, last // 2), last}):
+        model, persistence = (
+            errors.median[name][kind].mean[horizon - 1] for kind in ("model", "persistence")
+        )
+        found.append(
+            f"{model:.3g} {unit} after {seconds(horizon / evaluation.control_rate)} (persistence "
+            f"{persistence:.3g})"
+        )
+    floor = errors.median[name]["floor"].mean.mean()
+    assert errors.gain is not None
+    certain = [index + 1 for index, yes in enumerate(errors.gain.is_certain) if yes]
+    claim = (
+        f"better than persistence with confidence at horizons {certain[0]} to {certain[-1]}"
+        if len(certain) > 1 and certain == list(range(certain[0], certain[-1] + 1))
+        else f"better than persistence with confidence at {len(certain)} of {last} horizons"
+    )
+    return (
+        f"The object ({name.replace('_', ' ')}): median error {', '.join(found)}; {claim}. Over "
+        f"the {errors.num_moved} of {evaluation.num_starts} starts in which it moves (by "
+        f"{limits}); on true frames the readout itself errs by {floor:.2g} {unit}."
+    )
+
+
+def task_state_curves(evaluation: Evaluation) -> dict[str, Mapping[str, Curve]]:
+    """Title → medians of each quantity."""
+    errors = evaluation.task_state
+    if errors is None:
+        return {}
+    return {
+        f"{name.replace('_', ' ')}{f', {errors.units[name]}' if errors.units[name] else ''}": {
+            kind: of_kind[kind] for kind in SHOWN
+        }
+        for name, of_kind in errors.median.items()
+    }
+
+
+def task_state_plots(
+    evaluation: Evaluation,
+) -> list[tuple[str, str, Mapping[str, Curve] | None, str]]:
+    """Name, title, curves and caption of the plots of the object."""
+    errors = evaluation.task_state
+    if errors is None:
+        return []
+    chosen = zip(errors.median, task_state_curves(evaluation).items(), strict=True)
+    return [
+        (
+            f"task_state_{name}",
+            f"Task state: {title}",
+            curves,
+            f"Median error over {errors.num_moved} starts in which the object moves, read off "
+            "pictures by a small network; lower is better. Persistence is the true task state of "
+            "the last observed step. Bands are 95 % intervals over episodes, each about one "
+            "horizon alone.",
+        )
+        for name, (title, curves) in chosen
+        if name in errors.moved_beyond
+    ]

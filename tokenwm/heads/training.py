@@ -1,0 +1,75 @@
+"""The one trainer of heads: batches of inputs and targets, and a loss."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from tokenwm.errors import TokenwmError
+from tokenwm.heads.head import Head
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``(B, num_outputs)`` outputs and the targets of a batch → a number to be made small."""
+
+
+def fit_head(
+    head: Head,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss,
+    *,
+    num_steps: int,
+    learning_rate: float = 2e-3,
+    progress: Callable[[int, float], None] | None = None,
+) -> float:
+    """Train a head on frozen inputs, on the device it is on; leaves it in eval mode.
+
+    The learning rate rises over the first tenth of the steps and falls to zero, as a cosine.
+
+    Args:
+        head: It is changed.
+        batches: Inputs as :meth:`Head.forward` takes them, and what the loss compares with; at
+            least ``num_steps`` of them.
+        loss: What is made small.
+        num_steps: Optimizer steps.
+        learning_rate: The highest.
+        progress: Called after each step with steps done and the loss.
+
+    Returns:
+        Mean loss of the last tenth of the steps.
+
+    Raises:
+        TokenwmError: There are fewer batches, or the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
+    warm_up = max(1, num_steps // 10)
+
+    def share(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    device = next(head.parameters()).device
+    head.train()
+    losses: list[float] = []
+    for inputs, targets in batches:
+        value = loss(head(inputs.to(device)), targets.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        losses.append(float(value.detach()))
+        if progress is not None:
+            progress(len(losses), losses[-1])
+        if len(losses) == num_steps:
+            break
+    head.eval()
+    ends = losses[-warm_up:]
+    last = sum(ends) / max(1, len(ends))
+    if len(losses) < num_steps or not math.isfinite(last):
+        raise TokenwmError(
+            f"a head was trained for {len(losses)} of {num_steps} steps and ended at a loss of "
+            f"{last:g}; give it enough batches of finite numbers"
+        )
+    return last
