@@ -18,8 +18,7 @@ Loading, from frame shards and from token shards:
     webdataset     plain webdataset: whole episodes, cut into windows, a shuffle buffer of 1000
     source_files   a map-style dataset over the source: parquet rows, and the window's frames
                    decoded from the video (LeRobot sources only)
-From a store (``--store URL``, for example ``s3://bench/data`` with AWS_ENDPOINT_URL and keys in the
-environment; shards are copied there first): loader_N, loader_N with a cache, and stream_N.
+From a store: ``tools/bench_remote.py``.
 Training: windows per second that the ``small`` configs take, what the loader must give.
 Memory: the peak of preparing and of loading a dataset, and one ten times as large.
 """
@@ -53,7 +52,7 @@ from tokenwm.data.shards.manifest import EpisodeInfo, Feature, Manifest, ShardIn
 from tokenwm.data.shards.writer import ShardWriter
 
 REPOSITORY = Path(__file__).parents[1]
-PARTS = ("preparation", "training", "loading", "store", "memory")
+PARTS = ("preparation", "training", "loading", "memory")
 Figures = dict[str, Any]
 
 
@@ -145,25 +144,31 @@ def open_data(
 
 
 def time_loader(
-    root: Path | str, num_steps: int, batch_size: int, num_workers: int, options: Figures
+    root: Path | str,
+    num_steps: int,
+    batch_size: int,
+    num_workers: int,
+    options: Figures,
+    seconds: float = 3,
+    warm_up: int | None = None,
 ) -> Figures:
     start = time.perf_counter()
     data = open_data(root, num_steps, batch_size, num_workers, **options)
     batches = iter(data.train_dataloader())
     next(batches)
     first = time.perf_counter() - start
-    seconds = 10 if "://" in str(root) else 3
-    figures = time_batches(batches, batch_size, warm_up=2 + 2 * num_workers, seconds=seconds)
+    warm_up = 2 + 2 * num_workers if warm_up is None else warm_up
+    figures = time_batches(batches, batch_size, warm_up, seconds)
     return {**figures, "seconds_to_first_batch": first}
 
 
 def time_batches(batches: Iterator[Batch], size: int, warm_up: int, seconds: float = 3) -> Figures:
-    num_bytes = 0
-    for batch in itertools.islice(batches, warm_up):
-        num_bytes = bytes_of(batch)
-    start, done = time.perf_counter(), 0
+    for _ in itertools.islice(batches, warm_up):
+        pass
+    start, done, num_bytes = time.perf_counter(), 0, 0
     while (taken := time.perf_counter() - start) < seconds:
-        next(batches)
+        batch = next(batches)
+        num_bytes = num_bytes or bytes_of(batch)
         done += 1
     return rates(done * size, done * num_bytes, taken)
 
@@ -196,8 +201,8 @@ def time_raw_reads(root: Path, num_steps: int, batch_size: int) -> Figures:
             noted.append((name, list(ranges)))
             return files.read(name, ranges)
 
-        def is_checked(self, name: str) -> bool:
-            return files.is_checked(name)
+        def is_checked(self, name: str, *, whole: bool) -> bool:
+            return files.is_checked(name, whole=whole)
 
     data.readers[0]._files = Noting()
     batches = iter(data.train_dataloader())
@@ -429,35 +434,6 @@ def measure_loading(
     return results
 
 
-def measure_store(
-    name: str, url: str, num_steps: int, batch_size: int, work: Path
-) -> list[Figures]:
-    """Both loaders from a URL, and by offset with a cache that is empty at first."""
-    cache = work / f"cache-{name}-{num_steps}"
-    ways: dict[str, Figures] = {
-        "loader": {},
-        "cached": {"cache": str(cache)},
-        "stream": {"loader": "stream"},
-    }
-    results = []
-    for (way, options), workers in itertools.product(ways.items(), (0, 2)):
-        shutil.rmtree(cache, ignore_errors=True)
-        figures = measured(time_loader, url, num_steps, batch_size, workers, options)
-        where = {"data": name, "num_steps": num_steps, "way": f"{way}_{workers}"}
-        results.append({**where, "store": url.partition("://")[0], **figures})
-        print(json.dumps(results[-1]), file=sys.stderr)
-    return results
-
-
-def copy_to_store(folder: Path, url: str) -> str:
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(url)
-    system.makedirs(path, exist_ok=True)
-    system.put(f"{folder}/", f"{path}/", recursive=True)
-    return url
-
-
 def measure_preparation(recipe: Recipe, out: Path) -> list[Figures]:
     floor = measured(time_decode, recipe)
     results = [{"way": "decode_only", **floor}]
@@ -472,7 +448,6 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=REPOSITORY / "data_recipes" / "pusht.yaml")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
-    parser.add_argument("--store", metavar="URL", help="where to copy shards and read them from")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", type=int, default=130, help="of training, of each stage")
@@ -489,7 +464,7 @@ def main() -> None:
     frames, tokens, run = (args.work / name for name in ("frames", "tokens", "tokenizer"))
     if "preparation" in args.parts:
         report["preparation"] = measure_preparation(recipe, frames)
-    if {"training", "loading", "store"} & set(args.parts):
+    if {"training", "loading"} & set(args.parts):
         prepare(recipe, frames)  # if it is not there yet
         steps = args.steps if "training" in args.parts else 2
         rates_needed = {"frames": fit("tokenizer", frames, run, steps)}
@@ -503,15 +478,6 @@ def main() -> None:
             *measure_loading("frames", frames, 1, 64, recipe),
             *measure_loading("frames", frames, 6, 12, recipe),
             *measure_loading("tokens", tokens, 6, 12, recipe),
-        ]
-    if "store" in args.parts and args.store:
-        far = {path.name: f"{args.store}/{path.name}" for path in (frames, tokens)}
-        copy_to_store(frames, far["frames"])
-        copy_to_store(tokens, far["tokens"])
-        report["store"] = [
-            *measure_store("frames", far["frames"], 1, 64, args.work),
-            *measure_store("frames", far["frames"], 6, 12, args.work),
-            *measure_store("tokens", far["tokens"], 6, 12, args.work),
         ]
     if "memory" in args.parts:
         report["memory"] = measure_memory(args.work)

@@ -77,7 +77,7 @@ def test_ends_and_rare_rewards_are_foreseen(tmp_path: Path) -> None:
     assert errors is not None and squared is not None
     for curves in (errors, squared):
         assert curves["model"].mean.mean() < 0.5 * curves["training_mean"].mean.mean()
-    ends, rewards = outcome_sentences(found)
+    *_, ends, rewards = outcome_sentences(found)
     assert f"Endings: {ended} episodes that ended, imagined" in ends
     assert f" up to the end {HORIZON * ended} times among" in ends
     assert f"3: {ended} of {ended}" in ends

@@ -3,12 +3,9 @@
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.documentation import python_blocks
+from tests.processes import REPOSITORY, must, tokenwm
 from tokenwm.cli import main as cli
 from tokenwm.cli.training.model_exports import code_revision
 
 pytest.importorskip("gym_pusht", reason="needs the pusht extra: pip install 'tokenwm[pusht]'")
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def tokenwm(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
-    return subprocess.run(
-        [sys.executable, "-m", "tokenwm", *arguments],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=170,
-        check=False,
-    )
-
-
-def must(*arguments: str) -> str:
-    done = tokenwm(*arguments)
-    assert done.returncode == 0, f"tokenwm {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """A sweep from plan to results: on every engine the same, and again after a kill."""
 
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.processes import REPOSITORY, running, tokenwm
 from tests.small_models import small_tokenizer
 from tests.unit.scaling.sweeps import small_size, small_sweep
+from tokenwm import engines
 from tokenwm.checkpoint import save_tokenizer
-from tokenwm.cli.verbs import sweep_fit, sweep_run
+from tokenwm.cli.verbs import sweep_fit, sweep_run, sweep_training
 from tokenwm.cli.verbs.sweep_training import train
 from tokenwm.engines import Job, RayEngine, SlurmEngine
 from tokenwm.scaling.runs.runs import read_points
@@ -26,7 +28,6 @@ from tokenwm.scaling.sweep.drive import read_result
 from tokenwm.scaling.sweep.sweep import Sweep, TokenData, load_sweep, runs_of, sweep_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
-REPOSITORY = Path(__file__).parents[2]
 TOKENS_PER_STEP = 4 * 2 * 5
 """Of the token shards: 4 frame tokens and a state in each of two predicted steps of four rows."""
 BUDGETS = (20 * TOKENS_PER_STEP, 40 * TOKENS_PER_STEP)
@@ -47,26 +48,51 @@ def sweep(tokens: Path) -> Sweep:
     return small_sweep(str(tokens), sizes=(small_size(token_budgets=BUDGETS),))
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+class Fork:
+    """A run as a fork of the driver, which need not import torch first."""
+
+    def __init__(self, command: Sequence[str], log: Path, threads: int | None) -> None:
+        assert command[1:3] == ["-m", sweep_training.__name__]
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=self.run, args=(command[3:], log))
+        self.process.start()
+
+    @staticmethod
+    def run(arguments: Sequence[str], log: Path) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.exit(sweep_training.main(list(arguments)))
+
+    def done(self) -> bool:
+        return self.process.exitcode is not None
+
+    def result(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def cancel(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
-def tokenwm_sweep(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tokenwm", "sweep", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+def fork_runs() -> None:
+    engines._Command = Fork  # type: ignore[assignment, misc]
 
 
-def run_sweep(sweep: Sweep, folder: Path, *options: str) -> str:
+def fork_runs_in_a_session() -> None:
+    os.setsid()
+    fork_runs()
+
+
+def run_sweep(
+    sweep: Sweep, folder: Path, *options: str, before: Callable[[], None] | None = fork_runs
+) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "mine.yaml"
     path.write_text(sweep_text(sweep))
-    done = tokenwm_sweep("run", path, "--out", folder, *options)
+    done = tokenwm("sweep", "run", path, "--out", folder, *options, before=before)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -75,7 +101,8 @@ def run_sweep(sweep: Sweep, folder: Path, *options: str) -> str:
 def finished(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sweep after its runs, as processes of this machine."""
     folder = tmp_path_factory.mktemp("finished")
-    assert "2 of 2 runs are finished" in run_sweep(sweep, folder, "--parallel", "2")
+    done = run_sweep(sweep, folder, "--parallel", "2", before=None)
+    assert "2 of 2 runs are finished" in done
     return folder
 
 
@@ -124,14 +151,13 @@ def test_a_killed_sweep_ends_as_if_it_had_not_been(
     """The driver and the run are killed together, as by a power cut, in the middle of a run."""
     path, folder = tmp_path / "sweep.yaml", tmp_path / "out"
     path.write_text(sweep_text(sweep))
-    verb = [sys.executable, "-m", "tokenwm", "sweep", "run", str(path), "--out", str(folder)]
-    process = subprocess.Popen(verb, cwd=REPOSITORY, env=ENVIRONMENT, start_new_session=True)
     last = folder / TRUNK / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with running("sweep", "run", path, "--out", folder, before=fork_runs_in_a_session) as driver:
+        while not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert driver.process.pid is not None
+        os.killpg(driver.process.pid, signal.SIGKILL)
     assert last.exists() and not (folder / TRUNK / "result.json").exists()
     assert "2 of 2 runs are finished" in run_sweep(sweep, folder)
     same_results(finished, folder)
@@ -164,7 +190,7 @@ def test_other_settings_under_the_same_name_are_refused(
     other = replace(sweep, training=replace(sweep.training, weight_decay=0.3))
     path = tmp_path / "other.yaml"
     path.write_text(sweep_text(other))
-    done = tokenwm_sweep("run", path, "--out", folder, "--retries", 0)
+    done = tokenwm("sweep", "run", path, "--out", folder, "--retries", 0, before=fork_runs)
     assert done.returncode == 1
     assert "holds a run of that name with other settings" in done.stdout
 
@@ -173,7 +199,7 @@ def test_a_run_that_diverges_is_stopped_and_said_so(sweep: Sweep, tmp_path: Path
     wild = replace(small_size(token_budgets=BUDGETS), learning_rate=1e4)
     path = tmp_path / "wild.yaml"
     path.write_text(sweep_text(replace(sweep, sizes=(wild,))))
-    done = tokenwm_sweep("run", path, "--out", tmp_path / "out")
+    done = tokenwm("sweep", "run", path, "--out", tmp_path / "out", before=fork_runs)
     result = read_result(tmp_path / "out" / TRUNK)
     assert result["status"] == "diverged" and result["loss"] is None
     assert "the loss" in result["reason"]
@@ -185,13 +211,15 @@ def test_a_plan_is_made_measured_and_can_be_run(tokens: Path, tmp_path: Path) ->
     path = tmp_path / "plan.yaml"
     sizes = ["--sizes", 2, "--budgets", 2, "--min-parameters", 15e3, "--max-parameters", 4e4]
     shared = ["num_steps=3", "window=2", "batch_size=4", "warmup_steps=2"]
-    done = tokenwm_sweep("plan", tokens, "--budget", 1e9, "--out", path, *sizes, "--set", *shared)
+    done = tokenwm(
+        "sweep", "plan", tokens, "--budget", 1e9, "--out", path, *sizes, "--set", *shared
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning:" in done.stdout and "record" in done.stdout  # 125 tokens are few
     planned = load_sweep(path)
     assert all(0.001 < size.seconds_per_step < 5.0 for size in planned.sizes)
     assert path.read_text().startswith("# tokenwm sweep plan ")
-    done = tokenwm_sweep("plan", tokens, "--budget", 1e9, "--out", path, "--set", "batchsize=3")
+    done = tokenwm("sweep", "plan", tokens, "--budget", 1e9, "--out", path, "--set", "batchsize=3")
     assert done.returncode == 1
     assert "did you mean 'batch_size'" in done.stderr
 

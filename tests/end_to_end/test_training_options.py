@@ -1,31 +1,31 @@
 """Training with what Lightning brings: several processes (gloo on a CPU), averaged weights."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import REPOSITORY, tokenwm
 from tests.small_models import small_tokenizer
 from tokenwm.checkpoint import save_tokenizer
 
-REPOSITORY = Path(__file__).parents[2]
 SHARDED = [
     "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy",
     "--trainer.strategy.init_args.data_parallel_size=2",
     "--trainer.strategy.init_args.tensor_parallel_size=1",
 ]
+# Windows that hang over an end give ranks unequal numbers of steps.
+SAME = ["--data.num_steps=3", "--trainer.val_check_interval=3"]
 ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
 
 
-@pytest.fixture
-def tokens(token_shards: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def tokens(token_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Token shards with their tokenizer beside them, as ``tokenwm tokenize`` leaves them."""
-    folder = tmp_path / "tokens"
+    folder = tmp_path_factory.mktemp("options") / "tokens"
     shutil.copytree(token_shards, folder)
     save_tokenizer(folder / "tokenizer", small_tokenizer().eval(), {})
     return folder
@@ -35,18 +35,9 @@ def world_model(
     verb: str, tokens: Path, folder: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
     config = REPOSITORY / "configs" / "world_model" / "debug.yaml"
-    command = [sys.executable, "-m", "tokenwm", "world-model", verb, "--config", str(config)]
+    command = ["world-model", verb, "--config", str(config)]
     command += ["--data.root", str(tokens), "--trainer.default_root_dir", str(folder)]
-    command += ["--trainer.accelerator=cpu", "--trainer.max_steps=6", *options]
-    return subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=150,
-        check=False,
-    )
+    return tokenwm(*command, "--trainer.accelerator=cpu", "--trainer.max_steps=6", *options)
 
 
 def fit(tokens: Path, folder: Path, *options: str) -> Path:
@@ -58,6 +49,13 @@ def fit(tokens: Path, folder: Path, *options: str) -> Path:
     return folder / "model" / "model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def alone(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Weights that one process leaves."""
+    folder = tmp_path_factory.mktemp("alone")
+    return load_file(fit(tokens, folder, "--data.batch_size=4", *SAME))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize(
@@ -66,18 +64,15 @@ def fit(tokens: Path, folder: Path, *options: str) -> Path:
     ids=["ddp", "fsdp", "fsdp, a part for each rank"],
 )
 def test_two_processes_train_the_model_of_one(
-    tokens: Path, tmp_path: Path, strategy: list[str]
+    tokens: Path, alone: dict[str, torch.Tensor], tmp_path: Path, strategy: list[str]
 ) -> None:
-    # Windows that hang over an end give ranks unequal numbers of steps.
-    same = ["--data.num_steps=3", "--trainer.val_check_interval=3"]
-    one = fit(tokens, tmp_path / "one", "--data.batch_size=4", *same)
-    options = ["--data.batch_size=2", "--trainer.devices=2", *strategy, *same]
+    options = ["--data.batch_size=2", "--trainer.devices=2", *strategy, *SAME]
     options += ["--checkpoint_every_n_steps=3"]
     two = fit(tokens, tmp_path / "two", *options)
     checkpoint = tmp_path / "two" / "checkpoints" / "last.ckpt"
     assert checkpoint.is_dir() == (strategy is SHARDED)
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
-    alone, together = load_file(one), load_file(two)
+    together = load_file(two)
     assert alone.keys() == together.keys()
     for name, weight in alone.items():
         torch.testing.assert_close(together[name], weight, atol=2e-4, rtol=0, msg=name)
@@ -88,7 +83,7 @@ def test_two_processes_train_the_model_of_one(
     assert any(not torch.equal(moved[name], weight) for name, weight in together.items())
     assert max((moved[name] - weight).abs().max() for name, weight in together.items()) < 0.02
     if checkpoint.is_dir():
-        other = world_model("validate", tokens, tmp_path / "two", *same)
+        other = world_model("validate", tokens, tmp_path / "two", *SAME)
         assert other.returncode == 1
         assert "last.ckpt is a folder with a part for each rank" in other.stderr
         assert "Traceback" not in other.stderr

@@ -1,19 +1,19 @@
 """The device that ``--device`` asks for."""
 
-from typing import TYPE_CHECKING
-
 import torch
+from rich.console import Console
 
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.cli.console import say
 from tokenwm.errors import TokenwmError
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
+def take_device(name: str, console: Console) -> torch.device:
+    """The device on which a verb computes from now on; says which it is.
 
-def take_device(name: str, console: "Console") -> torch.device:
-    """:func:`device_from` for a verb that computes there from now on, and says so."""
+    Raises:
+        TokenwmError: There is no such device here.
+    """
     keep_freed_memory()
     device = device_from(name)
     say(console, f"on {device}")

@@ -144,7 +144,7 @@ def fit_dynamics(model: WorldModel, strata: Sequence[Stratum]) -> None:
         return
     steps: dict[str, list[Tensor]] = {"state": [], "action": [], "next_state": []}
     for stratum in strata:
-        keys = [episode.key for episode in stratum.windows.episodes]
+        keys = stratum.windows.keys
         count = math.ceil(stratum.share * MAX_DYNAMICS_EPISODES)
         for key in keys[:: -(-len(keys) // count)]:
             try:

@@ -184,7 +184,7 @@ def test_evaluate_takes_models_and_their_data_in_order(
     data = ["--data", *map(str, folders)]
     assert main(["evaluate", *map(str, models), *data, *options]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "means over 7 episodes" in out and "On 7 episodes the model" in out
+    assert "means over 7 episodes" in out and "on 7 episodes the model" in out
     assert "3 models were measured" in out
     metrics = json.loads((models[0] / "report_folds" / "metrics.json").read_text())
     assert metrics["num_models"] == 3

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from tokenwm.data.loading.background import BackgroundCheck, unchecked_files
 from tokenwm.data.loading.loader import check_arguments, make_loader
 from tokenwm.data.loading.mixture import MixedWindows, MixtureItem, Stratum, make_strata
 from tokenwm.data.loading.order import Leg, Weighting, evenly_spaced
@@ -55,8 +56,8 @@ class EpisodeDataModule(pl.LightningDataModule):
             while the data fits into memory.
         seed: Seed of the order of the training windows.
         verify: Whether to check the SHA-256 of every shard before training; of more than a GiB, the
-            sum of each episode when it is first read. Shards behind a URL are checked when they are
-            copied to the cache.
+            sum of each episode when it is first read, and shards in the background. Shards behind
+            a URL are checked when they are copied to the cache.
         weighting: Function (episodes, step) -> how often windows of each episode are drawn; by
             default all windows are drawn alike.
         mixture: Datasets to train on besides, each with its weight: windows drawn from it for each
@@ -124,6 +125,7 @@ class EpisodeDataModule(pl.LightningDataModule):
         self._strata: list[Stratum] = []
         self._place: RunPlace | None = None
         self._small_files: Path | None = None
+        self._background: BackgroundCheck | None = None
 
     @property
     def readers(self) -> list[ShardReader]:
@@ -140,7 +142,8 @@ class EpisodeDataModule(pl.LightningDataModule):
                 for item in self.items
             ]
             for reader in self._readers:
-                reader.check_episodes |= self.verify and not reader.is_quick_to_verify
+                checked_before = reader.is_quick_to_verify and not is_url(reader.root)
+                reader.check_episodes |= self.verify and not checked_before
         return self._readers
 
     @property
@@ -223,7 +226,11 @@ class EpisodeDataModule(pl.LightningDataModule):
                 continue
             reader.verify(shards=reader.is_quick_to_verify)
             num_bytes = sum(shard.num_bytes for shard in reader.manifest.shards)
-            logger.info("%s: %.1f MB verified", reader.root, num_bytes / 1e6)
+            when = "verified" if reader.is_quick_to_verify else "are verified as they are read"
+            logger.info("%s: %.1f MB %s", reader.root, num_bytes / 1e6, when)
+        files = unchecked_files(self.readers, self.cache)
+        if files and self._background is None:
+            self._background = BackgroundCheck(files)
 
     def train_dataloader(self) -> Loader:
         """Endless batches that begin at the trainer's global step.
@@ -256,7 +263,10 @@ class EpisodeDataModule(pl.LightningDataModule):
 
         Raises:
             CorruptSampleError: More than ``max_corrupt`` episodes were skipped.
+            ShardError: A shard was found damaged in the background.
         """
+        if self._background is not None:
+            self._background.raise_damage()
         if self.on_corrupt == "skip":
             self.corrupt.add(of_all_ranks(batch.skipped, self.trainer))
         return batch

@@ -117,11 +117,11 @@ def make_strata(
             first, a weight is impossible, or the real fraction cannot be met.
     """
     main_item, main = items[0]
-    lengths = [e.num_steps for _, r in items for e in r.manifest.episodes if e.split == "train"]
-    if lengths and num_steps > max(lengths):
+    longest = max(int(r.episodes.lengths(r.keys("train")).max(initial=0)) for _, r in items)
+    if 0 < longest < num_steps:
         raise ShardError(
             f"data.num_steps is {num_steps}, but the longest training episode of {main.root} has "
-            f"{max(lengths)} steps; use at most {max(lengths)}"
+            f"{longest} steps; use at most {longest}"
         )
     if len(items) == 1 and real_fraction is None:
         windows = WindowDataset(main, "train", num_steps, fields)

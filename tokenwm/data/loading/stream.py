@@ -88,8 +88,9 @@ class StreamOrder:
     ) -> None:
         found: dict[str, int] = {}
         numbers = windows.windows_per_episode.tolist()
-        for episode, number in zip(windows.episodes, numbers, strict=True):
-            found[episode.shard] = found.get(episode.shard, 0) + number
+        shards = windows.reader.episodes.shards(windows.keys)
+        for shard, number in zip(shards, numbers, strict=True):
+            found[shard] = found.get(shard, 0) + number
         self.shards = list(found)
         self.num_windows = list(found.values())
         self.lanes = lanes
@@ -215,9 +216,9 @@ class StreamedBatches(Dataset[Batch]):
         self._rank = rank
         stops = np.cumsum(windows.windows_per_episode)
         self._numbers = {
-            episode.key: range(stop - number, stop)
-            for episode, number, stop in zip(
-                windows.episodes, windows.windows_per_episode.tolist(), stops.tolist(), strict=True
+            key: range(stop - number, stop)
+            for key, number, stop in zip(
+                windows.keys, windows.windows_per_episode.tolist(), stops.tolist(), strict=True
             )
         }
         self._open: dict[int, tuple[int, Iterator[tuple[StreamedEpisode, int]]]] = {}

@@ -110,6 +110,9 @@ class WindowDataset(Dataset[Segment]):
         fields: Names out of ``BATCH_FIELDS``; None for all that the dataset has.
         keys: Episodes of the split to take; None for all.
 
+    Attributes:
+        keys: The episodes, in the order in which windows are numbered.
+
     Raises:
         ShardError: The dataset is missing or damaged, the split is empty, a field is not there, or
             the cameras differ in size.
@@ -128,8 +131,8 @@ class WindowDataset(Dataset[Segment]):
         self.reader = source if isinstance(source, ShardReader) else ShardReader(source)
         self.split = split
         self.num_steps = num_steps
-        self._keys = self.reader.keys(split) if keys is None else list(keys)
-        if not self._keys:
+        self.keys = self.reader.keys(split) if keys is None else list(keys)
+        if not self.keys:
             counts = {name: self.manifest.num_episodes(name) for name in ("train", "val", "test")}
             raise ShardError(
                 f"{self.reader.root} has no episodes in split {split!r} (episodes: {counts}); "
@@ -140,7 +143,7 @@ class WindowDataset(Dataset[Segment]):
         self.stored_fields = [name for name in self.fields if name != "frames"]
         if "frames" in self.fields:
             self.stored_fields += self._cameras
-        lengths = np.array([self.reader.episode(key).num_steps for key in self._keys])
+        lengths = self.reader.episodes.lengths(self.keys)
         self.windows_per_episode = num_windows(lengths, num_steps)
         self._num_transitions = int((lengths - 1).sum())
         self._ends = np.cumsum(self.windows_per_episode)  # one past the last window of each
@@ -152,8 +155,8 @@ class WindowDataset(Dataset[Segment]):
 
     @property
     def episodes(self) -> list[EpisodeInfo]:
-        """The episodes, in the order in which windows are numbered."""
-        return [self.reader.episode(key) for key in self._keys]
+        """Places of the episodes, an object each; ``keys`` is quicker."""
+        return [self.reader.episode(key) for key in self.keys]
 
     @property
     def filled(self) -> float:
@@ -173,7 +176,7 @@ class WindowDataset(Dataset[Segment]):
             raise IndexError(f"window {index} is outside [0, {len(self)})")
         episode = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[episode - 1]) if episode else 0
-        key = self._keys[episode]
+        key = self.keys[episode]
         place = index - first + 1 - self.num_steps
         stop = min(place + self.num_steps, self.reader.episode(key).num_steps)
         return key, max(place, 0), stop

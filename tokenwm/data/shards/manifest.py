@@ -9,13 +9,15 @@ last line is the SHA-256 of all the bytes before it, so a damaged manifest is ne
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from tokenwm.data.episode import NAME_PATTERN
+from tokenwm.data.shards.episodes import EpisodeInfo as EpisodeInfo
+from tokenwm.data.shards.episodes import Episodes
 from tokenwm.data.storage.folder import join, open_folder, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.strict import build
@@ -37,8 +39,12 @@ FIELD_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
 FILE_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 """Paths of files beside the shards: ``quality.json``, or ``tokenizer/config.yaml`` in a folder."""
-DIGEST_KEY = ',\n"sha256": "'
+DIGEST_KEY = b',\n"sha256": "'
 """Text before the digest at the end of the manifest."""
+EPISODES_BEGIN, EPISODES_END = b'\n"episodes": [\n  ', b"\n]"
+"""Text before and after the lines of the episodes."""
+PART_BYTES = 2**22
+"""Bytes of episodes that are parsed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,33 +98,6 @@ class ShardInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeInfo:
-    """The place of one episode: its shard, and byte offsets there.
-
-    Attributes:
-        key: Name of the episode, unique in the dataset.
-        split: ``train``, ``val`` or ``test``.
-        shard: File name of the tar that holds it.
-        num_steps: ``T``, steps in the episode.
-        offsets: Field → byte offset in the tar at which the data of its npy member starts.
-        metadata_offset: The same for the JSON member.
-        crc32: CRC-32 of the episode's bytes in the tar, from the header of its JSON member to the
-            end of its last member's padding; None in datasets of schema version 1.
-        synthetic: Whether a model imagined it, as its metadata say; None where these must be
-            asked: before schema version 3, or if the mark there is neither true nor false.
-    """
-
-    key: str
-    split: str
-    shard: str
-    num_steps: int
-    offsets: dict[str, int]
-    metadata_offset: int
-    crc32: int | None = None
-    synthetic: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Excluded:
     """An episode of the source that is not in the dataset, and why."""
 
@@ -142,7 +121,7 @@ class Manifest:
         files: Path → SHA-256 of the other files that belong to the dataset, for example
             ``quality.json`` or ``tokenizer/config.yaml``; empty in datasets before schema version
             3, and pictures are in ``statistics``.
-        episodes: Every episode, in the order of the shards.
+        episodes: Every episode, in the order of the shards; :class:`Episodes` if read from a file.
         excluded: Episodes that were left out, with reasons.
         provenance: Source, licence, source checksum, tool version, recipe.
         extra: Values of some datasets only; token shards: ``tokenizer_hash``, ``cameras``, ….
@@ -156,7 +135,7 @@ class Manifest:
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
     shards: list[ShardInfo]
     files: dict[str, str] = field(default_factory=dict)
-    episodes: list[EpisodeInfo]
+    episodes: list[EpisodeInfo] | Episodes
     excluded: list[Excluded] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -169,13 +148,28 @@ class Manifest:
         names = [name.removeprefix(prefix) for name in self.features if name.startswith(prefix)]
         return tuple(names) or tuple(self.extra.get("cameras", ()))
 
+    @property
+    def table(self) -> Episodes:
+        """The episodes, checked against features and shards where they were not read from a file.
+
+        Raises:
+            TokenwmError: They do not fit.
+        """
+        if isinstance(self.episodes, Episodes):
+            return self.episodes
+        return Episodes.of(self.episodes, tuple(self.features), self._totals)
+
+    @property
+    def _totals(self) -> dict[str, tuple[int, int]]:
+        return {shard.path: (shard.num_episodes, shard.num_steps) for shard in self.shards}
+
     def num_steps(self, split: str) -> int:
         """Steps of all episodes of one split."""
-        return sum(episode.num_steps for episode in self.episodes if episode.split == split)
+        return sum(shard.num_steps for shard in self.shards if shard.split == split)
 
     def num_episodes(self, split: str) -> int:
         """Episodes of one split."""
-        return sum(episode.split == split for episode in self.episodes)
+        return sum(shard.num_episodes for shard in self.shards if shard.split == split)
 
     def save(self, folder: Path | str) -> None:
         """Write ``manifest.json`` atomically; do so last, it is what makes the folder a dataset.
@@ -188,7 +182,7 @@ class Manifest:
         """
         where = join(folder, MANIFEST_NAME)
         try:
-            content = dump_manifest({**asdict(self), "schema_version": SCHEMA_VERSION})
+            content = dump_manifest({**vars(self), "schema_version": SCHEMA_VERSION})
         except (TypeError, ValueError) as error:
             raise ShardError(f"{where}: not a value that JSON can hold: {error}") from error
         parse_manifest(content, where)
@@ -234,7 +228,7 @@ def dump_manifest(values: dict[str, Any]) -> bytes:
 
     lines = []
     for key, value in values.items():
-        if isinstance(value, list) and value:
+        if isinstance(value, Sequence) and not isinstance(value, str) and value:
             text = "[\n  " + ",\n  ".join(compact(item) for item in value) + "\n]"
         elif isinstance(value, dict) and value:
             items = (f"{compact(name)}: {compact(item)}" for name, item in value.items())
@@ -243,12 +237,14 @@ def dump_manifest(values: dict[str, Any]) -> bytes:
             text = compact(value)
         lines.append(f"{compact(key)}: {text}")
     text = "{\n" + ",\n".join(lines)
-    return f'{text}{DIGEST_KEY}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
+    return f'{text}{DIGEST_KEY.decode()}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if is_dataclass(value):
+        return vars(value)
     raise TypeError(f"{type(value).__name__} {value!r}")
 
 
@@ -259,8 +255,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         ShardError: It is damaged, inconsistent, or of another schema version.
     """
     try:
-        text = content.decode()
-        values = json.loads(text)
+        values, parts = _divide(content)
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{where} is not JSON: {error}; make the dataset again") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
@@ -270,32 +265,64 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             "only; make the dataset again with `tokenwm prepare`, or use the tokenwm that wrote it"
         )
     if version > 1:
-        body, _, digest = text.rpartition(DIGEST_KEY)
-        if digest != hashlib.sha256(body.encode()).hexdigest() + '"\n}\n':
+        end = max(content.rfind(DIGEST_KEY), 0)
+        digest = hashlib.sha256(memoryview(content)[:end]).hexdigest()
+        if content[end:] != DIGEST_KEY + digest.encode() + b'"\n}\n':
             raise ShardError(
                 f"{where} is damaged or was changed after it was written: the SHA-256 at its end "
                 "is not that of its content; copy it again or make the dataset again"
             )
         del values["sha256"]
     try:
-        if version == 1:
-            values["episodes"] = [{**episode, "crc32": None} for episode in values["episodes"]]
         if version < 3:
-            values["episodes"] = [{**episode, "synthetic": None} for episode in values["episodes"]]
             values["files"] = {}
         # A program wrote it, so a key with a default may not be missing either.
         manifest: Manifest = build(Manifest, values, allow_defaults=False)
-    except (TokenwmError, KeyError, TypeError) as error:
-        raise ShardError(f"{where}: {error}; make the dataset again") from error
-    _check_consistency(manifest, where)
-    return manifest
+        _check_consistency(manifest)
+        episodes = Episodes.parse(parts, tuple(manifest.features), manifest._totals)
+    except (TokenwmError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ShardError(
+            f"{where}: {error}; the manifest is damaged, make the dataset again"
+        ) from error
+    return replace(manifest, episodes=episodes)
 
 
-def _check_consistency(manifest: Manifest, where: str) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ShardError(f"{where}: {message}; the manifest is damaged, make the dataset again")
+def _divide(content: bytes) -> tuple[Any, Iterable[bytes]]:
+    """The values of a manifest without its episodes, and the text of these in parts.
 
+    Parts need less memory than all of a million episodes. They can be made of what
+    :func:`dump_manifest` wrote, whose lines are known; anything else is one part.
+    """
+    begin = content.find(EPISODES_BEGIN)
+    end = content.find(EPISODES_END, begin)
+    if 0 <= begin < end:
+        first = begin + len(EPISODES_BEGIN)
+        values = json.loads((content[:first] + content[end:]).decode())
+        if isinstance(values, dict) and values.get("episodes") == []:
+            return values, _parts(content, first, end)
+    values = json.loads(content.decode())
+    if not isinstance(values, dict) or not isinstance(values.get("episodes"), list):
+        return values, []
+    rows, values["episodes"] = values["episodes"], []
+    return values, [",\n".join(map(json.dumps, rows)).encode()] if rows else []
+
+
+def _parts(content: bytes, first: int, end: int) -> Iterator[bytes]:
+    while first < end:
+        stop = content.find(b",\n", min(first + PART_BYTES, end), end)
+        stop = end if stop < 0 else stop
+        yield content[first:stop]
+        first = stop + 1
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ShardError(message)
+
+
+def _check_consistency(manifest: Manifest) -> None:
+    """Check all but the episodes."""
+    require = _require
     require(manifest.control_rate > 0, f"control_rate is {manifest.control_rate}, expected > 0 Hz")
     for name, feature in manifest.features.items():
         require(FIELD_PATTERN.fullmatch(name) is not None, f"feature name {name!r} is not allowed")
@@ -306,35 +333,14 @@ def _check_consistency(manifest: Manifest, where: str) -> None:
         require(all(n > 0 for n in feature.shape), f"feature {name} has shape {feature.shape}")
         num_values = feature.num_values
         require(num_values is None or num_values > 0, f"feature {name} has {num_values} values")
-    totals: dict[str, list[int]] = {}
+    paths: set[str] = set()
     for shard in manifest.shards:
         # Only plain names: a path with folders in it could point outside the dataset.
         match = SHARD_PATTERN.fullmatch(shard.path)
         require(match is not None, f"shard path {shard.path!r} is not SPLIT-NNNNNN.tar")
         require(shard.path.startswith(f"{shard.split}-"), f"{shard.path} has split {shard.split!r}")
-        require(shard.path not in totals, f"shard {shard.path} is listed twice")
-        totals[shard.path] = [0, 0]
+        require(shard.path not in paths, f"shard {shard.path} is listed twice")
+        paths.add(shard.path)
     for path in manifest.files:
         # Like shards: nothing outside the dataset.
         require(FILE_PATTERN.fullmatch(path) is not None, f"file path {path!r} is not allowed")
-    keys: set[str] = set()
-    for episode in manifest.episodes:
-        key = episode.key
-        require(NAME_PATTERN.fullmatch(key) is not None, f"episode key {key!r} is not allowed")
-        require(key not in keys, f"episode {key} is listed twice")
-        keys.add(key)
-        require(episode.shard in totals, f"episode {key}: unlisted shard {episode.shard!r}")
-        split_fits = episode.shard.startswith(f"{episode.split}-")
-        require(split_fits, f"episode {key}: split {episode.split!r} in shard {episode.shard}")
-        require(episode.num_steps > 0, f"episode {key} has {episode.num_steps} steps")
-        require(set(episode.offsets) == set(manifest.features), f"episode {key}: fields differ")
-        first = min(episode.metadata_offset, *episode.offsets.values())
-        require(first >= 0, f"episode {key}: a member starts at offset {first}")
-        totals[episode.shard][0] += 1
-        totals[episode.shard][1] += episode.num_steps
-    for shard in manifest.shards:
-        listed = [shard.num_episodes, shard.num_steps]
-        require(
-            totals[shard.path] == listed,
-            f"{shard.path}: [episodes, steps] are {listed} but add up to {totals[shard.path]}",
-        )

@@ -52,8 +52,13 @@ class ShardFiles(Protocol):
             OSError: It cannot be read.
         """
 
-    def is_checked(self, name: str) -> bool:
-        """True if the whole shard was checked, so that checksums of episodes are not needed."""
+    def is_checked(self, name: str, *, whole: bool) -> bool:
+        """True if the sum of an episode is not to be checked: its shard was, or it costs too much.
+
+        Args:
+            name: Its shard.
+            whole: Whether all of the episode is read, not a window.
+        """
 
 
 class LocalFiles:
@@ -74,7 +79,7 @@ class LocalFiles:
             self._open_files.popitem(last=False)
         return [file.read(start, size) for start, size in ranges]
 
-    def is_checked(self, name: str) -> bool:
+    def is_checked(self, name: str, *, whole: bool) -> bool:
         """See :class:`ShardFiles`."""
         return False
 
@@ -119,9 +124,9 @@ class RemoteFiles:
     def __init__(self, url: str) -> None:
         self._folder = open_folder(url)
 
-    def is_checked(self, name: str) -> bool:
-        """True: the sum of an episode would take many times the bytes of a window."""
-        return True
+    def is_checked(self, name: str, *, whole: bool) -> bool:
+        """True for a window: the sum of its episode would take many times its bytes."""
+        return not whole
 
     def read(self, name: str, ranges: Sequence[Range]) -> list[NDArray[np.uint8]]:
         """See :class:`ShardFiles`."""
@@ -179,9 +184,9 @@ class CachedFiles(RemoteFiles):
         self.__dict__ |= state
         self._background = _Background(self._fetch_unless_locked)
 
-    def is_checked(self, name: str) -> bool:
+    def is_checked(self, name: str, *, whole: bool) -> bool:
         """True if a shard is read from its local copy, which was checked when it was made."""
-        return _copy_of(self._shards[name]) in self._used
+        return copy_of(self._shards[name]) in self._used
 
     def read(self, name: str, ranges: Sequence[Range]) -> list[NDArray[np.uint8]]:
         """See :class:`ShardFiles`.
@@ -205,7 +210,7 @@ class CachedFiles(RemoteFiles):
         return super().read(name, ranges)
 
     def _read_copy(self, shard: ShardInfo, ranges: Sequence[Range]) -> list[NDArray[np.uint8]]:
-        copy, now = _copy_of(shard), time.monotonic()
+        copy, now = copy_of(shard), time.monotonic()
         if now - self._used.get(copy, -math.inf) > IDLE_SECONDS / 10:
             try:
                 os.utime(self._cache / copy)
@@ -223,7 +228,7 @@ class CachedFiles(RemoteFiles):
         return [
             item
             for item in after
-            if item.split == shard.split and not (self._cache / _copy_of(item)).exists()
+            if item.split == shard.split and not (self._cache / copy_of(item)).exists()
         ]
 
     def _fetch_unless_locked(self, shard: ShardInfo) -> None:
@@ -233,7 +238,7 @@ class CachedFiles(RemoteFiles):
     def _fetch(self, shard: ShardInfo, *, wait: bool = True) -> bool:
         """Copy a shard; False if there is no room for it."""
         self._cache.mkdir(parents=True, exist_ok=True)
-        copy = self._cache / _copy_of(shard)
+        copy = self._cache / copy_of(shard)
         partial = self._cache / f".{shard.sha256}.{shard.num_bytes}.partial"
         with hold_lock(self._cache / f".{shard.sha256}.lock", wait=wait):
             if copy.exists():
@@ -317,7 +322,8 @@ class _Background:
                 logger.info("%s was not fetched ahead: %s", shard.path, error)
 
 
-def _copy_of(shard: ShardInfo) -> str:
+def copy_of(shard: ShardInfo) -> str:
+    """Name of the copy of a shard in a cache."""
     return f"{shard.sha256}.tar"
 
 

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.episode import Scalar
-from tokenwm.data.shards.manifest import EpisodeInfo, Manifest, ShardInfo
+from tokenwm.data.shards.episodes import EpisodeInfo
+from tokenwm.data.shards.manifest import Manifest, ShardInfo
 from tokenwm.data.shards.members import (
     MAX_NPY_HEADER,
     bytes_per_step,
@@ -51,6 +52,8 @@ from tokenwm.errors import CorruptSampleError, ShardError
 
 QUICK_BYTES = 2**30
 """Bytes of a dataset that are checked as a whole before training."""
+MAX_KNOWN = 2**16
+"""Episodes of which is kept what the manifest says, as objects: some 50 MB."""
 
 
 class ShardReader:
@@ -65,12 +68,16 @@ class ShardReader:
             :mod:`tokenwm.data.storage.folder`.
         verify: Check every byte against the manifest first, see :meth:`verify`.
         check_episodes: Check every byte of an episode when it is first touched, see
-            :meth:`check_episode`. Of a URL only what goes through a cache is checked: a copy when
+            :meth:`check_episode`. Of a URL without a cache, when all of it is first asked for: the
+            bytes of an episode are many times those of a window. A copy in a cache is checked when
             it is made, and episodes that are read by ranges until then.
         cache: Folder for copies of a URL's shards, see
             :class:`tokenwm.data.shards.ranges.CachedFiles`; None reads by ranges.
         cache_bytes: Most bytes that the cache may hold; None for no limit.
         manifest: The manifest where it is not written yet; None reads it from the folder.
+
+    Attributes:
+        episodes: The table of the episodes.
 
     Raises:
         ShardError: The manifest or a shard is missing, damaged or of another version.
@@ -89,13 +96,16 @@ class ShardReader:
         self.root = str(location(str(folder)))
         self.folder = Path(self.root)  # where it is no URL
         self.manifest = Manifest.load(folder) if manifest is None else manifest
-        self._episodes = {episode.key: episode for episode in self.manifest.episodes}
+        self.episodes = self.manifest.table
+        self._known: dict[str, EpisodeInfo] = {}  # episodes read lately
         self._shards = {shard.path: shard for shard in self.manifest.shards}
         self._stored = {  # of each field: type in the shard, bytes per step
             name: (np.dtype(feature.dtype).newbyteorder("<"), bytes_per_step(feature))
             for name, feature in self.manifest.features.items()
         }
-        self._starts: dict[tuple[str, str], int] = {}
+        # Bytes before the array of each field in its member; 0 where they are not known yet.
+        self._heads = np.zeros((len(self.episodes), len(self._stored)), np.uint16)
+        self._columns = {name: column for column, name in enumerate(self._stored)}
         self.check_episodes = check_episodes
         self._files: ShardFiles
         if not is_url(folder):
@@ -107,13 +117,14 @@ class ShardReader:
             self._files = RemoteFiles(self.root)
         else:
             self._files = CachedFiles(self.root, self.manifest.shards, Path(cache), cache_bytes)
-        self._checked: dict[str, CorruptSampleError | None] = {}
+        self._checked = bytearray(len(self.episodes))
+        self._damaged: dict[str, CorruptSampleError] = {}
         if verify:
             self.verify()
 
     def keys(self, split: str | None = None) -> list[str]:
         """Keys of the episodes of one split (or of all), in the order of the manifest."""
-        return [e.key for e in self.manifest.episodes if split is None or e.split == split]
+        return list(self.episodes.keys) if split is None else self.episodes.of_split(split)
 
     def episode(self, key: str) -> EpisodeInfo:
         """The manifest's entry of an episode: its place and length.
@@ -121,9 +132,18 @@ class ShardReader:
         Raises:
             ShardError: There is no such episode.
         """
-        if key not in self._episodes:
-            raise ShardError(f"{self.root} has no episode {key!r} among {len(self._episodes)}")
-        return self._episodes[key]
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[key] = self.episodes[self._place(key)]
+        return known
+
+    def _place(self, key: str) -> int:
+        place = self.episodes.places.get(key)
+        if place is None:
+            raise ShardError(f"{self.root} has no episode {key!r} among {len(self.episodes)}")
+        return place
 
     def arrays(
         self,
@@ -157,14 +177,13 @@ class ShardReader:
             if name not in self.manifest.features:
                 known = ", ".join(self.manifest.features)
                 raise ShardError(f"{self.root} has no field {name!r}; it has {known}")
-        if self.check_episodes and not self._files.is_checked(episode.shard):
+        whole = stop - start == episode.num_steps and len(set(names)) == len(self._stored)
+        if self.check_episodes and not self._files.is_checked(episode.shard, whole=whole):
             self.check_episode(key)
-        self._locate(episode, [name for name in names if (key, name) not in self._starts])
         count, ranges = stop - start, []
-        for name in names:
+        for name, first in zip(names, self._locate(episode, names), strict=True):
             _, step_bytes = self._stored[name]
-            first = self._starts[key, name] + start * step_bytes
-            ranges.append((first, count * step_bytes))
+            ranges.append((first + start * step_bytes, count * step_bytes))
         result = {}
         for name, part in zip(names, self._read(episode, ranges), strict=True):
             feature, (dtype, _) = self.manifest.features[name], self._stored[name]
@@ -213,7 +232,7 @@ class ShardReader:
         """
         mark: object = self.manifest.extra.get("synthetic")
         if mark is None:
-            mark = self.episode(key).synthetic
+            mark = self.episodes.synthetic[self._place(key)]
         if mark is None:
             mark = self.metadata(key).get("synthetic", False)
         if not isinstance(mark, bool):
@@ -228,15 +247,15 @@ class ShardReader:
         Raises:
             CorruptSampleError: They differ.
         """
-        if key not in self._checked:
+        place = self._place(key)
+        if not self._checked[place]:
             try:
                 self._check_crc(self.episode(key))
-                self._checked[key] = None
             except CorruptSampleError as error:
-                self._checked[key] = error
-        found = self._checked[key]
-        if found is not None:
-            raise found
+                self._damaged[key] = error
+            self._checked[place] = True
+        if key in self._damaged:
+            raise self._damaged[key]
 
     def _check_crc(self, episode: EpisodeInfo) -> None:
         if episode.crc32 is None:  # a dataset of schema version 1
@@ -263,7 +282,7 @@ class ShardReader:
     def is_quick_to_verify(self) -> bool:
         """True if reading all takes about a second, or episodes have no checksums of their own."""
         num_bytes = sum(shard.num_bytes for shard in self.manifest.shards)
-        return num_bytes <= QUICK_BYTES or any(e.crc32 is None for e in self.manifest.episodes[:1])
+        return num_bytes <= QUICK_BYTES or not self.episodes.has_checksums
 
     def verify(self, *, shards: bool = True) -> None:
         """Check every byte of the dataset against the manifest.
@@ -333,17 +352,24 @@ class ShardReader:
     def _where_member(self, episode: EpisodeInfo, name: str, offset: int) -> str:
         return f"shard {join(self.root, episode.shard)}, member {name} at offset {offset}"
 
-    def _locate(self, episode: EpisodeInfo, names: Sequence[str]) -> None:
-        """Find the first array byte of fields, after checking their headers."""
-        if not names:
-            return
+    def _locate(self, episode: EpisodeInfo, names: Sequence[str]) -> list[int]:
+        """The first array byte of fields, after checking their headers."""
+        heads = self._heads[self._place(episode.key)]
+        unknown = [name for name in names if not heads[self._columns[name]]]
+        if unknown:
+            self._read_heads(episode, unknown, heads)
+        return [episode.offsets[name] + int(heads[self._columns[name]]) for name in names]
+
+    def _read_heads(
+        self, episode: EpisodeInfo, names: Sequence[str], heads: NDArray[np.uint16]
+    ) -> None:
         members = [(f"{episode.key}.{name}.npy", episode.offsets[name]) for name in names]
         ranges = [self._head_range(episode, *member, MAX_NPY_HEADER) for member in members]
-        heads = self._read(episode, ranges)
-        for name, (member, offset), part in zip(names, members, heads, strict=True):
+        parts = self._read(episode, ranges)
+        for name, (member, offset), part in zip(names, members, parts, strict=True):
             head = part.tobytes()
             size = self._member_size(episode, member, offset, head)
-            self._starts[episode.key, name] = offset + npy_header_size(
+            heads[self._columns[name]] = npy_header_size(
                 head[tarfile.BLOCKSIZE :],
                 episode.num_steps,
                 self.manifest.features[name],

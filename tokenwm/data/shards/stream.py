@@ -68,10 +68,7 @@ def stream_episodes(
 
     names = tuple(manifest.features if fields is None else fields)
     wanted = {"json", *(f"{name}.npy" for name in names)}
-    episodes: dict[str, list[EpisodeInfo]] = {}
-    for episode in manifest.episodes:
-        episodes.setdefault(episode.shard, []).append(episode)
-    by_key = {episode.key: episode for episode in manifest.episodes}
+    table = manifest.table
     num_bytes = {shard.path: shard.num_bytes for shard in manifest.shards}
     folder = open_folder(root)
     current: list[CheckedShard] = []
@@ -84,14 +81,14 @@ def stream_episodes(
                 file = files.enter_context(folder.open(name))
             except OSError as error:
                 raise ShardError(f"{where} cannot be read: {error}") from error
-            shard = CheckedShard(file, where, num_bytes[name], episodes.get(name, []))
+            shard = CheckedShard(file, where, num_bytes[name], table.of_shard(name))
             current[:] = [shard]
             yield {"url": name, "stream": shard}
             shard.check_end()
 
     def decoded(samples: Iterable[dict[str, Any]]) -> Iterator[StreamedEpisode]:
         for sample in samples:
-            info = by_key[sample["__key__"]]
+            info = table[table.places[sample["__key__"]]]
             where = f"shard {join(root, info.shard)}, episode {info.key}"
             yield StreamedEpisode(
                 info=info,

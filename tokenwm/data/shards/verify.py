@@ -85,7 +85,7 @@ def find_problems(
         enough = sum(shard.num_bytes for shard in manifest.shards) > WORTH_WORKERS
         num_workers = (os.cpu_count() or 1) if enough else 0
     episodes: dict[str, list[EpisodeInfo]] = {}
-    for episode in manifest.episodes:
+    for episode in manifest.episodes if shards else ():
         episodes.setdefault(episode.shard, []).append(episode)
     check = ShardCheck(folder=folder, features=manifest.features, episodes=episodes)
     found: dict[str, list[Problem]] = {}

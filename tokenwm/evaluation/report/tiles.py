@@ -39,7 +39,7 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         )
     found += [
         (
-            "gain over the whole picture",
+            "gain, whole picture",
             _decibels(evaluation.psnr_gain, horizon),
             f"PSNR over persistence at {at}, mean of {over}",
         ),

@@ -1,7 +1,6 @@
 """Real Trainers in processes of their own: killed at random, and two ranks at a time."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.processes import PROCESSES
 from tests.unit.data.shards.shard_fixtures import write_dataset
 from tests.unit.data.shards.test_corrupt import flip_bit
 from tokenwm.cli.training.checkpoints import ResumingCheckpoint
@@ -24,8 +24,6 @@ from tokenwm.data.loading.windows import Batch
 
 NUM_KILLS = 20
 NUM_STEPS = 300
-PROCESSES = multiprocessing.get_context("forkserver")  # torch and Lightning are imported once
-PROCESSES.set_forkserver_preload([__name__])
 
 
 class Diary(pl.LightningModule):

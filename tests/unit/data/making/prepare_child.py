@@ -30,6 +30,8 @@ NAMES = (
     "data/storage/folder",
     "data/storage/lock",
 )
+SECONDS = 0.05
+"""That an episode takes to load in ``pool``."""
 CODE = {os.path.join(PACKAGE, f"{name}.py") for name in NAMES}
 """Where processes are killed: the files that write something, or say what is written when."""
 
@@ -83,4 +85,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "lines":
         kill_at_random_lines(Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        prepare_small(Path(sys.argv[2]), num_workers=2, seconds=0.05)
+        prepare_small(Path(sys.argv[2]), num_workers=2, seconds=SECONDS)

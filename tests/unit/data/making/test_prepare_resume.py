@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.data.making.prepare_child import prepare_small
+from tests.unit.data.making.prepare_child import SECONDS, prepare_small
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import ShardError
 
@@ -44,29 +44,39 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What ``CHILD`` leaves in its folder."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    prepare_small(out, seconds=SECONDS)
+    return contents(out)
+
+
+def test_workers_end_with_their_killed_parent(
+    tmp_path: Path, never_killed: dict[str, bytes]
+) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen([*CHILD, "pool", str(out)], start_new_session=True)
     wait_until(lambda: len(list(out.glob(".*.record"))) >= 2)
     process.kill()
     process.wait()
     wait_until(lambda: not processes_of_group(process.pid))
-    manifest = prepare_small(out, seconds=0.05)
-    prepare_small(tmp_path / "whole", seconds=0.05)
-    assert contents(out) == contents(tmp_path / "whole")
+    manifest = prepare_small(out, seconds=SECONDS)
+    assert contents(out) == never_killed
     assert len(manifest.shards) == 10
 
 
-def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
+def test_a_second_run_at_the_same_time_is_refused(
+    tmp_path: Path, never_killed: dict[str, bytes]
+) -> None:
     out = tmp_path / "out"
     with subprocess.Popen([*CHILD, "pool", str(out)]) as process:
         wait_until(lambda: len(list(out.glob(".*.record"))) >= 1)
         message = f"{out} is in use by process {process.pid} on .*another folder"
         with pytest.raises(ShardError, match=message):
-            prepare_small(out, seconds=0.05)
+            prepare_small(out, seconds=SECONDS)
     assert process.returncode == 0
-    prepare_small(tmp_path / "whole", seconds=0.05)
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == never_killed
 
 
 def processes_of_group(group: int) -> bool:

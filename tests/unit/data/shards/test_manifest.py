@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.unit.data.shards.shard_fixtures import (
 )
 from tokenwm.data.shards.manifest import Excluded, Manifest
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.errors import ShardError
+from tokenwm.errors import CorruptSampleError, ShardError
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -149,3 +150,75 @@ def test_older_schema_versions_are_still_read(tmp_path: Path, version: int) -> N
     ShardReader(tmp_path, verify=True)
     manifest.save(tmp_path)
     assert Manifest.load(tmp_path).schema_version == newest.schema_version
+
+
+def test_a_manifest_in_parts_is_that_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(tmp_path)
+    expected = Manifest.load(tmp_path)
+    for size in (1, 300, 10_000):
+        monkeypatch.setattr("tokenwm.data.shards.manifest.PART_BYTES", size)
+        found = Manifest.load(tmp_path)
+        assert found == expected
+        assert list(found.episodes) == [found.episodes[n] for n in range(len(found.episodes))]
+    # Other layouts of the same, as version 1 may have, are read in one.
+    write_older_manifest(tmp_path, 1)
+    ours = Manifest.load(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes())))
+    assert Manifest.load(tmp_path) == ours
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=2))
+    assert Manifest.load(tmp_path) == ours
+
+
+def test_the_table_of_episodes(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    read = Manifest.load(tmp_path)
+    rows = list(read.episodes)
+    given = replace(read, episodes=rows)
+    for table in (read.table, given.table, pickle.loads(pickle.dumps(read.table))):
+        assert list(table) == rows == table[:] and table[-1] == rows[-1]
+        assert table.of_split("val") == [row.key for row in rows if row.split == "val"]
+        for shard in read.shards:
+            assert table.of_shard(shard.path) == [row for row in rows if row.shard == shard.path]
+        keys = [row.key for row in rows[::-2]]
+        assert table.lengths(keys).tolist() == [row.num_steps for row in rows[::-2]]
+        assert table.shards(keys) == [row.shard for row in rows[::-2]]
+    assert replace(read, shards=[], episodes=[]).table == []
+    with pytest.raises(IndexError):
+        read.table[len(rows)]
+
+
+def test_few_episodes_are_kept_as_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenwm.data.shards.reader.MAX_KNOWN", 2)
+    write_dataset(tmp_path)
+    reader = ShardReader(tmp_path)
+    before = [reader.arrays(key)["action"].tolist() for key in reader.keys()]  # noqa: SIM118
+    assert [reader.arrays(key)["action"].tolist() for key in reader.keys()] == before  # noqa: SIM118
+    assert len(reader._known) <= 2 < len(before)
+
+
+def test_a_list_of_episodes_within_another_value_is_not_taken_for_theirs(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    manifest = replace(Manifest.load(tmp_path), extra={"x": {"episodes": [{"key": "a"}]}})
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+
+
+def test_the_order_of_fields_and_a_mark_of_none(tmp_path: Path) -> None:
+    """Rows may name fields in any order; a checksum below zero is no missing one."""
+    write_dataset(tmp_path)
+    expected = Manifest.load(tmp_path)
+
+    def change(values: dict[str, Any]) -> None:
+        row = values["episodes"][0]
+        row["offsets"] = dict(reversed(row["offsets"].items()))
+        values["episodes"][1]["crc32"] = -1
+
+    update_manifest(tmp_path, change)
+    found = Manifest.load(tmp_path)
+    assert found.episodes[0] == expected.episodes[0]
+    assert found.episodes[1].crc32 is not None
+    with pytest.raises(CorruptSampleError, match="CRC-32"):
+        ShardReader(tmp_path).check_episode(found.episodes[1].key)

@@ -1,8 +1,10 @@
 """Shards behind URLs: ranges only, or whole copies in a cache."""
 
 import multiprocessing
+import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,11 @@ import pytest
 from tests.unit.data.loading.test_mixture import seen
 from tests.unit.data.shards.shard_fixtures import write_dataset
 from tokenwm.data.loading.datamodule import EpisodeDataModule
+from tokenwm.data.shards import ranges
 from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.members import MAX_NPY_HEADER
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage import folder as storage
 from tokenwm.errors import CorruptSampleError, ShardError
 
 
@@ -29,6 +34,7 @@ class Server:
     folder: Path
     understands_ranges: bool = True
     requests: list[tuple[str, int]] = field(default_factory=list)
+    failures: int = 0  # answers that are still to fail
 
     def shard_requests(self) -> list[tuple[str, int]]:
         return [(name, size) for name, size in self.requests if name.endswith(".tar")]
@@ -50,6 +56,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
             path = Path(self.translate_path(self.path))
             if path.is_dir() or not path.exists():
                 super().do_GET()
+                return
+            if found.failures and path.suffix == ".tar":
+                found.failures -= 1
+                self.send_error(503)
                 return
             content = path.read_bytes()
             wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -126,6 +136,24 @@ def test_only_the_window_is_fetched(server: Server) -> None:
     assert sorted(size for _, size in server.requests) == [3 * 2 * 4, 3 * 8 * 8 * 3]
 
 
+def test_the_sum_of_an_episode_is_checked_where_all_of_it_is_read(server: Server) -> None:
+    episode = Manifest.load(server.folder).episodes[0]
+    path = server.folder / episode.shard
+    content = bytearray(path.read_bytes())
+    content[episode.offsets["frames.top"] + 130] ^= 1
+    path.write_bytes(content)
+    reader = ShardReader(server.url, check_episodes=True)
+    reader.arrays(episode.key, None, 0, 2)  # a window: headers, and its bytes
+    assert max(size for _, size in server.shard_requests()) <= 512 + MAX_NPY_HEADER
+    with pytest.raises(CorruptSampleError, match=f"{episode.key} is damaged: CRC-32"):
+        reader.arrays(episode.key)
+    other = reader.keys()[1]
+    reader.arrays(other)
+    server.requests.clear()
+    reader.arrays(other)  # once is enough
+    assert len(server.shard_requests()) == len(reader.manifest.features)
+
+
 def test_a_server_that_knows_no_ranges(server: Server, tmp_path: Path) -> None:
     server.understands_ranges = False
     with pytest.raises(ShardError, match="answers with whole files; use a cache folder"):
@@ -197,6 +225,105 @@ def test_what_does_not_fit_is_read_by_ranges(server: Server, tmp_path: Path) -> 
     kept = [path.stat().st_size for path in tmp_path.glob("*.tar")]
     assert kept
     assert sum(kept) <= 2 * largest
+
+
+def fill_cache(server: Server, cache: Path, **options: Any) -> tuple[Path, ...]:
+    """Read all of a dataset; returns the copies, in the order of the shards."""
+    reader = ShardReader(server.url, cache=cache, **options)
+    read_all(reader)
+    shards = Manifest.load(server.folder).shards
+    return tuple(cache / f"{shard.sha256}.tar" for shard in shards)
+
+
+def test_copies_that_nobody_uses_make_room_the_oldest_first(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "NUM_AHEAD", 0)
+    copies = fill_cache(server, tmp_path)
+    foreign, needed = tmp_path / "mine.tar", copies[-1]
+    foreign.write_bytes(bytes(10**6))
+    size = needed.stat().st_size
+    needed.unlink()
+    now = time.time()
+    old = {copies[1]: now - 3000, copies[0]: now - 2000, copies[2]: now - 60}
+    for path, when in old.items():
+        os.utime(path, (when, when))
+        os.utime(foreign, (0, 0))
+    limit = sum(path.stat().st_size for path in tmp_path.glob("?" * 64 + ".tar")) + size - 1
+    key = Manifest.load(server.folder).episodes[-1].key
+    ShardReader(server.url, cache=tmp_path, cache_bytes=limit).arrays(key)
+    assert needed.exists() and foreign.exists()
+    assert not copies[1].exists() and copies[0].exists() and copies[2].exists()
+
+
+def test_copies_in_use_stay_and_what_a_killed_process_left_goes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "NUM_AHEAD", 0)
+    copies = fill_cache(server, tmp_path)
+    copies[-1].unlink()
+    left = tmp_path / f".{copies[0].stem}.99999999.partial"
+    left.touch()
+    os.utime(left, (0, 0))
+    limit = sum(path.stat().st_size for path in copies[:-1])
+    reader = ShardReader(server.url, cache=tmp_path, cache_bytes=limit)
+    key = Manifest.load(server.folder).episodes[-1].key
+    reader.arrays(key)
+    assert not copies[-1].exists() and all(path.exists() for path in copies[:-1])
+    assert not left.exists()
+    server.requests.clear()
+    reader.arrays(key, None, 0, 1)  # and it is not tried anew for each window
+    assert server.shard_requests() and all(size < 5000 for _, size in server.shard_requests())
+
+
+def test_a_large_shard_is_read_by_ranges_until_its_copy_is_there(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "MAX_WAITED_FOR", 0)
+    reader = ShardReader(server.url, cache=tmp_path, check_episodes=True)
+    assert_same_episodes(reader, ShardReader(server.folder))
+    copies = [tmp_path / f"{shard.sha256}.tar" for shard in reader.manifest.shards]
+    while not all(path.exists() for path in copies):
+        time.sleep(0.01)
+    read_all(reader)
+    server.requests.clear()
+    assert_same_episodes(reader, ShardReader(server.folder))
+    assert server.shard_requests() == []
+    server.understands_ranges = False
+    other = ShardReader(server.url, cache=tmp_path / "other")
+    assert_same_episodes(other, ShardReader(server.folder))
+
+
+def test_damage_in_a_range_that_is_read_before_the_copy(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "MAX_WAITED_FOR", 0)
+    path = server.folder / "train-000000.tar"
+    content = bytearray(path.read_bytes())
+    episode = Manifest.load(server.folder).episodes[0]
+    content[max(episode.offsets.values()) + 130] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptSampleError, match=f"{episode.key} is damaged"):
+        ShardReader(server.url, cache=tmp_path, check_episodes=True).arrays(episode.key)
+
+
+def test_a_server_that_fails_for_a_while(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(ranges, "NUM_AHEAD", 0)
+    local = ShardReader(server.folder)
+    for cache in (None, tmp_path):
+        server.failures = 3
+        key, reader = local.keys()[0], ShardReader(server.url, cache=cache)
+        np.testing.assert_array_equal(
+            reader.arrays(key, ["action"])["action"], local.arrays(key, ["action"])["action"]
+        )
+        server.failures = 1000
+        with pytest.raises(ShardError, match=r"http.*tar did not answer, 5 tries: .*503") as error:
+            reader.arrays(local.keys()[-1])
+        assert not isinstance(error.value, CorruptSampleError)
+        server.failures = 0
 
 
 def read_all(reader: ShardReader) -> None:

@@ -64,6 +64,14 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_killed_process_holds_nothing_through_its_children(tmp_path: Path) -> None:
+    with locked_by_another_process(tmp_path, forks=True) as process:
+        process.kill()
+        process.wait()
+        with lock_folder(tmp_path):
+            pass
+
+
 def test_waiting_for_the_lock(tmp_path: Path) -> None:
     """The file that the waiting process has opened is removed by the one that held it."""
     with lock_folder(tmp_path):
