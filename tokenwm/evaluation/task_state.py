@@ -71,7 +71,7 @@ class TaskStateErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What has one error: a place, an angle or a number.
+    """Part of a task state that has one error: a place, an angle or a number.
 
     Attributes:
         name: Its name.

@@ -28,7 +28,7 @@ KEYS = {"head_version", "base", "weights_sha256", "config", "meaning", "provenan
 
 
 def head_folder(model: TokenWorldModel, name: str) -> Path | None:
-    """Where a head of a model lies, or would; None if the model was not loaded from a folder.
+    """Folder of a head of a model; None if the model was not loaded from a folder.
 
     Raises:
         TokenwmError: The name cannot be that of a folder.
@@ -101,7 +101,7 @@ def load_head(model: TokenWorldModel, name: str) -> Head:
 
 
 def read_head(model: TokenWorldModel, name: str) -> dict[str, Any]:
-    """What ``head.json`` says, after checking that it is of this model and its weights of it.
+    """Content of ``head.json``, after checking that it is of this model and its weights of it.
 
     Raises:
         CheckpointError: There is none, it is damaged, or it was made for another model.

@@ -57,7 +57,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """What the outputs of a head are.
+    """The meaning of the outputs of a head.
 
     Attributes:
         names: One name per output.
@@ -121,11 +121,13 @@ class Head(nn.Module):
 
 
 class _Places(nn.Module):
-    """Where things are in a picture, and what is there.
+    """Places of things in a picture, and what is there.
 
     Attention over a small map gives positions between its cells and what is seen around them
     (Levine et al. 2016, spatial softmax), so that one thing looks alike wherever it is.
     """
+
+    grid: Tensor
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -37,11 +37,11 @@ MOST_BYTES = 256 * 2**20
 """Training frames that are held in memory; of more, every second, third, … step is taken."""
 LEARNING_RATE, HUBER_DELTA = 3e-3, 0.3
 BLUR, NOISE = 1.0, 0.04
-"""Of training frames: half of them are blurred, by up to this share of a 3 × 3 mean, and all get
-noise, of up to this standard deviation of pixels in [-1, 1]. Decoded pictures are no stranger."""
+"""Changes to training frames, so that decoded ones are no stranger: half of them are blurred, by up
+to this share of a 3 × 3 mean, and all get noise, up to this deviation of pixels in [-1, 1]."""
 PATCH, MOST_PATCHES = 8, 0.1
-"""Half of them have squares of so many pixels from another frame, up to this share of all: imagined
-frames hold wrong codes, such as pieces of an object where none is."""
+"""Side of squares, px, that half of the training frames take from another frame, and the most that
+they take of all: imagined frames hold wrong codes, such as pieces of an object where none is."""
 
 
 @dataclass(frozen=True, kw_only=True)

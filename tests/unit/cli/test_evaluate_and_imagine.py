@@ -18,7 +18,7 @@ def test_evaluate_writes_a_report_and_prints_a_table(
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "model − persistence" in printed and "codes are in use" not in printed
-    assert "On 2 episodes the model" in printed and str(tmp_path / "out" / "index.html") in printed
+    assert "on 2 episodes the model" in printed and str(tmp_path / "out" / "index.html") in printed
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["num_episodes"] == 2 and metrics["horizons"] == [1, 2, 3, 4]
     assert metrics["provenance"]["model_folder"] == str(model_folder)

@@ -38,7 +38,7 @@ EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 1.5
 With room: of Push-T's 120 starts it took 150 steps' time, not 240.
 """
 EVALUATION_STEPS_PER_READOUT_STEP = 0.15
-"""Of data with a task state, whose evaluation trains a readout first."""
+"""Cost of a step of the readout, which is trained first where the data hold a task state."""
 LEAST_SECONDS = 10.0
 """A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000

@@ -7,11 +7,11 @@ from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.words import seconds
 
 SHOWN = ("model", "persistence", "reconstruction", "floor")
-"""Of each quantity; reading off the last observed frame is in ``metrics.json`` only."""
+"""Curves of each quantity; reading off the last observed frame is in ``metrics.json`` only."""
 
 
 def task_state_sentence(evaluation: Evaluation) -> str | None:
-    """What is known of the object after half of the imagined time and at its end."""
+    """Error of the object after half of the imagined time and at its end, in words."""
     errors = evaluation.task_state
     if errors is None:
         return None

@@ -20,7 +20,7 @@ from tokenwm.strict import build
 
 
 class RecordedEpisodes(Protocol):
-    """What is needed of a dataset: :class:`~tokenwm.data.shards.reader.ShardReader` is one."""
+    """A dataset to read from: :class:`~tokenwm.data.shards.reader.ShardReader` is one."""
 
     root: str
 
