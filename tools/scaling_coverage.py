@@ -3,7 +3,7 @@
     python tools/scaling_coverage.py --sweeps 1000
 
 Each sweep is a grid of 5 sizes × 5 token budgets whose losses follow a known law, but for noise of
-log loss from run to run. docs/scaling.md quotes the figures. 1,000 sweeps at three noises take
+log loss from run to run. docs/results/scaling.md has the figures. 1,000 sweeps at three noises take
 a few minutes on one core.
 """
 

@@ -78,7 +78,7 @@ def resample(best: Array, problem: Problem, num_replicates: int, seed: int) -> A
 
     Weights are exponential with mean one. No run ever vanishes, so a design stays as identifiable
     as it is, and runs may differ in how noisy they are. tools/scaling_coverage.py measures how
-    often the intervals hold the truth; docs/scaling.md has the figures.
+    often the intervals hold the truth; docs/results/scaling.md has the figures.
 
     Args:
         best: (S, 5), minima of S problems.

@@ -2,7 +2,7 @@
 
 :func:`solve` and :func:`descend` are our own because they do many fits at a time, which scipy's
 solvers do not: one sweep takes 500 bootstrap refits, and the simulations that check the intervals
-take 100,000 (docs/scaling.md has the ratio). :func:`minimise_with_scipy` is the check on them.
+take 100,000 (ratio: docs/results/scaling.md). :func:`minimise_with_scipy` is the check on them.
 
 A fit is a row of five numbers ``(e, a, b, α, β)`` with ``log L = logsumexp(e, a - α x, b - β y)``,
 where ``x`` and ``y`` are log N and log D less their means over the runs. So units of N and D
