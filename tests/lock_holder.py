@@ -16,9 +16,13 @@ from tokenwm.data.storage.lock import lock_folder
 
 print("waiting", flush=True)
 with lock_folder(Path(sys.argv[1]), wait=True):
-    if len(sys.argv) > 2 and os.fork() == 0:
-        time.sleep(60)
-        os._exit(0)
+    if len(sys.argv) > 2:
+        there, born = os.pipe()
+        if os.fork() == 0:
+            os.write(born, b"1")
+            time.sleep(60)
+            os._exit(0)
+        os.read(there, 1)  # a child that has not begun yet holds what it was born with
     print("locked", flush=True)
     sys.stdin.read()
 """
