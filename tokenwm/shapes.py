@@ -14,7 +14,7 @@
 ``D``       model width
 ``N``       attention heads
 ``V``       size of a vocabulary (frame codebook unless said otherwise)
-``C``       in ``imagination`` and ``uses``: observed steps, the context
+``C``       in ``imagination`` and ``evaluation``: observed steps, the context
 ``H``       there: imagined steps, the horizon
 ==========  =====================================================================
 
