@@ -48,7 +48,7 @@ def task_state_sentence(evaluation: Evaluation) -> str | None:
 
 
 def task_state_curves(evaluation: Evaluation) -> dict[str, Mapping[str, Curve]]:
-    """Title → medians of each quantity."""
+    """Title → medians, of each quantity of the object; ``metrics.json`` has the others too."""
     errors = evaluation.task_state
     if errors is None:
         return {}
@@ -57,6 +57,7 @@ def task_state_curves(evaluation: Evaluation) -> dict[str, Mapping[str, Curve]]:
             kind: of_kind[kind] for kind in SHOWN
         }
         for name, of_kind in errors.median.items()
+        if name in errors.moved_beyond
     }
 
 
@@ -67,7 +68,7 @@ def task_state_plots(
     errors = evaluation.task_state
     if errors is None:
         return []
-    chosen = zip(errors.median, task_state_curves(evaluation).items(), strict=True)
+    names = [name for name in errors.median if name in errors.moved_beyond]
     return [
         (
             f"task_state_{name}",
@@ -78,6 +79,5 @@ def task_state_plots(
             "the last observed step. Bands are 95 % intervals over episodes, each about one "
             "horizon alone.",
         )
-        for name, (title, curves) in chosen
-        if name in errors.moved_beyond
+        for name, (title, curves) in zip(names, task_state_curves(evaluation).items(), strict=True)
     ]
