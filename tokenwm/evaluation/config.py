@@ -25,6 +25,8 @@ class EvaluationConfig:
         seed: Seed of noise and of shuffled actions.
         max_episodes: Measure only that many episodes, evenly spread; None for all.
         num_examples: Starts whose pictures are kept for the report.
+        readout: Read the task state off frames, where the dataset has one; the first time on a
+            model it takes the training of a small network.
         lpips: Also take the LPIPS distance of every picture; it needs the package and its weights.
     """
 
@@ -37,6 +39,7 @@ class EvaluationConfig:
     seed: int = 0
     max_episodes: int | None = None
     num_examples: int = 4
+    readout: bool = True
     lpips: bool = False
 
     def __post_init__(self) -> None:

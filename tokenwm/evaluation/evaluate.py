@@ -168,7 +168,7 @@ def _measure(
         num_starts=config.num_starts,
     )
     rows = part.starts.rows
-    readout = readout_for(part.model, part.reader)
+    readout = readout_for(part.model, part.reader) if config.readout else None
     scores = measure(part.model, part.reader, rows, part.donors, config, report, endings, readout)
     if scores.reward:
         data = f"split {part.split} of {part.reader.root}"

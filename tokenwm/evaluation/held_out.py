@@ -93,6 +93,7 @@ def downstream_metrics(model: Path, frames: Path | str, device: str = "cpu") -> 
         imagination_horizon=max(1, min(PSNR_HORIZONS[-1], longest - context)),
         num_starts=2,
         num_examples=0,
+        readout=False,
     )
     found = evaluate(load(model, torch.device(device)), frames, config)
     psnr = found.psnr["model"].mean

@@ -15,6 +15,7 @@ from tokenwm.data.shards.manifest import Feature, Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import (
     CONFIDENCE,
+    MIN_EPISODES,
     Curve,
     FloatArray,
     GainCurve,
@@ -57,7 +58,8 @@ class TaskStateErrors:
         num_moved_episodes: Their episodes.
         median: Quantity → entry of ``KINDS`` → median over starts, with an interval over episodes.
         mean: Quantity → entry of ``KINDS`` → mean over episodes.
-        gain: Paired difference of ``persistence`` and ``model`` in the mean of the first quantity.
+        gain: Paired difference of ``persistence`` and ``model`` in the mean of the first quantity,
+            over *all* starts: an object that is imagined to move and does not counts, too.
     """
 
     units: Mapping[str, str]
@@ -66,7 +68,7 @@ class TaskStateErrors:
     num_moved_episodes: int
     median: Mapping[str, Mapping[str, Curve]]
     mean: Mapping[str, Mapping[str, Curve]]
-    gain: GainCurve | None
+    gain: GainCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ def quantities_of(names: Sequence[str], units: Sequence[str]) -> tuple[Quantity,
     found: dict[str, Quantity] = {}
     for index, (name, unit) in enumerate(zip(names, units, strict=True)):
         stem, _, axis = name.rpartition("_")
-        if stem and axis in ("x", "y", "z") and {f"{stem}_x", f"{stem}_y"} <= set(names):
+        is_axis = axis in ("x", "y", "z") and unit not in FULL_TURN
+        if stem and is_axis and {f"{stem}_x", f"{stem}_y"} <= set(names):
             known = found[stem].dimensions if stem in found else ()
             found[stem] = Quantity(name=stem, unit=unit, dimensions=(*known, index))
         elif unit in FULL_TURN:
@@ -171,10 +174,11 @@ def summarize_task_state(
         for quantity in quantities
     }
     word = quantities[0].name.partition("_")[0]
+    spread = np.asarray(manifests[0].statistics[FIELD]["std"], dtype=np.float64)
     beyond = {
         quantity.name: MOVED_DEGREES
         if quantity.turn
-        else MOVED_SHARE * float(np.linalg.norm([code.std[i] for i in quantity.dimensions]))
+        else MOVED_SHARE * float(np.linalg.norm(spread[list(quantity.dimensions)]))
         for quantity in quantities
         if quantity.name.partition("_")[0] == word
     }
@@ -186,10 +190,9 @@ def summarize_task_state(
     def over_episodes(values: FloatArray) -> FloatArray:
         return np.stack([values[moved][group].mean(axis=0) for group in groups])
 
-    gain = None
-    if groups:
-        first = errors[quantities[0].name]
-        gain = gain_curve(over_episodes(first["persistence"]) - over_episodes(first["model"]))
+    first = errors[quantities[0].name]
+    better = first["persistence"] - first["model"]
+    everywhere = [np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)]
     return TaskStateErrors(
         units={quantity.name: quantity.unit for quantity in quantities},
         moved_beyond=beyond,
@@ -205,7 +208,7 @@ def summarize_task_state(
             for name, of_kind in errors.items()
             if groups
         },
-        gain=gain,
+        gain=gain_curve(np.stack([better[group].mean(axis=0) for group in everywhere])),
     )
 
 
@@ -217,10 +220,10 @@ def median_curve(values: FloatArray, groups: Sequence[NDArray[np.int64]]) -> Cur
         groups: The rows of each episode, at least one episode.
 
     Returns:
-        ``mean`` is the median; no interval of one episode.
+        ``mean`` is the median; no interval of fewer than ``MIN_EPISODES`` episodes.
     """
     middle = np.median(values, axis=0)
-    if len(groups) == 1:
+    if len(groups) < MIN_EPISODES:
         nothing = np.full(len(middle), np.nan)
         return Curve(mean=middle, low=nothing, high=nothing)
     generator = np.random.default_rng(0)

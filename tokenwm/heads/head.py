@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenwm.errors import ShapeError, TokenwmError
 
-MOST_OUTPUTS = 4096
+MOST_OUTPUTS, MOST_CAMERAS, MOST_FEATURES = 4096, 64, 2**16
 MAP_SIDE = 16
 """Pictures are halved until no side of a map is larger."""
 NUM_PLACES = 24
@@ -40,6 +40,11 @@ class HeadConfig:
         if len(self.input_shape) != num_axes or min(self.input_shape) < 1:
             raise TokenwmError(
                 f"input_shape is {list(self.input_shape)}; {self.inputs} have {num_axes} axes"
+            )
+        most = {"frames": MOST_CAMERAS, "features": MOST_FEATURES}[self.inputs]
+        if self.input_shape[0] > most:
+            raise TokenwmError(
+                f"input_shape is {list(self.input_shape)}; expected at most {most:,} first"
             )
         if self.inputs == "frames" and not (
             self.input_shape[-1] == 3 and all(8 <= side <= 1024 for side in self.input_shape[1:3])

@@ -155,14 +155,15 @@ def readout_for(model: TokenWorldModel, reader: ShardReader) -> Readout | None:
             "%s has no statistics of its task state, so no readout is trained", reader.root
         )
         return None
+    feature = reader.manifest.features[FIELD]
     data = sha256_of(open_folder(reader.root), MANIFEST_NAME)
     trains = bool(reader.keys("train"))
     try:
         kept = read_head(model, NAME)
         if not trains or kept["provenance"].get("data_manifest_sha256") == data:
             readout = Readout(load_head(model, NAME))
-            names = reader.manifest.features[FIELD].names
-            if readout.code.names == (names or readout.code.names):
+            wanted = TaskStateCode.of(feature, reader.manifest.statistics[FIELD])
+            if (readout.code.names, readout.code.units) == (wanted.names, wanted.units):
                 return readout
     except TokenwmError as error:
         logger.debug("no readout to take: %s", error)
@@ -173,7 +174,11 @@ def readout_for(model: TokenWorldModel, reader: ShardReader) -> Readout | None:
             reader.root,
         )
         return None
-    readout, provenance = fit_readout(reader, device=model.device)
+    try:
+        readout, provenance = fit_readout(reader, device=model.device)
+    except TokenwmError as error:
+        logger.warning("no figures of the task state, for want of a readout: %s", error)
+        return None
     if model.folder is not None:
         try:
             save_head(model, NAME, readout.head, {**provenance, "data_manifest_sha256": data})

@@ -76,6 +76,13 @@ def push(path: Path, repository: str, *, report: Path | None = None, private: bo
     return str(info.commit_url)
 
 
+def _others(folder: Path) -> list[str]:
+    """Files in a folder that no pull has brought: they would be lost."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else []
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    return [name for name in names if not NAME.fullmatch(name)]
+
+
 def pull(
     repository: str,
     out: Path,
@@ -102,11 +109,13 @@ def pull(
         TokenwmError: It cannot be fetched, is too large, or is not what its hashes say.
     """
     _check_repository(repository)
-    is_replaced = overwrite and any((out / mark).exists() for mark in (MANIFEST_NAME, CONFIG))
-    if out.exists() and not is_replaced:
+    mark = MANIFEST_NAME if kind == "dataset" else CONFIG
+    if out.exists() and not (overwrite and (out / mark).is_file() and not _others(out)):
+        others = _others(out) if overwrite else []
+        holds = f" and holds {', '.join(others[:3])}" if others else ""
         raise TokenwmError(
-            f"{out} exists; choose another --out, or replace a checkpoint or a dataset with "
-            "--overwrite"
+            f"{out} exists{holds}; choose another --out, or replace a {kind} of tokenwm, and "
+            "nothing else, with --overwrite"
         )
     with _hub() as (hub, api):
         info = api.repo_info(repository, revision=revision, repo_type=kind, files_metadata=True)
@@ -121,7 +130,7 @@ def pull(
                 f"{repository} has {len(sizes)} files of {sum(filter(None, sizes))} bytes; at most "
                 f"{MAX_FILES} files of {max_bytes} bytes are pulled (--max-gigabytes)"
             )
-        if (MANIFEST_NAME if kind == "dataset" else CONFIG) not in wanted:
+        if mark not in wanted:
             raise TokenwmError(f"{repository} holds no {kind} of tokenwm")
         with make_folder_atomically(out) as partial:
             for name, file in wanted.items():

@@ -263,7 +263,8 @@ class EpisodeDataModule(pl.LightningDataModule):
 
         Raises:
             CorruptSampleError: More than ``max_corrupt`` episodes were skipped.
-            ShardError: A shard was found damaged in the background.
+            ShardError: A shard was found damaged in the background: by the first rank of each node,
+                which alone looks for it; what launched the others ends them.
         """
         if self._background is not None:
             self._background.raise_damage()

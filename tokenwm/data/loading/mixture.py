@@ -146,7 +146,7 @@ def make_strata(
         for is_synthetic, keys in _divide(item, reader).items():
             windows = WindowDataset(reader, "train", num_steps, fields, keys)
             order = _order(item, windows, seed, stream=2 * number + is_synthetic)
-            suffix = "" if len(keys) == len(whole.episodes) else f"_{_kind(is_synthetic)}"
+            suffix = "" if len(keys) == len(whole.keys) else f"_{_kind(is_synthetic)}"
             weight = Fraction(str(item.weight)) * len(windows) / len(whole)
             parts.append((name + suffix, is_synthetic, weight, windows, order))
     if real_fraction is not None:

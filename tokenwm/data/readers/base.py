@@ -234,7 +234,7 @@ def source_config_class(name: Any) -> type[SourceConfig]:
     Raises:
         RecipeError: There is no reader of this name.
     """
-    if name not in SOURCES:
+    if not isinstance(name, str) or name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1)
         remedy = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"source.type is {name!r}; known: {', '.join(SOURCES)}{remedy}")

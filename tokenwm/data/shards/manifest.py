@@ -42,6 +42,7 @@ FIELD_PATTERN = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?")
 SHARD_PATTERN = re.compile(r"(train|val|test)-\d{6}\.tar")
 FILE_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 """Paths of files beside the shards: ``quality.json``, or ``tokenizer/config.yaml`` in a folder."""
+DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 DIGEST_KEY = b',\n"sha256": "'
 """Text before the digest at the end of the manifest."""
 EPISODES_BEGIN, EPISODES_END = b'\n"episodes": [\n  ', b"\n]"
@@ -353,6 +354,8 @@ def _check_consistency(manifest: Manifest) -> None:
         require(match is not None, f"shard path {shard.path!r} is not SPLIT-NNNNNN.tar")
         require(shard.path.startswith(f"{shard.split}-"), f"{shard.path} has split {shard.split!r}")
         require(shard.path not in paths, f"shard {shard.path} is listed twice")
+        digest = DIGEST_PATTERN.fullmatch(shard.sha256)  # copies in a cache are named by it
+        require(digest is not None, f"shard {shard.path} has the SHA-256 {shard.sha256[:80]!r}")
         paths.add(shard.path)
     for path in manifest.files:
         # Like shards: nothing outside the dataset.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tokenwm.evaluation.metrics import Curve
+from tokenwm.evaluation.metrics import MIN_EPISODES, Curve
 from tokenwm.evaluation.results import Evaluation
 from tokenwm.pages.words import seconds
 
@@ -33,17 +33,18 @@ def task_state_sentence(evaluation: Evaluation) -> str | None:
             f"{persistence:.3g})"
         )
     floor = errors.median[name]["floor"].mean.mean()
-    assert errors.gain is not None
     certain = [index + 1 for index, yes in enumerate(errors.gain.is_certain) if yes]
-    claim = (
-        f"better than persistence with confidence at horizons {certain[0]} to {certain[-1]}"
-        if len(certain) > 1 and certain == list(range(certain[0], certain[-1] + 1))
-        else f"better than persistence with confidence at {len(certain)} of {last} horizons"
-    )
+    if not evaluation.can_claim:
+        claim = f"nothing can be claimed on fewer than {MIN_EPISODES} episodes"
+    elif len(certain) > 1 and certain == list(range(certain[0], certain[-1] + 1)):
+        claim = f"nearer than persistence with confidence at horizons {certain[0]} to {certain[-1]}"
+    else:
+        claim = f"nearer than persistence with confidence at {len(certain)} of {last} horizons"
     return (
-        f"The object ({name.replace('_', ' ')}): median error {', '.join(found)}; {claim}. Over "
-        f"the {errors.num_moved} of {evaluation.num_starts} starts in which it moves (by "
-        f"{limits}); on true frames the readout itself errs by {floor:.2g} {unit}."
+        f"The object ({name.replace('_', ' ')}): median error {', '.join(found)} over the "
+        f"{errors.num_moved} of {evaluation.num_starts} starts in which it moves (by {limits}); on "
+        f"true frames the readout itself errs by {floor:.2g} {unit}. In the mean over all starts, "
+        f"{claim}."
     )
 
 

@@ -14,30 +14,16 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     book, speed = evaluation.codebook, evaluation.speed
     at = at_horizon(evaluation, horizon)
     over = count(len(evaluation.episodes), "episode")
-    found = []
-    changed, gap = evaluation.psnr_changed_gain, evaluation.action_gap_changed
-    if changed is not None:
-        found += [
-            (
-                "gain where pixels change",
-                _decibels(changed, horizon),
-                f"PSNR over persistence at {at}, mean of {over}",
-            ),
-            (
-                "effect of actions",
-                _decibels(gap, horizon),
-                f"true over shuffled actions where pixels change, at {at}, mean of {over}",
-            ),
-        ]
-    else:
-        found.append(
-            (
-                "effect of actions",
-                _decibels(evaluation.action_gap, horizon),
-                f"true over shuffled actions at {at}, mean of {over}",
-            )
-        )
-    found += [
+    gap, where = evaluation.action_gap_changed, " where pixels change,"
+    if gap is None:
+        gap, where = evaluation.action_gap, ""
+    found = [
+        *_object(evaluation),
+        (
+            "effect of actions",
+            _decibels(gap, horizon),
+            f"true over shuffled actions{where} at {at}, mean of {over}",
+        ),
         (
             "gain, whole picture",
             _decibels(evaluation.psnr_gain, horizon),
@@ -72,22 +58,45 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     ]
 
 
+def _object(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """A tile for each quantity of the object, half of the imagined time ahead."""
+    errors, horizon = evaluation.task_state, max(1, evaluation.num_horizons // 2)
+    if errors is None or not errors.num_moved:
+        return []
+    found = []
+    for name in errors.moved_beyond:
+        model, persistence = (
+            errors.median[name][kind].mean[horizon - 1] for kind in ("model", "persistence")
+        )
+        over = count(errors.num_moved, "start")
+        text = f"persistence {persistence:.3g}, at {at_horizon(evaluation, horizon)}; median of "
+        found.append(
+            (
+                f"{name.replace('_', ' ')} off by",
+                f"{model:.3g} {errors.units[name]}".strip(),
+                f"{text}{over} in which it moves",
+            )
+        )
+    return found
+
+
 def _beats(evaluation: Evaluation, over: str) -> tuple[str, str, str]:
-    """The tile with the horizons at which claims can be made, of changed pixels if known."""
-    horizons, where = evaluation.horizons_changed, " where pixels change"
-    if horizons is None:
-        horizons, where = evaluation.horizons, ""
+    """The tile with the horizons at which claims can be made of the whole picture.
+
+    Not of the pixels that change: there persistence is wrong by definition.
+    """
     title = "beats persistence"
     if not evaluation.can_claim:
         return title, "–", f"no confidence from {over}; it takes {MIN_EPISODES} at least"
-    run = horizons.longest_confident_run
+    run = evaluation.horizons.longest_confident_run
     if run is None:
-        return title, "nowhere", f"with 95 % confidence over {over}{where}"
+        return title, "nowhere", f"whole picture, with 95 % confidence over {over}"
     first, last = (seconds(evaluation.horizon_seconds[horizon - 1]) for horizon in run)
     return (
         title,
         f"{first.removesuffix(' s')} – {last}",
-        f"horizons {run[0]} to {run[1]}{where}, all at once with 95 % confidence over {over}",
+        f"horizons {run[0]} to {run[1]}, whole picture, all at once with 95 % confidence over "
+        f"{over}",
     )
 
 

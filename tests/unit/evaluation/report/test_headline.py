@@ -185,7 +185,7 @@ def test_the_number_of_episodes_stands_wherever_something_is_claimed(
     assert re.search(r"1 +3 +5 +6\s+horizon +0.1 s +0.3 s +0.5 s +0.6 s", printed)
     assert "means over 30 episodes" in printed and "on 30 episodes the model beats" in printed
     text = write_report(tmp_path, good).index.read_text()
-    assert "where pixels change, all at once with 95 % confidence over 30 episodes" in text
+    assert "whole picture, all at once with 95 % confidence over 30 episodes" in text
     assert "shuffled actions where pixels change, at horizon 5 (0.5 s), mean of 30 epis" in text
     assert "Means over 30 episodes; below each, its 95 % interval (Student" in text
     captions = {plot.name: plot.caption for plot in make_plots(good)}

@@ -7,6 +7,7 @@ observation more, with which the last action, reward and end are kept too.
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from tokenwm.data.readers.one_episode import costs_one_episode
 from tokenwm.data.readers.recorded.recording import RecordedSource, Recording
 from tokenwm.errors import EpisodeError, RecipeError, SourceError
 from tokenwm.pages.words import few
+
+logger = logging.getLogger(__name__)
 
 LAYOUT = "expected: an HDF5 file with data/demo_0/actions, data/demo_0/obs/NAME, …"
 OBS, NEXT_OBS = "obs/", "next_obs/"
@@ -101,7 +104,16 @@ class RobomimicSource(RecordedSource):
             )
         self.observed = (*names_of(self.config.state), *names_of(self.config.task_state))
         observed = [*self.observed, *self.cameras.values()]
-        self.has_last = all(_next(name) in following for name in observed)
+        alone = [name for name in observed if _next(name) not in following]
+        self.has_last = not alone
+        if alone and {*alone} <= {*names_of(self.config.task_state)}:
+            logger.warning(
+                "%s: nothing follows %s of source.task_state after the last action, so each "
+                "demonstration ends with the observation before it; without it none would lose "
+                "its last step",
+                path,
+                ", ".join(alone),
+            )
 
     def episodes(self) -> Sequence[EpisodeRef]:
         """The demonstrations, in the order of their numbers."""

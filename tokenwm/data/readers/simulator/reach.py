@@ -57,10 +57,15 @@ def reach(reader: RecordedEpisodes, key: str, step: int) -> Any:
     config = _options(reader)
     about = reader.metadata(key)
     seed, options = about.get(ENV_SEED), about.get(RESET_OPTIONS)
-    if type(seed) is not int or not isinstance(options, str | None):
+    try:
+        options = json.loads("null" if options is None else options)
+    except (TypeError, ValueError, RecursionError):
+        seed = None
+    if type(seed) is not int or seed < 0 or not isinstance(options, dict | None):
         raise EpisodeError(
             f"{reader.root}, episode {key}: its metadata do not say how the simulator was reset "
-            f"({ENV_SEED!r}); episodes do since task states are recorded: prepare the dataset again"
+            f"({ENV_SEED!r}, {RESET_OPTIONS!r}); older recordings did not: prepare the recipe "
+            "again, into another folder"
         )
     actions = reader.arrays(key, ["action"])["action"]
     if not 0 <= step < len(actions):
@@ -75,7 +80,7 @@ def reach(reader: RecordedEpisodes, key: str, step: int) -> Any:
         )
     env = make_watched(config)
     try:
-        reset(env, seed, None if options is None else json.loads(options))
+        reset(env, seed, options)
         for action in actions.reshape(len(actions) * count, -1)[: step * count]:
             if env.step(decode_action(env.action_space, action))[2]:
                 break  # an end within a step, which is whole in the dataset
