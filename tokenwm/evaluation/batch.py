@@ -12,7 +12,6 @@ from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.evaluation.metrics import FloatArray
 from tokenwm.evaluation.pixels import Comparison
 from tokenwm.evaluation.planted import count_outcomes
-from tokenwm.evaluation.rows import encode_steps
 from tokenwm.evaluation.scores import RowScores
 from tokenwm.evaluation.task_state import TaskStateReadings
 from tokenwm.imagination.decode import next_frame_logits
@@ -57,8 +56,10 @@ class BatchMeasurement:
         self.observed = self.context.anchor  # (B, cameras, H, W, 3)
         self.observed_tokens = self.context.tokens.frame[:, -1]  # (B, K)
         self.observed_decoded = model.tokenizer.decode_to_unit(self.observed_tokens)
-        # From the first observed frame on, as the context is encoded.
-        self.true_tokens = encode_steps(model, self.frames)[:, self.num_context :]  # (B, H, K)
+        future = self.frames[:, self.num_context :]
+        self.true_tokens = model.tokenizer.encode_sequence(
+            future, self.observed_tokens
+        )  # (B, H, K)
 
     def measure_true(self, after_step: Callable[[], None]) -> None:
         """Imagine under the recorded actions, and score the baselines beside it."""
@@ -66,6 +67,8 @@ class BatchMeasurement:
         first = self.num_context - 1
         tokens = model.encode_actions(batch.future_actions)
         state = model.start(self.context, seed=config.seed, noise_streams=self.rows)
+        if self.readings is not None:
+            self.readings.add_observed(self.observed, self.numbers)
         for index in range(config.imagination_horizon):
             nll = self._frame_nll(state, tokens[:, index], index)
             self._put(self.scores.token_nll, index, nll)
@@ -88,6 +91,9 @@ class BatchMeasurement:
                 "persistence": self.observed,
             }
             self._score_pictures(pictures, index)
+            if self.readings is not None:
+                truth = self.frames[:, self.num_context + index]
+                self.readings.add({**pictures, "floor": truth}, self.numbers, index)
             assert rollout.row_passes is not None
             self._put(self.scores.passes, index, rollout.row_passes)
             ends = rollout.termination_probability[:, 0]
@@ -151,8 +157,6 @@ class BatchMeasurement:
         truth = self.frames[:, self.num_context + index]
         comparison = Comparison(truth, self.observed)
         self._put(self.scores.share_changed, index, comparison.changed.float().flatten(1).mean(1))
-        if self.readings is not None:
-            self.readings.add({**pictures, "floor": truth}, self.numbers, index)
         for name, frames in pictures.items():
             for figure, values in comparison.scores(frames)._asdict().items():
                 self._put(getattr(self.scores, figure)[name], index, values)

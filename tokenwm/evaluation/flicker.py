@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import FloatArray
-from tokenwm.evaluation.rows import encode_steps
 from tokenwm.imagination.starts import spread
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
@@ -45,7 +44,8 @@ def measure_flicker(
         frames = torch.from_numpy(reader.frames(key, first, min(first + MAX_FRAMES, length)))
         for column, level in enumerate(NOISE_LEVELS):
             generator = torch.Generator().manual_seed(seed)
-            tokens = encode_steps(model, with_noise(frames, level, generator)[None])[0]
+            noisy = with_noise(frames, level, generator)
+            (tokens,) = model.tokenizer.encode_sequence(noisy[None])
             shares[row, column] = float((tokens[1:] != tokens[:-1]).double().mean())
     return shares
 

@@ -47,18 +47,10 @@ def measure(
         endings: Further starts for endings: number of imagined steps → starts.
         readout: Reads the task state off pictures, where the dataset holds it.
     """
-    state = model.vocabulary.state
     perceptual = None
     if config.lpips:
         perceptual = PerceptualLoss("lpips", may_download=False).to(model.device)
-    scores = RowScores.empty(
-        len(rows),
-        config.imagination_horizon,
-        # Ids have no distance that an error could be measured in.
-        state_dim=state.num_dimensions if isinstance(state, BinTokenizer) else 0,
-        has_reward=model.vocabulary.has_reward and "reward" in reader.manifest.features,
-        has_lpips=config.lpips,
-    )
+    scores = _empty_scores(model, reader, len(rows), config)
     readings = None
     if readout is not None:
         num_context, horizon = config.num_context_frames, config.imagination_horizon
@@ -104,3 +96,18 @@ def measure(
         scores.endings.append(measure_endings(model, reader, part, num_steps, config, after_step))
         scores.ending_keys += [start.key for start in part]
     return scores
+
+
+def _empty_scores(
+    model: TokenWorldModel, reader: ShardReader, num_rows: int, config: EvaluationConfig
+) -> RowScores:
+    """Scores to be filled in, of what the model predicts and the dataset records."""
+    state = model.vocabulary.state
+    return RowScores.empty(
+        num_rows,
+        config.imagination_horizon,
+        # Ids have no distance that an error could be measured in.
+        state_dim=state.num_dimensions if isinstance(state, BinTokenizer) else 0,
+        has_reward=model.vocabulary.has_reward and "reward" in reader.manifest.features,
+        has_lpips=config.lpips,
+    )

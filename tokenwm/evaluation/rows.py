@@ -30,19 +30,6 @@ def load_future_actions(
     )
 
 
-def encode_steps(model: TokenWorldModel, frames: Tensor) -> Tensor:
-    """Tokens of consecutive recorded frames: all that an evaluation knows of true tokens.
-
-    Args:
-        model: Whose tokenizer.
-        frames: ``(B, T, cameras, H, W, 3)`` uint8.
-
-    Returns:
-        ``(B, T, K)`` int64 on the model's device.
-    """
-    return model.tokenizer.encode_sequence(frames)
-
-
 @torch.inference_mode()
 def count_codes(
     model: TokenWorldModel, reader: ShardReader, keys: Sequence[str], chunk_size: int
@@ -53,6 +40,6 @@ def count_codes(
         length = reader.episode(key).num_steps
         for first in range(0, length, chunk_size):
             frames = torch.from_numpy(reader.frames(key, first, min(first + chunk_size, length)))
-            tokens = encode_steps(model, frames[None])
+            tokens = model.tokenizer.encode_sequence(frames[None])
             counts += torch.bincount(tokens.flatten(), minlength=len(counts))
     return counts

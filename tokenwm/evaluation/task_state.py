@@ -28,13 +28,8 @@ from tokenwm.imagination.starts import Start
 KINDS = ("model", "persistence", "persistence_read", "reconstruction", "floor")
 """Guesses of the task state: read off the imagined frame, the true one of the last observed step,
 read off the last observed frame, off the true frame through the tokenizer, off the true frame."""
-READ = {
-    "model": "model",
-    "persistence": "persistence_read",
-    "reconstruction": "reconstruction",
-    "floor": "floor",
-}
-"""Name of pictures → the guess that is read off them; ``floor`` are the true ones."""
+READ = ("model", "reconstruction", "floor")
+"""Guesses that are read off pictures of their name at every horizon; ``floor`` are true ones."""
 MOVED_SHARE, MOVED_DEGREES = 0.1, 15.0
 """An object has moved if it is off by more than this share of its standard deviation over the
 training data, or turned by more than so many degrees."""
@@ -144,11 +139,14 @@ class TaskStateReadings:
         self.tables["persistence"][:] = true[:, :1]
         self.tables["truth"] = true[:, 1:]
 
+    def add_observed(self, frames: Tensor, numbers: NDArray[np.int64]) -> None:
+        """Read the last observed frames ``(B, cameras, H, W, 3)`` uint8 of some rows."""
+        self.tables["persistence_read"][numbers] = self.readout.read(frames)[:, None]
+
     def add(self, pictures: Mapping[str, Tensor], numbers: NDArray[np.int64], index: int) -> None:
         """Read pictures ``(B, cameras, H, W, 3)`` uint8 of some rows at a horizon, by name."""
-        for name, kind in READ.items():
-            if name in pictures:
-                self.tables[kind][numbers, index] = self.readout.read(pictures[name])
+        for name in READ:
+            self.tables[name][numbers, index] = self.readout.read(pictures[name])
 
 
 def summarize_task_state(
