@@ -5,6 +5,7 @@ import pytest
 
 from tokenwm.cli.devices import device_from
 from tokenwm.cli.main import main
+from tokenwm.cli.verbs.evaluate import model_files
 from tokenwm.errors import TokenwmError
 
 
@@ -99,3 +100,11 @@ def test_mistakes_are_one_line(
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(TokenwmError, match="--device cuda:99 cannot be used.*try cpu"):
         device_from("cuda:99")
+
+
+def test_heads_are_no_part_of_what_results_are_made_of(tmp_path: Path) -> None:
+    kept = [tmp_path / "config.yaml", tmp_path / "tokenizer" / "config.yaml"]
+    for path in [*kept, tmp_path / "heads" / "readout" / "head.json"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert model_files(tmp_path) == kept

@@ -57,14 +57,8 @@ def main(argv: list[str]) -> int:
         )
     curves = _curves(arguments)
     out = arguments.out or models[0] / ("report" if len(models) == 1 else "report_folds")
-    # Heads are made by evaluations too, of what is named here anyway.
-    weights = [
-        file
-        for folder in map(model_folder, models)
-        for file in files_below(folder)
-        if HEADS not in file.relative_to(folder).parts
-    ]
-    inputs = [*weights, *arguments.data, *curves.values()]
+    files = [file for model in models for file in model_files(model)]
+    inputs = [*files, *arguments.data, *curves.values()]
     made_before = MadeBefore("evaluate", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
@@ -81,10 +75,10 @@ def main(argv: list[str]) -> int:
                 Progress(stage="steps", done=done, total=total, message=message)
             ),
         )
-    files = write_report(out, evaluation, curves)
-    made_before.save(files_below(out), {"report": str(files.index), **evaluation.to_dict()})
+    report = write_report(out, evaluation, curves)
+    made_before.save(files_below(out), {"report": str(report.index), **evaluation.to_dict()})
     print_summary(console, evaluation)
-    say(console, f"report: {files.index}")
+    say(console, f"report: {report.index}")
     give(arguments, made_before.result)
     return 0
 
@@ -119,6 +113,13 @@ def sampling_from(arguments: argparse.Namespace) -> SamplingConfig:
     return SamplingConfig(
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
     )
+
+
+def model_files(model: Path) -> list[Path]:
+    """Files of a model; not of its heads, which evaluations make of them and of data."""
+    folder = model_folder(model)
+    files = files_below(folder)
+    return [file for file in files if HEADS not in file.relative_to(folder).parts]
 
 
 def known_data(console: Console, model: Path) -> str:

@@ -6,12 +6,11 @@ from typing import Any
 from rich.console import Console
 
 import tokenwm
-from tokenwm.checkpoint import model_folder
 from tokenwm.cli.console import console_of, give, say, show_table
 from tokenwm.cli.devices import take_device
 from tokenwm.cli.made_before import MadeBefore
 from tokenwm.cli.options import parse
-from tokenwm.cli.verbs.evaluate import known_data, sampling_from
+from tokenwm.cli.verbs.evaluate import known_data, model_files, sampling_from
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.synthesis.imagine import (
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> int:
     console = console_of(arguments)
     if arguments.data is None:
         arguments.data = known_data(console, arguments.model)
-    inputs = [model_folder(arguments.model), arguments.data]
+    inputs = [*model_files(arguments.model), arguments.data]
     inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.is_kept(arguments, console):
