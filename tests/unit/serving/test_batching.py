@@ -146,11 +146,13 @@ class Chunks:
 
     def __init__(self) -> None:
         self.turn = threading.Semaphore(0)
+        self.began = threading.Event()
         self.done: list[str] = []
         self.closed: list[str] = []
 
     def __call__(self, asked: list[tuple[str, int]]) -> Pausing[list[str]]:
         name = "+".join(one[0] for one in asked)
+        self.began.set()
         try:
             for chunk in range(max(one[1] for one in asked)):
                 if chunk:
@@ -230,6 +232,7 @@ def test_no_more_begins_than_memory_is_meant_for() -> None:
         for number in range(6):  # larger than a batch: held part by part
             asked = (None, 5, 2, (str(number), 2), 20)
             futures.append(pool.submit(submit, batcher, *asked))
+            chunks.began.wait(20)
             wait_until(lambda: batcher.queued_rows == 5 * (len(futures) - 1))
         chunks.let(1)
         wait_until(lambda: batcher.queued_rows == 5 * 2)

@@ -249,7 +249,8 @@ class CachedFiles(RemoteFiles):
                 self._folder.copy(shard.path, partial)
                 with open(partial, "rb") as file:
                     check_digest(file, join(str(self._folder), shard.path), shard.sha256)
-                os.replace(partial, copy)
+                with hold_lock(self._cache / LOCK_NAME):  # or who counts may see neither name
+                    os.replace(partial, copy)
             finally:
                 partial.unlink(missing_ok=True)
         return True

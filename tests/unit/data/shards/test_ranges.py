@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import Timeout
 
 from tests.unit.data.loading.test_mixture import seen
 from tests.unit.data.shards.shard_fixtures import write_dataset
@@ -23,6 +24,7 @@ from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.members import MAX_NPY_HEADER
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.storage import folder as storage
+from tokenwm.data.storage.lock import LOCK_NAME, hold_lock
 from tokenwm.errors import CorruptSampleError, ShardError
 
 
@@ -225,6 +227,24 @@ def test_what_does_not_fit_is_read_by_ranges(server: Server, tmp_path: Path) -> 
     kept = [path.stat().st_size for path in tmp_path.glob("*.tar")]
     assert kept
     assert sum(kept) <= 2 * largest
+
+
+def test_a_copy_gets_its_name_while_nobody_counts(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who lists the folder just then could see neither name, and let in more than fits."""
+    renamed = []
+
+    def replace(before: Path, after: Path) -> None:
+        with pytest.raises(Timeout), hold_lock(tmp_path / LOCK_NAME, wait=False):
+            pytest.fail("somebody may count here")
+        renamed.append(after)
+        before.rename(after)
+
+    monkeypatch.setattr(ranges.os, "replace", replace)
+    reader = ShardReader(server.url, cache=tmp_path, cache_bytes=10**6)
+    reader.frames(reader.keys()[0])
+    assert renamed
 
 
 def fill_cache(server: Server, cache: Path, **options: Any) -> tuple[Path, ...]:
