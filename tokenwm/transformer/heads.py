@@ -18,6 +18,9 @@ No training makes them quite impossible, and the outermost stand for half a bill
 them after training would move an expected reward.
 """
 
+NEW_BIN_PENALTY = 12.0
+"""Logits by which bins that a range gains are below the outermost of those it had."""
+
 
 class LinearDynamics(nn.Module):
     """Linear dynamics of a state: ``s' = s + W [s, a] + b``, in scaled units.
@@ -259,6 +262,19 @@ class RewardHead(nn.Module):
         bins = symexp(even).clamp(low, high)
         bins[0], bins[-1] = low, high
         self.bins.copy_(bins)
+
+    @torch.no_grad()
+    def widen(self, reward_range: tuple[float, float]) -> None:
+        """Lay the bins over a wider range; each takes the logit of the former bin nearest to it.
+
+        Bins beyond the former range begin with next to no probability.
+        """
+        before = self.bins.clone()
+        self.set_range(reward_range)
+        nearest = (self.bins.double().unsqueeze(1) - before.double()).abs().argmin(1)
+        is_new = (self.bins < before[0]) | (self.bins > before[-1])
+        self.logits.weight.copy_(self.logits.weight[nearest])
+        self.logits.bias.copy_(self.logits.bias[nearest] - NEW_BIN_PENALTY * is_new)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → expected reward ``(...)`` float32, within the range."""
