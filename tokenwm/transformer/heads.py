@@ -265,16 +265,21 @@ class RewardHead(nn.Module):
 
     @torch.no_grad()
     def widen(self, reward_range: tuple[float, float]) -> None:
-        """Lay the bins over a wider range; each takes the logit of the former bin nearest to it.
+        """Lay the bins over a wider range, so that what is expected stays nearly the same.
 
-        Bins beyond the former range begin with next to no probability.
+        Each takes the logit of the likeliest of the former bins that it is nearest to. Bins beyond
+        the former range begin with next to no probability.
         """
-        before = self.bins.clone()
+        before = self.bins.double()
         self.set_range(reward_range)
-        nearest = (self.bins.double().unsqueeze(1) - before.double()).abs().argmin(1)
+        distance = (self.bins.double().unsqueeze(1) - before).abs()  # (bins, former bins)
+        taken, nearest = distance.argmin(1), distance.argmin(0)
         is_new = (self.bins < before[0]) | (self.bins > before[-1])
-        self.logits.weight.copy_(self.logits.weight[nearest])
-        self.logits.bias.copy_(self.logits.bias[nearest] - NEW_BIN_PENALTY * is_new)
+        for former in self.logits.bias.argsort():  # the likeliest last
+            taken[nearest[former]] = former
+        is_new[nearest] = False
+        self.logits.weight.copy_(self.logits.weight[taken])
+        self.logits.bias.copy_(self.logits.bias[taken] - NEW_BIN_PENALTY * is_new)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → expected reward ``(...)`` float32, within the range."""
