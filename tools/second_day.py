@@ -32,7 +32,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=450, help="of the fine-tuned world model")
     parser.add_argument("--tokenizer-steps", type=int, default=300, help="of the fine-tuned one")
     parser.add_argument("--name", default="", help="suffix of the arms, for other options")
-    arguments, arguments.options = parser.parse_known_args()
+    arguments, options = parser.parse_known_args()
+    arguments.options = options
     for arm in arguments.arms:
         model = _model(arm, arguments)
         report = arguments.out / f"{arm}{arguments.name}" / "report"
@@ -43,8 +44,9 @@ def main() -> None:
 
 def _model(arm: str, given: argparse.Namespace) -> Path:
     """The folder of the model of an arm, which is trained unless it is there."""
+    run: Path = given.run
     if arm == "before":
-        return given.run / "world_model"
+        return run / "world_model"
     out: Path = given.out / f"{arm}{given.name}"
     if arm == "whole_day":
         small = ["--size", "small", "--device", "cpu"]
@@ -52,18 +54,18 @@ def _model(arm: str, given: argparse.Namespace) -> Path:
         _tokens(given.full, out / "tokenizer", out / "tokens", ["--shifted-copies", 3])
         _fit("world-model", out, out / "tokens", [*small, *_steps(1250)])
         return out / "world_model"
-    bins = ["--vocabulary-of", given.run]
-    trained, old = given.run / "world_model/model/tokenizer", given.run / "tokens"
+    bins = ["--vocabulary-of", run]
+    trained, old = run / "world_model/model/tokenizer", run / "tokens"
     if arm == "tokenizer":
         trained = out / "tokenizer"
-        options = ["--from", given.run, *_mixed(given.run / "frames"), "--model.max_shift", 4]
+        options = ["--from", run, *_mixed(run / "frames"), "--model.max_shift", 4]
         _fit("tokenizer", out, given.new, [*options, *_steps(given.tokenizer_steps)])
-        _tokens(given.run / "frames", trained, out / "old_tokens", bins)
+        _tokens(run / "frames", trained, out / "old_tokens", bins)
         old = out / "old_tokens"
     tokens = given.out / "tokens" if arm != "tokenizer" else out / "tokens"
     _tokens(given.new, trained, tokens, [*bins, "--shifted-copies", 7])
     mixture = [] if arm == "alone" else _mixed(old)
-    options = ["--from", given.run, *mixture, *_steps(given.steps), *given.options]
+    options = ["--from", run, *mixture, *_steps(given.steps), *given.options]
     _fit("world-model", out, tokens, options)
     return out / "world_model"
 

@@ -73,8 +73,9 @@ def test_a_second_day_step_by_step(
         assert child["parent"]["weights_sha256"] == parent["weights_sha256"]
         assert child["learning_rate"] == pytest.approx(0.3 * parent["learning_rate"])
         assert child["batch_size"] == parent["batch_size"] and child["num_steps"] == 4
-    of_both = [load_file(run / "model" / "model.safetensors") for run in (
-        first_day / "tokenizer", trained)]
+    of_both = [
+        load_file(run / "model" / "model.safetensors") for run in (first_day / "tokenizer", trained)
+    ]
     assert (of_both[0]["mean_frame"] == of_both[1]["mean_frame"]).all()
     assert now["tokenizer_hash"] != before["tokenizer_hash"] == now["parent"]["tokenizer_hash"]
     assert [item["share"] for item in now["data_mixture"]] == pytest.approx([1 / 3, 2 / 3])

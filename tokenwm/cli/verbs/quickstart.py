@@ -45,7 +45,7 @@ EVALUATION_STEPS_PER_READOUT_STEP = 0.15
 MINUTES, SECOND_DAY_MINUTES = 15.0, 6.0
 """Time for everything, unless it is given; the second with a model to begin from."""
 OLD_WEIGHT = 1.0
-"""Windows of each older dataset for each window of the new one."""
+"""Windows of all older datasets for each window of the new one."""
 DEBUG_STEPS = 20
 """Steps of fine-tuning a model of the size ``debug``."""
 LEAST_SECONDS = 10.0
@@ -138,7 +138,7 @@ class Quickstart:
         return {"minutes": minutes, **{name: out / name for name in FOLDERS}}
 
     def _keeps_tokenizer(self, first_day: FirstDay, frames: Path) -> bool:
-        """Whether new frames are so well reconstructed that nothing is to be trained; decided once.
+        """True if the tokenizer reconstructs new frames nearly as well as its own; decided once.
 
         Raises:
             TokenwmError: The frames are of another kind than the model.
@@ -176,6 +176,10 @@ class Quickstart:
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
         self._do("evaluate", evaluate.main, report)
+        if self.first_day is not None:
+            before = [str(self.first_day.model), "--data", str(frames), "--out"]
+            before = ["tokenwm", "evaluate", *before, str(out / "report_before")]
+            say(self.console, f"as it was before: {shlex.join(before)}")
 
     def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> None:
         self._say(verb, argv)
@@ -268,8 +272,9 @@ def _config(verb: str, size: str) -> Path:
 
 
 def _mixture(*roots: str | None) -> list[str]:
-    """The options that mix datasets in, each with the weight of the new one."""
-    items = [{"root": root, "weight": OLD_WEIGHT} for root in roots if root is not None]
+    """The options that mix older datasets in, alike."""
+    known = [root for root in roots if root is not None]
+    items = [{"root": root, "weight": OLD_WEIGHT / len(known)} for root in known]
     return [f"--data.mixture={json.dumps(items)}"] if items else []
 
 

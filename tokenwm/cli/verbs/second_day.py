@@ -12,6 +12,7 @@ from tokenwm.data.loading.order import evenly_spaced
 from tokenwm.data.shards.reader import ShardReader, stack_cameras
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.data_of import data_of, tokens_of
+from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.evaluation.outside import HOME_FIGURE
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import load
@@ -69,7 +70,7 @@ class FirstDay:
             seen = torch.tensor(whole[evenly_spaced(len(whole), count)])
             decoded = tokenizer.decode_frames(tokenizer.encode_frames(seen))
             errors.append(float(((decoded.float() - seen.float()) / 255.0).square().mean()))
-        return float(-10.0 * np.log10(max(1e-10, np.mean(errors)))), metrics.get(HOME_FIGURE)
+        return float(psnr_from_mse(float(np.mean(errors)))), metrics.get(HOME_FIGURE)
 
     def old_frames(self) -> str | None:
         """Frames that its tokenizer was trained on; None if they are not there."""

@@ -48,7 +48,7 @@ def headline(evaluation: Evaluation) -> list[str]:
     if evaluation.has_other_splits:
         sentences.insert(
             0,
-            f"{OTHER_SPLITS}: the model, or one that it was fine-tuned from, was trained on the same "
+            f"{OTHER_SPLITS}: the model, or one it was fine-tuned from, was trained on the same "
             "recordings under other splits, so it may know some of these episodes. Prepare them "
             "with the splits of its training.",
         )
