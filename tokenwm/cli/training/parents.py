@@ -2,27 +2,22 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from tokenwm.checkpoint import (
-    REMOVED_OPTIONS,
-    find_checkpoint,
-    load_tokenizer,
-    load_world_model,
-    read_config,
-    read_provenance,
-)
+from tokenwm.checkpoint import find_checkpoint, load_tokenizer, load_world_model, read_provenance
 from tokenwm.parent import Parent, lineage
+from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.training import OptimizerConfig
+from tokenwm.transformer.world_model import WorldModel
 
 KINDS = {"tokenizer": "frame_tokenizer", "world-model": "world_model"}
 """Verb → kind of the checkpoint that it trains."""
 LEARNING_RATE_SHARE = 0.3
 """Peak learning rate of fine-tuning, as a share of the parent's own."""
 WARMUP_STEPS = 20
-VALIDATION = {"val_check_interval": 200}
+STEPS_BETWEEN_VALIDATIONS = 200
 
 
 def load_parent(verb: str, path: str) -> Parent:
@@ -65,27 +60,35 @@ def with_inherited_options(verb: str, argv: Sequence[str]) -> list[str]:
     path = getattr(parser.parse_known_args(argv[1:])[0], "from")
     if path is None or argv[0] != "fit":
         return list(argv)
-    folder = find_checkpoint(path, KINDS[verb])
-    return [argv[0], f"--config={json.dumps(_inherited(verb, folder))}", *argv[1:]]
+    options = _inherited(load_parent(verb, path))
+    return [argv[0], f"--config={json.dumps(options)}", *argv[1:]]
 
 
-def _inherited(verb: str, folder: Path) -> dict[str, Any]:
-    config, origin = read_config(folder), read_provenance(folder)
-    name = "tokenizer" if verb == "tokenizer" else "model"
-    sizes = config["tokenizer" if verb == "tokenizer" else "world_model"]
+def _inherited(parent: Parent) -> dict[str, Any]:
+    """Options as LightningCLI has them: checked numbers and names, whatever the folder holds."""
+    model, origin = parent.model, parent.provenance
+    assert isinstance(model, FrameTokenizer | WorldModel)
     # The peak of the first of them, not a share of a share.
-    rates = [each["learning_rate"] for each in lineage(origin) if "learning_rate" in each]
+    rates = [rate for each in lineage(origin) if (rate := _number(each, "learning_rate"))]
     rate = max(rates, default=OptimizerConfig.learning_rate)
-    data = {key: origin[key] for key in ("num_steps", "batch_size") if key in origin}
-    precision = {key: origin[key] for key in ("precision",) if key in origin}
+    sizes = {name: _number(origin, name) for name in ("num_steps", "batch_size")}
+    precision = origin.get("precision")
     return {
         "model": {
-            name: {k: v for k, v in sizes.items() if k not in REMOVED_OPTIONS},
+            "tokenizer" if isinstance(model, FrameTokenizer) else "model": asdict(model.config),
             "optimizer": {
                 "learning_rate": LEARNING_RATE_SHARE * rate,
                 "warmup_steps": WARMUP_STEPS,
             },
         },
-        "data": {**data, "num_val_batches": 8},
-        "trainer": {**VALIDATION, **precision},
+        "data": {"num_val_batches": 8, **{name: size for name, size in sizes.items() if size}},
+        "trainer": {
+            "val_check_interval": STEPS_BETWEEN_VALIDATIONS,
+            **({"precision": precision} if isinstance(precision, str) else {}),
+        },
     }
+
+
+def _number(origin: Mapping[str, Any], name: str) -> int | float | None:
+    value = origin.get(name)
+    return value if type(value) in (int, float) and value > 0 else None
