@@ -48,11 +48,12 @@ def tokens_of(folder: Path) -> list[str]:
         folder: Checkpoint folder of a world model.
     """
     provenance = read_provenance(folder)
+    mixed = provenance.get("data_mixture")
     found = {}
-    for item in (provenance, *provenance.get("data_mixture", ())):
-        data, digest = item.get("data"), item.get("data_manifest_sha256")
+    for item in (provenance, *(mixed if isinstance(mixed, list) else ())):
+        data = item.get("data") if isinstance(item, dict) else None
         if isinstance(data, str) and not is_url(data) and data not in found:
-            found[data] = _place_of(folder, data, digest)
+            found[data] = _place_of(folder, data, item.get("data_manifest_sha256"))
     return [str(place) for place in found.values() if place is not None]
 
 

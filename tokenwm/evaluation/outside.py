@@ -1,9 +1,9 @@
 """Distance of measured episodes from what a model was trained on: values, and pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,7 @@ def summarize_outside(
                 worst_excess=float(excess[worst]),
             )
         )
-    home = [_at_home(model) for model in models]
+    home = [psnr_at_home(model.tokenizer_provenance) for model in models]
     known = [psnr for psnr in home if psnr is not None]
     return OutsideTraining(
         values=tuple(values),
@@ -162,8 +162,9 @@ def summarize_outside(
     )
 
 
-def _at_home(model: TokenWorldModel) -> float | None:
-    metrics = model.tokenizer_provenance.get("metrics")
+def psnr_at_home(tokenizer_provenance: Mapping[str, Any]) -> float | None:
+    """PSNR of a tokenizer on its own val split, as its training noted it, dB, if there was one."""
+    metrics = tokenizer_provenance.get("metrics")
     psnr = metrics.get(HOME_FIGURE) if isinstance(metrics, dict) else None
     if not isinstance(psnr, int | float) or isinstance(psnr, bool) or not math.isfinite(psnr):
         return None

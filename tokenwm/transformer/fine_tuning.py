@@ -5,6 +5,7 @@ from dataclasses import asdict
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import CheckpointError
 from tokenwm.parent import Parent
+from tokenwm.resume import check_shapes
 from tokenwm.transformer.world_model import WorldModel
 
 FREE_OPTIONS = ("dropout",)
@@ -49,6 +50,7 @@ def begin_from(parent: Parent, model: WorldModel, data: Manifest) -> None:
     for name in before | now:
         where = "leave it away, since sizes are the parent's"
         parent.require_same(f"model.model.{name} is", before.get(name), now.get(name), where)
+    check_shapes(old.state_dict(), model.state_dict())
     wanted = model.vocabulary.reward_range
     model.set_reward_range(old.vocabulary.reward_range)
     model.load_state_dict(old.state_dict())

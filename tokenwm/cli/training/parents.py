@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -91,4 +92,6 @@ def _inherited(parent: Parent) -> dict[str, Any]:
 
 def _number(origin: Mapping[str, Any], name: str) -> int | float | None:
     value = origin.get(name)
-    return value if type(value) in (int, float) and value > 0 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 < value < math.inf else None

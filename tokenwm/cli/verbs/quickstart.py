@@ -115,6 +115,8 @@ class Quickstart:
         recipe_file = find_file(self.arguments.recipe)
         if self.arguments.size == "debug" and load_recipe(recipe_file).records:
             overrides = [*_DEBUG_DATA, *overrides]
+        if self.first_day is not None:
+            self.first_day.check_recipe(load_recipe(recipe_file, overrides))
         recipe = [str(recipe_file), "--out", str(frames)]
         self._do("prepare", prepare.main, [*recipe, *(["--set", *overrides] if overrides else [])])
         if self.first_day is not None and self._keeps_tokenizer(self.first_day, frames):

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from tokenwm.checkpoint import find_checkpoint, load_tokenizer, read_provenance
+from tokenwm.checkpoint import find_checkpoint, load_tokenizer, read_config, read_provenance
 from tokenwm.data.loading.order import evenly_spaced
+from tokenwm.data.recipes.recipe import Recipe
 from tokenwm.data.shards.reader import ShardReader, stack_cameras
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.data_of import data_of, tokens_of
 from tokenwm.evaluation.metrics import psnr_from_mse
-from tokenwm.evaluation.outside import HOME_FIGURE
+from tokenwm.evaluation.outside import psnr_at_home
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import load
 
@@ -48,6 +48,26 @@ class FirstDay:
         """Checkpoint folder of its tokenizer."""
         return self.model / "tokenizer"
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Check, before anything is prepared, what a recipe says of cameras, size and rate.
+
+        Raises:
+            TokenwmError: It differs from what the model was trained on.
+        """
+        config, of_tokenizer = read_config(self.model), read_config(self.tokenizer)
+        named = getattr(recipe.source, "cameras", None)
+        cameras = list(named) if isinstance(named, dict) else config["cameras"]  # else found later
+        for key, wanted, found in (
+            ("source.cameras", config["cameras"], cameras),
+            ("image_size", of_tokenizer["image_size"], list(recipe.image_size)),
+            ("control_rate", config["control_rate"], recipe.control_rate),
+        ):
+            if wanted != found:
+                raise TokenwmError(
+                    f"{key} of the recipe {recipe.name} is {found}, but {wanted} in the data that "
+                    f"{self.path} was trained on; give the same (--recipe, --set)"
+                )
+
     def check(self, frames: Path) -> None:
         """Check that new frames are of the kind that the model was trained on.
 
@@ -58,7 +78,7 @@ class FirstDay:
 
     def reconstruction(self, frames: Path) -> tuple[float, float | None]:
         """PSNR of new training frames through its tokenizer, and on its own val split, in dB."""
-        metrics: Any = read_provenance(self.tokenizer).get("metrics", {})
+        home = psnr_at_home(read_provenance(self.tokenizer))
         tokenizer, reader = load_tokenizer(self.tokenizer), ShardReader(frames)
         keys = reader.keys("train")
         count = max(1, SAMPLE_FRAMES // len(keys))
@@ -70,7 +90,7 @@ class FirstDay:
             seen = torch.tensor(whole[evenly_spaced(len(whole), count)])
             decoded = tokenizer.decode_frames(tokenizer.encode_frames(seen))
             errors.append(float(((decoded.float() - seen.float()) / 255.0).square().mean()))
-        return float(psnr_from_mse(float(np.mean(errors)))), metrics.get(HOME_FIGURE)
+        return float(psnr_from_mse(float(np.mean(errors)))), home
 
     def old_frames(self) -> str | None:
         """Frames that its tokenizer was trained on; None if they are not there."""
