@@ -72,6 +72,7 @@ def test_a_second_day_step_by_step(
         parent, child = provenance(first_day / stage), provenance(path)
         assert child["parent"]["weights_sha256"] == parent["weights_sha256"]
         assert child["learning_rate"] == pytest.approx(0.3 * parent["learning_rate"])
+        assert child.get("crop") == parent.get("crop")
         assert child["batch_size"] == parent["batch_size"] and child["num_steps"] == 4
     of_both = [
         load_file(run / "model" / "model.safetensors") for run in (first_day / "tokenizer", trained)

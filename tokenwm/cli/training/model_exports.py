@@ -24,6 +24,9 @@ from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import TrainingModule
 from tokenwm.transformer.training import WorldModelModule
 
+AUGMENTATION = ("max_shift", "noise", "crop")
+"""Options of a tokenizer's training that are kept with it: fine-tuning takes them over."""
+
 
 class _Export(pl.Callback):
     """Writes a checkpoint folder when training ends, with where it comes from.
@@ -65,6 +68,8 @@ class _Export(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         self._origin["learning_rate"] = pl_module.optimizer_config.learning_rate
         self._origin["precision"] = str(trainer.precision)
+        options = pl_module.model_options()
+        self._origin |= {name: options[name] for name in AUGMENTATION if name in options}
         if pl_module.parent is not None:
             self._origin["parent"] = pl_module.parent.record()
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tokenwm.checkpoint import find_checkpoint, load_tokenizer, load_world_model, read_provenance
+from tokenwm.cli.training.model_exports import AUGMENTATION
 from tokenwm.parent import Parent, lineage
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.training import OptimizerConfig
@@ -73,10 +74,13 @@ def _inherited(parent: Parent) -> dict[str, Any]:
     rates = [rate for each in lineage(origin) if (rate := _number(each, "learning_rate"))]
     rate = max(rates, default=OptimizerConfig.learning_rate)
     sizes = {name: _number(origin, name) for name in ("num_steps", "batch_size")}
+    is_tokenizer = isinstance(model, FrameTokenizer)
+    augmentation = {name: _number(origin, name) or 0 for name in AUGMENTATION if is_tokenizer}
     precision = origin.get("precision")
     return {
         "model": {
-            "tokenizer" if isinstance(model, FrameTokenizer) else "model": asdict(model.config),
+            "tokenizer" if is_tokenizer else "model": asdict(model.config),
+            **augmentation,
             "optimizer": {
                 "learning_rate": LEARNING_RATE_SHARE * rate,
                 "warmup_steps": WARMUP_STEPS,
