@@ -52,6 +52,7 @@ class ContinuousHead(nn.Module):
     ) -> None:
         super().__init__()
         self.increments = increments
+        self.num_near = tokenizer.num_values - 2 * tokenizer.margin_bins
         self.dynamics = LinearDynamics(tokenizer, action)
         # What least squares found holds elsewhere, gradients fit it to the places of the training.
         self.dynamics.requires_grad_(not increments)
@@ -89,11 +90,11 @@ class ContinuousHead(nn.Module):
         if self.increments:
             coefficients = features_around(coefficients, expected)
         logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features).float()
-        return logits + self._log_prior(expected)
+        return logits + self._log_prior(expected, self.centers)
 
-    def _log_prior(self, expected: Tensor) -> Tensor:
-        """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)`` float32."""
-        distance = (self.centers.float() - expected.float().unsqueeze(-1)).abs()
+    def _log_prior(self, expected: Tensor, centers: Tensor) -> Tensor:
+        """Laplace prior around ``(..., P)`` values: its logits at ``(..., P, bins)``, float32."""
+        distance = (centers.float() - expected.float().unsqueeze(-1)).abs()
         return -self.log_sharpness.float().exp().unsqueeze(-1) * distance
 
     def values_of(self, tokens: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ class ContinuousHead(nn.Module):
         step (error diffusion, Floyd & Steinberg 1976). The value moves as the linear dynamics say,
         which know no bins, and by what the rest of the head adds to the expectation of their prior.
         That expectation is over the hump of the most likely bin, as far as probability falls on
-        both sides of it: a gripper that may open or stay shut does not stand half open.
+        both sides of it: a gripper that may open or stay shut does not stand half open. Both are
+        taken over as many bins around as the training data has, not over the margins too.
 
         Args:
             logits: ``(B, P, bins)``, from :meth:`forward`.
@@ -121,20 +123,38 @@ class ContinuousHead(nn.Module):
         Returns:
             The tokens and the values of the step, ``(B, P)`` each.
         """
-        likely = logits.argmax(-1, keepdim=True)
-        slope = logits.diff(dim=-1)  # (B, P, bins - 1)
+        likely = logits.argmax(-1)
+        near = self._around(likely)
+        logits, peak = logits.gather(-1, near), likely.unsqueeze(-1) - near[..., :1]
+        slope = logits.diff(dim=-1)
         edge = torch.arange(slope.shape[-1], device=logits.device)  # between it and the next bin
-        is_valley = torch.where(edge < likely, slope < 0, slope > 0)
+        is_valley = torch.where(edge < peak, slope < 0, slope > 0)
         hump = F.pad(is_valley.cumsum(-1), (1, 0))
-        inside = logits.masked_fill(hump != hump.gather(-1, likely), -math.inf)
+        inside = logits.masked_fill(hump != hump.gather(-1, peak), -math.inf)
         expected = self.dynamics(previous, action)
-        added = self._mean(inside) - self._mean(self._log_prior(expected))
+        centers = self._centers_of(self._around(self._bins_of(expected)))
+        added = _mean(inside, self._centers_of(near))
+        added = added - _mean(self._log_prior(expected, centers), centers)
         moved = (values + expected - self.values_of(previous) + added).clamp(*self.outer_edges)
-        return torch.searchsorted(self.inner_edges, moved.T.contiguous(), right=True).T, moved
+        return self._bins_of(moved), moved
 
-    def _mean(self, logits: Tensor) -> Tensor:
-        """``(..., P, bins)`` → the expected bin centre, ``(..., P)``."""
-        return (logits.to(self.centers.dtype).softmax(-1) * self.centers).sum(-1)
+    def _bins_of(self, values: Tensor) -> Tensor:
+        """``(B, P)`` → the same shape, int64."""
+        return torch.searchsorted(self.inner_edges, values.T.contiguous(), right=True).T
+
+    def _around(self, bins: Tensor) -> Tensor:
+        """``(B, P)`` → ``(B, P, W)`` bins around, ``W`` of them, as many as the range has."""
+        first = (bins - self.num_near // 2).clamp(0, self.centers.shape[-1] - self.num_near)
+        return first.unsqueeze(-1) + torch.arange(self.num_near, device=bins.device)
+
+    def _centers_of(self, bins: Tensor) -> Tensor:
+        """``(B, P, W)`` → the same shape."""
+        return self.centers[self.dimension.unsqueeze(-1), bins]
+
+
+def _mean(logits: Tensor, centers: Tensor) -> Tensor:
+    """``(..., P, W)`` logits of bins and their centres → the expected centre, ``(..., P)``."""
+    return (logits.to(centers.dtype).softmax(-1) * centers).sum(-1)
 
 
 class DiscreteHead(nn.Module):
