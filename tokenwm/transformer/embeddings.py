@@ -69,7 +69,9 @@ class ScalarEmbedding(nn.Module):
 
     Bins enter as Fourier features of their centre, so near values are near from the start and a
     dimension needs no table of ``bins × D`` to be learned; a two-layer network lets dimensions
-    interact. Discrete ids have a table.
+    interact. Values beyond the training data enter as its nearest, since a network says nothing
+    sensible of numbers that it never saw; what they move is left to
+    :class:`~tokenwm.transformer.dynamics.LinearDynamics`. Discrete ids have a table.
     """
 
     features: Tensor
@@ -79,7 +81,7 @@ class ScalarEmbedding(nn.Module):
         super().__init__()
         self.is_continuous = isinstance(tokenizer, BinTokenizer)
         if isinstance(tokenizer, BinTokenizer):
-            _, features = center_features(tokenizer)
+            features = fourier_features(center_features(tokenizer)[0].clamp(-1.0, 1.0))
         else:
             features = one_hot_ids(tokenizer)
         self.register_buffer("features", features, persistent=False)

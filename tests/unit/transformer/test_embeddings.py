@@ -85,6 +85,14 @@ def test_near_bins_are_near_and_dimensions_differ() -> None:
     assert not torch.allclose(embedding(torch.tensor([10, 50])), embedding(torch.tensor([50, 10])))
 
 
+@torch.no_grad()
+def test_values_in_the_margin_enter_as_the_end_of_the_training_data() -> None:
+    embedding = ScalarEmbedding(binning(1, 16, margin_bins=4), 32)
+    assert embedding(torch.tensor([[1], [15]])).isfinite().all()
+    assert torch.equal(embedding(torch.tensor([[0], [15]])), embedding(torch.tensor([[3], [12]])))
+    assert not torch.allclose(embedding(torch.tensor([4])), embedding(torch.tensor([3])))
+
+
 def test_discrete_ids_are_told_apart() -> None:
     torch.manual_seed(0)
     embedding = ScalarEmbedding(DiscreteTokenizer(num_values=5, num_dimensions=2), 32)
