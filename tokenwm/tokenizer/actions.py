@@ -70,8 +70,11 @@ class BinTokenizer:
             num_bins: Bins per dimension over the range of the training data, 2 to 65536.
             method: ``uniform`` divides [minimum, maximum] evenly; ``quantile`` puts about as many
                 training values into each bin.
-            margin: What bins cover beyond that range on each side, as a share of it. These have
-                the mean width of the others and come on top of ``num_bins``.
+            margin: What further bins cover beyond that range on each side, 0 to 100 of such
+                ranges: the dimension's own or, if that is larger, the median dimension's, since
+                what hardly moves on one day stands elsewhere on another. The first are as wide as
+                those inside on the mean, and the further away the wider. There are at most
+                ``num_bins`` of them on each side.
             names: Names of the dimensions.
             units: Unit of the values.
 
@@ -82,9 +85,9 @@ class BinTokenizer:
             raise TokenwmError(
                 f"num_bins={num_bins}; tokens are stored as uint16, so use 2 to 65536"
             )
-        if not 0.0 <= margin <= 65536.0:
-            raise TokenwmError(f"margin={margin}; use 0 (no bins beyond the training data) or more")
-        margin_bins = math.ceil(margin * num_bins)
+        if not 0.0 <= margin <= 100.0:
+            raise TokenwmError(f"margin={margin}; use 0 (no bins beyond the training data) to 100")
+        margin_bins = math.ceil(min(margin, 1.0) * num_bins)
         if num_bins + 2 * margin_bins > 65536:
             raise TokenwmError(
                 f"margin={margin} makes {num_bins + 2 * margin_bins} of {num_bins} bins; tokens "
@@ -102,17 +105,26 @@ class BinTokenizer:
             edges[:, -1:] = np.maximum(high, low + least)
         still: tuple[int, ...] = ()
         if margin_bins:
+            moves = (high - low)[high - low > least]
+            typical = np.maximum(least, np.median(moves) if len(moves) else 1.0)
             width = np.maximum(high - low, least) / num_bins
-            steps = width * np.arange(1, margin_bins + 1)
+            number = np.arange(1, margin_bins + 1)
+            pairs = number * (number + 1) / 2  # sums of 1 to number, by which widths grow
+            cover = margin * np.maximum(width * num_bins, typical)
+            growth = np.maximum(cover / width - margin_bins, 0.0) / pairs[-1]
+            steps = width * (number + growth * pairs)
             edges = np.hstack([edges[:, :1] - steps[:, ::-1], edges, edges[:, -1:] + steps])
             # How far a dimension will move that never did, nobody knows: as far as others do.
-            moves = (high - low)[high - low > least]
-            width = np.maximum(least, np.median(moves) if len(moves) else 1.0) / num_bins
-            still = tuple(np.flatnonzero(high - low <= np.minimum(least, width)).tolist())
+            still = tuple(np.flatnonzero(high - low <= np.minimum(least, typical / num_bins)))
             places = np.arange(edges.shape[1]) - (edges.shape[1] - 1) // 2 - 0.5
-            edges[list(still)] = ((low + high) / 2 + width * places)[list(still)]
+            even = (low + high) / 2 + typical / num_bins * places
+            edges[list(still)] = even[list(still)]
         return cls(
-            edges=edges, names=tuple(names), units=units, margin_bins=margin_bins, still=still
+            edges=edges,
+            names=tuple(names),
+            units=units,
+            margin_bins=margin_bins,
+            still=tuple(int(number) for number in still),
         )
 
     @property

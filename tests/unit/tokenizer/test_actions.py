@@ -22,7 +22,7 @@ from tokenwm.tokenizer.actions import (
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 
 METHODS = st.sampled_from(["uniform", "quantile"])
-MARGINS = st.sampled_from([0.0, 0.1, 1.0])
+MARGINS = st.sampled_from([0.0, 0.1, 2.0])
 finite = st.floats(-1e3, 1e3, width=32)
 
 
@@ -142,13 +142,13 @@ def test_a_margin_goes_on_where_the_training_data_ends(
     quantiles: NDArray[np.float64], method: Literal["uniform", "quantile"], num_bins: int
 ) -> None:
     """Bins inside are what they were, the training data is in [-1, 1], and half a range further
-    is half a range further."""
+    is half a range further, to an error that grows with the distance."""
     quantiles = quantiles.round(3)  # the sum of -1 and 1e-20 is -1
     plain = BinTokenizer.fit(quantiles, num_bins=num_bins, method=method)
-    wide = BinTokenizer.fit(quantiles, num_bins=num_bins, method=method, margin=0.6)
+    wide = BinTokenizer.fit(quantiles, num_bins=num_bins, method=method, margin=1.5)
     moving = sorted(set(range(len(quantiles))) - set(wide.still))
     count = wide.margin_bins
-    assert wide.num_values == num_bins + 2 * count and count >= 0.6 * num_bins
+    assert wide.num_values == num_bins + 2 * count and count == num_bins
     np.testing.assert_array_equal(wide.edges[moving, count:-count], plain.edges[moving])
     low, high = wide.training_range
     np.testing.assert_allclose(wide.scale(high)[moving], 1.0)
@@ -156,11 +156,27 @@ def test_a_margin_goes_on_where_the_training_data_ends(
     further = high + 0.5 * (plain.edges[:, -1] - plain.edges[:, 0])
     far = np.abs(further - high) > 1e-5 * np.abs(high)  # so that float32 tells
     assert wide.outside(further)[far].all()
+    width = np.diff(wide.edges, axis=1)[moving]
+    growing = width[:, -count:]
+    assert (
+        np.diff(growing, axis=1) >= -1e-9 * np.abs(wide.edges[moving]).max(1, keepdims=True)
+    ).all()
+    least = 1.5 * (plain.edges[:, -1] - plain.edges[:, 0])
+    assert (wide.edges[:, -1] - high >= least * 0.999)[moving].all()
     assert not wide.clipped(further).any() and wide.clipped(further + 9e3).all()
     error = np.abs(wide.decode(wide.encode(further)) - further)
-    half = np.diff(wide.edges, axis=1)[:, 0] / 2
-    assert (error <= half * 1.001 + 1e-6 * np.abs(further))[moving].all()
+    assert (error[moving] <= 0.51 * growing.max(1) + 1e-6 * np.abs(further[moving])).all()
     assert (plain.margin_bins, plain.still) == (0, ())
+
+
+def test_bins_next_to_the_training_data_are_as_wide_as_those_inside() -> None:
+    """Beside a dimension in pixels an angle keeps its precision where it leaves its range."""
+    quantiles = np.array([[0.0, 512.0], [0.0, 400.0], [0.0, 1.0]])
+    tokenizer = BinTokenizer.fit(quantiles, num_bins=256, method="uniform", margin=2.0)
+    width = np.diff(tokenizer.edges, axis=1) / quantiles[:, 1:]
+    assert width[:2, -256].max() < 1.02 / 256 and width[2, -256] < 8 / 256
+    np.testing.assert_allclose(tokenizer.edges[:, -1] - quantiles[:, 1], [1024.0, 800.0, 800.0])
+    assert tokenizer.num_values == 768
 
 
 def test_what_never_moved_has_room_to_move_as_others_do() -> None:
@@ -214,13 +230,19 @@ def test_impossible_numbers_of_bins_are_refused(num_bins: int) -> None:
 
 @pytest.mark.parametrize(
     ("margin", "message"),
-    [(-0.1, "margin=-0.1; use 0"), (math.nan, "margin=nan"), (200.0, "102656 of 256 bins.*65536")],
-    ids=["negative", "nan", "many"],
+    [
+        (-0.1, "margin=-0.1; use 0"),
+        (math.nan, "margin=nan"),
+        (101.0, "margin=101.0; use 0 .* to 100"),
+    ],
+    ids=["negative", "nan", "huge"],
 )
 def test_impossible_margins_are_refused(margin: float, message: str) -> None:
     with pytest.raises(TokenwmError, match=message):
         quantiles = np.array([[0.0, 1.0]])
         BinTokenizer.fit(quantiles, num_bins=256, method="uniform", margin=margin)
+    with pytest.raises(TokenwmError, match="margin=2.0 makes 90000 of 30000 bins.*65536"):
+        BinTokenizer.fit(quantiles, num_bins=30_000, method="uniform", margin=2.0)
 
 
 @pytest.mark.parametrize(
