@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
         num_state_bins=arguments.state_bins,
         method=arguments.bins,
         use_state=not arguments.no_state,
+        margin=arguments.bin_margin,
     )
     if arguments.vocabulary_of is not None:
         vocabulary = _borrowed(arguments.vocabulary_of, vocabulary)
