@@ -1,17 +1,22 @@
 """The parent of a model: a finished one whose weights its training began from (fine-tuning)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from tokenwm.errors import CheckpointError
 
+FloatArray = NDArray[np.float64]
+
 INHERITED = (
     *("weights_sha256", "tokenizer_hash", "steps", "windows_seen", "learning_rate"),
     *("tokenwm_version", "code_revision"),
-    *("data", "data_name", "data_manifest_sha256", "data_provenance", "data_mixture", "parent"),
+    *("data", "data_name", "data_manifest_sha256", "data_provenance", "data_mixture"),
+    *("value_ranges", "parent"),
 )
 """Fields of its parent's provenance that a child keeps."""
 
@@ -72,6 +77,40 @@ def data_known_to(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             data = item.get("data_provenance") if isinstance(item, Mapping) else None
             if isinstance(data, Mapping):
                 yield data
+
+
+def value_ranges(datasets: Iterable[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Least and greatest values of actions and states over the train splits of datasets.
+
+    Args:
+        datasets: The statistics of each, as manifests hold them.
+
+    Returns:
+        ``action`` and ``state``, if known → ``[least, greatest]``, of each dimension.
+    """
+    known: dict[str, list[list[float]]] = {}
+    for statistics in datasets:
+        for name in ("action", "state"):
+            figures = statistics.get(name, {})
+            if {"min", "max"} <= figures.keys():
+                ends = [figures["min"], figures["max"]]
+                low, high = known.setdefault(name, ends)
+                known[name] = [
+                    np.minimum(low, ends[0]).tolist(),
+                    np.maximum(high, ends[1]).tolist(),
+                ]
+    return known
+
+
+def widened_range(
+    provenance: Mapping[str, Any], name: str, low: FloatArray, high: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """The range that bins were made for, with what the model was fine-tuned on since."""
+    for of_model in lineage(provenance):
+        ends = (of_model.get("value_ranges") or {}).get(name)
+        if ends is not None and np.shape(ends) == (2, len(low)):
+            low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])
+    return low, high
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import FloatArray
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
+from tokenwm.parent import widened_range
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer, beyond_range
 
 NOTABLE_SHARE = 0.01
 """Share of a dimension's values beyond its bins from which on the headline says it."""
@@ -105,14 +106,18 @@ def count_outside(
     """
     tokenizers = {"action": model.vocabulary.action, "state": model.vocabulary.state}
     return {
-        name: _count(tokenizer, reader, keys, name)
+        name: _count(tokenizer, reader, keys, name, model.provenance)
         for name, tokenizer in tokenizers.items()
         if tokenizer is not None
     }
 
 
 def _count(
-    tokenizer: ScalarTokenizer, reader: ShardReader, keys: Sequence[str], name: str
+    tokenizer: ScalarTokenizer,
+    reader: ShardReader,
+    keys: Sequence[str],
+    name: str,
+    provenance: Mapping[str, Any],
 ) -> OutsideCounts:
     counts = OutsideCounts(
         num_values=0,
@@ -124,11 +129,13 @@ def _count(
         rows = reader.arrays(key, [name])[name]
         rows = rows.reshape(len(rows), -1)[: -1 if name == "action" else None]
         if isinstance(tokenizer, BinTokenizer):
-            outside = tokenizer.outside(rows)
             (low, high), (least, most) = tokenizer.training_range, tokenizer.scale_range
+            low, high = widened_range(provenance, name, low, high)
+            clipped = tokenizer.clipped(rows)
+            outside = clipped | beyond_range(rows, low, high)
             beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (most - least)
             counts.excess = np.maximum(counts.excess, beyond.max(axis=0, initial=0.0))
-            counts.num_clipped += tokenizer.clipped(rows).sum(axis=0)
+            counts.num_clipped += clipped.sum(axis=0)
         else:
             outside = rows >= np.array(tokenizer.used_sizes)
         counts.num_values += len(rows)

@@ -273,6 +273,11 @@ def test_values_in_the_margin_are_outside_but_not_clipped() -> None:
     _, values = summarize_outside([model], [counts], 20.0).values
     assert values.share == pytest.approx(3 / 5) and values.clipped_share == pytest.approx(1 / 5)
     assert values.worst_excess == pytest.approx(0.75 / 2)
+    # A model that was fine-tuned on such values knows them, but for those that have no bin.
+    model.provenance = {"value_ranges": {"state": [[-9.0], [9.0]]}}
+    counts = count_outside(model, Reader(), ["one"])  # type: ignore[arg-type]
+    _, values = summarize_outside([model], [counts], 20.0).values
+    assert values.share == values.clipped_share == pytest.approx(1 / 5)
 
 
 def test_ids_that_the_training_data_never_used_are_outside() -> None:

@@ -19,6 +19,7 @@ from tokenwm.checkpoint import (
 )
 from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.parent import value_ranges
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import TrainingModule
@@ -72,6 +73,8 @@ class _Export(pl.Callback):
         self._origin |= {name: options[name] for name in AUGMENTATION if name in options}
         if pl_module.parent is not None:
             self._origin["parent"] = pl_module.parent.record()
+            statistics = (reader.manifest.statistics for reader in datamodule.readers)
+            self._origin["value_ranges"] = value_ranges(statistics)
 
     def _provenance(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Code, data, steps, last figures."""
