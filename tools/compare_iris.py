@@ -18,9 +18,10 @@ measures, of these pictures:
     ours, ours_plain            --ours, imagined greedily, with anchored decoding and without
     persistence                 the last observed frame
 
-``better`` is the one of greedy and sampled that is nearer to the truth. Figures of the object (the
-task state read off pictures; overlap and centre of Push-T's block as in tools/measure_block.py) are
-over starts in which it moves; differences in the task state are over all starts.
+``better`` is the one of greedy and sampled that is nearer to the truth: by PSNR over changed
+pixels, mean of the horizons printed. Figures of the object (the task state read off pictures;
+overlap and centre of Push-T's block as in tools/measure_block.py) are over starts in which it
+moves; differences in the task state are over all starts. Minutes are of IRIS's training alone.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from iris_checkout import load_checkout
+from iris_checkout import Checkout, load_checkout
 from iris_data import ActionCodes, Recording
 from iris_model import Iris, Stage
 from iris_scores import Scores, Setting, summarize
@@ -135,6 +136,7 @@ def choose(given: argparse.Namespace, ours: TokenWorldModel | None) -> Setting:
         readout = fit_readout(reader)[0] if ours is None else readout_for(ours, reader)
     return Setting(
         reader=reader,
+        split=split,
         rows=rows,
         num_context=given.context,
         horizon=given.horizon,
@@ -208,11 +210,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"{given.data} has frames of {sides}; IRIS's are {iris.resolution} a side")
     stages = train(given, iris, recording)
     figures = summarize(measure(iris, codes, ours, setting), given.horizons)
-    manifest = setting.reader.manifest
-    report = {
+    about = report(given, checkout, setting, iris, recording, stages)
+    about["iris"]["actions"] = codes.describe()
+    about["ours"] = None if ours is None else _about(ours, given.ours)
+    print(json.dumps(plain({**about, **figures}), indent=1))
+
+
+def report(
+    given: argparse.Namespace,
+    checkout: Checkout,
+    setting: Setting,
+    iris: Iris,
+    recording: Recording,
+    stages: dict[str, Stage],
+) -> dict[str, Any]:
+    """All that the figures depend on, for the record."""
+    manifest, device = setting.reader.manifest, iris.device
+    return {
         "what": "IRIS beside tokenwm",
         "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {
             "tokenwm": tokenwm.__version__,
@@ -228,26 +245,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             "control_rate": manifest.control_rate,
         },
         "starts": {
-            "split": given.split,
+            "split": setting.split,
             "starts": len(setting.rows),
             "episodes": len(set(setting.keys)),
-            "context": given.context,
-            "horizon": given.horizon,
+            "context": setting.num_context,
+            "horizon": setting.horizon,
         },
         "iris": {
-            **{name: plain(stage) for name, stage in stages.items()},
+            **stages,
             "seed": given.seed,
             "parameters": {
                 name: sum(weights.numel() for weights in module.parameters())
                 for name, module in (("tokenizer", iris.tokenizer), ("world", iris.world_model))
             },
             "perceptual_loss": "an L1 term in its place",
-            "actions": codes.describe(),
         },
-        "ours": None if ours is None else _about(ours, given.ours),
-        **figures,
     }
-    print(json.dumps(plain(report), indent=1))
 
 
 def _about(model: TokenWorldModel, folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Used by ``tools/compare_iris.py``, which says what the pictures are called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ NO_CONTENDERS = ("iris_reconstruction", "persistence")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured on: the dataset, its starts, and who reads the task state off pictures."""
+    """Starts of a dataset to measure from, and the head that reads the task state off pictures."""
 
     reader: ShardReader
+    split: str
     rows: tuple[Start, ...]
     num_context: int
     horizon: int
@@ -120,8 +121,13 @@ def summarize(scores: Scores, horizons: Sequence[int]) -> dict[str, Any]:
     """Figures over episodes at some horizons; every list has one entry for each of them."""
     keys = scores.setting.keys
 
-    def at(curve: Curve) -> dict[str, list[Any]]:
-        return {name: [values[h - 1] for h in horizons] for name, values in plain(curve).items()}
+    def at(curve: Curve) -> dict[str, list[float | None]]:
+        figures = plain(curve)
+        figures = {"value": figures.pop("mean"), **figures}
+        return {
+            name: [None if values[h - 1] is None else round(values[h - 1], 4) for h in horizons]
+            for name, values in figures.items()
+        }
 
     psnr = {n: psnr_from_mse(over_episodes(t, keys)) for n, t in scores.mse_changed.items()}
     means = {n: np.nanmean(psnr[n][:, [h - 1 for h in horizons]]) for n in psnr}
@@ -138,13 +144,13 @@ def summarize(scores: Scores, horizons: Sequence[int]) -> dict[str, Any]:
             name: at(gain_curve(psnr["ours"] - psnr[name])) for name in psnr if name != "ours"
         }
     if scores.read:
-        found["task_state"] = _task_state(scores, better, at)
+        found["task_state"] = _task_state(scores, at)
     if scores.overlap:
         found["block"] = _block(scores, horizons)
     return found
 
 
-def _task_state(scores: Scores, better: str, at: Any) -> dict[str, Any]:
+def _task_state(scores: Scores, at: Callable[[Curve], Any]) -> dict[str, Any]:
     """Errors of what is read off pictures, and by how much ours are smaller."""
     setting, read = scores.setting, scores.read
     assert setting.readout is not None
@@ -168,22 +174,15 @@ def _task_state(scores: Scores, better: str, at: Any) -> dict[str, Any]:
                     of_all[kind] = at(kinds[kind])
                 of_all["iris_reconstruction"] = at(kinds["reconstruction"])
     if "ours" in read:
-        code = setting.readout.code
-        found["smaller_by_ours_than"] = {
-            quantity.name: {
+        code, others = setting.readout.code, [name for name in contenders if name != "ours"]
+        for quantity in quantities_of(code.names, code.units):
+            errors_of = {n: quantity.error(read[n], read["truth"]) for n in read if n != "truth"}
+            found.setdefault("smaller_by_ours_than", {})[quantity.name] = {
                 name: at(
-                    gain_curve(
-                        over_episodes(
-                            quantity.error(read[name], read["truth"])
-                            - quantity.error(read["ours"], read["truth"]),
-                            setting.keys,
-                        )
-                    )
+                    gain_curve(over_episodes(errors_of[name] - errors_of["ours"], setting.keys))
                 )
-                for name in (better, "persistence")
+                for name in (*others, "persistence")
             }
-            for quantity in quantities_of(code.names, code.units)
-        }
     return found
 
 
@@ -195,7 +194,7 @@ def _block(scores: Scores, horizons: Sequence[int]) -> dict[str, Any]:
     if not keys:
         return found
 
-    def at(values: FloatArray, middle: Any) -> dict[str, list[float]]:
+    def at(values: FloatArray, middle: Callable[..., FloatArray]) -> dict[str, list[float]]:
         picked = values[moved][:, [h - 1 for h in horizons]]
         return interval(picked, keys, middle)
 
