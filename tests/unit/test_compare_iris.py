@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tokenwm
 from tests.moving_square import make_model, save_model, write_squares
+from tests.small_models import shake
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.evaluation.evaluate import evaluate
@@ -179,26 +180,61 @@ def test_something_else_than_a_checkout_is_refused(tools: SimpleNamespace, tmp_p
         tools.iris_checkout.load_checkout(tmp_path)
 
 
-@pytest.mark.skipif(CHECKOUT is None, reason="IRIS_CHECKOUT names no checkout of IRIS")
-def test_the_whole_way_with_small_sizes(
-    tools: SimpleNamespace, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert CHECKOUT is not None
+@pytest.fixture(scope="module")
+def small_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout that IRIS_CHECKOUT names, with small sizes in its settings."""
+    if CHECKOUT is None:
+        pytest.skip("IRIS_CHECKOUT names no checkout of github.com/eloialonso/iris")
+    folder = tmp_path_factory.mktemp("iris")
     for name in ("src", "config"):
-        shutil.copytree(Path(CHECKOUT) / name, tmp_path / "iris" / name)
-    smaller = {
+        shutil.copytree(Path(CHECKOUT) / name, folder / name)
+    coder = {"resolution": 32, "ch": 32, "z_channels": 32, "ch_mult": [1, 1, 1, 1]}
+    smaller: dict[str, dict[str, Any]] = {
         "tokenizer": {"vocab_size": 16, "embed_dim": 32},
-        "world_model": {"num_layers": 1, "embed_dim": 16, "max_blocks": 4},
+        "world_model": {"num_layers": 2, "embed_dim": 16, "max_blocks": 6},
     }
     for name, sizes in smaller.items():
-        path = tmp_path / "iris" / "config" / name / "default.yaml"
+        path = folder / "config" / name / "default.yaml"
         settings = yaml.safe_load(path.read_text()) | sizes
         if name == "tokenizer":
-            coder = {"resolution": 32, "ch": 32, "z_channels": 32, "ch_mult": [1, 1, 1, 1]}
             settings["encoder"]["config"] |= coder
         path.write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def test_what_iris_imagines_is_what_its_full_pass_finds_likeliest(
+    tools: SimpleNamespace, small_checkout: Path
+) -> None:
+    torch.manual_seed(0)
+    checkout = tools.iris_checkout.load_checkout(small_checkout)
+    iris = tools.iris_model.Iris(checkout, 5, torch.device("cpu"))
+    shake(iris.world_model)
+    iris.world_model.eval()
+    frames, taken = torch.randint(16, (2, 3, 16)), torch.randint(5, (2, 2))
+    actions = torch.randint(5, (2, 3))
+    found = iris.imagine(frames, taken, actions)
+    everything = torch.cat([frames, found], 1)
+    done = torch.cat([taken, actions, actions[:, :1]], 1)[..., None]
+    with torch.no_grad():
+        logits = iris.world_model(torch.cat([everything, done], 2).flatten(1)).logits_observations
+    # Its loss compares these with all tokens of frames but the first.
+    likeliest = logits.argmax(-1)[:, :-1]
+    np.testing.assert_array_equal(likeliest[:, 3 * 16 - 1 :], found.flatten(1))
+    assert len(found.unique()) > 3
+    pictures = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    direct = iris.tokenizer.encode_decode(pictures / 255.0, True, True)
+    np.testing.assert_allclose(iris.decode(iris.encode(pictures)), direct, atol=1e-5)
+
+
+def test_the_whole_way_with_small_sizes(
+    tools: SimpleNamespace,
+    data: Path,
+    small_checkout: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = save_model(tmp_path / "model", make_model())
-    given = ["--iris", tmp_path / "iris", "--data", data, "--ours", model, "--seconds", 0.1]
+    given = ["--iris", small_checkout, "--data", data, "--ours", model, "--seconds", 0.1]
     given += ["--tokenizer-batch", 2, "--world-model-batch", 2, "--context", 2, "--horizon", 4]
     given += ["--horizons", 1, 4, "--starts", 2]
     tools.compare_iris.main([str(value) for value in given])
