@@ -33,7 +33,9 @@ from tokenwm.imagination.token_world_model import load
 
 CARD, METRICS = "README.md", "metrics.json"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-NAME = re.compile(r"(heads/[\w-]+/|[\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetensors)", re.ASCII)
+NAME = re.compile(
+    r"(heads/[\w-]+/|[\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetensors)", re.ASCII
+)
 """Files that are pushed and pulled; others, such as code, pages and pickles, stay put."""
 MAX_FILES = 100_000
 PIECE_BYTES = 2**20
