@@ -82,8 +82,8 @@ class FrameTokenizerModule(TrainingModule):
         noise: In training up to so many levels of noise, of 255, are added to every value of every
             pixel that is encoded; what is to be reconstructed stays clean.
         crop: In training only squares with sides of so many pixels are taken of frames, around what
-            differs from the mean frame; a multiple of a token's side, at least four times as long, or
-            borders are all it learns. 0 takes whole frames.
+            differs from the mean frame: a multiple of a token's side, at least four times that, or
+            it learns borders only. 0 takes whole frames.
         compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with
             ``vq``, whose dead-code revival breaks the graph).
     """
