@@ -17,7 +17,7 @@ from tokenwm.evaluation.outside import psnr_at_home
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import load
 
-KEPT_LOSS = 1.5
+KEPT_LOSS = 0.5
 """dB of reconstruction below that at home up to which the tokenizer is kept as it is."""
 SAMPLE_FRAMES = 64
 
