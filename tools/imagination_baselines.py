@@ -139,7 +139,7 @@ def iris_engine(checkout: Path, model: WorldModel) -> Engine:
         checkout: Folder of https://github.com/eloialonso/iris.
         model: Whose sizes to take; as many key as query heads.
     """
-    modules = _iris_modules(checkout)
+    modules = iris_modules(checkout)
     config, layout = model.config.transformer, model.layout
     length, vocabulary = layout.positions_per_step, model.vocabulary
     sizes = modules["transformer"].TransformerConfig(
@@ -191,26 +191,26 @@ def iris_engine(checkout: Path, model: WorldModel) -> Engine:
     return decode
 
 
-def _iris_modules(checkout: Path) -> dict[str, ModuleType]:
-    """The files of IRIS that its world model needs, without those that would need a simulator."""
+def iris_modules(checkout: Path) -> dict[str, ModuleType]:
+    """The files of IRIS that its two models need, without those that would need a simulator.
+
+    Its losses are dicts here, and its perceptual loss, whose weights it downloads, is left out.
+    """
     folder = checkout / "src" / "models"
     if not (folder / "world_model.py").is_file():
         sys.exit(f"{checkout} is no checkout of https://github.com/eloialonso/iris")
-    package = ModuleType("iris_models")
-    package.__path__ = [str(folder)]
     stand_ins: dict[str, dict[str, Any]] = {
         "dataset": {"Batch": object},
-        "utils": {"init_weights": lambda module: None, "LossWithIntermediateLosses": object},
-        "iris_models.tokenizer": {"Tokenizer": object},
+        "utils": {"init_weights": lambda module: None, "LossWithIntermediateLosses": dict},
+        "iris_models": {"__path__": [str(folder)]},
+        "iris_models.tokenizer": {"__path__": [str(folder / "tokenizer")], "Tokenizer": object},
+        "iris_models.tokenizer.lpips": {"LPIPS": object},
     }
-    sys.modules["iris_models"] = package
     for name, contents in stand_ins.items():
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update(contents)
-    return {
-        name: importlib.import_module(f"iris_models.{name}")
-        for name in ("transformer", "world_model")
-    }
+    files = ("transformer", "world_model", "tokenizer.nets", "tokenizer.tokenizer")
+    return {name: importlib.import_module(f"iris_models.{name}") for name in files}
 
 
 def no_cache(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
