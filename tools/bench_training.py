@@ -20,6 +20,7 @@ Steps:
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -39,7 +40,6 @@ from torch import Tensor, nn
 from tokenwm.allocator import keep_freed_memory
 from tokenwm.flops import tokenizer_flops, world_model_flops
 from tokenwm.sequence.tokens import Tokens
-from tokenwm.throughput import measured_peak_flops
 from tokenwm.tokenizer.frames import FrameTokenizer, FrameTokenizerConfig
 from tokenwm.tokenizer.training import FrameTokenizerModule
 from tokenwm.training import OptimizerConfig, adamw
@@ -220,6 +220,17 @@ def steps_of(args: argparse.Namespace) -> dict[str, Step]:
     return {name: every[name]() for name in args.steps or every}
 
 
+def peak_flops(dtype: torch.dtype, clock: Callable[[], float], side: int = 1024) -> float:
+    """Operations per second of a large matrix product, the best of ten."""
+    matrix = torch.randn(side, side).to(dtype)
+    seconds = []
+    for _ in range(10):
+        start = clock()
+        matrix @ matrix
+        seconds.append(clock() - start)
+    return 2.0 * side**3 / min(seconds)
+
+
 def measure(args: argparse.Namespace, steps: dict[str, Step]) -> list[dict[str, Any]]:
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -234,7 +245,7 @@ def measure(args: argparse.Namespace, steps: dict[str, Step]) -> list[dict[str, 
         result = {"step": name, "s": medians[name], "s_best": min(times[name][1:])}
         if step.operations is not None:
             dtype = torch.bfloat16 if step.is_mixed else torch.float32
-            floor = step.operations / measured_peak_flops(torch.device("cpu"), dtype)
+            floor = step.operations / peak_flops(dtype, clock)
             result |= {"floor_s": floor, "share_of_floor": floor / medians[name]}
         for other in (f"iris_{name}", f"iris_{name.removesuffix('_float32')}_float32"):
             if other in medians:
@@ -277,6 +288,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "device": platform.processor(),
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg(),
         "clock": args.clock,
         "torch": torch.__version__,
         "world_model": [args.size, args.rows, args.num_steps, args.num_frame_tokens],
