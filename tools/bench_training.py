@@ -13,8 +13,8 @@ Steps:
     tokenizer         64 frames of 64×64 pixels, the sizes of configs/tokenizer/tokens16.yaml
     iris_world_model  the same with the network, losses and optimizer of IRIS itself (Micheli et
                       al. 2023); only with --iris, a checkout of github.com/eloialonso/iris
-    iris_tokenizer    the same frames through its tokenizer, without its perceptual loss; only with
-                      --iris
+    iris_tokenizer    the same frames through its tokenizer, with a distance of pixels in place of
+                      its perceptual loss; only with --iris
     …_float32         the same in float32 throughout, as IRIS itself trains, not in bf16-mixed
 """
 
@@ -29,12 +29,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from bench_imagination import SIZES, random_model
-from imagination_baselines import iris_modules
+from iris_checkout import Checkout, load_checkout
+from iris_model import Iris
 from torch import Tensor, nn
 
 from tokenwm.allocator import keep_freed_memory
@@ -91,13 +92,12 @@ def ours(module: nn.Module, loss_of: Callable[[], Tensor], is_mixed: bool, flops
     )
 
 
-def theirs(module: nn.Module, losses_of: Callable[[], dict[str, Tensor]], is_mixed: bool) -> Step:
+def theirs(module: nn.Module, loss_of: Callable[[], Any], is_mixed: bool) -> Step:
     """IRIS minimises the sum of its losses; its two optimizers take the same time."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
     return Step(
         module=module,
-        optimizer=optimizer,
-        loss_of=lambda: torch.stack(list(losses_of().values())).sum(),
+        optimizer=torch.optim.AdamW(module.parameters(), lr=1e-4),
+        loss_of=lambda: loss_of().loss_total,
         is_mixed=is_mixed,
         clip=10.0,
     )
@@ -130,28 +130,23 @@ def random_batch(args: argparse.Namespace, model: WorldModel) -> tuple[Tokens, T
     )
 
 
-def iris_world_model(
-    args: argparse.Namespace, modules: dict[str, ModuleType], is_mixed: bool
-) -> Step:
-    """Of the sizes of ours; its tokenizer is not run, which alone would take as long."""
+def iris_world_model(args: argparse.Namespace, checkout: Checkout, is_mixed: bool) -> Step:
+    """Of the sizes of ours; its tokenizer, which IRIS runs in every step, is not."""
     model = random_model(args.size, args.num_frame_tokens, torch.device("cpu"))
     tokens, valid, terminated = random_batch(args, model)
     config = model.config.transformer
-    sizes = modules["transformer"].TransformerConfig(
-        tokens_per_block=model.layout.positions_per_step,
-        max_blocks=args.num_steps,
-        attention="causal",
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        embed_dim=config.dim,
-        embed_pdrop=0.1,
-        resid_pdrop=0.1,
-        attn_pdrop=0.1,
-    )
-    iris = modules["world_model"].WorldModel(
+    sizes = {
+        **checkout.settings("world_model/default"),
+        "tokens_per_block": model.layout.positions_per_step,
+        "max_blocks": args.num_steps,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "embed_dim": config.dim,
+    }
+    iris = checkout.world_model.WorldModel(
         obs_vocab_size=model.vocabulary.codebook_size,
         act_vocab_size=model.vocabulary.action.num_values,
-        config=sizes,
+        config=checkout.transformer.TransformerConfig(**sizes),
     )
     batch = {
         "observations": None,
@@ -179,25 +174,9 @@ def tokenizer(args: argparse.Namespace, is_mixed: bool) -> Step:
     return ours(module, lambda: module._losses(batch)[0], is_mixed, flops)
 
 
-def iris_tokenizer(
-    args: argparse.Namespace, modules: dict[str, ModuleType], is_mixed: bool
-) -> Step:
-    """Its default sizes: 16 tokens of 512."""
-    nets, whole = modules["tokenizer.nets"], modules["tokenizer.tokenizer"]
-    sizes = nets.EncoderDecoderConfig(
-        resolution=IMAGE_SIZE[0],
-        in_channels=3,
-        z_channels=512,
-        ch=64,
-        ch_mult=[1, 1, 1, 1, 1],
-        num_res_blocks=2,
-        attn_resolutions=[8, 16],
-        out_ch=3,
-        dropout=0.0,
-    )
-    parts = (nets.Encoder(sizes), nets.Decoder(sizes))
-    iris = whole.Tokenizer(512, 512, *parts, with_lpips=False)
-    iris.lpips = lambda *_: torch.zeros(1)
+def iris_tokenizer(args: argparse.Namespace, checkout: Checkout, is_mixed: bool) -> Step:
+    """Of its default sizes."""
+    iris = Iris(checkout, num_actions=1, device=torch.device("cpu")).tokenizer
     frames = random_frames(args)[:, 0].movedim(-1, 2).float() / 255.0
     return theirs(iris, lambda: iris.compute_loss({"observations": frames}), is_mixed)
 
@@ -209,9 +188,9 @@ def steps_of(args: argparse.Namespace) -> dict[str, Step]:
         "tokenizer": partial(tokenizer, args),
     }
     if args.iris is not None:
-        modules = iris_modules(args.iris)
-        builders["iris_world_model"] = partial(iris_world_model, args, modules)
-        builders["iris_tokenizer"] = partial(iris_tokenizer, args, modules)
+        checkout = load_checkout(args.iris)
+        builders["iris_world_model"] = partial(iris_world_model, args, checkout)
+        builders["iris_tokenizer"] = partial(iris_tokenizer, args, checkout)
     every = {name: partial(build, True) for name, build in builders.items()}
     every |= {f"{name}_float32": partial(build, False) for name, build in builders.items()}
     unknown = set(args.steps or ()) - set(every)
