@@ -45,6 +45,9 @@ class WorldModelConfig:
         draft_layers: Layers of the head that predicts all tokens of the next frame at once (see
             :class:`~tokenwm.transformer.draft.DraftHead`); 0 for none.
         draft_weight: Weight of its loss.
+        state_increments: Predict states of real values relative to where linear dynamics lead, so
+            that what is learned in one place holds in another; see
+            :class:`~tokenwm.transformer.heads.ContinuousHead`. Models from before do not.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -54,6 +57,7 @@ class WorldModelConfig:
     termination_weight: float = 0.1
     draft_layers: int = 0
     draft_weight: float = 0.3
+    state_increments: bool = False
 
     def __post_init__(self) -> None:
         weights = (
@@ -150,7 +154,9 @@ class WorldModel(nn.Module):
         if state is None:
             self.state_head = None
         elif isinstance(state, BinTokenizer):
-            self.state_head = ContinuousHead(state, vocabulary.action, dim)
+            self.state_head = ContinuousHead(
+                state, vocabulary.action, dim, increments=config.state_increments
+            )
         else:
             self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
         self.reward_head: RewardHead | None = None
