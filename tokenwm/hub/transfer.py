@@ -18,7 +18,6 @@ from tokenwm.checkpoint import (
     PROVENANCE,
     VOCABULARY,
     load_tokenizer,
-    load_world_model,
     model_folder,
     read_provenance,
 )
@@ -26,12 +25,17 @@ from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.shards.verify import find_problems
 from tokenwm.data.storage.atomic import make_folder_atomically
 from tokenwm.errors import TokenwmError
+from tokenwm.heads.folder import HEAD, HEADS, load_head
+from tokenwm.heads.folder import WEIGHTS as HEAD_WEIGHTS
 from tokenwm.hub.card import make_card
 from tokenwm.hub.private import check_public, without_private
+from tokenwm.imagination.token_world_model import load
 
 CARD, METRICS = "README.md", "metrics.json"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetensors)", re.ASCII)
+NAME = re.compile(
+    r"(heads/[\w-]+/|[\w-][\w.-]*/)?[\w-][\w.-]*\.(tar|json|yaml|npy|md|safetensors)", re.ASCII
+)
 """Files that are pushed and pulled; others, such as code, pages and pickles, stay put."""
 MAX_FILES = 100_000
 PIECE_BYTES = 2**20
@@ -156,8 +160,10 @@ def _model_files(folder: Path) -> dict[str, bytes | Path]:
     names = [*FILES]
     if (folder / VOCABULARY).exists():
         names += [VOCABULARY, *(f"tokenizer/{name}" for name in FILES)]
+    for head in sorted(folder.glob(f"{HEADS}/*/{HEAD}")):
+        names += [f"{HEADS}/{head.parent.name}/{name}" for name in (HEAD, HEAD_WEIGHTS)]
     return {
-        name: _public_json(folder / name) if name.endswith(PROVENANCE) else folder / name
+        name: _public_json(folder / name) if name.endswith((PROVENANCE, HEAD)) else folder / name
         for name in names
     }
 
@@ -231,7 +237,9 @@ def _check_whole(folder: Path, kind: str) -> None:
                 f"{len(problems)} problems in what was pulled, first {first.file}: {first.message}"
             )
     elif (folder / VOCABULARY).exists():
-        load_world_model(folder)
+        model = load(folder)
+        for head in folder.glob(f"{HEADS}/*/"):
+            load_head(model, head.name)
     else:
         load_tokenizer(folder)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.shapes import check_shape
+from tokenwm.tokenizer.augmentation import cut, draw_squares, shifted
 from tokenwm.tokenizer.networks import Decoder, Encoder
 from tokenwm.tokenizer.quantizer import FSQ_LEVELS, Quantized, QuantizerKind, build_quantizer
 
@@ -122,8 +123,9 @@ class TokenizerOutput(NamedTuple):
     """Results of a training pass of the tokenizer.
 
     Attributes:
-        reconstruction: ``(B * cameras, 3, H, W)`` float32, about [0, 1].
-        target: ``(B * cameras, 3, H, W)`` float32, what it should have been.
+        reconstruction: ``(B * cameras, 3, H, W)`` float32, about [0, 1]; of a square only, if it
+            was asked for.
+        target: The same shape, what it should have been.
         indices: ``(B * cameras, h * w)`` int64.
         commitment_loss: Scalar, weighted.
         inconsistency: Scalar, mean squared distance in bins between the latents of noisy and of
@@ -206,13 +208,23 @@ class FrameTokenizer(nn.Module):
         pixels = pixels.movedim(-1, -3).float() / 255.0 - self.mean_frame  # (B, cameras, 3, H, W)
         return (pixels / PIXEL_SCALE).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
-    def _to_unit(self, output: Tensor) -> Tensor:
+    def _to_unit(self, output: Tensor, mean: Tensor | None = None) -> Tensor:
         """``(B * cameras, 3, H, W)`` network output → pixels, about [0, 1]."""
-        pixels = torch.unflatten(output.float(), 0, (-1, self.num_cameras))
-        return (pixels * PIXEL_SCALE + self.mean_frame).flatten(0, 1)
+        if mean is None:
+            mean = self._means(len(output))
+        return output.float() * PIXEL_SCALE + mean
+
+    def _means(self, count: int) -> Tensor:
+        """The mean frame for each of so many camera frames."""
+        return self.mean_frame.expand(count // self.num_cameras, -1, -1, -1, -1).flatten(0, 1)
 
     def forward(
-        self, frames: Tensor, max_shift: int = 0, noise: int = 0, consistency: bool = False
+        self,
+        frames: Tensor,
+        max_shift: int = 0,
+        noise: int = 0,
+        consistency: bool = False,
+        crop: int = 0,
     ) -> TokenizerOutput:
         """Encode, quantize and decode ``(..., cameras, H, W, 3)`` uint8 frames.
 
@@ -223,28 +235,35 @@ class FrameTokenizer(nn.Module):
             noise: Whole levels in [-noise, noise], drawn for every value of every pixel, are added
                 to what is encoded, not to what is to be reconstructed.
             consistency: Encode the clean frames too, and compare.
+            crop: Of every camera frame only a square with sides of so many pixels is taken, see
+                :func:`~tokenwm.tokenizer.augmentation.draw_squares`; 0 takes all of it, as do
+                frames that are no larger.
 
         Raises:
             ShapeError: The frames do not have the tokenizer's cameras and size.
         """
         self._check_frames(frames)
         pixels = self.normalize(frames)
+        mean, size = self._means(len(pixels)), (len(pixels), 2)
         if max_shift > 0:
-            size = (pixels.shape[0], 2)
             pixels = shifted(
                 pixels, torch.randint(-max_shift, max_shift + 1, size, device=pixels.device)
             )
+        if 0 < crop < min(self.image_size):
+            corner = draw_squares(pixels, crop, self.config.downsampling)
+            pixels, mean = cut(pixels, corner, crop), cut(mean, corner, crop)
         seen = pixels
         if noise > 0:
             levels = torch.randint(-noise, noise + 1, pixels.shape, device=pixels.device)
             seen = pixels + levels / (255.0 * PIXEL_SCALE)
         quantized = self._quantized(torch.cat([seen, pixels]) if consistency else seen)
         count, places = len(pixels), quantized.places
-        codes = torch.unflatten(quantized.codes[:count].transpose(1, 2), 2, self.grid)
+        grid = [side // self.config.downsampling for side in pixels.shape[-2:]]
+        codes = torch.unflatten(quantized.codes[:count].transpose(1, 2), 2, grid)
         distance = places[:count] - places[count:] if consistency else places.new_zeros(1)
         return TokenizerOutput(
-            self._to_unit(self.decoder(codes)),
-            self._to_unit(pixels),
+            self._to_unit(self.decoder(codes), mean),
+            self._to_unit(pixels, mean),
             quantized.indices[:count],
             quantized.commitment_loss,
             distance.square().mean(),
@@ -382,28 +401,6 @@ class FrameTokenizer(nn.Module):
             raise ShapeError(f"frames have dtype {frames.dtype}; expected uint8 in [0, 255]")
         tail = torch.empty(frames.shape[-4:], device="meta")  # there may be no frame at all
         check_shape("frames (..., cameras, H, W, 3)", tail, (self.num_cameras, *self.image_size, 3))
-
-
-def shifted(pixels: Tensor, shift: Tensor) -> Tensor:
-    """Move pictures by whole pixels; what comes in at the border repeats the border.
-
-    Done to centred frames (the mean frame stays where it is) this is the augmentation of DrQ
-    (Kostrikov et al. 2021): a camera that stood a little differently.
-
-    Args:
-        pixels: ``(B, C, H, W)``.
-        shift: ``(B, 2)`` int64, pixels down and right; negative is up and left.
-
-    Returns:
-        ``(B, C, H, W)`` in channels-last memory.
-    """
-    batch, _, height, width = pixels.shape
-    device = pixels.device
-    rows = (torch.arange(height, device=device) - shift[:, :1]).clamp(0, height - 1)  # (B, H)
-    columns = (torch.arange(width, device=device) - shift[:, 1:]).clamp(0, width - 1)  # (B, W)
-    picture = torch.arange(batch, device=device)[:, None, None]
-    moved = pixels.movedim(1, -1)[picture, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-    return moved.movedim(-1, 1)
 
 
 def slices(count: int, at_once: int) -> list[slice]:

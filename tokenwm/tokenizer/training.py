@@ -78,6 +78,8 @@ class FrameTokenizerModule(TrainingModule):
             frames, which are learned by heart otherwise.
         noise: In training up to so many levels of noise, of 255, are added to every value of every
             pixel that is encoded; what is to be reconstructed stays clean.
+        crop: In training only squares with sides of so many pixels are taken of frames, around what
+            differs from the mean frame; a multiple of a token's side. 0 takes whole frames.
         compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with
             ``vq``, whose dead-code revival breaks the graph).
     """
@@ -91,6 +93,7 @@ class FrameTokenizerModule(TrainingModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         max_shift: int = 0,
         noise: int = 0,
+        crop: int = 0,
         compile: bool = False,
     ) -> None:
         super().__init__(optimizer)
@@ -98,6 +101,16 @@ class FrameTokenizerModule(TrainingModule):
             raise TokenwmError(f"max_shift={max_shift}; use 0 (none) or a number of pixels")
         if noise < 0:
             raise TokenwmError(f"noise={noise}; use 0 (none) or a number of levels, of 255")
+        if crop < 0 or crop % tokenizer.downsampling:
+            raise TokenwmError(
+                f"crop={crop}; use 0 (whole frames) or a multiple of {tokenizer.downsampling}, the "
+                "pixels of a token's side"
+            )
+        if crop > 0 and tokenizer.attention_stages:
+            raise TokenwmError(
+                f"crop={crop} trains on parts of frames, but attention_stages="
+                f"{tokenizer.attention_stages} look at whole ones; use crop=0"
+            )
         if loss.consistency_weight > 0 and (noise == 0 or tokenizer.quantizer != "fsq"):
             raise TokenwmError(
                 f"loss.consistency_weight={loss.consistency_weight} compares noisy frames with "
@@ -111,7 +124,7 @@ class FrameTokenizerModule(TrainingModule):
             )
         self.tokenizer_config = tokenizer
         self.loss_config = loss
-        self.max_shift, self.noise = max_shift, noise
+        self.max_shift, self.noise, self.crop = max_shift, noise, crop
         self.compile_training = compile
         self._counts: Tensor | None = None
         self._perceptual = PerceptualLoss() if loss.perceptual_weight > 0 else None
@@ -153,6 +166,7 @@ class FrameTokenizerModule(TrainingModule):
             "loss": asdict(self.loss_config),
             "max_shift": self.max_shift,
             "noise": self.noise,
+            "crop": self.crop,
         }
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -187,7 +201,7 @@ class FrameTokenizerModule(TrainingModule):
         config = self.loss_config
         if self.training:
             consistency = config.consistency_weight > 0
-            output = self.tokenizer(frames, self.max_shift, self.noise, consistency)
+            output = self.tokenizer(frames, self.max_shift, self.noise, consistency, self.crop)
         else:
             output = self.tokenizer(frames)
         error = output.reconstruction - output.target

@@ -44,6 +44,7 @@ def test_a_checkpoint_and_its_run(model_folder: Path, token_shards: Path) -> Non
     tokens = describe(token_shards)
     assert tokens["is"] == "a dataset of tokens" and tokens["codebook_size"] > 1
     assert tokens["actions_per_step"] == found["actions_per_step"] == 1
+    assert found["heads"] == []
 
 
 @pytest.mark.parametrize("name", ["configs/sweep/debug.yaml", "data_recipes/pusht.yaml"])

@@ -16,9 +16,12 @@ from tokenwm.checkpoint import load_world_model
 from tokenwm.cli.main import main
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import TokenwmError
+from tokenwm.heads.folder import load_head, save_head
+from tokenwm.heads.head import Head, HeadConfig, Meaning
 from tokenwm.hub.card import make_card
 from tokenwm.hub.private import without_private
 from tokenwm.hub.transfer import pull, push
+from tokenwm.imagination.token_world_model import load
 
 pytest.importorskip("huggingface_hub", reason="the extra `hub` is not installed")
 
@@ -49,6 +52,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "steps": 7,
     }
     (folder / "provenance.json").write_text(json.dumps(provenance))
+    config = HeadConfig(inputs="features", input_shape=(4,), num_outputs=1)
+    head = Head(config, Meaning(names=("x",), values={"data": "/home/ada/lab"}))
+    save_head(load(folder), "readout", head, {"data": "/home/ada/secret project/frames"})
     return folder
 
 
@@ -83,6 +89,11 @@ def test_a_checkpoint_comes_back_as_it_was_and_with_a_card(
     weights = zip(before.world_model.parameters(), after.world_model.parameters(), strict=True)
     assert all((one == other).all() for one, other in weights)
     assert after.provenance["steps"] == 7
+    kept, pulled = (
+        load_head(load(folder), "readout").state_dict()
+        for folder in (checkpoint, tmp_path / "pulled")
+    )
+    assert all((kept[name] == pulled[name]).all() for name in kept)
     card = (tmp_path / "pulled" / "README.md").read_text()
     for text in ("license: mit", "Licence of the data: MIT", "over 6 held-out episodes; fewer"):
         assert text in card
@@ -128,6 +139,15 @@ def test_code_and_pickles_are_left_where_they_are(
     pull("robot/square", tmp_path / "pulled")
     assert not list((tmp_path / "pulled").rglob("*.p*y")) + list(tmp_path.rglob("*.pkl"))
     assert not any("modeling" in path or ".pkl" in path for path in hub.asked if "resolve" in path)
+
+
+def test_a_damaged_head_is_refused(hub: StandIn, checkpoint: Path, tmp_path: Path) -> None:
+    push(checkpoint, "robot/square")
+    name = "heads/readout/head.json"
+    hub.files[name] = hub.files[name].replace(b'"weights_sha256": "', b'"weights_sha256": "0')
+    with pytest.raises(TokenwmError, match="readout was changed or damaged"):
+        pull("robot/square", tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
 
 
 @pytest.mark.parametrize(

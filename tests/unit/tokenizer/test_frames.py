@@ -6,13 +6,14 @@ from torch import Tensor
 
 from tests.small_models import small_tokenizer
 from tokenwm.errors import ShapeError, TokenwmError
+from tokenwm.tokenizer.augmentation import shifted
 from tokenwm.tokenizer.frames import (
     FrameTokenizer,
     FrameTokenizerConfig,
     codebook_usage,
-    shifted,
     to_uint8,
 )
+from tokenwm.tokenizer.training import FrameTokenizerModule
 
 
 def random_frames(*shape: int) -> Tensor:
@@ -212,6 +213,39 @@ def test_training_shifts_what_is_to_be_reconstructed_too() -> None:
     assert (distance.min(0).values < 1e-5).all()
     assert len(distance.argmin(0).unique()) > 5
     assert (output.reconstruction - output.target).square().mean() < 1.0
+
+
+def test_training_on_squares_sees_what_differs_from_the_mean_frame() -> None:
+    tokenizer = FrameTokenizer(FrameTokenizerConfig(channels=(8, 8), patch_size=4), (32, 48), 2)
+    tokenizer.mean_frame.copy_(torch.rand(2, 3, 32, 48))
+    frames = to_uint8(tokenizer.mean_frame.movedim(1, -1))[None].repeat(200, 1, 1, 1, 1)
+    frames[:, 0, 8:16, 40:48] = 0
+    frames[:, 1, 24:30, 1:5] = 255
+    torch.manual_seed(0)
+    output = tokenizer(frames, crop=16)
+    assert output.target.shape == output.reconstruction.shape == (400, 3, 16, 16)
+    assert output.indices.shape == (400, 4)
+    whole = (frames.movedim(-1, 2).flatten(0, 1) / 255.0).unfold(2, 16, 8).unfold(3, 16, 8)
+    places = whole.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # (400, places, 3, 16, 16)
+    distance = (places - output.target[:, None]).abs().amax((2, 3, 4))
+    assert (distance.min(1).values < 1e-5).all()
+    found = distance.argmin(1).view(200, 2)  # 3 rows of 5 places
+    assert {4, 9} <= set(found[:, 0].tolist()) and {5, 10} & set(found[:, 1].tolist())
+    seen = [torch.isin(found[:, 0], torch.tensor([4, 9])), found[:, 1] == 10]
+    assert all(0.8 < of_camera.float().mean() < 1.0 for of_camera in seen)
+
+
+def test_frames_no_larger_than_a_square_are_taken_whole() -> None:
+    tokenizer = small_tokenizer().eval()
+    frames = random_frames(3, 1)
+    assert torch.equal(tokenizer(frames, crop=16).target, tokenizer(frames).target)
+
+
+def test_squares_that_do_not_fit_the_tokens_are_refused() -> None:
+    with pytest.raises(TokenwmError, match="crop=12; use 0 .* multiple of 8"):
+        FrameTokenizerModule(FrameTokenizerConfig(), crop=12)
+    with pytest.raises(TokenwmError, match="attention_stages"):
+        FrameTokenizerModule(FrameTokenizerConfig(attention_stages=(1,)), crop=16)
 
 
 def test_every_camera_is_centred_on_its_own_mean_frame() -> None:

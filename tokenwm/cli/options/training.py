@@ -51,6 +51,7 @@ OF_STAGE = {
 --model.tokenizer.codebook_size N = 512  different tokens
 --model.tokenizer.quantizer NAME = fsq  fsq or vq
 --model.max_shift N = 0  pixels by which frames are moved at random
+--model.crop N = 0  pixels of the squares that are taken of frames, 0 for whole ones
 """,
     "world-model": """
 --model.model.transformer.dim N = 256  width

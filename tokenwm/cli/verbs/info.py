@@ -18,6 +18,7 @@ from tokenwm.data.quality_report import read as read_quality
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.storage.folder import is_url, join, open_folder, sha256_of
 from tokenwm.errors import TokenwmError
+from tokenwm.heads.folder import HEAD, HEADS
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.strict import parse_yaml
 
@@ -104,6 +105,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         return {**found, "next": f"tokenwm tokenize {frames} --tokenizer {run} --out DIR"}
     vocabulary = json.loads((path / VOCABULARY).read_text(encoding="utf-8"))
     found["actions_per_step"] = vocabulary.get("actions_per_step", 1)
+    found["heads"] = sorted(head.parent.name for head in path.glob(f"{HEADS}/*/{HEAD}"))
     return {**found, "next": f"tokenwm evaluate {run}"}
 
 

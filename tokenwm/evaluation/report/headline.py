@@ -178,7 +178,7 @@ def _effective(evaluation: Evaluation) -> str:
 
 
 def _actions(evaluation: Evaluation, gap: GainCurve) -> str:
-    horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
+    horizon = _headline_horizon(gap)
     figure = with_interval(gap, horizon, 1)
     at = f"at {at_horizon(evaluation, horizon)}"
     over = count(len(evaluation.episodes), "episode")
@@ -193,13 +193,19 @@ def _actions(evaluation: Evaluation, gap: GainCurve) -> str:
 
 
 def _figures(evaluation: Evaluation, curves: Mapping[str, Curve]) -> str:
-    horizon = min(HEADLINE_HORIZON, evaluation.num_horizons)
+    horizon = _headline_horizon(curves["model"])
     psnr = {name: curve.mean[horizon - 1] for name, curve in curves.items()}
     return (
         f"At {at_horizon(evaluation, horizon)} its PSNR is {psnr['model']:.1f} dB, persistence's "
         f"{psnr['persistence']:.1f} dB, and that of the true frame through the tokenizer, about "
         f"the best this model could do, {psnr['reconstruction_anchored']:.1f} dB."
     )
+
+
+def _headline_horizon(curve: Curve) -> int:
+    """The usual horizon, or the known one nearest to it: pixels may change sooner or later only."""
+    known = np.flatnonzero(np.isfinite(curve.mean)) + 1
+    return int(min(known, key=lambda horizon: abs(horizon - HEADLINE_HORIZON)))
 
 
 def _likelihood(evaluation: Evaluation) -> list[str]:

@@ -1,5 +1,6 @@
 """``source.path`` as a list: several folders of one format are one dataset."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def test_folders_that_differ_are_refused_by_name(
     other.add(0, 12, **changes)
     with pytest.raises(RecipeError, match=message):
         several([*paths, str(other.folder)]).open_source()
+
+
+def test_folders_whose_rows_hold_other_numbers_of_actions_are_refused(tmp_path: Path) -> None:
+    """Two actions of one joint and one of two have the same shape."""
+    paths = folders(tmp_path)
+    info = Path(paths[1]) / "meta" / "info.json"
+    about = json.loads(info.read_text())
+    info.write_text(json.dumps({**about, "tokenwm": {"actions_per_step": 3}}))
+    with pytest.raises(RecipeError, match="actions_per_step: 1 there and 3 here"):
+        several(paths).open_source()
 
 
 def test_wrong_lists(tmp_path: Path) -> None:

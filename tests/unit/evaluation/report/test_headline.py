@@ -52,6 +52,17 @@ def test_headline_of_a_good_model(evaluation: Evaluation) -> None:
     )
 
 
+def test_the_headline_is_about_a_horizon_at_which_pixels_change(evaluation: Evaluation) -> None:
+    late = replace(evaluation, action_gap_changed=curve([np.nan] * 5 + [2.25]))
+    assert late.psnr_changed is not None
+    for of_one in late.psnr_changed.values():
+        of_one.mean[:5] = np.nan
+    told = " ".join(headline(late))
+    assert "At horizon 6 (0.6 s) its PSNR is " in told
+    assert "2.2 (2.0 to 2.5) dB at horizon 6 (0.6 s)" in told
+    assert "nan" not in told
+
+
 def test_headline_without_a_gap_from_the_first_step(evaluation: Evaluation) -> None:
     sentences = headline(with_gain(evaluation, curve([1, 1, 1, 0, 0, 0])))
     assert "on 6 episodes the model beats persistence from horizon 1 to 3" in sentences[2]

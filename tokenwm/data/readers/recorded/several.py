@@ -133,6 +133,7 @@ def _check_alike(first: tuple[str, RecordedSource], other: tuple[str, RecordedSo
     for _, source in (first, other):
         config = source.config
         facts: dict[str, Any] = {"rate": source.rate, "cameras": source.cameras}
+        facts["actions_per_step"] = source.describe().actions_per_step
         for option in ("state", "action", "reward", "task_state"):
             names = names_of(getattr(config, option))
             facts[option] = ", ".join(names) or "none"
