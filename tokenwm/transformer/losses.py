@@ -66,17 +66,19 @@ def losses_of(
     follows = step_valid[:, 1:].float()  # (B, T-1)
     target, previous = tokens.frame[:, 1:], shown.frame[:, :-1]
     changed = (target != previous).float()
+    weight = 1.0 + (config.changed_token_weight - 1.0) * changed
     point = model.point_logits(predictions.frame_logits, previous)
     right = (point.argmax(-1) == target).float()
     valid = follows.unsqueeze(-1)
-    total = _frame_loss(model, point, target, previous, valid)
+    total = _mean(_cross_entropy(point, target), valid * weight)
     with torch.no_grad():
         nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
     zero = total.new_zeros(())
     state_nll, reward_loss, draft_nll = zero, zero, zero
     if predictions.draft_logits is not None:
         draft = model.point_logits(predictions.draft_logits, previous)
-        total = total + config.draft_weight * _frame_loss(model, draft, target, previous, valid)
+        draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
+        total = total + config.draft_weight * draft_loss
         with torch.no_grad():
             draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
     if predictions.state_logits is not None and tokens.state is not None:
@@ -106,50 +108,10 @@ def losses_of(
     )
 
 
-def _frame_loss(
-    model: WorldModel, point: Tensor, target: Tensor, previous: Tensor, valid: Tensor
-) -> Tensor:
-    """Mean loss of frame tokens, by the weights and targets of the model's configuration.
-
-    Args:
-        model: The world model.
-        point: ``(B, T-1, K, V)`` of :meth:`WorldModel.point_logits`.
-        target: ``(B, T-1, K)`` int64.
-        previous: ``(B, T-1, K)`` int64, what was shown there one step before.
-        valid: ``(B, T-1, 1)`` float32; what does not count is 0.
-    """
-    config, changed = model.config, (target != previous).float()
-    loss = _cross_entropy(point, target)
-    if config.near_code_share > 0.0:
-        moved = _moved_to_near(point, target, previous, model.near_codes)
-        loss = loss + config.near_code_share * changed * moved
-    return _mean(loss, valid * (1.0 + (config.changed_token_weight - 1.0) * changed))
-
-
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
     loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
     return loss.view_as(target)
-
-
-def _moved_to_near(logits: Tensor, target: Tensor, previous: Tensor, near: Tensor) -> Tensor:
-    """Cross-entropy that a target gains when all of its mass goes to the codes near it.
-
-    Staying is no near code: how likely a token is to change is not to be blurred.
-
-    Args:
-        logits: ``(..., V)``.
-        target: ``(...)`` int64.
-        previous: ``(...)`` int64, the slot's token one step before.
-        near: ``(V, N)`` int64.
-
-    Returns:
-        ``(...)`` nats; 0 where nothing is near.
-    """
-    codes = near[target]  # (..., N)
-    is_other = (codes != previous.unsqueeze(-1)).float()
-    gained = logits.gather(-1, target.unsqueeze(-1)) - logits.gather(-1, codes)
-    return (gained * is_other).sum(-1) / is_other.sum(-1).clamp(min=1.0)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -43,8 +43,6 @@ class WorldModelConfig:
         max_input_errors: Largest share of frame tokens that are shown wrong in training, see
             :func:`~tokenwm.transformer.input_errors.with_errors`; 0 for none. A model that saw
             mistakes puts its own right instead of copying them.
-        near_code_share: Share of the target that codes one step away in one digit get, where a
-            token changes; 0 for none, which codes without digits always have.
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
@@ -56,7 +54,6 @@ class WorldModelConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     changed_token_weight: float = 1.0
     max_input_errors: float = 0.0
-    near_code_share: float = 0.0
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
@@ -72,11 +69,10 @@ class WorldModelConfig:
         )
         if self.draft_layers < 0:
             raise TokenwmError(f"draft_layers={self.draft_layers}; use 0 (no head) or more")
-        shares = {"max_input_errors": self.max_input_errors}
-        shares["near_code_share"] = self.near_code_share
-        for name, share in shares.items():
-            if not 0.0 <= share < 1.0:
-                raise TokenwmError(f"{name}={share} is a share of tokens; it must be in [0, 1)")
+        if not 0.0 <= self.max_input_errors < 1.0:
+            raise TokenwmError(
+                f"max_input_errors={self.max_input_errors} is a share of tokens; use one in [0, 1)"
+            )
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"

@@ -222,44 +222,6 @@ def test_wrong_tokens_are_shown_and_true_ones_are_asked_for(draft_layers: int) -
 
 
 @torch.no_grad()
-def test_near_codes_get_a_share_of_the_target_where_a_token_changes() -> None:
-    """All of it but the share stays on the true code; the code that was there gets none."""
-    free = {"state_weight": 0.0, "reward_weight": 0.0, "termination_weight": 0.0}
-    model = weighted(
-        small_world_model("frame+state"), changed_token_weight=3.0, near_code_share=0.2, **free
-    )
-    batch = make_batch(model)
-    batch["action_valid"][:] = True
-    frame = batch["tokens"].frame
-    frame[:, 1:, 0] = frame[:, :1, 0]  # a slot that stays
-    frame[:, 0, 1], frame[:, 1, 1] = 9, 10  # one that moves to a near code: of 2, 11, 18 and 9
-    target, previous = frame[:, 1:], frame[:, :-1]
-    near = torch.zeros(32, 32)  # digits of 8 and 4 values
-    for code in range(32):
-        for other in range(32):
-            steps = abs(code % 8 - other % 8) + abs(code // 8 - other // 8)
-            ends = (code % 8 in (0, 7)) if code // 8 == other // 8 else (code // 8 in (0, 3))
-            near[code, other] = (2.0 if ends else 1.0) * (steps == 1)
-    others = near[target] * (F.one_hot(previous, 32) == 0)
-    others = others / others.sum(-1, keepdim=True)
-    asked = F.one_hot(target, 32).float()
-    changed = (target != previous).unsqueeze(-1)
-    asked = torch.where(changed, 0.8 * asked + 0.2 * others, asked)
-    point = model.point_logits(model(batch["tokens"]).frame_logits, previous)
-    nll = -(asked * point.log_softmax(-1)).sum(-1)
-    weight = torch.where(changed.squeeze(-1), 3.0, 1.0)
-    torch.testing.assert_close(losses_of(model, **batch).total, (nll * weight).sum() / weight.sum())
-    assert asked[0, 0, 1, 9] == 0 and asked[0, 0, 1, 11] == pytest.approx(0.2 / 3)
-
-    plain = small_world_model("frame")  # its codes have no digits
-    batch = make_batch(plain)
-    blurred = losses_of(weighted(plain, near_code_share=0.2), **batch)
-    assert torch.equal(
-        losses_of(weighted(plain, near_code_share=0.0), **batch).total, blurred.total
-    )
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_padding_counts_for_nothing(kind: str) -> None:
     """An episode that ends early gives the same losses whatever fills the window behind it."""
@@ -376,7 +338,6 @@ def test_one_step_predicts_nothing() -> None:
         {"state_weight": -1.0},
         {"reward_weight": -0.1},
         {"max_input_errors": 1.0},
-        {"near_code_share": -0.1},
     ],
     ids=str,
 )
