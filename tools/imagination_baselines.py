@@ -3,17 +3,15 @@
 Used by ``tools/bench_imagination.py``.
 """
 
-import importlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from iris_checkout import load_checkout
 from torch import Tensor
 from torch.distributions import Categorical
 
@@ -139,10 +137,10 @@ def iris_engine(checkout: Path, model: WorldModel) -> Engine:
         checkout: Folder of https://github.com/eloialonso/iris.
         model: Whose sizes to take; as many key as query heads.
     """
-    modules = _iris_modules(checkout)
+    modules = load_checkout(checkout)
     config, layout = model.config.transformer, model.layout
     length, vocabulary = layout.positions_per_step, model.vocabulary
-    sizes = modules["transformer"].TransformerConfig(
+    sizes = modules.transformer.TransformerConfig(
         tokens_per_block=length,
         max_blocks=config.window,
         attention="causal",
@@ -153,7 +151,7 @@ def iris_engine(checkout: Path, model: WorldModel) -> Engine:
         resid_pdrop=0.1,
         attn_pdrop=0.1,
     )
-    iris = modules["world_model"].WorldModel(
+    iris = modules.world_model.WorldModel(
         obs_vocab_size=vocabulary.codebook_size,
         act_vocab_size=vocabulary.action.num_values,
         config=sizes,
@@ -189,28 +187,6 @@ def iris_engine(checkout: Path, model: WorldModel) -> Engine:
         )
 
     return decode
-
-
-def _iris_modules(checkout: Path) -> dict[str, ModuleType]:
-    """The files of IRIS that its world model needs, without those that would need a simulator."""
-    folder = checkout / "src" / "models"
-    if not (folder / "world_model.py").is_file():
-        sys.exit(f"{checkout} is no checkout of https://github.com/eloialonso/iris")
-    package = ModuleType("iris_models")
-    package.__path__ = [str(folder)]
-    stand_ins: dict[str, dict[str, Any]] = {
-        "dataset": {"Batch": object},
-        "utils": {"init_weights": lambda module: None, "LossWithIntermediateLosses": object},
-        "iris_models.tokenizer": {"Tokenizer": object},
-    }
-    sys.modules["iris_models"] = package
-    for name, contents in stand_ins.items():
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name]).update(contents)
-    return {
-        name: importlib.import_module(f"iris_models.{name}")
-        for name in ("transformer", "world_model")
-    }
 
 
 def no_cache(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
