@@ -267,7 +267,7 @@ def test_every_weight_gets_a_gradient() -> None:
         silent = [
             n
             for n, p in model.named_parameters()
-            if p.numel() and (p.grad is None or not p.grad.any())
+            if p.requires_grad and p.numel() and (p.grad is None or not p.grad.any())
         ]
         assert silent == [], kind
 
