@@ -40,6 +40,9 @@ class WorldModelConfig:
             frame's; tokens that stay have weight 1. Most tokens stay, and what matters to a robot
             is in those that do not. Probabilities stay calibrated all the same, see
             :meth:`WorldModel.frame_logits`.
+        code_rows: Whether every code has vectors of its own, besides those of its digits. Without,
+            codes that share a digit look alike and are as likely as that digit: fewer weights, for
+            many codes and few episodes. Codes of ``vq`` have no digits and need rows.
         max_input_errors: Largest share of frame tokens that are shown wrong in training, see
             :func:`~tokenwm.transformer.input_errors.with_errors`; 0 for none. A model that saw
             mistakes puts its own right instead of copying them.
@@ -56,6 +59,7 @@ class WorldModelConfig:
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     changed_token_weight: float = 1.0
+    code_rows: bool = True
     max_input_errors: float = 0.0
     state_weight: float = 0.1
     reward_weight: float = 0.1
@@ -138,7 +142,12 @@ class WorldModel(nn.Module):
         self.layout = vocabulary.layout
         self.graph_passes = False
         dim = config.transformer.dim
-        codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
+        if not config.code_rows and not vocabulary.code_levels:
+            raise TokenwmError(
+                "code_rows=False, but the codes of this tokenizer have no digits (vq); use "
+                "code_rows=True, or a tokenizer with the quantizer fsq"
+            )
+        codes = (vocabulary.codebook_size, vocabulary.code_levels, dim, config.code_rows)
         self.register_buffer("near_codes", near_codes(*codes[:2]), persistent=False)
         self.frame_embedding = CodeEmbedding(*codes)
         self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
