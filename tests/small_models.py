@@ -30,7 +30,7 @@ def small_vocabulary(
     discrete = kind == "discrete"
     states = {
         "frame": None,
-        "frame+state": binning(2, 8, margin_bins=2),
+        "frame+state": binning(2, 8),
         "discrete": DiscreteTokenizer(num_values=5, num_dimensions=2),
     }
     return Vocabulary(

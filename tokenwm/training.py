@@ -161,6 +161,16 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """The optimizer of a module's parameters, in one pass over them."""
+    groups = parameter_groups(module, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    # Fused, it could undo the scaling of 16-mixed by itself, and Lightning then refuses to clip.
+    # This leaves that to Lightning.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
 def _optimizer_of(checkpoint: Mapping[str, Any]) -> OptimizerConfig:
     values = dict(checkpoint["optimizer"])
     values["betas"] = tuple(values["betas"])
@@ -215,9 +225,7 @@ class TrainingModule(pl.LightningModule):
                 f"model.optimizer.decay_spans end at step {config.decay_spans[-1][1]}, but "
                 f"trainer.max_steps is {self.num_steps}; give the same number to both"
             )
-        return torch.optim.AdamW(
-            parameter_groups(self, config.weight_decay), lr=config.learning_rate, betas=config.betas
-        )
+        return adamw(self, config)
 
     def options(self) -> dict[str, Any]:
         """All options that weights follow from, by name, as a checkpoint keeps them.

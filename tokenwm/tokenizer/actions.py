@@ -1,6 +1,5 @@
 """Tokens of actions and of proprioception: discrete ids, or real values binned per dimension."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.errors import TokenwmError
+from tokenwm.tokenizer.margins import num_margin_bins, with_margins
 
 BinMethod = Literal["uniform", "quantile"]
 
@@ -87,7 +87,7 @@ class BinTokenizer:
             )
         if not 0.0 <= margin <= 100.0:
             raise TokenwmError(f"margin={margin}; use 0 (no bins beyond the training data) to 100")
-        margin_bins = math.ceil(min(margin, 1.0) * num_bins)
+        margin_bins = num_margin_bins(margin, num_bins)
         if num_bins + 2 * margin_bins > 65536:
             raise TokenwmError(
                 f"margin={margin} makes {num_bins + 2 * margin_bins} of {num_bins} bins; tokens "
@@ -105,26 +105,9 @@ class BinTokenizer:
             edges[:, -1:] = np.maximum(high, low + least)
         still: tuple[int, ...] = ()
         if margin_bins:
-            moves = (high - low)[high - low > least]
-            typical = np.maximum(least, np.median(moves) if len(moves) else 1.0)
-            width = np.maximum(high - low, least) / num_bins
-            number = np.arange(1, margin_bins + 1)
-            pairs = number * (number + 1) / 2  # sums of 1 to number, by which widths grow
-            cover = margin * np.maximum(width * num_bins, typical)
-            growth = np.maximum(cover / width - margin_bins, 0.0) / pairs[-1]
-            steps = width * (number + growth * pairs)
-            edges = np.hstack([edges[:, :1] - steps[:, ::-1], edges, edges[:, -1:] + steps])
-            # How far a dimension will move that never did, nobody knows: as far as others do.
-            still = tuple(np.flatnonzero(high - low <= np.minimum(least, typical / num_bins)))
-            places = np.arange(edges.shape[1]) - (edges.shape[1] - 1) // 2 - 0.5
-            even = (low + high) / 2 + typical / num_bins * places
-            edges[list(still)] = even[list(still)]
+            edges, still = with_margins(edges, quantiles[:, [0, -1]], least[:, 0], margin)
         return cls(
-            edges=edges,
-            names=tuple(names),
-            units=units,
-            margin_bins=margin_bins,
-            still=tuple(int(number) for number in still),
+            edges=edges, names=tuple(names), units=units, margin_bins=margin_bins, still=still
         )
 
     @property

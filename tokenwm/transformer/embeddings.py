@@ -116,37 +116,62 @@ def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
     return torch.cat(columns, dim=1) if columns else torch.zeros(codebook_size, 0)
 
 
+def near_codes(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
+    """Codes one step away in one digit, ``(V, 2 * digits)``; ``(V, 0)`` if codes have no digits.
+
+    Where a digit is at its end, the one code beside it stands twice.
+    """
+    columns, index, base = [], torch.arange(codebook_size), 1
+    for level in levels:
+        digit = index // base % level
+        for step in (-1, 1):
+            is_inside = (digit + step >= 0) & (digit + step < level)
+            columns.append(index + base * torch.where(is_inside, step, -step if level > 1 else 0))
+        base *= level
+    none = torch.zeros(codebook_size, 0, dtype=torch.int64)
+    return torch.stack(columns, dim=1) if columns else none
+
+
 class CodeTable(nn.Module):
-    """A vector per code: a row of a table plus one vector for each of its digits.
+    """A vector per code: one vector for each of its digits, plus a row of a table.
 
     Args:
         codebook_size: ``V``.
         levels: Number of values of each digit, see :func:`digit_table`.
         dim: ``D``.
         scale: Standard deviation of the rows at the start, or 0 for nothing but zeros.
+        has_rows: Whether there is a table. Without, what is learned of a code holds for all that
+            share a digit with it, and few episodes are not learned by heart.
     """
 
     digits: Tensor
+    table: nn.Parameter | None
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int, scale: float) -> None:
+    def __init__(
+        self, codebook_size: int, levels: tuple[int, ...], dim: int, scale: float, has_rows: bool
+    ) -> None:
         super().__init__()
         self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
-        self.table = nn.Parameter(torch.zeros(codebook_size, dim))
+        self.table = nn.Parameter(torch.zeros(codebook_size, dim)) if has_rows else None
         self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
         if scale > 0.0:
-            nn.init.normal_(self.table, std=scale)
+            if self.table is not None:
+                nn.init.normal_(self.table, std=scale)
             nn.init.normal_(self.digit_table, std=0.5)
 
     def vectors(self) -> Tensor:
         """``(V, D)``."""
-        return self.table + self.digits @ self.digit_table
+        of_digits = self.digits @ self.digit_table
+        return of_digits if self.table is None else self.table + of_digits
 
 
 class CodeEmbedding(CodeTable):
     """The vector of each code."""
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(codebook_size, levels, dim, scale=0.5 if levels else 1.0)
+    def __init__(
+        self, codebook_size: int, levels: tuple[int, ...], dim: int, has_rows: bool = True
+    ) -> None:
+        super().__init__(codebook_size, levels, dim, 0.5 if levels else 1.0, has_rows)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(...)`` int64 → ``(..., D)``."""

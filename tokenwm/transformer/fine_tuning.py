@@ -5,11 +5,11 @@ from dataclasses import asdict
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import CheckpointError
 from tokenwm.parent import Parent
-from tokenwm.resume import check_shapes
+from tokenwm.resume import check_shapes, named_options
 from tokenwm.transformer.world_model import WorldModel
 
-FREE_OPTIONS = ("dropout",)
-"""Options of the transformer that no weight depends on."""
+FREE_OPTIONS = ("dropout", "max_input_errors", "_weight")
+"""Ends of the names of options that are about training only."""
 
 
 def begin_from(parent: Parent, model: WorldModel, data: Manifest) -> None:
@@ -64,6 +64,5 @@ def _near(rate: float, other: float) -> bool:
 
 def _sizes(model: WorldModel) -> dict[str, object]:
     """Options that weights depend on, by dotted name."""
-    transformer = asdict(model.config.transformer)
-    sizes = {f"transformer.{k}": v for k, v in transformer.items() if k not in FREE_OPTIONS}
-    return {**sizes, "draft_layers": model.config.draft_layers}
+    options = named_options(asdict(model.config), "")
+    return {k: v for k, v in options.items() if not k.endswith(FREE_OPTIONS)}

@@ -190,13 +190,21 @@ class DiscreteHead(nn.Module):
 class CodeHead(CodeTable):
     """Logits of all codes, linear in the hidden state. Starts at zero."""
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(codebook_size, levels, dim, scale=0.0)
-        self.bias = nn.Parameter(torch.zeros(codebook_size))
+    def __init__(
+        self, codebook_size: int, levels: tuple[int, ...], dim: int, has_rows: bool = True
+    ) -> None:
+        super().__init__(codebook_size, levels, dim, 0.0, has_rows)
+        self.bias = nn.Parameter(torch.zeros(codebook_size if has_rows else sum(levels)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
+        if self.table is None:  # a logit for each value of each digit, which add up
+            return F.linear(F.linear(hidden, self.digit_table, self.bias), self.digits)
         return F.linear(hidden, self.vectors(), self.bias)
+
+    def biases(self) -> Tensor:
+        """``(V,)``, the logits of a hidden state of zeros."""
+        return self.digits @ self.bias if self.table is None else self.bias
 
 
 def symlog(x: Tensor) -> Tensor:

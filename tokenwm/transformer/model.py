@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
-from tokenwm.norm import RMSNorm, gain_of, unit
+from tokenwm.norm import RMSNorm, gain_of, normed
+from tokenwm.transformer.attention import AttentionInParts
 from tokenwm.transformer.cache import KVCache, LayerCache
 
 
@@ -133,13 +134,13 @@ class Attention(nn.Module):
         """``(B, Q, D)`` → ``(B, Q, D)``; see :meth:`Transformer.forward`."""
         num_heads, kv_heads = self.config.num_heads, self.config.kv_heads
         every = self.qkv(x).unflatten(-1, (-1, self.config.head_dim))  # (B, Q, heads, head)
-        qk, v = every[:, :, : num_heads + kv_heads], every[:, :, num_heads + kv_heads :]
+        qk, v = torch.split(every, [num_heads + kv_heads, kv_heads], dim=2)
         qk, gain = qk.float(), self.gain()
         if gain is not None:
-            qk = unit(qk).mul(gain)
+            qk = normed(qk, gain)
         qk = rotate(qk, table).to(v.dtype)
         qk, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, heads, Q, head)
-        q, k = qk[:, :num_heads], qk[:, num_heads:]
+        q, k = torch.split(qk, [num_heads, kv_heads], dim=1)
         past = None
         if cache is not None:
             k, v = cache.write(k, v)  # (B, kv_heads, capacity, head)
@@ -169,7 +170,8 @@ def attend(
 
     On a CPU as two matrix products: in bfloat16 faster than torch's fused kernel, in training and
     for the few queries and many keys of decoding, and a query's result is the same bits whatever
-    the number of queries and rows beside it (docs/results/imagination.md).
+    the number of queries and rows beside it (docs/results/imagination.md). In training these are
+    :class:`AttentionInParts`.
 
     Args:
         q: ``(B, N, Q, head)``.
@@ -185,6 +187,11 @@ def attend(
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=kv_heads != num_heads
         )
+    bias = bias.to(q.dtype)
+    is_training = q.requires_grad and past is None and bias.ndim == 2
+    if is_training and not torch.compiler.is_compiling():
+        out: Tensor = AttentionInParts.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
+        return out
     batch, _, queries, width = q.shape
     # Heads that share keys are more queries of one head.
     q = (q * width**-0.5).reshape(batch, kv_heads, -1, width)  # (B, kv_heads, N/kv_heads * Q, head)
@@ -230,7 +237,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, Q, D)`` → ``(B, Q, D)``."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if x.requires_grad and x.device.type == "cpu":
+            # Two products with contiguous results cost less than one result cut in halves.
+            gate, up = (F.linear(x, weight) for weight in self.gate_up.weight.chunk(2))
+        else:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate) * up)
         return out
 
@@ -317,6 +328,8 @@ class Transformer(nn.Module):
             ``(B, Q, D)`` after the final norm.
         """
         table = rotary_table(steps, self.config.head_dim, self.config.rope_base)
+        if mask is None and x.device.type == "cpu":
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
         bias = None if mask is None else mask_to_bias(mask, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, table, bias, None if cache is None else cache.layer(index))

@@ -192,6 +192,12 @@ def test_what_never_moved_has_room_to_move_as_others_do() -> None:
     assert tokenizer.outside(moved).tolist() == [True, False, False, True]
     assert not tokenizer.clipped(moved).any()
     assert (np.abs(tokenizer.decode(tokenizer.encode(moved)) - moved) <= 0.075 + 1e-6)[[0, 3]].all()
+    large = np.array([[100.0, 100.0], [0.0, 0.4]])  # a middle bin is narrower than .1 % of 100
+    assert (
+        not BinTokenizer.fit(large, num_bins=99, method="uniform", margin=1.0)
+        .outside(np.array([100.0, 0.2]))
+        .any()
+    )
     alone = BinTokenizer.fit(quantiles[:1], num_bins=8, method="uniform", margin=1.0)
     assert not alone.clipped(np.array([1.75])).any()  # of nothing that moves: a range of 1
 

@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.small_models import binning, shake
+from tests.small_models import binning, shake, small_vocabulary
+from tokenwm.errors import TokenwmError
 from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.quantizer import FSQ_LEVELS, build_quantizer
 from tokenwm.transformer.dynamics import LinearDynamics
@@ -20,6 +22,7 @@ from tokenwm.transformer.embeddings import (
     features_around,
     fourier_features,
     grid_positions,
+    near_codes,
 )
 from tokenwm.transformer.heads import (
     CodeHead,
@@ -29,6 +32,8 @@ from tokenwm.transformer.heads import (
     symexp,
     symlog,
 )
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 
 class Fixed(nn.Module):
@@ -247,6 +252,21 @@ def test_digits_are_those_of_the_quantizer(codebook_size: int) -> None:
         assert torch.equal(digits @ digits.T == 1, same)
 
 
+@pytest.mark.parametrize("codebook_size", [64, 240, 1000])
+def test_near_codes_differ_by_one_step_of_one_digit(codebook_size: int) -> None:
+    """A neighbour lies one bin away in one coordinate of the quantized latent."""
+    levels = tuple(FSQ_LEVELS[codebook_size])
+    near = near_codes(codebook_size, levels)
+    assert near.shape == (codebook_size, 2 * len(levels))
+    digits = [part.argmax(1) for part in digit_table(codebook_size, levels).split(levels, dim=1)]
+    steps = torch.stack([digit[near] - digit[:, None] for digit in digits], dim=-1)
+    assert torch.equal(steps.abs().sum(-1), torch.ones_like(near))
+    both = torch.stack(digits, dim=-1)  # an inner code has every neighbour, and each once
+    inner = (both > 0).all(1) & (both < torch.tensor(levels) - 1).all(1)
+    assert all(len(set(codes)) == 2 * len(levels) for codes in near[inner].tolist())
+    assert near_codes(codebook_size, ()).shape == (codebook_size, 0)
+
+
 @torch.no_grad()
 def test_a_code_is_its_row_plus_its_digits() -> None:
     torch.manual_seed(0)
@@ -434,3 +454,31 @@ def test_an_untrained_head_expects_nothing() -> None:
     head = RewardHead(4)
     nn.init.zeros_(head.logits.bias)
     assert float(head(torch.randn(4)).detach()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_codes_without_rows_are_known_by_their_digits() -> None:
+    levels = (4, 3)
+    embedding = CodeEmbedding(12, levels, 8, has_rows=False)
+    assert embedding.table is None
+    table = embedding.digit_table
+    expected = table[torch.arange(12) % 4] + table[4 + torch.arange(12) // 4]
+    torch.testing.assert_close(embedding(torch.arange(12)), expected)
+    head = CodeHead(12, levels, 8, has_rows=False)
+    nn.init.normal_(head.digit_table)
+    nn.init.normal_(head.bias)
+    hidden = torch.randn(5, 8)
+    logits = F.linear(hidden, head.vectors(), head.biases())
+    torch.testing.assert_close(head(hidden), logits)
+    # The likelihood of a code is the product of those of its digits.
+    of_codes = head(hidden).softmax(-1).view(5, 3, 4)
+    torch.testing.assert_close(
+        of_codes, of_codes.sum(2, keepdim=True) * of_codes.sum(1, keepdim=True)
+    )
+
+
+def test_codes_of_a_table_need_rows() -> None:
+    config = WorldModelConfig(
+        transformer=TransformerConfig(dim=16, num_layers=1, num_heads=2), code_rows=False
+    )
+    with pytest.raises(TokenwmError, match=r"code_rows=False, .* no digits .* quantizer fsq"):
+        WorldModel(config, small_vocabulary("frame"))

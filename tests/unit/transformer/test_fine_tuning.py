@@ -95,6 +95,11 @@ def test_all_weights_are_the_parents_and_another_tokenizer_is_no_obstacle() -> N
             DATA,
             "draft_layers is 0 there and 1 here",
         ),
+        (
+            lambda model: WorldModel(replace(model.config, code_rows=False), model.vocabulary),
+            DATA,
+            "code_rows is True there and False here",
+        ),
         (small_world_model, replace(DATA, control_rate=5.0), "control_rate is 10.0 there and 5.0"),
         (
             lambda model: small_world_model(),
@@ -102,7 +107,7 @@ def test_all_weights_are_the_parents_and_another_tokenizer_is_no_obstacle() -> N
             "the cameras are .'left', 'right'. there and .'left', 'wrist'. here; name the same",
         ),
     ],
-    ids=["edges", "size", "units", "grid", "reward", "layers", "draft", "rate", "cameras"],
+    ids=["edges", "size", "units", "grid", "reward", "layers", "draft", "rows", "rate", "cameras"],
 )
 def test_what_means_something_else_is_refused(
     child: Callable[[WorldModel], WorldModel], data: Manifest, message: str
