@@ -19,7 +19,6 @@ from tokenwm.transformer.embeddings import (
     FrameHints,
     ScalarEmbedding,
     grid_positions,
-    near_codes,
 )
 from tokenwm.transformer.heads import (
     CodeHead,
@@ -40,9 +39,6 @@ class WorldModelConfig:
             frame's; tokens that stay have weight 1. Most tokens stay, and what matters to a robot
             is in those that do not. Probabilities stay calibrated all the same, see
             :meth:`WorldModel.frame_logits`.
-        max_input_errors: Largest share of frame tokens that are shown wrong in training, see
-            :func:`~tokenwm.transformer.input_errors.with_errors`; 0 for none. A model that saw
-            mistakes puts its own right instead of copying them.
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
@@ -56,7 +52,6 @@ class WorldModelConfig:
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     changed_token_weight: float = 1.0
-    max_input_errors: float = 0.0
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
@@ -73,10 +68,6 @@ class WorldModelConfig:
         )
         if self.draft_layers < 0:
             raise TokenwmError(f"draft_layers={self.draft_layers}; use 0 (no head) or more")
-        if not 0.0 <= self.max_input_errors < 1.0:
-            raise TokenwmError(
-                f"max_input_errors={self.max_input_errors} is a share of tokens; use one in [0, 1)"
-            )
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"
@@ -129,8 +120,6 @@ class WorldModel(nn.Module):
             on a GPU.
     """
 
-    near_codes: Tensor
-
     def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
@@ -139,7 +128,6 @@ class WorldModel(nn.Module):
         self.graph_passes = False
         dim = config.transformer.dim
         codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
-        self.register_buffer("near_codes", near_codes(*codes[:2]), persistent=False)
         self.frame_embedding = CodeEmbedding(*codes)
         self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
         state = vocabulary.state
