@@ -19,6 +19,7 @@ from tokenwm.sequence.token_shards import read_vocabulary, reward_range
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
+from tokenwm.transformer.fine_tuning import begin_from
 from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
@@ -62,7 +63,10 @@ class WorldModelModule(TrainingModule):
         rewards = reward_range(reader.manifest for reader in datamodule.readers)
         self.world_model = WorldModel(self.model_config, replace(vocabulary, reward_range=rewards))
         if self.trainer.state.fn == "fit":  # elsewhere a checkpoint brings all weights
-            fit_dynamics(self.world_model, datamodule.strata)
+            if self.parent is None:
+                fit_dynamics(self.world_model, datamodule.strata)
+            else:
+                begin_from(self.parent, self.world_model, datamodule.manifest)
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             if mesh.size() != self.trainer.world_size:

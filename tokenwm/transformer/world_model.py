@@ -180,6 +180,15 @@ class WorldModel(nn.Module):
         if self.reward_head is not None:
             self.reward_head.set_range(reward_range)
 
+    def widen_reward_range(self, low: float, high: float) -> None:
+        """Let rewards from ``low`` to ``high`` be expected too, if the range so far is known."""
+        known = self.vocabulary.reward_range
+        if self.reward_head is None or known is None or known[0] <= low <= high <= known[1]:
+            return
+        wider = min(low, known[0]), max(high, known[1])
+        self.vocabulary = replace(self.vocabulary, reward_range=wider)
+        self.reward_head.widen(wider)
+
     # --- embedding --------------------------------------------------------------------------------
 
     def embed(self, tokens: Tokens) -> Embedded:
