@@ -17,10 +17,10 @@ VOCABULARIES = ("frame", "frame+state", "discrete")
 """Kinds for :func:`small_vocabulary`: what a step holds besides its continuous actions."""
 
 
-def binning(num_dimensions: int = 3, num_values: int = 16) -> BinTokenizer:
+def binning(num_dimensions: int = 3, num_values: int = 16, margin_bins: int = 0) -> BinTokenizer:
     """Even bins over [-1, 1]."""
     edges = np.linspace(-1.0, 1.0, num_values + 1)[None].repeat(num_dimensions, axis=0)
-    return BinTokenizer(edges=edges)
+    return BinTokenizer(edges=edges, margin_bins=margin_bins)
 
 
 def small_vocabulary(
@@ -57,7 +57,9 @@ def small_world_model(
     sizes = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "window": 3}
     torch.manual_seed(seed)
     config = WorldModelConfig(
-        transformer=TransformerConfig(**{**sizes, **transformer}), draft_layers=draft_layers
+        transformer=TransformerConfig(**{**sizes, **transformer}),
+        draft_layers=draft_layers,
+        state_increments=True,
     )
     vocabulary = small_vocabulary(kind, has_reward=has_reward)
     if has_reward:  # over the unknown range of old models expectations of random weights are noise

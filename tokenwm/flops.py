@@ -225,12 +225,15 @@ def _tables(model: WorldModel, calls_of_head: int) -> list[Component]:
     """Tables of frame codes; adding up the digits is a product with the codes, once a batch."""
     looked_up = [model.frame_embedding, model.hints.embedding]
     digits, width = model.frame_head.digits, model.config.transformer.dim
+    of_head = model.frame_head.digit_table.numel()
+    if model.frame_head.table is None:  # which adds up logits, not vectors
+        calls_of_head = of_head = 0
     forward = 2.0 * digits.numel() * width * (len(looked_up) + calls_of_head)
     return [
         Component(
             name="code tables",
             num_parameters=sum(p.numel() for table in looked_up for p in table.parameters())
-            + model.frame_head.digit_table.numel(),
+            + of_head,
             forward=forward,
             training=(1 + BACKWARD_OF_WEIGHT) * forward,
         )
@@ -252,15 +255,18 @@ def _scalars(model: WorldModel, rows: int) -> Component:
 
 def _code_head(model: WorldModel, predicted: int, drafted: int) -> Component:
     """The frame head and its copy bonus, read once more by a draft head."""
-    rows = predicted + drafted
-    table = model.frame_head.table.numel()
-    forward = 2.0 * table * rows
+    rows, head = predicted + drafted, model.frame_head
+    if head.table is None:  # logits of digits, which then add up; their sums have no weights
+        weights, sums = head.digit_table.numel(), 2.0 * head.digits.numel() * rows
+    else:
+        weights, sums = head.table.numel(), 0.0
+    forward = 2.0 * weights * rows
     logits = Component(
         name="",
-        num_parameters=table + model.frame_head.bias.numel(),
-        num_matmul_parameters=table,
-        forward=forward,
-        training=(1 + BACKWARD) * forward,
+        num_parameters=head.bias.numel() + weights,
+        num_matmul_parameters=weights,
+        forward=forward + sums,
+        training=(1 + BACKWARD) * forward + (1 + BACKWARD_OF_WEIGHT) * sums,
     )
     return _merged("frame head", [logits, _products("", [model.copy_head], rows)])
 

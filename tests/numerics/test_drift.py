@@ -15,6 +15,7 @@ from tokenwm.imagination.drawing import draw_state
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
 from tokenwm.imagination.state import DecodedSteps, DecodeState
+from tokenwm.imagination.units import Units
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
@@ -32,7 +33,9 @@ ENGINES: dict[str, Callable[..., tuple[DecodeState, DecodedSteps]]] = {
 }
 
 
-def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: float) -> WorldModel:
+def drifting_model(
+    edges: np.ndarray[Any, Any], drift: list[float], sharpness: float, margin_bins: int = 0
+) -> WorldModel:
     """Every dimension moves by ``drift`` (in [-1, 1] units) a step, whatever is done."""
     torch.manual_seed(0)
     vocabulary = Vocabulary(
@@ -41,7 +44,7 @@ def drifting_model(edges: np.ndarray[Any, Any], drift: list[float], sharpness: f
         num_cameras=1,
         grid=(2, 2),
         action=DiscreteTokenizer(num_values=3),
-        state=BinTokenizer(edges=edges),
+        state=BinTokenizer(edges=edges, margin_bins=margin_bins),
         has_reward=False,
         tokenizer_hash="none",
     )
@@ -123,6 +126,25 @@ def test_an_observed_value_is_gone_on_from_and_the_range_is_the_end() -> None:
     state, _ = decode_steps(model, centred, actions[:, :NUM_STEPS], GREEDY)
     assert state.state_tokens.item() == NUM_BINS - 1  # type: ignore[union-attr]
     assert state.state_values.item() <= 1.0  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def test_a_state_goes_on_into_the_margin_and_ends_at_its_edge() -> None:
+    """Training data in the middle 8 of 16 bins over [0, 1], and one bin a step."""
+    model = drifting_model(np.linspace(0.0, 1.0, 17)[None], [0.25], 6.0, margin_bins=4)
+    context, actions = start(model, 1, state=10)
+    state, decoded = decode_steps(model, prefill(model, context), actions[:, :NUM_STEPS], GREEDY)
+    assert decoded.state_tokens is not None and decoded.state_values is not None
+    assert decoded.state_tokens[0, :, 0].tolist() == [11, 12, 13, 14] + [15] * 16
+    values = decoded.state_values[0, :, 0]
+    assert values[:5].tolist() == pytest.approx([0.875, 1.125, 1.375, 1.625, 1.875], abs=1e-3)
+    assert values[-1].item() == 2.0
+    units = Units(model)
+    (seen,) = units.state_of(state.state_tokens, state.state_values)  # type: ignore[misc]
+    assert seen.item() == 1.0
+    given = units.state_values(torch.tensor([[0.9], [7.0], [-7.0]]))
+    assert given is not None
+    assert given[:, 0].tolist() == pytest.approx([1.6, 2.0, -2.0])
 
 
 @torch.no_grad()

@@ -56,6 +56,10 @@ CASES: dict[str, tuple[WorldModelConfig, Vocabulary]] = {
     "no reward": (config(), small_vocabulary("frame", has_reward=False)),
     "causal, no mask": (config(window=8), small_vocabulary("frame")),
     "draft head": (config(draft_layers=2), small_vocabulary("frame+state")),
+    "digits only": (
+        replace(config(draft_layers=1), code_rows=False),
+        small_vocabulary("frame+state"),
+    ),
     "grouped queries": (config(num_kv_heads=2), small_vocabulary("frame+state")),
     "wide": (config(dim=96, num_layers=2), small_vocabulary("frame")),
     "narrow, deep": (config(dim=16, num_layers=7, num_heads=1), small_vocabulary("discrete")),
@@ -83,10 +87,11 @@ def test_every_weight_is_in_one_component(case: str) -> None:
     assert count.num_parameters == sum(p.numel() for p in model.parameters())
     assert all(part.num_matmul_parameters <= part.num_parameters for part in count.components)
     tables = ("embedding", "table", "bias", "norm", "sharpness", "no_hint")
+    of_codes = "frame_head.table" if sizes.code_rows else "frame_head.digit_table"
     matmul = [
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if name == "frame_head.table" or not any(word in name for word in tables)
+        if name == of_codes or not any(word in name for word in tables)
     ]
     layers = [model.action_embedding.layers]
     layers += [] if model.state_embedding is None else [model.state_embedding.layers]

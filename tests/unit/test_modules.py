@@ -28,6 +28,7 @@ from tokenwm.tokenizer.networks import (
     SpatialAttention,
 )
 from tokenwm.tokenizer.quantizer import CodebookQuantizer, FiniteScalarQuantizer
+from tokenwm.transformer.dynamics import LinearDynamics
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
     FrameHints,
@@ -37,7 +38,6 @@ from tokenwm.transformer.heads import (
     CodeHead,
     ContinuousHead,
     DiscreteHead,
-    LinearDynamics,
     RewardHead,
 )
 from tokenwm.transformer.model import (
@@ -108,6 +108,11 @@ CASES = {
         lambda: (torch.randn(2, 5, 16), *ids(16, 2, 5, 3)(), *ids(16, 2, 5, 2)()),
         (2, 5, 3, 16),
     ),
+    "ContinuousHead increments": Case(
+        lambda: ContinuousHead(binning(), binning(2), 16, increments=True),
+        lambda: (torch.randn(2, 5, 16), *ids(16, 2, 5, 3)(), *ids(16, 2, 5, 2)()),
+        (2, 5, 3, 16),
+    ),
     "DiscreteHead": Case(
         lambda: DiscreteHead(2, 6, 16),
         lambda: (torch.randn(2, 5, 16), *ids(6, 2, 5, 2)(), *ids(6, 2, 5, 1)()),
@@ -165,7 +170,8 @@ def test_module(name: str, tmp_path: Path) -> None:
         for n, p in module.named_parameters()
         if p.numel() and not n.startswith(heads) and (p.grad is None or not p.grad.any())
     ]
-    assert silent == []
+    fixed = [name for name, p in module.named_parameters() if not p.requires_grad]
+    assert silent == fixed and all("dynamics.drift" in name for name in fixed)
 
     # Save and load: the same numbers out of another instance.
     module.eval()

@@ -25,11 +25,13 @@ HOME_FIGURE = "val/psnr"
 
 @dataclass(frozen=True, kw_only=True)
 class ValuesOutside:
-    """Recorded actions or states beyond the bins or ids that the training data used.
+    """Recorded actions or states beyond the values or ids that the training data used.
 
     Attributes:
         name: ``action`` or ``state``.
         share: Share of all values that are outside, 0 to 1.
+        clipped_share: Share of all values that are beyond the margin of the bins too: the model
+            takes them for the nearest value that has a bin.
         worst_dimension: Name of the dimension with most, or its number.
         worst_share: Share of that dimension's values, 0 to 1.
         worst_excess: How far its furthest value lies beyond, in ranges of the training data; 0 for
@@ -38,6 +40,7 @@ class ValuesOutside:
 
     name: str
     share: float
+    clipped_share: float
     worst_dimension: str
     worst_share: float
     worst_excess: float
@@ -85,17 +88,18 @@ class OutsideTraining:
 
 @dataclass(kw_only=True)
 class OutsideCounts:
-    """Counts of one dataset against the bins of its model; ``(dimensions,)`` each."""
+    """Counts of one dataset against the training data of its model; ``(dimensions,)`` each."""
 
     num_values: int
     num_outside: NDArray[np.int64]
+    num_clipped: NDArray[np.int64]
     excess: FloatArray
 
 
 def count_outside(
     model: TokenWorldModel, reader: ShardReader, keys: Sequence[str]
 ) -> dict[str, OutsideCounts]:
-    """Count values beyond the bins over whole episodes, ``action`` and ``state``.
+    """Count values beyond the training data over whole episodes, ``action`` and ``state``.
 
     The last action of an episode is left out: it leads nowhere.
     """
@@ -113,6 +117,7 @@ def _count(
     counts = OutsideCounts(
         num_values=0,
         num_outside=np.zeros(tokenizer.num_dimensions, np.int64),
+        num_clipped=np.zeros(tokenizer.num_dimensions, np.int64),
         excess=np.zeros(tokenizer.num_dimensions),
     )
     for key in keys:
@@ -120,9 +125,10 @@ def _count(
         rows = rows.reshape(len(rows), -1)[: -1 if name == "action" else None]
         if isinstance(tokenizer, BinTokenizer):
             outside = tokenizer.outside(rows)
-            low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
-            beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (high - low)
+            (low, high), (least, most) = tokenizer.training_range, tokenizer.scale_range
+            beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (most - least)
             counts.excess = np.maximum(counts.excess, beyond.max(axis=0, initial=0.0))
+            counts.num_clipped += tokenizer.clipped(rows).sum(axis=0)
         else:
             outside = rows >= np.array(tokenizer.used_sizes)
         counts.num_values += len(rows)
@@ -148,6 +154,7 @@ def summarize_outside(
             ValuesOutside(
                 name=name,
                 share=float(num_outside.mean()) / num_rows,
+                clipped_share=float(np.sum([part.num_clipped.mean() for part in mine])) / num_rows,
                 worst_dimension=names[worst] if names else f"dimension {worst}",
                 worst_share=float(num_outside[worst]) / num_rows,
                 worst_excess=float(excess[worst]),

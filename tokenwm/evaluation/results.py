@@ -210,7 +210,7 @@ class Evaluation:
             if version not in (2, METRICS_VERSION):
                 raise TokenwmError(f"metrics_version is {version}; expected 2 or {METRICS_VERSION}")
             hints = get_type_hints(cls)
-            known = _with_keys_since_3(metrics) if version == 2 else metrics
+            known = _with_clipped(_with_keys_since_3(metrics) if version == 2 else metrics)
             values = {name: from_plain(hints[name], known[key]) for name, key in _keys().items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TokenwmError(f"these are no metrics of an evaluation: {error!r}") from error
@@ -221,6 +221,16 @@ def _keys() -> dict[str, str]:
     """Field of :class:`Evaluation` → key in ``metrics.json``, of all that is stored as it is."""
     names = (item.name for item in fields(Evaluation) if item.name != "examples")
     return {name: KEYS.get(name, name) for name in names}
+
+
+def _with_clipped(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Reports from before bins had a margin: all values outside were clipped, ids never are."""
+    outside = metrics["outside_training"]
+    values = [
+        {"clipped_share": item["share"] if item["worst_excess"] else 0.0, **item}
+        for item in outside["values"]
+    ]
+    return {**metrics, "outside_training": {**outside, "values": values}}
 
 
 def _with_keys_since_3(metrics: Mapping[str, Any]) -> dict[str, Any]:

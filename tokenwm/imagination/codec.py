@@ -137,9 +137,10 @@ class Codec(Engine):
     def encode_actions(self, actions: NDArray[Any] | Tensor) -> Tensor:
         """``(B, H, A)`` in the units of the data → the same shape, int64 tokens on the device.
 
-        Values outside the range of the training data count as its nearest bin; the first time that
-        happens it is logged as a warning. A tensor on a GPU is binned there, to the same tokens but
-        without warning, and unchecked, see :class:`DeviceEncoder`: nothing waits for the device.
+        Values beyond all bins count as the nearest; the first time that one lies outside the range
+        of the training data it is logged as a warning. A tensor on a GPU is binned there, to the
+        same tokens but without warning, and unchecked, see :class:`DeviceEncoder`: nothing waits
+        for the device.
 
         Raises:
             TokenwmError: A value is not finite, or a discrete id is out of range, or actions of the

@@ -256,7 +256,7 @@ class WorldModelVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             return spaces.Box(0, tokenizer.codebook_size - 1, size, np.int64)
         bins = model.vocabulary.state
         if self.observation == "state" and bins is not None:
-            low, high = _range_of(bins)
+            low, high = _range_of(bins, with_margin=True)  # imagined states may go on into it
             return spaces.Box(low, high, dtype=np.float32)
         return spaces.Box(-np.inf, np.inf, (model.num_features,), np.float32)
 
@@ -315,10 +315,17 @@ def _reset_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.boo
     return mask
 
 
-def _range_of(tokenizer: ScalarTokenizer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Least and largest values, in the units of the data, ``(A,)`` each."""
+def _range_of(
+    tokenizer: ScalarTokenizer, *, with_margin: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and largest values of the training data, in its units, ``(A,)`` each.
+
+    With the margin, of all bins.
+    """
     if isinstance(tokenizer, BinTokenizer):
-        low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
+        low, high = tokenizer.training_range
+        if with_margin:
+            low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
     else:
         low, high = np.zeros(tokenizer.num_dimensions), np.array(tokenizer.used_sizes) - 1.0
     return low.astype(np.float32), high.astype(np.float32)

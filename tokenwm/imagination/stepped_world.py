@@ -191,7 +191,9 @@ class SteppedWorld(Codec):
 
     @torch.inference_mode()
     def features(self, state: WorldState) -> Tensor:
-        """``(B, K * code_dim + P)`` float32: codes of the frame, then the state in [-1, 1].
+        """``(B, K * code_dim + P)`` float32: codes of the frame, then the state.
+
+        States are in [-1, 1] within the range of the training data.
 
         Raises:
             TokenwmError: The state is of another model.
@@ -203,7 +205,9 @@ class SteppedWorld(Codec):
         parts = [codes.reshape(state.num_rows, -1).float()]
         bins = self.vocabulary.state
         if bins is not None and state.state_tokens is not None:
-            parts.append(2.0 * (state.state_tokens + 0.5) / bins.num_values - 1.0)
+            margin = getattr(bins, "margin_bins", 0)
+            inner = state.state_tokens - margin + 0.5
+            parts.append(2.0 * inner / (bins.num_values - 2 * margin) - 1.0)
         return torch.cat(parts, dim=1)
 
     @property

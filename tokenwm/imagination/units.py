@@ -13,6 +13,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import as_array, as_tensor, check_ids
 from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.tokenizer.device_actions import DeviceEncoder
+from tokenwm.transformer.heads import ContinuousHead
 from tokenwm.transformer.world_model import WorldModel
 
 logger = logging.getLogger(__name__)
@@ -98,23 +99,24 @@ class Units:
     def state_values(self, state: Tensor | None) -> Tensor | None:
         """``(B, P)`` units → :attr:`DecodeState.state_values`, if there is a continuous state.
 
-        One outside the range of the training data counts as the end of it.
+        One beyond all bins counts as the end of them.
         """
-        if state is None or self._state_bins is None:
+        head = self._head
+        if state is None or self._state_bins is None or not isinstance(head, ContinuousHead):
             return None
         low, high, _ = self._state_bins
         values: Tensor = 2.0 * (state - low) / (high - low) - 1.0
-        return values.clamp(-1.0, 1.0)
+        return values.clamp(*head.outer_edges)
 
     @cached_property
     def _state_bins(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Bins of the state, if any: lower and upper edges ``(P,)``, centres ``(P, bins)``."""
+        """Bins of the state, if any: what counts as -1 and 1 ``(P,)``, centres ``(P, bins)``."""
         bins = self._vocabulary.state
         if not isinstance(bins, BinTokenizer):
             return None
         low, high, centers = (
             torch.from_numpy(np.ascontiguousarray(part)).to(self._device)
-            for part in (bins.edges[:, 0], bins.edges[:, -1], bins.centers)
+            for part in (*bins.scale_range, bins.centers)
         )
         return low, high, centers
 
@@ -141,18 +143,20 @@ class Units:
         return torch.from_numpy(tokens).to(self._device)
 
     def _warn_of_outside(self, name: str, tokenizer: BinTokenizer, values: NDArray[Any]) -> None:
-        outside = tokenizer.outside(values)
+        outside, clipped = tokenizer.outside(values), tokenizer.clipped(values)
         if not outside.any():
             return
         self._warned.add(name)
-        where = tuple(int(i) for i in np.argwhere(outside)[0])
+        where = tuple(int(i) for i in np.argwhere(clipped if clipped.any() else outside)[0])
         dimension = where[-1]
-        low, high = tokenizer.edges[dimension, [0, -1]]
+        low, high = (end[dimension] for end in tokenizer.training_range)
         logger.warning(
-            "%.1f %% of the %s values lie outside the range of the training data and count as its "
-            "nearest bin: dimension %s is %g, its range [%g, %g]",
+            "%.1f %% of the %s values lie outside the range of the training data and %.1f %% "
+            "beyond all bins, where they count as the nearest: dimension %s is %g, its range "
+            "[%g, %g]",
             100 * outside.mean(),
             name,
+            100 * clipped.mean(),
             tokenizer.names[dimension] if tokenizer.names else f"{dimension}",
             values[where],
             low,

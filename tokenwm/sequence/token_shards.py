@@ -39,7 +39,7 @@ MAX_SHIFT = 4
 
 
 def fit_scalar_tokenizer(
-    manifest: Manifest, name: str, num_bins: int, method: BinMethod
+    manifest: Manifest, name: str, num_bins: int, method: BinMethod, margin: float = 0.0
 ) -> ScalarTokenizer:
     """Choose the bins of ``action`` or ``state`` from the statistics of the train split.
 
@@ -63,6 +63,7 @@ def fit_scalar_tokenizer(
         np.asarray(quantiles, dtype=np.float64),
         num_bins=num_bins,
         method=method,
+        margin=margin,
         names=feature.names,
         units=feature.units,
     )
@@ -89,17 +90,21 @@ def make_vocabulary(
     num_state_bins: int,
     method: BinMethod,
     use_state: bool,
+    margin: float = 0.0,
 ) -> Vocabulary:
-    """Make the vocabulary of a dataset: sizes and meanings of its tokens."""
+    """Make the vocabulary of a dataset: sizes and meanings of its tokens.
+
+    Options are those of :meth:`BinTokenizer.fit`, for actions and states.
+    """
     state = None
     if use_state and "state" in manifest.features:
-        state = fit_scalar_tokenizer(manifest, "state", num_state_bins, method)
+        state = fit_scalar_tokenizer(manifest, "state", num_state_bins, method, margin)
     return Vocabulary(
         codebook_size=tokenizer.codebook_size,
         code_levels=tokenizer.config.code_levels,
         num_cameras=tokenizer.num_cameras,
         grid=tokenizer.grid,
-        action=fit_scalar_tokenizer(manifest, "action", num_action_bins, method),
+        action=fit_scalar_tokenizer(manifest, "action", num_action_bins, method, margin),
         state=state,
         has_reward="reward" in manifest.features,
         tokenizer_hash=tokenizer_hash,
@@ -224,7 +229,8 @@ def borrow_vocabulary(folder: Path | str, own: Vocabulary) -> Vocabulary:
         values = vocabulary.to_dict()
         for name in ("action", "state"):
             if values[name] is not None:
-                values[name] = {k: v for k, v in values[name].items() if k != "edges"}
+                bins = ("edges", "margin_bins", "still")
+                values[name] = {k: v for k, v in values[name].items() if k not in bins}
         return values
 
     ours, theirs = meaning(own), meaning(other)

@@ -201,8 +201,7 @@ def random_actions(model: TokenWorldModel, horizon: int, seed: int) -> NDArray[A
     generator = np.random.default_rng(seed)
     shape = (horizon, tokenizer.num_dimensions)
     if isinstance(tokenizer, BinTokenizer):
-        low, high = tokenizer.edges[:, 0], tokenizer.edges[:, -1]
-        return generator.uniform(low, high, shape).astype(np.float32)
+        return generator.uniform(*tokenizer.training_range, shape).astype(np.float32)
     return generator.integers(0, tokenizer.used_sizes, shape)
 
 

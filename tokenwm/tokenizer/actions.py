@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.errors import TokenwmError
+from tokenwm.tokenizer.margins import num_margin_bins, with_margins
 
 BinMethod = Literal["uniform", "quantile"]
 
@@ -21,11 +22,17 @@ class BinTokenizer:
             last bin.
         names: Names of the dimensions; may be empty.
         units: Unit of the values, for the reader.
+        margin_bins: Bins at each end that lie beyond the range of the training data, so that a
+            value a little further is a little further. Tokenizers made before there were margins
+            have none.
+        still: Dimensions that never move in the training data, which then lies in the middle bin.
     """
 
     edges: NDArray[np.float64]
     names: tuple[str, ...] = ()
     units: str = ""
+    margin_bins: int = 0
+    still: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         fits = self.edges.ndim == 2 and self.edges.shape[0] >= 1 and self.edges.shape[1] >= 3
@@ -36,6 +43,13 @@ class BinTokenizer:
             )
         if (np.diff(self.edges, axis=1) < 0).any():
             raise TokenwmError("bin edges must ascend in every dimension")
+        if not 0 <= self.margin_bins <= (self.num_values - 2) // 2:
+            raise TokenwmError(
+                f"margin_bins={self.margin_bins} at each end of {self.num_values} bins; at least 2 "
+                "must be left between them"
+            )
+        if not set(self.still) <= set(range(self.num_dimensions)):
+            raise TokenwmError(f"still={self.still}; there are {self.num_dimensions} dimensions")
 
     @classmethod
     def fit(
@@ -44,6 +58,7 @@ class BinTokenizer:
         *,
         num_bins: int,
         method: BinMethod,
+        margin: float = 0.0,
         names: Sequence[str] = (),
         units: str = "",
     ) -> "BinTokenizer":
@@ -52,31 +67,48 @@ class BinTokenizer:
         Args:
             quantiles: ``(A, Q)``, evenly spaced quantiles per dimension; the first is the minimum
                 and the last the maximum.
-            num_bins: Bins per dimension, 2 to 65536.
+            num_bins: Bins per dimension over the range of the training data, 2 to 65536.
             method: ``uniform`` divides [minimum, maximum] evenly; ``quantile`` puts about as many
                 training values into each bin.
+            margin: What further bins cover beyond that range on each side, 0 to 100 of such
+                ranges: the dimension's own or, if that is larger, the median dimension's, since
+                what hardly moves on one day stands elsewhere on another. The first are as wide as
+                those inside on the mean, and the further away the wider. There are at most
+                ``num_bins`` of them on each side.
             names: Names of the dimensions.
             units: Unit of the values.
 
         Raises:
-            TokenwmError: ``num_bins`` is out of range.
+            TokenwmError: ``num_bins`` or ``margin`` is out of range.
         """
         if not 2 <= num_bins <= 65536:
             raise TokenwmError(
                 f"num_bins={num_bins}; tokens are stored as uint16, so use 2 to 65536"
             )
+        if not 0.0 <= margin <= 100.0:
+            raise TokenwmError(f"margin={margin}; use 0 (no bins beyond the training data) to 100")
+        margin_bins = num_margin_bins(margin, num_bins)
+        if num_bins + 2 * margin_bins > 65536:
+            raise TokenwmError(
+                f"margin={margin} makes {num_bins + 2 * margin_bins} of {num_bins} bins; tokens "
+                "are stored as uint16, so take fewer bins or a smaller margin: at most 65536 in all"
+            )
         low, high = quantiles[:, :1], quantiles[:, -1:]
-        # A dimension that never moves still needs bins of a width; 1e-3 of its size or 1e-6 is far
-        # below any sensor.
-        high = np.maximum(high, low + np.maximum(1e-3 * np.abs(low), 1e-6))
-        fraction = np.linspace(0.0, 1.0, num_bins + 1)
+        # A dimension that never moves still needs bins of a width; this is far below any sensor.
+        least = np.maximum(1e-3 * np.abs(low), 1e-6)
+        inner = np.linspace(0.0, 1.0, num_bins + 1)
         if method == "uniform":
-            edges = low + (high - low) * fraction
+            edges = low + np.maximum(high - low, least) * inner
         else:
             grid = np.linspace(0.0, 1.0, quantiles.shape[1])
-            edges = np.stack([np.interp(fraction, grid, row) for row in quantiles])
-            edges[:, -1:] = high
-        return cls(edges=edges, names=tuple(names), units=units)
+            edges = np.stack([np.interp(inner, grid, row) for row in quantiles])
+            edges[:, -1:] = np.maximum(high, low + least)
+        still: tuple[int, ...] = ()
+        if margin_bins:
+            edges, still = with_margins(edges, quantiles[:, [0, -1]], least[:, 0], margin)
+        return cls(
+            edges=edges, names=tuple(names), units=units, margin_bins=margin_bins, still=still
+        )
 
     @property
     def num_dimensions(self) -> int:
@@ -111,12 +143,29 @@ class BinTokenizer:
         ]
         return np.stack(columns, axis=-1).astype(np.uint16)
 
+    @property
+    def scale_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The values ``(A,)`` each that :meth:`scale` makes -1 and 1.
+
+        Those of the training data, but for dimensions that never moved there.
+        """
+        return self.edges[:, self.margin_bins], self.edges[:, -1 - self.margin_bins]
+
+    @property
+    def training_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Least and largest value of the training data, ``(A,)`` each, in units of the data."""
+        low, high = (end.copy() for end in self.scale_range)
+        still, middle = list(self.still), self.num_values // 2
+        low[still], high[still] = self.edges[still, middle], self.edges[still, middle + 1]
+        return low, high
+
     def outside(self, values: NDArray[Any]) -> NDArray[np.bool_]:
-        """``(..., A)`` values → where they lie beyond the outer edges of their dimension."""
-        # As float32, which the data is: the extremes of the training data are not outside.
-        low, high = self.edges[:, 0].astype(np.float32), self.edges[:, -1].astype(np.float32)
-        outside: NDArray[np.bool_] = (values < low) | (values > high)
-        return outside
+        """``(..., A)`` values → where they lie beyond the range of the training data."""
+        return _beyond(values, *self.training_range)
+
+    def clipped(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """``(..., A)`` values → where they lie beyond all bins and count as the nearest."""
+        return _beyond(values, self.edges[:, 0], self.edges[:, -1])
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
         """``(..., A)`` bins → ``(..., A)`` float32 bin centres.
@@ -129,19 +178,22 @@ class BinTokenizer:
         return self.centers[dimension, tokens.astype(np.int64)].astype(np.float32)
 
     def scale(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """``(..., A)`` values → the same in units in which the outer edges are -1 and 1."""
-        low, high = self.edges[:, 0], self.edges[:, -1]
+        """``(..., A)`` values → the same in units in which the training data is in [-1, 1]."""
+        low, high = self.scale_range
         scaled: NDArray[np.float64] = 2.0 * (values - low) / (high - low) - 1.0
         return scaled
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return {
+        """JSON-ready form; without a margin, that of tokenizers before there were any."""
+        values: dict[str, Any] = {
             "kind": "continuous",
             "edges": self.edges.tolist(),
             "names": list(self.names),
             "units": self.units,
         }
+        if self.margin_bins:
+            values |= {"margin_bins": self.margin_bins, "still": list(self.still)}
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +262,16 @@ def _check_dimensions(values: NDArray[Any], expected: int) -> None:
         )
 
 
+def _beyond(
+    values: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    # As float32, which the data is: the extremes of the training data are not outside.
+    beyond: NDArray[np.bool_] = (values < low.astype(np.float32)) | (
+        values > high.astype(np.float32)
+    )
+    return beyond
+
+
 def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:
     """Inverse of ``to_dict``.
 
@@ -222,6 +284,8 @@ def scalar_tokenizer_from_dict(data: Mapping[str, Any]) -> ScalarTokenizer:
                 edges=np.asarray(data["edges"], dtype=np.float64),
                 names=tuple(data["names"]),
                 units=str(data["units"]),
+                margin_bins=int(data.get("margin_bins", 0)),
+                still=tuple(int(number) for number in data.get("still", ())),
             )
         if data["kind"] == "discrete":
             return DiscreteTokenizer(

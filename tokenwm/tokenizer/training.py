@@ -24,6 +24,9 @@ from tokenwm.training import OptimizerConfig, TrainingModule
 
 logger = logging.getLogger(__name__)
 
+LEAST_TOKENS_OF_CROP = 4
+"""With two tokens a side nearly all of a square is its border (docs/results/tokens.md)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLossConfig:
@@ -79,7 +82,8 @@ class FrameTokenizerModule(TrainingModule):
         noise: In training up to so many levels of noise, of 255, are added to every value of every
             pixel that is encoded; what is to be reconstructed stays clean.
         crop: In training only squares with sides of so many pixels are taken of frames, around what
-            differs from the mean frame; a multiple of a token's side. 0 takes whole frames.
+            differs from the mean frame: a multiple of a token's side, at least four times that, or
+            it learns borders only. 0 takes whole frames.
         compile: Whether to train through ``torch.compile`` (needs a C++ compiler on a CPU; not with
             ``vq``, whose dead-code revival breaks the graph).
     """
@@ -101,10 +105,11 @@ class FrameTokenizerModule(TrainingModule):
             raise TokenwmError(f"max_shift={max_shift}; use 0 (none) or a number of pixels")
         if noise < 0:
             raise TokenwmError(f"noise={noise}; use 0 (none) or a number of levels, of 255")
-        if crop < 0 or crop % tokenizer.downsampling:
+        side = tokenizer.downsampling
+        if crop and (crop % side or crop < LEAST_TOKENS_OF_CROP * side):
             raise TokenwmError(
-                f"crop={crop}; use 0 (whole frames) or a multiple of {tokenizer.downsampling}, the "
-                "pixels of a token's side"
+                f"crop={crop}; use 0 (whole frames), or a multiple of {side}, the pixels of a "
+                f"token's side, from {LEAST_TOKENS_OF_CROP * side} on"
             )
         if crop > 0 and tokenizer.attention_stages:
             raise TokenwmError(

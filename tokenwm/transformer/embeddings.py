@@ -16,7 +16,7 @@ Finer differences are left to their linear term.
 
 
 def fourier_features(values: Tensor) -> Tensor:
-    """``(..., )`` values in [-1, 1] → ``(..., 2 * NUM_FREQUENCIES + 1)``.
+    """``(..., )`` values, in [-1, 1] in training → ``(..., 2 * NUM_FREQUENCIES + 1)``.
 
     The value, sines and cosines, each octave at half the amplitude of the one below. With equal
     amplitudes the fine ones outweigh the coarse, and 26 joints tell one training step from every
@@ -30,8 +30,28 @@ def fourier_features(values: Tensor) -> Tensor:
     )
 
 
+def features_around(coefficients: Tensor, place: Tensor) -> Tensor:
+    """Coefficients of :func:`fourier_features` of ``x - place`` → those of features of ``x``.
+
+    The two sums differ by a constant, ``place`` times the first coefficient.
+
+    Args:
+        coefficients: ``(..., 2 * NUM_FREQUENCIES + 1)``.
+        place: ``(...)``.
+
+    Returns:
+        The shape and the type of ``coefficients``.
+    """
+    value, sine, cosine = torch.split(coefficients, [1, NUM_FREQUENCIES, NUM_FREQUENCIES], dim=-1)
+    octave = torch.arange(NUM_FREQUENCIES, device=place.device)
+    angle = place.unsqueeze(-1) * (math.pi * 2.0 ** (octave - 1))
+    sin, cos = angle.sin(), angle.cos()
+    turned = [value, sine * cos + cosine * sin, cosine * cos - sine * sin]
+    return torch.cat(turned, dim=-1).to(coefficients.dtype)
+
+
 def center_features(tokenizer: BinTokenizer) -> tuple[Tensor, Tensor]:
-    """Bin centres scaled to [-1, 1] by the outer edges, and their features.
+    """Bin centres, scaled so that the training data is in [-1, 1], and their features.
 
     ``(P, bins)`` and ``(P, bins, F)``.
     """
@@ -49,7 +69,9 @@ class ScalarEmbedding(nn.Module):
 
     Bins enter as Fourier features of their centre, so near values are near from the start and a
     dimension needs no table of ``bins × D`` to be learned; a two-layer network lets dimensions
-    interact. Discrete ids have a table.
+    interact. Values beyond the training data enter as its nearest, since a network says nothing
+    sensible of numbers that it never saw; what they move is left to
+    :class:`~tokenwm.transformer.dynamics.LinearDynamics`. Discrete ids have a table.
     """
 
     features: Tensor
@@ -59,7 +81,7 @@ class ScalarEmbedding(nn.Module):
         super().__init__()
         self.is_continuous = isinstance(tokenizer, BinTokenizer)
         if isinstance(tokenizer, BinTokenizer):
-            _, features = center_features(tokenizer)
+            features = fourier_features(center_features(tokenizer)[0].clamp(-1.0, 1.0))
         else:
             features = one_hot_ids(tokenizer)
         self.register_buffer("features", features, persistent=False)
@@ -94,37 +116,62 @@ def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
     return torch.cat(columns, dim=1) if columns else torch.zeros(codebook_size, 0)
 
 
+def near_codes(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
+    """Codes one step away in one digit, ``(V, 2 * digits)``; ``(V, 0)`` if codes have no digits.
+
+    Where a digit is at its end, the one code beside it stands twice.
+    """
+    columns, index, base = [], torch.arange(codebook_size), 1
+    for level in levels:
+        digit = index // base % level
+        for step in (-1, 1):
+            is_inside = (digit + step >= 0) & (digit + step < level)
+            columns.append(index + base * torch.where(is_inside, step, -step if level > 1 else 0))
+        base *= level
+    none = torch.zeros(codebook_size, 0, dtype=torch.int64)
+    return torch.stack(columns, dim=1) if columns else none
+
+
 class CodeTable(nn.Module):
-    """A vector per code: a row of a table plus one vector for each of its digits.
+    """A vector per code: one vector for each of its digits, plus a row of a table.
 
     Args:
         codebook_size: ``V``.
         levels: Number of values of each digit, see :func:`digit_table`.
         dim: ``D``.
         scale: Standard deviation of the rows at the start, or 0 for nothing but zeros.
+        has_rows: Whether there is a table. Without, what is learned of a code holds for all that
+            share a digit with it, and few episodes are not learned by heart.
     """
 
     digits: Tensor
+    table: nn.Parameter | None
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int, scale: float) -> None:
+    def __init__(
+        self, codebook_size: int, levels: tuple[int, ...], dim: int, scale: float, has_rows: bool
+    ) -> None:
         super().__init__()
         self.register_buffer("digits", digit_table(codebook_size, levels), persistent=False)
-        self.table = nn.Parameter(torch.zeros(codebook_size, dim))
+        self.table = nn.Parameter(torch.zeros(codebook_size, dim)) if has_rows else None
         self.digit_table = nn.Parameter(torch.zeros(sum(levels), dim))
         if scale > 0.0:
-            nn.init.normal_(self.table, std=scale)
+            if self.table is not None:
+                nn.init.normal_(self.table, std=scale)
             nn.init.normal_(self.digit_table, std=0.5)
 
     def vectors(self) -> Tensor:
         """``(V, D)``."""
-        return self.table + self.digits @ self.digit_table
+        of_digits = self.digits @ self.digit_table
+        return of_digits if self.table is None else self.table + of_digits
 
 
 class CodeEmbedding(CodeTable):
     """The vector of each code."""
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(codebook_size, levels, dim, scale=0.5 if levels else 1.0)
+    def __init__(
+        self, codebook_size: int, levels: tuple[int, ...], dim: int, has_rows: bool = True
+    ) -> None:
+        super().__init__(codebook_size, levels, dim, 0.5 if levels else 1.0, has_rows)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(...)`` int64 → ``(..., D)``."""

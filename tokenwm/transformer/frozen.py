@@ -91,7 +91,7 @@ def _fold_head(head: CodeHead) -> None:
     vectors = head.vectors()
     head.folded_map = nn.Linear(vectors.shape[1], vectors.shape[0], device="meta")
     head.folded_map.weight = nn.Parameter(vectors, requires_grad=False)
-    head.folded_map.bias = head.bias
+    head.folded_map.bias = nn.Parameter(head.biases(), requires_grad=False)
     head.register_state_dict_post_hook(_without_folded_map)  # type: ignore[no-untyped-call]
     _become(head, FoldedCodeHead)
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
-from tokenwm.transformer.embeddings import CodeTable, center_features, one_hot_ids
+from tokenwm.transformer.dynamics import LinearDynamics
+from tokenwm.transformer.embeddings import CodeTable, center_features, features_around
 
 UNKNOWN_RANGE = (-math.expm1(20.0), math.expm1(20.0))
 """Rewards that bins span where the range of the training rewards is not known."""
@@ -19,89 +20,48 @@ them after training would move an expected reward.
 """
 
 
-class LinearDynamics(nn.Module):
-    """Linear dynamics of a state: ``s' = s + W [s, a] + b``, in scaled units.
-
-    Least squares finds ``W`` from a few hundred steps, which gradients on tokens do not
-    (docs/results/quickstart.md). What is not linear is left to the head's other part.
-    """
-
-    centers: Tensor
-    action_features: Tensor
-    dimension: Tensor
-    action_dimension: Tensor
-
-    def __init__(self, state: BinTokenizer, action: ScalarTokenizer) -> None:
-        super().__init__()
-        centers, _ = center_features(state)
-        self.register_buffer("centers", centers, persistent=False)
-        if isinstance(action, BinTokenizer):
-            features = center_features(action)[0].unsqueeze(-1)
-        else:
-            features = one_hot_ids(action)
-        self.register_buffer("action_features", features, persistent=False)
-        self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
-        self.register_buffer("action_dimension", torch.arange(len(features)), persistent=False)
-        self.drift = nn.Linear(len(centers) + features.shape[0] * features.shape[-1], len(centers))
-        nn.init.zeros_(self.drift.weight)
-
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """``(..., P)`` and ``(..., A)`` int64 → expected next state, ``(..., P)`` float32.
-
-        In units in which the outer edges of the bins are -1 and 1.
-        """
-        with torch.autocast(state.device.type, enabled=False):  # bfloat16 is as coarse as the bins
-            value, inputs = self._inputs(state, action)
-            out: Tensor = value + self.drift(inputs)
-        return out
-
-    @torch.no_grad()
-    def fit(self, *, state: Tensor, action: Tensor, next_state: Tensor) -> None:
-        """Least squares over ``N`` steps, with a little ridge.
-
-        Args:
-            state: ``(N, P)`` int64.
-            action: ``(N, A)`` int64.
-            next_state: ``(N, P)`` int64.
-        """
-        value, inputs = self._inputs(state, action)
-        ones = torch.ones(len(inputs), 1, device=inputs.device)
-        x = torch.cat([inputs, ones], dim=1).double()
-        y = (self.centers[self.dimension, next_state] - value).double()
-        ridge = 1e-4 * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        weights = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T  # (P, inputs + 1)
-        self.drift.weight.copy_(weights[:, :-1])
-        self.drift.bias.copy_(weights[:, -1])
-
-    def _inputs(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled state ``(..., P)`` and the inputs of the linear map."""
-        value = self.centers[self.dimension, state]
-        features = self.action_features[self.action_dimension, action].flatten(-2)
-        return value, torch.cat([value, features], dim=-1)
-
-
 class ContinuousHead(nn.Module):
     """Logits over the bins of every state dimension, all read from one hidden state.
 
     A linear map gives coefficients of the Fourier features of the bin centres (smooth over bins),
     and a Laplace prior around where linear dynamics lead, with a learned sharpness per dimension,
     makes learning start there; before :meth:`LinearDynamics.fit`, at persistence. *Values* of a
-    state are in units in which the outer edges of a dimension's bins are -1 and 1.
+    state are in units in which the training data is in [-1, 1].
+
+    Args:
+        tokenizer: Bins of the state.
+        action: Bins or ids of the action.
+        dim: ``D``.
+        increments: Take the features of centres relative to where the dynamics lead: what is
+            learned of how a joint moves in one place holds in another.
     """
 
     features: Tensor
     centers: Tensor
     inner_edges: Tensor
+    outer_edges: Tensor
     dimension: Tensor
 
-    def __init__(self, tokenizer: BinTokenizer, action: ScalarTokenizer, dim: int) -> None:
+    def __init__(
+        self,
+        tokenizer: BinTokenizer,
+        action: ScalarTokenizer,
+        dim: int,
+        *,
+        increments: bool = False,
+    ) -> None:
         super().__init__()
+        self.increments = increments
+        self.num_near = tokenizer.num_values - 2 * tokenizer.margin_bins
         self.dynamics = LinearDynamics(tokenizer, action)
+        # What least squares found holds elsewhere, gradients fit it to the places of the training.
+        self.dynamics.requires_grad_(not increments)
         centers, features = center_features(tokenizer)
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("features", features, persistent=False)
-        inner = torch.from_numpy(tokenizer.scale(tokenizer.edges.T[1:-1]).T).float().contiguous()
-        self.register_buffer("inner_edges", inner, persistent=False)  # (P, bins - 1)
+        edges = torch.from_numpy(tokenizer.scale(tokenizer.edges.T)).float()  # (bins + 1, P)
+        self.register_buffer("inner_edges", edges[1:-1].T.contiguous(), persistent=False)
+        self.register_buffer("outer_edges", edges[[0, -1]], persistent=False)  # (2, P)
         self.register_buffer("dimension", torch.arange(len(centers)), persistent=False)
         self.coefficients = nn.Linear(dim, features.shape[0] * features.shape[-1])
         nn.init.zeros_(self.coefficients.weight)
@@ -126,12 +86,15 @@ class ContinuousHead(nn.Module):
         dtype = self.features.dtype  # float64 in a frozen model
         coefficients = self.coefficients(hidden.to(self.coefficients.weight.dtype)).to(dtype)
         coefficients = coefficients.unflatten(-1, (len(self.centers), -1))
+        expected = self.dynamics(previous, action)
+        if self.increments:
+            coefficients = features_around(coefficients, expected)
         logits = torch.einsum("...pf,pbf->...pb", coefficients, self.features).float()
-        return logits + self._log_prior(self.dynamics(previous, action))
+        return logits + self._log_prior(expected, self.centers)
 
-    def _log_prior(self, expected: Tensor) -> Tensor:
-        """Laplace prior around ``(..., P)`` values: its logits ``(..., P, bins)`` float32."""
-        distance = (self.centers.float() - expected.float().unsqueeze(-1)).abs()
+    def _log_prior(self, expected: Tensor, centers: Tensor) -> Tensor:
+        """Laplace prior around ``(..., P)`` values: its logits at ``(..., P, bins)``, float32."""
+        distance = (centers.float() - expected.float().unsqueeze(-1)).abs()
         return -self.log_sharpness.float().exp().unsqueeze(-1) * distance
 
     def values_of(self, tokens: Tensor) -> Tensor:
@@ -148,7 +111,8 @@ class ContinuousHead(nn.Module):
         step (error diffusion, Floyd & Steinberg 1976). The value moves as the linear dynamics say,
         which know no bins, and by what the rest of the head adds to the expectation of their prior.
         That expectation is over the hump of the most likely bin, as far as probability falls on
-        both sides of it: a gripper that may open or stay shut does not stand half open.
+        both sides of it: a gripper that may open or stay shut does not stand half open. Both are
+        taken over as many bins around as the training data has, not over the margins too.
 
         Args:
             logits: ``(B, P, bins)``, from :meth:`forward`.
@@ -159,20 +123,38 @@ class ContinuousHead(nn.Module):
         Returns:
             The tokens and the values of the step, ``(B, P)`` each.
         """
-        likely = logits.argmax(-1, keepdim=True)
-        slope = logits.diff(dim=-1)  # (B, P, bins - 1)
+        likely = logits.argmax(-1)
+        near = self._around(likely)
+        logits, peak = logits.gather(-1, near), likely.unsqueeze(-1) - near[..., :1]
+        slope = logits.diff(dim=-1)
         edge = torch.arange(slope.shape[-1], device=logits.device)  # between it and the next bin
-        is_valley = torch.where(edge < likely, slope < 0, slope > 0)
+        is_valley = torch.where(edge < peak, slope < 0, slope > 0)
         hump = F.pad(is_valley.cumsum(-1), (1, 0))
-        inside = logits.masked_fill(hump != hump.gather(-1, likely), -math.inf)
+        inside = logits.masked_fill(hump != hump.gather(-1, peak), -math.inf)
         expected = self.dynamics(previous, action)
-        added = self._mean(inside) - self._mean(self._log_prior(expected))
-        moved = (values + expected - self.values_of(previous) + added).clamp(-1.0, 1.0)
-        return torch.searchsorted(self.inner_edges, moved.T.contiguous(), right=True).T, moved
+        centers = self._centers_of(self._around(self._bins_of(expected)))
+        added = _mean(inside, self._centers_of(near))
+        added = added - _mean(self._log_prior(expected, centers), centers)
+        moved = (values + expected - self.values_of(previous) + added).clamp(*self.outer_edges)
+        return self._bins_of(moved), moved
 
-    def _mean(self, logits: Tensor) -> Tensor:
-        """``(..., P, bins)`` → the expected bin centre, ``(..., P)``."""
-        return (logits.to(self.centers.dtype).softmax(-1) * self.centers).sum(-1)
+    def _bins_of(self, values: Tensor) -> Tensor:
+        """``(B, P)`` → the same shape, int64."""
+        return torch.searchsorted(self.inner_edges, values.T.contiguous(), right=True).T
+
+    def _around(self, bins: Tensor) -> Tensor:
+        """``(B, P)`` → ``(B, P, W)`` bins around, ``W`` of them, as many as the range has."""
+        first = (bins - self.num_near // 2).clamp(0, self.centers.shape[-1] - self.num_near)
+        return first.unsqueeze(-1) + torch.arange(self.num_near, device=bins.device)
+
+    def _centers_of(self, bins: Tensor) -> Tensor:
+        """``(B, P, W)`` → the same shape."""
+        return self.centers[self.dimension.unsqueeze(-1), bins]
+
+
+def _mean(logits: Tensor, centers: Tensor) -> Tensor:
+    """``(..., P, W)`` logits of bins and their centres → the expected centre, ``(..., P)``."""
+    return (logits.to(centers.dtype).softmax(-1) * centers).sum(-1)
 
 
 class DiscreteHead(nn.Module):
@@ -205,13 +187,21 @@ class DiscreteHead(nn.Module):
 class CodeHead(CodeTable):
     """Logits of all codes, linear in the hidden state. Starts at zero."""
 
-    def __init__(self, codebook_size: int, levels: tuple[int, ...], dim: int) -> None:
-        super().__init__(codebook_size, levels, dim, scale=0.0)
-        self.bias = nn.Parameter(torch.zeros(codebook_size))
+    def __init__(
+        self, codebook_size: int, levels: tuple[int, ...], dim: int, has_rows: bool = True
+    ) -> None:
+        super().__init__(codebook_size, levels, dim, 0.0, has_rows)
+        self.bias = nn.Parameter(torch.zeros(codebook_size if has_rows else sum(levels)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
+        if self.table is None:  # a logit for each value of each digit, which add up
+            return F.linear(F.linear(hidden, self.digit_table, self.bias), self.digits)
         return F.linear(hidden, self.vectors(), self.bias)
+
+    def biases(self) -> Tensor:
+        """``(V,)``, the logits of a hidden state of zeros."""
+        return self.digits @ self.bias if self.table is None else self.bias
 
 
 def symlog(x: Tensor) -> Tensor:

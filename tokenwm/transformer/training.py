@@ -20,6 +20,7 @@ from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
 from tokenwm.transformer.heads import ContinuousHead
+from tokenwm.transformer.input_errors import with_errors
 from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
@@ -91,7 +92,11 @@ class WorldModelModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step; returns the loss."""
-        losses = self._losses(batch)
+        model, tokens = self.world_model, tokens_of(batch)
+        max_share, shown = model.config.max_input_errors, None
+        if max_share > 0.0:
+            shown = tokens._replace(frame=with_errors(tokens.frame, model.near_codes, max_share))
+        losses = self._losses(batch, shown)
         self.log_all("train", _named(losses), len(batch.keys))
         return losses.total
 
@@ -110,7 +115,7 @@ class WorldModelModule(TrainingModule):
             recorded = batch.reward[batch.action_valid].cpu().numpy()
             self._has_warned = warn_of_rewards_outside(self.world_model.vocabulary, recorded, stage)
 
-    def _losses(self, batch: Batch) -> Losses:
+    def _losses(self, batch: Batch, shown: Tokens | None = None) -> Losses:
         assert batch.terminated is not None
         return losses_of(
             self.world_model,
@@ -119,6 +124,7 @@ class WorldModelModule(TrainingModule):
             action_valid=batch.action_valid,
             reward=batch.reward,
             terminated=batch.terminated,
+            shown=shown,
         )
 
 

@@ -19,6 +19,7 @@ from tokenwm.transformer.embeddings import (
     FrameHints,
     ScalarEmbedding,
     grid_positions,
+    near_codes,
 )
 from tokenwm.transformer.heads import (
     CodeHead,
@@ -39,21 +40,33 @@ class WorldModelConfig:
             frame's; tokens that stay have weight 1. Most tokens stay, and what matters to a robot
             is in those that do not. Probabilities stay calibrated all the same, see
             :meth:`WorldModel.frame_logits`.
+        code_rows: Whether every code has vectors of its own, besides those of its digits. Without,
+            codes that share a digit look alike and are as likely as that digit: fewer weights, for
+            many codes and few episodes. Codes of ``vq`` have no digits and need rows.
+        max_input_errors: Largest share of frame tokens that are shown wrong in training, see
+            :func:`~tokenwm.transformer.input_errors.with_errors`; 0 for none. A model that saw
+            mistakes puts its own right instead of copying them.
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
         draft_layers: Layers of the head that predicts all tokens of the next frame at once (see
             :class:`~tokenwm.transformer.draft.DraftHead`); 0 for none.
         draft_weight: Weight of its loss.
+        state_increments: Predict states of real values relative to where linear dynamics lead, so
+            that what is learned in one place holds in another; see
+            :class:`~tokenwm.transformer.heads.ContinuousHead`. Models from before do not.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     changed_token_weight: float = 1.0
+    code_rows: bool = True
+    max_input_errors: float = 0.0
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
     draft_layers: int = 0
     draft_weight: float = 0.3
+    state_increments: bool = False
 
     def __post_init__(self) -> None:
         weights = (
@@ -64,6 +77,10 @@ class WorldModelConfig:
         )
         if self.draft_layers < 0:
             raise TokenwmError(f"draft_layers={self.draft_layers}; use 0 (no head) or more")
+        if not 0.0 <= self.max_input_errors < 1.0:
+            raise TokenwmError(
+                f"max_input_errors={self.max_input_errors} is a share of tokens; use one in [0, 1)"
+            )
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"
@@ -116,6 +133,8 @@ class WorldModel(nn.Module):
             on a GPU.
     """
 
+    near_codes: Tensor
+
     def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
@@ -123,7 +142,13 @@ class WorldModel(nn.Module):
         self.layout = vocabulary.layout
         self.graph_passes = False
         dim = config.transformer.dim
-        codes = (vocabulary.codebook_size, vocabulary.code_levels, dim)
+        if not config.code_rows and not vocabulary.code_levels:
+            raise TokenwmError(
+                "code_rows=False, but the codes of this tokenizer have no digits (vq); use "
+                "code_rows=True, or a tokenizer with the quantizer fsq"
+            )
+        codes = (vocabulary.codebook_size, vocabulary.code_levels, dim, config.code_rows)
+        self.register_buffer("near_codes", near_codes(*codes[:2]), persistent=False)
         self.frame_embedding = CodeEmbedding(*codes)
         self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
         state = vocabulary.state
@@ -150,7 +175,9 @@ class WorldModel(nn.Module):
         if state is None:
             self.state_head = None
         elif isinstance(state, BinTokenizer):
-            self.state_head = ContinuousHead(state, vocabulary.action, dim)
+            self.state_head = ContinuousHead(
+                state, vocabulary.action, dim, increments=config.state_increments
+            )
         else:
             self.state_head = DiscreteHead(state.num_dimensions, state.num_values, dim)
         self.reward_head: RewardHead | None = None

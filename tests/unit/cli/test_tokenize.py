@@ -102,8 +102,14 @@ def test_given_twice_nothing_is_done_the_second_time(
     (out / "train-000000.tar").unlink()
     with pytest.raises(TokenwmError, match="the shards, which are not all there"):
         main(arguments)
-    main([*arguments, "--overwrite"])
-    assert find_problems(out) == []
+    assert _margins(out) == [256, 256]  # a range on each side
+    main([*arguments, "--overwrite", "--bin-margin", "0.25"])
+    assert find_problems(out) == [] and _margins(out) == [64, 64]
+
+
+def _margins(out: Path) -> list[int]:
+    vocabulary = Manifest.load(out).extra["vocabulary"]
+    return [vocabulary[name]["margin_bins"] for name in ("action", "state")]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

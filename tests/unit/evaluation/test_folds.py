@@ -224,8 +224,32 @@ def test_values_beyond_the_bins_are_counted_by_hand(tmp_path: Path) -> None:
     assert action.worst_share == pytest.approx(outside.mean())
     assert action.share == pytest.approx(outside.mean() / 2)
     assert action.worst_excess == pytest.approx((3 - 1.5) / 5)
+    assert action.clipped_share == action.share  # these bins have no margin
+    old = evaluation.to_dict()
+    for item in old["outside_training"]["values"]:
+        del item["clipped_share"]  # as in reports from before there was one
+    assert Evaluation.from_dict(old).outside == found
     assert found.is_far == (outside.mean() >= 0.25)
     assert any("beyond the range of the training data (worst: x" in text for text in said)
+
+
+def test_values_in_the_margin_are_outside_but_not_clipped() -> None:
+    """Of five values three lie beyond [-1, 1], and one of them beyond the last bin, which ends at
+    1.5."""
+
+    class Reader:
+        """A reader of one episode."""
+
+        def arrays(self, key: str, names: list[str]) -> dict[str, Any]:
+            return {names[0]: np.array([[0.9], [1.2], [-1.4], [1.0], [1.75]], np.float32)}
+
+    model = make_model()
+    bins = BinTokenizer(edges=np.linspace(-1.5, 1.5, 7)[None], margin_bins=1)
+    model.vocabulary = replace(model.vocabulary, action=bins, state=bins)
+    counts = count_outside(model, Reader(), ["one"])  # type: ignore[arg-type]
+    _, values = summarize_outside([model], [counts], 20.0).values
+    assert values.share == pytest.approx(3 / 5) and values.clipped_share == pytest.approx(1 / 5)
+    assert values.worst_excess == pytest.approx(0.75 / 2)
 
 
 def test_ids_that_the_training_data_never_used_are_outside() -> None:

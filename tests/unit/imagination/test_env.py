@@ -16,9 +16,11 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
+from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.frozen import unpack_linear_maps
 
 gymnasium = pytest.importorskip("gymnasium")
+from gymnasium import spaces  # noqa: E402
 from gymnasium.utils import env_checker, passive_env_checker  # noqa: E402
 from gymnasium.vector import AutoresetMode  # noqa: E402
 
@@ -51,6 +53,22 @@ def make_env(model: TokenWorldModel, **options: Any) -> WorldModelVectorEnv:
 def actions_for(env: WorldModelVectorEnv, seed: int) -> Any:
     env.action_space.seed(seed)
     return env.action_space.sample()
+
+
+def test_actions_end_with_the_training_range_and_states_with_the_margin() -> None:
+    model = make_model()
+    action, state = model.vocabulary.action, model.vocabulary.state
+    assert isinstance(action, BinTokenizer) and isinstance(state, BinTokenizer)
+    model.vocabulary = replace(
+        model.vocabulary, action=replace(action, margin_bins=1), state=replace(state, margin_bins=2)
+    )
+    env = make_env(model, observation="state")
+    actions, states = env.single_action_space, env.single_observation_space
+    assert isinstance(actions, spaces.Box) and isinstance(states, spaces.Box)
+    np.testing.assert_allclose(actions.low, action.edges[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(actions.high, action.edges[:, -2], rtol=1e-6)
+    np.testing.assert_allclose(states.low, state.edges[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(states.high, state.edges[:, -1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -243,8 +243,9 @@ def test_actions_beyond_the_training_range_are_said_once(
     assert tokens[1, 2, 0] == tokenizer.num_values - 1
     model.encode_actions(actions)
     (record,) = caplog.records
-    share = 100 / actions.size
-    assert f"{share:.1f} % of the action values" in record.getMessage()
+    share = f"{100 / actions.size:.1f} %"
+    assert f"{share} of the action values lie outside" in record.getMessage()
+    assert f"and {share} beyond all bins" in record.getMessage()  # these bins have no margin
     assert f"is {actions[1, 2, 0]:g}, its range [" in record.getMessage()
 
 

@@ -285,6 +285,9 @@ def test_bins_can_be_those_of_another_dataset(frame_shards: Path, token_shards: 
     theirs = read_vocabulary(Manifest.load(token_shards), "there")
     edges = np.array([[-9.0, 0.0, 9.0]] * theirs.action.num_dimensions)
     own = replace(theirs, action=replace(theirs.action, edges=edges))
+    wide = np.array([[-9.0, -1.0, 0.0, 1.0, 9.0]] * theirs.action.num_dimensions)
+    wider = replace(own, action=replace(own.action, edges=wide, margin_bins=1, still=(0,)))
+    assert borrow_vocabulary(token_shards, wider).to_dict() == theirs.to_dict()
     assert borrow_vocabulary(token_shards, own).to_dict() == theirs.to_dict()
     with pytest.raises(TokenwmError, match=r"does not fit: tokenizer_hash is .* there and other h"):
         borrow_vocabulary(token_shards, replace(own, tokenizer_hash="other"))

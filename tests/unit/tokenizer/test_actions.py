@@ -1,6 +1,8 @@
 """Binning of real values, tested as a property of any bins."""
 
 import json
+import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from tokenwm.tokenizer.actions import (
 from tokenwm.tokenizer.device_actions import DeviceEncoder
 
 METHODS = st.sampled_from(["uniform", "quantile"])
+MARGINS = st.sampled_from([0.0, 0.1, 2.0])
 finite = st.floats(-1e3, 1e3, width=32)
 
 
@@ -35,6 +38,7 @@ tokenizers = st.builds(
     training_quantiles(),
     num_bins=st.integers(2, 40),
     method=METHODS,
+    margin=MARGINS,
 )
 
 
@@ -119,24 +123,94 @@ def test_uniform_bins_are_even_and_span_the_data(
     np.testing.assert_allclose(width, width[:, :1].repeat(num_bins, 1), rtol=1e-6, atol=scale)
 
 
-@given(value=st.floats(-1e6, 1e6), method=METHODS, num_bins=st.integers(2, 300))
+@given(value=st.floats(-1e6, 1e6), method=METHODS, num_bins=st.integers(2, 300), margin=MARGINS)
 def test_a_constant_dimension_comes_back_as_it_was(
-    value: float, method: str, num_bins: int
+    value: float, method: str, num_bins: int, margin: float
 ) -> None:
     tokenizer = BinTokenizer.fit(
         np.full((1, 11), value),
         num_bins=num_bins,
         method=method,  # type: ignore[arg-type]
+        margin=margin,
     )
     decoded = tokenizer.decode(tokenizer.encode(np.full((4, 1), value)))
     np.testing.assert_allclose(decoded, value, atol=1e-6 + 1.1e-3 * abs(value))
 
 
+@given(quantiles=training_quantiles(), method=METHODS, num_bins=st.integers(2, 40))
+def test_a_margin_goes_on_where_the_training_data_ends(
+    quantiles: NDArray[np.float64], method: Literal["uniform", "quantile"], num_bins: int
+) -> None:
+    """Bins inside are what they were, the training data is in [-1, 1], and half a range further
+    is half a range further, to an error that grows with the distance."""
+    quantiles = quantiles.round(3)  # the sum of -1 and 1e-20 is -1
+    plain = BinTokenizer.fit(quantiles, num_bins=num_bins, method=method)
+    wide = BinTokenizer.fit(quantiles, num_bins=num_bins, method=method, margin=1.5)
+    moving = sorted(set(range(len(quantiles))) - set(wide.still))
+    count = wide.margin_bins
+    assert wide.num_values == num_bins + 2 * count and count == num_bins
+    np.testing.assert_array_equal(wide.edges[moving, count:-count], plain.edges[moving])
+    low, high = wide.training_range
+    np.testing.assert_allclose(wide.scale(high)[moving], 1.0)
+    assert not wide.outside(quantiles.T.astype(np.float32)).any()
+    further = high + 0.5 * (plain.edges[:, -1] - plain.edges[:, 0])
+    far = np.abs(further - high) > 1e-5 * np.abs(high)  # so that float32 tells
+    assert wide.outside(further)[far].all()
+    width = np.diff(wide.edges, axis=1)[moving]
+    growing = width[:, -count:]
+    assert (
+        np.diff(growing, axis=1) >= -1e-9 * np.abs(wide.edges[moving]).max(1, keepdims=True)
+    ).all()
+    least = 1.5 * (plain.edges[:, -1] - plain.edges[:, 0])
+    assert (wide.edges[:, -1] - high >= least * 0.999)[moving].all()
+    assert not wide.clipped(further).any() and wide.clipped(further + 9e3).all()
+    error = np.abs(wide.decode(wide.encode(further)) - further)
+    assert (error[moving] <= 0.51 * growing.max(1) + 1e-6 * np.abs(further[moving])).all()
+    assert (plain.margin_bins, plain.still) == (0, ())
+
+
+def test_bins_next_to_the_training_data_are_as_wide_as_those_inside() -> None:
+    """Beside a dimension in pixels an angle keeps its precision where it leaves its range."""
+    quantiles = np.array([[0.0, 512.0], [0.0, 400.0], [0.0, 1.0]])
+    tokenizer = BinTokenizer.fit(quantiles, num_bins=256, method="uniform", margin=2.0)
+    width = np.diff(tokenizer.edges, axis=1) / quantiles[:, 1:]
+    assert width[:2, -256].max() < 1.02 / 256 and width[2, -256] < 8 / 256
+    np.testing.assert_allclose(tokenizer.edges[:, -1] - quantiles[:, 1], [1024.0, 800.0, 800.0])
+    assert tokenizer.num_values == 768
+
+
+def test_what_never_moved_has_room_to_move_as_others_do() -> None:
+    quantiles = np.array([[0.75, 0.75], [0.0, 0.4], [-1.0, 1.0], [0.0, 0.0]])
+    tokenizer = BinTokenizer.fit(quantiles, num_bins=8, method="uniform", margin=1.0)
+    assert tokenizer.still == (0, 3)
+    width = np.diff(tokenizer.edges, axis=1)
+    np.testing.assert_allclose(width[[0, 3]], (0.4 + 2.0) / 2 / 8)  # the median range
+    still = np.array([0.75, 0.2, 0.0, 0.0])
+    assert not tokenizer.outside(still).any()
+    np.testing.assert_allclose(tokenizer.decode(tokenizer.encode(still))[[0, 3]], still[[0, 3]])
+    moved = still + np.array([0.6, 0.0, 0.0, -0.6])
+    assert tokenizer.outside(moved).tolist() == [True, False, False, True]
+    assert not tokenizer.clipped(moved).any()
+    assert (np.abs(tokenizer.decode(tokenizer.encode(moved)) - moved) <= 0.075 + 1e-6)[[0, 3]].all()
+    large = np.array([[100.0, 100.0], [0.0, 0.4]])  # a middle bin is narrower than .1 % of 100
+    assert (
+        not BinTokenizer.fit(large, num_bins=99, method="uniform", margin=1.0)
+        .outside(np.array([100.0, 0.2]))
+        .any()
+    )
+    alone = BinTokenizer.fit(quantiles[:1], num_bins=8, method="uniform", margin=1.0)
+    assert not alone.clipped(np.array([1.75])).any()  # of nothing that moves: a range of 1
+
+
 @given(tokenizer=tokenizers)
 def test_bins_survive_json_exactly(tokenizer: BinTokenizer) -> None:
-    read = scalar_tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    values = json.loads(json.dumps(tokenizer.to_dict()))
+    read = scalar_tokenizer_from_dict(values)
     assert isinstance(read, BinTokenizer)
     np.testing.assert_array_equal(read.edges, tokenizer.edges)
+    assert (read.margin_bins, read.still) == (tokenizer.margin_bins, tokenizer.still)
+    # Without a margin as files from before there were any: their hash stays.
+    assert ("margin_bins" in values) == (tokenizer.margin_bins > 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -158,6 +232,32 @@ def test_the_number_of_dimensions_must_fit() -> None:
 def test_impossible_numbers_of_bins_are_refused(num_bins: int) -> None:
     with pytest.raises(TokenwmError, match=f"num_bins={num_bins}.*2 to 65536"):
         BinTokenizer.fit(np.array([[0.0, 1.0]]), num_bins=num_bins, method="uniform")
+
+
+@pytest.mark.parametrize(
+    ("margin", "message"),
+    [
+        (-0.1, "margin=-0.1; use 0"),
+        (math.nan, "margin=nan"),
+        (101.0, "margin=101.0; use 0 .* to 100"),
+    ],
+    ids=["negative", "nan", "huge"],
+)
+def test_impossible_margins_are_refused(margin: float, message: str) -> None:
+    with pytest.raises(TokenwmError, match=message):
+        quantiles = np.array([[0.0, 1.0]])
+        BinTokenizer.fit(quantiles, num_bins=256, method="uniform", margin=margin)
+    with pytest.raises(TokenwmError, match="margin=2.0 makes 90000 of 30000 bins.*65536"):
+        BinTokenizer.fit(quantiles, num_bins=30_000, method="uniform", margin=2.0)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"margin_bins": 4}, {"margin_bins": -1}, {"still": [1]}], ids=str
+)
+def test_margins_that_leave_no_bins_are_refused(damage: dict[str, object]) -> None:
+    values = BinTokenizer(edges=np.linspace(0.0, 1.0, 10)[None]).to_dict()
+    with pytest.raises(TokenwmError, match="margin_bins=.* of 9 bins|still="):
+        scalar_tokenizer_from_dict({**values, **damage})
 
 
 @pytest.mark.parametrize(

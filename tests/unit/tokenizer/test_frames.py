@@ -242,10 +242,11 @@ def test_frames_no_larger_than_a_square_are_taken_whole() -> None:
 
 
 def test_squares_that_do_not_fit_the_tokens_are_refused() -> None:
-    with pytest.raises(TokenwmError, match="crop=12; use 0 .* multiple of 8"):
-        FrameTokenizerModule(FrameTokenizerConfig(), crop=12)
+    for crop in (-32, 16, 36):
+        with pytest.raises(TokenwmError, match=rf"crop={crop}; use 0 .* multiple of 8.* from 32"):
+            FrameTokenizerModule(FrameTokenizerConfig(), crop=crop)
     with pytest.raises(TokenwmError, match="attention_stages"):
-        FrameTokenizerModule(FrameTokenizerConfig(attention_stages=(1,)), crop=16)
+        FrameTokenizerModule(FrameTokenizerConfig(attention_stages=(1,)), crop=32)
 
 
 def test_every_camera_is_centred_on_its_own_mean_frame() -> None:

@@ -3,31 +3,37 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.small_models import binning, shake
+from tests.small_models import binning, shake, small_vocabulary
+from tokenwm.errors import TokenwmError
 from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 from tokenwm.tokenizer.quantizer import FSQ_LEVELS, build_quantizer
+from tokenwm.transformer.dynamics import LinearDynamics
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
     FrameHints,
     ScalarEmbedding,
     center_features,
     digit_table,
+    features_around,
     fourier_features,
     grid_positions,
+    near_codes,
 )
 from tokenwm.transformer.heads import (
     CodeHead,
     ContinuousHead,
     DiscreteHead,
-    LinearDynamics,
     RewardHead,
     symexp,
     symlog,
 )
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 
 class Fixed(nn.Module):
@@ -53,6 +59,20 @@ def test_fourier_features_are_the_value_its_sines_and_cosines() -> None:
     assert fourier_features(torch.tensor(value)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_coefficients_can_be_turned_to_features_around_another_place() -> None:
+    torch.manual_seed(0)
+    coefficients, place, x = torch.randn(5, 13), torch.randn(5) * 2, torch.randn(5) * 2
+    around = (coefficients * fourier_features(x - place)).sum(-1)
+    turned = (features_around(coefficients, place) * fourier_features(x)).sum(-1)
+    torch.testing.assert_close(turned - place * coefficients[:, 0], around, atol=1e-4, rtol=0)
+
+
+def test_bin_centres_are_scaled_by_the_range_of_the_training_data() -> None:
+    edges = np.array([[-1.0, 0.0, 2.0, 3.0, 4.0]])
+    scaled, _ = center_features(BinTokenizer(edges=edges, margin_bins=1))
+    torch.testing.assert_close(scaled, torch.tensor([[-4 / 3, -1 / 3, 2 / 3, 4 / 3]]))
+
+
 def test_bin_centres_are_scaled_by_the_outer_edges() -> None:
     edges = np.array([[0.0, 1.0, 4.0], [-10.0, 0.0, 10.0]])
     scaled, features = center_features(BinTokenizer(edges=edges))
@@ -68,6 +88,14 @@ def test_near_bins_are_near_and_dimensions_differ() -> None:
     near, far = embedding(torch.tensor([101, 100])), embedding(torch.tensor([200, 100]))
     assert (near - base).norm() < 0.5 * (far - base).norm()
     assert not torch.allclose(embedding(torch.tensor([10, 50])), embedding(torch.tensor([50, 10])))
+
+
+@torch.no_grad()
+def test_values_in_the_margin_enter_as_the_end_of_the_training_data() -> None:
+    embedding = ScalarEmbedding(binning(1, 16, margin_bins=4), 32)
+    assert embedding(torch.tensor([[1], [15]])).isfinite().all()
+    assert torch.equal(embedding(torch.tensor([[0], [15]])), embedding(torch.tensor([[3], [12]])))
+    assert not torch.allclose(embedding(torch.tensor([4])), embedding(torch.tensor([3])))
 
 
 def test_discrete_ids_are_told_apart() -> None:
@@ -113,6 +141,52 @@ def test_the_state_head_is_a_sum_over_features() -> None:
             smooth = (coefficients[dimension] * fourier_features(torch.tensor(place))).sum()
             prior = head.log_sharpness[dimension].exp() * abs(place - start)
             torch.testing.assert_close(logits[dimension, number], smooth - prior, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_increments_are_the_same_wherever_a_joint_is() -> None:
+    """Ten bins further, beyond the training data too, the logits are those of ten bins before."""
+    torch.manual_seed(0)
+    bins = binning(2, 48, margin_bins=16)
+    hidden, action = torch.randn(3, 16), torch.zeros(3, 2, dtype=torch.int64)
+    here, there = torch.tensor([[22, 20]] * 3), torch.tensor([[32, 30]] * 3)
+    for increments in (True, False):
+        head = ContinuousHead(bins, bins, 16, increments=increments)
+        shake(head.coefficients, 0.5)
+        head.dynamics.drift.weight.zero_()
+        ours, theirs = (head(hidden, place, action).log_softmax(-1) for place in (here, there))
+        both = (ours[..., 8:-10].log_softmax(-1), theirs[..., 18:].log_softmax(-1))
+        if increments:
+            torch.testing.assert_close(*both, atol=1e-3, rtol=0)
+        else:
+            assert (both[0] - both[1]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_linear_dynamics_hold_where_joint_and_target_are_elsewhere() -> None:
+    """Of a joint that hardly moves least squares alone would not learn that it goes with its
+    target: its place serves as well to explain the noise of the other."""
+    bins = binning(2, 768, margin_bins=256)
+    generator = torch.Generator().manual_seed(0)
+
+    def steps(count: int, place: float) -> tuple[Tensor, Tensor, Tensor]:
+        spread = torch.tensor([1.0, 0.02])
+        state = torch.randn(count, 2, generator=generator).clamp(-2, 2) * 0.1 * spread
+        target = state + 0.1 * torch.randn(count, 2, generator=generator).clamp(-2, 2) * spread / 2
+        noise = 0.02 * torch.randn(count, 2, generator=generator) * spread
+        following = state + 0.3 * (target - state) + noise
+        values = (value + torch.tensor([0.0, place]) for value in (state, target, following))
+        state, action, next_state = (
+            torch.from_numpy(bins.encode(value.numpy()).astype(np.int64)) for value in values
+        )
+        return state, action, next_state
+
+    dynamics = LinearDynamics(bins, bins)
+    state, action, next_state = steps(300, 0.0)
+    dynamics.fit(state=state, action=action, next_state=next_state)
+    state, action, next_state = steps(300, 0.5)
+    error = (dynamics(state, action) - dynamics.centers[dynamics.dimension, next_state]).abs()
+    assert error.mean() < 0.05
 
 
 @torch.no_grad()
@@ -176,6 +250,21 @@ def test_digits_are_those_of_the_quantizer(codebook_size: int) -> None:
         coordinate = codes[:, dimension]
         same = coordinate[:, None] == coordinate[None]
         assert torch.equal(digits @ digits.T == 1, same)
+
+
+@pytest.mark.parametrize("codebook_size", [64, 240, 1000])
+def test_near_codes_differ_by_one_step_of_one_digit(codebook_size: int) -> None:
+    """A neighbour lies one bin away in one coordinate of the quantized latent."""
+    levels = tuple(FSQ_LEVELS[codebook_size])
+    near = near_codes(codebook_size, levels)
+    assert near.shape == (codebook_size, 2 * len(levels))
+    digits = [part.argmax(1) for part in digit_table(codebook_size, levels).split(levels, dim=1)]
+    steps = torch.stack([digit[near] - digit[:, None] for digit in digits], dim=-1)
+    assert torch.equal(steps.abs().sum(-1), torch.ones_like(near))
+    both = torch.stack(digits, dim=-1)  # an inner code has every neighbour, and each once
+    inner = (both > 0).all(1) & (both < torch.tensor(levels) - 1).all(1)
+    assert all(len(set(codes)) == 2 * len(levels) for codes in near[inner].tolist())
+    assert near_codes(codebook_size, ()).shape == (codebook_size, 0)
 
 
 @torch.no_grad()
@@ -365,3 +454,31 @@ def test_an_untrained_head_expects_nothing() -> None:
     head = RewardHead(4)
     nn.init.zeros_(head.logits.bias)
     assert float(head(torch.randn(4)).detach()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_codes_without_rows_are_known_by_their_digits() -> None:
+    levels = (4, 3)
+    embedding = CodeEmbedding(12, levels, 8, has_rows=False)
+    assert embedding.table is None
+    table = embedding.digit_table
+    expected = table[torch.arange(12) % 4] + table[4 + torch.arange(12) // 4]
+    torch.testing.assert_close(embedding(torch.arange(12)), expected)
+    head = CodeHead(12, levels, 8, has_rows=False)
+    nn.init.normal_(head.digit_table)
+    nn.init.normal_(head.bias)
+    hidden = torch.randn(5, 8)
+    logits = F.linear(hidden, head.vectors(), head.biases())
+    torch.testing.assert_close(head(hidden), logits)
+    # The likelihood of a code is the product of those of its digits.
+    of_codes = head(hidden).softmax(-1).view(5, 3, 4)
+    torch.testing.assert_close(
+        of_codes, of_codes.sum(2, keepdim=True) * of_codes.sum(1, keepdim=True)
+    )
+
+
+def test_codes_of_a_table_need_rows() -> None:
+    config = WorldModelConfig(
+        transformer=TransformerConfig(dim=16, num_layers=1, num_heads=2), code_rows=False
+    )
+    with pytest.raises(TokenwmError, match=r"code_rows=False, .* no digits .* quantizer fsq"):
+        WorldModel(config, small_vocabulary("frame"))

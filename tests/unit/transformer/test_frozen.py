@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.small_models import small_world_model
+from tests.small_models import random_tokens, shake, small_vocabulary, small_world_model
 from tokenwm.transformer.frozen import PackedLinear, freeze, pack_linear_maps, unpack_linear_maps
+from tokenwm.transformer.model import TransformerConfig
+from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -118,3 +120,17 @@ def test_frozen_models_are_packed_and_can_be_unpacked() -> None:
     assert all(child.packed is not None for child in (*maps(frozen), *maps(again)))
     unpack_linear_maps(frozen)
     assert all(child.packed is None for child in maps(frozen))
+
+
+def test_a_frozen_model_without_rows_of_codes_predicts_what_the_model_does() -> None:
+    torch.manual_seed(0)
+    config = WorldModelConfig(
+        transformer=TransformerConfig(dim=32, num_layers=1, num_heads=2), code_rows=False
+    )
+    model = WorldModel(config, small_vocabulary("frame+state")).eval()
+    shake(model)
+    tokens = random_tokens(model, 2, 3)
+    with torch.no_grad():
+        expected, found = (m(tokens).frame_logits for m in (model, freeze(model)))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -69,8 +69,10 @@ continues.
 frames DIR|URL  frame shards made by tokenwm prepare
 --tokenizer DIR!  run or checkpoint folder of the tokenizer
 --out DIR|URL!  folder of the token shards
---action-bins N = 256  bins per action dimension
+--action-bins N = 256  bins per action dimension, over the range of the training data
 --state-bins N = 256  bins per state dimension
+--bin-margin X = 2.0  what further bins cover beyond that range on each side, in such ranges (the
+    median dimension's where the own is smaller): values of another day have their place there
 --bins {{uniform,quantile}} = uniform  even bins over the range of the training data, or as many
     values in each
 --vocabulary-of DIR|URL  take the bins of these token shards, so that both can be mixed in training

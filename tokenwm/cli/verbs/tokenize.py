@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
         num_state_bins=arguments.state_bins,
         method=arguments.bins,
         use_state=not arguments.no_state,
+        margin=arguments.bin_margin,
     )
     if arguments.vocabulary_of is not None:
         vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)

@@ -66,6 +66,7 @@ def _outside(outside: OutsideTraining) -> str:
         f"{percent(item.share)} of the {item.name} values lie beyond the range of the training "
         f"data (worst: {item.worst_dimension}, {percent(item.worst_share)}"
         + (f", by up to {item.worst_excess:.2g} of that range)" if item.worst_excess else ")")
+        + (f", {percent(item.clipped_share)} beyond all bins" if item.clipped_share else "")
         for item in outside.values
         if item.is_notable
     ]

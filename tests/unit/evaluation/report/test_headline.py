@@ -217,6 +217,7 @@ def test_data_outside_of_training_come_first_and_in_red(
     action = ValuesOutside(
         name="action",
         share=0.123,
+        clipped_share=0.0,
         worst_dimension="elbow",
         worst_share=0.8,
         worst_excess=2.41,
@@ -236,6 +237,11 @@ def test_data_outside_of_training_come_first_and_in_red(
     assert far.to_dict()["outside_training"]["values"][0]["worst_dimension"] == "elbow"
     near = replace(outside, values=(state,), reconstruction=24.31)  # 2.99 dB below
     assert not near.is_notable
+    clipped = replace(outside, values=(replace(action, clipped_share=0.02),))
+    assert (
+        "by up to 2.4 of that range), 2.0 % beyond all bins;"
+        in headline(replace(far, outside=clipped))[0]
+    )
     some = replace(near, values=(replace(action, share=0.004, worst_share=0.14),))
     assert headline(replace(far, outside=some))[-1] == (
         "Partly outside of what was trained on: 0.4 % of the action values lie beyond the range of "
