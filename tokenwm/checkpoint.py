@@ -45,6 +45,53 @@ def model_folder(path: Path | str) -> Path:
     return inside if not (path / CONFIG).exists() and (inside / CONFIG).exists() else path
 
 
+def find_checkpoint(path: Path | str, kind: str) -> Path:
+    """The checkpoint folder of a kind that a path means, also inside a run of all stages.
+
+    Args:
+        path: A checkpoint, a training run, or the folder of a quick start.
+        kind: ``world_model`` or ``frame_tokenizer``, which a world model's folder holds, too.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    places = ["", "model", "world_model", "world_model/model"]
+    if kind == "frame_tokenizer":
+        places = [*places, "tokenizer", "tokenizer/model", "model/tokenizer"]
+    for folder in (Path(path) / place for place in places):
+        if (folder / CONFIG).is_file() and read_config(folder).get("kind") == kind:
+            return folder
+    raise CheckpointError(
+        f"{path} holds no {kind.replace('_', ' ')}; give the folder of a checkpoint, of a training "
+        "run or of a quick start (of the hub: tokenwm pull first)"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a checkpoint folder: its kind and the sizes of its model.
+
+    Raises:
+        CheckpointError: It cannot be read, or is no mapping.
+    """
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} is a {type(config).__name__}, no mapping")
+    return {str(key): value for key, value in config.items()}
+
+
+def read_vocabulary_of(folder: Path) -> Vocabulary:
+    """The vocabulary of a world model's checkpoint folder.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    with _explaining(folder):
+        return Vocabulary.from_dict(_read_object(folder / VOCABULARY))
+
+
 def tokenizer_hash(tokenizer: FrameTokenizer) -> str:
     """SHA-256 of the tokenizer's config and weights, the identity that token shards carry."""
     digest = hashlib.sha256(json.dumps(_tokenizer_config(tokenizer), sort_keys=True).encode())
@@ -198,7 +245,7 @@ def load_world_model(folder: Path, device: str | torch.device = "cpu") -> Loaded
         transformer = TransformerConfig(**values.pop("transformer"))
         model = WorldModel(
             WorldModelConfig(transformer=transformer, **values),
-            Vocabulary.from_dict(_read_object(folder / VOCABULARY)),
+            read_vocabulary_of(folder),
         )
         _load_state(model, weights)
         control_rate, cameras = float(config["control_rate"]), tuple(config["cameras"])
@@ -299,22 +346,23 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor], d
                 "world-model fit'"
             )
         refuse_pointer(folder / name, CheckpointError)
+    config = read_config(folder)
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
         weights = load_file(folder / WEIGHTS)
     except _UNREADABLE as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
     provenance = _read_object(folder / PROVENANCE)
-    if not isinstance(config, dict) or config.get("kind") != kind:
-        found = config.get("kind") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{folder / CONFIG} has kind {found!r}; expected {kind!r}")
+    if config.get("kind") != kind:
+        raise CheckpointError(
+            f"{folder / CONFIG} has kind {config.get('kind')!r}; expected {kind!r}"
+        )
     if config.get("checkpoint_version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint_version {config.get('checkpoint_version')}; this "
             f"tokenwm reads {CHECKPOINT_VERSION}; see CHANGELOG.md"
         )
     _check_finite(folder / WEIGHTS, weights)
-    return {str(k): v for k, v in config.items()}, weights, provenance
+    return config, weights, provenance
 
 
 def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

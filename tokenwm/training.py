@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.parent import Parent
 from tokenwm.resume import REMEDY, check_options, check_shapes, named_options
 
 
@@ -186,12 +187,14 @@ class TrainingModule(pl.LightningModule):
     Attributes:
         ends_by_clock: Whether a callback decides when the decay begins and ends; else
             ``trainer.max_steps`` does.
+        parent: A finished model to begin from, set before fitting; None begins with random weights.
     """
 
     def __init__(self, optimizer: OptimizerConfig) -> None:
         super().__init__()
         self.optimizer_config = optimizer
         self.ends_by_clock = False
+        self.parent: Parent | None = None
         self._random_seed: int | None = None
         self._seeded_step = -1
 
@@ -238,6 +241,7 @@ class TrainingModule(pl.LightningModule):
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         averaging = [type(each).__name__ for each in callbacks if isinstance(each, WeightAveraging)]
         options["the averaging of weights (trainer.callbacks)"] = ", ".join(averaging) or "none"
+        options["the model to begin from (--from)"] = self.parent and self.parent.identity
         plain: dict[str, Any] = json.loads(json.dumps(options))  # tuples become lists
         return plain
 

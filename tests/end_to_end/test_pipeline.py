@@ -59,6 +59,35 @@ def test_a_finished_quickstart_is_continued_without_training_again(run_folder: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("is_far", [False, True])
+def test_a_second_day_in_one_command(run_folder: Path, tmp_path: Path, is_far: bool) -> None:
+    """The tokenizer is kept, or fine-tuned and old frames encoded again, where pictures are far."""
+    first = tmp_path / "first"
+    shutil.copytree(run_folder / "world_model" / "model", first / "model")
+    if is_far:
+        file = first / "model" / "tokenizer" / "provenance.json"
+        origin = json.loads(file.read_text())
+        file.write_text(json.dumps({**origin, "metrics": {"val/psnr": 99.0}}))
+    settings = ["source.seed=7", "source.num_episodes=6", "source.max_steps=15"]
+    arguments = ["--size", "debug", "--from", str(first), "--out", str(tmp_path / "second")]
+    said = must("quickstart", *arguments, "--set", *settings)
+    assert f"99.0 dB at home: it is {'fine-tuned' if is_far else 'kept'}" in said or not is_far
+    second = tmp_path / "second"
+    origin = json.loads((second / "world_model" / "model" / "provenance.json").read_text())
+    parent = json.loads((first / "model" / "provenance.json").read_text())
+    assert origin["parent"]["weights_sha256"] == parent["weights_sha256"]
+    assert (origin["tokenizer_hash"] == parent["tokenizer_hash"]) is not is_far
+    old = str(second / "old_tokens") if is_far else str(run_folder / "tokens")
+    assert [item["data"] for item in origin["data_mixture"]] == [str(second / "tokens"), old]
+    assert [item["share"] for item in origin["data_mixture"]] == [0.5, 0.5]
+    assert (second / "tokenizer").exists() is is_far
+    assert (second / "report" / "index.html").is_file()
+    again = tokenwm("quickstart", *arguments[:-1], str(run_folder), "--set", *settings)
+    assert again.returncode == 1 and "other settings" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_imagine_writes_pictures_and_arrays(run_folder: Path, tmp_path: Path) -> None:
     data = ["--data", str(run_folder / "frames"), "--context", "2", "--horizon", "4"]
     must("imagine", str(run_folder / "world_model"), *data, "--out", str(tmp_path))

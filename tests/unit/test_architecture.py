@@ -41,6 +41,7 @@ ORDER = (
     "data.making",
     "data.loading",
     # windows to futures
+    "parent",
     "training",
     "tokenizer",
     "sequence",

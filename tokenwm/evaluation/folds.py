@@ -9,6 +9,7 @@ from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.parent import data_known_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ def check_folds(folds: Sequence[Fold], readers: Sequence[ShardReader]) -> None:
                 "differ in more than splits.fold; prepare all from one recipe"
             )
         trained_on = fold.model.provenance.get("data_provenance", provenance)
-        if "data_mixture" not in fold.model.provenance and trained_on != provenance:
+        is_other = "data_mixture" not in fold.model.provenance and trained_on != provenance
+        if is_other or has_other_splits(fold.model, reader.manifest):
             raise TokenwmError(
                 f"{fold.name} was trained on another dataset than {fold.data}, so it may know the "
                 "episodes held out there; give each model with its own data, in the same order"
@@ -90,12 +92,16 @@ def check_held_out_once(keys: Sequence[Sequence[str]], folds: Sequence[Fold]) ->
 
 
 def has_other_splits(model: TokenWorldModel, manifest: Manifest) -> bool:
-    """True if a dataset is the model's own source divided otherwise.
+    """True if a dataset is the model's own source divided otherwise, or its parent's.
 
     Episodes that are held out here may then be among those that the model was trained on.
     """
-    trained_on, now = model.provenance.get("data_provenance"), manifest.provenance
-    if not isinstance(trained_on, Mapping) or trained_on.get("source_checksum") is None:
+    known = data_known_to(model.provenance)
+    return any(_divides_otherwise(trained_on, manifest.provenance) for trained_on in known)
+
+
+def _divides_otherwise(trained_on: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if trained_on.get("source_checksum") is None:
         return False
     if trained_on["source_checksum"] != now.get("source_checksum"):
         return False

@@ -1,9 +1,9 @@
 """Distance of measured episodes from what a model was trained on: values, and pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import FloatArray
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
+from tokenwm.parent import widened_range
+from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer, beyond_range
 
 NOTABLE_SHARE = 0.01
 """Share of a dimension's values beyond its bins from which on the headline says it."""
@@ -105,14 +106,18 @@ def count_outside(
     """
     tokenizers = {"action": model.vocabulary.action, "state": model.vocabulary.state}
     return {
-        name: _count(tokenizer, reader, keys, name)
+        name: _count(tokenizer, reader, keys, name, model.provenance)
         for name, tokenizer in tokenizers.items()
         if tokenizer is not None
     }
 
 
 def _count(
-    tokenizer: ScalarTokenizer, reader: ShardReader, keys: Sequence[str], name: str
+    tokenizer: ScalarTokenizer,
+    reader: ShardReader,
+    keys: Sequence[str],
+    name: str,
+    provenance: Mapping[str, Any],
 ) -> OutsideCounts:
     counts = OutsideCounts(
         num_values=0,
@@ -124,11 +129,13 @@ def _count(
         rows = reader.arrays(key, [name])[name]
         rows = rows.reshape(len(rows), -1)[: -1 if name == "action" else None]
         if isinstance(tokenizer, BinTokenizer):
-            outside = tokenizer.outside(rows)
             (low, high), (least, most) = tokenizer.training_range, tokenizer.scale_range
+            low, high = widened_range(provenance, name, low, high)
+            clipped = tokenizer.clipped(rows)
+            outside = clipped | beyond_range(rows, low, high)
             beyond = np.where(outside, np.maximum(low - rows, rows - high), 0.0) / (most - least)
             counts.excess = np.maximum(counts.excess, beyond.max(axis=0, initial=0.0))
-            counts.num_clipped += tokenizer.clipped(rows).sum(axis=0)
+            counts.num_clipped += clipped.sum(axis=0)
         else:
             outside = rows >= np.array(tokenizer.used_sizes)
         counts.num_values += len(rows)
@@ -160,7 +167,7 @@ def summarize_outside(
                 worst_excess=float(excess[worst]),
             )
         )
-    home = [_at_home(model) for model in models]
+    home = [psnr_at_home(model.tokenizer_provenance) for model in models]
     known = [psnr for psnr in home if psnr is not None]
     return OutsideTraining(
         values=tuple(values),
@@ -169,8 +176,9 @@ def summarize_outside(
     )
 
 
-def _at_home(model: TokenWorldModel) -> float | None:
-    metrics = model.tokenizer_provenance.get("metrics")
+def psnr_at_home(tokenizer_provenance: Mapping[str, Any]) -> float | None:
+    """PSNR of a tokenizer on its own val split, as its training noted it, dB, if there was one."""
+    metrics = tokenizer_provenance.get("metrics")
     psnr = metrics.get(HOME_FIGURE) if isinstance(metrics, dict) else None
     if not isinstance(psnr, int | float) or isinstance(psnr, bool) or not math.isfinite(psnr):
         return None

@@ -213,36 +213,6 @@ def read_vocabulary(manifest: Manifest, where: str) -> Vocabulary:
     return Vocabulary.from_dict(manifest.extra["vocabulary"])
 
 
-def borrow_vocabulary(folder: Path | str, own: Vocabulary) -> Vocabulary:
-    """The vocabulary of other token shards, so that these and those can be mixed in training.
-
-    Args:
-        folder: Token shards whose bins to take, a path or a URL.
-        own: What :func:`make_vocabulary` gives for the frames at hand.
-
-    Raises:
-        TokenwmError: The tokens there mean something else than bins of the same quantities.
-    """
-    other = read_vocabulary(Manifest.load(folder), str(folder))
-
-    def meaning(vocabulary: Vocabulary) -> dict[str, object]:
-        values = vocabulary.to_dict()
-        for name in ("action", "state"):
-            if values[name] is not None:
-                bins = ("edges", "margin_bins", "still")
-                values[name] = {k: v for k, v in values[name].items() if k not in bins}
-        return values
-
-    ours, theirs = meaning(own), meaning(other)
-    for name in {**ours, **theirs}:
-        if theirs.get(name) != ours.get(name):
-            raise TokenwmError(
-                f"the vocabulary of {folder} does not fit: {name} is {theirs.get(name)} there and "
-                f"{ours.get(name)} here"
-            )
-    return other
-
-
 def shift_of(key: str, copy: int) -> tuple[int, int]:
     """Pixels down and right by which a copy of an episode is moved; copy 0 is the episode itself.
 

@@ -4,7 +4,7 @@ Written by ``tokenwm tokenize``, obeyed by everything after it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from tokenwm.sequence.layout import StepLayout
 from tokenwm.tokenizer.actions import ScalarTokenizer, scalar_tokenizer_from_dict
 
 logger = logging.getLogger(__name__)
+
+OF_TRAINING_DATA = ("edges", "margin_bins", "still", "sizes")
+"""Fields of the tokenizers of actions and states that follow from the training data's values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,28 @@ class Vocabulary:
         if self.actions_per_step > 1:
             values["actions_per_step"] = self.actions_per_step
         return values
+
+    def differences(
+        self, other: "Vocabulary", apart_from: Collection[str] = ()
+    ) -> dict[str, tuple[Any, Any]]:
+        """Names of what tokens of two vocabularies mean otherwise → its value here and there.
+
+        Args:
+            other: The other one.
+            apart_from: Names that do not count; ``bins`` are all that follows from the values in
+                the training data and not from what they mean.
+        """
+        here, there = ({**vocabulary.to_dict(), "bins": {}} for vocabulary in (self, other))
+        for values in (here, there):
+            for name in ("action", "state"):
+                scalar = dict(values[name] or {})
+                bins = {key: scalar.pop(key) for key in OF_TRAINING_DATA if key in scalar}
+                values[name], values["bins"][name] = scalar or None, bins
+        return {
+            name: (here.get(name), there.get(name))
+            for name in {**here, **there}
+            if name not in apart_from and here.get(name) != there.get(name)
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Vocabulary":

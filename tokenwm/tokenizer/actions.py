@@ -161,11 +161,11 @@ class BinTokenizer:
 
     def outside(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """``(..., A)`` values → where they lie beyond the range of the training data."""
-        return _beyond(values, *self.training_range)
+        return beyond_range(values, *self.training_range)
 
     def clipped(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """``(..., A)`` values → where they lie beyond all bins and count as the nearest."""
-        return _beyond(values, self.edges[:, 0], self.edges[:, -1])
+        return beyond_range(values, self.edges[:, 0], self.edges[:, -1])
 
     def decode(self, tokens: NDArray[Any]) -> NDArray[np.float32]:
         """``(..., A)`` bins → ``(..., A)`` float32 bin centres.
@@ -262,9 +262,10 @@ def _check_dimensions(values: NDArray[Any], expected: int) -> None:
         )
 
 
-def _beyond(
+def beyond_range(
     values: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
+    """``(..., A)`` values → where they lie beyond ``low`` and ``high``, ``(A,)`` each."""
     # As float32, which the data is: the extremes of the training data are not outside.
     beyond: NDArray[np.bool_] = (values < low.astype(np.float32)) | (
         values > high.astype(np.float32)

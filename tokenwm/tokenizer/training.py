@@ -1,7 +1,7 @@
 """Training of the frame tokenizer."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.loading.windows import Batch
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import TokenwmError
+from tokenwm.parent import Parent
 from tokenwm.tokenizer.frames import (
     DEAD_CODEBOOK_SHARE,
     FrameTokenizer,
@@ -68,6 +69,24 @@ def mean_frames(root: str | Path, manifest: Manifest) -> Tensor:
         mean = np.load(Path(root) / name, allow_pickle=False)
         means.append(torch.from_numpy(mean).movedim(-1, 0) / 255.0)
     return torch.stack(means)
+
+
+def begin_from(parent: Parent, tokenizer: FrameTokenizer) -> None:
+    """Give a new tokenizer all weights of its parent, and its mean frame: codes keep their meaning.
+
+    Raises:
+        CheckpointError: The two differ in cameras, image size or sizes.
+    """
+    old = parent.model
+    assert isinstance(old, FrameTokenizer)
+    remedy = "prepare the data with the same cameras and image_size"
+    parent.require_same("the number of cameras is", old.num_cameras, tokenizer.num_cameras, remedy)
+    parent.require_same("image_size is", old.image_size, tokenizer.image_size, remedy)
+    before, now = (asdict(replace(each.config, code_margin=0.0)) for each in (old, tokenizer))
+    for name, value in before.items():
+        remedy = "leave it away, since sizes are the parent's"
+        parent.require_same(f"model.tokenizer.{name} is", value, now[name], remedy)
+    tokenizer.load_state_dict(old.state_dict())
 
 
 class FrameTokenizerModule(TrainingModule):
@@ -159,7 +178,10 @@ class FrameTokenizerModule(TrainingModule):
             raise TokenwmError(f"{datamodule.root} has no camera; a frame tokenizer needs one")
         size = (shape[0], shape[1])
         self.tokenizer = FrameTokenizer(self.tokenizer_config, size, len(manifest.cameras))
-        self.tokenizer.mean_frame.copy_(mean_frames(datamodule.folder, manifest))
+        if self.parent is None or self.trainer.state.fn != "fit":
+            self.tokenizer.mean_frame.copy_(mean_frames(datamodule.folder, manifest))
+        else:
+            begin_from(self.parent, self.tokenizer)
         self.tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_training:
             self.tokenizer.compile()

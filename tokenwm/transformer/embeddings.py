@@ -116,22 +116,6 @@ def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
     return torch.cat(columns, dim=1) if columns else torch.zeros(codebook_size, 0)
 
 
-def near_codes(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
-    """Codes one step away in one digit, ``(V, 2 * digits)``; ``(V, 0)`` if codes have no digits.
-
-    Where a digit is at its end, the one code beside it stands twice.
-    """
-    columns, index, base = [], torch.arange(codebook_size), 1
-    for level in levels:
-        digit = index // base % level
-        for step in (-1, 1):
-            is_inside = (digit + step >= 0) & (digit + step < level)
-            columns.append(index + base * torch.where(is_inside, step, -step if level > 1 else 0))
-        base *= level
-    none = torch.zeros(codebook_size, 0, dtype=torch.int64)
-    return torch.stack(columns, dim=1) if columns else none
-
-
 class CodeTable(nn.Module):
     """A vector per code: one vector for each of its digits, plus a row of a table.
 

@@ -19,6 +19,9 @@ No training makes them quite impossible, and the outermost stand for half a bill
 them after training would move an expected reward.
 """
 
+NEW_BIN_PENALTY = 12.0
+"""Logits by which bins that a range gains are below the outermost of those it had."""
+
 
 class ContinuousHead(nn.Module):
     """Logits over the bins of every state dimension, all read from one hidden state.
@@ -249,6 +252,24 @@ class RewardHead(nn.Module):
         bins = symexp(even).clamp(low, high)
         bins[0], bins[-1] = low, high
         self.bins.copy_(bins)
+
+    @torch.no_grad()
+    def widen(self, reward_range: tuple[float, float]) -> None:
+        """Lay the bins over a wider range, so that what is expected stays nearly the same.
+
+        Each takes the logit of the likeliest of the former bins that it is nearest to. Bins beyond
+        the former range begin with next to no probability.
+        """
+        before = self.bins.double()
+        self.set_range(reward_range)
+        distance = (self.bins.double().unsqueeze(1) - before).abs()  # (bins, former bins)
+        taken, nearest = distance.argmin(1), distance.argmin(0)
+        is_new = (self.bins < before[0]) | (self.bins > before[-1])
+        for former in self.logits.bias.argsort():  # the likeliest last
+            taken[nearest[former]] = former
+        is_new[nearest] = False
+        self.logits.weight.copy_(self.logits.weight[taken])
+        self.logits.bias.copy_(self.logits.bias[taken] - NEW_BIN_PENALTY * is_new)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → expected reward ``(...)`` float32, within the range."""

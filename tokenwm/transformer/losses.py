@@ -17,8 +17,8 @@ class Losses(NamedTuple):
         total: What is minimised.
         frame_nll: Mean negative log-likelihood of frame tokens, nats per token, unweighted.
         frame_accuracy: Share of frame tokens that greedy decoding gets right.
-        changed_accuracy: The same over tokens that differ from the previous frame's, as shown.
-        persistence_accuracy: Share of tokens that equal the previous frame's, as shown.
+        changed_accuracy: The same over tokens that differ from the previous frame's.
+        persistence_accuracy: Share of tokens that equal the previous frame's.
         state_nll: Nats per state token; zero without state.
         reward: Two-hot cross-entropy; zero without reward.
         termination: Binary cross-entropy.
@@ -44,7 +44,6 @@ def losses_of(
     reward: Tensor | None,
     terminated: Tensor,
     step_valid: Tensor | None = None,
-    shown: Tokens | None = None,
 ) -> Losses:
     """Losses of a batch.
 
@@ -56,15 +55,12 @@ def losses_of(
         terminated: ``(B, T)`` bool.
         step_valid: ``(B, T)`` bool; step ``t`` is predicted from those before it where True,
             the first never. None: wherever the step before has a valid action.
-        shown: Tokens that the model reads instead, some of them wrong; targets stay ``tokens``.
-            Putting a wrong one right is a change.
     """
-    shown = tokens if shown is None else shown
-    predictions, config = model(shown), model.config
+    predictions, config = model(tokens), model.config
     if step_valid is None:
         step_valid = action_valid.roll(1, dims=1)
     follows = step_valid[:, 1:].float()  # (B, T-1)
-    target, previous = tokens.frame[:, 1:], shown.frame[:, :-1]
+    target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
     changed = (target != previous).float()
     weight = 1.0 + (config.changed_token_weight - 1.0) * changed
     point = model.point_logits(predictions.frame_logits, previous)

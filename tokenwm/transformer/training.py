@@ -19,8 +19,8 @@ from tokenwm.sequence.token_shards import read_vocabulary, reward_range
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import warn_of_rewards_outside
 from tokenwm.training import OptimizerConfig, TrainingModule
+from tokenwm.transformer.fine_tuning import begin_from
 from tokenwm.transformer.heads import ContinuousHead
-from tokenwm.transformer.input_errors import with_errors
 from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 
@@ -63,7 +63,10 @@ class WorldModelModule(TrainingModule):
         rewards = reward_range(reader.manifest for reader in datamodule.readers)
         self.world_model = WorldModel(self.model_config, replace(vocabulary, reward_range=rewards))
         if self.trainer.state.fn == "fit":  # elsewhere a checkpoint brings all weights
-            fit_dynamics(self.world_model, datamodule.strata)
+            if self.parent is None:
+                fit_dynamics(self.world_model, datamodule.strata)
+            else:
+                begin_from(self.parent, self.world_model, datamodule.manifest)
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             if mesh.size() != self.trainer.world_size:
@@ -92,11 +95,7 @@ class WorldModelModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One step; returns the loss."""
-        model, tokens = self.world_model, tokens_of(batch)
-        max_share, shown = model.config.max_input_errors, None
-        if max_share > 0.0:
-            shown = tokens._replace(frame=with_errors(tokens.frame, model.near_codes, max_share))
-        losses = self._losses(batch, shown)
+        losses = self._losses(batch)
         self.log_all("train", _named(losses), len(batch.keys))
         return losses.total
 
@@ -115,7 +114,7 @@ class WorldModelModule(TrainingModule):
             recorded = batch.reward[batch.action_valid].cpu().numpy()
             self._has_warned = warn_of_rewards_outside(self.world_model.vocabulary, recorded, stage)
 
-    def _losses(self, batch: Batch, shown: Tokens | None = None) -> Losses:
+    def _losses(self, batch: Batch) -> Losses:
         assert batch.terminated is not None
         return losses_of(
             self.world_model,
@@ -124,7 +123,6 @@ class WorldModelModule(TrainingModule):
             action_valid=batch.action_valid,
             reward=batch.reward,
             terminated=batch.terminated,
-            shown=shown,
         )
 
 

@@ -19,7 +19,6 @@ from tokenwm.transformer.embeddings import (
     FrameHints,
     ScalarEmbedding,
     grid_positions,
-    near_codes,
 )
 from tokenwm.transformer.heads import (
     CodeHead,
@@ -43,9 +42,6 @@ class WorldModelConfig:
         code_rows: Whether every code has vectors of its own, besides those of its digits. Without,
             codes that share a digit look alike and are as likely as that digit: fewer weights, for
             many codes and few episodes. Codes of ``vq`` have no digits and need rows.
-        max_input_errors: Largest share of frame tokens that are shown wrong in training, see
-            :func:`~tokenwm.transformer.input_errors.with_errors`; 0 for none. A model that saw
-            mistakes puts its own right instead of copying them.
         state_weight: Weight of the mean cross-entropy of the state tokens.
         reward_weight: Weight of the reward loss.
         termination_weight: Weight of the termination loss.
@@ -60,7 +56,6 @@ class WorldModelConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     changed_token_weight: float = 1.0
     code_rows: bool = True
-    max_input_errors: float = 0.0
     state_weight: float = 0.1
     reward_weight: float = 0.1
     termination_weight: float = 0.1
@@ -77,10 +72,6 @@ class WorldModelConfig:
         )
         if self.draft_layers < 0:
             raise TokenwmError(f"draft_layers={self.draft_layers}; use 0 (no head) or more")
-        if not 0.0 <= self.max_input_errors < 1.0:
-            raise TokenwmError(
-                f"max_input_errors={self.max_input_errors} is a share of tokens; use one in [0, 1)"
-            )
         if min(weights) < 0 or self.changed_token_weight <= 0:
             raise TokenwmError(
                 f"loss weights must be non-negative and changed_token_weight positive: {self}"
@@ -133,8 +124,6 @@ class WorldModel(nn.Module):
             on a GPU.
     """
 
-    near_codes: Tensor
-
     def __init__(self, config: WorldModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
@@ -148,7 +137,6 @@ class WorldModel(nn.Module):
                 "code_rows=True, or a tokenizer with the quantizer fsq"
             )
         codes = (vocabulary.codebook_size, vocabulary.code_levels, dim, config.code_rows)
-        self.register_buffer("near_codes", near_codes(*codes[:2]), persistent=False)
         self.frame_embedding = CodeEmbedding(*codes)
         self.action_embedding = ScalarEmbedding(vocabulary.action, dim)
         state = vocabulary.state
@@ -191,6 +179,15 @@ class WorldModel(nn.Module):
         self.vocabulary = replace(self.vocabulary, reward_range=reward_range)
         if self.reward_head is not None:
             self.reward_head.set_range(reward_range)
+
+    def widen_reward_range(self, low: float, high: float) -> None:
+        """Let rewards from ``low`` to ``high`` be expected too, if the range so far is known."""
+        known = self.vocabulary.reward_range
+        if self.reward_head is None or known is None or known[0] <= low <= high <= known[1]:
+            return
+        wider = min(low, known[0]), max(high, known[1])
+        self.vocabulary = replace(self.vocabulary, reward_range=wider)
+        self.reward_head.widen(wider)
 
     # --- embedding --------------------------------------------------------------------------------
 

@@ -10,9 +10,11 @@ import pytest
 
 from tests.moving_square import make_model, save_model, write_squares
 from tokenwm.cli.main import main
+from tokenwm.data.shards.manifest import Manifest
+from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.evaluate import evaluate, evaluate_folds
-from tokenwm.evaluation.folds import Fold
+from tokenwm.evaluation.folds import Fold, check_folds, has_other_splits
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.evaluation.outside import count_outside, summarize_outside
 from tokenwm.evaluation.report.headline import headline
@@ -173,6 +175,27 @@ def test_the_same_recordings_under_other_splits_are_an_alarm(
     assert headline(found)[0].startswith("OTHER SPLITS: ") == warned
 
 
+def test_what_a_parent_and_a_mixture_knew_counts_too(tmp_path: Path) -> None:
+    """A fine-tuned model must not be praised for test episodes that its parent was trained on."""
+    now = {"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.25}}}
+    other = {"source_checksum": "a", "recipe": {"splits": {"val": 0.1, "test": 0.15}}}
+    write_squares(tmp_path, {"test": (9,)}, provenance=now)
+    manifest = Manifest.load(tmp_path)
+    new = {"data_provenance": {"source_checksum": "tuesday", "recipe": {}}}
+    for knew, warned in ((other, True), (now, False)):
+        item = {"data_provenance": knew}
+        for kept in ({"parent": item}, {"data_mixture": [new, item]}):
+            model = make_model(provenance={**new, **kept})
+            assert has_other_splits(model, manifest) == warned
+    folds = [Fold(model=make_model(provenance={"data_provenance": now}), data=tmp_path)] * 2
+    readers = [ShardReader(tmp_path)] * 2
+    check_folds(folds, readers)
+    parent = {"data_provenance": now, "parent": {"data_provenance": other}}
+    folds = [folds[0], Fold(model=make_model(provenance=parent), data=tmp_path)]
+    with pytest.raises(TokenwmError, match="so it may know the episodes held out there"):
+        check_folds(folds, readers)
+
+
 def test_evaluate_takes_models_and_their_data_in_order(
     folds: list[Fold],
     folders: list[Path],
@@ -250,6 +273,11 @@ def test_values_in_the_margin_are_outside_but_not_clipped() -> None:
     _, values = summarize_outside([model], [counts], 20.0).values
     assert values.share == pytest.approx(3 / 5) and values.clipped_share == pytest.approx(1 / 5)
     assert values.worst_excess == pytest.approx(0.75 / 2)
+    # A model that was fine-tuned on such values knows them, but for those that have no bin.
+    model.provenance = {"value_ranges": {"state": [[-9.0], [9.0]]}}
+    counts = count_outside(model, Reader(), ["one"])  # type: ignore[arg-type]
+    _, values = summarize_outside([model], [counts], 20.0).values
+    assert values.share == values.clipped_share == pytest.approx(1 / 5)
 
 
 def test_ids_that_the_training_data_never_used_are_outside() -> None:

@@ -15,8 +15,8 @@ from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.tasks import UNFINISHED_NAME, Progress, ShowProgress
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence import token_shards as module
+from tokenwm.sequence.borrowing import borrow_vocabulary, warn_of_values_outside
 from tokenwm.sequence.token_shards import (
-    borrow_vocabulary,
     fit_scalar_tokenizer,
     make_vocabulary,
     read_vocabulary,
@@ -287,16 +287,33 @@ def test_bins_can_be_those_of_another_dataset(frame_shards: Path, token_shards: 
     own = replace(theirs, action=replace(theirs.action, edges=edges))
     wide = np.array([[-9.0, -1.0, 0.0, 1.0, 9.0]] * theirs.action.num_dimensions)
     wider = replace(own, action=replace(own.action, edges=wide, margin_bins=1, still=(0,)))
-    assert borrow_vocabulary(token_shards, wider).to_dict() == theirs.to_dict()
-    assert borrow_vocabulary(token_shards, own).to_dict() == theirs.to_dict()
+    assert borrow_vocabulary(theirs, wider, "there").to_dict() == theirs.to_dict()
+    assert borrow_vocabulary(theirs, own, "there").to_dict() == theirs.to_dict()
+    other = replace(own, tokenizer_hash="other")
     with pytest.raises(TokenwmError, match=r"does not fit: tokenizer_hash is .* there and other h"):
-        borrow_vocabulary(token_shards, replace(own, tokenizer_hash="other"))
+        borrow_vocabulary(theirs, other, "there")
+    borrowed = borrow_vocabulary(theirs, other, "there", same_tokenizer=False)
+    assert borrowed.to_dict() == {**theirs.to_dict(), "tokenizer_hash": "other"}
     with pytest.raises(TokenwmError, match="does not fit: action is .* there and"):
-        borrow_vocabulary(token_shards, replace(own, action=replace(own.action, units="m")))
+        borrow_vocabulary(theirs, replace(own, action=replace(own.action, units="m")), "there")
     with pytest.raises(TokenwmError, match="actions_per_step is None there and 2 here"):
-        borrow_vocabulary(token_shards, replace(own, actions_per_step=2))
+        borrow_vocabulary(theirs, replace(own, actions_per_step=2), "there")
     with pytest.raises(TokenwmError, match="holds frames"):
-        borrow_vocabulary(frame_shards, own)
+        read_vocabulary(Manifest.load(frame_shards), "there")
+
+
+def test_values_beyond_borrowed_bins_are_said(
+    frame_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames, vocabulary = Manifest.load(frame_shards), vocabulary_of(frame_shards, small_tokenizer())
+    warn_of_values_outside(vocabulary, frames, "yesterday")
+    assert caplog.text == ""
+    assert isinstance(vocabulary.state, BinTokenizer)
+    edges = vocabulary.state.edges.copy()
+    edges[1] = np.linspace(edges[1, 0], (edges[1, 0] + edges[1, -1]) / 2, edges.shape[1])
+    narrow = replace(vocabulary, state=replace(vocabulary.state, edges=edges))
+    warn_of_values_outside(narrow, frames, "yesterday")
+    assert "1 of 2 dimensions of state leave the bins of yesterday, x by 1 of their" in caplog.text
 
 
 def test_a_vocabulary_says_how_many_actions_a_step_holds(frame_shards: Path) -> None:

@@ -22,7 +22,6 @@ from tokenwm.transformer.embeddings import (
     features_around,
     fourier_features,
     grid_positions,
-    near_codes,
 )
 from tokenwm.transformer.heads import (
     CodeHead,
@@ -250,21 +249,6 @@ def test_digits_are_those_of_the_quantizer(codebook_size: int) -> None:
         coordinate = codes[:, dimension]
         same = coordinate[:, None] == coordinate[None]
         assert torch.equal(digits @ digits.T == 1, same)
-
-
-@pytest.mark.parametrize("codebook_size", [64, 240, 1000])
-def test_near_codes_differ_by_one_step_of_one_digit(codebook_size: int) -> None:
-    """A neighbour lies one bin away in one coordinate of the quantized latent."""
-    levels = tuple(FSQ_LEVELS[codebook_size])
-    near = near_codes(codebook_size, levels)
-    assert near.shape == (codebook_size, 2 * len(levels))
-    digits = [part.argmax(1) for part in digit_table(codebook_size, levels).split(levels, dim=1)]
-    steps = torch.stack([digit[near] - digit[:, None] for digit in digits], dim=-1)
-    assert torch.equal(steps.abs().sum(-1), torch.ones_like(near))
-    both = torch.stack(digits, dim=-1)  # an inner code has every neighbour, and each once
-    inner = (both > 0).all(1) & (both < torch.tensor(levels) - 1).all(1)
-    assert all(len(set(codes)) == 2 * len(levels) for codes in near[inner].tolist())
-    assert near_codes(codebook_size, ()).shape == (codebook_size, 0)
 
 
 @torch.no_grad()

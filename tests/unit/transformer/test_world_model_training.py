@@ -24,11 +24,10 @@ from tokenwm.transformer.world_model import WorldModel, WorldModelConfig
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
 
 
-def make_module(max_input_errors: float = 0.0, **changes: Any) -> WorldModelModule:
+def make_module(**changes: Any) -> WorldModelModule:
     sizes = TransformerConfig(dim=16, num_layers=2, num_heads=2, window=2, dropout=0.2)
     optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
-    model = WorldModelConfig(transformer=sizes, max_input_errors=max_input_errors)
-    return WorldModelModule(model, optimizer, **changes)
+    return WorldModelModule(WorldModelConfig(transformer=sizes), optimizer, **changes)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, token_shards: Path) -> None:
@@ -40,35 +39,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, token_shards:
 def test_a_resumed_run_with_workers_and_accumulation(tmp_path: Path, token_shards: Path) -> None:
     assert_resume_is_exact(
         tmp_path,
-        lambda: make_module(max_input_errors=0.5),
+        make_module,
         token_shards,
         data={"num_workers": 1, "batch_size": 2},
         accumulate_grad_batches=2,
     )
-
-
-def test_wrong_inputs_are_shown_in_training_only(
-    tmp_path: Path, token_shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a step's tokens a share is wrong, its targets are true; validation reads what is true."""
-    calls: list[tuple[bool, float]] = []
-
-    def note(model: WorldModel, tokens: Any, *, shown: Any = None, **more: Any) -> Any:
-        wrong = 0.0 if shown is None else float((shown.frame != tokens.frame).float().mean())
-        calls.append((model.training, wrong))
-        return losses_of(model, tokens, shown=shown, **more)
-
-    losses_of = module_under_test.losses_of
-    monkeypatch.setattr(module_under_test, "losses_of", note)
-    run(tmp_path, make_module(max_input_errors=0.9), token_shards, max_steps=2, validate_every=1)
-    shares = {
-        stage: [wrong for training, wrong in calls if training is stage] for stage in (True, False)
-    }
-    assert len(shares[True]) == 2 and min(shares[True]) > 0.05
-    assert shares[False] and max(shares[False]) == 0.0
-    calls.clear()
-    run(tmp_path, make_module(), token_shards, max_steps=1)
-    assert max(wrong for _, wrong in calls) == 0.0
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")

@@ -13,8 +13,11 @@ continues.
 
 --recipe FILE = data_recipes/pusht.yaml  data recipe; yours works too
 --out DIR = runs/quickstart  folder of the run
---minutes X = 15.0  time for everything; training fills what preparation and evaluation leave, by
-    the clock. A continued run counts the time used before, up to its last checkpoint
+--from DIR  fine-tune the model of this run or checkpoint on the recipe's episodes, with what it was
+    trained on mixed in (see docs/training.md); --size does not matter then
+--minutes X  time for everything (default: 15, with --from 6); training fills what preparation and
+    evaluation leave, by the clock. A continued run counts the time used before, up to its last
+    checkpoint
 --size {debug,small,base,large} = small  config of that name for both models; debug takes its steps
     from the config and little data
 --set|--model-set KEY=VALUE …  override values of the recipe, for example image_size=[128,128], or
@@ -75,7 +78,8 @@ frames DIR|URL  frame shards made by tokenwm prepare
     median dimension's where the own is smaller): values of another day have their place there
 --bins {{uniform,quantile}} = uniform  even bins over the range of the training data, or as many
     values in each
---vocabulary-of DIR|URL  take the bins of these token shards, so that both can be mixed in training
+--vocabulary-of DIR|URL  take the bins of these token shards, so that both can be mixed in training,
+    or of a world model that is to be fine-tuned on the tokens
 --no-state  leave proprioception out of the sequence
 --code-margin X  keep a token until its latent is so far beyond the border of its bin, whatever
     the tokenizer was trained with (docs/training.md)

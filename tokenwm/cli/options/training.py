@@ -23,6 +23,11 @@ OPTIONS = """
 + DEVICE JSON ANEW
 """
 """Our own options; the rest are LightningCLI's."""
+FROM = """
+--from MODEL  fine-tune this model, a folder of a checkpoint or of a run: takes its sizes, windows,
+    batches and .3 of its learning rate
+"""
+"""Options that ``fit`` alone has."""
 LIGHTNING = """
 --config FILE  file with any of these options; may be repeated, later ones win
 --minutes X  train for so long instead of so many steps; needs the schedule wsd
@@ -77,7 +82,8 @@ def training(verb: str, subcommand: str, *, with_lightning: bool = True) -> Pars
     if verb == "world-model":
         model, shards = "world model", "tokens"
     resumes = " Interrupted, the same command continues." if subcommand == "fit" else ""
-    own = OPTIONS.format(shards=shards, folder=verb.replace("-", "_"))
+    own = (FROM if subcommand == "fit" else "") + OPTIONS
+    own = own.format(shards=shards, folder=verb.replace("-", "_"))
     parser = Parser(f"{verb} {subcommand}", f"{what} the {model}.{resumes}", own)
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} [options] [options of LightningCLI]"
@@ -116,14 +122,16 @@ def lightning_arguments(verb: str, argv: Sequence[str]) -> list[str]:
         result += ["--config", str(find_file(f"configs/{verb.replace('-', '_')}/{name}.yaml"))]
     elif not _says_what(given, others):
         raise TokenwmError(
-            "nothing says what to train: give --size small (a config that comes with tokenwm), or "
-            f"--config FILE; see tokenwm {verb} {subcommand} --help"
+            "nothing says what to train: give --size small (a config that comes with tokenwm), "
+            f"--config FILE, or --from MODEL; see tokenwm {verb} {subcommand} --help"
         )
     return [*result, *others, *_long_options(given)]
 
 
 def _says_what(given: argparse.Namespace, others: Sequence[str]) -> bool:
     """True if the length of windows is given, without which nothing can be trained."""
+    if getattr(given, "from", None) is not None:
+        return True
     told = ("--config", "--data.num_steps", "--print_config", "--model.help", "--data.help")
     settings = (f"--{setting}" for setting in given.set)
     return _is_config(given.data) or any(word.startswith(told) for word in (*others, *settings))
@@ -136,6 +144,8 @@ def _is_config(data: str | None) -> bool:
 
 def _long_options(given: argparse.Namespace) -> list[str]:
     result = []
+    if getattr(given, "from", None) is not None:
+        result.append(f"--from={getattr(given, 'from')}")
     if given.data is not None:
         option = "--data" if _is_config(given.data) else "--data.root"
         result.append(f"{option}={given.data}")

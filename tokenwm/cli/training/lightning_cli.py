@@ -31,6 +31,7 @@ from tokenwm.cli.training.checkpoints import KeptCheckpoints, ResumingCheckpoint
 from tokenwm.cli.training.clock import Clock
 from tokenwm.cli.training.data_counts import DataCounts
 from tokenwm.cli.training.model_exports import ExportTokenizer, ExportWorldModel
+from tokenwm.cli.training.parents import load_parent, with_inherited_options
 from tokenwm.cli.training.run_folder import (
     CONFIG_NAME,
     LAST_CHECKPOINT,
@@ -85,6 +86,11 @@ OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     (
         *("reserve_steps", int, 0),
         "Of those minutes, what so many steps take is kept for what follows training.",
+    ),
+    (
+        *("from", str | None, None),
+        "Fine-tune this model, a folder of a checkpoint or of a run: sizes, windows and batches "
+        "are its own.",
     ),
     (
         *("resume", bool, True),
@@ -211,6 +217,8 @@ class TrainingCLI(LightningCLI):
             CheckpointError: The run cannot be continued with these options.
         """
         values, root = self.config_init["fit"], self.folder
+        if values["from"] is not None:
+            self.model.parent = load_parent(self.verb, values["from"])
         last = last_checkpoint(root)
         if values["resume"] and not values.get("ckpt_path") and last is not None:
             values["ckpt_path"] = str(last)
@@ -354,6 +362,7 @@ def launch(
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # A subclass, so that one run's callbacks do not stay for the next in the same process.
+    argv = with_inherited_options(cli.verb, argv)
     stage = type(cli.__name__, (cli,), {"added_callbacks": list(callbacks)})
     try:
         done: TrainingCLI = stage(

@@ -1,6 +1,5 @@
 """Callbacks that leave a checkpoint folder, with its origin, at the end of training."""
 
-import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,15 @@ from tokenwm.checkpoint import (
     save_world_model,
 )
 from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.parent import value_ranges
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
+from tokenwm.training import TrainingModule
 from tokenwm.transformer.training import WorldModelModule
+
+AUGMENTATION = ("max_shift", "noise", "crop")
+"""Options of a tokenizer's training that are kept with it: fine-tuning takes them over."""
 
 
 class _Export(pl.Callback):
@@ -39,21 +44,37 @@ class _Export(pl.Callback):
         """Note code and data as they are now; both may have changed when training ends."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         manifest = datamodule.manifest
-        file = datamodule.folder / MANIFEST_NAME
         self._origin = {
             "tokenwm_version": tokenwm.__version__,
             "code_revision": code_revision(),
             "torch_version": torch.__version__,
             "data": str(datamodule.root),
             "data_name": manifest.name,
-            "data_manifest_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "data_manifest_sha256": sha256_of(open_folder(datamodule.root), MANIFEST_NAME),
             "data_provenance": manifest.provenance,
         }
         if len(datamodule.items) > 1 or datamodule.real_fraction is not None:
             self._origin["data_mixture"] = [
-                {"data": part.windows.reader.root, "name": part.name, "share": float(part.share)}
+                {
+                    "data": part.windows.reader.root,
+                    "name": part.name,
+                    "share": float(part.share),
+                    "data_manifest_sha256": sha256_of(
+                        open_folder(part.windows.reader.root), MANIFEST_NAME
+                    ),
+                    "data_provenance": part.windows.reader.manifest.provenance,
+                }
                 for part in datamodule.strata
             ]
+        assert isinstance(pl_module, TrainingModule)
+        self._origin["learning_rate"] = pl_module.optimizer_config.learning_rate
+        self._origin["precision"] = str(trainer.precision)
+        options = pl_module.model_options()
+        self._origin |= {name: options[name] for name in AUGMENTATION if name in options}
+        if pl_module.parent is not None:
+            self._origin["parent"] = pl_module.parent.record()
+            statistics = (reader.manifest.statistics for reader in datamodule.readers)
+            self._origin["value_ranges"] = value_ranges(statistics)
 
     def _provenance(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Code, data, steps, last figures."""

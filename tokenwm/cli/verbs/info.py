@@ -19,6 +19,7 @@ from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.storage.folder import is_url, join, open_folder, sha256_of
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.folder import HEAD, HEADS
+from tokenwm.parent import lineage
 from tokenwm.scaling.runs.runs import RESULT_FILE
 from tokenwm.strict import parse_yaml
 
@@ -95,6 +96,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": parameters_of(path / WEIGHTS),
         "config": config,
         **{name: origin.get(name) for name in SHOWN_ORIGIN},
+        "parents": [_parent(each) for each in list(lineage(origin))[1:]],
         "data_source": data.get("source"),
         "licence": data.get("licence"),
         "figures": {k: v for k, v in origin.get("metrics", {}).items() if k in SHOWN_FIGURES},
@@ -107,6 +109,12 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     found["actions_per_step"] = vocabulary.get("actions_per_step", 1)
     found["heads"] = sorted(head.parent.name for head in path.glob(f"{HEADS}/*/{HEAD}"))
     return {**found, "next": f"tokenwm evaluate {run}"}
+
+
+def _parent(origin: Mapping[str, Any]) -> str:
+    """A model that another was fine-tuned from, in a few words."""
+    weights, steps = str(origin.get("weights_sha256"))[:12], origin.get("steps")
+    return f"{weights}… ({steps} steps on {origin.get('data_name')}, {origin.get('data')})"
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """``tokenwm quickstart``: every stage in a row, in a given time, from a recipe to a report.
 
+With ``--from`` models begin from trained ones and older data are mixed in.
+
 It only calls the other verbs and prints each call, so that what it did can be done by hand.
 """
 
@@ -22,6 +24,7 @@ from tokenwm.cli.shipped import find_file
 from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
 from tokenwm.cli.training.run_folder import CONFIG_NAME
 from tokenwm.cli.verbs import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.cli.verbs.second_day import KEPT_LOSS, FirstDay
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.storage.atomic import open_atomically, remove_whole
@@ -39,6 +42,12 @@ With room: of Push-T's 120 starts it took 150 steps' time, not 240.
 """
 EVALUATION_STEPS_PER_READOUT_STEP = 0.15
 """Cost of a step of the readout, which is trained first where the data hold a task state."""
+MINUTES, SECOND_DAY_MINUTES = 15.0, 6.0
+"""Time for everything, unless it is given; the second with a model to begin from."""
+OLD_WEIGHT = 1.0
+"""Windows of all older datasets for each window of the new one."""
+DEBUG_STEPS = 20
+"""Steps of fine-tuning a model of the size ``debug``."""
 LEAST_SECONDS = 10.0
 """A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000
@@ -47,6 +56,8 @@ MOST_COPIES = 7
 
 FOLDERS = ("frames", "tokenizer", "tokens", "world_model", "report")
 """Folders of the stages, in the folder of the run."""
+OLD_TOKENS = "old_tokens"
+"""Folder of older data, encoded again by a fine-tuned tokenizer."""
 STAGES: dict[str, type[TrainingCLI]] = {
     cli.verb: cli for cli in (tokenizer.TokenizerCLI, world_model.WorldModelCLI)
 }
@@ -77,6 +88,11 @@ class Quickstart:
         for setting in self.stage_settings:
             if "=" not in setting:
                 raise TokenwmError(f"--set {setting!r}: expected KEY=VALUE")
+        start = vars(arguments)["from"]
+        self.first_day = None if start is None else FirstDay.find(start)
+        self.minutes = arguments.minutes
+        if self.minutes is None:
+            self.minutes = MINUTES if start is None else SECOND_DAY_MINUTES
         self.plan_path = self.out / "plan.json"
         self.plan: dict[str, Any] = {}
 
@@ -89,27 +105,72 @@ class Quickstart:
         """Run every stage that is not finished yet; returns where everything is."""
         out = self.out
         if self.arguments.overwrite and self.plan_path.exists():
-            for name in (*FOLDERS, self.plan_path.name):
+            for name in (*FOLDERS, OLD_TOKENS, self.plan_path.name):
                 remove_whole(out / name)
         out.mkdir(parents=True, exist_ok=True)
         self._load_plan()
         frames, tokens = out / "frames", out / "tokens"
+        trained, mixed = out / "tokenizer", []
         overrides = self.recipe_settings
         recipe_file = find_file(self.arguments.recipe)
         if self.arguments.size == "debug" and load_recipe(recipe_file).records:
             overrides = [*_DEBUG_DATA, *overrides]
+        if self.first_day is not None:
+            self.first_day.check_recipe(load_recipe(recipe_file, overrides))
         recipe = [str(recipe_file), "--out", str(frames)]
         self._do("prepare", prepare.main, [*recipe, *(["--set", *overrides] if overrides else [])])
-        copies = shifted_copies(Manifest.load(frames))
-        shift = ["--model.max_shift", str(MAX_SHIFT)] if copies else []
-        self._train("tokenizer", frames, out / "tokenizer", shift, share=TOKENIZER_SHARE)
-        if not (tokens / MANIFEST_NAME).exists():
-            source = [str(frames), "--tokenizer", str(out / "tokenizer")]
-            source += ["--shifted-copies", str(copies)] if copies else []
-            source += ["--device", self.arguments.device]
-            self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
+        if self.first_day is not None and self._keeps_tokenizer(self.first_day, frames):
+            trained, mixed = self.first_day.tokenizer, self.first_day.old_tokens()
+        else:
+            old = None if self.first_day is None else self.first_day.old_frames()
+            shift = ["--model.max_shift", str(MAX_SHIFT)] if _copies(frames) else []
+            self._train("tokenizer", frames, trained, [*shift, *_mixture(old)], TOKENIZER_SHARE)
+            if old is not None:
+                mixed = [str(out / OLD_TOKENS)]
+                self._tokenize(Path(old), trained, out / OLD_TOKENS)
+        self._tokenize(frames, trained, tokens)
+        if self.first_day is not None:
+            there = ", ".join(mixed) or "nothing: it is not there any more"
+            say(self.console, f"mixed in of what {self.first_day.path} was trained on: {there}")
         reserve = ["--reserve_steps", str(evaluation_steps(Manifest.load(frames)))]
-        self._train("world-model", tokens, out / "world_model", reserve, share=1.0)
+        self._train("world-model", tokens, out / "world_model", [*reserve, *_mixture(*mixed)], 1.0)
+        self._evaluate(frames)
+        minutes = self.seconds_used / 60
+        say(self.console, f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}")
+        return {"minutes": minutes, **{name: out / name for name in FOLDERS}}
+
+    def _keeps_tokenizer(self, first_day: FirstDay, frames: Path) -> bool:
+        """True if the tokenizer reconstructs new frames nearly as well as its own; decided once.
+
+        Raises:
+            TokenwmError: The frames are of another kind than the model.
+        """
+        if "keeps_tokenizer" not in self.plan:
+            first_day.check(frames)
+            here, home = first_day.reconstruction(frames)
+            self.plan["keeps_tokenizer"] = home is not None and here > home - KEPT_LOSS
+            self._save_plan()
+            does = "kept" if self.plan["keeps_tokenizer"] else "fine-tuned"
+            was = "an unknown figure" if home is None else f"{home:.1f} dB"
+            say(self.console, f"tokenizer: {here:.1f} dB here, {was} at home: it is {does}")
+        return bool(self.plan["keeps_tokenizer"])
+
+    def _tokenize(self, frames: Path, trained: Path, tokens: Path) -> None:
+        if (tokens / MANIFEST_NAME).exists():
+            return
+        copies = _copies(frames)
+        source = [str(frames), "--tokenizer", str(trained)]
+        source += ["--shifted-copies", str(copies)] if copies else []
+        source += ["--device", self.arguments.device]
+        if self.first_day is not None:
+            source += ["--vocabulary-of", str(self.first_day.path)]
+        self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
+
+    def _evaluate(self, frames: Path) -> None:
+        out = self.out
+        if not any(map(Manifest.load(frames).num_episodes, ("test", "val"))):
+            say(self.console, f"{frames} has no held-out episodes, so nothing can be measured")
+            return
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
         report += ["--device", self.arguments.device]
         curves = out / "tokenizer" / "logs" / "metrics.csv"
@@ -117,9 +178,10 @@ class Quickstart:
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
         self._do("evaluate", evaluate.main, report)
-        minutes = self.seconds_used / 60
-        say(self.console, f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}")
-        return {"minutes": minutes, **{name: out / name for name in FOLDERS}}
+        if self.first_day is not None:
+            before = [str(self.first_day.model), "--data", str(frames), "--out"]
+            before = ["tokenwm", "evaluate", *before, str(out / "report_before")]
+            say(self.console, f"as it was before: {shlex.join(before)}")
 
     def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> None:
         self._say(verb, argv)
@@ -133,10 +195,14 @@ class Quickstart:
         if (folder / "model").is_dir():
             say(self.console, f"{verb}: finished before, kept")
             return
-        config = find_file(f"configs/{verb.replace('-', '_')}/{self.arguments.size}.yaml")
-        argv = ["fit", "--config", str(config), "--data.root", str(data), *options]
+        argv = ["fit", "--config", str(_config(verb, self.arguments.size))]
+        if self.first_day is not None:
+            argv = ["fit", "--from", str(self.first_day.path)]
+        argv += ["--data.root", str(data), *options]
         if self.arguments.size != "debug":  # whose config has few steps
             argv += ["--minutes", self._minutes(verb, share), "--model.optimizer.schedule", "wsd"]
+        elif self.first_day is not None:
+            argv += ["--trainer.max_steps", str(DEBUG_STEPS)]
         own = [item for item in self.stage_settings if item.startswith(f"{verb}.")]
         argv += [f"--{setting.removeprefix(f'{verb}.')}" for setting in own]
         argv += device_options(self.arguments.device)
@@ -148,7 +214,7 @@ class Quickstart:
         """Minutes for training a stage, as the command line takes them; decided once."""
         minutes: dict[str, str] = self.plan.setdefault("minutes", {})
         if verb not in minutes:
-            left = 60.0 * self.arguments.minutes - self.seconds_used
+            left = 60.0 * self.minutes - self.seconds_used
             minutes[verb] = f"{max(LEAST_SECONDS, left * share) / 60:.3f}"
             self._save_plan()
         return minutes[verb]
@@ -170,11 +236,12 @@ class Quickstart:
 
     def _load_plan(self) -> None:
         settings = {
-            "minutes": self.arguments.minutes,
+            "minutes": self.minutes,
             "size": self.arguments.size,
             "recipe": str(self.arguments.recipe),
             "set": self.recipe_settings,
             "model_set": self.stage_settings,
+            **({} if self.first_day is None else {"from": str(self.first_day.path)}),
         }
         if self.plan_path.exists():
             self.plan = json.loads(self.plan_path.read_text())
@@ -200,6 +267,21 @@ class Quickstart:
 
 
 _DEBUG_DATA = ["source.num_episodes=12", "source.max_steps=30", "splits.test=0.2"]
+
+
+def _config(verb: str, size: str) -> Path:
+    return find_file(f"configs/{verb.replace('-', '_')}/{size}.yaml")
+
+
+def _mixture(*roots: str | None) -> list[str]:
+    """The options that mix older datasets in, alike."""
+    known = [root for root in roots if root is not None]
+    items = [{"root": root, "weight": OLD_WEIGHT / len(known)} for root in known]
+    return [f"--data.mixture={json.dumps(items)}"] if items else []
+
+
+def _copies(frames: Path) -> int:
+    return shifted_copies(Manifest.load(frames))
 
 
 def shifted_copies(manifest: Manifest) -> int:

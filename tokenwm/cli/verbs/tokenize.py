@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tokenwm.checkpoint import (
+    find_checkpoint,
     load_tokenizer,
     read_provenance,
+    read_vocabulary_of,
     save_tokenizer,
     tokenizer_files,
     tokenizer_hash,
@@ -21,8 +23,11 @@ from tokenwm.cli.options import parse
 from tokenwm.cli.options.base import NUM_CORES
 from tokenwm.cli.progress import show_progress
 from tokenwm.cli.verbs.prepare import holds_dataset
-from tokenwm.data.shards.manifest import Manifest
-from tokenwm.sequence.token_shards import borrow_vocabulary, make_vocabulary, tokenize_shards
+from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
+from tokenwm.data.storage.folder import open_folder
+from tokenwm.sequence.borrowing import borrow_vocabulary, warn_of_values_outside
+from tokenwm.sequence.token_shards import make_vocabulary, read_vocabulary, tokenize_shards
+from tokenwm.sequence.vocabulary import Vocabulary
 
 WORTH_WORKERS = 20_000
 """Steps from which on encoding takes longer than starting processes for it."""
@@ -53,7 +58,8 @@ def main(argv: list[str]) -> int:
         margin=arguments.bin_margin,
     )
     if arguments.vocabulary_of is not None:
-        vocabulary = borrow_vocabulary(arguments.vocabulary_of, vocabulary)
+        vocabulary = _borrowed(arguments.vocabulary_of, vocabulary)
+        warn_of_values_outside(vocabulary, manifest, arguments.vocabulary_of)
     made_before = not arguments.overwrite and holds_dataset(arguments.out)
     with show_progress(console, "tokenize") as progress:
         tokens = tokenize_shards(
@@ -78,6 +84,15 @@ def main(argv: list[str]) -> int:
         say(console, "made before of the same data and options, and kept")
     give(arguments, {"dataset": arguments.out, **of_manifest(tokens)})
     return 0
+
+
+def _borrowed(where: Path | str, own: Vocabulary) -> Vocabulary:
+    """The vocabulary with the bins of token shards, or of a world model to be fine-tuned."""
+    if open_folder(where).size(MANIFEST_NAME) is not None:
+        other = read_vocabulary(Manifest.load(where), str(where))
+        return borrow_vocabulary(other, own, where)
+    other = read_vocabulary_of(find_checkpoint(where, "world_model"))
+    return borrow_vocabulary(other, own, where, same_tokenizer=False)
 
 
 def _num_workers(arguments: argparse.Namespace, manifest: Manifest, device: torch.device) -> int:

@@ -48,8 +48,9 @@ def headline(evaluation: Evaluation) -> list[str]:
     if evaluation.has_other_splits:
         sentences.insert(
             0,
-            f"{OTHER_SPLITS}: the model was trained on the same recordings under other splits, so "
-            "it may know some of these episodes. Prepare them with the splits of its training.",
+            f"{OTHER_SPLITS}: the model, or one it was fine-tuned from, was trained on the same "
+            "recordings under other splits, so it may know some of these episodes. Prepare them "
+            "with the splits of its training.",
         )
     if evaluation.codebook.is_dead:
         book = evaluation.codebook
