@@ -8,7 +8,7 @@ from tokenwm.parent import Parent
 from tokenwm.resume import check_shapes, named_options
 from tokenwm.transformer.world_model import WorldModel
 
-FREE_OPTIONS = ("dropout", "max_input_errors", "_weight")
+FREE_OPTIONS = ("dropout", "_weight")
 """Ends of the names of options that are about training only."""
 
 
