@@ -60,6 +60,18 @@ class Parent:
                 f"{_short(here)} here; {remedy}"
             )
 
+    def require_same_sizes(
+        self, prefix: str, theirs: Mapping[str, Any], here: Mapping[str, Any]
+    ) -> None:
+        """Check that parent and child agree in options that weights depend on, by name.
+
+        Raises:
+            CheckpointError: They do not.
+        """
+        for name in {**theirs, **here}:
+            remedy = "leave it away, since sizes are the parent's"
+            self.require_same(f"{prefix}.{name} is", theirs.get(name), here.get(name), remedy)
+
 
 def lineage(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The provenance of a model, of its parent, of that one's parent, …, the youngest first."""

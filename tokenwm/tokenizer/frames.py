@@ -210,13 +210,10 @@ class FrameTokenizer(nn.Module):
 
     def _to_unit(self, output: Tensor, mean: Tensor | None = None) -> Tensor:
         """``(B * cameras, 3, H, W)`` network output → pixels, about [0, 1]."""
-        if mean is None:
-            mean = self._means(len(output))
-        return output.float() * PIXEL_SCALE + mean
-
-    def _means(self, count: int) -> Tensor:
-        """The mean frame for each of so many camera frames."""
-        return self.mean_frame.expand(count // self.num_cameras, -1, -1, -1, -1).flatten(0, 1)
+        pixels = output.float() * PIXEL_SCALE
+        if mean is not None:  # of parts of frames, each its own
+            return pixels + mean
+        return (torch.unflatten(pixels, 0, (-1, self.num_cameras)) + self.mean_frame).flatten(0, 1)
 
     def forward(
         self,
@@ -244,14 +241,16 @@ class FrameTokenizer(nn.Module):
         """
         self._check_frames(frames)
         pixels = self.normalize(frames)
-        mean, size = self._means(len(pixels)), (len(pixels), 2)
+        mean = None
         if max_shift > 0:
+            size = (pixels.shape[0], 2)
             pixels = shifted(
                 pixels, torch.randint(-max_shift, max_shift + 1, size, device=pixels.device)
             )
         if 0 < crop < min(self.image_size):
             corner = draw_squares(pixels, crop, self.config.downsampling)
-            pixels, mean = cut(pixels, corner, crop), cut(mean, corner, crop)
+            means = self.mean_frame.expand(len(pixels) // self.num_cameras, -1, -1, -1, -1)
+            pixels, mean = cut(pixels, corner, crop), cut(means.flatten(0, 1), corner, crop)
         seen = pixels
         if noise > 0:
             levels = torch.randint(-noise, noise + 1, pixels.shape, device=pixels.device)

@@ -83,9 +83,7 @@ def begin_from(parent: Parent, tokenizer: FrameTokenizer) -> None:
     parent.require_same("the number of cameras is", old.num_cameras, tokenizer.num_cameras, remedy)
     parent.require_same("image_size is", old.image_size, tokenizer.image_size, remedy)
     before, now = (asdict(replace(each.config, code_margin=0.0)) for each in (old, tokenizer))
-    for name, value in before.items():
-        remedy = "leave it away, since sizes are the parent's"
-        parent.require_same(f"model.tokenizer.{name} is", value, now[name], remedy)
+    parent.require_same_sizes("model.tokenizer", before, now)
     tokenizer.load_state_dict(old.state_dict())
 
 

@@ -46,10 +46,7 @@ def begin_from(parent: Parent, model: WorldModel, data: Manifest) -> None:
             f"training cannot begin from {parent.folder}: its bins of {' and '.join(others)} are "
             f"others than those of these tokens; {remedy}"
         )
-    before, now = (_sizes(each) for each in (old, model))
-    for name in before | now:
-        where = "leave it away, since sizes are the parent's"
-        parent.require_same(f"model.model.{name} is", before.get(name), now.get(name), where)
+    parent.require_same_sizes("model.model", _sizes(old), _sizes(model))
     check_shapes(old.state_dict(), model.state_dict())
     wanted = model.vocabulary.reward_range
     model.set_reward_range(old.vocabulary.reward_range)

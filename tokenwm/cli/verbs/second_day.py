@@ -9,7 +9,7 @@ import torch
 from tokenwm.checkpoint import find_checkpoint, load_tokenizer, read_config, read_provenance
 from tokenwm.data.loading.order import evenly_spaced
 from tokenwm.data.recipes.recipe import Recipe
-from tokenwm.data.shards.reader import ShardReader, stack_cameras
+from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.data_of import data_of, tokens_of
 from tokenwm.evaluation.metrics import psnr_from_mse
@@ -84,9 +84,7 @@ class FirstDay:
         count = max(1, SAMPLE_FRAMES // len(keys))
         errors = []
         for key in (keys[index] for index in evenly_spaced(len(keys), SAMPLE_FRAMES)):
-            names = [f"frames.{camera}" for camera in reader.manifest.cameras]
-            arrays = reader.arrays(key, names)
-            whole = stack_cameras([arrays[name] for name in names])
+            whole = reader.frames(key)
             seen = torch.tensor(whole[evenly_spaced(len(whole), count)])
             decoded = tokenizer.decode_frames(tokenizer.encode_frames(seen))
             errors.append(float(((decoded.float() - seen.float()) / 255.0).square().mean()))
