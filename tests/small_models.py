@@ -51,6 +51,7 @@ def small_world_model(
     seed: int = 0,
     has_reward: bool = True,
     draft_layers: int = 0,
+    code_rows: bool = True,
     **transformer: int | bool,
 ) -> WorldModel:
     """A world model in eval mode: 3 layers, grouped queries, a window of 3 steps."""
@@ -59,6 +60,7 @@ def small_world_model(
     config = WorldModelConfig(
         transformer=TransformerConfig(**{**sizes, **transformer}),
         draft_layers=draft_layers,
+        code_rows=code_rows,
         state_increments=True,
     )
     vocabulary = small_vocabulary(kind, has_reward=has_reward)
@@ -69,6 +71,11 @@ def small_world_model(
     # At 8 the copy prior would drown everything else in greedy futures.
     nn.init.constant_(model.copy_head.bias, 1.0)
     return model.eval()
+
+
+def teacher_forced(model: WorldModel, tokens: Tokens) -> Tensor:
+    """Logits of all frame tokens but the first step's from the true steps before them."""
+    return model.frame_logits(model(tokens).frame_hidden, tokens.frame[:, :-1])
 
 
 def shake(module: nn.Module, scale: float = 0.1) -> None:

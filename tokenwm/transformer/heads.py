@@ -190,11 +190,16 @@ class DiscreteHead(nn.Module):
 class CodeHead(CodeTable):
     """Logits of all codes, linear in the hidden state. Starts at zero."""
 
+    columns: Tensor
+
     def __init__(
         self, codebook_size: int, levels: tuple[int, ...], dim: int, has_rows: bool = True
     ) -> None:
         super().__init__(codebook_size, levels, dim, 0.0, has_rows)
+        self.levels = levels
         self.bias = nn.Parameter(torch.zeros(codebook_size if has_rows else sum(levels)))
+        columns = self.digits.nonzero()[:, 1].view(codebook_size, len(levels))
+        self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
@@ -205,6 +210,33 @@ class CodeHead(CodeTable):
     def biases(self) -> Tensor:
         """``(V,)``, the logits of a hidden state of zeros."""
         return self.digits @ self.bias if self.table is None else self.bias
+
+    def score(self, hidden: Tensor, *codes: Tensor) -> tuple[Tensor, ...]:
+        """The likeliest code, its log-likelihood, and those of some codes.
+
+        Without rows a code's likelihood is the product of its digits', so nothing as large as the
+        codebook is computed.
+
+        Args:
+            hidden: ``(..., D)``.
+            codes: ``(...)`` int64 each.
+
+        Returns:
+            ``(...)`` int64, then for it and for each code ``(...)`` float32, nats.
+        """
+        if self.table is not None:
+            scores = self(hidden).float().log_softmax(-1)
+            best, likeliest = scores.max(-1)
+            found = [scores.gather(-1, each.unsqueeze(-1)).squeeze(-1) for each in codes]
+            return likeliest, best, *found
+        logits = F.linear(hidden, self.digit_table, self.bias).float()
+        digits = [each.log_softmax(-1) for each in torch.split(logits, list(self.levels), dim=-1)]
+        likeliest, place = torch.zeros_like(codes[0]), 1
+        for digit in digits:
+            likeliest, place = likeliest + place * digit.argmax(-1), place * digit.shape[-1]
+        scores = torch.cat(digits, dim=-1)
+        found = [scores.gather(-1, self.columns[each]).sum(-1) for each in (likeliest, *codes)]
+        return likeliest, *found
 
 
 def symlog(x: Tensor) -> Tensor:

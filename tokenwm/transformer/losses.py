@@ -63,20 +63,16 @@ def losses_of(
     target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
     changed = (target != previous).float()
     weight = 1.0 + (config.changed_token_weight - 1.0) * changed
-    point = model.point_logits(predictions.frame_logits, previous)
-    right = (point.argmax(-1) == target).float()
+    scores = model.score_frames(predictions.frame_hidden, previous, target)  # (B, T-1, K) each
+    right = scores.is_right.float()
     valid = follows.unsqueeze(-1)
-    total = _mean(_cross_entropy(point, target), valid * weight)
-    with torch.no_grad():
-        nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
+    total = _mean(scores.point_nll, valid * weight)
     zero = total.new_zeros(())
     state_nll, reward_loss, draft_nll = zero, zero, zero
-    if predictions.draft_logits is not None:
-        draft = model.point_logits(predictions.draft_logits, previous)
-        draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
-        total = total + config.draft_weight * draft_loss
-        with torch.no_grad():
-            draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
+    if predictions.draft_hidden is not None:
+        draft = model.score_frames(predictions.draft_hidden, previous, target)
+        total = total + config.draft_weight * _mean(draft.point_nll, valid * weight)
+        draft_nll = _mean(draft.nll, valid)
     if predictions.state_logits is not None and tokens.state is not None:
         state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
     valid_outcome = action_valid.float()
@@ -93,7 +89,7 @@ def losses_of(
     total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
     return Losses(
         total=total + config.termination_weight * termination,
-        frame_nll=_mean(nll, valid),
+        frame_nll=_mean(scores.nll, valid),
         frame_accuracy=_mean(right, valid),
         changed_accuracy=_mean(right, valid * changed),
         persistence_accuracy=_mean(1.0 - changed, valid),

@@ -28,6 +28,9 @@ from tokenwm.transformer.heads import (
 )
 from tokenwm.transformer.model import Transformer, TransformerConfig
 
+LEAST_DOUBT = 1e-7
+"""Nats by which a head is taken to be less than certain of a code; keeps logarithms finite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
@@ -97,19 +100,35 @@ class Predictions(NamedTuple):
     """Predictions of a full (teacher-forced) pass.
 
     Attributes:
-        frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step
-            ``t + 1``.
+        frame_hidden: ``(B, T - 1, K, D)``, hidden states for :meth:`WorldModel.frame_logits` and
+            :meth:`WorldModel.score_frames`; entry ``[:, t]`` is for the frame of step ``t + 1``.
         state_logits: ``(B, T - 1, P, bins)`` float32, or None.
         outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are
             read from it.
-        draft_logits: As ``frame_logits``, without knowing any token of the frame; None without a
+        draft_hidden: As ``frame_hidden``, without knowing any token of the frame; None without a
             draft head.
     """
 
-    frame_logits: Tensor
+    frame_hidden: Tensor
     state_logits: Tensor | None
     outcome_hidden: Tensor
-    draft_logits: Tensor | None
+    draft_hidden: Tensor | None
+
+
+class FrameScores(NamedTuple):
+    """How well frame tokens were foretold; each ``(...)``.
+
+    Attributes:
+        point_nll: Nats by the logits that greedy decoding maximises, the loss of training; see
+            :meth:`WorldModel.point_logits`.
+        nll: Nats by :meth:`WorldModel.frame_logits`; no gradient.
+        is_right: bool, whether greedy decoding gives the token. Where the head's likeliest code is
+            the previous one, a negative bonus is not counted against it.
+    """
+
+    point_nll: Tensor
+    nll: Tensor
+    is_right: Tensor
 
 
 class WorldModel(nn.Module):
@@ -252,6 +271,31 @@ class WorldModel(nn.Module):
         tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
         return logits.scatter_add(-1, place, tilt)
 
+    def score_frames(self, hidden: Tensor, previous: Tensor, target: Tensor) -> FrameScores:
+        """How well hidden states foretell frame tokens; all that training needs of the logits.
+
+        With ``b`` the logit of the bonus and ``l`` the log-likelihoods of the head alone, the bonus
+        makes their sum ``1 + (e^b - 1) e^l(previous)``: nothing as large as the codebook is needed
+        where the head itself can do without.
+
+        Args:
+            hidden: ``(..., D)``.
+            previous: ``(...)`` int64, the token of the same slot one step before.
+            target: ``(...)`` int64.
+        """
+        likeliest, best, of_target, of_previous = self.frame_head.score(hidden, target, previous)
+        point_bonus = self.copy_head(hidden).float().squeeze(-1)
+        stays = target == previous
+        rest = (-torch.expm1(of_previous.clamp(max=-LEAST_DOUBT))).log()
+
+        def nll(bonus: Tensor) -> Tensor:
+            return torch.logaddexp(rest, of_previous + bonus) - of_target - stays * bonus
+
+        with torch.no_grad():
+            calibrated = nll(point_bonus + math.log(self.config.changed_token_weight))
+            point = torch.where(of_previous + point_bonus >= best, previous, likeliest)
+        return FrameScores(nll(point_bonus), calibrated, point == target)
+
     def reward(self, hidden: Tensor) -> Tensor | None:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
 
@@ -298,18 +342,11 @@ class WorldModel(nn.Module):
             state_logits = self.state_head(
                 predicting[:, :, 0], tokens.state[:, :-1], tokens.action[:, :-1]
             )
-        previous = tokens.frame[:, :-1]
         outcome_hidden = hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot]
-        draft_logits = None
+        draft_hidden = None
         if self.draft_head is not None:
-            drafted = self.draft_head(outcome_hidden[:, :-1], hints[:, :-1])
-            draft_logits = self.frame_logits(drafted, previous)
-        return Predictions(
-            self.frame_logits(predicting[:, :, first:], previous),
-            state_logits,
-            outcome_hidden,
-            draft_logits,
-        )
+            draft_hidden = self.draft_head(outcome_hidden[:, :-1], hints[:, :-1])
+        return Predictions(predicting[:, :, first:], state_logits, outcome_hidden, draft_hidden)
 
     def new_cache(self, batch_size: int, ahead: int = 1, max_steps: int | None = None) -> KVCache:
         """A cache for ``batch_size`` rows on the model's device, of the transformer's type.

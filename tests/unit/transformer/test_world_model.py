@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.small_models import (
     VOCABULARIES,
     random_tokens,
     small_vocabulary,
     small_world_model,
+    teacher_forced,
 )
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.tokens import Tokens
@@ -92,6 +93,10 @@ def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
     batch = make_batch(model)
     tokens: Tokens = batch["tokens"]
     predictions = model(tokens)
+    frame_logits = teacher_forced(model, tokens)
+    draft_logits = None
+    if predictions.draft_hidden is not None:
+        draft_logits = model.frame_logits(predictions.draft_hidden, tokens.frame[:, :-1])
     losses = losses_of(model, **batch)
 
     nlls, point_nlls, weight, right, changed = [], [], [], [], []
@@ -99,14 +104,14 @@ def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
     for row in range(BATCH):
         for t in range(NUM_STEPS - 1):
             for slot in range(model.layout.num_frame_tokens):
-                logits = predictions.frame_logits[row, t, slot]
+                logits = frame_logits[row, t, slot]
                 truth, before = tokens.frame[row, t + 1, slot], tokens.frame[row, t, slot]
                 nlls.append(-logits.log_softmax(-1)[truth])
                 logits = logits.clone()
                 logits[before] -= math.log(3.0)
                 point_nlls.append(-logits.log_softmax(-1)[truth])
-                if predictions.draft_logits is not None:
-                    draft = predictions.draft_logits[row, t, slot].clone()
+                if draft_logits is not None:
+                    draft = draft_logits[row, t, slot].clone()
                     draft_nlls.append(-draft.log_softmax(-1)[truth])
                     draft[before] -= math.log(3.0)
                     draft_point_nlls.append(-draft.log_softmax(-1)[truth])
@@ -175,7 +180,7 @@ def test_changed_tokens_count_for_more() -> None:
     batch = make_batch(model) | {"reward": None}
     free = {"termination_weight": 0.0}
     plain = losses_of(weighted(model, changed_token_weight=1.0, **free), **batch)
-    logits = model(batch["tokens"]).frame_logits
+    logits = teacher_forced(model, batch["tokens"])
     heavy = losses_of(weighted(model, changed_token_weight=1e6, **free), **batch)
     target, previous = batch["tokens"].frame[:, 1:], batch["tokens"].frame[:, :-1]
     nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
@@ -244,7 +249,7 @@ def test_learning_starts_at_persistence() -> None:
     config = WorldModelConfig(transformer=TransformerConfig(dim=32, num_layers=2, num_heads=2))
     model = WorldModel(config, small_vocabulary("frame"))
     tokens = random_tokens(model, 2, 4)
-    logits = model(tokens).frame_logits
+    logits = teacher_forced(model, tokens)
     expected = F.one_hot(tokens.frame[:, :-1], 32) * 8.0
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
@@ -274,7 +279,7 @@ def test_the_last_action_is_read_for_its_outcome_only() -> None:
     reference = model(tokens)
     tokens.action[:, -1] = (tokens.action[:, -1] + 1) % 16
     got = model(tokens)
-    assert torch.equal(got.frame_logits, reference.frame_logits)
+    assert torch.equal(got.frame_hidden, reference.frame_hidden)
     assert torch.equal(got.outcome_hidden[:, :-1], reference.outcome_hidden[:, :-1])
     assert not torch.equal(got.outcome_hidden[:, -1], reference.outcome_hidden[:, -1])
 
@@ -286,8 +291,8 @@ def test_a_prefix_predicts_what_the_whole_does() -> None:
     whole = model(tokens)
     for length in (2, 3, 4, 7):
         part = model(tokens.steps(slice(length)))
-        expected = whole.frame_logits[:, : length - 1]
-        torch.testing.assert_close(part.frame_logits, expected, atol=1e-5, rtol=0)
+        expected = whole.frame_hidden[:, : length - 1]
+        torch.testing.assert_close(part.frame_hidden, expected, atol=1e-5, rtol=0)
 
 
 def test_one_step_predicts_nothing() -> None:
@@ -320,9 +325,9 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
     model = small_world_model(kind, draft_layers=1)
     tokens = random_tokens(model, 2, 5)
     frozen, half = freeze(model), freeze(model, torch.bfloat16)
-    expected = model(tokens).frame_logits
-    torch.testing.assert_close(frozen(tokens).frame_logits, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(half(tokens).frame_logits, expected, atol=0.1, rtol=0.05)
+    expected = teacher_forced(model, tokens)
+    torch.testing.assert_close(teacher_forced(frozen, tokens), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(teacher_forced(half, tokens), expected, atol=0.1, rtol=0.05)
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     state, action = tokens.state, tokens.action
     if state is not None and model.state_head is not None:
@@ -334,3 +339,44 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
             )
     assert half.transformer.dtype == torch.bfloat16
     assert model.transformer.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bonus", [-2.0, 1.0, 30.0])
+@pytest.mark.parametrize("code_rows", [True, False], ids=["rows", "digits"])
+def test_scores_are_those_of_the_logits(code_rows: bool, bonus: float) -> None:
+    """Oracle: the logits of the whole codebook, values and gradients."""
+    model = small_world_model(code_rows=code_rows)
+    nn.init.zeros_(model.copy_head.weight)
+    nn.init.constant_(model.copy_head.bias, bonus)
+    weighted(model, changed_token_weight=3.0)
+    generator = torch.Generator().manual_seed(1)
+    hidden = (5.0 * torch.randn(200, 32, generator=generator)).requires_grad_()
+    previous, target = torch.randint(32, (2, 200), generator=generator)
+    target = torch.where(torch.arange(200) % 2 == 0, previous, target)
+    logits = model.frame_logits(hidden, previous)
+    point = model.point_logits(logits, previous)
+    scores = model.score_frames(hidden, previous, target)
+    expected = F.cross_entropy(point, target, reduction="none")
+    torch.testing.assert_close(scores.point_nll, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        scores.nll, F.cross_entropy(logits, target, reduction="none"), atol=1e-4, rtol=1e-4
+    )
+    if bonus > 0.0:
+        assert torch.equal(scores.is_right, point.argmax(-1) == target)
+    assert 0.0 < float(scores.is_right.float().mean()) < 1.0
+    gradients = [
+        torch.autograd.grad(nll.sum(), hidden, retain_graph=True)[0]
+        for nll in (scores.point_nll, expected)
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+def test_a_certain_head_has_finite_losses() -> None:
+    """Where the previous code is as good as certain, the rest is no logarithm of 0."""
+    model = small_world_model(code_rows=False)
+    nn.init.constant_(model.frame_head.bias, 0.0)
+    hidden = (1e4 * torch.randn(50, 32)).requires_grad_()
+    likeliest = model.frame_head(hidden).argmax(-1)
+    scores = model.score_frames(hidden, likeliest, likeliest.roll(1))
+    scores.point_nll.sum().backward()
+    assert torch.isfinite(scores.point_nll).all() and torch.isfinite(hidden.grad).all()  # type: ignore[arg-type]
