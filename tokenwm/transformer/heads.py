@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.transformer.dynamics import LinearDynamics
-from tokenwm.transformer.embeddings import CodeTable, center_features, features_around
+from tokenwm.transformer.embeddings import (
+    CodeTable,
+    center_features,
+    digit_columns,
+    features_around,
+)
 
 UNKNOWN_RANGE = (-math.expm1(20.0), math.expm1(20.0))
 """Rewards that bins span where the range of the training rewards is not known."""
@@ -198,8 +203,7 @@ class CodeHead(CodeTable):
         super().__init__(codebook_size, levels, dim, 0.0, has_rows)
         self.levels = levels
         self.bias = nn.Parameter(torch.zeros(codebook_size if has_rows else sum(levels)))
-        columns = self.digits.nonzero()[:, 1].view(codebook_size, len(levels))
-        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("columns", digit_columns(codebook_size, levels), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
