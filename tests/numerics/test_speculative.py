@@ -129,7 +129,7 @@ def test_rows_count_their_own_passes(kind: str) -> None:
     top_p=st.floats(0.05, 1.0),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_sampling_of_any_rows_is_the_same_speculatively(
     kind: str,
     batch_size: int,
