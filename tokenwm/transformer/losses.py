@@ -63,16 +63,18 @@ def losses_of(
     target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
     changed = (target != previous).float()
     weight = 1.0 + (config.changed_token_weight - 1.0) * changed
-    scores = model.score_frames(predictions.frame_hidden, previous, target)  # (B, T-1, K) each
-    right = scores.is_right.float()
+    codes = model.frame_codes(predictions.frame_hidden, previous)  # (B, T-1, K)
     valid = follows.unsqueeze(-1)
-    total = _mean(scores.point_nll, valid * weight)
+    total = _mean(codes.point_nll(target), valid * weight)
+    with torch.no_grad():
+        nll, right = codes.nll(target), (codes.point() == target).float()
     zero = total.new_zeros(())
     state_nll, reward_loss, draft_nll = zero, zero, zero
     if predictions.draft_hidden is not None:
-        draft = model.score_frames(predictions.draft_hidden, previous, target)
-        total = total + config.draft_weight * _mean(draft.point_nll, valid * weight)
-        draft_nll = _mean(draft.nll, valid)
+        draft = model.frame_codes(predictions.draft_hidden, previous)
+        total = total + config.draft_weight * _mean(draft.point_nll(target), valid * weight)
+        with torch.no_grad():
+            draft_nll = _mean(draft.nll(target), valid)
     if predictions.state_logits is not None and tokens.state is not None:
         state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
     valid_outcome = action_valid.float()
@@ -89,7 +91,7 @@ def losses_of(
     total = total + config.state_weight * state_nll + config.reward_weight * reward_loss
     return Losses(
         total=total + config.termination_weight * termination,
-        frame_nll=_mean(scores.nll, valid),
+        frame_nll=_mean(nll, valid),
         frame_accuracy=_mean(right, valid),
         changed_accuracy=_mean(right, valid * changed),
         persistence_accuracy=_mean(1.0 - changed, valid),

@@ -13,6 +13,7 @@ from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.codes import DenseCodes, DigitCodes, FrameCodes
 from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
@@ -27,9 +28,6 @@ from tokenwm.transformer.heads import (
     RewardHead,
 )
 from tokenwm.transformer.model import Transformer, TransformerConfig
-
-LEAST_DOUBT = 1e-7
-"""Nats by which a head is taken to be less than certain of a code; keeps logarithms finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +98,8 @@ class Predictions(NamedTuple):
     """Predictions of a full (teacher-forced) pass.
 
     Attributes:
-        frame_hidden: ``(B, T - 1, K, D)``, hidden states for :meth:`WorldModel.frame_logits` and
-            :meth:`WorldModel.score_frames`; entry ``[:, t]`` is for the frame of step ``t + 1``.
+        frame_hidden: ``(B, T - 1, K, D)``, hidden states for :meth:`WorldModel.frame_codes`; entry
+            ``[:, t]`` is for the frame of step ``t + 1``.
         state_logits: ``(B, T - 1, P, bins)`` float32, or None.
         outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are
             read from it.
@@ -113,22 +111,6 @@ class Predictions(NamedTuple):
     state_logits: Tensor | None
     outcome_hidden: Tensor
     draft_hidden: Tensor | None
-
-
-class FrameScores(NamedTuple):
-    """How well frame tokens were foretold; each ``(...)``.
-
-    Attributes:
-        point_nll: Nats by the logits that greedy decoding maximises, the loss of training; see
-            :meth:`WorldModel.point_logits`.
-        nll: Nats by :meth:`WorldModel.frame_logits`; no gradient.
-        is_right: bool, whether greedy decoding gives the token. Where the head's likeliest code is
-            the previous one, a negative bonus is not counted against it.
-    """
-
-    point_nll: Tensor
-    nll: Tensor
-    is_right: Tensor
 
 
 class WorldModel(nn.Module):
@@ -237,64 +219,31 @@ class WorldModel(nn.Module):
 
     # --- heads ------------------------------------------------------------------------------------
 
+    def frame_codes(self, hidden: Tensor, previous: Tensor) -> FrameCodes:
+        """The distributions of frame codes, with a learned bonus for the one of the frame before.
+
+        A loss that gives changes the weight ``w`` teaches ``q(x) ∝ w(x) p(x)``. Probabilities are
+        those of ``p``, whatever the weight. ``q`` is what training fits and greedy decoding
+        maximises: where a token will change, but to one of many values, staying is the single most
+        likely outcome and mostly wrong; as a point forecast ``q`` is better
+        (docs/results/quickstart.md).
+
+        Args:
+            hidden: ``(..., D)``.
+            previous: ``(...)`` int64, the token of the same slot one step before.
+        """
+        tilt = math.log(self.config.changed_token_weight)
+        bonus = self.copy_head(hidden).float() + tilt
+        head = self.frame_head
+        if head.table is None:
+            digits = (head.log_digits(hidden), head.digits_of, head.places)
+            return DigitCodes(*digits, previous, bonus.squeeze(-1), tilt)
+        logits = head(hidden).float().scatter_add(-1, previous.unsqueeze(-1), bonus)
+        return DenseCodes(logits, previous, tilt)
+
     def frame_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """Logits of frame tokens, with a learned bonus for the slot's token of the previous frame.
-
-        A loss that gives changes the weight ``w`` teaches ``q(x) ∝ w(x) p(x)``. What it added is
-        taken off again here, so these are the logits of ``p``, whatever the weight.
-
-        Args:
-            hidden: ``(..., D)``.
-            previous: ``(...)`` int64, the token of the same slot one step before.
-
-        Returns:
-            ``(..., V)`` float32.
-        """
-        logits: Tensor = self.frame_head(hidden).float()
-        bonus = self.copy_head(hidden).float() + math.log(self.config.changed_token_weight)
-        return logits.scatter_add(-1, previous.unsqueeze(-1), bonus)
-
-    def point_logits(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """The logits that greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
-
-        Where a token will change, but to one of many values, staying is the single most likely
-        outcome and mostly wrong; as a point forecast ``q`` is better (docs/results/quickstart.md).
-
-        Args:
-            logits: ``(..., V)`` from :meth:`frame_logits`.
-            previous: ``(...)`` int64, as there.
-
-        Returns:
-            ``(..., V)`` float32.
-        """
-        place = previous.unsqueeze(-1)
-        tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
-        return logits.scatter_add(-1, place, tilt)
-
-    def score_frames(self, hidden: Tensor, previous: Tensor, target: Tensor) -> FrameScores:
-        """How well hidden states foretell frame tokens; all that training needs of the logits.
-
-        With ``b`` the logit of the bonus and ``l`` the log-likelihoods of the head alone, the bonus
-        makes their sum ``1 + (e^b - 1) e^l(previous)``: nothing as large as the codebook is needed
-        where the head itself can do without.
-
-        Args:
-            hidden: ``(..., D)``.
-            previous: ``(...)`` int64, the token of the same slot one step before.
-            target: ``(...)`` int64.
-        """
-        likeliest, best, of_target, of_previous = self.frame_head.score(hidden, target, previous)
-        point_bonus = self.copy_head(hidden).float().squeeze(-1)
-        stays = target == previous
-        rest = (-torch.expm1(of_previous.clamp(max=-LEAST_DOUBT))).log()
-
-        def nll(bonus: Tensor) -> Tensor:
-            return torch.logaddexp(rest, of_previous + bonus) - of_target - stays * bonus
-
-        with torch.no_grad():
-            calibrated = nll(point_bonus + math.log(self.config.changed_token_weight))
-            point = torch.where(of_previous + point_bonus >= best, previous, likeliest)
-        return FrameScores(nll(point_bonus), calibrated, point == target)
+        """``(..., V)`` float32 logits of :meth:`frame_codes`."""
+        return self.frame_codes(hidden, previous).logits
 
     def reward(self, hidden: Tensor) -> Tensor | None:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.

@@ -96,7 +96,7 @@ def test_all_weights_are_the_parents_and_another_tokenizer_is_no_obstacle() -> N
             "draft_layers is 0 there and 1 here",
         ),
         (
-            lambda model: WorldModel(replace(model.config, code_rows=False), model.vocabulary),
+            lambda model: WorldModel(replace(model.config, code_rows=True), model.vocabulary),
             DATA,
             "code_rows is True there and False here",
         ),

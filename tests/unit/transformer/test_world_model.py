@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.small_models import (
     VOCABULARIES,
@@ -18,6 +18,7 @@ from tests.small_models import (
 )
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.codes import DenseCodes
 from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.model import TransformerConfig
@@ -53,10 +54,11 @@ def weighted(model: WorldModel, **weights: float) -> WorldModel:
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_the_weight_of_changes_is_taken_off_probabilities(weight: float) -> None:
     """``q ∝ w p``: the odds of staying are ``w`` times larger in ``p``, all else is as it was."""
-    model = weighted(small_world_model(), changed_token_weight=weight)
+    model = weighted(small_world_model("frame"), changed_token_weight=weight)
     hidden, previous = torch.randn(5, 32), torch.arange(5)
-    logits = model.frame_logits(hidden, previous)
-    point = model.point_logits(logits, previous)
+    codes = model.frame_codes(hidden, previous)
+    assert isinstance(codes, DenseCodes)
+    logits, point = codes.logits, codes.point_logits
     p, q = logits.softmax(-1), point.softmax(-1)
     changes = torch.full_like(p, weight).scatter(-1, previous[:, None], 1.0)
     torch.testing.assert_close(q, (changes * p) / (changes * p).sum(-1, keepdim=True))
@@ -64,7 +66,6 @@ def test_the_weight_of_changes_is_taken_off_probabilities(weight: float) -> None
 
 def test_weighted_training_finds_calibrated_probabilities() -> None:
     """One slot that stays with 0.7 and else takes one of three values: the loss finds just that."""
-    model = weighted(small_world_model("frame"), changed_token_weight=4.0)
     truth = torch.tensor([0.7, 0.15, 0.1, 0.05])
     changes = torch.tensor([1.0, 4.0, 4.0, 4.0])
     previous = torch.zeros((), dtype=torch.int64)
@@ -72,7 +73,7 @@ def test_weighted_training_finds_calibrated_probabilities() -> None:
     optimizer = torch.optim.Adam([logits], lr=0.05)
     for _ in range(600):
         optimizer.zero_grad()
-        point = model.point_logits(logits, previous)
+        point = DenseCodes(logits, previous, math.log(4.0)).point_logits
         (-(truth * changes) * point.log_softmax(-1)).sum().backward()
         optimizer.step()
     torch.testing.assert_close(logits.detach().softmax(-1), truth, atol=2e-3, rtol=0)
@@ -339,44 +340,3 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
             )
     assert half.transformer.dtype == torch.bfloat16
     assert model.transformer.dtype == torch.float32
-
-
-@pytest.mark.parametrize("bonus", [-2.0, 1.0, 30.0])
-@pytest.mark.parametrize("code_rows", [True, False], ids=["rows", "digits"])
-def test_scores_are_those_of_the_logits(code_rows: bool, bonus: float) -> None:
-    """Oracle: the logits of the whole codebook, values and gradients."""
-    model = small_world_model(code_rows=code_rows)
-    nn.init.zeros_(model.copy_head.weight)
-    nn.init.constant_(model.copy_head.bias, bonus)
-    weighted(model, changed_token_weight=3.0)
-    generator = torch.Generator().manual_seed(1)
-    hidden = (5.0 * torch.randn(200, 32, generator=generator)).requires_grad_()
-    previous, target = torch.randint(32, (2, 200), generator=generator)
-    target = torch.where(torch.arange(200) % 2 == 0, previous, target)
-    logits = model.frame_logits(hidden, previous)
-    point = model.point_logits(logits, previous)
-    scores = model.score_frames(hidden, previous, target)
-    expected = F.cross_entropy(point, target, reduction="none")
-    torch.testing.assert_close(scores.point_nll, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        scores.nll, F.cross_entropy(logits, target, reduction="none"), atol=1e-4, rtol=1e-4
-    )
-    if bonus > 0.0:
-        assert torch.equal(scores.is_right, point.argmax(-1) == target)
-    assert 0.0 < float(scores.is_right.float().mean()) < 1.0
-    gradients = [
-        torch.autograd.grad(nll.sum(), hidden, retain_graph=True)[0]
-        for nll in (scores.point_nll, expected)
-    ]
-    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
-
-
-def test_a_certain_head_has_finite_losses() -> None:
-    """Where the previous code is as good as certain, the rest is no logarithm of 0."""
-    model = small_world_model(code_rows=False)
-    nn.init.constant_(model.frame_head.bias, 0.0)
-    hidden = (1e4 * torch.randn(50, 32)).requires_grad_()
-    likeliest = model.frame_head(hidden).argmax(-1)
-    scores = model.score_frames(hidden, likeliest, likeliest.roll(1))
-    scores.point_nll.sum().backward()
-    assert torch.isfinite(scores.point_nll).all() and torch.isfinite(hidden.grad).all()  # type: ignore[arg-type]
