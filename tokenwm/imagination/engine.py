@@ -107,13 +107,13 @@ class Engine:
             f"imaginations of {num_steps} steps from {num_context}",
             len(work.actions),
             lambda rows: self._imagine_at_once(work.part(rows), chunk_steps),
-            self._free_memory,
+            self.free_memory,
             self.max_rows,
             copies,
         )
         return DecodedSteps.cat(parts)
 
-    def _free_memory(self) -> bool:
+    def free_memory(self) -> bool:
         """Free memory that is kept only for reuse; return True if there was any."""
         held = bool(self._spare_caches)
         self._spare_caches.clear()
@@ -147,10 +147,14 @@ class Engine:
             state, decoded = self._decode(state, chunk, work.sampling)
             parts.append(decoded)
         if self.world_model.graph_passes:
-            self._spare_caches[sizes] = state.cache  # the newest is the last
-            while len(self._spare_caches) > MOST_SPARE_CACHES:
-                del self._spare_caches[next(iter(self._spare_caches))]
+            self._keep_spare(sizes, state.cache)
         return DecodedSteps.join(parts)
+
+    def _keep_spare(self, sizes: tuple[int, ...], cache: KVCache) -> None:
+        """Keep a cache that nobody needs any more, for work of the same sizes."""
+        self._spare_caches[sizes] = cache  # the newest is the last
+        while len(self._spare_caches) > MOST_SPARE_CACHES:
+            del self._spare_caches[next(iter(self._spare_caches))]
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None
