@@ -52,6 +52,7 @@ ORDER = (
     # futures to use
     "evaluation",
     "evaluation.report",
+    "control",
     "synthesis",
     "serving",
     "hub",
