@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import as_array
 from tokenwm.shapes import check_shape, is_number, is_whole, shown
-from tokenwm.strict import build, dump_yaml, parse_yaml, plain
+from tokenwm.strict import build, parse_yaml, plain
 
 Range = tuple[float, float]
 Predicate = Callable[[Tensor, Tensor | None], Tensor]
@@ -178,9 +178,7 @@ class Limits:
             )
         highest = max(map(int, self.workspace), default=-1)
         if highest >= dims:
-            raise TokenwmError(
-                f"workspace names dimension {highest}; actions have 0 to {dims - 1}"
-            )
+            raise TokenwmError(f"workspace names dimension {highest}; actions have 0 to {dims - 1}")
         return actions.reshape(sizes["B"], -1, dims).astype(np.float64)
 
     def _summed(self, robot: Floats, state: Floats | None) -> Floats:
