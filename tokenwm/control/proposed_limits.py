@@ -4,10 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.control.limits import Limits, Range
-from tokenwm.data.readers.base import PHASE
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.starts import spread
+from tokenwm.imagination.starts import recordings, spread
 
 QUANTILE = 0.999
 """Part of the recorded speeds and accelerations that a proposed limit holds without its margin."""
@@ -38,7 +37,7 @@ def propose_limits(reader: ShardReader, *, margin: float = MARGIN) -> Limits:
         raise TokenwmError(f"{reader.root} has actions of kind {feature.kind}: ids have no limits")
     if not margin >= 0.0:
         raise TokenwmError(f"margin={margin}; use a share of the range, 0 or more")
-    keys = [key for key in reader.keys("train") if PHASE not in key] or reader.keys("train")
+    keys = recordings(reader.keys("train"))
     if not keys:
         raise TokenwmError(f"{reader.root} has no training episode to propose limits from")
     count = manifest.actions_per_step
