@@ -360,8 +360,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test")
     parser.add_argument("--pairs", type=int, default=27, help="at most so many")
     parser.add_argument("--starts", type=int, default=4, help="per episode, before any is left out")
-    parser.add_argument("--moved", type=float, default=20.0, help="px, of the block")
-    parser.add_argument("--turned", type=float, default=20.0, help="degrees, of the block")
+    parser.add_argument("--moved", type=float, default=1.0, help="px, of the block")
+    parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(measure(parser.parse_args(argv)), indent=1))
     return 0

@@ -58,6 +58,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "world-model",
         "imagine",
         "evaluate",
+        "control",
         "serve",
         "sweep",
         "quickstart",

@@ -138,7 +138,7 @@ def test_limits_proposed_from_data_hold_the_data_and_can_be_given_back(tmp_path:
     (tmp_path / "limits.yaml").write_text(dump_yaml(limits.to_dict()))
     assert load_limits(tmp_path / "limits.yaml") == limits == limits_from(limits.to_dict())
     assert limits.rate == 10.0 and limits.position == ((-3.6, 3.6), (-3.6, 3.6))
-    for key in reader.keys():
+    for key in reader.keys("train"):
         assert limits.allows(reader.arrays(key, ["action"])["action"][None, :-1]).all()
     assert limits.speed is not None and all(each is not None for each in limits.speed)
     jump = np.array([[[-3.5, 0.0], [3.5, 0.0], [-3.5, 0.0]]])

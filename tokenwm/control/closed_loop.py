@@ -1,0 +1,390 @@
+"""Episodes in a simulator with a controller at the wheel, and their figures."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.control.controller import Decision
+from tokenwm.control.recordings import FOLDER, write_recipe, write_recording
+from tokenwm.control.simulator import Simulator, check_space, seeded
+from tokenwm.data.readers.simulator.environments import RENDER, decode_action, num_actions_of
+from tokenwm.data.readers.simulator.recorder import SUCCESS, EpisodeRecorder, make_watched, reset
+from tokenwm.errors import TokenwmError
+from tokenwm.evaluation.metrics import interval_curve, wilson_interval
+from tokenwm.imagination.rollout import Rollout
+from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.imagination.world import Observation
+from tokenwm.shapes import is_whole, shown
+from tokenwm.tokenizer.actions import BinTokenizer
+
+PERCENTILES = (50, 95, 99)
+
+
+class Agent(Protocol):
+    """Whoever acts: a :class:`~tokenwm.control.controller.Controller`, for example."""
+
+    def begin(self, *, seed: int) -> None:
+        """Start an episode."""
+        ...
+
+    def act(self, observation: Observation) -> tuple[NDArray[Any], Decision]:
+        """Choose the robot's next action, ``(dims,)``."""
+        ...
+
+
+class RandomAgent:
+    """Uniform actions within the range of the training data: what any controller has to beat.
+
+    Args:
+        model: Model of the robot.
+    """
+
+    def __init__(self, model: TokenWorldModel) -> None:
+        action, count = model.vocabulary.action, model.actions_per_step
+        self._action, self._dims = action, action.num_dimensions // count
+        self.begin(seed=0)
+
+    def begin(self, *, seed: int) -> None:
+        """Start an episode."""
+        self._generator, self._step = np.random.default_rng(seed), 0
+
+    def act(self, observation: Observation) -> tuple[NDArray[Any], Decision]:
+        """Draw an action."""
+        decision = Decision(step=self._step, came="plan")
+        self._step += 1
+        if isinstance(self._action, BinTokenizer):
+            low, high = (end[: self._dims] for end in self._action.training_range)
+            return self._generator.uniform(low, high).astype(np.float32), decision
+        sizes = self._action.used_sizes[: self._dims]
+        return self._generator.integers(0, sizes), decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopConfig:
+    """Settings of episodes in a simulator.
+
+    Attributes:
+        num_episodes: How many.
+        seed: Of the episodes' starts and of all noise.
+        num_films: Episodes, from the first on, of which a film is kept.
+        in_real_time: Whether steps take as long as they would: where plans have a deadline, the
+            time between two steps is theirs as well.
+    """
+
+    num_episodes: int = 10
+    seed: int = 0
+    num_films: int = 2
+    in_real_time: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_episodes", 1), ("num_films", 0), ("seed", 0)):
+            if not is_whole(getattr(self, name), least):
+                raise TokenwmError(
+                    f"{name}={shown(getattr(self, name))}; use a whole number, at least {least}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """A plan and what then happened.
+
+    Attributes:
+        step: Robot step that it was made for.
+        expected_return: As the plan says.
+        spread: The same.
+        doubt: The same.
+        num_rollouts: The same.
+        seconds: From the observation until its action.
+        surprise: The model's at what it then observed, when the next plan was made, nats per token;
+            None if nothing tells.
+        reward: Sum of the real rewards over the plan's steps; None if the episode ended before.
+        verdict: ``accepted``, ``rejected`` or ``unknown``; None if nobody judged it.
+    """
+
+    step: int
+    expected_return: float
+    spread: float | None
+    doubt: float | None
+    num_rollouts: int
+    seconds: float
+    surprise: float | None
+    reward: float | None
+    verdict: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActedEpisode:
+    """One episode.
+
+    Attributes:
+        index: Its number.
+        env_seed: What the simulator was reset with.
+        num_steps: Steps of the robot.
+        success: Whether the simulator said at any step that the task is done; None if it says
+            nothing.
+        reward: Sum of all rewards.
+        terminated: Whether the task ended, and not only the time.
+        came: Where actions came from → how many.
+        missed_deadlines: Plans that were not there in time.
+        plans: Those that were.
+        recording: Name of its file.
+        film: Of the first episodes; not kept in figures.
+    """
+
+    index: int
+    env_seed: int
+    num_steps: int
+    success: bool | None
+    reward: float
+    terminated: bool
+    came: dict[str, int]
+    missed_deadlines: int
+    plans: tuple[PlanRecord, ...]
+    recording: str
+    film: "Film | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """What was seen, and what had been imagined of it.
+
+    Attributes:
+        real: ``(T, cameras, H, W, 3)`` uint8, a frame for each step of the model.
+        imagined: The same, by the latest plan before; None where nothing was imagined.
+        rate: Frames per second.
+    """
+
+    real: NDArray[np.uint8]
+    imagined: NDArray[np.uint8] | None
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoop:
+    """Episodes and their figures; ``DERIVED`` go into ``control.json`` as well.
+
+    Attributes:
+        about: Model, simulator, planner, objective, settings.
+        rate: Steps of the robot per second, Hz.
+        episodes: All of them.
+    """
+
+    DERIVED: ClassVar = ("success", "returns", "latency_seconds", "missed_deadlines", "fallbacks")
+
+    about: dict[str, Any]
+    rate: float
+    episodes: tuple[ActedEpisode, ...] = field(default=())
+
+    @property
+    def success(self) -> dict[str, float] | None:
+        """Successes and trials, their rate and Wilson's interval of it; None if nothing tells."""
+        told = [episode.success for episode in self.episodes if episode.success is not None]
+        if not told:
+            return None
+        low, high = wilson_interval(sum(told), len(told))
+        rate = sum(told) / len(told)
+        return {
+            "successes": sum(told),
+            "trials": len(told),
+            "rate": rate,
+            "low": low,
+            "high": high,
+        }
+
+    @property
+    def returns(self) -> dict[str, float]:
+        """Mean over the episodes of the sum of rewards, with Student's interval."""
+        sums = np.array([[episode.reward] for episode in self.episodes])
+        curve = interval_curve(sums)
+        ends = (curve.mean[0], curve.low[0], curve.high[0])
+        return dict(zip(("mean", "low", "high"), map(float, ends), strict=True))
+
+    @property
+    def latency_seconds(self) -> dict[str, float] | None:
+        """Percentiles of the time from observation to action where a plan was due."""
+        taken = [plan.seconds for episode in self.episodes for plan in episode.plans]
+        if not taken:
+            return None
+        values = np.percentile(taken, PERCENTILES)
+        named = {f"p{at}": float(v) for at, v in zip(PERCENTILES, values, strict=True)}
+        return {**named, "plans": len(taken)}
+
+    @property
+    def missed_deadlines(self) -> int:
+        """Plans that were not there in time."""
+        return sum(episode.missed_deadlines for episode in self.episodes)
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """Actions that came not from the plan that was due, by where they came from."""
+        found: dict[str, int] = {"rest of the last plan": 0, "safe action": 0}
+        for episode in self.episodes:
+            for name in found:
+                found[name] += episode.came.get(name, 0)
+        return found
+
+
+def run_closed_loop(
+    model: TokenWorldModel,
+    agent: Agent,
+    simulator: Simulator,
+    out: Path,
+    config: ClosedLoopConfig,
+    *,
+    about: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ClosedLoop:
+    """Act in a simulator, one episode after the other; recordings are written as they end.
+
+    Args:
+        model: The model of the robot; decodes what was imagined, for films.
+        agent: Who acts.
+        simulator: Where; its options' seed is not used, that of ``config`` is.
+        out: Folder, which must be there; gets recordings and their recipe.
+        config: Settings.
+        about: What to keep beside the figures.
+        progress: Told of episodes, done and in all.
+
+    Raises:
+        TokenwmError: The simulator's actions are not the model's, or the agent cannot go on.
+    """
+    simulator = seeded(simulator, config.seed)
+    (out / FOLDER).mkdir(exist_ok=True)
+    episodes = []
+    for index in range(config.num_episodes):
+        progress(index, config.num_episodes)
+        run = _Run(model, simulator, config, index)
+        with closing(make_watched(simulator.options)) as env:
+            check_space(model, env.action_space)
+            if index == 0:
+                write_recipe(out, simulator, num_actions_of(env.action_space))
+            run.act(agent, env)
+        path = write_recording(out, index, run.recorder, simulator)
+        episodes.append(run.episode(str(path.relative_to(out))))
+    progress(config.num_episodes, config.num_episodes)
+    rate = model.control_rate * model.actions_per_step
+    return ClosedLoop(about=dict(about or {}), rate=rate, episodes=tuple(episodes))
+
+
+class _Run:
+    """One episode while it goes on."""
+
+    def __init__(
+        self, model: TokenWorldModel, simulator: Simulator, config: ClosedLoopConfig, index: int
+    ) -> None:
+        self.model, self.simulator, self.config, self.index = model, simulator, config, index
+        self.recorder = EpisodeRecorder(simulator.options, simulator.format, index)
+        self.decisions: list[Decision] = []
+        self.success: bool | None = None
+
+    def act(self, agent: Agent, env: Any) -> None:
+        """Act until the episode is over."""
+        recorder, simulator = self.recorder, self.simulator
+        renders = RENDER in simulator.options.cameras.values()
+        observation, info = reset(env, recorder.env_seed, recorder.reset_options)
+        recorder.observe(observation, info, env.render() if renders else None)
+        agent.begin(seed=self.config.seed + self.index)
+        seconds = simulator.num_repeats / simulator.rate
+        due = time.perf_counter()
+        while not recorder.done:
+            action, decision = agent.act(simulator.observed(recorder))
+            self.decisions.append(decision)
+            if self.config.in_real_time:
+                due = max(due + seconds, time.perf_counter())
+                time.sleep(max(0.0, due - time.perf_counter()))
+            taken = decode_action(env.action_space, simulator.held(action))
+            for _ in range(simulator.num_repeats):
+                if recorder.done:
+                    break
+                result = env.step(taken)
+                recorder.add(env.action_space, taken, result, env.render() if renders else None)
+                if SUCCESS in result[4]:
+                    self.success = bool(self.success) or bool(result[4][SUCCESS])
+
+    def episode(self, recording: str) -> ActedEpisode:
+        """What came of it."""
+        came: dict[str, int] = {}
+        for decision in self.decisions:
+            came[decision.came] = came.get(decision.came, 0) + 1
+        return ActedEpisode(
+            index=self.index,
+            env_seed=self.recorder.env_seed,
+            num_steps=len(self.decisions),
+            success=self.success,
+            reward=float(sum(self.recorder.reward)),
+            terminated=self.recorder.terminated,
+            came=came,
+            missed_deadlines=sum(decision.missed_deadline for decision in self.decisions),
+            plans=tuple(self._plans()),
+            recording=recording,
+            film=self._film() if self.index < self.config.num_films else None,
+        )
+
+    def _plans(self) -> list[PlanRecord]:
+        made = [decision for decision in self.decisions if decision.plan is not None]
+        records = []
+        for decision, following in zip_longest(made, made[1:]):
+            plan = decision.plan
+            assert plan is not None
+            first = decision.step * self.simulator.num_repeats
+            length = len(plan.actions) * self.simulator.factor
+            rewards = self.recorder.reward[first : first + length]
+            records.append(
+                PlanRecord(
+                    step=decision.step,
+                    expected_return=float(plan.expected_return),
+                    spread=None if plan.spread is None else float(plan.spread),
+                    doubt=None if plan.doubt is None else float(plan.doubt),
+                    num_rollouts=plan.num_rollouts,
+                    seconds=decision.seconds,
+                    surprise=None if following is None else following.surprise,
+                    reward=float(sum(rewards)) if len(rewards) == length else None,
+                    verdict=None if decision.verdict is None else decision.verdict.decision,
+                )
+            )
+        return records
+
+    def _film(self) -> Film:
+        """Real frames at steps of the model, and each as the latest plan had imagined it."""
+        cameras, factor = self.simulator.cameras, self.simulator.factor
+        frames = np.stack([np.stack(self.recorder.frames[camera]) for camera in cameras], axis=1)
+        real, count = frames[::factor], self.model.actions_per_step
+        rate = self.model.control_rate
+        plans = {decision.step: decision.plan for decision in self.decisions}
+        futures = {
+            step: plan.rollout
+            for step, plan in plans.items()
+            if plan is not None and plan.rollout is not None
+        }
+        if not futures:
+            return Film(real=real, imagined=None, rate=rate)
+        imagined = np.full_like(real, 255)
+        imagined[0] = real[0]
+        for number in range(1, len(real)):
+            found = latest(futures, number * count, count)
+            if found is not None:
+                rollout, step = found
+                imagined[number] = self.model.decode_frames(rollout, steps=[step])[0, 0].cpu()
+        return Film(real=real, imagined=imagined, rate=rate)
+
+
+def latest(futures: dict[int, Rollout], robot_step: int, count: int) -> tuple[Rollout, int] | None:
+    """The latest future that was imagined before a robot step and reaches it, and its step there.
+
+    Args:
+        futures: Robot step that each begins at → future.
+        robot_step: Where.
+        count: Robot steps of a step of the future.
+    """
+    for begin in sorted(futures, reverse=True):
+        step, rest = divmod(robot_step - begin, count)
+        if step >= 1 and not rest and step <= futures[begin].frame_tokens.shape[1]:
+            return futures[begin], step - 1
+    return None
