@@ -26,6 +26,7 @@ VERBS: Mapping[str, str] = {
     "tokenize": "turn frame shards into token shards",
     "world-model": "fit, validate or test the world model",
     "imagine": "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
+    "control": "let the model decide in a simulator: plan, act, observe; success and films",
     "evaluate": "compare imagined with recorded episodes, and write a report",
     "sweep": "plan, run and fit scaling laws: which size and how many tokens for a budget",
     "serve": "imagine, score and encode for other processes, over HTTP",

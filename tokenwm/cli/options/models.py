@@ -16,6 +16,16 @@ IMAGINING = """\
 """
 """Options of imagination, which ``evaluate`` and ``imagine`` share."""
 
+PLANNERS: Mapping[str, str] = {
+    "random-shooting": "random_shooting:RandomShooting",
+    "cem": "cem:CEM",
+    "icem": "icem:ICEM",
+    "mppi": "mppi:MPPI",
+    "categorical": "categorical:CategoricalCEM",
+    "beam": "beam:BeamSearch",
+}
+"""Planner → module and class in ``tokenwm/control/planners``."""
+
 TEXTS: Mapping[str, str] = {
     "evaluate": f"""
 Imagine held-out episodes open loop, measure every step beside persistence, reconstruction and
@@ -50,11 +60,41 @@ model DIR  {MODEL}
 --samples N = 1  futures to draw, each with its own noise
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,
+    "control": f"""
+Let a model decide in a simulator: plan, act, observe, plan anew. Writes control.json, a page with
+films of real beside imagined, and the episodes as recordings that prepare reads.
+
+model DIR  {MODEL}
+--out DIR!  folder to write into
+--env ID  registered id of a Gymnasium environment (default: the one the data was recorded from)
+--set KEY=VALUE …  options of the simulator, as a recipe has them under source: cameras, state,
+    rate, env_kwargs, start, reset_options, …
+--steps N  most environment steps of an episode (default: as the data)
+--planner {{{",".join((*PLANNERS, "random"))}}} = icem  who looks for actions; random draws them,
+    to compare with
+--objective {{reward,goal-image,goal-state}} = reward  what is wanted: the predicted reward, or to
+    be near --goal
+--goal FILE  a picture of the goal, or an .npy of it or of the robot's state
+--horizon N = 5  steps of the model that a plan has
+--candidates N = 64  action sequences that are tried in a round
+--every N  robot steps from plan to plan (default: one step of the model)
+--deadline X  seconds from an observation until its action must be there; steps then take as long
+    as they would in reality (default: plans are waited for)
+--limits FILE  hard limits, see tokenwm info DATASET --limits FILE
+--safe-action X …  the robot's action, one number a dimension, where nothing is left of the last
+    plan
+--episodes N = 10  how many
+--films N = 2  episodes, from the first on, to film
+--seed SEED = 0  seed of the episodes' starts and of all noise
++ DEVICE JSON REMAKE
+""",
     "info": """
 Say what a dataset, a checkpoint, a run, a sweep or a report holds, where it came from, and what to
 do with it next.
 
 path PATH|URL  what to look at
+--limits FILE  of a dataset: write the hard limits that it proposes, as YAML, to look over and give
+    to tokenwm control --limits
 + JSON
 """,
     "report": """
