@@ -178,9 +178,8 @@ def candidates(reader: ShardReader, split: str, num_starts: int) -> Iterator[Pai
     for key in recordings(reader.keys(split)):
         arrays = reader.arrays(key, ["state", "task_state"])
         state, truth = arrays["state"], arrays["task_state"]
-        # The recorded actions may end the task on the way: then there is no such goal.
         last = len(state) - 1 - offset
-        steps = np.linspace(1, last, num_starts).round().astype(int) if last >= 1 else []
+        steps = np.linspace(1, last, num_starts if last >= 1 else 0).round()
         for start in sorted(set(map(int, steps))):
             goal = start + offset
             begin, end = pose_of(state[start], truth[start]), pose_of(state[goal], truth[goal])

@@ -38,6 +38,10 @@ class Agent(Protocol):
         """Choose the robot's next action, ``(dims,)``."""
         ...
 
+    def end(self) -> None:
+        """End the episode: the model is not used any more."""
+        ...
+
 
 class RandomAgent:
     """Uniform actions within the range of the training data: what any controller has to beat.
@@ -64,6 +68,9 @@ class RandomAgent:
             return self._generator.uniform(low, high).astype(np.float32), decision
         sizes = self._action.used_sizes[: self._dims]
         return self._generator.integers(0, sizes), decision
+
+    def end(self) -> None:
+        """Do nothing: nothing is under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,14 +306,19 @@ class _Run:
             if self.config.in_real_time:
                 due = max(due + seconds, time.perf_counter())
                 time.sleep(max(0.0, due - time.perf_counter()))
-            taken = decode_action(env.action_space, simulator.held(action))
-            for _ in range(simulator.num_repeats):
-                if recorder.done:
-                    break
-                result = env.step(taken)
-                recorder.add(env.action_space, taken, result, env.render() if renders else None)
-                if SUCCESS in result[4]:
-                    self.success = bool(self.success) or bool(result[4][SUCCESS])
+            self._step(env, decode_action(env.action_space, simulator.held(action)), renders)
+        agent.end()
+
+    def _step(self, env: Any, action: Any, renders: bool) -> None:
+        """Take one action of the robot, for as many steps of the environment as it is held."""
+        for _ in range(self.simulator.num_repeats):
+            result = env.step(action)
+            picture = env.render() if renders else None
+            self.recorder.add(env.action_space, action, result, picture)
+            if SUCCESS in result[4]:
+                self.success = bool(self.success) or bool(result[4][SUCCESS])
+            if self.recorder.done:
+                return
 
     def episode(self, recording: str) -> ActedEpisode:
         """What came of it."""

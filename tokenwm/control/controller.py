@@ -160,7 +160,7 @@ class Controller(Generic[State]):
                 if nothing was observed before.
             seed: Of the noise of imagined futures.
         """
-        wait(self._jobs)
+        self.end()
         self._jobs.clear()
         self._history.begin(context, seed)
         self._step = 0
@@ -168,6 +168,10 @@ class Controller(Generic[State]):
         self._where: torch.Tensor | None = None
         self._thought: _Thought | None = None
         self._due: Future[_Thought] | None = None
+
+    def end(self) -> None:
+        """Wait for what is under way; the world is the caller's again, until :meth:`begin`."""
+        wait(self._jobs)
 
     def close(self) -> None:
         """Wait for what is under way, and end the thread."""

@@ -71,7 +71,7 @@ def _most(changes: list[NDArray[np.float64]], margin: float) -> tuple[float | No
     if not len(amounts):
         return (None,) * amounts.shape[1]
     most = (1.0 + margin) * np.quantile(amounts, QUANTILE, axis=0)
-    return tuple(_rounded(value) if value > 0 else None for value in most)
+    return tuple(_rounded(value) if value > 0 else None for value in most.tolist())
 
 
 def _rounded(value: float) -> float:
