@@ -9,6 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenwm.control.controller import Controller as Controller
+    from tokenwm.control.controller import ControllerConfig as ControllerConfig
+    from tokenwm.control.limits import Limits as Limits
+    from tokenwm.control.limits import load_limits as load_limits
+    from tokenwm.control.rank import rank as rank
+    from tokenwm.control.verify import verify as verify
     from tokenwm.errors import TokenwmError as TokenwmError
     from tokenwm.evaluation.config import EvaluationConfig as EvaluationConfig
     from tokenwm.evaluation.evaluate import evaluate as evaluate
@@ -35,8 +41,11 @@ __version__ = "0.1.0"
 _PLACES = {
     "Approximation": "imagination.approximate",
     "Context": "imagination.context",
+    "Controller": "control.controller",
+    "ControllerConfig": "control.controller",
     "EvaluationConfig": "evaluation.config",
     "ImaginedEpisodes": "imagination.episodes",
+    "Limits": "control.limits",
     "Observation": "imagination.world",
     "Policy": "imagination.world",
     "Rollout": "imagination.rollout",
@@ -49,10 +58,13 @@ _PLACES = {
     "WorldModelVecEnv": "imagination.stable_baselines",
     "WorldModelVectorEnv": "imagination.env",
     "evaluate": "evaluation.evaluate",
+    "goal_scores": "imagination.goals",
     "load": "imagination.token_world_model",
     "load_head": "heads.folder",
-    "goal_scores": "imagination.goals",
+    "load_limits": "control.limits",
+    "rank": "control.rank",
     "starts": "imagination.starts",
+    "verify": "control.verify",
 }
 _OTHER_NAMES = {"starts": "recorded_starts"}
 _EXTRAS = {"gymnasium": "rl", "stable_baselines3": "sb3"}

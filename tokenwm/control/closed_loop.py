@@ -264,6 +264,8 @@ def run_closed_loop(
     """
     simulator = seeded(simulator, config.seed)
     (out / FOLDER).mkdir(exist_ok=True)
+    for earlier in (out / FOLDER).glob("episode_*.npz"):  # the recipe takes all that are there
+        earlier.unlink()
     episodes = []
     for index in range(config.num_episodes):
         progress(index, config.num_episodes)

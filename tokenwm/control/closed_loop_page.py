@@ -40,6 +40,8 @@ def write_closed_loop(out: Path, loop: ClosedLoop) -> Path:
     text = json.dumps(plain(loop, without=("film",)), indent=1, allow_nan=False, default=str)
     with open_atomically(out / FIGURES) as file:
         file.write(text.encode() + b"\n")
+    for earlier in (out / FILMS).glob("episode_*.gif"):
+        earlier.unlink()
     films = [
         (_caption(episode, loop.rate), path.read_bytes())
         for episode in loop.episodes
