@@ -160,7 +160,7 @@ class ActedEpisode:
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """What was seen, and what had been imagined of it.
+    """A film: what was seen, and what had been imagined of it.
 
     Attributes:
         real: ``(T, cameras, H, W, 3)`` uint8, a frame for each step of the model.
@@ -323,7 +323,7 @@ class _Run:
                 return
 
     def episode(self, recording: str) -> ActedEpisode:
-        """What came of it."""
+        """The figures of the episode."""
         came: dict[str, int] = {}
         for decision in self.decisions:
             came[decision.came] = came.get(decision.came, 0) + 1

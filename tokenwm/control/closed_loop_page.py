@@ -53,7 +53,7 @@ def write_closed_loop(out: Path, loop: ClosedLoop) -> Path:
 
 
 def sentences(loop: ClosedLoop) -> list[str]:
-    """What came of it, in sentences, the first one first."""
+    """The result in sentences, the first one first."""
     success, returns = loop.success, loop.returns
     found = [
         f"The return is {returns['mean']:.4g} on the mean "

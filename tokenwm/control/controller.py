@@ -253,7 +253,7 @@ class Controller(Generic[State]):
         return self._safe_action is not None or self._rest(step) is not None
 
     def _rest(self, step: int) -> Numbers | None:
-        """What the last plan says for a step, ``(dims,)``."""
+        """The action of the last plan for a step, ``(dims,)``; None where it has ended."""
         thought = self._thought
         if thought is None or step - thought.step >= len(thought.robot):
             return None
@@ -272,7 +272,7 @@ class Controller(Generic[State]):
             self._thought = thought
 
     def _objection(self, thought: _Thought, step: int) -> str:
-        """Why a plan is not taken up at a step; empty if nothing speaks against it."""
+        """The reason not to take a plan up at a step; empty if there is none."""
         if thought.verdict is not None and thought.verdict.decision != "accepted":
             return f"the plan is {thought.verdict.decision}: {thought.verdict.reason}"
         first = step - thought.step

@@ -214,7 +214,7 @@ def _known(previous: Any, robot: Floats) -> Floats:
 
 
 def _both_ways(most: Sequence[float | None] | None) -> Floats | None:
-    """The same limit both ways, ``(dims, 2)``."""
+    """A limit of amounts as a range, ``(dims, 2)``."""
     if most is None:
         return None
     high = np.array([np.inf if value is None else value for value in most])

@@ -46,7 +46,7 @@ class Simulator:
         return self.format.control_rate if rate is None else rate
 
     def observed(self, recorder: EpisodeRecorder) -> Observation:
-        """What was recorded last, as the model gets it."""
+        """The last step that was recorded, as the model gets it."""
         frames = np.stack([recorder.frames[camera][-1] for camera in self.cameras])
         state = recorder.state[-1] if recorder.state else None
         return Observation(
@@ -145,7 +145,7 @@ def check_space(model: TokenWorldModel, space: Any) -> None:
 
 
 def seeded(simulator: Simulator, seed: int) -> Simulator:
-    """The same simulator with episodes that follow from a seed."""
+    """A copy whose episodes follow from another seed."""
     return replace(simulator, options=replace(simulator.options, seed=seed))
 
 

@@ -96,7 +96,8 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
     planner = getattr(importlib.import_module(f"tokenwm.control.planners.{module}"), name)
     settings: dict[str, Any] = {"horizon": arguments.horizon, "seed": arguments.seed}
     if arguments.planner != "beam":
-        settings |= {"num_candidates": arguments.candidates}
+        count = arguments.candidates
+        settings |= {"num_candidates": count, "num_elites": max(1, count // 8)}
     if arguments.deadline is not None:  # what is left is for observing, and for the last round
         settings["seconds"] = 0.8 * arguments.deadline
     safe = arguments.safe_action
@@ -113,7 +114,7 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
 
 
 def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objective:
-    """What is wanted, as the options say.
+    """The objective that the options ask for.
 
     Raises:
         TokenwmError: The model predicts no reward, or a goal is missing or does not fit.
