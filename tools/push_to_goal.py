@@ -20,9 +20,9 @@ episodes, since pairs of one episode are not independent.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,184 +32,19 @@ from numpy.typing import NDArray
 
 from tokenwm.data.readers.pictures.video import FrameResizer
 from tokenwm.data.readers.simulator.reach import reach
-from tokenwm.data.readers.simulator.scripts import TEE_CENTRE
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import wilson_interval
-from tokenwm.imagination.starts import recordings
-from tokenwm.imagination.token_world_model import TokenWorldModel, load
+from tokenwm.imagination.token_world_model import load
 from tokenwm.imagination.world import Observation
+from tokenwm.strict import key_values
+from tools.push_arms import ARMS, Arm
+from tools.push_pairs import OFFSET, Task, choose_pairs, pose_in, task_of
 
-OFFSET, BUDGET = 25, 50
-"""Robot steps from start to goal, and those that an arm has."""
-NEAR, TURN = 20.0, np.pi / 9.0
-"""Success: px of the 512 px table, radians."""
+BUDGET = 50
+"""Robot steps that an arm has."""
 DRAWS = 2000
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pose:
-    """Where everything is: pusher and block, px of the table, and the block's angle, radians."""
-
-    pusher: tuple[float, float]
-    block: tuple[float, float]
-    angle: float
-
-    def off(self, other: "Pose") -> tuple[float, float]:
-        """Distance of the four numbers, px, and of the angles, radians."""
-        places = np.array([*self.pusher, *self.block]) - np.array([*other.pusher, *other.block])
-        turn = (self.angle - other.angle + np.pi) % (2.0 * np.pi) - np.pi
-        return float(np.linalg.norm(places)), float(abs(turn))
-
-    def reaches(self, goal: "Pose") -> bool:
-        """Whether it is a success."""
-        distance, turn = self.off(goal)
-        return distance < NEAR and turn < TURN
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A start and a goal.
-
-    Attributes:
-        key: Episode.
-        start: Step of the dataset.
-        goal: The same.
-        begin: Where everything is at the start.
-        end: The same at the goal.
-        moved: By how much the block's centre of mass moves, px.
-        turned: By how much it turns, degrees.
-    """
-
-    key: str
-    start: int
-    goal: int
-    begin: Pose
-    end: Pose
-    moved: float
-    turned: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What an arm is told of a pair.
-
-    Attributes:
-        pair: The pair; ``pair.end`` is hidden from arms that claim to see pictures only.
-        reader: Where it was recorded; what came before the start may be read.
-        model: The model, if one is given.
-        goal: ``(cameras, H, W, 3)`` uint8, the picture of the goal.
-        actions: ``(25, 2)``, what was done in the recording.
-        seed: Of all that is drawn.
-    """
-
-    pair: Pair
-    reader: ShardReader
-    model: TokenWorldModel | None
-    goal: NDArray[np.uint8]
-    actions: NDArray[np.float32]
-    seed: int
-
-
-NextAction = Callable[[Callable[[], Observation]], NDArray[Any]]
-"""Function called at every robot step; it gives the next action ``(2,)``, px. Its argument draws
-what is observed, which takes time, so arms that do not look do not call it."""
-Arm = Callable[[Task], NextAction]
-
-
-def nothing(task: Task) -> NextAction:
-    """Stay where the pusher is."""
-    return lambda look: np.array(task.pair.begin.pusher)
-
-
-def random(task: Task) -> NextAction:
-    """Uniform targets on the table."""
-    generator = np.random.default_rng(task.seed)
-    return lambda look: generator.uniform(0.0, 512.0, 2)
-
-
-def straight(task: Task) -> NextAction:
-    """Go to where the pusher is in the goal: the trivial rule."""
-    return lambda look: np.array(task.pair.end.pusher)
-
-
-def replay(task: Task) -> NextAction:
-    """What was done in the recording, and then stay: the ceiling."""
-    left = iter(task.actions)
-    last = np.array(task.pair.end.pusher)
-    return lambda look: next(left, last)
-
-
-ARMS: dict[str, Arm] = {
-    "nothing": nothing,
-    "random": random,
-    "straight": straight,
-    "replay": replay,
-}
-"""Arms by name. One that needs a model reads ``task.model``; this is the place to add one."""
-
-
-def pose_of(state: NDArray[Any], truth: NDArray[Any]) -> Pose:
-    """The pose of a recorded step: ``task_state`` has the centre of mass, a pose the origin."""
-    x, y, angle = map(float, truth[:3])
-    cos, sin = np.cos(angle), np.sin(angle)
-    origin = np.array([x, y]) - np.array([[cos, -sin], [sin, cos]]) @ TEE_CENTRE
-    pusher = (float(state[0]), float(state[1]))
-    return Pose(pusher=pusher, block=(float(origin[0]), float(origin[1])), angle=angle)
-
-
-def pose_in(simulator: Any) -> Pose:
-    """Where everything is in the simulator."""
-    block, agent = simulator.block, simulator.agent
-    return Pose(
-        pusher=(float(agent.position[0]), float(agent.position[1])),
-        block=(float(block.position[0]), float(block.position[1])),
-        angle=float(block.angle),
-    )
-
-
-def candidates(reader: ShardReader, split: str, num_starts: int) -> Iterator[Pair]:
-    """Pairs of a split, evenly spread over each of its recordings."""
-    count = reader.manifest.actions_per_step
-    offset, rest = divmod(OFFSET, count)
-    if rest:
-        raise TokenwmError(f"{reader.root}: steps of {count} actions do not make {OFFSET}")
-    for key in recordings(reader.keys(split)):
-        arrays = reader.arrays(key, ["state", "task_state"])
-        state, truth = arrays["state"], arrays["task_state"]
-        last = len(state) - 1 - offset
-        steps = np.linspace(1, last, num_starts if last >= 1 else 0).round()
-        for start in sorted(set(map(int, steps))):
-            goal = start + offset
-            begin, end = pose_of(state[start], truth[start]), pose_of(state[goal], truth[goal])
-            yield Pair(
-                key=key,
-                start=start,
-                goal=goal,
-                begin=begin,
-                end=end,
-                moved=float(np.linalg.norm(truth[goal, :2] - truth[start, :2])),
-                turned=float(np.degrees(begin.off(end)[1])),
-            )
-
-
-def choose_pairs(
-    reader: ShardReader, *, split: str, num_starts: int, moved: float, turned: float, most: int
-) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs in which the block moves, evenly spread, and how many there are of all kinds."""
-    found = list(candidates(reader, split, num_starts))
-    trivial = [pair for pair in found if pair.begin.reaches(pair.end)]
-    moving = [
-        pair
-        for pair in found
-        if not pair.begin.reaches(pair.end) and (pair.moved >= moved or pair.turned >= turned)
-    ]
-    if not moving:
-        raise TokenwmError(f"{reader.root}: in no pair of split {split} does the block move")
-    every = np.linspace(0, len(moving) - 1, min(most, len(moving))).round().astype(int)
-    counts = {"candidates": len(found), "trivial": len(trivial), "moving": len(moving)}
-    return [moving[index] for index in every], counts
 
 
 def attempt(task: Task, arm: Arm) -> dict[str, Any]:
@@ -258,19 +93,6 @@ def looks(reader: ShardReader, simulator: Any) -> Callable[[], Observation]:
         return Observation(frames=frame[None, None], state=state[None])
 
     return look
-
-
-def task_of(reader: ShardReader, pair: Pair, model: TokenWorldModel | None, seed: int) -> Task:
-    """What arms are told of a pair."""
-    actions = reader.arrays(pair.key, ["action"], pair.start, pair.goal)["action"]
-    return Task(
-        pair=pair,
-        reader=reader,
-        model=model,
-        goal=reader.frames(pair.key, pair.goal, pair.goal + 1)[0],
-        actions=actions.reshape(OFFSET, 2),
-        seed=seed,
-    )
 
 
 def paired_difference(one: Floats, other: Floats, keys: Sequence[str]) -> dict[str, float]:
@@ -323,15 +145,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         most=args.pairs,
     )
     model = None if args.model is None else load(args.model)
+    settings = key_values("--set", args.set)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.arms}
     for number, pair in enumerate(pairs):
-        task = task_of(reader, pair, model, args.seed + number)
+        task = replace(task_of(reader, pair, model, args.seed + number), settings=settings)
         for name in args.arms:
             results[name].append(attempt(task, ARMS[name]))
     keys = [pair.key for pair in pairs]
     return {
         "data": str(args.data),
         "model": None if args.model is None else str(args.model),
+        "settings": settings,
         "split": args.split,
         "offset": OFFSET,
         "budget": BUDGET,
@@ -361,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--starts", type=int, default=4, help="per episode, before any is left out")
     parser.add_argument("--moved", type=float, default=1.0, help="px, of the block")
     parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of planners")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(measure(parser.parse_args(argv)), indent=1))
     return 0

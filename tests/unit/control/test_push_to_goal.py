@@ -12,7 +12,8 @@ from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import wilson_interval
 from tools import push_to_goal
-from tools.push_to_goal import Pose, Task, candidates, paired_difference, task_of
+from tools.push_pairs import Pose, Task, candidates, task_of
+from tools.push_to_goal import paired_difference
 
 RECIPES = Path(__file__).parents[3] / "data_recipes"
 
