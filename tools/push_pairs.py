@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokenwm.data.readers.simulator.scripts import TEE_CENTRE
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.starts import recordings
+from tokenwm.imagination.starts import recordings, spread
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
 OFFSET = 25
@@ -114,8 +114,7 @@ def candidates(reader: ShardReader, split: str, num_starts: int) -> Iterator[Pai
         arrays = reader.arrays(key, ["state", "task_state"])
         state, truth = arrays["state"], arrays["task_state"]
         last = len(state) - 1 - offset
-        steps = np.linspace(1, last, num_starts if last >= 1 else 0).round()
-        for start in sorted(set(map(int, steps))):
+        for start in (1 + step for step in spread(last, num_starts) if last >= 1):
             goal = start + offset
             begin, end = pose_of(state[start], truth[start]), pose_of(state[goal], truth[goal])
             yield Pair(

@@ -123,6 +123,7 @@ class Controller(Generic[State]):
         clock: Seconds.
 
     Raises:
+        LimitsError: The safe action breaks a limit.
         TokenwmError: A setting is of the wrong kind.
     """
 
@@ -147,6 +148,12 @@ class Controller(Generic[State]):
         # One action of the robot at a time leaves the controller and is checked.
         self.limits = None if limits is None else replace(limits, actions_per_step=1)
         self._safe_action, self._verifier, self._clock = safe_action, verifier, clock
+        self._taken: list[Numbers] = []  # by the robot, the last ones
+        self._where: torch.Tensor | None = None
+        if safe_action is not None and not callable(safe_action):
+            check_shape("the safe action", np.asarray(safe_action), (self._dims,))
+            if limits is None or not (limits.increments or limits.predicate):  # which need a state
+                self._checked_safe(np.asarray(safe_action))
         self._history = History(world, context_of)
         self._worker = ThreadPoolExecutor(1) if self.config.deadline is not None else None
         self._jobs: list[Future[Any]] = []
@@ -164,8 +171,7 @@ class Controller(Generic[State]):
         self._jobs.clear()
         self._history.begin(context, seed)
         self._step = 0
-        self._taken: list[Numbers] = []  # by the robot, the last ones
-        self._where: torch.Tensor | None = None
+        self._taken, self._where = [], None
         self._thought: _Thought | None = None
         self._due: Future[_Thought] | None = None
 
@@ -192,6 +198,10 @@ class Controller(Generic[State]):
             TokenwmError: The observation does not fit the world.
         """
         began, step = self._clock(), self._step
+        if len(observation.frames) != 1:
+            raise TokenwmError(
+                f"the observation has {len(observation.frames)} rows; a controller has one robot"
+            )
         self._where = observation.state
         self._take_up_late(step)
         is_planned = step % self.config.every == 0
@@ -227,6 +237,7 @@ class Controller(Generic[State]):
         if is_late and self._has_fallback(step):
             reason = f"the plan took longer than {deadline:g} s"
             return replace(decision, missed_deadline=True, reason=reason)
+        self._raise_errors()
         thought, self._due = due.result(), None
         decision = replace(
             decision,
@@ -262,14 +273,17 @@ class Controller(Generic[State]):
 
     def _take_up_late(self, step: int) -> None:
         """Take a plan that came after its step, if nothing speaks against it now."""
-        for job in [job for job in self._jobs if job.done()]:
-            job.result()  # errors of the thread are raised here
-            self._jobs.remove(job)
+        self._raise_errors()
         if self._due is None or not self._due.done():
             return
         thought, self._due = self._due.result(), None
         if not self._objection(thought, step):
             self._thought = thought
+
+    def _raise_errors(self) -> None:
+        """Raise what a job in the thread raised, the first one first."""
+        while self._jobs and self._jobs[0].done():
+            self._jobs.pop(0).result()
 
     def _objection(self, thought: _Thought, step: int) -> str:
         """The reason not to take a plan up at a step; empty if there is none."""
@@ -309,15 +323,19 @@ class Controller(Generic[State]):
                 f"step {decision.step}: {'; '.join(reasons)}; and no safe action is given: name "
                 "one (safe_action=…), or stop the robot"
             )
-        action = np.asarray(safe(observation) if callable(safe) else safe)
+        try:
+            action = self._checked_safe(np.asarray(safe(observation) if callable(safe) else safe))
+        except LimitsError as error:
+            message = f"step {decision.step}: {'; '.join(reasons)}; and {error}; stop the robot"
+            raise LimitsError(message) from error
+        return action, replace(decision, came="safe action", reason="; ".join(reasons))
+
+    def _checked_safe(self, action: Numbers) -> Numbers:
         check_shape("the safe action", action, (self._dims,))
         broken = self._broken(action[None])
         if broken:
-            raise LimitsError(
-                f"step {decision.step}: {'; '.join(reasons)}; and the safe action breaks a limit: "
-                f"{broken}; stop the robot"
-            )
-        return action, replace(decision, came="safe action", reason="; ".join(reasons))
+            raise LimitsError(f"the safe action breaks a limit: {broken}")
+        return action
 
     def _submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         """Run a job now or, with a deadline, in the thread after those before it."""

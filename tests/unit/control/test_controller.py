@@ -238,14 +238,23 @@ def test_no_action_that_leaves_it_is_beyond_a_limit() -> None:
 
 @pytest.mark.parametrize(
     ("safe", "message"),
-    [(None, "no safe action is given"), (np.full(1, 3.0), "the safe action breaks a limit")],
+    [(None, "no safe action is given"), (np.full(1, 1.0), "the safe action breaks a limit: speed")],
     ids=["none", "unsafe"],
 )
 def test_where_nothing_is_within_the_limits_it_stops(safe: Any, message: str) -> None:
+    limits = Limits(rate=10.0, position=((-1.0, 1.0),), speed=(15.0,))
+    made = controller(Fixed([-1.0], [2.0]), limits=limits, safe_action=safe)
+    made.act(seen(3.0))
+    with pytest.raises(LimitsError, match=f"step 1: .*position of dimension 0.*{message}"):
+        made.act(seen(2.0))
+
+
+def test_a_safe_action_that_never_is_one_is_refused_at_once() -> None:
     limits = Limits(rate=10.0, position=((-1.0, 1.0),))
-    made = controller(Fixed([2.0]), limits=limits, safe_action=safe)
-    with pytest.raises(LimitsError, match=message):
-        made.act(seen(3.0))
+    with pytest.raises(LimitsError, match="the safe action breaks a limit: position"):
+        controller(Fixed(), limits=limits, safe_action=np.full(1, 3.0))
+    with pytest.raises(TokenwmError, match="the safe action has shape"):
+        controller(Fixed(), safe_action=np.zeros(2))
 
 
 def test_a_plan_that_is_not_accepted_is_not_taken() -> None:
@@ -264,6 +273,13 @@ def test_a_plan_that_is_not_accepted_is_not_taken() -> None:
 def test_errors_of_the_planner_are_its_own(deadline: float | None) -> None:
     made = controller(Fixed([[1.0, 2.0]]), deadline=deadline)
     with pytest.raises(TokenwmError, match="the plan has shape"):
+        made.act(seen(3.0))
+    made.close()
+    made = controller(Fixed([1.0]), deadline=deadline)
+    with pytest.raises(TokenwmError, match="the observation has 2 rows"):
+        made.act(Observation(frames=torch.zeros(2, 1, 1, 1, 3)))
+    made._history._context_of = lambda observation: 1 / 0
+    with pytest.raises(ZeroDivisionError):  # and not that there is no state to plan from
         made.act(seen(3.0))
     made.close()
 
