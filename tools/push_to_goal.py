@@ -3,7 +3,7 @@
 ::
 
     python -m tools.push_to_goal DATA --arms nothing random straight replay --pairs 27
-    python -m tools.push_to_goal DATA --model MODEL --arms cloning planning_prior --pairs 250
+    python -m tools.push_to_goal DATA --model MODEL --arms straight planning --pairs 250 --starts 10
 
 A pair is a start and a goal 25 recorded robot steps apart in a held-out episode, reached exactly in
 the simulator by the recorded seed and actions. An arm has 50 robot steps. It succeeds if after one
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--split", default="test")
     parser.add_argument("--pairs", type=int, default=27, help="at most so many")
-    parser.add_argument("--starts", type=int, default=4, help="per episode, before any is left out")
+    parser.add_argument("--starts", type=int, default=1, help="per episode, before any is left out")
     parser.add_argument("--moved", type=float, default=1.0, help="px, of the block")
     parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of planners")
