@@ -20,7 +20,7 @@ from tokenwm.imagination.world import Observation
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
-from tokenwm.tokenizer.actions import BinTokenizer
+from tokenwm.tokenizer.actions import BinTokenizer, DiscreteTokenizer
 
 CELLS = 16
 SLIPS = torch.tensor([0.0, -1.0, 1.0])
@@ -58,10 +58,15 @@ class ToyWorld:
     Args:
         slip: Probability that a step slips, to one side or the other.
         goal: Where the reward is 0, its highest.
+        chunk: Actions that a step adds up.
+        discrete: Whether actions are the ids 0 to 4, which move by -2 to 2.
     """
 
-    def __init__(self, slip: float = 0.2, goal: float = 12.0) -> None:
+    def __init__(
+        self, slip: float = 0.2, goal: float = 12.0, *, chunk: int = 1, discrete: bool = False
+    ) -> None:
         self.goal, self.control_rate = goal, 10.0
+        self.shift = 2.0 if discrete else 0.0
         self.log_probability = torch.tensor([1.0 - slip, slip / 2, slip / 2]).log()
         edges = np.linspace(-2.0, 2.0, 9)[None], np.linspace(0.0, CELLS, CELLS + 1)[None]
         self.vocabulary = Vocabulary(
@@ -69,11 +74,14 @@ class ToyWorld:
             code_levels=(),
             num_cameras=1,
             grid=(1, 1),
-            action=BinTokenizer(edges=edges[0]),
+            action=DiscreteTokenizer(num_values=8, num_dimensions=chunk, sizes=(5,) * chunk)
+            if discrete
+            else BinTokenizer(edges=edges[0].repeat(chunk, axis=0)),
             state=BinTokenizer(edges=edges[1]),
             has_reward=True,
             reward_range=(-float(CELLS), 0.0),
             tokenizer_hash="toy",
+            actions_per_step=chunk,
         )
 
     def context(self, positions: Tensor) -> Context:
@@ -106,7 +114,7 @@ class ToyWorld:
     ) -> tuple[ToyState, Tensor]:
         assert observed.state is not None
         position = observed.state[:, 0].float()
-        target = state.position + actions[:, 0]
+        target = state.position + self._moves(actions)
         # The likelihood of all slips that lead there: at the ends of the line several do.
         leads = (self._moved(target[:, None], SLIPS) - position[:, None]).abs() < 1e-4
         known = self.log_probability.masked_fill(~leads, -torch.inf).logsumexp(1)
@@ -139,12 +147,13 @@ class ToyWorld:
     def roll(
         self, state: ToyState, actions: Tensor, sampling: SamplingConfig | None = None
     ) -> tuple[ToyState, Rollout]:
-        check_shape("actions", actions, (len(state.position), "H", 1))
+        size = self.vocabulary.action.num_dimensions
+        check_shape("actions", actions, (len(state.position), "H", size))
         num_steps = actions.shape[1]
         self._consume(state, num_steps)
         is_greedy = sampling is not None and sampling.is_greedy
         position, positions, slips = state.position, [], []
-        for number, action in enumerate(actions[..., 0].float().unbind(1)):
+        for number, action in enumerate(self._moves(actions).unbind(1)):
             step = torch.tensor(state.step + number + 1)
             noise = gumbel_noise(state.seeds, state.streams, step, 0, len(SLIPS))
             slip = (self.log_probability + (0.0 if is_greedy else 1.0) * noise).argmax(-1)
@@ -156,7 +165,7 @@ class ToyWorld:
         probability = self.log_probability.exp()
         entropy = -(probability * self.log_probability.clamp(min=-50.0)).sum()
         rollout = Rollout(
-            actions=actions.float(),
+            actions=actions if self.shift else actions.float(),
             frame_tokens=cells,
             state_tokens=cells,
             state=path[..., None],
@@ -186,6 +195,13 @@ class ToyWorld:
 
     def features(self, state: ToyState) -> Tensor:
         return state.position[:, None] / CELLS
+
+    def features_of(self, rollout: Rollout) -> Tensor:
+        assert rollout.state is not None
+        return rollout.state / CELLS
+
+    def _moves(self, actions: Tensor) -> Tensor:
+        return (actions.float() - self.shift).sum(-1)
 
     @staticmethod
     def _moved(target: Tensor, slip: Tensor) -> Tensor:

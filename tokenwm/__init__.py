@@ -11,8 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenwm.control.controller import Controller as Controller
     from tokenwm.control.controller import ControllerConfig as ControllerConfig
+    from tokenwm.control.goals import GoalImage as GoalImage
+    from tokenwm.control.goals import GoalState as GoalState
+    from tokenwm.control.goals import LearnedDistance as LearnedDistance
+    from tokenwm.control.goals import TaskState as TaskState
     from tokenwm.control.limits import Limits as Limits
     from tokenwm.control.limits import load_limits as load_limits
+    from tokenwm.control.objectives import Objective as Objective
+    from tokenwm.control.objectives import Reward as Reward
+    from tokenwm.control.objectives import Scores as Scores
+    from tokenwm.control.penalties import ActionSize as ActionSize
+    from tokenwm.control.penalties import Doubt as Doubt
+    from tokenwm.control.penalties import OutsideData as OutsideData
+    from tokenwm.control.planners.base import Plan as Plan
+    from tokenwm.control.planners.base import Planner as Planner
+    from tokenwm.control.planners.beam import BeamSearch as BeamSearch
+    from tokenwm.control.planners.categorical import CategoricalCEM as CategoricalCEM
+    from tokenwm.control.planners.cem import CEM as CEM
+    from tokenwm.control.planners.icem import ICEM as ICEM
+    from tokenwm.control.planners.mppi import MPPI as MPPI
+    from tokenwm.control.planners.random_shooting import RandomShooting as RandomShooting
     from tokenwm.control.rank import rank as rank
     from tokenwm.control.verify import verify as verify
     from tokenwm.errors import TokenwmError as TokenwmError
@@ -39,17 +57,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "ActionSize": "control.penalties",
     "Approximation": "imagination.approximate",
+    "BeamSearch": "control.planners.beam",
+    "CEM": "control.planners.cem",
+    "CategoricalCEM": "control.planners.categorical",
     "Context": "imagination.context",
     "Controller": "control.controller",
     "ControllerConfig": "control.controller",
+    "Doubt": "control.penalties",
     "EvaluationConfig": "evaluation.config",
+    "GoalImage": "control.goals",
+    "GoalState": "control.goals",
+    "ICEM": "control.planners.icem",
     "ImaginedEpisodes": "imagination.episodes",
     "Limits": "control.limits",
+    "LearnedDistance": "control.goals",
+    "MPPI": "control.planners.mppi",
+    "Objective": "control.objectives",
     "Observation": "imagination.world",
+    "OutsideData": "control.penalties",
+    "Plan": "control.planners.base",
+    "Planner": "control.planners.base",
     "Policy": "imagination.world",
+    "RandomShooting": "control.planners.random_shooting",
+    "Reward": "control.objectives",
     "Rollout": "imagination.rollout",
     "SamplingConfig": "imagination.sampling",
+    "Scores": "control.objectives",
+    "TaskState": "control.goals",
     "TokenWorldModel": "imagination.token_world_model",
     "TokenwmError": "errors",
     "World": "imagination.world",

@@ -208,7 +208,7 @@ def test_more_rows_than_memory_holds_are_imagined_in_parts(
     tokens = on_gpu(random_tokens(small_world_model("frame"), 1, 3))
     actions = torch.rand(4096, 5, 3) * 2 - 1
     expected = model.imagine(Context(tokens=tokens), actions)
-    model._free_memory()
+    model.free_memory()
     used = torch.cuda.memory_reserved() + 24 * 2**20
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(used / total)

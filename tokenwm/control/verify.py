@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenwm.control.limits import Breach, Limits
+from tokenwm.control.planners.base import roll_candidates
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import as_tensor
 from tokenwm.imagination.rollout import Rollout
@@ -177,15 +178,13 @@ def imagine_chunks(
 ) -> Rollout:
     """``n`` futures of each of ``(K, H, A)`` chunks, those of a chunk next to each other.
 
-    All are one batch, the past is read once, and the ``n`` noise streams of every chunk are the
-    same, so that chunks are compared with the same luck.
+    All are one batch (in parts if they do not fit into memory), the past is read once, and the
+    ``n`` noise streams of every chunk are the same, so that chunks are compared with the same luck.
     """
     count, num_futures = len(chunks), config.num_futures
     streams = torch.arange(num_futures).repeat(count)
-    fork = world.fork(state, count * num_futures, chunks.shape[1], noise_streams=streams)
     actions = chunks.repeat_interleave(num_futures, dim=0)
-    _, rollout = world.roll(fork, actions, config.sampling)
-    return rollout
+    return roll_candidates(world, state, actions, noise_streams=streams, sampling=config.sampling)
 
 
 def judge(

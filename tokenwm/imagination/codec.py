@@ -118,7 +118,7 @@ class Codec(Engine):
         if previous is not None:
             check_ids("previous", previous, vocabulary.codebook_size)
         encoded = within_pixel_memory(
-            tokenizer, self._free_memory, lambda: tokenizer.encode_sequence(frames, previous)
+            tokenizer, self.free_memory, lambda: tokenizer.encode_sequence(frames, previous)
         )
         tokens = Tokens(encoded, state_tokens, action_tokens)
         # Copies: a part of it would keep all frames, and change with what the caller does to them.
@@ -245,7 +245,7 @@ class Codec(Engine):
         check_shape("tokens", tokens, ("B", "H", self.vocabulary.tokens_per_frame))
         return within_pixel_memory(
             self.tokenizer,
-            self._free_memory,
+            self.free_memory,
             lambda: decode_pixels(
                 self.tokenizer, tokens, anchor_tokens, anchor, self._decoder, anchor_rows
             ),

@@ -107,13 +107,13 @@ class Engine:
             f"imaginations of {num_steps} steps from {num_context}",
             len(work.actions),
             lambda rows: self._imagine_at_once(work.part(rows), chunk_steps),
-            self._free_memory,
+            self.free_memory,
             self.max_rows,
             copies,
         )
         return DecodedSteps.cat(parts)
 
-    def _free_memory(self) -> bool:
+    def free_memory(self) -> bool:
         """Free memory that is kept only for reuse; return True if there was any."""
         held = bool(self._spare_caches)
         self._spare_caches.clear()

@@ -17,7 +17,54 @@ Comparison = Literal["pixels", "tokens"]
 ROWS_AT_ONCE = 64
 
 
-@torch.inference_mode()
+class PictureGoal:
+    """A picture of the goal, encoded once, to compare futures with.
+
+    Args:
+        model: The model that imagines.
+        goal: ``(cameras, H, W, 3)`` uint8, or ``(H, W, 3)`` if there is one camera.
+        by: ``pixels``: mean squared difference of pixels in [0, 1]. ``tokens``: mean squared
+            difference of the tokens' codes; no picture is decoded, which takes far less time.
+
+    Raises:
+        TokenwmError: The goal is no such picture, or ``by`` is neither.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: TokenWorldModel, goal: NDArray[Any] | Tensor, by: Comparison = "pixels"
+    ) -> None:
+        if by not in get_args(Comparison):
+            raise TokenwmError(f"by={shown(by)}; choose pixels or tokens")
+        picture = as_tensor("goal", goal).to(model.device)
+        if picture.ndim == 3:
+            picture = picture[None]
+        check_shape("goal", picture, model.tokenizer.frame_shape)
+        if picture.dtype != torch.uint8:
+            raise ShapeError(f"goal is {picture.dtype}; expected uint8 in [0, 255]")
+        self._model, self._by, self._picture = model, by, picture
+        if by == "tokens":
+            self._codes = self._codes_of(model.tokenizer.encode_frames(picture[None]))
+
+    @torch.inference_mode()
+    def distances(self, rollout: Rollout) -> Tensor:
+        """Mean squared difference of every step to the goal, ``(B, H)`` float32."""
+        check_type("rollout", rollout, Rollout)
+        if self._by == "tokens":
+            return (self._codes_of(rollout.frame_tokens) - self._codes).square().mean(-1)
+        parts = []
+        for part in slices(len(rollout.frame_tokens), ROWS_AT_ONCE):
+            pixels = self._model.decode_frames(rollout.rows(part))
+            parts.append(((pixels.float() - self._picture) / 255.0).square().mean((2, 3, 4, 5)))
+        return torch.cat(parts)
+
+    def _codes_of(self, tokens: Tensor) -> Tensor:
+        """``(..., K)`` tokens → ``(..., K * code_dim)`` float32 codes."""
+        tokenizer = self._model.tokenizer
+        codes = tokenizer.quantizer.codes_of(tokens.reshape(-1, tokenizer.tokens_per_camera))
+        return codes.reshape(*tokens.shape[:-1], -1).float()
+
+
 def goal_scores(
     model: TokenWorldModel,
     rollout: Rollout,
@@ -37,9 +84,8 @@ def goal_scores(
     Args:
         model: The model that imagined.
         rollout: ``B`` futures.
-        goal: ``(cameras, H, W, 3)`` uint8, or ``(H, W, 3)`` if there is one camera.
-        by: ``pixels``: mean squared difference of pixels in [0, 1]. ``tokens``: mean squared
-            difference of the tokens' codes; no picture is decoded, which takes far less time.
+        goal: See :class:`PictureGoal`.
+        by: The same.
 
     Returns:
         ``(B,)`` float32, minus the expected distance: more is better, 0 is best.
@@ -47,35 +93,5 @@ def goal_scores(
     Raises:
         TokenwmError: The goal is no such picture, or ``by`` is neither.
     """
-    check_type("rollout", rollout, Rollout)
-    if by not in get_args(Comparison):
-        raise TokenwmError(f"by={shown(by)}; choose pixels or tokens")
-    picture = as_tensor("goal", goal).to(model.device)
-    if picture.ndim == 3:
-        picture = picture[None]
-    check_shape("goal", picture, model.tokenizer.frame_shape)
-    if picture.dtype != torch.uint8:
-        raise ShapeError(f"goal is {picture.dtype}; expected uint8 in [0, 255]")
-    distance = _of_pixels if by == "pixels" else _of_tokens
-    return -(rollout.stop_probability * distance(model, rollout, picture)).sum(1)
-
-
-def _of_pixels(model: TokenWorldModel, rollout: Rollout, goal: Tensor) -> Tensor:
-    """Mean squared error of pixels to the goal, ``(B, H)``."""
-    parts = []
-    for part in slices(len(rollout.frame_tokens), ROWS_AT_ONCE):
-        pixels = model.decode_frames(rollout.rows(part))
-        parts.append(((pixels.float() - goal) / 255.0).square().mean((2, 3, 4, 5)))
-    return torch.cat(parts)
-
-
-def _of_tokens(model: TokenWorldModel, rollout: Rollout, goal: Tensor) -> Tensor:
-    """Mean squared error of codes to those of the goal, ``(B, H)``."""
-    tokenizer = model.tokenizer
-    both = (rollout.frame_tokens, tokenizer.encode_frames(goal[None]))
-    shape = (-1, tokenizer.tokens_per_camera)
-    futures, wanted = (
-        tokenizer.quantizer.codes_of(tokens.reshape(shape)).reshape(*tokens.shape[:-1], -1).float()
-        for tokens in both
-    )
-    return (futures - wanted).square().mean(-1)
+    distances = PictureGoal(model, goal, by).distances(rollout)
+    return -(rollout.stop_probability * distances).sum(1)

@@ -184,12 +184,12 @@ class Rollout:
             total = total + discount**num_steps * goes_on * bootstrap.to(total)
         return self.comparable(total)
 
-    def comparable(self, scores: Tensor) -> Tensor:
-        """Scores that can be compared: minus infinity where a row cannot be trusted.
+    def without_broken(self, scores: Tensor) -> Tensor:
+        """Scores ``(B,)``, minus infinity where a row cannot be trusted; waits for no device.
 
         A row whose score or any of whose numbers is NaN or infinite ranks last, so that neither
-        ``argmax`` nor a sort takes it for the best. How many there are is logged as a warning; to
-        know it waits for the device. Minus infinity as a score, which rules a row out, stays.
+        ``argmax`` nor a sort takes it for the best. Minus infinity as a score, which rules a row
+        out, stays.
 
         Args:
             scores: ``(B,)``, more is better.
@@ -200,16 +200,28 @@ class Rollout:
         Raises:
             TokenwmError: ``scores`` are no real numbers or have another shape.
         """
-        scores = as_tensor("scores", scores)
-        check_shape("scores", scores, (len(self.frame_tokens),))
-        is_broken = scores.isnan() | (scores == torch.inf) | ~self.is_finite.to(scores.device)
+        return self._compared(scores)[0]
+
+    def comparable(self, scores: Tensor) -> Tensor:
+        """:meth:`without_broken`, and how many rows are broken is logged as a warning.
+
+        To know it waits for the device.
+        """
+        compared, is_broken = self._compared(scores)
         count = int(is_broken.sum())
         if count:
             logger.warning(
-                "%d of %d imagined rows are not finite and rank last", count, len(scores)
+                "%d of %d imagined rows are not finite and rank last", count, len(compared)
             )
+        return compared
+
+    def _compared(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores as they are compared, and whether each row is broken."""
+        scores = as_tensor("scores", scores)
+        check_shape("scores", scores, (len(self.frame_tokens),))
+        is_broken = scores.isnan() | (scores == torch.inf) | ~self.is_finite.to(scores.device)
         scores = scores if scores.dtype == torch.float64 else scores.float()
-        return scores.masked_fill(is_broken, -torch.inf)
+        return scores.masked_fill(is_broken, -torch.inf), is_broken
 
     def best(self, scores: Tensor) -> int:
         """The number of the row with the highest score, ``(B,)``.

@@ -200,7 +200,7 @@ class TokenWorldModel(SteppedWorld):
             lambda rows: without_pause(
                 partial(score_frames, self.world_model, context.tokens.rows(rows))
             ),
-            self._free_memory,
+            self.free_memory,
             at_most=min(self.max_rows, SCORED_AT_ONCE),
         )
         return torch.cat(finish(parts))
