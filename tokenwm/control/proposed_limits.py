@@ -70,8 +70,8 @@ def _most(changes: list[NDArray[np.float64]], margin: float) -> tuple[float | No
     amounts = np.abs(np.concatenate(changes))
     if not len(amounts):
         return (None,) * amounts.shape[1]
-    most = (1.0 + margin) * np.quantile(amounts, QUANTILE, axis=0)
-    return tuple(_rounded(value) if value > 0 else None for value in most.tolist())
+    most: list[float] = ((1.0 + margin) * np.quantile(amounts, QUANTILE, axis=0)).tolist()
+    return tuple(_rounded(value) if value > 0 else None for value in most)
 
 
 def _rounded(value: float) -> float:

@@ -43,7 +43,7 @@ MOST = 1e30
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of chunks.
+    """A question about chunks.
 
     Attributes:
         goal: ``(cameras, H, W, 3)`` uint8, or None: by the predicted reward.

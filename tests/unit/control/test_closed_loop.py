@@ -217,7 +217,7 @@ def test_what_does_not_fit_gets_one_line(
 
 def test_the_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["control", str(model_folder), "--env", ENV, "--out", str(tmp_path / "out")]
-    arguments += ["--episodes", "1", "--steps", "6", "--horizon", "2", "--candidates", "4"]
+    arguments += ["--episodes", "1", "--steps", "2", "--horizon", "2", "--candidates", "4"]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["success"]["trials"] == 1 and Path(result["page"]).is_file()
