@@ -187,6 +187,10 @@ class ToyWorld:
     def features(self, state: ToyState) -> Tensor:
         return state.position[:, None] / CELLS
 
+    def features_of(self, rollout: Rollout) -> Tensor:
+        assert rollout.state is not None
+        return rollout.state / CELLS
+
     @staticmethod
     def _moved(target: Tensor, slip: Tensor) -> Tensor:
         return (target + slip).clamp(0.0, CELLS - 0.5)

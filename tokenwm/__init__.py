@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tokenwm.errors import TokenwmError as TokenwmError
     from tokenwm.evaluation.config import EvaluationConfig as EvaluationConfig
     from tokenwm.evaluation.evaluate import evaluate as evaluate
+    from tokenwm.heads.distance import Distance as Distance
+    from tokenwm.heads.doubt import Doubt as Doubt
     from tokenwm.heads.folder import load_head as load_head
     from tokenwm.imagination.approximate import Approximation as Approximation
     from tokenwm.imagination.context import Context as Context
@@ -28,14 +30,23 @@ if TYPE_CHECKING:
     from tokenwm.imagination.world import Observation as Observation
     from tokenwm.imagination.world import Policy as Policy
     from tokenwm.imagination.world import World as World
+    from tokenwm.policies.acting import ClonedPolicy as ClonedPolicy
+    from tokenwm.policies.acting import GoalProposal as GoalProposal
+    from tokenwm.policies.cloning import GoalPolicy as GoalPolicy
+    from tokenwm.policies.learned import train_heads as train_heads
     from tokenwm.serving.client import WorldModelClient as WorldModelClient
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Approximation": "imagination.approximate",
+    "ClonedPolicy": "policies.acting",
     "Context": "imagination.context",
+    "Distance": "heads.distance",
+    "Doubt": "heads.doubt",
     "EvaluationConfig": "evaluation.config",
+    "GoalPolicy": "policies.cloning",
+    "GoalProposal": "policies.acting",
     "ImaginedEpisodes": "imagination.episodes",
     "Observation": "imagination.world",
     "Policy": "imagination.world",
@@ -53,6 +64,7 @@ _PLACES = {
     "load_head": "heads.folder",
     "goal_scores": "imagination.goals",
     "starts": "imagination.starts",
+    "train_heads": "policies.learned",
 }
 _OTHER_NAMES = {"starts": "recorded_starts"}
 _EXTRAS = {"gymnasium": "rl", "stable_baselines3": "sb3"}

@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "tokenizer": "fit, validate or test the frame tokenizer",
     "tokenize": "turn frame shards into token shards",
     "world-model": "fit, validate or test the world model",
+    "heads": "train what deciding needs: action prior, distance to a goal, doubt",
     "imagine": "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
     "evaluate": "compare imagined with recorded episodes, and write a report",
     "sweep": "plan, run and fit scaling laws: which size and how many tokens for a budget",
