@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tokenwm.control.objectives import Reward as Reward
     from tokenwm.control.objectives import Scores as Scores
     from tokenwm.control.penalties import ActionSize as ActionSize
-    from tokenwm.control.penalties import Doubt as Doubt
     from tokenwm.control.penalties import OutsideData as OutsideData
     from tokenwm.control.planners.base import Plan as Plan
     from tokenwm.control.planners.base import Planner as Planner
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from tokenwm.errors import TokenwmError as TokenwmError
     from tokenwm.evaluation.config import EvaluationConfig as EvaluationConfig
     from tokenwm.evaluation.evaluate import evaluate as evaluate
+    from tokenwm.heads.distance import Distance as Distance
+    from tokenwm.heads.doubt import Doubt as Doubt
     from tokenwm.heads.folder import load_head as load_head
     from tokenwm.imagination.approximate import Approximation as Approximation
     from tokenwm.imagination.context import Context as Context
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from tokenwm.imagination.world import Observation as Observation
     from tokenwm.imagination.world import Policy as Policy
     from tokenwm.imagination.world import World as World
+    from tokenwm.policies.acting import ClonedPolicy as ClonedPolicy
+    from tokenwm.policies.acting import GoalProposal as GoalProposal
+    from tokenwm.policies.cloning import GoalPolicy as GoalPolicy
+    from tokenwm.policies.learned import train_heads as train_heads
     from tokenwm.serving.client import WorldModelClient as WorldModelClient
 
 __version__ = "0.1.0"
@@ -62,17 +67,21 @@ _PLACES = {
     "BeamSearch": "control.planners.beam",
     "CEM": "control.planners.cem",
     "CategoricalCEM": "control.planners.categorical",
+    "ClonedPolicy": "policies.acting",
     "Context": "imagination.context",
     "Controller": "control.controller",
     "ControllerConfig": "control.controller",
-    "Doubt": "control.penalties",
+    "Distance": "heads.distance",
+    "Doubt": "heads.doubt",
     "EvaluationConfig": "evaluation.config",
     "GoalImage": "control.goals",
+    "GoalPolicy": "policies.cloning",
+    "GoalProposal": "policies.acting",
     "GoalState": "control.goals",
     "ICEM": "control.planners.icem",
     "ImaginedEpisodes": "imagination.episodes",
-    "Limits": "control.limits",
     "LearnedDistance": "control.goals",
+    "Limits": "control.limits",
     "MPPI": "control.planners.mppi",
     "Objective": "control.objectives",
     "Observation": "imagination.world",
@@ -100,6 +109,7 @@ _PLACES = {
     "load_limits": "control.limits",
     "rank": "control.rank",
     "starts": "imagination.starts",
+    "train_heads": "policies.learned",
     "verify": "control.verify",
 }
 _OTHER_NAMES = {"starts": "recorded_starts"}

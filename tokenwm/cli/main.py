@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "tokenizer": "fit, validate or test the frame tokenizer",
     "tokenize": "turn frame shards into token shards",
     "world-model": "fit, validate or test the world model",
+    "heads": "train what deciding needs: action prior, distance to a goal, doubt",
     "imagine": "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
     "control": "let the model decide in a simulator: plan, act, observe; success and films",
     "evaluate": "compare imagined with recorded episodes, and write a report",

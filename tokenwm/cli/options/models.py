@@ -45,6 +45,20 @@ model DIR …  {MODEL}; of folds, one each (they are measured as one, see docs/e
     own is found in MODEL/logs
 {IMAGINING.format(temperature=0.0)}+ DEVICE JSON REMAKE
 """,
+    "heads": f"""
+Train small heads on what a finished world model sees, measure them on held-out episodes and keep
+them beside it: the action prior (cloning by hindsight), the distance to a goal and the model's
+doubt.
+
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}
+--train {{prior,distance,doubt}} …  which (default: all)
+--minutes X = 3.0  of training, of all of them together; encoding the frames comes on top
+--chunk N  steps of the model that the prior gives at once (default: 2.5 seconds)
+--reach N  most steps of the model from a state to its goal (default: 5 seconds)
+--seed SEED = 0  seed of everything random
++ DEVICE JSON REMAKE
+""",
     "imagine": f"""
 Imagine from any recorded episode with its own, other or random actions; writes a GIF, an MP4 and an
 NPZ (see docs/evaluation.md).
