@@ -2,20 +2,24 @@
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenwm.control.goals import GoalImage
-from tokenwm.control.planners.icem import ICEM
 
 from tokenwm.control.controller import Controller, ControllerConfig
+from tokenwm.control.goals import GoalImage, LearnedDistance
 from tokenwm.control.objectives import Objective
 from tokenwm.control.planners.base import Planner
+from tokenwm.control.planners.icem import ICEM
 from tokenwm.errors import TokenwmError
+from tokenwm.heads.distance import Distance
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.imagination.world import Observation
+from tokenwm.policies.acting import ClonedPolicy, GoalProposal
+from tokenwm.policies.cloning import GoalPolicy
 from tools.push_pairs import Task
 
 CONTEXT = 4
@@ -50,11 +54,50 @@ def replay(task: Task) -> NextAction:
     return lambda look: next(left, last)
 
 
+def cloning(task: Task) -> NextAction:
+    """Do what led to such pictures in the records: the action prior alone."""
+    model = model_of(task)
+    count = model.actions_per_step
+    policy = ClonedPolicy(
+        model, prior_of(model), task.goal, steps=max(1, len(task.actions) // count)
+    )
+    memory = policy.begin(1, task.seed)
+    left: list[NDArray[Any]] = []
+
+    def next_action(look: Callable[[], Observation]) -> NDArray[Any]:
+        nonlocal memory
+        if not left:
+            chunk, memory = policy.act(look(), memory)
+            left.extend(model.unstack_actions(chunk)[0].cpu().numpy())
+        return left.pop(0)
+
+    return next_action
+
+
 def planning(task: Task) -> NextAction:
     """Plan with the model towards the picture of the goal, without a prior."""
-    model = model_of(task)
     settings = {"seed": task.seed, **task.settings}
-    return driven(task, ICEM(**settings), GoalImage(model, task.goal))
+    return driven(task, ICEM(**settings), objective_of(task))
+
+
+def planning_prior(task: Task) -> NextAction:
+    """Plan with the action prior as a source of candidates."""
+    model = model_of(task)
+    proposal = GoalProposal(
+        prior_of(model),
+        model.goal_features(task.goal),
+        distance=distance_of(model),
+    )
+    settings = {"seed": task.seed, "prior": proposal, **task.settings}
+    return driven(task, ICEM(**settings), objective_of(task))
+
+
+def objective_of(task: Task) -> Objective:
+    """What planning wants: to be near the picture of the goal, measured as the task says."""
+    model = model_of(task)
+    if task.objective == "distance":
+        return LearnedDistance(model, distance_of(model), model.goal_features(task.goal))
+    return GoalImage(model, task.goal, by="pixels" if task.objective == "pixels" else "tokens")
 
 
 def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
@@ -84,6 +127,18 @@ def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
     return next_action
 
 
+@cache
+def prior_of(model: TokenWorldModel) -> GoalPolicy:
+    """The action prior of a model, read once."""
+    return GoalPolicy.load(model)
+
+
+@cache
+def distance_of(model: TokenWorldModel) -> Distance:
+    """The learned distance of a model, read once."""
+    return Distance.load(model)
+
+
 def model_of(task: Task) -> TokenWorldModel:
     """The model of an arm that needs one.
 
@@ -101,7 +156,9 @@ ARMS: dict[str, Arm] = {
     "random": random,
     "straight": straight,
     "replay": replay,
+    "cloning": cloning,
     "planning": planning,
+    "planning_prior": planning_prior,
 }
 """Arms by name, each from a task (with the model and its settings) to actions. This is the
 place to add one; :func:`driven` makes one of a planner."""

@@ -74,6 +74,8 @@ class Task:
         actions: ``(25, 2)``, what was done in the recording.
         seed: Of all that is drawn.
         settings: Of planners, by ``--set``.
+        objective: By what planners measure how near the goal is: ``tokens``, ``pixels``, or the
+            learned ``distance``.
     """
 
     pair: Pair
@@ -83,6 +85,7 @@ class Task:
     actions: NDArray[np.float32]
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "tokens"
 
 
 def pose_of(state: NDArray[Any], truth: NDArray[Any]) -> Pose:

@@ -148,7 +148,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = key_values("--set", args.set)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.arms}
     for number, pair in enumerate(pairs):
-        task = replace(task_of(reader, pair, model, args.seed + number), settings=settings)
+        task = task_of(reader, pair, model, args.seed + number)
+        task = replace(task, settings=settings, objective=args.objective)
         for name in args.arms:
             results[name].append(attempt(task, ARMS[name]))
     keys = [pair.key for pair in pairs]
@@ -156,6 +157,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "data": str(args.data),
         "model": None if args.model is None else str(args.model),
         "settings": settings,
+        "objective": args.objective,
         "split": args.split,
         "offset": OFFSET,
         "budget": BUDGET,
@@ -179,12 +181,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, help="run or checkpoint folder, for arms that need one"
     )
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=tuple(ARMS),
+        default=["straight", "nothing", "random", "replay"],
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--pairs", type=int, default=27, help="at most so many")
     parser.add_argument("--starts", type=int, default=1, help="per episode, before any is left out")
     parser.add_argument("--moved", type=float, default=1.0, help="px, of the block")
     parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
+    parser.add_argument(
+        "--objective",
+        choices=("tokens", "pixels", "distance"),
+        default="tokens",
+        help="of planners",
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of planners")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(measure(parser.parse_args(argv)), indent=1))

@@ -86,8 +86,10 @@ model DIR  {MODEL}
 --steps N  most environment steps of an episode (default: as the data)
 --planner {{{",".join((*PLANNERS, "random"))}}} = icem  who looks for actions; random draws them,
     to compare with
---objective {{reward,goal-image,goal-state}} = reward  what is wanted: the predicted reward, or to
-    be near --goal
+--objective {{reward,goal-image,goal-state,distance}} = reward  what is wanted: the predicted
+    reward, or to be near --goal; distance is the learned one
+--prior  let the action prior propose half of the first candidates
+--doubt  have the learned doubt of every plan; these three are trained by tokenwm heads MODEL
 --goal FILE  a picture of the goal, or an .npy of it or of the robot's state
 --horizon N = 5  steps of the model that a plan has
 --candidates N = 64  action sequences that are tried in a round

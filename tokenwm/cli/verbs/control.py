@@ -19,13 +19,17 @@ from tokenwm.cli.verbs.evaluate import model_files
 from tokenwm.control.closed_loop import Agent, ClosedLoopConfig, RandomAgent, run_closed_loop
 from tokenwm.control.closed_loop_page import FIGURES, sentences, write_closed_loop
 from tokenwm.control.controller import Controller, ControllerConfig
-from tokenwm.control.goals import GoalImage, GoalState
+from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
 from tokenwm.control.limits import load_limits
 from tokenwm.control.objectives import Objective, Reward
 from tokenwm.control.simulator import simulator_for
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
+from tokenwm.heads.distance import Distance
+from tokenwm.heads.doubt import Doubt
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.policies.acting import GoalProposal
+from tokenwm.policies.cloning import GoalPolicy
 from tokenwm.strict import key_values, plain
 
 
@@ -98,6 +102,13 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
     if arguments.planner != "beam":
         count = arguments.candidates
         settings |= {"num_candidates": count, "num_elites": max(1, count // 8)}
+    if arguments.prior and arguments.planner == "beam":
+        raise TokenwmError("--prior: a beam search tries every action and takes no proposals")
+    if arguments.prior:
+        goal = None if arguments.goal is None else model.goal_features(read_goal(arguments.goal))
+        settings["prior"] = GoalProposal(GoalPolicy.load(model), goal)
+    if arguments.doubt:
+        model.doubt = Doubt.load(model)
     if arguments.deadline is not None:  # what is left is for observing, and for the last round
         settings["seconds"] = 0.8 * arguments.deadline
     safe = arguments.safe_action
@@ -128,6 +139,8 @@ def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objec
     goal = read_goal(arguments.goal)
     if arguments.objective == "goal-image":
         return GoalImage(model, goal)
+    if arguments.objective == "distance":
+        return LearnedDistance(model, Distance.load(model), model.goal_features(goal))
     return GoalState(model.vocabulary, goal)
 
 
