@@ -156,7 +156,7 @@ class Scores(Weighable):
         self.function, self.reduce, self.discount = function, reduce, discount
 
     def __call__(self, rollout: Rollout, /) -> Tensor:
-        """What the function says."""
+        """The function's scores."""
         return self.function(rollout)
 
 

@@ -61,8 +61,8 @@ class Place:
         goal, scale, turn = self._numbers
         difference = values.index_select(-1, self._dimensions) - goal
         around = (difference + turn / 2.0).remainder(turn.clamp(min=1e-9)) - turn / 2.0
-        distance: Tensor = torch.where(turn > 0.0, around, difference) / scale
-        return torch.linalg.vector_norm(distance, dim=-1)
+        distance: Tensor = (torch.where(turn > 0.0, around, difference) / scale).norm(dim=-1)
+        return distance
 
 
 def by_dimension(what: str, wanted: Wanted, names: Sequence[str], size: int) -> dict[int, float]:

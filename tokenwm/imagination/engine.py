@@ -147,10 +147,14 @@ class Engine:
             state, decoded = self._decode(state, chunk, work.sampling)
             parts.append(decoded)
         if self.world_model.graph_passes:
-            self._spare_caches[sizes] = state.cache  # the newest is the last
-            while len(self._spare_caches) > MOST_SPARE_CACHES:
-                del self._spare_caches[next(iter(self._spare_caches))]
+            self._keep_spare(sizes, state.cache)
         return DecodedSteps.join(parts)
+
+    def _keep_spare(self, sizes: tuple[int, ...], cache: KVCache) -> None:
+        """Keep a cache that nobody needs any more, for work of the same sizes."""
+        self._spare_caches[sizes] = cache  # the newest is the last
+        while len(self._spare_caches) > MOST_SPARE_CACHES:
+            del self._spare_caches[next(iter(self._spare_caches))]
 
     def _decode(
         self, state: DecodeState, actions: Tensor, sampling: SamplingConfig | None

@@ -173,6 +173,48 @@ class SteppedWorld(Features):
         _, streams = noise_of(0, noise_streams, forked.num_rows, self.device)
         return replace(forked, decoding=replace(forked.decoding, noise_streams=streams))
 
+    @torch.inference_mode()
+    def try_out(
+        self,
+        state: WorldState,
+        actions: NDArray[Any] | Tensor,
+        sampling: SamplingConfig | None = None,
+        *,
+        noise_streams: int | Tensor | None = None,
+    ) -> Rollout:
+        """Take ``H`` actions in every copy of a state, and let go of the copies.
+
+        The rollout is that of :meth:`fork` and :meth:`roll`. The memory of the copies, and the CUDA
+        graphs on it, serve the next call of the same sizes.
+
+        Args:
+            state: ``B`` rows; it is not used up.
+            actions: ``(B * n, H, A)`` in the units of the data, ``n`` of every row, neighbours.
+            sampling: Settings for drawing outcomes.
+            noise_streams: As in :meth:`start`, of the ``B * n`` rows.
+
+        Raises:
+            TokenwmError: See :meth:`fork` and :meth:`roll`.
+        """
+        self.check_state(state)
+        num_rows, num_steps = as_tensor("actions", actions).shape[:2]
+        sizes, past = (num_rows, num_steps), state.decoding.cache
+        spare = self._spare_caches.pop(sizes, None)
+        decoding = state.decoding.fork(
+            max(1, num_rows // state.num_rows),
+            num_steps,
+            spare if spare is not None and spare.past is past else None,
+        )
+        _, streams = noise_of(0, noise_streams, len(decoding.frame_tokens), self.device)
+        rows = state.context_rows.repeat_interleave(num_rows // state.num_rows)
+        copies = replace(
+            state, decoding=replace(decoding, noise_streams=streams), context_rows=rows
+        )
+        _, rollout = self.roll(copies, actions, sampling)
+        decoding.cache.let_go()
+        self._keep_spare(sizes, decoding.cache)
+        return rollout
+
     def select(self, state: WorldState, rows: Tensor) -> WorldState:
         """Copy some rows, also of a fork, repeats allowed; see :meth:`World.select`.
 

@@ -169,6 +169,11 @@ class KVCache:
         self._forks.clear()
         self.generation += 1
 
+    def let_go(self) -> None:
+        """Let the past of a fork go on: nobody reads it by this fork until it is forked anew."""
+        if self.past is not None:
+            self.past._forks.discard(self)
+
     def take_rows(self, rows: Tensor) -> "KVCache":
         """A copy of some rows, ``(n,)`` int64, with repeats; :meth:`replace_rows` puts them back.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tokenwm
 import tokenwm.control
-from tests.moving_square import make_model, save_model, write_squares
+from tests.moving_square import make_episode, make_model, save_model, write_squares
 from tests.toy_world import ToyState, ToyWorld
 from tokenwm.control.objectives import Reward, Scores
 from tokenwm.control.planners.base import Plan, Planner, roll_candidates
@@ -25,8 +25,10 @@ from tokenwm.control.planners.mppi import MPPI, path_weights, spread_of
 from tokenwm.control.planners.random_shooting import RandomShooting
 from tokenwm.control.proposals import ActionSpace, Given
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
+from tokenwm.imagination.world import Observation
 
 REAL: dict[str, Callable[..., Any]] = {
     "random": RandomShooting,
@@ -316,6 +318,53 @@ def test_several_noise_streams_tell_mean_and_spread(make: Any, discrete: bool) -
     returns = rollout.discounted_return(1.0)
     assert plan.spread == pytest.approx(float(returns.std()), rel=0.15)
     assert plan.expected_return == pytest.approx(float(returns.mean()), abs=0.2)
+
+
+def squares() -> tuple[Any, Any, Any]:
+    """A token model, a state of it, and the action and step that came next."""
+    model, episode = make_model(window=3), make_episode(9, 1)
+    frames, action, state = (episode[n][None] for n in ("frames.top", "action", "state"))
+    context = model.context(frames[:, :5, None], action[:, :5], state[:, :5])
+    seen = Observation(
+        frames=torch.from_numpy(frames[:, 5, None]), state=torch.from_numpy(state[:, 5])
+    )
+    return model, model.start(context), (torch.from_numpy(action[:, 4]), seen)
+
+
+def test_what_is_tried_out_is_what_forks_come_to() -> None:
+    """Again and again in the same memory, in between of other sizes, and after what happened."""
+    model, state, observed = squares()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(4):
+        for sizes in ((6, 3), (4, 3), (6, 3)):
+            actions = torch.rand(*sizes, 2, generator=generator) * 6.0 - 3.0
+            drawn = SamplingConfig()
+            fork = model.fork(state, len(actions), sizes[1], noise_streams=number)
+            _, expected = model.roll(fork, actions, drawn)
+            del fork, _
+            got = model.try_out(state, actions, drawn, noise_streams=number)
+            assert torch.equal(got.frame_tokens, expected.frame_tokens)
+            torch.testing.assert_close(got.frame_nll, expected.frame_nll)
+            assert torch.equal(got.context_rows, expected.context_rows)
+        if number % 2:
+            state, _ = model.observe(state, *observed)
+    with pytest.raises(TokenwmError, match="a fork cannot be forked again"):
+        model.try_out(model.fork(state, 2, 3), torch.zeros(4, 3, 2))
+    with pytest.raises(TokenwmError, match="actions has shape"):
+        model.try_out(model.select(state, torch.tensor([0, 0])), torch.zeros(3, 3, 2))
+
+
+def test_candidates_may_be_imagined_approximately_and_elites_are_not() -> None:
+    model, state, _ = squares()
+    settings: dict[str, Any] = {"horizon": 2, "num_candidates": 12, "num_elites": 3}
+    rough = CEM(approximation=Approximation(num_passes=2), **settings)
+    plan = rough.plan(model, state, Reward())
+    exact = roll_candidates(model, state, plan.actions[None])
+    assert plan.expected_return == pytest.approx(float(exact.discounted_return(1.0)), abs=1e-5)
+    assert plan.num_rollouts == 3 * 12 + 3 and model.approximation is None
+    assert plan.spread is None
+    with pytest.raises(TokenwmError, match="decodes in no passes"):
+        rough.plan(ToyWorld(), at(ToyWorld(), 3.0), Reward())
 
 
 @pytest.mark.parametrize("max_rows", [1000, 7])

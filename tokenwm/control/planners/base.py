@@ -2,20 +2,23 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from tokenwm.control.objectives import Objective
 from tokenwm.errors import TokenwmError
+from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.memory import RowLimits
 from tokenwm.imagination.pausing import finish, without_pause
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig, check_sampling
+from tokenwm.imagination.stepped_world import SteppedWorld
 from tokenwm.imagination.world import World
 from tokenwm.shapes import is_number, is_whole, shown
 
@@ -107,6 +110,8 @@ class PlannerSettings:
             as long as the longest before it, would end later. None: no limit.
         seed: Of all draws; the same seed, state and warm start give the same plan.
         sampling: How outcomes of candidates are drawn; all candidates have the same luck.
+        approximation: A fixed number of passes for candidates, for worlds that decode in passes;
+            elites are tried again, exactly, in the end. None: candidates are as exact as the world.
         num_noise_streams: Futures, each with luck of its own, that every elite is judged by in the
             end; drawn at temperature 1 if ``sampling`` is greedy. 1: none is tried again.
         max_rows: Most candidates that are imagined at once. What does not fit into memory is done
@@ -119,6 +124,7 @@ class PlannerSettings:
     seconds: float | None = None
     seed: int = 0
     sampling: SamplingConfig = GREEDY
+    approximation: Approximation | None = None
     num_noise_streams: int = 1
     max_rows: int = sys.maxsize
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
@@ -137,6 +143,11 @@ class PlannerSettings:
         if self.max_rows < 1:
             raise TokenwmError(f"max_rows={shown(self.max_rows)}; use a whole number, at least 1")
         check_sampling(self.sampling)
+
+    @property
+    def tries_again(self) -> bool:
+        """True if elites are tried again in the end."""
+        return self.num_noise_streams > 1 or self.approximation is not None
 
     def check_counts(self, *names: str) -> None:
         """Check that settings are whole numbers, at least 1.
@@ -158,6 +169,25 @@ class PlannerSettings:
         value = getattr(self, name)
         if not is_number(value) or not low <= value <= high:
             raise TokenwmError(f"{name}={shown(value)}; use a number in [{low:g}, {high:g}]")
+
+
+@contextmanager
+def approximately(world: World[Any], approximation: Approximation | None) -> Iterator[None]:
+    """Let a world decode in a fixed number of passes for a while; None: leave it as it is.
+
+    Raises:
+        TokenwmError: The world decodes in no passes.
+    """
+    if approximation is None:
+        yield
+        return
+    if not isinstance(world, SteppedWorld):
+        raise TokenwmError(f"{type(world).__name__} decodes in no passes; leave approximation out")
+    before, world.approximation = world.approximation, approximation
+    try:
+        yield
+    finally:
+        world.approximation = before
 
 
 def roll_candidates(
@@ -184,9 +214,13 @@ def roll_candidates(
         ``n`` rows.
     """
 
+    own, own_state = cast(Any, (world, state))
+
     def roll(rows: slice) -> Rollout:
         part = candidates[rows]
         streams = noise_streams[rows] if isinstance(noise_streams, Tensor) else noise_streams
+        if isinstance(own, SteppedWorld):
+            return own.try_out(own_state, part, sampling, noise_streams=streams)
         fork = world.fork(state, len(part), part.shape[1], noise_streams=streams)
         return world.roll(fork, part, sampling)[1]
 

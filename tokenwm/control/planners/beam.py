@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.control.objectives import Objective, total
-from tokenwm.control.planners.base import Plan, PlannerSettings
+from tokenwm.control.planners.base import Plan, PlannerSettings, approximately
 from tokenwm.control.planners.search import Search
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import Rollout
@@ -63,7 +63,9 @@ class BeamSearch(PlannerSettings):
             rows = kept.repeat_interleave(len(choices))
             if number:
                 beams = world.select(beams, rows)
-            beams, step = world.roll(beams, choices.repeat(num_kept, 1)[:, None], self.sampling)
+            actions = choices.repeat(num_kept, 1)[:, None]
+            with approximately(world, self.approximation):
+                beams, step = world.roll(beams, actions, self.sampling)
             history = step if history is None else Rollout.join([history.rows(rows), step])
             scores = total(objective, history)
             num_kept = min(self.width, len(scores))

@@ -38,7 +38,7 @@ class CategoricalCEM(SamplingPlanner[Tensor]):
         self.check_range("smoothing", 0.0, 0.999)
 
     def begin(self, search: Search) -> Tensor:
-        """All ids that the data uses are as likely; those of the warm start ten times as likely."""
+        """Even probabilities of all ids that the data uses, but tenfold of the warm start's."""
         high = search.space.high  # (A,)
         ids = torch.arange(int(high.max()) + 1, device=high.device)
         weights = (ids <= high[:, None]).float().repeat(self.horizon, 1, 1)  # (H, A, V)
@@ -54,7 +54,7 @@ class CategoricalCEM(SamplingPlanner[Tensor]):
         return (belief.log() + noise.to(belief.device)).argmax(-1)
 
     def refit(self, search: Search, belief: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
-        """How often each id is in the elites."""
+        """Frequencies of ids in the elites, smoothed."""
         top = scores.topk(min(self.num_elites, len(scores)))
         new = fit_probabilities(candidates[top.indices], top.values, belief)
         return self.smoothing * belief + (1.0 - self.smoothing) * new

@@ -34,7 +34,7 @@ class SamplingPlanner(PlannerSettings, ABC, Generic[Belief]):
     prior_share: float = 0.5
 
     draws: ClassVar[tuple[bool, ...]] = (False,)
-    """Whether it draws ids (True), real actions (False) or both."""
+    """Kinds of actions that it draws: ids are True, real actions False."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -48,7 +48,7 @@ class SamplingPlanner(PlannerSettings, ABC, Generic[Belief]):
 
     @abstractmethod
     def begin(self, search: Search) -> Belief:
-        """What is believed before anything was tried."""
+        """The belief before anything was tried."""
 
     @abstractmethod
     def draw(self, search: Search, belief: Belief, num: int) -> Tensor:
@@ -56,7 +56,7 @@ class SamplingPlanner(PlannerSettings, ABC, Generic[Belief]):
 
     @abstractmethod
     def refit(self, search: Search, belief: Belief, candidates: Tensor, scores: Tensor) -> Belief:
-        """What is believed after a round: ``(n, H, A)`` candidates and ``(n,)`` scores."""
+        """The belief after a round of ``(n, H, A)`` candidates and ``(n,)`` scores."""
 
     def answer(self, belief: Belief) -> Tensor | None:
         """``(H, A)``, the plan in the end; None for the best candidate that was tried."""
@@ -88,9 +88,9 @@ class SamplingPlanner(PlannerSettings, ABC, Generic[Belief]):
                 f"{type(self).__name__} draws {kind}, and this world has others; use {others}"
             )
         belief = self.begin(search)
-        num_tried_again = 1 if self.answer(belief) is not None else self.num_elites
-        if self.answer(belief) is None and self.num_noise_streams == 1:
-            num_tried_again = 0
+        num_tried_again = self.num_elites if self.tries_again else 0
+        if self.answer(belief) is not None:
+            num_tried_again = 1
         reserve = num_tried_again * self.num_noise_streams / self.num_candidates
         for number in search.rounds(self.num_rounds, reserve):
             size, carried = self.size_of_round(number), self.carried(search, number)

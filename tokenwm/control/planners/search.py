@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.control.objectives import Objective, total
-from tokenwm.control.planners.base import Plan, PlannerSettings, roll_candidates
+from tokenwm.control.planners.base import Plan, PlannerSettings, approximately, roll_candidates
 from tokenwm.control.proposals import ActionSpace
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import Rollout
@@ -117,13 +117,14 @@ class Search:
         if not self.space.is_discrete:
             candidates = torch.where(candidates.isfinite(), candidates, self.space.mean)
         candidates = self.space.clamp(candidates)
-        rollout = roll_candidates(
-            self.world,
-            self.state,
-            candidates,
-            sampling=settings.sampling,
-            max_rows=settings.max_rows,
-        )
+        with approximately(self.world, settings.approximation):
+            rollout = roll_candidates(
+                self.world,
+                self.state,
+                candidates,
+                sampling=settings.sampling,
+                max_rows=settings.max_rows,
+            )
         scores = total(self.objective, rollout).masked_fill(~is_finite, -torch.inf)
         self.remember(candidates, scores, rollout)
         return candidates, scores
@@ -163,7 +164,7 @@ class Search:
         top = scores.topk(min(settings.num_elites, len(scores)))
         elites = elites[top.indices][top.values > -torch.inf]
         tried = elites if answer is None else self.space.clamp(answer)[None]
-        if len(elites) and (answer is not None or settings.num_noise_streams > 1):
+        if len(elites) and (answer is not None or settings.tries_again):
             actions, score, spread, rollout = self._try_again(tried)
         else:
             number = int(torch.stack([best.scores[0] for best in self._best]).argmax())
