@@ -14,8 +14,10 @@ from tests.toy_world import ToyState, ToyWorld
 from tokenwm.control.controller import Controller, ControllerConfig, LimitsError
 from tokenwm.control.history import History
 from tokenwm.control.limits import Limits
-from tokenwm.control.objectives import total
+from tokenwm.control.objectives import Reward, total
 from tokenwm.control.planners.base import Plan
+from tokenwm.control.planners.categorical import CategoricalCEM
+from tokenwm.control.planners.cem import CEM
 from tokenwm.control.verify import Verdict
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import Rollout
@@ -144,6 +146,30 @@ def test_every_phase_of_a_chunk_has_a_history_of_its_own() -> None:
     history.begin("what was observed before", 0)
     history.observe(0, seen(3.0), [])
     assert history.state_at(0) == ["what was observed before"]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("discrete", [False, True], ids=["real", "ids"])
+def test_planners_drive_at_any_step_of_a_chunk(every: int, discrete: bool) -> None:
+    world = ToyWorld(slip=0.0, goal=GOAL, chunk=2, discrete=discrete)
+    kind = CategoricalCEM if discrete else CEM
+    made = Controller(
+        world,
+        kind(horizon=2, num_candidates=64, num_elites=6),
+        Reward(),
+        ControllerConfig(every=every),
+        context_of=lambda observation: world.context(observation.state),
+    )
+    position, surprises = 3.0, []
+    for _ in range(12):
+        action, decision = made.act(seen(position))
+        assert action.dtype == (np.int64 if discrete else np.float32)
+        position += float(action[0]) - (2.0 if discrete else 0.0)
+        if decision.surprise is not None:
+            surprises.append(decision.surprise)
+    assert position == pytest.approx(GOAL, abs=0.0 if discrete else 0.7)
+    # Each phase was told what was done between its steps: nothing else leads where it was.
+    assert len(surprises) >= 12 // every - 2 and max(surprises) == 0.0
 
 
 class Clock:
