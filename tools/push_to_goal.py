@@ -4,6 +4,7 @@
 
     python -m tools.push_to_goal DATA --arms nothing random straight replay --pairs 27
     python -m tools.push_to_goal DATA --model MODEL --arms straight planning --pairs 250 --starts 10
+    python -m tools.push_to_goal --join one.json two.json    # other arms, or parts (--part 0/2)
 
 A pair is a start and a goal 25 recorded robot steps apart in a held-out episode, reached exactly in
 the simulator by the recorded seed and actions. An arm has 50 robot steps. It succeeds if after one
@@ -108,15 +109,17 @@ def paired_difference(one: Floats, other: Floats, keys: Sequence[str]) -> dict[s
     return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
 
 
-def summary(results: dict[str, list[dict[str, Any]]], keys: Sequence[str]) -> dict[str, Any]:
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rates with intervals, and each arm less the first, paired."""
+    keys = [record["key"] for record in records]
+    names = list(records[0]["arms"])
     successes = {
-        name: np.array([each["success"] for each in rows], dtype=np.float64)
-        for name, rows in results.items()
+        name: np.array([record["arms"][name]["success"] for record in records], dtype=np.float64)
+        for name in names
     }
-    first = next(iter(successes))
     figures: dict[str, Any] = {}
     for name, values in successes.items():
+        tried = [record["arms"][name] for record in records]
         low, high = wilson_interval(int(values.sum()), len(values))
         figures[name] = {
             "successes": int(values.sum()),
@@ -124,13 +127,13 @@ def summary(results: dict[str, list[dict[str, Any]]], keys: Sequence[str]) -> di
             "rate": float(values.mean()),
             "low": low,
             "high": high,
-            "least_px_median": float(np.median([each["least_px"] for each in results[name]])),
-            "seconds": float(sum(each["seconds"] for each in results[name])),
+            "least_px_median": float(np.median([each["least_px"] for each in tried])),
+            "seconds": float(sum(each["seconds"] for each in tried)),
         }
-        if name != first:
-            difference = paired_difference(values, successes[first], keys)
-            figures[name][f"less_{first}"] = difference
-    return figures
+        if name != names[0]:
+            difference = paired_difference(values, successes[names[0]], keys)
+            figures[name][f"less_{names[0]}"] = difference
+    return {"tried": len(records), "episodes": len(set(keys)), "arms": figures}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -146,14 +149,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     model = None if args.model is None else load(args.model)
     settings = key_values("--set", args.set)
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.arms}
-    for number, pair in enumerate(pairs):
+    part, num_parts = map(int, args.part.split("/"))
+    records = []
+    for number, pair in list(enumerate(pairs))[part::num_parts]:
         task = task_of(reader, pair, model, args.seed + number)
         task = replace(task, settings=settings, objective=args.objective)
-        for name in args.arms:
-            results[name].append(attempt(task, ARMS[name]))
-    keys = [pair.key for pair in pairs]
-    return {
+        tried = {name: attempt(task, ARMS[name]) for name in args.arms}
+        records.append({**asdict(pair), "arms": tried})
+    about = {
         "data": str(args.data),
         "model": None if args.model is None else str(args.model),
         "settings": settings,
@@ -163,20 +166,37 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "budget": BUDGET,
         "moved_px": args.moved,
         "turned_degrees": args.turned,
-        "counts": {**counts, "tried": len(pairs), "episodes": len(set(keys))},
-        "arms": summary(results, keys),
-        "pairs": [
-            {**asdict(pair), "arms": {name: rows[number] for name, rows in results.items()}}
-            for number, pair in enumerate(pairs)
-        ],
+        "counts": counts,
     }
+    return {**about, **summary(records), "pairs": records}
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of several runs as one: other arms of the same pairs, or other pairs.
+
+    Pairs that not all arms have tried are left out.
+    """
+    records: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in (record for part in parts for record in part["pairs"]):
+        known = records.setdefault((record["key"], record["start"]), {**record, "arms": {}})
+        known["arms"] |= record["arms"]
+    names = list(dict.fromkeys(name for part in parts for name in part["arms"]))
+    whole = [
+        {**record, "arms": {name: record["arms"][name] for name in names}}
+        for _, record in sorted(records.items())
+        if set(names) <= record["arms"].keys()
+    ]
+    if not whole:
+        raise TokenwmError("the files to join have no pair that all their arms have tried")
+    about = {k: v for k, v in parts[0].items() if k not in ("arms", "pairs", "tried", "episodes")}
+    return {**about, "joined": len(parts), **summary(whole), "pairs": whole}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "data", type=Path, help="frame shards of Push-T, recorded by tokenwm prepare"
+        "data", type=Path, nargs="?", help="frame shards of Push-T, recorded by tokenwm prepare"
     )
     parser.add_argument(
         "--model", type=Path, help="run or checkpoint folder, for arms that need one"
@@ -200,7 +220,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of planners")
     parser.add_argument("--seed", type=int, default=0)
-    print(json.dumps(measure(parser.parse_args(argv)), indent=1))
+    parser.add_argument("--part", default="0/1", help="0/2: each second pair, for two processes")
+    parser.add_argument("--join", nargs="+", type=Path, help="results of several runs, as one")
+    args = parser.parse_args(argv)
+    if (args.data is None) == (args.join is None):
+        parser.error("give DATA, or --join FILE …")
+    if args.join is not None:
+        result = joined([json.loads(path.read_text()) for path in args.join])
+    else:
+        result = measure(args)
+    print(json.dumps(result, indent=1))
     return 0
 
 

@@ -167,7 +167,8 @@ def test_planners_drive_at_any_step_of_a_chunk(every: int, discrete: bool) -> No
         position += float(action[0]) - (2.0 if discrete else 0.0)
         if decision.surprise is not None:
             surprises.append(decision.surprise)
-    assert position == pytest.approx(GOAL, abs=0.0 if discrete else 0.7)
+    # Within a chunk it may be anywhere: only where steps of the world end is rewarded.
+    assert position == pytest.approx(GOAL, abs=0.7 if every == 2 else 2.5)
     # Each phase was told what was done between its steps: nothing else leads where it was.
     assert len(surprises) >= 12 // every - 2 and max(surprises) == 0.0
 

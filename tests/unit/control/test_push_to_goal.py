@@ -62,13 +62,13 @@ def pusht(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_replay_reaches_the_goal_and_standing_still_does_not(
-    pusht: Path, capsys: pytest.CaptureFixture[str]
+    pusht: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arms = ["nothing", "replay", "straight"]
     options = ["--split", "train", "--starts", "2", "--pairs", "2", "--arms", *arms]
     assert push_to_goal.main([str(pusht), *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["counts"]["tried"] == len(found["pairs"]) == 2
+    assert found["tried"] == len(found["pairs"]) == 2
     assert found["counts"]["candidates"] == 4  # of each recording once, whatever its phases
     rates = {name: found["arms"][name]["rate"] for name in arms}
     assert rates["replay"] == 1.0 and rates["nothing"] == 0.0
@@ -76,6 +76,19 @@ def test_replay_reaches_the_goal_and_standing_still_does_not(
     for pair in found["pairs"]:
         assert pair["goal"] - pair["start"] == 5 and pair["moved"] >= 1.0
         assert pair["arms"]["replay"]["steps"] <= 25
+    parts = []
+    for number, arm in ((0, "replay"), (1, "replay"), (0, "nothing"), (1, "nothing")):
+        part = [*options[:-3], arm, "--part", f"{number}/2"]
+        assert push_to_goal.main([str(pusht), *part]) == 0
+        parts.append(tmp_path / f"{number}{arm}.json")
+        parts[-1].write_text(capsys.readouterr().out)
+    assert push_to_goal.main(["--join", *map(str, parts)]) == 0
+    joined = json.loads(capsys.readouterr().out)
+    for name in ("replay", "nothing"):
+        del found["arms"][name]["seconds"], joined["arms"][name]["seconds"]
+    found["arms"]["replay"].pop("less_nothing")
+    assert joined["arms"]["replay"] == found["arms"]["replay"] and joined["tried"] == 2
+    assert joined["arms"]["nothing"]["less_replay"]["mean"] == -1.0
 
 
 def test_an_arm_sees_what_was_recorded_and_is_told_the_goal(
