@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenwm.control.controller import Controller as Controller
-    from tokenwm.control.controller import ControllerConfig as ControllerConfig
+    from tokenwm.control.decision import ControllerConfig as ControllerConfig
     from tokenwm.control.goals import GoalImage as GoalImage
     from tokenwm.control.goals import GoalState as GoalState
     from tokenwm.control.goals import LearnedDistance as LearnedDistance
@@ -70,7 +70,7 @@ _PLACES = {
     "ClonedPolicy": "policies.acting",
     "Context": "imagination.context",
     "Controller": "control.controller",
-    "ControllerConfig": "control.controller",
+    "ControllerConfig": "control.decision",
     "Distance": "heads.distance",
     "Doubt": "heads.doubt",
     "EvaluationConfig": "evaluation.config",

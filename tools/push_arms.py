@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.control.controller import Controller, ControllerConfig
+from tokenwm.control.controller import Controller
+from tokenwm.control.decision import ControllerConfig
 from tokenwm.control.goals import GoalImage, LearnedDistance
 from tokenwm.control.objectives import Objective
 from tokenwm.control.planners.base import Planner

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenwm.control.closed_loop import ActedEpisode, ClosedLoop, PlanRecord
+from tokenwm.control.acted import ActedEpisode, ClosedLoop, PlanRecord
 from tokenwm.control.recordings import RECIPE
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.evaluation.report.pictures import Panel, film, side_by_side, write_gif
@@ -69,8 +69,9 @@ def sentences(loop: ClosedLoop) -> list[str]:
     latency, fallbacks = loop.latency_seconds, loop.fallbacks
     if latency is not None:
         found.append(
-            f"From observation to action a plan takes {seconds(latency['p50'])} in the middle and "
-            f"{seconds(latency['p99'])} in 99 of 100 cases."
+            "Where a plan is due, its action comes after "
+            f"{seconds(latency['p50'])} on the median, after {seconds(latency['p99'])} in 99 of "
+            "100 cases."
         )
     if loop.missed_deadlines or any(fallbacks.values()):
         parts = [f"{number:,} by the {name}" for name, number in fallbacks.items() if number]
@@ -88,7 +89,9 @@ def _page(loop: ClosedLoop, films: Sequence[tuple[str, bytes]]) -> str:
     if success is not None:
         tiles.insert(0, ("success", f"{100 * success['rate']:.0f} %", f"of {success['trials']}"))
     if latency is not None:
-        tiles.append(("a plan, p95", seconds(latency["p95"]), f"of {latency['plans']:,.0f}"))
+        tiles.append(
+            ("latency, p95", seconds(latency["p95"]), f"of {latency['steps']:,.0f} plans due")
+        )
     tiles += [
         ("missed deadlines", f"{loop.missed_deadlines:,}", "plans that were not there in time"),
         ("fallbacks", f"{sum(loop.fallbacks.values()):,}", "steps not by the plan that was due"),

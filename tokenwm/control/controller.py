@@ -12,93 +12,32 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokenwm.control.decision import (
+    ControllerConfig,
+    Decision,
+    LimitsError,
+    SafeAction,
+    Thought,
+    Verifier,
+)
 from tokenwm.control.history import History
 from tokenwm.control.limits import Limits
-from tokenwm.control.planners.base import Plan, Planner
-from tokenwm.control.verify import Verdict
+from tokenwm.control.planners.base import Planner
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.world import Observation, World
-from tokenwm.shapes import check_shape, check_type, is_number, is_whole, shown
+from tokenwm.shapes import check_shape, check_type
 
 State = TypeVar("State")
 Numbers = NDArray[Any]
-Came = Literal["plan", "rest of the last plan", "safe action"]
-SafeAction = Numbers | Callable[[Observation], Numbers]
-"""The robot's action ``(dims,)`` that is always safe, or a function of what is observed (to hold
-where the robot is, for example)."""
-Verifier = Callable[[Any, Any, torch.Tensor], Verdict]
-"""Function of world, state and a chunk ``(H, A)``: ``partial(verify, failure=…)``, for example."""
-
-
-class LimitsError(TokenwmError):
-    """No action is within the hard limits; stop the robot by its own means."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControllerConfig:
-    """Settings of a controller.
-
-    Attributes:
-        every: Robot steps from plan to plan; not only whole steps of the model.
-        deadline: Seconds from an observation until its action must be there; None waits for plans.
-    """
-
-    every: int = 1
-    deadline: float | None = None
-
-    def __post_init__(self) -> None:
-        if not is_whole(self.every):
-            raise TokenwmError(f"every={shown(self.every)}; use whole robot steps, at least 1")
-        deadline = self.deadline
-        if deadline is not None and not (is_number(deadline) and 0 < deadline < float("inf")):
-            raise TokenwmError(f"deadline={shown(deadline)}; use seconds above 0, or None")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """An action, and how it came about.
-
-    Attributes:
-        step: Robot step since :meth:`Controller.begin`.
-        came: From where: the plan that was due, what is left of the one before, or the safe action.
-        reason: Why not from the plan that was due; empty if it is.
-        is_planned: Whether a plan was due at this step.
-        missed_deadline: Whether it was due and not there in time.
-        seconds: Time from the observation until the action.
-        plan: The plan that was made for this step, in time.
-        verdict: The verifier's, on that plan.
-        surprise: The model's at what was observed when this plan was made, nats per token.
-    """
-
-    step: int
-    came: Came
-    reason: str = ""
-    is_planned: bool = False
-    missed_deadline: bool = False
-    seconds: float = 0.0
-    plan: Plan | None = None
-    verdict: Verdict | None = None
-    surprise: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Thought:
-    """A plan made for a robot step, and what was found about it; ``robot`` is ``(T, dims)``."""
-
-    step: int
-    plan: Plan
-    robot: Numbers
-    verdict: Verdict | None
-    surprise: float | None
 
 
 class Controller(Generic[State]):
@@ -172,8 +111,8 @@ class Controller(Generic[State]):
         self._history.begin(context, seed)
         self._step = 0
         self._taken, self._where = [], None
-        self._thought: _Thought | None = None
-        self._due: Future[_Thought] | None = None
+        self._thought: Thought | None = None
+        self._due: Future[Thought] | None = None
 
     def end(self) -> None:
         """Wait for what is under way; the world is the caller's again, until :meth:`begin`."""
@@ -252,7 +191,7 @@ class Controller(Generic[State]):
         self._thought = thought
         return decision
 
-    def _wait(self, due: "Future[_Thought]", step: int, began: float) -> None:
+    def _wait(self, due: "Future[Thought]", step: int, began: float) -> None:
         """Wait for a plan, up to the deadline if there is something else to do."""
         deadline = self.config.deadline
         if deadline is None or not self._has_fallback(step):
@@ -285,7 +224,7 @@ class Controller(Generic[State]):
         while self._jobs and self._jobs[0].done():
             self._jobs.pop(0).result()
 
-    def _objection(self, thought: _Thought, step: int) -> str:
+    def _objection(self, thought: Thought, step: int) -> str:
         """The reason not to take a plan up at a step; empty if there is none."""
         if thought.verdict is not None and thought.verdict.decision != "accepted":
             return f"the plan is {thought.verdict.decision}: {thought.verdict.reason}"
@@ -347,7 +286,7 @@ class Controller(Generic[State]):
         self._jobs.append(future)
         return future
 
-    def _think(self, step: int, last: _Thought | None) -> _Thought:
+    def _think(self, step: int, last: Thought | None) -> Thought:
         state = self._history.state_at(step)
         num_taken = 0 if last is None else (step - last.step) // self._num_stacked
         warm = None if last is None else last.plan.shifted(num_taken)
@@ -357,7 +296,7 @@ class Controller(Generic[State]):
         if self._verifier is not None:
             verdict = self._verifier(self.world, state, plan.actions)
         robot = plan.actions.detach().cpu().numpy().reshape(-1, self._dims)
-        return _Thought(
+        return Thought(
             step=step,
             plan=plan,
             robot=robot,

@@ -69,7 +69,7 @@ def _most(changes: list[NDArray[np.float64]], margin: float) -> tuple[float | No
     """Largest usual amount of each dimension; None for one that never changes."""
     amounts = np.abs(np.concatenate(changes))
     if not len(amounts):
-        return (None,) * amounts.shape[1]
+        return (None,) * int(amounts.shape[1])
     most: list[float] = ((1.0 + margin) * np.quantile(amounts, QUANTILE, axis=0)).tolist()
     return tuple(_rounded(value) if value > 0 else None for value in most)
 

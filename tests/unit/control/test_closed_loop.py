@@ -15,15 +15,16 @@ from torch import Tensor
 
 from tests.moving_square import SIZE, SQUARE, make_model
 from tokenwm.cli.main import main
+from tokenwm.control.acted import ClosedLoop
 from tokenwm.control.closed_loop import (
-    ClosedLoop,
     ClosedLoopConfig,
     RandomAgent,
     latest,
     run_closed_loop,
 )
 from tokenwm.control.closed_loop_page import sentences, write_closed_loop
-from tokenwm.control.controller import Controller, ControllerConfig
+from tokenwm.control.controller import Controller
+from tokenwm.control.decision import ControllerConfig
 from tokenwm.control.planners.base import Plan, roll_candidates
 from tokenwm.control.simulator import Simulator, simulator_for
 from tokenwm.data.making.prepare import prepare

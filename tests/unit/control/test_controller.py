@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.toy_world import ToyState, ToyWorld
-from tokenwm.control.controller import Controller, ControllerConfig, LimitsError
+from tokenwm.control.controller import Controller
+from tokenwm.control.decision import ControllerConfig, LimitsError
 from tokenwm.control.history import History
 from tokenwm.control.limits import Limits
 from tokenwm.control.objectives import Reward, total

@@ -18,7 +18,8 @@ from tokenwm.cli.progress import show_progress
 from tokenwm.cli.verbs.evaluate import model_files
 from tokenwm.control.closed_loop import Agent, ClosedLoopConfig, RandomAgent, run_closed_loop
 from tokenwm.control.closed_loop_page import FIGURES, sentences, write_closed_loop
-from tokenwm.control.controller import Controller, ControllerConfig
+from tokenwm.control.controller import Controller
+from tokenwm.control.decision import ControllerConfig
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
 from tokenwm.control.limits import load_limits
 from tokenwm.control.objectives import Objective, Reward

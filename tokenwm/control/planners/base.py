@@ -213,7 +213,6 @@ def roll_candidates(
     Returns:
         ``n`` rows.
     """
-
     own, own_state = cast(Any, (world, state))
 
     def roll(rows: slice) -> Rollout:
