@@ -197,7 +197,8 @@ class SteppedWorld(Features):
             TokenwmError: See :meth:`fork` and :meth:`roll`.
         """
         self.check_state(state)
-        num_rows, num_steps = as_tensor("actions", actions).shape[:2]
+        given = check_shape("actions", as_tensor("actions", actions), ("B", "H", "A"))
+        num_rows, num_steps = given["B"], given["H"]
         sizes, past = (num_rows, num_steps), state.decoding.cache
         spare = self._spare_caches.pop(sizes, None)
         decoding = state.decoding.fork(
