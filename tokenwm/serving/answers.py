@@ -14,6 +14,7 @@ from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
 from tokenwm.serving.decisions import decide
 from tokenwm.serving.metrics import Metrics
+from tokenwm.serving.planning import make_plan
 from tokenwm.serving.requests import ENCODE, SCORE, Arrays, Request
 from tokenwm.tokenizer.frames import slices
 
@@ -31,6 +32,8 @@ def compute(
         return _score(model, asked[0])
     if asked[0].path == ENCODE:
         return _encode(model, asked[0])
+    if asked[0].plan is not None:
+        return _plan(model, asked[0])
     if asked[0].question is not None:
         return _decide(model, asked[0], metrics)
     return _imagine(model, asked, metrics)
@@ -65,6 +68,13 @@ def _imagine(
         results.append(result)
         first += count
     return results
+
+
+def _plan(model: TokenWorldModel, request: Request) -> Pausing[list[Arrays]]:
+    context = yield from _context(model, request.frames, request.past_actions, request.states)
+    yield
+    assert request.plan is not None
+    return [make_plan(model, request.plan, context, request.past_actions)]
 
 
 def _decide(model: TokenWorldModel, request: Request, metrics: Metrics) -> Pausing[list[Arrays]]:

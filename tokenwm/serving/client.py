@@ -168,6 +168,42 @@ class WorldModelClient:
             "failure_probability": None if np.isnan(probability) else probability,
         }
 
+    def plan(
+        self,
+        frames: NDArray[np.uint8],
+        past_actions: NDArray[Any],
+        states: NDArray[Any] | None = None,
+        goal: NDArray[np.uint8] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Look for actions, by the predicted reward or towards a goal.
+
+        Args:
+            frames: As in :meth:`rank`, and so are the others.
+            past_actions: See there.
+            states: See there.
+            goal: See there.
+            **options: ``horizon``, ``num_candidates``, ``num_rounds``, ``seconds`` (of the search,
+                at most 1), ``limits``, ``seed``, ``timeout``.
+
+        Returns:
+            ``actions`` ``(horizon, A)``, ``expected_return``, ``decision`` (``rejected`` if the
+            plan breaks a limit, else ``accepted``) and ``reason``.
+
+        Raises:
+            ServerError: The server refused, or did not answer in time.
+        """
+        arrays = {"frames": frames, "past_actions": past_actions} | _given(states)
+        if goal is not None:
+            arrays["goal"] = goal
+        answer = _told(self._post("/v1/plan", arrays, options))
+        return {
+            "actions": answer["actions"],
+            "expected_return": float(answer["expected_return"][0]),
+            "decision": answer["decision"][0],
+            "reason": answer["reasons"][0],
+        }
+
     def health(self) -> dict[str, Any]:
         """The server's description of itself, from ``/health``."""
         result: dict[str, Any] = json.loads(self._ask("GET", "/health", None))

@@ -66,19 +66,11 @@ def parse_question(
     Raises:
         TokenwmError: An option is impossible, or there is neither a goal nor a reward.
     """
-    goal = arrays.get(GOAL)
-    if goal is not None:
-        check_array(GOAL, goal, model.tokenizer.frame_shape, np.uint8)
-    elif not model.vocabulary.has_reward and (path == RANK or "least" in options):
-        raise TokenwmError(NO_REWARD + "send the array goal, a picture of what is wanted")
-    values = options.get("limits")
-    if values is not None and not isinstance(values, Mapping):
-        raise TokenwmError(f"limits={values!r}; an object with rate, position, speed, …")
     is_ranked = path == RANK
     return Question(
-        goal=goal,
+        goal=checked_goal(model, arrays, needs_one=is_ranked or "least" in options),
         least=number(options, "least", 0.0, -MOST, MOST) if "least" in options else None,
-        limits=None if values is None else limits_from(values),
+        limits=checked_limits(options),
         config=VerifyConfig(
             num_futures=whole_number(options, "num_futures", 1 if is_ranked else 16, 1, 2**31 - 1),
             max_failure_probability=number(options, "max_failure_probability", 0.1, 0.0, 1.0),
@@ -132,7 +124,7 @@ def decide(
         streams = torch.arange(config.num_futures).repeat(len(allowed))
         rollout = yield from imagine(chunks, streams)
         yield
-        objective = _objective(model, question)
+        objective = objective_for(model, question.goal)
         failure = None
         if objective is not None and question.least is not None:
             failure = falls_below(objective, question.least)
@@ -160,9 +152,40 @@ def answer_of(scores: torch.Tensor, verdicts: list[Verdict]) -> Arrays:
     }
 
 
-def _objective(model: TokenWorldModel, question: Question) -> Objective | None:
-    if question.goal is not None:
-        return GoalImage(model, question.goal)
+def checked_goal(
+    model: TokenWorldModel, arrays: Arrays, *, needs_one: bool
+) -> NDArray[np.uint8] | None:
+    """The picture of the goal, if there is one.
+
+    Raises:
+        TokenwmError: It is no such picture, or one is needed since the model predicts no reward.
+    """
+    goal = arrays.get(GOAL)
+    if goal is not None:
+        check_array(GOAL, goal, model.tokenizer.frame_shape, np.uint8)
+    elif needs_one and not model.vocabulary.has_reward:
+        raise TokenwmError(NO_REWARD + "send the array goal, a picture of what is wanted")
+    return goal
+
+
+def checked_limits(options: Mapping[str, Any]) -> Limits | None:
+    """The hard limits of the options, if there are any.
+
+    Raises:
+        TokenwmError: They are impossible.
+    """
+    values = options.get("limits")
+    if values is None:
+        return None
+    if not isinstance(values, Mapping):
+        raise TokenwmError(f"limits={values!r}; an object with rate, position, speed, …")
+    return limits_from(values)
+
+
+def objective_for(model: TokenWorldModel, goal: NDArray[np.uint8] | None) -> Objective | None:
+    """The objective: near a goal, else the predicted reward, else none."""
+    if goal is not None:
+        return GoalImage(model, goal)
     return Reward() if model.vocabulary.has_reward else None
 
 

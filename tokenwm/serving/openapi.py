@@ -6,6 +6,7 @@ import tokenwm
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving import wire
 from tokenwm.serving.decisions import RANK, VERIFY
+from tokenwm.serving.planning import PLAN
 from tokenwm.serving.requests import (
     ENCODE,
     IMAGINE,
@@ -33,6 +34,7 @@ SUMMARIES = {
     SCORE: "How likely the observed frames are, in nats per token.",
     ENCODE: "Tokens of frames.",
     RANK: "Action chunks from one state, best first, each with a verdict.",
+    PLAN: "Actions that an objective likes best, and what is expected of them.",
     VERIFY: "A verdict on one action chunk: accepted, rejected or unknown.",
 }
 

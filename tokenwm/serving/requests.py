@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
-from tokenwm.serving import decisions
+from tokenwm.serving import decisions, planning
 from tokenwm.serving.checks import (
     check_array,
     check_at_most,
@@ -20,11 +20,12 @@ from tokenwm.serving.checks import (
     whole_number,
 )
 from tokenwm.serving.decisions import GOAL, VERIFY, Question, parse_question
+from tokenwm.serving.planning import PLAN, PlanQuestion, parse_plan
 
 Arrays = dict[str, NDArray[Any]]
 
 IMAGINE, SCORE, ENCODE = ("/v1/imagine", "/v1/score", "/v1/encode")
-PATHS = (IMAGINE, SCORE, ENCODE, *decisions.PATHS)
+PATHS = (IMAGINE, SCORE, ENCODE, *decisions.PATHS, PLAN)
 FRAMES_PER_ROW = 32
 """Observed frames that take about as much memory as an imagined row."""
 
@@ -84,6 +85,8 @@ class Request:
         sampling: Settings for drawing ids.
         pixels: Steps whose frames are wanted.
         question: What is asked of the actions, to rank or to verify them.
+        plan: What is asked of a plan; ``actions`` then has as many rows and steps as a round of
+            its search, and no numbers.
     """
 
     path: str
@@ -96,6 +99,7 @@ class Request:
     sampling: SamplingConfig = SamplingConfig()
     pixels: tuple[int, ...] = ()
     question: Question | None = None
+    plan: PlanQuestion | None = None
 
     @property
     def key(self) -> Hashable:
@@ -136,7 +140,9 @@ def parse(
         TokenwmError: Something is missing, unknown, too large or of another shape.
     """
     timeout = number(options, "timeout", limits.timeout, 0.0, limits.timeout)
-    check_names("array", arrays, arrays_of(path, model), [GOAL] if path in decisions.PATHS else [])
+    check_names(
+        "array", arrays, arrays_of(path, model), [GOAL] if path in (*decisions.PATHS, PLAN) else []
+    )
     check_names("option", options, (), OPTIONS[path])
     nothing = np.zeros((0, 1, 0))
     if path == ENCODE:
@@ -162,6 +168,16 @@ def parse(
         if num_steps < 2:
             raise TokenwmError("frames has 1 step; at least 2 are needed, the first is not scored")
         return Request(path=path, timeout=timeout, actions=nothing, **observed)
+    if len(frames) != 1 and path in (*decisions.PATHS, PLAN):
+        raise TokenwmError(f"frames has {len(frames)} rows; ask from one state")
+    if path == PLAN:
+        plan = parse_plan(model, arrays, options, limits.max_steps)
+        planner = plan.planner
+        check_at_most(planner.num_candidates, limits.max_rows, "rows are imagined")
+        steps = planner.num_candidates * planner.horizon * planner.num_rounds
+        check_at_most(steps, limits.max_row_steps, "rows times steps are imagined")
+        nothing = np.zeros((planner.num_candidates, planner.horizon, 0))
+        return Request(path=path, timeout=timeout, actions=nothing, plan=plan, **observed)
     actions = arrays["actions"]
     check_array("actions", actions, (None, None, model.vocabulary.action.num_dimensions))
     if len(actions) % len(frames):
@@ -172,11 +188,8 @@ def parse(
     if path in decisions.PATHS:
         question = parse_question(path, model, arrays, options)
         num_rows *= question.config.num_futures
-        if len(frames) != 1 or (path == VERIFY and len(actions) != 1):
-            raise TokenwmError(
-                f"frames has {len(frames)} rows and actions {len(actions)}; ask from one state, "
-                "and verify one chunk"
-            )
+        if path == VERIFY and len(actions) != 1:
+            raise TokenwmError(f"actions has {len(actions)} rows; verify one chunk, or rank them")
     check_at_most(num_rows, limits.max_rows, "rows are imagined")
     if not 1 <= num_steps <= limits.max_steps:
         raise TokenwmError(f"{num_steps} actions; 1 to {limits.max_steps} each are allowed")
@@ -213,6 +226,7 @@ OPTIONS: Mapping[str, Collection[str]] = {
     SCORE: ("timeout",),
     ENCODE: ("timeout",),
     **dict.fromkeys(decisions.PATHS, decisions.OPTIONS),
+    PLAN: planning.OPTIONS,
 }
 
 
@@ -221,7 +235,7 @@ def arrays_of(path: str, model: TokenWorldModel) -> list[str]:
     if path == ENCODE:
         return ["frames"]
     states = [] if model.vocabulary.state is None else ["states"]
-    return ["frames", "past_actions", *states, *([] if path == SCORE else ["actions"])]
+    return ["frames", "past_actions", *states, *([] if path in (SCORE, PLAN) else ["actions"])]
 
 
 def _check_observed(model: TokenWorldModel, arrays: Arrays, limits: Limits) -> None:

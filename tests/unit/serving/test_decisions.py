@@ -11,6 +11,7 @@ from tests.unit.serving.serving_helpers import question, serving
 from tokenwm.control.goals import GoalImage
 from tokenwm.control.limits import Limits
 from tokenwm.control.objectives import Objective, Reward
+from tokenwm.control.planners.icem import ICEM
 from tokenwm.control.rank import rank
 from tokenwm.control.verify import VerifyConfig, falls_below, verify
 from tokenwm.imagination.sampling import SamplingConfig
@@ -107,6 +108,32 @@ def test_what_is_wrong_is_told(
     with pytest.raises(ServerError, match=message) as refusal:
         client.rank(**asked_of(), **options)
     assert refusal.value.status == 400
+
+
+@pytest.mark.parametrize("by", ["reward", "goal"])
+def test_a_plan(client: WorldModelClient, model: TokenWorldModel, by: str) -> None:
+    asked = asked_of(1)
+    del asked["chunks"]
+    picture = np.random.default_rng(0).integers(0, 255, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    goal = {"goal": picture} if by == "goal" else {}
+    settings = {"horizon": 2, "num_candidates": 16, "num_rounds": 1, "seed": 3}
+    answer = client.plan(**asked, **goal, **settings)
+    planner = ICEM(**settings, num_elites=2)
+    objective: Objective = GoalImage(model, picture) if goal else Reward()
+    expected = planner.plan(model, state_of(model, asked, 3), objective)
+    np.testing.assert_allclose(answer["actions"], expected.actions, atol=1e-5)
+    assert answer["expected_return"] == pytest.approx(expected.expected_return, abs=1e-4)
+    assert (answer["decision"], answer["reason"]) == ("accepted", "")
+    tight = {"rate": 10.0, "position": [[5, 6], [5, 6]]}
+    answer = client.plan(**asked, **goal, **settings, limits=tight)
+    assert answer["decision"] == "rejected" and answer["reason"].startswith("position of")
+    for wrong, message in (
+        ({"seconds": 2.0}, "seconds=2.0; a number in"),
+        ({"num_candidates": 65}, "65 rows asked; at most 64"),
+        ({"num_candidates": 64, "horizon": 20, "num_rounds": 60}, "76800 rows times steps"),
+    ):
+        with pytest.raises(ServerError, match=message):
+            client.plan(**asked, **goal, **wrong)
 
 
 def test_without_rewards_a_goal_is_needed() -> None:
