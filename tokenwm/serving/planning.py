@@ -88,8 +88,8 @@ def make_plan(
     reason = "" if breach is None else str(breach)
     return {
         "actions": actions,
-        "expected_return": np.float32([plan.expected_return]),
-        "num_rollouts": np.int64([plan.num_rollouts]),
+        "expected_return": np.array([plan.expected_return], dtype=np.float32),
+        "num_rollouts": np.array([plan.num_rollouts], dtype=np.int64),
         "decision": np.array([ANSWERS.index("rejected" if breach else "accepted")], np.uint8),
         "reasons": np.frombuffer(json.dumps([reason]).encode(), dtype=np.uint8),
     }
