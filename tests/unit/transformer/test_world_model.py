@@ -340,3 +340,12 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
             )
     assert half.transformer.dtype == torch.bfloat16
     assert model.transformer.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_losses_reach_every_head(kind: str) -> None:
+    model = small_world_model(kind, draft_layers=1).train()
+    losses_of(model, **make_batch(model)).total.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0].endswith("head") and parameter.requires_grad and parameter.numel():
+            assert parameter.grad is not None and parameter.grad.any(), name
