@@ -9,15 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenwm.control.controller import Controller as Controller
+    from tokenwm.control.decision import ControllerConfig as ControllerConfig
     from tokenwm.control.goals import GoalImage as GoalImage
     from tokenwm.control.goals import GoalState as GoalState
     from tokenwm.control.goals import LearnedDistance as LearnedDistance
     from tokenwm.control.goals import TaskState as TaskState
+    from tokenwm.control.limits import Limits as Limits
+    from tokenwm.control.limits import load_limits as load_limits
     from tokenwm.control.objectives import Objective as Objective
     from tokenwm.control.objectives import Reward as Reward
     from tokenwm.control.objectives import Scores as Scores
     from tokenwm.control.penalties import ActionSize as ActionSize
-    from tokenwm.control.penalties import Doubt as Doubt
     from tokenwm.control.penalties import OutsideData as OutsideData
     from tokenwm.control.planners.base import Plan as Plan
     from tokenwm.control.planners.base import Planner as Planner
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from tokenwm.control.planners.icem import ICEM as ICEM
     from tokenwm.control.planners.mppi import MPPI as MPPI
     from tokenwm.control.planners.random_shooting import RandomShooting as RandomShooting
+    from tokenwm.control.rank import rank as rank
+    from tokenwm.control.verify import verify as verify
     from tokenwm.errors import TokenwmError as TokenwmError
     from tokenwm.evaluation.config import EvaluationConfig as EvaluationConfig
     from tokenwm.evaluation.evaluate import evaluate as evaluate
+    from tokenwm.heads.distance import Distance as Distance
+    from tokenwm.heads.doubt import Doubt as Doubt
     from tokenwm.heads.folder import load_head as load_head
     from tokenwm.imagination.approximate import Approximation as Approximation
     from tokenwm.imagination.context import Context as Context
@@ -46,6 +53,10 @@ if TYPE_CHECKING:
     from tokenwm.imagination.world import Observation as Observation
     from tokenwm.imagination.world import Policy as Policy
     from tokenwm.imagination.world import World as World
+    from tokenwm.policies.acting import ClonedPolicy as ClonedPolicy
+    from tokenwm.policies.acting import GoalProposal as GoalProposal
+    from tokenwm.policies.cloning import GoalPolicy as GoalPolicy
+    from tokenwm.policies.learned import train_heads as train_heads
     from tokenwm.serving.client import WorldModelClient as WorldModelClient
 
 __version__ = "0.1.0"
@@ -56,14 +67,21 @@ _PLACES = {
     "BeamSearch": "control.planners.beam",
     "CEM": "control.planners.cem",
     "CategoricalCEM": "control.planners.categorical",
+    "ClonedPolicy": "policies.acting",
     "Context": "imagination.context",
-    "Doubt": "control.penalties",
+    "Controller": "control.controller",
+    "ControllerConfig": "control.decision",
+    "Distance": "heads.distance",
+    "Doubt": "heads.doubt",
     "EvaluationConfig": "evaluation.config",
     "GoalImage": "control.goals",
+    "GoalPolicy": "policies.cloning",
+    "GoalProposal": "policies.acting",
     "GoalState": "control.goals",
     "ICEM": "control.planners.icem",
     "ImaginedEpisodes": "imagination.episodes",
     "LearnedDistance": "control.goals",
+    "Limits": "control.limits",
     "MPPI": "control.planners.mppi",
     "Objective": "control.objectives",
     "Observation": "imagination.world",
@@ -85,10 +103,14 @@ _PLACES = {
     "WorldModelVecEnv": "imagination.stable_baselines",
     "WorldModelVectorEnv": "imagination.env",
     "evaluate": "evaluation.evaluate",
+    "goal_scores": "imagination.goals",
     "load": "imagination.token_world_model",
     "load_head": "heads.folder",
-    "goal_scores": "imagination.goals",
+    "load_limits": "control.limits",
+    "rank": "control.rank",
     "starts": "imagination.starts",
+    "train_heads": "policies.learned",
+    "verify": "control.verify",
 }
 _OTHER_NAMES = {"starts": "recorded_starts"}
 _EXTRAS = {"gymnasium": "rl", "stable_baselines3": "sb3"}

@@ -52,6 +52,7 @@ ORDER = (
     # futures to use
     "evaluation",
     "evaluation.report",
+    "policies",
     "control",
     "synthesis",
     "serving",

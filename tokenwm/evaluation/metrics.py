@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,3 +227,27 @@ def summarize_gain(gain: GainCurve) -> HorizonSummary:
         longest_confident_run=longest,
         confident_horizons=tuple(index + 1 for index, wins in enumerate(confident) if wins),
     )
+
+
+def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
+    """Wilson's score interval of a probability, at the level ``CONFIDENCE``.
+
+    Unlike the textbook's normal interval it is right near 0 and 1, and of few trials.
+
+    Args:
+        num_successes: In [0, num_trials].
+        num_trials: Independent ones; (0, 1) is known of none.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+
+    Source: Wilson, "Probable Inference", JASA 22 (1927).
+    """
+    if num_trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
+    rate, shrink = num_successes / num_trials, 1.0 + z * z / num_trials
+    centre = (rate + z * z / (2.0 * num_trials)) / shrink
+    spread = rate * (1.0 - rate) / num_trials + z * z / (4.0 * num_trials**2)
+    half = z * math.sqrt(spread) / shrink
+    return max(0.0, centre - half), min(1.0, centre + half)

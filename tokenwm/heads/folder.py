@@ -89,7 +89,8 @@ def load_head(model: TokenWorldModel, name: str) -> Head:
     folder = head_folder(model, name)
     assert folder is not None, "read_head has refused a model without one"
     try:
-        config = build(HeadConfig, values["config"], "config", allow_defaults=False)
+        # Older heads lack what was added since.
+        config = build(HeadConfig, values["config"], "config", allow_defaults=True)
         meaning = build(Meaning, values["meaning"], "meaning", allow_defaults=False)
         head = Head(config, meaning)
         head.load_state_dict(load_file(folder / WEIGHTS), strict=True)
@@ -112,8 +113,8 @@ def read_head(model: TokenWorldModel, name: str) -> dict[str, Any]:
             "the model, which was not loaded from a folder," if folder is None else folder.parent
         )
         raise CheckpointError(
-            f"{where} has no head {name!r}; `tokenwm evaluate` on data with a task state trains "
-            "the readout"
+            f"{where} has no head {name!r}; `tokenwm heads` trains prior, distance and doubt, and "
+            "`tokenwm evaluate` on data with a task state the readout"
         )
     try:
         refuse_pointer(folder / WEIGHTS, CheckpointError)

@@ -4,6 +4,7 @@ What its outputs mean is said beside the weights, so that a loaded head can be u
 code that trained it.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from tokenwm.errors import ShapeError, TokenwmError
 
-MOST_OUTPUTS, MOST_CAMERAS, MOST_FEATURES = 4096, 64, 2**16
+MOST_OUTPUTS, MOST_WIDTH, MOST_CAMERAS, MOST_FEATURES = 2**16, 4096, 64, 2**16
+MOST_DEPTH, MOST_MEMBERS = 8, 16
 MAP_SIDE = 16
 """Pictures are halved until no side of a map is larger."""
 NUM_PLACES = 24
@@ -26,14 +28,23 @@ class HeadConfig:
     Attributes:
         inputs: ``frames`` (pixels, real or imagined) or ``features`` (:meth:`World.features`).
         input_shape: Of one row: ``(cameras, H, W, 3)`` of frames, ``(E,)`` of features.
-        num_outputs: Numbers that it gives for each row.
-        hidden: Width of the layer before the outputs.
+        num_outputs: Numbers that it gives for each row, of all members together.
+        hidden: Width of the layers before the outputs.
+        depth: How many of these there are.
+        grid: ``(maps, rows, columns, code_dim)``: the first of the features are that many maps of
+            codes, which are looked at as pictures; empty if features are just numbers.
+        members: Networks of the same shape side by side, each with its own outputs.
+        dropout: Share of numbers that are left out behind each hidden layer in training.
     """
 
     inputs: Literal["frames", "features"]
     input_shape: tuple[int, ...]
     num_outputs: int
     hidden: int = 128
+    depth: int = 1
+    grid: tuple[int, ...] = ()
+    members: int = 1
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         num_axes = {"frames": 4, "features": 1}[self.inputs]
@@ -53,11 +64,31 @@ class HeadConfig:
                 f"input_shape is {list(self.input_shape)}; expected [cameras, H, W, 3] with sides "
                 "in [8, 1024]"
             )
-        for name in ("num_outputs", "hidden"):
-            if not 1 <= getattr(self, name) <= MOST_OUTPUTS:
-                raise TokenwmError(
-                    f"{name} is {getattr(self, name)}; expected 1 to {MOST_OUTPUTS:,}"
-                )
+        limits = {
+            "num_outputs": MOST_OUTPUTS,
+            "hidden": MOST_WIDTH,
+            "depth": MOST_DEPTH,
+            "members": MOST_MEMBERS,
+        }
+        for name, most in limits.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise TokenwmError(f"{name} is {getattr(self, name)}; expected 1 to {most:,}")
+        if self.num_outputs % self.members:
+            raise TokenwmError(
+                f"num_outputs is {self.num_outputs}; expected a multiple of {self.members} members"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise TokenwmError(f"dropout is {self.dropout}; expected 0 or more, below 1")
+        if self.grid and not (
+            self.inputs == "features"
+            and len(self.grid) == 4
+            and min(self.grid) >= 1
+            and math.prod(self.grid) <= self.input_shape[0]
+        ):
+            raise TokenwmError(
+                f"grid is {list(self.grid)}; expected [maps, rows, columns, code_dim] of the first "
+                "features, or nothing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +96,7 @@ class Meaning:
     """The meaning of the outputs of a head.
 
     Attributes:
-        names: One name per output.
+        names: One name per output; none where they are too many to have one.
         values: Whatever else is needed to read them, JSON values, such as means and units.
     """
 
@@ -73,8 +104,44 @@ class Meaning:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class Head(nn.Module):
-    """The network of a head, and what its outputs mean.
+class _Network(nn.Module):
+    """One member of a head: a trunk that looks at the inputs, and layers that end in outputs."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.trunk: nn.Module
+        if config.inputs == "frames":
+            self.trunk = _Places(config.input_shape)
+            width = self.trunk.num_outputs
+        elif config.grid:
+            self.trunk = _Maps(config.grid, config.input_shape[0], config.hidden)
+            width = self.trunk.num_outputs
+        else:
+            (width,) = config.input_shape
+            self.trunk = nn.LayerNorm(width)
+        layers: list[nn.Module] = []
+        for _ in range(config.depth):
+            layers += [nn.Linear(width, config.hidden), nn.ReLU()]
+            layers += [nn.Dropout(config.dropout)] if config.dropout else []
+            width = config.hidden
+        num_outputs, self.num_codes = config.num_outputs // config.members, math.prod(config.grid)
+        layers.append(nn.Linear(width, num_outputs))
+        self.outputs = nn.Sequential(*layers)
+        # What is no code, such as the robot's state, is often nearly what is asked for.
+        num_others = config.input_shape[0] - self.num_codes
+        has_skip = bool(config.grid) and num_others > 0
+        self.skip = nn.Linear(num_others, num_outputs, bias=False) if has_skip else None
+
+    def look(self, values: Tensor) -> Tensor:
+        """Inputs of the right shape → ``(B, num_outputs / members)``."""
+        outputs: Tensor = self.outputs(self.trunk(values))
+        if self.skip is not None:
+            outputs = outputs + self.skip(values[:, self.num_codes :])
+        return outputs.float()
+
+
+class Head(_Network):
+    """The networks of a head, and what their outputs mean.
 
     Args:
         config: Its shape.
@@ -82,22 +149,13 @@ class Head(nn.Module):
     """
 
     def __init__(self, config: HeadConfig, meaning: Meaning) -> None:
-        super().__init__()
-        if len(meaning.names) != config.num_outputs:
+        super().__init__(config)
+        if len(meaning.names) not in (0, config.num_outputs):
             raise TokenwmError(
                 f"{len(meaning.names)} names for {config.num_outputs} outputs of a head"
             )
         self.config, self.meaning = config, meaning
-        self.trunk: nn.Module
-        if config.inputs == "frames":
-            self.trunk = _Places(config.input_shape)
-            flat = self.trunk.num_outputs
-        else:
-            (flat,) = config.input_shape
-            self.trunk = nn.LayerNorm(flat)
-        self.outputs = nn.Sequential(
-            nn.Linear(flat, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.num_outputs)
-        )
+        self.others = nn.ModuleList(_Network(config) for _ in range(config.members - 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs of rows.
@@ -107,7 +165,7 @@ class Head(nn.Module):
                 [0, 255]; or ``(B, E)`` features.
 
         Returns:
-            ``(B, num_outputs)`` float32.
+            ``(B, num_outputs)`` float32, those of each member behind one another.
 
         Raises:
             ShapeError: The inputs have another shape.
@@ -121,8 +179,30 @@ class Head(nn.Module):
         if self.config.inputs == "frames":
             # Cameras beside the channels: a place is a place in one of the pictures.
             values = values.movedim(-1, 2).flatten(1, 2) / 127.5 - 1.0
-        outputs: Tensor = self.outputs(self.trunk(values))
-        return outputs.float()
+        return torch.cat([self.look(values), *(other.look(values) for other in self.others)], dim=1)
+
+
+class _Maps(nn.Module):
+    """Maps of codes as one picture with many channels, and the other features beside it.
+
+    A code's numbers are first looked at together, then with those of its neighbours; all cells are
+    alike in this, so that what is learned in one place holds in all.
+    """
+
+    def __init__(self, grid: tuple[int, ...], num_inputs: int, hidden: int) -> None:
+        super().__init__()
+        maps, rows, columns, code_dim = self.grid = grid
+        self.num_codes, width = math.prod(grid), min(64, max(8, hidden // 4))
+        self.cells = nn.Sequential(nn.Conv2d(maps * code_dim, width, 1), nn.ReLU())
+        self.around = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+        self.num_outputs = width * rows * columns + num_inputs - self.num_codes
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``(B, E)`` → ``(B, num_outputs)``."""
+        codes, others = values[:, : self.num_codes], values[:, self.num_codes :]
+        maps = codes.reshape(-1, *self.grid).movedim(-1, 2).flatten(1, 2)  # (B, channels, h, w)
+        seen = self.cells(maps)
+        return torch.cat([(seen + self.around(seen)).flatten(1), others], dim=1)
 
 
 class _Places(nn.Module):

@@ -1,6 +1,7 @@
 """The one trainer of heads: batches of inputs and targets, and a loss."""
 
 import math
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,6 +20,7 @@ def fit_head(
     loss: Loss,
     *,
     num_steps: int,
+    seconds: float = math.inf,
     learning_rate: float = 2e-3,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -32,6 +34,7 @@ def fit_head(
             least ``num_steps`` of them.
         loss: What is made small.
         num_steps: Optimizer steps.
+        seconds: Time after which training ends earlier; the learning rate then follows the clock.
         learning_rate: The highest.
         progress: Called after each step with steps done and the loss.
 
@@ -42,17 +45,23 @@ def fit_head(
         TokenwmError: There are fewer batches, or the loss is not finite.
     """
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
-    warm_up = max(1, num_steps // 10)
+    warm_up, began = max(1, num_steps // 10), time.monotonic()
+
+    def place(step: int) -> float:
+        return max(float(step), num_steps * (time.monotonic() - began) / seconds)
 
     def share(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up))
+        at = place(step)
+        if at < warm_up:
+            return (at + 1) / warm_up
+        through = (at - warm_up) / max(1, num_steps - warm_up)
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, through))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     device = next(head.parameters()).device
     head.train()
     losses: list[float] = []
+    is_done = False
     for inputs, targets in batches:
         value = loss(head(inputs.to(device)), targets.to(device))
         optimizer.zero_grad(set_to_none=True)
@@ -62,12 +71,13 @@ def fit_head(
         losses.append(float(value.detach()))
         if progress is not None:
             progress(len(losses), losses[-1])
-        if len(losses) == num_steps:
+        is_done = place(len(losses)) >= num_steps
+        if is_done:
             break
     head.eval()
-    ends = losses[-warm_up:]
+    ends = losses[-max(1, len(losses) // 10) :]
     last = sum(ends) / max(1, len(ends))
-    if len(losses) < num_steps or not math.isfinite(last):
+    if not is_done or not math.isfinite(last):
         raise TokenwmError(
             f"a head was trained for {len(losses)} of {num_steps} steps and ended at a loss of "
             f"{last:g}; give it enough batches of finite numbers"

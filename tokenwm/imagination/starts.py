@@ -73,7 +73,7 @@ def choose_starts(
     Raises:
         TokenwmError: No episode is long enough.
     """
-    lengths = {key: reader.episode(key).num_steps for key in _recordings(reader.keys(split))}
+    lengths = {key: reader.episode(key).num_steps for key in recordings(reader.keys(split))}
     skipped = {key: length for key, length in lengths.items() if length < num_steps}
     keys = [key for key in lengths if key not in skipped]
     if not keys:
@@ -100,7 +100,7 @@ def choose_starts(
     return Starts(rows=tuple(rows), skipped=skipped)
 
 
-def _recordings(keys: Sequence[str]) -> list[str]:
+def recordings(keys: Sequence[str]) -> list[str]:
     """Episodes, each recording once: its other phases (``all_phases``) are no further evidence."""
     known = set(keys)
     return [key for key in keys if key.rpartition(PHASE)[0] not in known]

@@ -4,6 +4,7 @@ From :meth:`SteppedWorld.start` on everything stays on the device.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from tokenwm.checkpoint import LoadedWorldModel
 from tokenwm.errors import TokenwmError
-from tokenwm.imagination.codec import Codec
 from tokenwm.imagination.context import Context, as_tensor, check_ids, noise_of
 from tokenwm.imagination.decode import observe_step, prefill
+from tokenwm.imagination.features import Features
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig, check_sampling
 from tokenwm.imagination.state import DecodedSteps
@@ -26,7 +27,7 @@ from tokenwm.shapes import check_shape, check_type
 from tokenwm.transformer.world_model import WorldModel
 
 
-class SteppedWorld(Codec):
+class SteppedWorld(Features):
     """A world model whose states can be rolled on, observed on, forked, selected and kept.
 
     Args:
@@ -35,7 +36,12 @@ class SteppedWorld(Codec):
 
     Attributes:
         fingerprint: Tells its states from those of other models.
+        doubt: Estimates how little the model knows, from features ``(N, E)`` and the actions taken
+            there ``(N, A)`` to ``(N,)``; every rollout then has it. None by default; see
+            :class:`~tokenwm.heads.doubt.Doubt`.
     """
+
+    doubt: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, loaded: LoadedWorldModel, dtype: torch.dtype) -> None:
         super().__init__(loaded, dtype)
@@ -242,23 +248,7 @@ class SteppedWorld(Codec):
             TokenwmError: The state is of another model.
         """
         self.check_state(state, may_be_used=True)
-        codes = self.tokenizer.quantizer.codes_of(
-            state.frame_tokens.reshape(-1, self.tokenizer.tokens_per_camera)
-        )
-        parts = [codes.reshape(state.num_rows, -1).float()]
-        bins = self.vocabulary.state
-        if bins is not None and state.state_tokens is not None:
-            margin = getattr(bins, "margin_bins", 0)
-            inner = state.state_tokens - margin + 0.5
-            parts.append(2.0 * inner / (bins.num_values - 2 * margin) - 1.0)
-        return torch.cat(parts, dim=1)
-
-    @property
-    def num_features(self) -> int:
-        """``E`` of :meth:`features`."""
-        bins = self.vocabulary.state
-        of_frame = self.vocabulary.tokens_per_frame * self.tokenizer.quantizer.code_dim
-        return of_frame + (0 if bins is None else bins.num_dimensions)
+        return self.features_of_tokens(state.frame_tokens, state.state_tokens)
 
     def state_of(self, state: WorldState) -> Tensor | None:
         """``(B, state_dim)`` float32, the robot's state at a step, in the units of the data."""
@@ -323,8 +313,9 @@ class SteppedWorld(Codec):
         shape = (state.num_rows, "H", self.vocabulary.action.num_dimensions)
         if check_shape("actions", tokens, shape)["H"] < 1:
             raise TokenwmError("actions has no step; at least one action is needed to imagine")
+        before = None if self.doubt is None else self.features(state)
         decoding, decoded = self._decode(state.decoding, tokens, sampling)
-        rollout = self._rollout(state.context, state.context_rows, actions, decoded)
+        rollout = self._rollout(state.context, state.context_rows, actions, decoded, before)
         return replace(state, decoding=decoding), rollout
 
     def check_state(self, state: WorldState, *, may_be_used: bool = False) -> None:
@@ -343,11 +334,18 @@ class SteppedWorld(Codec):
             state.decoding.check_current()
 
     def _rollout(
-        self, context: Context, rows: Tensor, actions: Tensor, decoded: DecodedSteps
+        self,
+        context: Context,
+        rows: Tensor,
+        actions: Tensor,
+        decoded: DecodedSteps,
+        before: Tensor | None = None,
     ) -> Rollout:
+        """The record of decoded steps; ``before`` are features of where they began, ``(B, E)``."""
         named = decoded._asdict()
         state = self.units.state_of(decoded.state_tokens, named.pop("state_values"))
-        return Rollout(state=state, **named, actions=actions, context=context, context_rows=rows)
+        rollout = Rollout(state=state, **named, actions=actions, context=context, context_rows=rows)
+        return rollout if self.doubt is None else self.with_doubt(rollout, self.doubt, before)
 
 
 def _fingerprint(world_model: WorldModel, dtype: torch.dtype) -> str:

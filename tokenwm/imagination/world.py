@@ -131,6 +131,10 @@ class World(Protocol[State]):
         """Describe where the rows are for policies, values and other heads, ``(B, E)`` float32."""
         ...
 
+    def features_of(self, rollout: Rollout) -> Tensor:
+        """:meth:`features` of the states on the way of a rollout, ``(B, H, E)`` float32."""
+        ...
+
 
 class Policy(Protocol[Memory]):
     """A policy: chooses actions, by the same calls in the real and in an imagined world."""

@@ -1,5 +1,6 @@
 """Answers to requests: computations that pause, so that no request holds up the others."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from tokenwm.imagination.context import Context, cat_contexts
 from tokenwm.imagination.pausing import Pausing
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
+from tokenwm.serving.decisions import decide
 from tokenwm.serving.metrics import Metrics
+from tokenwm.serving.planning import make_plan
 from tokenwm.serving.requests import ENCODE, SCORE, Arrays, Request
 from tokenwm.tokenizer.frames import slices
 
@@ -29,6 +32,10 @@ def compute(
         return _score(model, asked[0])
     if asked[0].path == ENCODE:
         return _encode(model, asked[0])
+    if asked[0].plan is not None:
+        return _plan(model, asked[0])
+    if asked[0].question is not None:
+        return _decide(model, asked[0], metrics)
     return _imagine(model, asked, metrics)
 
 
@@ -46,24 +53,63 @@ def _imagine(
     # Nothing depends on later actions, so shorter sequences may go on with anything.
     actions = np.concatenate([_lengthened(request.actions, longest) for request in requests])
     counts = [len(request.actions) for request in requests]
-    rows_at_once = min(len(actions), model.max_rows)
     rollout = yield from model.imagine_pausing(
         context,
         actions,
-        chunk_steps=min(MOST_STEPS, max(LEAST_STEPS, model.max_rows // rows_at_once)),
+        chunk_steps=_chunk_steps(model, len(actions)),
         sampling=requests[0].sampling,
         seed=torch.cat([torch.full((n,), r.seed) for r, n in zip(requests, counts, strict=True)]),
         noise_streams=torch.cat([torch.arange(count) for count in counts]),
     )
-    metrics.add("imagined_steps_total", len(actions) * longest)
-    metrics.add("passes_total", rollout.num_passes)
-    metrics.add("row_tokens_total", rollout.frame_tokens[0].numel())
+    _count(metrics, rollout)
     results, first = [], 0
     for request, count in zip(requests, counts, strict=True):
         result = yield from _answer(model, rollout, request, slice(first, first + count))
         results.append(result)
         first += count
     return results
+
+
+def _plan(model: TokenWorldModel, request: Request) -> Pausing[list[Arrays]]:
+    context = yield from _context(model, request.frames, request.past_actions, request.states)
+    yield
+    assert request.plan is not None
+    return [make_plan(model, request.plan, context, request.past_actions)]
+
+
+def _decide(model: TokenWorldModel, request: Request, metrics: Metrics) -> Pausing[list[Arrays]]:
+    context = yield from _context(model, request.frames, request.past_actions, request.states)
+    question = request.question
+    assert question is not None
+
+    def imagine(actions: Tensor, streams: Tensor) -> Pausing[Rollout]:
+        rollout = yield from model.imagine_pausing(
+            context,
+            actions,
+            chunk_steps=_chunk_steps(model, len(actions)),
+            sampling=question.config.sampling,
+            seed=request.seed,
+            noise_streams=streams,
+        )
+        _count(metrics, rollout)
+        return rollout
+
+    answer = yield from decide(
+        model, question, context, request.actions, request.past_actions, imagine
+    )
+    return [answer]
+
+
+def _chunk_steps(model: TokenWorldModel, num_rows: int) -> int:
+    """Imagined steps between two pauses: the fewer, the more rows."""
+    rows_at_once = min(num_rows, model.max_rows)
+    return min(MOST_STEPS, max(LEAST_STEPS, model.max_rows // rows_at_once))
+
+
+def _count(metrics: Metrics, rollout: Rollout) -> None:
+    metrics.add("imagined_steps_total", math.prod(rollout.frame_tokens.shape[:2]))
+    metrics.add("passes_total", rollout.num_passes)
+    metrics.add("row_tokens_total", rollout.frame_tokens[0].numel())
 
 
 def _answer(

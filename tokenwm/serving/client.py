@@ -15,6 +15,8 @@ Arrays = dict[str, NDArray[Any]]
 
 BUSY = 503
 """Status of a server that has no room now."""
+DECISIONS = ("accepted", "rejected", "unknown")
+"""Verdicts by their number in an answer."""
 LONGEST_WAIT = 10.0
 """Seconds before asking again, at most, whatever the server says."""
 
@@ -102,6 +104,106 @@ class WorldModelClient:
         """``(N, cameras, H, W, 3)`` uint8 → ``(N, K)`` tokens."""
         return self._post("/v1/encode", {"frames": frames}, options)["frame_tokens"]
 
+    def rank(
+        self,
+        frames: NDArray[np.uint8],
+        past_actions: NDArray[Any],
+        chunks: NDArray[Any],
+        states: NDArray[Any] | None = None,
+        goal: NDArray[np.uint8] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Rank action chunks from one state, by the predicted reward or by a goal.
+
+        Args:
+            frames: ``(1, C, cameras, H, W, 3)`` uint8, observed.
+            past_actions: ``(1, C - 1, A)`` in the units of the data.
+            chunks: ``(K, steps, A)``.
+            states: ``(1, C, state_dim)``, if the model has a state.
+            goal: ``(cameras, H, W, 3)`` uint8, a picture of what is wanted.
+            **options: ``limits`` (a dictionary of hard limits, docs/deciding.md), ``least`` (a
+                future fails where reward, or minus the distance to the goal, is below it),
+                ``num_futures``, ``max_failure_probability``, ``temperature``, ``seed``,
+                ``timeout`` (seconds).
+
+        Returns:
+            ``order`` ``(K,)`` best first, ``scores`` ``(K,)``, ``failure_probability`` ``(K,)``,
+            NaN where it is not known, and lists: ``decision`` (``accepted``, ``rejected`` or
+            ``unknown``) and ``reasons``.
+
+        Raises:
+            ServerError: The server refused, or did not answer in time.
+        """
+        arrays = {"frames": frames, "past_actions": past_actions, "actions": chunks}
+        if goal is not None:
+            arrays["goal"] = goal
+        answer: dict[str, Any] = self._post("/v1/rank", arrays | _given(states), options)
+        return _told(answer)
+
+    def verify(
+        self,
+        frames: NDArray[np.uint8],
+        past_actions: NDArray[Any],
+        chunk: NDArray[Any],
+        states: NDArray[Any] | None = None,
+        goal: NDArray[np.uint8] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Judge one action chunk ``(steps, A)``: as :meth:`rank`, by drawn futures.
+
+        Returns:
+            ``decision``, ``reason`` and ``failure_probability``, None where it is not known.
+
+        Raises:
+            ServerError: The server refused, or did not answer in time.
+        """
+        arrays = {"frames": frames, "past_actions": past_actions, "actions": chunk[None]}
+        if goal is not None:
+            arrays["goal"] = goal
+        answer = _told(self._post("/v1/verify", arrays | _given(states), options))
+        probability = float(answer["failure_probability"][0])
+        return {
+            "decision": answer["decision"][0],
+            "reason": answer["reasons"][0],
+            "failure_probability": None if np.isnan(probability) else probability,
+        }
+
+    def plan(
+        self,
+        frames: NDArray[np.uint8],
+        past_actions: NDArray[Any],
+        states: NDArray[Any] | None = None,
+        goal: NDArray[np.uint8] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Look for actions, by the predicted reward or towards a goal.
+
+        Args:
+            frames: As in :meth:`rank`, and so are the others.
+            past_actions: See there.
+            states: See there.
+            goal: See there.
+            **options: ``horizon``, ``num_candidates``, ``num_rounds``, ``seconds`` (of the search,
+                at most 1), ``limits``, ``seed``, ``timeout``.
+
+        Returns:
+            ``actions`` ``(horizon, A)``, ``expected_return``, ``decision`` (``rejected`` if the
+            plan breaks a limit, else ``accepted``) and ``reason``.
+
+        Raises:
+            ServerError: The server refused, or did not answer in time.
+        """
+        arrays = {"frames": frames, "past_actions": past_actions} | _given(states)
+        if goal is not None:
+            arrays["goal"] = goal
+        answer = _told(self._post("/v1/plan", arrays, options))
+        return {
+            "actions": answer["actions"],
+            "expected_return": float(answer["expected_return"][0]),
+            "decision": answer["decision"][0],
+            "reason": answer["reasons"][0],
+        }
+
     def health(self) -> dict[str, Any]:
         """The server's description of itself, from ``/health``."""
         result: dict[str, Any] = json.loads(self._ask("GET", "/health", None))
@@ -170,6 +272,15 @@ class WorldModelClient:
 def _seconds_to_wait(response: http.client.HTTPResponse) -> float:
     given = response.getheader("Retry-After", "")
     return min(LONGEST_WAIT, float(given) if given.isdecimal() else 1.0)
+
+
+def _told(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer with words in place of their numbers and bytes."""
+    return {
+        **answer,
+        "decision": [DECISIONS[number] for number in answer["decision"]],
+        "reasons": json.loads(answer["reasons"].tobytes()),
+    }
 
 
 def _given(states: NDArray[Any] | None) -> Arrays:

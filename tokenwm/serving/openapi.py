@@ -5,7 +5,17 @@ from typing import Any
 import tokenwm
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving import wire
-from tokenwm.serving.requests import ENCODE, IMAGINE, OPTIONS, SCORE, Limits, arrays_of
+from tokenwm.serving.decisions import RANK, VERIFY
+from tokenwm.serving.planning import PLAN
+from tokenwm.serving.requests import (
+    ENCODE,
+    IMAGINE,
+    OPTIONS,
+    PATHS,
+    SCORE,
+    Limits,
+    arrays_of,
+)
 
 ERRORS = {
     400: "wrong: a shape, an option, a value that is not finite, no safetensors at all",
@@ -23,15 +33,16 @@ SUMMARIES = {
     IMAGINE: "Futures of candidates.",
     SCORE: "How likely the observed frames are, in nats per token.",
     ENCODE: "Tokens of frames.",
+    RANK: "Action chunks from one state, best first, each with a verdict.",
+    PLAN: "Actions that an objective likes best, and what is expected of them.",
+    VERIFY: "A verdict on one action chunk: accepted, rejected or unknown.",
 }
 
 
 def describe(model: TokenWorldModel, limits: Limits) -> dict[str, Any]:
     """Return the OpenAPI document of a server."""
     json_object = {"application/json": {"schema": {"type": "object"}}}
-    paths: dict[str, Any] = {
-        path: {"post": _operation(path, model, limits)} for path in (IMAGINE, SCORE, ENCODE)
-    }
+    paths: dict[str, Any] = {path: {"post": _operation(path, model, limits)} for path in PATHS}
     for path, summary, content in (
         ("/health", "The model's shapes, the limits, what runs and waits.", json_object),
         ("/metrics", "Counters in Prometheus's format.", {"text/plain": {"schema": _TEXT}}),

@@ -11,10 +11,21 @@ from numpy.typing import NDArray
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.serving import decisions, planning
+from tokenwm.serving.checks import (
+    check_array,
+    check_at_most,
+    check_names,
+    number,
+    whole_number,
+)
+from tokenwm.serving.decisions import GOAL, VERIFY, Question, parse_question
+from tokenwm.serving.planning import PLAN, PlanQuestion, parse_plan
 
 Arrays = dict[str, NDArray[Any]]
 
-IMAGINE, SCORE, ENCODE = PATHS = ("/v1/imagine", "/v1/score", "/v1/encode")
+IMAGINE, SCORE, ENCODE = ("/v1/imagine", "/v1/score", "/v1/encode")
+PATHS = (IMAGINE, SCORE, ENCODE, *decisions.PATHS, PLAN)
 FRAMES_PER_ROW = 32
 """Observed frames that take about as much memory as an imagined row."""
 
@@ -73,6 +84,9 @@ class Request:
         seed: Seed of the noise.
         sampling: Settings for drawing ids.
         pixels: Steps whose frames are wanted.
+        question: What is asked of the actions, to rank or to verify them.
+        plan: What is asked of a plan; ``actions`` then has as many rows and steps as a round of
+            its search, and no numbers.
     """
 
     path: str
@@ -84,6 +98,8 @@ class Request:
     seed: int = 0
     sampling: SamplingConfig = SamplingConfig()
     pixels: tuple[int, ...] = ()
+    question: Question | None = None
+    plan: PlanQuestion | None = None
 
     @property
     def key(self) -> Hashable:
@@ -96,7 +112,9 @@ class Request:
     @property
     def size(self) -> int:
         """The rows that it takes of a batch and of the queue, at least 1."""
-        return max(1, len(self.actions), math.prod(self.frames.shape[:-4]) // FRAMES_PER_ROW)
+        num_futures = 1 if self.question is None else self.question.config.num_futures
+        rows = len(self.actions) * num_futures
+        return max(1, rows, math.prod(self.frames.shape[:-4]) // FRAMES_PER_ROW)
 
     @property
     def length(self) -> int:
@@ -121,14 +139,16 @@ def parse(
     Raises:
         TokenwmError: Something is missing, unknown, too large or of another shape.
     """
-    timeout = _number(options, "timeout", limits.timeout, 0.0, limits.timeout)
-    _check_names("array", arrays, arrays_of(path, model))
-    _check_names("option", options, (), OPTIONS[path])
+    timeout = number(options, "timeout", limits.timeout, 0.0, limits.timeout)
+    check_names(
+        "array", arrays, arrays_of(path, model), [GOAL] if path in (*decisions.PATHS, PLAN) else []
+    )
+    check_names("option", options, (), OPTIONS[path])
     nothing = np.zeros((0, 1, 0))
     if path == ENCODE:
         frames = arrays["frames"]
-        _check("frames", frames, (None, *model.tokenizer.frame_shape), np.uint8)
-        _check_at_most(len(frames), limits.max_rows, "frames are encoded")
+        check_array("frames", frames, (None, *model.tokenizer.frame_shape), np.uint8)
+        check_at_most(len(frames), limits.max_rows, "frames are encoded")
         return Request(
             path=path, timeout=timeout, frames=frames, past_actions=nothing, actions=nothing
         )
@@ -136,27 +156,44 @@ def parse(
     if path == SCORE:
         num_steps = frames.shape[1] if frames.ndim > 1 else 0
         positions = num_steps * model.world_model.layout.positions_per_step
-        _check_at_most(
+        check_at_most(
             positions, limits.max_score_positions, f"positions ({num_steps} steps) are scored"
         )
     _check_observed(model, arrays, limits)
-    observed: dict[str, Any] = {name: arrays[name] for name in arrays if name != "actions"}
+    observed: dict[str, Any] = {
+        name: arrays[name] for name in arrays if name not in ("actions", GOAL)
+    }
     if path == SCORE:
-        _check_at_most(len(frames), limits.max_rows, "rows are scored")
+        check_at_most(len(frames), limits.max_rows, "rows are scored")
         if num_steps < 2:
             raise TokenwmError("frames has 1 step; at least 2 are needed, the first is not scored")
         return Request(path=path, timeout=timeout, actions=nothing, **observed)
+    if len(frames) != 1 and path in (*decisions.PATHS, PLAN):
+        raise TokenwmError(f"frames has {len(frames)} rows; ask from one state")
+    if path == PLAN:
+        plan = parse_plan(model, arrays, options, limits.max_steps)
+        planner = plan.planner
+        check_at_most(planner.num_candidates, limits.max_rows, "rows are imagined")
+        steps = planner.num_candidates * planner.horizon * planner.num_rounds
+        check_at_most(steps, limits.max_row_steps, "rows times steps are imagined")
+        nothing = np.zeros((planner.num_candidates, planner.horizon, 0))
+        return Request(path=path, timeout=timeout, actions=nothing, plan=plan, **observed)
     actions = arrays["actions"]
-    _check("actions", actions, (None, None, model.vocabulary.action.num_dimensions))
+    check_array("actions", actions, (None, None, model.vocabulary.action.num_dimensions))
     if len(actions) % len(frames):
         raise TokenwmError(
             f"actions has {len(actions)} rows for {len(frames)} of frames; give a multiple"
         )
-    num_steps = actions.shape[1]
-    _check_at_most(len(actions), limits.max_rows, "rows are imagined")
+    num_steps, num_rows, question = actions.shape[1], len(actions), None
+    if path in decisions.PATHS:
+        question = parse_question(path, model, arrays, options)
+        num_rows *= question.config.num_futures
+        if path == VERIFY and len(actions) != 1:
+            raise TokenwmError(f"actions has {len(actions)} rows; verify one chunk, or rank them")
+    check_at_most(num_rows, limits.max_rows, "rows are imagined")
     if not 1 <= num_steps <= limits.max_steps:
         raise TokenwmError(f"{num_steps} actions; 1 to {limits.max_steps} each are allowed")
-    _check_at_most(len(actions) * num_steps, limits.max_row_steps, "rows times steps are imagined")
+    check_at_most(num_rows * num_steps, limits.max_row_steps, "rows times steps are imagined")
     pixels = options.get("pixels", [])
     if not isinstance(pixels, list) or not all(
         type(step) is int and 0 <= step < num_steps for step in pixels
@@ -166,13 +203,14 @@ def parse(
         path=path,
         timeout=timeout,
         actions=actions,
-        seed=_whole_number(options, "seed", 0, -(2**62), 2**62),
+        seed=whole_number(options, "seed", 0, -(2**62), 2**62),
         sampling=SamplingConfig(
-            temperature=_number(options, "temperature", 1.0, 0.0, 1e6),
-            top_k=_whole_number(options, "top_k", None, 1, 2**31),
-            top_p=_number(options, "top_p", 1.0, 1e-6, 1.0),
+            temperature=number(options, "temperature", 1.0, 0.0, 1e6),
+            top_k=whole_number(options, "top_k", None, 1, 2**31),
+            top_p=number(options, "top_p", 1.0, 1e-6, 1.0),
         ),
         pixels=tuple(pixels),
+        question=question,
         **observed,
     )
     if len(set(pixels)) < len(pixels) or request.num_pixel_bytes > limits.max_body_bytes:
@@ -187,79 +225,27 @@ OPTIONS: Mapping[str, Collection[str]] = {
     IMAGINE: ("seed", "temperature", "top_k", "top_p", "pixels", "timeout"),
     SCORE: ("timeout",),
     ENCODE: ("timeout",),
+    **dict.fromkeys(decisions.PATHS, decisions.OPTIONS),
+    PLAN: planning.OPTIONS,
 }
 
 
 def arrays_of(path: str, model: TokenWorldModel) -> list[str]:
-    """Return the names of the arrays that a request must have."""
+    """Return the names of the arrays that a request must have; ``goal`` may be there besides."""
     if path == ENCODE:
         return ["frames"]
     states = [] if model.vocabulary.state is None else ["states"]
-    return ["frames", "past_actions", *states, *(["actions"] if path == IMAGINE else [])]
+    return ["frames", "past_actions", *states, *([] if path in (SCORE, PLAN) else ["actions"])]
 
 
 def _check_observed(model: TokenWorldModel, arrays: Arrays, limits: Limits) -> None:
     vocabulary = model.vocabulary
-    _check("frames", arrays["frames"], (None, None, *model.tokenizer.frame_shape), np.uint8)
+    check_array("frames", arrays["frames"], (None, None, *model.tokenizer.frame_shape), np.uint8)
     num_rows, num_steps = arrays["frames"].shape[:2]
     if not 1 <= num_steps <= limits.max_steps:
         raise TokenwmError(f"frames has {num_steps} steps; 1 to {limits.max_steps} are allowed")
     shape = (num_rows, num_steps - 1, vocabulary.action.num_dimensions)
-    _check("past_actions", arrays["past_actions"], shape)
+    check_array("past_actions", arrays["past_actions"], shape)
     if vocabulary.state is not None:
         shape = (num_rows, num_steps, vocabulary.state.num_dimensions)
-        _check("states", arrays["states"], shape)
-
-
-def _check_at_most(count: int, most: int, text: str) -> None:
-    if count > most:
-        what, _, verb = text.rpartition(" are ")
-        raise TokenwmError(f"{count} {what} asked; at most {most} are {verb}")
-
-
-def _check_names(
-    kind: str, given: Mapping[str, Any], needed: Collection[str], allowed: Collection[str] = ()
-) -> None:
-    missing, unknown = {*needed} - {*given}, {*given} - {*needed, *allowed}
-    if missing or unknown:
-        raise TokenwmError(
-            f"{kind}s missing: {sorted(missing)}; unknown: {sorted(unknown)}; "
-            f"known: {sorted({*needed, *allowed})}"
-        )
-
-
-def _check(
-    name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: Any = None
-) -> None:
-    fits = array.ndim == len(shape) and all(
-        wanted is None or wanted == size for wanted, size in zip(shape, array.shape, strict=True)
-    )
-    is_type = array.dtype.kind in "fiu" if dtype is None else array.dtype == dtype
-    if not fits or not is_type:
-        wanted = ", ".join("·" if size is None else str(size) for size in shape)
-        raise TokenwmError(
-            f"{name} has shape {array.shape} and type {array.dtype}; expected ({wanted}) "
-            f"{np.dtype(dtype).name if dtype is not None else 'numbers'}"
-        )
-    if array.shape[0] < 1:
-        raise TokenwmError(f"{name} has no row")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise TokenwmError(f"{name} has NaN or infinite values; only finite values can be binned")
-
-
-def _number(
-    options: Mapping[str, Any], name: str, default: float, low: float, high: float
-) -> float:
-    value = options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise TokenwmError(f"{name}={value!r}; a number in [{low:g}, {high:g}]")
-    return float(value)
-
-
-def _whole_number(
-    options: Mapping[str, Any], name: str, default: int | None, low: int, high: int
-) -> Any:
-    value = options.get(name, default)
-    if value is not None and (type(value) is not int or not low <= value <= high):
-        raise TokenwmError(f"{name}={value!r}; a whole number in [{low}, {high}]")
-    return default if value is None else value
+        check_array("states", arrays["states"], shape)

@@ -170,6 +170,9 @@ class WorldModelServer(uvicorn.Server):
     ``POST /v1/imagine``      futures of candidates
     ``POST /v1/score``        likelihood of what happened
     ``POST /v1/encode``       tokens of frames
+    ``POST /v1/rank``         action chunks, best first
+    ``POST /v1/verify``       may this chunk be carried out?
+    ``POST /v1/plan``         what to do next
     ``GET /health``           JSON; 200 as long as requests are computed
     ``GET /metrics``          counters in Prometheus's text format
     ``GET /openapi.json``     a description of all of them

@@ -313,13 +313,21 @@ class FrameTokenizer(nn.Module):
             ShapeError: The frames do not have the tokenizer's cameras and size, or the previous
                 tokens another shape.
         """
+        return self.encode_both(frames, previous, shift)[0]
+
+    @torch.no_grad()
+    def encode_both(
+        self, frames: Tensor, previous: Tensor | None = None, shift: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`encode_sequence` and :meth:`encode_frames` at the price of one."""
         self._check_frames(frames)
         size = check_shape("frames", frames, ("B", "T", *self.frame_shape))
         if previous is not None:
             check_shape("previous", previous, (size["B"], self.tokens_per_frame))
             previous = previous.to(self.mean_frame.device)
         if self.config.code_margin == 0.0 or 0 in frames.shape[:2]:
-            return self.encode_frames(frames, shift)
+            alone = self.encode_frames(frames, shift)
+            return alone, alone
         encoded = [(part.indices, part.places) for part in self._encoded(frames, shift)]
         nearest, places = (
             torch.cat(parts).reshape(*frames.shape[:2], self.tokens_per_frame, *parts[0].shape[2:])
@@ -331,7 +339,7 @@ class FrameTokenizer(nn.Module):
                 token = self.quantizer.kept(place, token, previous, self.config.code_margin)
             tokens.append(token)
             previous = token
-        return torch.stack(tokens, dim=1)
+        return torch.stack(tokens, dim=1), nearest
 
     def _encoded(self, frames: Tensor, shift: tuple[int, int]) -> Iterator[Quantized]:
         """Camera frames quantized, in parts that fit into ``pixel_memory``; none of no frame."""

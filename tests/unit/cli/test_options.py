@@ -115,7 +115,8 @@ def test_one_thing_has_one_name() -> None:
     for option in ("--device", "--json"):
         helps = {parsers[words]._option_string_actions[option].help for words in having(option)}
         assert len(helps) == 1
-    computes = {"evaluate", "imagine", "serve", "tokenize", "quickstart", "sweep plan", "sweep run"}
+    computes = {"evaluate", "heads", "imagine", "control", "serve", "tokenize", "quickstart"}
+    computes |= {"sweep plan", "sweep run"}
     assert having("--device") == computes | {f"{verb} fit" for verb in CLIS}
     assert all(parsers[words].get_default("device") == "auto" for words in having("--device"))
     assert without("--json") == {"serve", "completion"}  # which have no result

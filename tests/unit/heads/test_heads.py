@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +119,9 @@ def test_data_without_hidden_truth_has_no_readout(
     assert "has no training episodes, so no readout can be trained" in caplog.text
 
 
+OLD_CONFIG = ("inputs", "input_shape", "num_outputs", "hidden")
+
+
 def feature_head(width: int = 5) -> Head:
     config = HeadConfig(inputs="features", input_shape=(width,), num_outputs=2, hidden=16)
     return Head(config, Meaning(names=("doubt", "value"), values={"horizon": 5}))
@@ -152,6 +157,54 @@ def test_heads_of_models_are_saved_and_loaded(model: TokenWorldModel) -> None:
     torch.testing.assert_close(loaded(inputs), head.eval()(inputs), rtol=0, atol=0)
     with pytest.raises(ShapeError, match=r"inputs of a head are \(4, 6\); expected \(B, 5\)"):
         loaded(torch.randn(4, 6))
+
+
+def test_a_head_of_before_there_were_maps_is_loaded(model: TokenWorldModel) -> None:
+    head = feature_head()
+    folder = save_head(model, "doubt", head, {})
+    config = json.loads((folder / HEAD).read_text())["config"]
+    change(folder, config={name: config[name] for name in OLD_CONFIG})
+    inputs = torch.randn(4, 5)
+    torch.testing.assert_close(load_head(model, "doubt")(inputs), head.eval()(inputs))
+
+
+@pytest.mark.parametrize("inputs", ["features", "frames"])
+def test_members_of_a_head_are_networks_of_their_own(inputs: str) -> None:
+    """Side by side; a change of what one sees of a map changes its own outputs as well."""
+    shape = (22,) if inputs == "features" else (1, 16, 16, 3)
+    grid = (2, 2, 2, 2) if inputs == "features" else ()
+    config = HeadConfig(
+        inputs=inputs,  # type: ignore[arg-type]
+        input_shape=shape,
+        num_outputs=6,
+        hidden=8,
+        depth=2,
+        grid=grid,
+        members=3,
+    )
+    head = Head(config, Meaning(names=())).eval()
+    one, other = torch.rand(2, *shape), torch.rand(2, *shape)
+    first = head(one).reshape(2, 3, 2)
+    assert not torch.allclose(first[:, 0], first[:, 1])
+    assert (head(other).reshape(2, 3, 2) != first).all()
+    same = Head(replace(config, members=1, num_outputs=2), Meaning(names=())).eval()
+    same.load_state_dict({k: v for k, v in head.state_dict().items() if "others" not in k})
+    torch.testing.assert_close(same(one), first[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"members": 5}, "num_outputs is 2; expected a multiple of 5 members"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"grid": (2, 2, 2, 1)}, r"grid is \[2, 2, 2, 1\]; expected"),
+        ({"depth": 99}, "depth is 99; expected 1 to 8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_shapes_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TokenwmError, match=message):
+        HeadConfig(inputs="features", input_shape=(5,), **{"num_outputs": 2, **values})
 
 
 def test_a_head_of_another_model_is_refused(model: TokenWorldModel, tmp_path: Path) -> None:

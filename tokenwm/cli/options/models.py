@@ -16,6 +16,16 @@ IMAGINING = """\
 """
 """Options of imagination, which ``evaluate`` and ``imagine`` share."""
 
+PLANNERS: Mapping[str, str] = {
+    "random-shooting": "random_shooting:RandomShooting",
+    "cem": "cem:CEM",
+    "icem": "icem:ICEM",
+    "mppi": "mppi:MPPI",
+    "categorical": "categorical:CategoricalCEM",
+    "beam": "beam:BeamSearch",
+}
+"""Planner → module and class in ``tokenwm/control/planners``."""
+
 TEXTS: Mapping[str, str] = {
     "evaluate": f"""
 Imagine held-out episodes open loop, measure every step beside persistence, reconstruction and
@@ -35,6 +45,20 @@ model DIR …  {MODEL}; of folds, one each (they are measured as one, see docs/e
     own is found in MODEL/logs
 {IMAGINING.format(temperature=0.0)}+ DEVICE JSON REMAKE
 """,
+    "heads": f"""
+Train small heads on what a finished world model sees, measure them on held-out episodes and keep
+them beside it: the action prior (cloning by hindsight), the distance to a goal and the model's
+doubt.
+
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}
+--train {{prior,distance,doubt}} …  which (default: all)
+--minutes X = 3.0  of training, of all of them together; encoding the frames comes on top
+--chunk N  steps of the model that the prior gives at once (default: 2.5 seconds)
+--reach N  most steps of the model from a state to its goal (default: 5 seconds)
+--seed SEED = 0  seed of everything random
++ DEVICE JSON REMAKE
+""",
     "imagine": f"""
 Imagine from any recorded episode with its own, other or random actions; writes a GIF, an MP4 and an
 NPZ (see docs/evaluation.md).
@@ -50,11 +74,43 @@ model DIR  {MODEL}
 --samples N = 1  futures to draw, each with its own noise
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,
+    "control": f"""
+Let a model decide in a simulator: plan, act, observe, plan anew. Writes control.json, a page with
+films of real beside imagined, and the episodes as recordings that prepare reads.
+
+model DIR  {MODEL}
+--out DIR!  folder to write into
+--env ID  registered id of a Gymnasium environment (default: the one the data was recorded from)
+--set KEY=VALUE …  options of the simulator, as a recipe has them under source: cameras, state,
+    rate, env_kwargs, start, reset_options, …
+--steps N  most environment steps of an episode (default: as the data)
+--planner {{{",".join((*PLANNERS, "random"))}}} = icem  who looks for actions; random draws them,
+    to compare with
+--objective {{reward,goal-image,goal-state,distance}} = reward  what is wanted: the predicted
+    reward, or to be near --goal; distance is the learned one
+--prior  let the action prior propose half of the first candidates
+--doubt  have the learned doubt of every plan; these three are trained by tokenwm heads MODEL
+--goal FILE  a picture of the goal, or an .npy of it or of the robot's state
+--horizon N = 5  steps of the model that a plan has
+--candidates N = 64  action sequences that are tried in a round
+--every N  robot steps from plan to plan (default: one step of the model)
+--deadline X  seconds from an observation until its action must be there; steps then take as long
+    as they would in reality (default: plans are waited for)
+--limits FILE  hard limits, see tokenwm info DATASET --limits FILE
+--safe-action X …  the robot's action, one number a dimension, where nothing is left of the last
+    plan
+--episodes N = 10  how many
+--films N = 2  episodes, from the first on, to film
+--seed SEED = 0  seed of the episodes' starts and of all noise
++ DEVICE JSON REMAKE
+""",
     "info": """
 Say what a dataset, a checkpoint, a run, a sweep or a report holds, where it came from, and what to
 do with it next.
 
 path PATH|URL  what to look at
+--limits FILE  of a dataset: write the hard limits that it proposes, as YAML, to look over and give
+    to tokenwm control --limits
 + JSON
 """,
     "report": """

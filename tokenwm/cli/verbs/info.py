@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from tokenwm.cli.console import console_of, give, printable, say, show_table
 from tokenwm.cli.describe import of_manifest
 from tokenwm.cli.options import parse
 from tokenwm.cli.training.run_folder import CONFIG_NAME, last_checkpoint, parameters_of
+from tokenwm.control.proposed_limits import propose_limits
 from tokenwm.data.quality_report import PAGE_NAME, REPORT_NAME
 from tokenwm.data.quality_report import read as read_quality
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.data.storage.folder import is_url, join, open_folder, sha256_of
-from tokenwm.errors import TokenwmError
+from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.heads.folder import HEAD, HEADS
 from tokenwm.parent import lineage
 from tokenwm.scaling.runs.runs import RESULT_FILE
-from tokenwm.strict import parse_yaml
+from tokenwm.strict import dump_yaml, parse_yaml
 
 SHOWN_ORIGIN = (
     *("steps", "windows_seen", "data", "data_manifest_sha256", "tokenwm_version", "code_revision"),
@@ -33,6 +37,8 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = parse("info", argv)
     found = describe(arguments.path)
+    if arguments.limits is not None:
+        write_limits(arguments.limits, found)
     show(console_of(arguments), found)
     give(arguments, found)
     return 0
@@ -76,6 +82,21 @@ def describe(path: Path | str) -> dict[str, Any]:
     )
 
 
+def write_limits(path: Path, found: Mapping[str, Any]) -> None:
+    """Write the limits that a dataset proposes.
+
+    Raises:
+        TokenwmError: It proposes none.
+    """
+    if "limits" not in found:
+        raise TokenwmError(
+            f"{found['path']} proposes no limits: frame shards in a local folder do, whose actions "
+            "are quantities"
+        )
+    with open_atomically(path) as file:
+        file.write(dump_yaml(found["limits"]).encode())
+
+
 def _dataset(path: Path | str) -> dict[str, Any]:
     manifest, folder = Manifest.load(path), open_folder(path)
     found = {"path": str(path), "is": f"a dataset of {manifest.kind}", **of_manifest(manifest)}
@@ -83,6 +104,10 @@ def _dataset(path: Path | str) -> dict[str, Any]:
     if folder.size(REPORT_NAME) is not None:
         found |= {"quality": read_quality(path)["verdict"], "page": join(path, PAGE_NAME)}
     if manifest.kind == "frames":
+        has_limits = manifest.features["action"].kind == "continuous"
+        if has_limits and manifest.num_episodes("train") and not is_url(path):
+            with suppress(ShardError):  # what is damaged is told by verify-shards
+                found["limits"] = propose_limits(ShardReader(path)).to_dict()
         return {**found, "next": f"tokenwm tokenizer fit --size small --data {path} --out DIR"}
     return {**found, "next": f"tokenwm world-model fit --size small --data {path} --out DIR"}
 

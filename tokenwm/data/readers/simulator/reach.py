@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -37,13 +38,17 @@ class RecordedEpisodes(Protocol):
         """Steps of some fields of an episode."""
 
 
-def reach(reader: RecordedEpisodes, key: str, step: int) -> Any:
+def reach(
+    reader: RecordedEpisodes, key: str, step: int, *, env_kwargs: Mapping[str, Any] | None = None
+) -> Any:
     """Bring a fresh simulator to a recorded step: reset as it was, the recorded actions replayed.
 
     Args:
         reader: A dataset recorded from a simulator.
         key: Episode.
         step: Step of the episode, ``0 <= step < num_steps``; its own action is not taken.
+        env_kwargs: Arguments of the environment that are to be others: to draw no pictures, which
+            takes most of the time, for example.
 
     Returns:
         The environment, about to take the action of ``step``: a
@@ -55,6 +60,7 @@ def reach(reader: RecordedEpisodes, key: str, step: int) -> Any:
         EpisodeError: The episode does not say how its simulator was reset, or ends before ``step``.
     """
     config = _options(reader)
+    config = replace(config, env_kwargs={**config.env_kwargs, **(env_kwargs or {})})
     about = reader.metadata(key)
     seed, options = about.get(ENV_SEED), about.get(RESET_OPTIONS)
     try:

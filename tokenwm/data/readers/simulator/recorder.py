@@ -123,17 +123,22 @@ class EpisodeRecorder:
             metadata["contact_fraction"] = float(np.mean(self.had_contact))
         if self.success is not None:
             metadata["success"] = self.success
-        recording = self._recording(ref.phase, factor, metadata)
+        recording = self.recording(ref.phase, factor, metadata)
         # A simulator drops no frames and has no faulty encoders: stillness and jumps are real.
         limits = replace(self.format.quality, max_frozen_seconds=None, max_spike=None)
         wanted = replace(self.format, quality=limits)
         return to_episode(recording, ref, wanted, factor * wanted.control_rate, self.num_actions)
 
-    def _recording(self, phase: int, factor: int, metadata: Mapping[str, Scalar]) -> Recording:
+    def recording(self, phase: int, factor: int, metadata: Mapping[str, Scalar]) -> Recording:
         """All rows; of an end within a step, as many more as make the step whole.
 
         Nothing happens in these: the last observation stays, and so does the last action, of which
         a sum gets none.
+
+        Args:
+            phase: Row at which downsampling begins.
+            factor: Environment steps that make one step.
+            metadata: Of the recording.
         """
         num_actions = len(self.action)
         num_missing = (phase - num_actions) % factor if self.terminated else 0

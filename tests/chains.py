@@ -1,0 +1,52 @@
+"""Recorded walks on a line whose actions, distances and next codes are known, for heads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tests.small_models import binning
+from tokenwm.heads.recorded import Recorded
+from tokenwm.sequence.vocabulary import Vocabulary
+
+GRID = (1, 1, 1, 1)
+STEP = 0.3
+"""How far an action of 1 leads."""
+
+
+def walks(velocities: Sequence[float], num_steps: int = 12, seed: int = 0) -> Recorded:
+    """Episodes of one velocity each, from anywhere: ``x' = x + STEP * action``."""
+    generator = torch.Generator().manual_seed(seed)
+    episodes = []
+    for velocity in velocities:
+        start = 2.0 * torch.rand(1, generator=generator) - 1.0
+        place = start + STEP * velocity * torch.arange(num_steps)
+        episodes.append(episode(place, torch.full((num_steps,), velocity)))
+    return Recorded.cat(episodes)
+
+
+def episode(place: Tensor, action: Tensor, tokens: Tensor | None = None) -> Recorded:
+    """One episode: a code that is its place, no state, an action of one number."""
+    count = len(place)
+    return Recorded(
+        features=place[:, None],
+        goals=place[:, None],
+        frame_tokens=(torch.zeros(count, dtype=torch.int64) if tokens is None else tokens)[:, None],
+        actions=action[:, None],
+        first=torch.zeros(count, dtype=torch.int64),
+        last=torch.full((count,), count - 1),
+    )
+
+
+def digits_vocabulary(num_values: int = 8) -> Vocabulary:
+    """Frames of one token of one digit."""
+    return Vocabulary(
+        codebook_size=num_values,
+        code_levels=(num_values,),
+        num_cameras=1,
+        grid=(1, 1),
+        action=binning(1, 16),
+        state=None,
+        has_reward=False,
+        tokenizer_hash="chain",
+    )

@@ -1,0 +1,162 @@
+"""``tokenwm control MODEL --out DIR``: a model decides in a simulator, episode by episode."""
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tokenwm
+from tokenwm.cli.console import console_of, give, say
+from tokenwm.cli.devices import take_device
+from tokenwm.cli.made_before import MadeBefore, files_below
+from tokenwm.cli.options import parse
+from tokenwm.cli.options.models import PLANNERS
+from tokenwm.cli.progress import show_progress
+from tokenwm.cli.verbs.evaluate import model_files
+from tokenwm.control.closed_loop import Agent, ClosedLoopConfig, RandomAgent, run_closed_loop
+from tokenwm.control.closed_loop_page import FIGURES, sentences, write_closed_loop
+from tokenwm.control.controller import Controller
+from tokenwm.control.decision import ControllerConfig
+from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
+from tokenwm.control.limits import load_limits
+from tokenwm.control.objectives import Objective, Reward
+from tokenwm.control.simulator import simulator_for
+from tokenwm.data.shards.tasks import Progress
+from tokenwm.errors import TokenwmError
+from tokenwm.heads.distance import Distance
+from tokenwm.heads.doubt import Doubt
+from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.policies.acting import GoalProposal
+from tokenwm.policies.cloning import GoalPolicy
+from tokenwm.strict import key_values, plain
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    arguments = parse("control", argv)
+    console = console_of(arguments)
+    config = ClosedLoopConfig(
+        num_episodes=arguments.episodes,
+        seed=arguments.seed,
+        num_films=arguments.films,
+        in_real_time=arguments.deadline is not None,
+    )
+    out: Path = arguments.out
+    inputs = [*model_files(arguments.model), *filter(None, (arguments.goal, arguments.limits))]
+    made_before = MadeBefore("control", out, arguments, inputs)
+    if made_before.is_kept(arguments, console):
+        return 0
+    model = tokenwm.load(arguments.model, take_device(arguments.device, console))
+    changes = key_values("--set", arguments.set)
+    if arguments.steps is not None:
+        changes["max_steps"] = arguments.steps
+    simulator = simulator_for(model, arguments.env, changes)
+    agent = agent_of(model, arguments)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TokenwmError(f"folder {out} cannot be made: {error}; choose another") from error
+    about = {
+        "model": str(arguments.model),
+        "env_id": simulator.options.env_id,
+        "planner": arguments.planner,
+        "objective": arguments.objective,
+        "seed": arguments.seed,
+        "options": {name: str(value) for name, value in vars(arguments).items()},
+    }
+    with show_progress(console, "control") as show:
+        loop = run_closed_loop(
+            model,
+            agent,
+            simulator,
+            out,
+            config,
+            about=about,
+            progress=lambda done, total: show(
+                Progress(stage="episodes", done=done, total=total, message="")
+            ),
+        )
+    page = write_closed_loop(out, loop)
+    result = {"page": str(page), "figures": str(out / FIGURES)}
+    made_before.save(files_below(out), {**result, **plain(loop, without=("film", "plans"))})
+    for sentence in sentences(loop):
+        say(console, f"• {sentence}")
+    say(console, f"page: {page}")
+    give(arguments, made_before.result)
+    return 0
+
+
+def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
+    """Who acts, as the options say.
+
+    Raises:
+        TokenwmError: An option is impossible, or does not fit the model.
+    """
+    if arguments.planner == "random":
+        return RandomAgent(model)
+    module, name = PLANNERS[arguments.planner].split(":")
+    planner = getattr(importlib.import_module(f"tokenwm.control.planners.{module}"), name)
+    settings: dict[str, Any] = {"horizon": arguments.horizon, "seed": arguments.seed}
+    if arguments.planner != "beam":
+        count = arguments.candidates
+        settings |= {"num_candidates": count, "num_elites": max(1, count // 8)}
+    if arguments.prior and arguments.planner == "beam":
+        raise TokenwmError("--prior: a beam search tries every action and takes no proposals")
+    if arguments.prior:
+        goal = None if arguments.goal is None else model.goal_features(read_goal(arguments.goal))
+        settings["prior"] = GoalProposal(GoalPolicy.load(model), goal)
+    if arguments.doubt:
+        model.doubt = Doubt.load(model)
+    if arguments.deadline is not None:  # what is left is for observing, and for the last round
+        settings["seconds"] = 0.8 * arguments.deadline
+    safe = arguments.safe_action
+    return Controller(
+        model,
+        planner(**settings),
+        objective_of(model, arguments),
+        ControllerConfig(
+            every=arguments.every or model.actions_per_step, deadline=arguments.deadline
+        ),
+        limits=None if arguments.limits is None else load_limits(arguments.limits),
+        safe_action=None if not safe else np.array(safe, dtype=np.float32),
+    )
+
+
+def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objective:
+    """The objective that the options ask for.
+
+    Raises:
+        TokenwmError: The model predicts no reward, or a goal is missing or does not fit.
+    """
+    if arguments.objective == "reward":
+        if not model.vocabulary.has_reward:
+            raise TokenwmError("the model predicts no reward; choose another --objective")
+        return Reward()
+    if arguments.goal is None:
+        raise TokenwmError(f"--objective {arguments.objective} needs --goal FILE")
+    goal = read_goal(arguments.goal)
+    if arguments.objective == "goal-image":
+        return GoalImage(model, goal)
+    if arguments.objective == "distance":
+        return LearnedDistance(model, Distance.load(model), model.goal_features(goal))
+    return GoalState(model.vocabulary, goal)
+
+
+def read_goal(path: Path) -> NDArray[Any]:
+    """A picture, or the array of an ``.npy`` file.
+
+    Raises:
+        TokenwmError: It cannot be read.
+    """
+    try:
+        if path.suffix == ".npy":
+            array: NDArray[Any] = np.load(path, allow_pickle=False)
+            return array
+        from PIL import Image
+
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, ValueError, EOFError) as error:
+        raise TokenwmError(f"goal {path} cannot be read: {error}") from error

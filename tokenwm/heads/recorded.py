@@ -1,0 +1,146 @@
+"""Recorded steps as features, on which heads are trained; the model's tokenizer encodes them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenwm.data.shards.reader import ShardReader
+from tokenwm.errors import TokenwmError
+from tokenwm.imagination.fits import check_data_fits
+from tokenwm.imagination.token_world_model import TokenWorldModel
+
+MOST_BYTES = 2**30
+"""Features that are held in memory; of more, some episodes are left out, evenly."""
+FRAMES_PER_PASS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """``N`` steps of whole episodes, one episode behind the other.
+
+    Attributes:
+        features: ``(N, E)`` float32, as :meth:`World.features` has them.
+        goals: ``(N, F)`` float32, the same frames as pictures of a goal: codes of each on its own.
+        frame_tokens: ``(N, K)`` int64.
+        actions: ``(N, A)`` in the units of the data, float32 or ids; that of an episode's last step
+            means nothing.
+        first: ``(N,)`` int64, number of the first step of each one's episode.
+        last: ``(N,)`` int64, of the last one.
+    """
+
+    features: Tensor
+    goals: Tensor
+    frame_tokens: Tensor
+    actions: Tensor
+    first: Tensor
+    last: Tensor
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+    @classmethod
+    def cat(cls, episodes: list["Recorded"]) -> "Recorded":
+        """Several behind one another."""
+        sizes = torch.tensor([0, *(len(episode) for episode in episodes)]).cumsum(0).tolist()
+        joined = {
+            name: torch.cat([getattr(episode, name) for episode in episodes])
+            for name in ("features", "goals", "frame_tokens", "actions")
+        }
+        starts = list(zip(episodes, sizes, strict=False))
+        first = torch.cat([episode.first + start for episode, start in starts])
+        last = torch.cat([episode.last + start for episode, start in starts])
+        return cls(**joined, first=first, last=last)
+
+    def draw_pairs(
+        self, count: int, least: int, most: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw steps, and how far ahead to look from each within its episode.
+
+        Args:
+            count: ``n``.
+            least: Fewest steps ahead, 0 or 1.
+            most: Most; as many as a shorter episode has.
+            generator: On the CPU.
+
+        Returns:
+            Numbers of the steps and of steps ahead, ``(n,)`` int64 each. All distances are equally
+            likely, and so are all places of an episode that have one so far ahead.
+        """
+        rows = torch.randint(len(self), (count,), generator=generator)
+        first, length = self.first[rows], self.last[rows] - self.first[rows]
+        ahead = torch.randint(least, most + 1, (count,), generator=generator).minimum(length)
+        places = length - ahead + 1
+        offset = (torch.rand(count, generator=generator) * places).long().minimum(places - 1)
+        return first + offset, ahead
+
+    def chunks(self, rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Actions taken from some steps on.
+
+        Args:
+            rows: ``(n,)`` int64, numbers of the steps.
+            size: ``H``.
+
+        Returns:
+            ``(n, H, A)`` actions, and ``(n, H)`` bool, which of them the episode still has.
+        """
+        steps, last = rows[:, None] + torch.arange(size), self.last[rows][:, None]
+        return self.actions[steps.minimum(last)], steps < last
+
+
+def read_recorded(
+    model: TokenWorldModel,
+    reader: ShardReader,
+    split: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Recorded:
+    """Encode the episodes of a split, each in order from its first frame.
+
+    Args:
+        model: Whose features.
+        reader: Frames that fit it.
+        split: Of which episodes.
+        progress: Called after each episode with how many are done, and how many there are.
+
+    Raises:
+        TokenwmError: The data does not fit the model, or has no episode of two steps in this split.
+    """
+    check_data_fits(model, reader)
+    keys = [key for key in reader.keys(split) if reader.episode(key).num_steps > 1]
+    if not keys:
+        raise TokenwmError(
+            f"{reader.root} has no episode of at least 2 steps in split {split!r}; heads need some"
+        )
+    num_steps = sum(reader.episode(key).num_steps for key in keys)
+    num_numbers = model.num_features + model.num_codes + 2 * model.vocabulary.tokens_per_frame
+    keys = keys[:: max(1, -(-num_steps * 4 * num_numbers // MOST_BYTES))]
+    episodes = []
+    for number, key in enumerate(keys):
+        episodes.append(_episode(model, reader, key))
+        if progress is not None:
+            progress(number + 1, len(keys))
+    return Recorded.cat(episodes)
+
+
+def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
+    names = ["action"] if model.vocabulary.state is None else ["action", "state"]
+    arrays = reader.arrays(key, names)
+    seen: list[Tensor] = []
+    alone: list[Tensor] = []
+    for part in torch.split(torch.from_numpy(reader.frames(key)), FRAMES_PER_PASS):
+        previous = seen[-1][-1:] if seen else None
+        both = model.tokenizer.encode_both(part[None], previous)
+        seen.append(both[0][0])
+        alone.append(both[1][0])
+    tokens = torch.cat(seen)
+    state = model.units.encode_states(arrays["state"]) if "state" in arrays else None
+    count = len(tokens)
+    return Recorded(
+        features=model.features_of_tokens(tokens, state).cpu(),
+        goals=model.features_of_tokens(torch.cat(alone), None).cpu(),
+        frame_tokens=tokens.cpu(),
+        actions=model.units.as_actions(arrays["action"]).cpu(),
+        first=torch.zeros(count, dtype=torch.int64),
+        last=torch.full((count,), count - 1),
+    )

@@ -1,0 +1,165 @@
+"""Arms that try to reach a goal of Push-T, for :mod:`tools.push_to_goal`."""
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwm.control.controller import Controller
+from tokenwm.control.decision import ControllerConfig
+from tokenwm.control.goals import GoalImage, LearnedDistance
+from tokenwm.control.objectives import Objective
+from tokenwm.control.planners.base import Planner
+from tokenwm.control.planners.icem import ICEM
+from tokenwm.errors import TokenwmError
+from tokenwm.heads.distance import Distance
+from tokenwm.imagination.fits import check_data_fits
+from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.imagination.world import Observation
+from tokenwm.policies.acting import ClonedPolicy, GoalProposal
+from tokenwm.policies.cloning import GoalPolicy
+from tools.push_pairs import Task
+
+CONTEXT = 4
+"""Recorded steps before a start that an arm has seen, at most, the start included."""
+
+NextAction = Callable[[Callable[[], Observation]], NDArray[Any]]
+"""Function called at every robot step; it gives the next action ``(2,)``, px. Its argument draws
+what is observed, which takes time, so arms that do not look do not call it."""
+Arm = Callable[[Task], NextAction]
+
+
+def nothing(task: Task) -> NextAction:
+    """Stay where the pusher is."""
+    return lambda look: np.array(task.pair.begin.pusher)
+
+
+def random(task: Task) -> NextAction:
+    """Uniform targets on the table."""
+    generator = np.random.default_rng(task.seed)
+    return lambda look: generator.uniform(0.0, 512.0, 2)
+
+
+def straight(task: Task) -> NextAction:
+    """Go to where the pusher is in the goal: the trivial rule."""
+    return lambda look: np.array(task.pair.end.pusher)
+
+
+def replay(task: Task) -> NextAction:
+    """What was done in the recording, and then stay: the ceiling."""
+    left = iter(task.actions)
+    last = np.array(task.pair.end.pusher)
+    return lambda look: next(left, last)
+
+
+def cloning(task: Task) -> NextAction:
+    """Do what led to such pictures in the records: the action prior alone."""
+    model = model_of(task)
+    count = model.actions_per_step
+    policy = ClonedPolicy(
+        model, prior_of(model), task.goal, steps=max(1, len(task.actions) // count)
+    )
+    memory = policy.begin(1, task.seed)
+    left: list[NDArray[Any]] = []
+
+    def next_action(look: Callable[[], Observation]) -> NDArray[Any]:
+        nonlocal memory
+        if not left:
+            chunk, memory = policy.act(look(), memory)
+            left.extend(model.unstack_actions(chunk)[0].cpu().numpy())
+        return left.pop(0)
+
+    return next_action
+
+
+def planning(task: Task) -> NextAction:
+    """Plan with the model towards the picture of the goal, without a prior."""
+    settings = {"seed": task.seed, **task.settings}
+    return driven(task, ICEM(**settings), objective_of(task))
+
+
+def planning_prior(task: Task) -> NextAction:
+    """Plan with the action prior as a source of candidates."""
+    model = model_of(task)
+    proposal = GoalProposal(
+        prior_of(model),
+        model.goal_features(task.goal),
+        distance=distance_of(model),
+    )
+    settings = {"seed": task.seed, "prior": proposal, **task.settings}
+    return driven(task, ICEM(**settings), objective_of(task))
+
+
+def objective_of(task: Task) -> Objective:
+    """What planning wants: to be near the picture of the goal, measured as the task says."""
+    model = model_of(task)
+    if task.objective == "distance":
+        return LearnedDistance(model, distance_of(model), model.goal_features(task.goal))
+    return GoalImage(model, task.goal, by="pixels" if task.objective == "pixels" else "tokens")
+
+
+def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
+    """The actions of a planner in closed loop, which plans anew at every step of the model.
+
+    What it has seen before the start are the recorded steps there; ``CONTEXT`` at most.
+    """
+    model, pair = model_of(task), task.pair
+    count, first = model.actions_per_step, max(0, pair.start - CONTEXT + 1)
+    names = ["action", "state"] if model.vocabulary.state is not None else ["action"]
+    before = task.reader.arrays(pair.key, names, first, pair.start + 1)
+    context = model.context(
+        task.reader.frames(pair.key, first, pair.start + 1)[None],
+        before["action"][None],
+        before["state"][None] if "state" in before else None,
+    )
+    controller = Controller(model, planner, objective, ControllerConfig(every=count))
+    controller.begin(context, seed=task.seed)
+    seen: list[Observation] = []
+    step = itertools.count()
+
+    def next_action(look: Callable[[], Observation]) -> NDArray[Any]:
+        if next(step) % count == 0:  # in between it does not look
+            seen[:] = [look()]
+        return controller.act(seen[0])[0]
+
+    return next_action
+
+
+@cache
+def prior_of(model: TokenWorldModel) -> GoalPolicy:
+    """The action prior of a model, read once."""
+    return GoalPolicy.load(model)
+
+
+@cache
+def distance_of(model: TokenWorldModel) -> Distance:
+    """The learned distance of a model, read once."""
+    return Distance.load(model)
+
+
+def model_of(task: Task) -> TokenWorldModel:
+    """The model of an arm that needs one.
+
+    Raises:
+        TokenwmError: None is given, or the data are not like its own.
+    """
+    if task.model is None:
+        raise TokenwmError("this arm needs --model")
+    check_data_fits(task.model, task.reader)
+    return task.model
+
+
+ARMS: dict[str, Arm] = {
+    "nothing": nothing,
+    "random": random,
+    "straight": straight,
+    "replay": replay,
+    "cloning": cloning,
+    "planning": planning,
+    "planning_prior": planning_prior,
+}
+"""Arms by name, each from a task (with the model and its settings) to actions. This is the
+place to add one; :func:`driven` makes one of a planner."""
