@@ -1,4 +1,4 @@
-"""Arms that try to reach a goal of Push-T, for :mod:`tools.push_to_goal`."""
+"""Arms that try to reach a goal of Push-T, for ``push_to_goal.py``."""
 
 import itertools
 from collections.abc import Callable
@@ -6,22 +6,26 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from push_pairs import Task
 
 from tokenwm.control.controller import Controller
 from tokenwm.control.decision import ControllerConfig
-from tokenwm.control.goals import GoalImage, LearnedDistance
+from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance, TaskState
 from tokenwm.control.objectives import Objective
+from tokenwm.control.places import Wanted
 from tokenwm.control.planners.base import Planner
 from tokenwm.control.planners.icem import ICEM
+from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
+from tokenwm.heads.readout import Readout, readout_for
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.imagination.world import Observation
 from tokenwm.policies.acting import ClonedPolicy, GoalProposal
 from tokenwm.policies.cloning import GoalPolicy
-from tools.push_pairs import Task
 
 CONTEXT = 4
 """Recorded steps before a start that an arm has seen, at most, the start included."""
@@ -96,9 +100,27 @@ def planning_prior(task: Task) -> NextAction:
 def objective_of(task: Task) -> Objective:
     """What planning wants: to be near the picture of the goal, measured as the task says."""
     model = model_of(task)
+    if task.objective == "readout":
+        return readout_objective(task, model)
     if task.objective == "distance":
         return LearnedDistance(model, distance_of(model), model.goal_features(task.goal))
     return GoalImage(model, task.goal, by="pixels" if task.objective == "pixels" else "tokens")
+
+
+def readout_objective(task: Task, model: TokenWorldModel) -> Objective:
+    """What counts as success, as two readouts see it in the picture of the goal.
+
+    One reads the block's pose, off imagined frames too; the other where the pusher is, which the
+    model says of itself. Differences of 20 px and of pi/9 count as 1.
+    """
+    block, pusher = (readouts_of(model, task.reader)[field] for field in ("task_state", "state"))
+    goal = torch.from_numpy(task.goal)[None]
+    wanted = dict(zip(block.code.names, block.read(goal)[0], strict=True))
+    scale: Wanted = {"block_x": 20.0, "block_y": 20.0, "block_angle": np.pi / 9}
+    pose: Wanted = {name: float(wanted[str(name)]) for name in scale}
+    place = pusher.read(goal)[0]
+    at_goal = GoalState(model.vocabulary, place, scale=np.full(len(place), 20.0))
+    return TaskState(model, block, pose, scale=scale) + at_goal
 
 
 def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
@@ -126,6 +148,20 @@ def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
         return controller.act(seen[0])[0]
 
     return next_action
+
+
+@cache
+def readouts_of(model: TokenWorldModel, reader: ShardReader) -> dict[str, Readout]:
+    """Readouts of the task state and of the robot's state; trained now if they are not there.
+
+    Raises:
+        TokenwmError: The data do not hold what they are trained on.
+    """
+    found = {field: readout_for(model, reader, field) for field in ("task_state", "state")}
+    readouts = {field: readout for field, readout in found.items() if readout is not None}
+    if len(readouts) < len(found):
+        raise TokenwmError("this objective needs data with a task state and a state to train on")
+    return readouts
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Pairs of a start and a goal of Push-T, for :mod:`tools.push_to_goal`."""
+"""Pairs of a start and a goal of Push-T, for ``push_to_goal.py``."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -74,8 +74,8 @@ class Task:
         actions: ``(25, 2)``, what was done in the recording.
         seed: Of all that is drawn.
         settings: Of planners, by ``--set``.
-        objective: By what planners measure how near the goal is: ``tokens``, ``pixels``, or the
-            learned ``distance``.
+        objective: By what planners measure how near the goal is: ``tokens``, ``pixels``, the
+            learned ``distance``, or what a ``readout`` reads off pictures.
     """
 
     pair: Pair

@@ -2,9 +2,9 @@
 
 ::
 
-    python -m tools.push_to_goal DATA --arms nothing random straight replay --pairs 27
-    python -m tools.push_to_goal DATA --model MODEL --arms straight planning --pairs 250 --starts 10
-    python -m tools.push_to_goal --join one.json two.json    # other arms, or parts (--part 0/2)
+    python tools/push_to_goal.py DATA --arms nothing random straight replay --pairs 27
+    python tools/push_to_goal.py DATA --model MODEL --arms straight planning --pairs 250 --starts 10
+    python tools/push_to_goal.py --join one.json two.json    # other arms, or parts (--part 0/2)
 
 A pair is a start and a goal 25 recorded robot steps apart in a held-out episode, reached exactly in
 the simulator by the recorded seed and actions. An arm has 50 robot steps. It succeeds if after one
@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from push_arms import ARMS, Arm
+from push_pairs import OFFSET, Task, choose_pairs, pose_in, task_of
 
 from tokenwm.data.readers.pictures.video import FrameResizer
 from tokenwm.data.readers.simulator.reach import reach
@@ -39,8 +41,6 @@ from tokenwm.evaluation.metrics import wilson_interval
 from tokenwm.imagination.token_world_model import load
 from tokenwm.imagination.world import Observation
 from tokenwm.strict import key_values
-from tools.push_arms import ARMS, Arm
-from tools.push_pairs import OFFSET, Task, choose_pairs, pose_in, task_of
 
 BUDGET = 50
 """Robot steps that an arm has."""
@@ -147,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         turned=args.turned,
         most=args.pairs,
     )
-    model = None if args.model is None else load(args.model)
+    model = None if args.model is None else load(args.model, dtype=torch.bfloat16)
     settings = key_values("--set", args.set)
     part, num_parts = map(int, args.part.split("/"))
     records = []
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
     parser.add_argument(
         "--objective",
-        choices=("tokens", "pixels", "distance"),
+        choices=("tokens", "pixels", "distance", "readout"),
         default="tokens",
         help="of planners",
     )

@@ -1,7 +1,8 @@
 """The readout: where the task stands, as pixels show it; a measure, not a part of the model.
 
 It is trained on true frames of a dataset that holds the task state. On imagined frames it says
-where an object was imagined to be, in the task state's own units.
+where an object was imagined to be, in the task state's own units. Another readout, of the robot's
+state, says where the robot is in the picture of a goal.
 """
 
 import logging
@@ -140,48 +141,54 @@ class Readout:
         return read
 
 
-def readout_for(model: TokenWorldModel, reader: ShardReader) -> Readout | None:
+def readout_for(model: TokenWorldModel, reader: ShardReader, field: str = FIELD) -> Readout | None:
     """The readout of a model for a dataset: the one beside the model, else trained now and kept.
 
     One that was trained on other data serves where the dataset has no training episodes.
 
+    Args:
+        model: The model; the readout is kept in its folder.
+        reader: The dataset.
+        field: ``task_state``, or ``state``, the robot's own.
+
     Returns:
-        None where the dataset holds no task state, or nothing to train on.
+        None where the dataset holds no such field, or nothing to train on.
     """
-    if FIELD not in reader.manifest.features:
+    if field not in reader.manifest.features:
         return None
-    if "std" not in reader.manifest.statistics.get(FIELD, {}):
+    name, words = (NAME if field == FIELD else f"{NAME}_{field}"), field.replace("_", " ")
+    if "std" not in reader.manifest.statistics.get(field, {}):
         logger.warning(
-            "%s has no statistics of its task state, so no readout is trained", reader.root
+            "%s has no statistics of its %s, so no readout is trained", reader.root, words
         )
         return None
-    feature = reader.manifest.features[FIELD]
+    feature = reader.manifest.features[field]
     data = sha256_of(open_folder(reader.root), MANIFEST_NAME)
     trains = bool(reader.keys("train"))
     try:
-        kept = read_head(model, NAME)
+        kept = read_head(model, name)
         if not trains or kept["provenance"].get("data_manifest_sha256") == data:
-            readout = Readout(load_head(model, NAME))
-            wanted = TaskStateCode.of(feature, reader.manifest.statistics[FIELD])
+            readout = Readout(load_head(model, name))
+            wanted = TaskStateCode.of(feature, reader.manifest.statistics[field])
             if (readout.code.names, readout.code.units) == (wanted.names, wanted.units):
                 return readout
     except TokenwmError as error:
         logger.debug("no readout to take: %s", error)
     if not trains:
         logger.warning(
-            "%s has no training episodes, so no readout can be trained; no figures of the task "
-            "state",
+            "%s has no training episodes, so no readout can be trained; no figures of the %s",
             reader.root,
+            words,
         )
         return None
     try:
-        readout, provenance = fit_readout(reader, device=model.device)
+        readout, provenance = fit_readout(reader, field=field, device=model.device)
     except TokenwmError as error:
-        logger.warning("no figures of the task state, for want of a readout: %s", error)
+        logger.warning("no figures of the %s, for want of a readout: %s", words, error)
         return None
     if model.folder is not None:
         try:
-            save_head(model, NAME, readout.head, {**provenance, "data_manifest_sha256": data})
+            save_head(model, name, readout.head, {**provenance, "data_manifest_sha256": data})
         except CheckpointError as error:
             logger.warning("the readout was trained and is not kept: %s", error)
     return readout
@@ -190,6 +197,7 @@ def readout_for(model: TokenWorldModel, reader: ShardReader) -> Readout | None:
 def fit_readout(
     reader: ShardReader,
     *,
+    field: str = FIELD,
     device: torch.device | str = "cpu",
     num_steps: int | None = None,
     seed: int = 0,
@@ -197,7 +205,8 @@ def fit_readout(
     """Train a readout on true frames of the train split; the same data and seed give the same.
 
     Args:
-        reader: Frames with a task state.
+        reader: Frames with such a field.
+        field: What is read off them.
         device: Where.
         num_steps: Optimizer steps; None: so many epochs, see ``EPOCHS``.
         seed: Of weights, order and noise.
@@ -206,8 +215,8 @@ def fit_readout(
         The readout, and what it was trained on.
     """
     manifest = reader.manifest
-    code = TaskStateCode.of(manifest.features[FIELD], manifest.statistics[FIELD])
-    frames, truth = _training_frames(reader)
+    code = TaskStateCode.of(manifest.features[field], manifest.statistics[field])
+    frames, truth = _training_frames(reader, field)
     num_steps = steps_for(len(frames)) if num_steps is None else num_steps
     logger.info("training the readout: %d steps on %d frames", num_steps, len(frames))
     meaning = Meaning(
@@ -246,8 +255,8 @@ def steps_for(num_frames: int) -> int:
     return min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * num_frames // BATCH))
 
 
-def _training_frames(reader: ShardReader) -> tuple[Tensor, Tensor]:
-    """Frames ``(N, cameras, H, W, 3)`` uint8 and task states ``(N, D)`` of the train split."""
+def _training_frames(reader: ShardReader, field: str) -> tuple[Tensor, Tensor]:
+    """Frames ``(N, cameras, H, W, 3)`` uint8 and their field ``(N, D)``, of the train split."""
     keys, manifest = reader.keys("train"), reader.manifest
     shapes = [manifest.features[f"frames.{camera}"].shape for camera in manifest.cameras]
     of_step = sum(math.prod(shape) for shape in shapes)
@@ -258,7 +267,7 @@ def _training_frames(reader: ShardReader) -> tuple[Tensor, Tensor]:
         steps = np.arange(number % every, reader.episode(key).num_steps, every)
         if len(steps):
             frames.append(reader.frames(key)[steps])
-            truth.append(reader.arrays(key, [FIELD])[FIELD][steps])
+            truth.append(reader.arrays(key, [field])[field][steps])
     return torch.from_numpy(np.concatenate(frames)), torch.from_numpy(np.concatenate(truth))
 
 

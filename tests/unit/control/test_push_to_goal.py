@@ -1,6 +1,7 @@
 """The protocol of Push-T goal reaching: pairs, successes, intervals."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from tokenwm.data.making.prepare import prepare
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import wilson_interval
-from tools import push_to_goal
-from tools.push_pairs import Pose, Task, candidates, task_of
-from tools.push_to_goal import paired_difference
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
+import push_to_goal  # noqa: E402
+from push_pairs import Pose, Task, candidates, task_of  # noqa: E402
+from push_to_goal import paired_difference  # noqa: E402
 
 RECIPES = Path(__file__).parents[3] / "data_recipes"
 
