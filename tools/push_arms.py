@@ -14,7 +14,6 @@ from tokenwm.control.controller import Controller
 from tokenwm.control.decision import ControllerConfig
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance, TaskState
 from tokenwm.control.objectives import Objective
-from tokenwm.control.places import Wanted
 from tokenwm.control.planners.base import Planner
 from tokenwm.control.planners.icem import ICEM
 from tokenwm.data.shards.reader import ShardReader
@@ -116,8 +115,8 @@ def readout_objective(task: Task, model: TokenWorldModel) -> Objective:
     block, pusher = (readouts_of(model, task.reader)[field] for field in ("task_state", "state"))
     goal = torch.from_numpy(task.goal)[None]
     wanted = dict(zip(block.code.names, block.read(goal)[0], strict=True))
-    scale: Wanted = {"block_x": 20.0, "block_y": 20.0, "block_angle": np.pi / 9}
-    pose: Wanted = {name: float(wanted[str(name)]) for name in scale}
+    scale: dict[str | int, float] = {"block_x": 20.0, "block_y": 20.0, "block_angle": np.pi / 9}
+    pose = {name: float(wanted[str(name)]) for name in scale}
     place = pusher.read(goal)[0]
     at_goal = GoalState(model.vocabulary, place, scale=np.full(len(place), 20.0))
     return TaskState(model, block, pose, scale=scale) + at_goal
