@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tokenwm.errors import TokenwmError
-from tokenwm.heads.eyes import see_with
+from tokenwm.heads.eyes import Lessons, see_with
 from tokenwm.heads.folder import load_head
 from tokenwm.heads.head import Head, Meaning
 from tokenwm.heads.pairs import check_pair, in_parts, pair_config, pair_inputs, whole_numbers
@@ -97,7 +97,7 @@ def fit_distance(
     hidden: int = 256,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    eyes: Head | None = None,
+    eyes: Lessons | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Distance:
     """Train a distance on recorded steps.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.actions import ActionCode
-from tokenwm.heads.eyes import see_with
+from tokenwm.heads.eyes import Lessons, see_with
 from tokenwm.heads.folder import load_head
 from tokenwm.heads.head import Head, HeadConfig, Meaning
 from tokenwm.heads.pairs import in_parts, meaning_of
@@ -189,7 +189,7 @@ def fit_doubt(
     hidden: int = 128,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    eyes: Head | None = None,
+    eyes: Lessons | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Doubt:
     """Train the heads of a doubt on recorded steps.

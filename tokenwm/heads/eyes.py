@@ -9,14 +9,35 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenwm.heads.head import Head, HeadConfig, Meaning
+from tokenwm.heads.head import CELL_WIDTH, FRAME_WIDTH, Eyes, Head
 from tokenwm.heads.recorded import Recorded
 from tokenwm.heads.training import fit_head
 
-NAME = "eyes"
-BATCH, LEARNING_RATE = 256, 3e-3
+BATCH, LEARNING_RATE, STATE_WEIGHT = 256, 3e-3, 4.0
+
+
+class Lessons(nn.Module):
+    """Eyes and what they learn from: pictures of each cell, and of the frame with its state.
+
+    Args:
+        grid: Cameras, rows, columns and numbers of a code.
+        num_pixels: Numbers of a small picture.
+        num_states: Numbers of a state.
+    """
+
+    def __init__(self, grid: tuple[int, int, int, int], num_pixels: int, num_states: int) -> None:
+        super().__init__()
+        self.eyes = Eyes((1, *grid), math.prod(grid))
+        self.cell = nn.Linear(CELL_WIDTH, num_pixels // math.prod(grid[:3]))
+        self.whole = nn.Linear(FRAME_WIDTH, num_pixels + num_states)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """``(B, F)`` → ``(B, num_pixels + num_pixels + num_states)``."""
+        cells = self.eyes.see_cells(codes)
+        of_frame = self.whole(self.eyes.frame(cells.flatten(1)))
+        return torch.cat([self.cell(cells).flatten(1), of_frame], dim=1)
 
 
 def fit_eyes(
@@ -28,7 +49,7 @@ def fit_eyes(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, float], None] | None = None,
-) -> Head:
+) -> Lessons:
     """Train eyes to tell pictures and states from codes.
 
     Args:
@@ -42,24 +63,19 @@ def fit_eyes(
     """
     num_codes = recorded.goals.shape[1]
     num_states = recorded.features.shape[1] - num_codes
-    config = HeadConfig(
-        inputs="features",
-        input_shape=(num_codes,),
-        num_outputs=recorded.pictures.shape[1] + num_states,
-        grid=(1, *grid),
-        hidden=256,
-    )
+    num_pixels = recorded.pictures.shape[1]
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        sizes = [outputs.shape[1] - num_states, num_states]
-        picture, state = torch.split((outputs - targets).square(), sizes, dim=1)
-        return picture.mean() + state.sum(1).mean()
+        pictures, states = torch.split(targets, [num_pixels, num_states], dim=1)
+        off = (outputs - torch.cat([pictures, pictures, states], dim=1)).square()
+        cells, whole, state = torch.split(off, [num_pixels, num_pixels, num_states], dim=1)
+        return cells.mean() + whole.mean() + STATE_WEIGHT * state.sum(1).mean()
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = Head(config, Meaning(names=(), values={"kind": NAME})).to(device)
+        lessons = Lessons(grid, num_pixels, num_states).to(device)
         fit_head(
-            head,
+            lessons,
             _batches(recorded, torch.Generator().manual_seed(seed)),
             loss,
             num_steps=num_steps,
@@ -67,14 +83,14 @@ def fit_eyes(
             learning_rate=LEARNING_RATE,
             progress=progress,
         )
-    return head
+    return lessons
 
 
-def see_with(head: Head, eyes: Head | None) -> None:
-    """Let a head begin with eyes that were trained already, each of its members."""
-    if eyes is not None:
+def see_with(head: Head, lessons: Lessons | None) -> None:
+    """Let a head begin with eyes that had their lessons, each of its members."""
+    if lessons is not None:
         for network in (head, *head.others):
-            network.trunk.load_state_dict(eyes.trunk.state_dict())  # type: ignore[union-attr]
+            network.trunk.load_state_dict(lessons.eyes.state_dict())  # type: ignore[union-attr]
 
 
 def _batches(recorded: Recorded, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

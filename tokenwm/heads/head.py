@@ -123,19 +123,16 @@ class _Network(nn.Module):
         else:
             (width,) = config.input_shape
             self.trunk = nn.LayerNorm(width)
+        num_outputs = config.num_outputs // config.members
+        # What is asked for is often nearly linear in what was seen.
+        self.skip = nn.Linear(width, num_outputs, bias=False) if config.grid else None
         layers: list[nn.Module] = []
         for _ in range(config.depth):
             layers += [nn.Linear(width, config.hidden), nn.ReLU()]
             layers += [nn.Dropout(config.dropout)] if config.dropout else []
             width = config.hidden
-        num_outputs, self.num_codes = config.num_outputs // config.members, math.prod(config.grid)
         layers.append(nn.Linear(width, num_outputs))
         self.outputs = nn.Sequential(*layers)
-        # What is no code, such as the robot's state, is often nearly what is asked for.
-        num_others = config.input_shape[0] - self.num_codes
-        self.skip: nn.Linear | None = None
-        if config.grid and num_others > 0:
-            self.skip = nn.Linear(num_others, num_outputs, bias=False)
 
     @property
     def last(self) -> nn.Linear:
@@ -146,9 +143,10 @@ class _Network(nn.Module):
 
     def look(self, values: Tensor) -> Tensor:
         """Inputs of the right shape → ``(B, num_outputs / members)``."""
-        outputs: Tensor = self.outputs(self.trunk(values))
+        seen = self.trunk(values)
+        outputs: Tensor = self.outputs(seen)
         if self.skip is not None:
-            outputs = outputs + self.skip(values[:, self.num_codes :])
+            outputs = outputs + self.skip(seen)
         return outputs.float()
 
 
@@ -220,12 +218,18 @@ class Eyes(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """``(B, E)`` → ``(B, num_outputs)``."""
-        codes, others = values[:, : self.num_codes], values[:, self.num_codes :]
+        others = values[:, self.num_codes :]
+        seen: Tensor = self.frame(self.see_cells(values).flatten(1))
+        return torch.cat([seen.reshape(len(values), -1), others], dim=1)
+
+    def see_cells(self, values: Tensor) -> Tensor:
+        """``(B, E)`` → ``(B * frames, cells, CELL_WIDTH)``."""
+        codes = values[:, : self.num_codes]
         near = (codes.unsqueeze(-1) - self.hats).abs() * ((NUM_HATS - 1) / 2.0)
         numbers = torch.cat([(1.0 - near).relu(), codes.unsqueeze(-1)], dim=-1)
         width = self.code_dim * (NUM_HATS + 1)
-        cells = self.cells(numbers.reshape(len(values) * self.num_frames, -1, width))
-        return torch.cat([self.frame(cells.flatten(1)).reshape(len(values), -1), others], dim=1)
+        cells: Tensor = self.cells(numbers.reshape(len(values) * self.num_frames, -1, width))
+        return cells
 
 
 class _Places(nn.Module):

@@ -14,7 +14,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 
 MOST_BYTES = 2**30
 """Features that are held in memory; of more, some episodes are left out, evenly."""
-FRAMES_PER_PASS, PICTURE_SIDE = 256, 16
+FRAMES_PER_PASS, CELL_SIDE = 256, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Recorded:
         features: ``(N, E)`` float32, as :meth:`World.features` has them.
         goals: ``(N, F)`` float32, the same frames as pictures of a goal: codes of each on its own.
         frame_tokens: ``(N, K)`` int64.
-        pictures: ``(N, ·)`` uint8, the frames as small pictures.
+        pictures: ``(N, K * 48)`` uint8, the frames as small pictures: 4 × 4 pixels of each cell.
         actions: ``(N, A)`` in the units of the data, float32 or ids; that of an episode's last step
             means nothing.
         first: ``(N,)`` int64, number of the first step of each one's episode.
@@ -117,7 +117,7 @@ def read_recorded(
         )
     num_steps = sum(reader.episode(key).num_steps for key in keys)
     num_numbers = model.num_features + model.num_codes + 2 * model.vocabulary.tokens_per_frame
-    of_step = 4 * num_numbers + 3 * PICTURE_SIDE**2 * model.vocabulary.num_cameras
+    of_step = 4 * num_numbers + 3 * CELL_SIDE**2 * model.vocabulary.tokens_per_frame
     keys = keys[:: max(1, -(-num_steps * of_step // MOST_BYTES))]
     episodes = []
     for number, key in enumerate(keys):
@@ -127,11 +127,13 @@ def read_recorded(
     return Recorded.cat(episodes)
 
 
-def small_pictures(frames: Tensor) -> Tensor:
-    """``(T, cameras, H, W, 3)`` uint8 → ``(T, cameras * 3 * side * side)`` uint8, shrunk."""
+def small_pictures(frames: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Frames ``(T, cameras, H, W, 3)`` uint8, shrunk, cell by cell: ``(T, K * 48)`` uint8."""
+    rows, columns = grid
     pictures = frames.flatten(0, 1).movedim(-1, 1).float()
-    small = adaptive_avg_pool2d(pictures, PICTURE_SIDE).round().to(torch.uint8)
-    return small.reshape(len(frames), -1)
+    small = adaptive_avg_pool2d(pictures, (rows * CELL_SIDE, columns * CELL_SIDE))
+    cells = small.reshape(-1, 3, rows, CELL_SIDE, columns, CELL_SIDE).permute(0, 2, 4, 1, 3, 5)
+    return cells.round().to(torch.uint8).reshape(len(frames), -1)
 
 
 def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
@@ -141,7 +143,7 @@ def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
     alone: list[Tensor] = []
     pictures: list[Tensor] = []
     for part in torch.split(torch.from_numpy(reader.frames(key)), FRAMES_PER_PASS):
-        pictures.append(small_pictures(part))
+        pictures.append(small_pictures(part, model.vocabulary.grid))
         previous = seen[-1][-1:] if seen else None
         both = model.tokenizer.encode_both(part[None], previous)
         seen.append(both[0][0])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.actions import ActionCode
-from tokenwm.heads.eyes import see_with
+from tokenwm.heads.eyes import Lessons, see_with
 from tokenwm.heads.folder import load_head
 from tokenwm.heads.head import Head, Meaning
 from tokenwm.heads.pairs import check_pair, pair_config, pair_inputs, whole_numbers
@@ -129,7 +129,7 @@ def fit_prior(
     hidden: int = 512,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    eyes: Head | None = None,
+    eyes: Lessons | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> GoalPolicy:
     """Train a prior on recorded steps.
@@ -182,11 +182,11 @@ def fit_prior(
 def _loss(
     outputs: Tensor, targets: Tensor, *, code: ActionCode, chunk: int, num_chunks: int
 ) -> Tensor:
-    """Nats per number of an action."""
+    """Nats per number of an action, all rows alike, however near their goals are."""
     actions, weights = torch.split(targets, [chunk * code.num_dimensions, chunk], dim=1)
     chunks = Chunks.of_outputs(outputs, code, chunk, num_chunks)
     nats = -chunks.log_prob(actions.reshape(len(actions), chunk, -1), weights)
-    return nats.mean() / (chunk * code.num_dimensions)
+    return (nats / weights.sum(1).clamp(min=1.0)).mean() / code.num_dimensions
 
 
 def measure_prior(
