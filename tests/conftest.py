@@ -1,10 +1,15 @@
-"""Datasets that many tests read and none changes."""
+"""Datasets that many tests read and none changes; settings of all property tests."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.small_datasets import write_frame_shards, write_token_shards
+
+# Other work on the machine must not decide.
+settings.register_profile("tokenwm", deadline=None)
+settings.load_profile("tokenwm")
 
 
 @pytest.fixture(scope="session")

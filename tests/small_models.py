@@ -51,14 +51,19 @@ def small_world_model(
     seed: int = 0,
     has_reward: bool = True,
     draft_layers: int = 0,
+    code_rows: bool | None = None,
     **transformer: int | bool,
 ) -> WorldModel:
-    """A world model in eval mode: 3 layers, grouped queries, a window of 3 steps."""
+    """A world model in eval mode: 3 layers, grouped queries, a window of 3 steps.
+
+    That of ``frame+state`` knows codes by their digits only, unless ``code_rows`` says otherwise.
+    """
     sizes = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "window": 3}
     torch.manual_seed(seed)
     config = WorldModelConfig(
         transformer=TransformerConfig(**{**sizes, **transformer}),
         draft_layers=draft_layers,
+        code_rows=kind != "frame+state" if code_rows is None else code_rows,
         state_increments=True,
     )
     vocabulary = small_vocabulary(kind, has_reward=has_reward)
@@ -69,6 +74,11 @@ def small_world_model(
     # At 8 the copy prior would drown everything else in greedy futures.
     nn.init.constant_(model.copy_head.bias, 1.0)
     return model.eval()
+
+
+def teacher_forced(model: WorldModel, tokens: Tokens) -> Tensor:
+    """Logits of all frame tokens but the first step's from the true steps before them."""
+    return model.frame_logits(model(tokens).frame_hidden, tokens.frame[:, :-1])
 
 
 def shake(module: nn.Module, scale: float = 0.1) -> None:

@@ -256,7 +256,7 @@ def _scalars(model: WorldModel, rows: int) -> Component:
 def _code_head(model: WorldModel, predicted: int, drafted: int) -> Component:
     """The frame head and its copy bonus, read once more by a draft head."""
     rows, head = predicted + drafted, model.frame_head
-    if head.table is None:  # logits of digits, which then add up; their sums have no weights
+    if head.table is None:  # logits of digits; only decoding adds them up to those of all codes
         weights, sums = head.digit_table.numel(), 2.0 * head.digits.numel() * rows
     else:
         weights, sums = head.table.numel(), 0.0
@@ -266,7 +266,7 @@ def _code_head(model: WorldModel, predicted: int, drafted: int) -> Component:
         num_parameters=head.bias.numel() + weights,
         num_matmul_parameters=weights,
         forward=forward + sums,
-        training=(1 + BACKWARD) * forward + (1 + BACKWARD_OF_WEIGHT) * sums,
+        training=(1 + BACKWARD) * forward,
     )
     return _merged("frame head", [logits, _products("", [model.copy_head], rows)])
 

@@ -198,7 +198,8 @@ def no_cache(model: WorldModel, context: Tokens, actions: Tensor) -> Decoded:
         frames = torch.cat([frames, frames[:, -1:]], dim=1)
         seen = torch.cat([known, action[:, None]], dim=1)[:, -window:]
         for slot in range(num_frame_tokens):
-            logits = model(Tokens(frames[:, -window:], None, seen)).frame_logits[:, -1, slot]
+            found = model(Tokens(frames[:, -window:], None, seen)).frame_hidden[:, -1, slot]
+            logits = model.frame_logits(found, frames[:, -2, slot])
             frames[:, -1, slot] = torch.multinomial(logits.softmax(-1), 1)[:, 0]
     passes = 2 * num_frame_tokens
     positions = passes * window * model.layout.positions_per_step

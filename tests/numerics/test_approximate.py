@@ -99,9 +99,9 @@ def test_one_pass_is_the_frame_of_the_draft_head() -> None:
     # With a state the hints of a frame know the new state: give the one that was drawn.
     assert got.state_tokens is not None and tokens.state is not None
     known = torch.cat([tokens.state[:, :2], got.state_tokens], dim=1)
-    drafted = model(tokens._replace(state=known)).draft_logits
+    drafted = model(tokens._replace(state=known)).draft_hidden
     assert drafted is not None
-    expected = model.point_logits(drafted[:, 1], tokens.frame[:, 1]).argmax(-1)
+    expected = model.frame_codes(drafted[:, 1], tokens.frame[:, 1]).point()
     assert torch.equal(got.frame_tokens[:, 0], expected)
 
 

@@ -68,7 +68,7 @@ def test_frames_depend_on_the_past_only_and_on_all_of_the_window(model: WorldMod
         # With several layers the receptive field is wider than one window, never later than t.
         certain = (steps <= t) & (steps > t + 1 - WINDOW)
         for index in range(model.layout.num_frame_tokens):
-            logits = predictions.frame_logits[0, t, index]
+            logits = predictions.frame_hidden[0, t, index]
             seen = influence(logits, frame)  # (T, K)
             assert seen[certain].all()
             assert seen[t + 1, :index].all()
@@ -113,10 +113,10 @@ def test_drafts_know_their_action_and_no_token_of_their_frame(model: WorldModel)
         "frame" if model.vocabulary.state is None else "frame+state", draft_layers=1
     )
     predictions, (frame, action, state) = predict(drafting)
-    assert predictions.draft_logits is not None
+    assert predictions.draft_hidden is not None
     for t in range(NUM_STEPS - 1):
         for index in range(drafting.layout.num_frame_tokens):
-            logits = predictions.draft_logits[0, t, index]
+            logits = predictions.draft_hidden[0, t, index]
             seen = influence(logits, frame)
             assert seen[t].all()
             assert not seen[t + 1 :].any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small_models import random_tokens, small_world_model
+from tests.small_models import random_tokens, small_world_model, teacher_forced
 from tokenwm.imagination.decode import decode_steps, prefill
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.speculative import decode_steps_speculatively
@@ -99,7 +99,7 @@ def test_frequencies_given_the_slots_before_are_those_of_the_full_pass(
         if len(following) < 200:
             break
         both = Tokens(torch.stack([tokens.frame[:, 0], frame], 1), None, tokens.action)
-        probability = model(both).frame_logits[0, 0, slot].softmax(-1)
+        probability = teacher_forced(model, both)[0, 0, slot].softmax(-1)
         expected = probability.double() * len(following)
         counts = following.bincount(minlength=len(expected)).double()
         is_rare = expected < 5.0

@@ -164,7 +164,8 @@ def test_module(name: str, tmp_path: Path) -> None:
     sum(out.square().sum() for out in result if out.requires_grad).backward()  # type: ignore[union-attr]
     gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    heads = ("reward_head", "termination_head")  # read from outcome_hidden by other methods
+    # What other methods read from hidden states; tests of the losses see their gradients.
+    heads = ("frame_head", "copy_head", "reward_head", "termination_head")
     silent = [
         n
         for n, p in module.named_parameters()

@@ -126,7 +126,7 @@ class Readout:
         try:
             self.code = TaskStateCode(**{k: tuple(v) for k, v in head.meaning.values.items()})
             fits = self.code.outputs == head.meaning.names and head.config.inputs == "frames"
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise TokenwmError(f"this head is no readout: {error}") from error
         if not fits:
             raise TokenwmError("this head is no readout: its outputs are not those of its meaning")

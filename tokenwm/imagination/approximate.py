@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.decode import embed_next, with_frame
-from tokenwm.imagination.drawing import draw_frame_tokens, draw_next_state, surprise_and_entropy
+from tokenwm.imagination.drawing import draw_frame_tokens, draw_next_state
 from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import forward_span
 from tokenwm.imagination.sampling import SamplingConfig
@@ -149,11 +149,11 @@ def _decode_step(
             inputs = with_frame(model, embedded, frame)[:, at]
             every = forward_span(model, state.cache, inputs, place[:, at])
             every, num_drawn = every[:, first:], len(slots)
-        logits = model.frame_logits(every, previous)
-        drawn = draw_frame_tokens(model, logits, previous, state, step, slots, sampling)
+        codes = model.frame_codes(every, previous)
+        drawn = draw_frame_tokens(codes, state, step, slots, sampling)
         frame = torch.where(slots < first + num_drawn, drawn, previous)
 
-    nll, entropy = (part.mean(1) for part in surprise_and_entropy(logits, frame))
+    nll, entropy = codes.nll(frame).mean(1), codes.entropy().mean(1)
     following = replace(
         state, step=step, frame_tokens=frame, state_tokens=new_state, state_values=new_values
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenwm.imagination.sampling import SamplingConfig, gumbel_noise, sample
 from tokenwm.imagination.state import DecodeState
+from tokenwm.transformer.codes import DigitCodes, FrameCodes
 from tokenwm.transformer.world_model import WorldModel
 
 
@@ -27,9 +28,9 @@ def predict_frame_tokens(
         The tokens, ``(B, ...)`` int64; their negative log-likelihoods at temperature 1, and the
         entropies of what they were drawn from, in nats, ``(B, ...)`` float32.
     """
-    logits = model.frame_logits(hidden, previous)
-    drawn = draw_frame_tokens(model, logits, previous, state, step, slot, sampling)
-    return drawn, *surprise_and_entropy(logits, drawn)
+    codes = model.frame_codes(hidden, previous)
+    drawn = draw_frame_tokens(codes, state, step, slot, sampling)
+    return drawn, codes.nll(drawn), codes.entropy()
 
 
 def surprise_of(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -37,28 +38,13 @@ def surprise_of(logits: Tensor, tokens: Tensor) -> Tensor:
     return -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
-def surprise_and_entropy(logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL of what was drawn, ``(...)``, and entropy of its ``(..., V)`` logits, both in nats."""
-    log_probability = logits.log_softmax(-1)
-    nll = -log_probability.gather(-1, drawn[..., None])[..., 0]
-    return nll, -(log_probability.exp() * log_probability).sum(-1)
-
-
 def draw_frame_tokens(
-    model: WorldModel,
-    logits: Tensor,
-    previous: Tensor,
-    state: DecodeState,
-    step: Tensor,
-    slot: Tensor,
-    sampling: SamplingConfig,
+    codes: FrameCodes, state: DecodeState, step: Tensor, slot: Tensor, sampling: SamplingConfig
 ) -> Tensor:
-    """Draw frame tokens.
+    """Draw frame tokens; greedily it is their point forecast.
 
     Args:
-        model: Whose :meth:`WorldModel.point_logits` greedy decoding maximises.
-        logits: ``(B, ..., V)`` float32.
-        previous: ``(B, ...)`` int64, the slots' tokens one step before.
+        codes: Distributions of ``(B, ...)`` tokens.
         state: State whose noise to use.
         step: int64, to be broadcast to ``(B, ...)``: the step of each token.
         slot: The same, its slot.
@@ -68,11 +54,13 @@ def draw_frame_tokens(
         ``(B, ...)`` int64.
     """
     if sampling.is_greedy:
-        return model.point_logits(logits, previous).argmax(-1)
-    shape = (-1, *[1] * (previous.ndim - 1))
-    seeds, streams = state.seeds.view(shape), state.noise_streams.view(shape)
-    noise = gumbel_noise(seeds, streams, step, slot, logits.shape[-1])
-    return sample(logits, noise, sampling)
+        return codes.point()
+    shape = (-1, *[1] * (codes.previous.ndim - 1))
+    key = (state.seeds.view(shape), state.noise_streams.view(shape), step, slot)
+    if isinstance(codes, DigitCodes) and sampling.keeps_all:
+        return codes.draw(gumbel_noise(*key, codes.num_noise), sampling.temperature)
+    logits = codes.logits
+    return sample(logits, gumbel_noise(*key, logits.shape[-1]), sampling)
 
 
 def draw_next_state(

@@ -64,6 +64,11 @@ class SamplingConfig:
         """True if the best id is taken and no noise drawn."""
         return self.temperature == 0.0
 
+    @property
+    def keeps_all(self) -> bool:
+        """True if no id is left out for being unlikely."""
+        return self.top_k is None and self.top_p == 1.0
+
 
 def check_sampling(sampling: SamplingConfig | None) -> None:
     """Check that a value is a :class:`SamplingConfig` or None.

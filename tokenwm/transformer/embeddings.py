@@ -102,17 +102,20 @@ class ScalarEmbedding(nn.Module):
         return out
 
 
-def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
-    """One-hot digits of every code, ``(V, sum(levels))``; ``(V, 0)`` if codes have no digits.
+def digits_of_codes(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
+    """Digits of every code, ``(V, digits)`` int64.
 
     An FSQ code is a number in a mixed base, the first digit the least significant. Codes that share
     a digit look alike, so what is learned of one serves the others.
     """
-    columns = []
-    index = torch.arange(codebook_size)
-    for level in levels:
-        columns.append(F.one_hot(index % level, level).float())
-        index = index // level
+    places = torch.tensor(levels, dtype=torch.int64).cumprod(0) // torch.tensor(levels).clamp(min=1)
+    return torch.arange(codebook_size)[:, None] // places % torch.tensor(levels, dtype=torch.int64)
+
+
+def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
+    """One-hot digits of every code, ``(V, sum(levels))``; ``(V, 0)`` if codes have no digits."""
+    digits = digits_of_codes(codebook_size, levels).unbind(-1)
+    columns = [F.one_hot(d, level).float() for d, level in zip(digits, levels, strict=True)]
     return torch.cat(columns, dim=1) if columns else torch.zeros(codebook_size, 0)
 
 

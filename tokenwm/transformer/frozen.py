@@ -15,6 +15,7 @@ import platform
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenwm.norm import RMSNorm, gain_of, unit
@@ -87,11 +88,11 @@ def _fold_norm(norm: RMSNorm, linear: nn.Linear) -> None:
 
 
 def _fold_head(head: CodeHead) -> None:
-    """Turn a head into one linear map, which can be packed as others are."""
-    vectors = head.vectors()
+    """Turn a head into one linear map, of codes or of digits, which can be packed as others are."""
+    vectors = head.digit_table if head.table is None else head.vectors()
     head.folded_map = nn.Linear(vectors.shape[1], vectors.shape[0], device="meta")
     head.folded_map.weight = nn.Parameter(vectors, requires_grad=False)
-    head.folded_map.bias = nn.Parameter(head.biases(), requires_grad=False)
+    head.folded_map.bias = nn.Parameter(head.bias, requires_grad=False)
     head.register_state_dict_post_hook(_without_folded_map)  # type: ignore[no-untyped-call]
     _become(head, FoldedCodeHead)
 
@@ -136,6 +137,11 @@ class FoldedCodeHead(CodeHead):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
+        out: Tensor = self.folded_map(hidden)
+        return out if self.table is not None else F.linear(out, self.digits)
+
+    def digit_logits(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` → ``(..., sum(levels))``, only of a head without rows."""
         out: Tensor = self.folded_map(hidden)
         return out
 

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from tokenwm.tokenizer.actions import BinTokenizer, ScalarTokenizer
 from tokenwm.transformer.dynamics import LinearDynamics
-from tokenwm.transformer.embeddings import CodeTable, center_features, features_around
+from tokenwm.transformer.embeddings import (
+    CodeTable,
+    center_features,
+    digits_of_codes,
+    features_around,
+)
 
 UNKNOWN_RANGE = (-math.expm1(20.0), math.expm1(20.0))
 """Rewards that bins span where the range of the training rewards is not known."""
@@ -188,23 +193,44 @@ class DiscreteHead(nn.Module):
 
 
 class CodeHead(CodeTable):
-    """Logits of all codes, linear in the hidden state. Starts at zero."""
+    """Logits of all codes or of their digits, linear in the hidden state. Starts at zero."""
+
+    digits_of: Tensor
+    places: Tensor
+    columns: Tensor
 
     def __init__(
         self, codebook_size: int, levels: tuple[int, ...], dim: int, has_rows: bool = True
     ) -> None:
         super().__init__(codebook_size, levels, dim, 0.0, has_rows)
         self.bias = nn.Parameter(torch.zeros(codebook_size if has_rows else sum(levels)))
+        sizes = torch.tensor(levels, dtype=torch.int64)
+        # Where each digit's values are among the logits; behind the last for values it lacks.
+        values = torch.arange(max(levels, default=0))
+        columns = (sizes.cumsum(0) - sizes)[:, None] + values
+        columns = columns.masked_fill(values >= sizes[:, None], sum(levels))
+        buffers = {
+            "digits_of": digits_of_codes(codebook_size, levels),
+            "places": sizes.cumprod(0) // sizes,
+            "columns": columns,
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., D)`` → ``(..., V)``."""
         if self.table is None:  # a logit for each value of each digit, which add up
-            return F.linear(F.linear(hidden, self.digit_table, self.bias), self.digits)
+            return F.linear(self.digit_logits(hidden), self.digits)
         return F.linear(hidden, self.vectors(), self.bias)
 
-    def biases(self) -> Tensor:
-        """``(V,)``, the logits of a hidden state of zeros."""
-        return self.digits @ self.bias if self.table is None else self.bias
+    def digit_logits(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` → ``(..., sum(levels))``, only of a head without rows."""
+        return F.linear(hidden, self.digit_table, self.bias)
+
+    def log_digits(self, hidden: Tensor) -> Tensor:
+        """``(..., D)`` → log-likelihoods, see :class:`~tokenwm.transformer.codes.DigitCodes`."""
+        logits = F.pad(self.digit_logits(hidden).float(), (0, 1), value=-math.inf)
+        return logits[..., self.columns].log_softmax(-1)
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -63,20 +63,18 @@ def losses_of(
     target, previous = tokens.frame[:, 1:], tokens.frame[:, :-1]
     changed = (target != previous).float()
     weight = 1.0 + (config.changed_token_weight - 1.0) * changed
-    point = model.point_logits(predictions.frame_logits, previous)
-    right = (point.argmax(-1) == target).float()
+    codes = model.frame_codes(predictions.frame_hidden, previous)  # (B, T-1, K)
     valid = follows.unsqueeze(-1)
-    total = _mean(_cross_entropy(point, target), valid * weight)
+    total = _mean(codes.point_nll(target), valid * weight)
     with torch.no_grad():
-        nll = _cross_entropy(predictions.frame_logits, target)  # (B, T-1, K)
+        nll, right = codes.nll(target), (codes.point() == target).float()
     zero = total.new_zeros(())
     state_nll, reward_loss, draft_nll = zero, zero, zero
-    if predictions.draft_logits is not None:
-        draft = model.point_logits(predictions.draft_logits, previous)
-        draft_loss = _mean(_cross_entropy(draft, target), valid * weight)
-        total = total + config.draft_weight * draft_loss
+    if predictions.draft_hidden is not None:
+        draft = model.frame_codes(predictions.draft_hidden, previous)
+        total = total + config.draft_weight * _mean(draft.point_nll(target), valid * weight)
         with torch.no_grad():
-            draft_nll = _mean(_cross_entropy(predictions.draft_logits, target), valid)
+            draft_nll = _mean(draft.nll(target), valid)
     if predictions.state_logits is not None and tokens.state is not None:
         state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
     valid_outcome = action_valid.float()

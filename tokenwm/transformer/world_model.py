@@ -13,6 +13,7 @@ from tokenwm.sequence.tokens import Tokens
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import BinTokenizer
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.codes import DenseCodes, DigitCodes, FrameCodes
 from tokenwm.transformer.draft import DraftHead
 from tokenwm.transformer.embeddings import (
     CodeEmbedding,
@@ -97,19 +98,19 @@ class Predictions(NamedTuple):
     """Predictions of a full (teacher-forced) pass.
 
     Attributes:
-        frame_logits: ``(B, T - 1, K, V)`` float32; entry ``[:, t]`` is for the frame of step
-            ``t + 1``.
+        frame_hidden: ``(B, T - 1, K, D)``, hidden states for :meth:`WorldModel.frame_codes`; entry
+            ``[:, t]`` is for the frame of step ``t + 1``.
         state_logits: ``(B, T - 1, P, bins)`` float32, or None.
         outcome_hidden: ``(B, T, D)``, the hidden state at each action; reward and termination are
             read from it.
-        draft_logits: As ``frame_logits``, without knowing any token of the frame; None without a
+        draft_hidden: As ``frame_hidden``, without knowing any token of the frame; None without a
             draft head.
     """
 
-    frame_logits: Tensor
+    frame_hidden: Tensor
     state_logits: Tensor | None
     outcome_hidden: Tensor
-    draft_logits: Tensor | None
+    draft_hidden: Tensor | None
 
 
 class WorldModel(nn.Module):
@@ -218,39 +219,31 @@ class WorldModel(nn.Module):
 
     # --- heads ------------------------------------------------------------------------------------
 
-    def frame_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """Logits of frame tokens, with a learned bonus for the slot's token of the previous frame.
+    def frame_codes(self, hidden: Tensor, previous: Tensor) -> FrameCodes:
+        """The distributions of frame codes, with a learned bonus for the one of the frame before.
 
-        A loss that gives changes the weight ``w`` teaches ``q(x) ∝ w(x) p(x)``. What it added is
-        taken off again here, so these are the logits of ``p``, whatever the weight.
+        A loss that gives changes the weight ``w`` teaches ``q(x) ∝ w(x) p(x)``. Probabilities are
+        those of ``p``, whatever the weight. ``q`` is what training fits and greedy decoding
+        maximises: where a token will change, but to one of many values, staying is the single most
+        likely outcome and mostly wrong; as a point forecast ``q`` is better
+        (docs/results/quickstart.md).
 
         Args:
             hidden: ``(..., D)``.
             previous: ``(...)`` int64, the token of the same slot one step before.
-
-        Returns:
-            ``(..., V)`` float32.
         """
-        logits: Tensor = self.frame_head(hidden).float()
-        bonus = self.copy_head(hidden).float() + math.log(self.config.changed_token_weight)
-        return logits.scatter_add(-1, previous.unsqueeze(-1), bonus)
+        tilt = math.log(self.config.changed_token_weight)
+        bonus = self.copy_head(hidden).float() + tilt
+        head = self.frame_head
+        if head.table is None:
+            digits = (head.log_digits(hidden), head.digits_of, head.places)
+            return DigitCodes(*digits, previous, bonus.squeeze(-1), tilt)
+        logits = head(hidden).float().scatter_add(-1, previous.unsqueeze(-1), bonus)
+        return DenseCodes(logits, previous, tilt)
 
-    def point_logits(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """The logits that greedy decoding maximises: the ``q`` of :meth:`frame_logits`.
-
-        Where a token will change, but to one of many values, staying is the single most likely
-        outcome and mostly wrong; as a point forecast ``q`` is better (docs/results/quickstart.md).
-
-        Args:
-            logits: ``(..., V)`` from :meth:`frame_logits`.
-            previous: ``(...)`` int64, as there.
-
-        Returns:
-            ``(..., V)`` float32.
-        """
-        place = previous.unsqueeze(-1)
-        tilt = logits.new_full(place.shape, -math.log(self.config.changed_token_weight))
-        return logits.scatter_add(-1, place, tilt)
+    def frame_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """``(..., V)`` float32 logits of :meth:`frame_codes`."""
+        return self.frame_codes(hidden, previous).logits
 
     def reward(self, hidden: Tensor) -> Tensor | None:
         """Expected reward ``(...)`` from the hidden state ``(..., D)`` at an action.
@@ -298,18 +291,11 @@ class WorldModel(nn.Module):
             state_logits = self.state_head(
                 predicting[:, :, 0], tokens.state[:, :-1], tokens.action[:, :-1]
             )
-        previous = tokens.frame[:, :-1]
         outcome_hidden = hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot]
-        draft_logits = None
+        draft_hidden = None
         if self.draft_head is not None:
-            drafted = self.draft_head(outcome_hidden[:, :-1], hints[:, :-1])
-            draft_logits = self.frame_logits(drafted, previous)
-        return Predictions(
-            self.frame_logits(predicting[:, :, first:], previous),
-            state_logits,
-            outcome_hidden,
-            draft_logits,
-        )
+            draft_hidden = self.draft_head(outcome_hidden[:, :-1], hints[:, :-1])
+        return Predictions(predicting[:, :, first:], state_logits, outcome_hidden, draft_hidden)
 
     def new_cache(self, batch_size: int, ahead: int = 1, max_steps: int | None = None) -> KVCache:
         """A cache for ``batch_size`` rows on the model's device, of the transformer's type.

@@ -19,6 +19,7 @@ from tests.moving_square import (
     make_model,
     write_squares,
 )
+from tests.small_models import teacher_forced
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.batch import BatchMeasurement
@@ -210,7 +211,7 @@ def test_surprise_at_the_first_step_equals_the_teacher_forced_loss(
             torch.from_numpy(vocabulary.action.encode(window["action"][part]).astype(int))[None],
         )
         with torch.no_grad():
-            logits = model.world_model(tokens).frame_logits[0, -1]
+            logits = teacher_forced(model.world_model, tokens)[0, -1]
         loss = torch.nn.functional.cross_entropy(logits, tokens.frame[0, -1])
         nll.append(np.array(float(loss)))
     expected = np.mean(list(mean_over_episodes(squares, nll).values()))

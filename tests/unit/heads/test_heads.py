@@ -34,7 +34,7 @@ CODE = TaskStateCode(
 values = st.floats(-20, 20, width=32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(values, values, values, values), min_size=1, max_size=4))
 def test_what_is_encoded_is_decoded(rows: list[tuple[float, float, float, float]]) -> None:
     truth = torch.tensor(rows)

@@ -13,6 +13,7 @@ import torch
 
 import tokenwm
 from tests.moving_square import make_episode, make_model, save_model
+from tests.small_models import teacher_forced
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.context import Context
@@ -468,7 +469,7 @@ def test_scores_are_those_of_the_whole_pass_and_found_in_parts(
         recorded["frames"][:, :last], recorded["action"][:, :last], recorded["state"][:, :last]
     )
     tokens = context.tokens
-    logits = model.world_model(tokens).frame_logits
+    logits = teacher_forced(model.world_model, tokens)
     chosen = logits.log_softmax(-1).gather(-1, tokens.frame[:, 1:, :, None])
     expected = -chosen.mean((2, 3))
     assert expected.shape == (BATCH, last - 1)

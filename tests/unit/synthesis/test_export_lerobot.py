@@ -30,7 +30,7 @@ def prepared(folder: Path, out: Path) -> ShardReader:
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_round_trip(tmp_path_factory: Any, version: str, data: Any) -> None:
     folder = tmp_path_factory.mktemp("lerobot")

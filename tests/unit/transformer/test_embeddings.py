@@ -451,7 +451,7 @@ def test_codes_without_rows_are_known_by_their_digits() -> None:
     nn.init.normal_(head.digit_table)
     nn.init.normal_(head.bias)
     hidden = torch.randn(5, 8)
-    logits = F.linear(hidden, head.vectors(), head.biases())
+    logits = F.linear(hidden, head.vectors(), head.digits @ head.bias)
     torch.testing.assert_close(head(hidden), logits)
     # The likelihood of a code is the product of those of its digits.
     of_codes = head(hidden).softmax(-1).view(5, 3, 4)

@@ -96,9 +96,9 @@ def test_all_weights_are_the_parents_and_another_tokenizer_is_no_obstacle() -> N
             "draft_layers is 0 there and 1 here",
         ),
         (
-            lambda model: WorldModel(replace(model.config, code_rows=False), model.vocabulary),
+            lambda model: WorldModel(replace(model.config, code_rows=True), model.vocabulary),
             DATA,
-            "code_rows is True there and False here",
+            "code_rows is False there and True here",
         ),
         (small_world_model, replace(DATA, control_rate=5.0), "control_rate is 10.0 there and 5.0"),
         (

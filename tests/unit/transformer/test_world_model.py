@@ -14,9 +14,11 @@ from tests.small_models import (
     random_tokens,
     small_vocabulary,
     small_world_model,
+    teacher_forced,
 )
 from tokenwm.errors import TokenwmError
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.codes import DenseCodes
 from tokenwm.transformer.frozen import freeze
 from tokenwm.transformer.losses import Losses, losses_of
 from tokenwm.transformer.model import TransformerConfig
@@ -52,10 +54,11 @@ def weighted(model: WorldModel, **weights: float) -> WorldModel:
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_the_weight_of_changes_is_taken_off_probabilities(weight: float) -> None:
     """``q ∝ w p``: the odds of staying are ``w`` times larger in ``p``, all else is as it was."""
-    model = weighted(small_world_model(), changed_token_weight=weight)
+    model = weighted(small_world_model("frame"), changed_token_weight=weight)
     hidden, previous = torch.randn(5, 32), torch.arange(5)
-    logits = model.frame_logits(hidden, previous)
-    point = model.point_logits(logits, previous)
+    codes = model.frame_codes(hidden, previous)
+    assert isinstance(codes, DenseCodes)
+    logits, point = codes.logits, codes.point_logits
     p, q = logits.softmax(-1), point.softmax(-1)
     changes = torch.full_like(p, weight).scatter(-1, previous[:, None], 1.0)
     torch.testing.assert_close(q, (changes * p) / (changes * p).sum(-1, keepdim=True))
@@ -63,7 +66,6 @@ def test_the_weight_of_changes_is_taken_off_probabilities(weight: float) -> None
 
 def test_weighted_training_finds_calibrated_probabilities() -> None:
     """One slot that stays with 0.7 and else takes one of three values: the loss finds just that."""
-    model = weighted(small_world_model("frame"), changed_token_weight=4.0)
     truth = torch.tensor([0.7, 0.15, 0.1, 0.05])
     changes = torch.tensor([1.0, 4.0, 4.0, 4.0])
     previous = torch.zeros((), dtype=torch.int64)
@@ -71,7 +73,7 @@ def test_weighted_training_finds_calibrated_probabilities() -> None:
     optimizer = torch.optim.Adam([logits], lr=0.05)
     for _ in range(600):
         optimizer.zero_grad()
-        point = model.point_logits(logits, previous)
+        point = DenseCodes(logits, previous, math.log(4.0)).point_logits
         (-(truth * changes) * point.log_softmax(-1)).sum().backward()
         optimizer.step()
     torch.testing.assert_close(logits.detach().softmax(-1), truth, atol=2e-3, rtol=0)
@@ -92,6 +94,10 @@ def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
     batch = make_batch(model)
     tokens: Tokens = batch["tokens"]
     predictions = model(tokens)
+    frame_logits = teacher_forced(model, tokens)
+    draft_logits = None
+    if predictions.draft_hidden is not None:
+        draft_logits = model.frame_logits(predictions.draft_hidden, tokens.frame[:, :-1])
     losses = losses_of(model, **batch)
 
     nlls, point_nlls, weight, right, changed = [], [], [], [], []
@@ -99,14 +105,14 @@ def test_losses_equal_hand_computed_ones(kind: str, draft_layers: int) -> None:
     for row in range(BATCH):
         for t in range(NUM_STEPS - 1):
             for slot in range(model.layout.num_frame_tokens):
-                logits = predictions.frame_logits[row, t, slot]
+                logits = frame_logits[row, t, slot]
                 truth, before = tokens.frame[row, t + 1, slot], tokens.frame[row, t, slot]
                 nlls.append(-logits.log_softmax(-1)[truth])
                 logits = logits.clone()
                 logits[before] -= math.log(3.0)
                 point_nlls.append(-logits.log_softmax(-1)[truth])
-                if predictions.draft_logits is not None:
-                    draft = predictions.draft_logits[row, t, slot].clone()
+                if draft_logits is not None:
+                    draft = draft_logits[row, t, slot].clone()
                     draft_nlls.append(-draft.log_softmax(-1)[truth])
                     draft[before] -= math.log(3.0)
                     draft_point_nlls.append(-draft.log_softmax(-1)[truth])
@@ -175,7 +181,7 @@ def test_changed_tokens_count_for_more() -> None:
     batch = make_batch(model) | {"reward": None}
     free = {"termination_weight": 0.0}
     plain = losses_of(weighted(model, changed_token_weight=1.0, **free), **batch)
-    logits = model(batch["tokens"]).frame_logits
+    logits = teacher_forced(model, batch["tokens"])
     heavy = losses_of(weighted(model, changed_token_weight=1e6, **free), **batch)
     target, previous = batch["tokens"].frame[:, 1:], batch["tokens"].frame[:, :-1]
     nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
@@ -244,7 +250,7 @@ def test_learning_starts_at_persistence() -> None:
     config = WorldModelConfig(transformer=TransformerConfig(dim=32, num_layers=2, num_heads=2))
     model = WorldModel(config, small_vocabulary("frame"))
     tokens = random_tokens(model, 2, 4)
-    logits = model(tokens).frame_logits
+    logits = teacher_forced(model, tokens)
     expected = F.one_hot(tokens.frame[:, :-1], 32) * 8.0
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
@@ -274,7 +280,7 @@ def test_the_last_action_is_read_for_its_outcome_only() -> None:
     reference = model(tokens)
     tokens.action[:, -1] = (tokens.action[:, -1] + 1) % 16
     got = model(tokens)
-    assert torch.equal(got.frame_logits, reference.frame_logits)
+    assert torch.equal(got.frame_hidden, reference.frame_hidden)
     assert torch.equal(got.outcome_hidden[:, :-1], reference.outcome_hidden[:, :-1])
     assert not torch.equal(got.outcome_hidden[:, -1], reference.outcome_hidden[:, -1])
 
@@ -286,8 +292,8 @@ def test_a_prefix_predicts_what_the_whole_does() -> None:
     whole = model(tokens)
     for length in (2, 3, 4, 7):
         part = model(tokens.steps(slice(length)))
-        expected = whole.frame_logits[:, : length - 1]
-        torch.testing.assert_close(part.frame_logits, expected, atol=1e-5, rtol=0)
+        expected = whole.frame_hidden[:, : length - 1]
+        torch.testing.assert_close(part.frame_hidden, expected, atol=1e-5, rtol=0)
 
 
 def test_one_step_predicts_nothing() -> None:
@@ -320,9 +326,9 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
     model = small_world_model(kind, draft_layers=1)
     tokens = random_tokens(model, 2, 5)
     frozen, half = freeze(model), freeze(model, torch.bfloat16)
-    expected = model(tokens).frame_logits
-    torch.testing.assert_close(frozen(tokens).frame_logits, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(half(tokens).frame_logits, expected, atol=0.1, rtol=0.05)
+    expected = teacher_forced(model, tokens)
+    torch.testing.assert_close(teacher_forced(frozen, tokens), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(teacher_forced(half, tokens), expected, atol=0.1, rtol=0.05)
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     state, action = tokens.state, tokens.action
     if state is not None and model.state_head is not None:
@@ -334,3 +340,12 @@ def test_a_frozen_model_predicts_the_same(kind: str) -> None:
             )
     assert half.transformer.dtype == torch.bfloat16
     assert model.transformer.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_losses_reach_every_head(kind: str) -> None:
+    model = small_world_model(kind, draft_layers=1).train()
+    losses_of(model, **make_batch(model)).total.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0].endswith("head") and parameter.requires_grad and parameter.numel():
+            assert parameter.grad is not None and parameter.grad.any(), name

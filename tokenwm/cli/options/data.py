@@ -18,8 +18,8 @@ continues.
 --minutes X  time for everything (default: 15, with --from 6); training fills what preparation and
     evaluation leave, by the clock. A continued run counts the time used before, up to its last
     checkpoint
---size {debug,small,base,large} = small  config of that name for both models; debug takes its steps
-    from the config and little data
+--size {debug,small,planning,base,large} = small  config of that name for both models; debug takes
+    its steps from the config and little data
 --set|--model-set KEY=VALUE …  override values of the recipe, for example image_size=[128,128], or
     of a training, for example world-model.model.model.transformer.dropout=0.1
 + DEVICE JSON ANEW

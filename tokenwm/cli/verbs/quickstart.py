@@ -33,8 +33,9 @@ from tokenwm.evaluation.config import EvaluationConfig
 from tokenwm.heads.readout import FIELD, steps_for
 from tokenwm.sequence.token_shards import MAX_SHIFT
 
-TOKENIZER_SHARE = 0.18
-"""Part of the time left after preparation that goes to training the tokenizer."""
+TOKENIZER_SHARE, TOKENIZER_SHARES = 0.18, {"planning": 0.3}
+"""Part of the time left after preparation that goes to training the tokenizer; and where another
+part does, by the size. Sixteen tokens have to be worth more each."""
 EVALUATION_STEPS, EVALUATION_STEPS_PER_START = 60, 1.5
 """Cost of the evaluation in training steps of the world model, whose pace is known by then.
 
@@ -48,6 +49,8 @@ OLD_WEIGHT = 1.0
 """Windows of all older datasets for each window of the new one."""
 DEBUG_STEPS = 20
 """Steps of fine-tuning a model of the size ``debug``."""
+LEAST_HORIZON = 5
+"""Steps that an evaluation looks ahead, also where a step is many actions."""
 LEAST_SECONDS = 10.0
 """A stage trains so long even if no time is left for it."""
 ENOUGH_STEPS = 32_000
@@ -124,7 +127,8 @@ class Quickstart:
         else:
             old = None if self.first_day is None else self.first_day.old_frames()
             shift = ["--model.max_shift", str(MAX_SHIFT)] if _copies(frames) else []
-            self._train("tokenizer", frames, trained, [*shift, *_mixture(old)], TOKENIZER_SHARE)
+            share = TOKENIZER_SHARES.get(self.arguments.size, TOKENIZER_SHARE)
+            self._train("tokenizer", frames, trained, [*shift, *_mixture(old)], share)
             if old is not None:
                 mixed = [str(out / OLD_TOKENS)]
                 self._tokenize(Path(old), trained, out / OLD_TOKENS)
@@ -171,12 +175,15 @@ class Quickstart:
         if not any(map(Manifest.load(frames).num_episodes, ("test", "val"))):
             say(self.console, f"{frames} has no held-out episodes, so nothing can be measured")
             return
+        actions = Manifest.load(frames).actions_per_step
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
         report += ["--device", self.arguments.device]
         curves = out / "tokenizer" / "logs" / "metrics.csv"
         report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
+        elif actions > 1:
+            report += ["--horizon", str(horizon_of(actions))]
         self._do("evaluate", evaluate.main, report)
         if self.first_day is not None:
             before = [str(self.first_day.model), "--data", str(frames), "--out"]
@@ -288,6 +295,11 @@ def shifted_copies(manifest: Manifest) -> int:
     """Shifted copies of each training episode that make a small dataset large enough."""
     steps = sum(episode.num_steps for episode in manifest.episodes if episode.split == "train")
     return min(MOST_COPIES, max(0, round(ENOUGH_STEPS / steps) - 1))
+
+
+def horizon_of(actions_per_step: int) -> int:
+    """Imagined steps of the evaluation: as many actions of the robot, however many are a step."""
+    return max(LEAST_HORIZON, EvaluationConfig().imagination_horizon // actions_per_step)
 
 
 def evaluation_steps(manifest: Manifest) -> int:

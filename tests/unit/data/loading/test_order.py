@@ -54,7 +54,6 @@ def mixed(weights: Sequence[int], batch_size: int, seed: int, *more: int) -> Glo
 
 
 @given(num_windows=st.integers(1, 300), seed=seeds, epoch=st.integers(0, 2**40))
-@settings(deadline=None)
 def test_each_epoch_is_a_permutation(num_windows: int, seed: int, epoch: int) -> None:
     first, order = epoch * num_windows, ShuffledOrder(num_windows, seed)
     assert sorted(order(first + i) for i in range(num_windows)) == list(range(num_windows))
@@ -89,7 +88,6 @@ def test_places_can_be_asked_for_in_any_order() -> None:
 
 
 @given(weights=shares_lists, seed=seeds, per_rank=st.integers(1, 4), start=st.integers(0, 200))
-@settings(deadline=None)
 def test_ranks_together_see_the_global_sequence(
     weights: list[int], seed: int, per_rank: int, start: int
 ) -> None:
@@ -111,7 +109,6 @@ def test_ranks_together_see_the_global_sequence(
 
 
 @given(num_windows=st.integers(1, 50), seed=seeds, size=st.integers(1, 9))
-@settings(deadline=None)
 def test_one_dataset_is_walked_place_by_place(num_windows: int, seed: int, size: int) -> None:
     batches = itertools.islice(single(num_windows, size, seed, 7), 4)
     order = ShuffledOrder(num_windows, seed)
@@ -120,7 +117,6 @@ def test_one_dataset_is_walked_place_by_place(num_windows: int, seed: int, size:
 
 
 @given(weights=shares_lists, seed=seeds, start=st.integers(0, 60), world_size=st.integers(1, 3))
-@settings(deadline=None)
 def test_starting_late_is_the_tail_of_starting_at_zero(
     weights: list[int], seed: int, start: int, world_size: int
 ) -> None:
@@ -152,7 +148,7 @@ def counts(batches: Sequence[list[Place]]) -> Counter[int]:
 
 
 @given(weights=shares_lists, size=st.integers(1, 40), block=st.integers(0, 30))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_batch_is_as_near_to_the_shares_as_integers_allow(
     weights: list[int], size: int, block: int
 ) -> None:
@@ -169,7 +165,7 @@ def test_every_batch_is_as_near_to_the_shares_as_integers_allow(
 
 
 @given(weights=shares_lists, size=st.integers(1, 20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_neighbours_together_have_their_shares_too(weights: list[int], size: int) -> None:
     """Real strata come before synthetic ones: so their ratio is held, too."""
     shares = exact_shares(weights)
@@ -181,7 +177,6 @@ def test_neighbours_together_have_their_shares_too(weights: list[int], size: int
 
 
 @given(weights=shares_lists, size=st.integers(1, 20), step=st.integers(0, 40))
-@settings(deadline=None)
 def test_what_was_drawn_before_is_known_without_walking_there(
     weights: list[int], size: int, step: int
 ) -> None:
@@ -289,7 +284,6 @@ def test_sampler_refuses(arguments: dict[str, int], message: str) -> None:
 
 
 @given(num_windows=st.integers(1, 200), count=st.integers(1, 300), world_size=st.integers(1, 5))
-@settings(deadline=None)
 def test_evenly_spaced(num_windows: int, count: int, world_size: int) -> None:
     ranks = [evenly_spaced(num_windows, count, rank, world_size) for rank in range(world_size)]
     assert len({len(rank) for rank in ranks}) == 1

@@ -49,7 +49,7 @@ def test_every_window_of_every_episode(tmp_path: Path) -> None:
 
 
 @given(num_steps=st.integers(1, 9), length=st.integers(1, 14))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_transition_is_in_as_many_windows(
     tmp_path_factory: pytest.TempPathFactory, num_steps: int, length: int
 ) -> None:

@@ -31,7 +31,7 @@ def smooth(seed: int, num_rows: int, num_dimensions: int) -> NDArray[np.float64]
     return np.cumsum(velocity, axis=0)[:num_rows]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     lag=st.integers(-12, 20),
@@ -51,7 +51,7 @@ def test_a_known_lag_is_found(seed: int, lag: int, num_dimensions: int, noise: f
     assert found["correlation"] > 0.6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), lag=st.integers(1, 12))
 def test_the_lag_of_a_velocity_command_is_found(seed: int, lag: int) -> None:
     action = np.diff(smooth(seed, 301, 3), axis=0)
@@ -117,7 +117,7 @@ def test_what_is_no_spike() -> None:
     assert largest_step(angle[:1]) is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
 def test_the_factor_of_a_spike_knows_no_units(seed: int, scale: float, shift: float) -> None:
     state = smooth(seed, 120, 2)
@@ -159,7 +159,7 @@ def test_stretches_in_which_numbers_are_equal() -> None:
     assert equal_stretches(state[30:60], RATE) == [(0, 30)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(changes=st.lists(st.booleans(), min_size=1, max_size=60))
 def test_equal_stretches_against_a_slow_reference(changes: list[bool]) -> None:
     values = np.cumsum([False, *changes]).astype(float)[:, None]

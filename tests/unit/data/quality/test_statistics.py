@@ -46,7 +46,7 @@ def test_the_sample_has_every_row_with_the_same_probability() -> None:
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6),
     max_rows=st.sampled_from([5, 20, 1000]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_parts_merge_into_the_whole(sizes: list[int], max_rows: int) -> None:
     generator = np.random.default_rng(sum(sizes))
     parts = []

@@ -191,7 +191,7 @@ def test_duplicates(tmp_path: Path, good: Episodes) -> None:
     assert report["findings"][0]["level"] == "wrong"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     groups=st.lists(st.integers(0, 4), min_size=1, max_size=12),
     order=st.randoms(use_true_random=False),
@@ -209,7 +209,7 @@ def test_finding_equal_recordings_knows_no_order(groups: list[int], order: Any) 
     assert {frozenset(group) for group in found} == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.01, 100), order=st.permutations(range(5)))
 def test_near_duplicates_know_neither_order_nor_units(
     seed: int, scale: float, order: list[int]

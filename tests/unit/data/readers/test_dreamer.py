@@ -52,7 +52,7 @@ def write_chunks(folder: Path, streams: list[list[dict[str, Any]]], size: int) -
     return paths
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.lists(lengths, min_size=1, max_size=4), min_size=1, max_size=2),
     st.integers(1, 15),

@@ -85,7 +85,7 @@ def check_equal(got: Any, written: WrittenEpisode, first: int = 0, step: int = 1
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_is_written_is_read(tmp_path_factory: Any, version: str, data: Any) -> None:
     def draw(strategy: Any) -> Any:

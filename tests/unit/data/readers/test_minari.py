@@ -65,7 +65,7 @@ def write(folder: Path, num_steps: list[int], *, seed: int = 0, **options: Any) 
     return written
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(lengths, min_size=1, max_size=3), seeds, widths, st.booleans(), st.booleans())
 def test_what_was_written_is_read(
     num_steps: list[int], seed: int, width: int, plain: bool, discrete: bool

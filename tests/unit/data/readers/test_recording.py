@@ -54,7 +54,7 @@ def png(image: np.ndarray[Any, Any]) -> bytes:
 
 
 @given(num_rows=st.integers(5, 40), factor=st.integers(1, 4), phase=st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_one_action_less_than_observations_is_the_same_as_one_that_leads_nowhere(
     num_rows: int, factor: int, phase: int
 ) -> None:
@@ -159,7 +159,7 @@ def test_arrays_of_the_wrong_length(changes: dict[str, Any], message: str) -> No
     count=st.integers(1, 60),
     fps=st.sampled_from([10, 30, 50]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_part_of_a_video_is_exact_wherever_its_key_frames_are(
     tmp_path_factory: Any, group: int, bframes: int, start: int, count: int, fps: int
 ) -> None:

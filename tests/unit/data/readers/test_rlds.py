@@ -162,7 +162,7 @@ def write(folder: Path, num_rows: list[int], *, seed: int = 0, width: int = 2) -
     return written
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(lengths, min_size=1, max_size=4), seeds, widths)
 def test_what_was_written_is_read(num_rows: list[int], seed: int, width: int) -> None:
     with tempfile.TemporaryDirectory() as name:

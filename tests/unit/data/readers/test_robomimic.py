@@ -71,7 +71,7 @@ def write(path: Path, lengths: list[int], *, seed: int = 0, **options: Any) -> d
 STATE = {"state": ["obs/position", "obs/joints"]}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(lengths, min_size=1, max_size=3), seeds, widths, st.booleans())
 def test_what_was_written_is_read(
     num_rows: list[int], seed: int, width: int, with_next: bool

@@ -62,7 +62,7 @@ def check(episode: Any, images: Any, columns: dict[str, Any], camera: str = "vid
     assert episode.terminated.tolist() == [*columns["done"][:-1].tolist(), False]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.lists(lengths, min_size=1, max_size=3),
     st.sampled_from(["csv", "parquet", "npz"]),

@@ -142,7 +142,7 @@ def test_webdataset_reads_the_same_arrays(tmp_path: Path, features: dict[str, Fe
     dtype=st.sampled_from(["bool", "uint8", "uint16", "int32", "int64", "float32"]),
     data=st.data(),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_any_slice_of_any_dtype(
     tmp_path_factory: pytest.TempPathFactory,
     num_steps: int,

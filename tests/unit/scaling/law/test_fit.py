@@ -97,7 +97,7 @@ def as_values(fit: SweepFit) -> list[float]:
     return [number for item in estimates for number in (item.value, item.low, item.high)]
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(seed=st.integers(0, 10_000))
 def test_the_order_of_runs_changes_nothing(seed: int) -> None:
     points = grid_points()

@@ -36,7 +36,7 @@ def test_a_law_without_noise_is_found_exactly(truth: Mapping[str, float]) -> Non
     assert close(fitted(points), truth, 1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     alpha=st.floats(0.15, 0.8),
     beta=st.floats(0.15, 0.8),
@@ -55,7 +55,7 @@ def test_any_law_is_found(alpha: float, beta: float, floor: float, by_size: floa
     assert close(fitted(grid_points(noise=0.0, law=truth)), truth, 1e-2)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(scale_n=st.floats(1e-6, 1e6), scale_d=st.floats(1e-6, 1e6))
 def test_units_of_size_and_data_change_a_and_b_only(scale_n: float, scale_d: float) -> None:
     points = grid_points()
