@@ -10,16 +10,16 @@ from tokenwm.heads.recorded import Recorded
 from tokenwm.sequence.vocabulary import Vocabulary
 
 GRID = (1, 1, 1, 1)
-STEP = 0.3
+STEP = 0.15
 """How far an action of 1 leads."""
 
 
-def walks(velocities: Sequence[float], num_steps: int = 12, seed: int = 0) -> Recorded:
-    """Episodes of one velocity each, from anywhere: ``x' = x + STEP * action``."""
+def walks(velocities: Sequence[float], num_steps: int = 8, seed: int = 0) -> Recorded:
+    """Episodes of one velocity each, from the middle on: ``x' = x + STEP * action``."""
     generator = torch.Generator().manual_seed(seed)
     episodes = []
     for velocity in velocities:
-        start = 2.0 * torch.rand(1, generator=generator) - 1.0
+        start = 0.8 * torch.rand(1, generator=generator) - 0.4
         place = start + STEP * velocity * torch.arange(num_steps)
         episodes.append(episode(place, torch.full((num_steps,), velocity)))
     return Recorded.cat(episodes)
@@ -32,6 +32,7 @@ def episode(place: Tensor, action: Tensor, tokens: Tensor | None = None) -> Reco
         features=place[:, None],
         goals=place[:, None],
         frame_tokens=(torch.zeros(count, dtype=torch.int64) if tokens is None else tokens)[:, None],
+        pictures=torch.zeros(count, 3, dtype=torch.uint8),
         actions=action[:, None],
         first=torch.zeros(count, dtype=torch.int64),
         last=torch.full((count,), count - 1),

@@ -1,5 +1,7 @@
 """Actions as heads take and give them: real numbers in [-1, 1] on the training data, or ids."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,12 +27,17 @@ class ActionCode:
     Args:
         action: The tokenizer.
         device: Where.
+
+    Attributes:
+        uniform_nats: Surprise at a number of an action, if all bins or ids of the training data
+            were equally likely.
     """
 
     def __init__(self, action: ScalarTokenizer, device: torch.device | str = "cpu") -> None:
         self.num_dimensions, self.num_values = action.num_dimensions, action.num_values
         self.is_continuous = isinstance(action, BinTokenizer)
         if isinstance(action, BinTokenizer):
+            self.uniform_nats = math.log(action.num_values - 2 * action.margin_bins)
             low, high = (torch.from_numpy(np.array(end)).to(device) for end in action.scale_range)
             self._low, self._width = low.float(), (high - low).float()
             edges = torch.from_numpy(action.scale(action.edges.T).T.astype(np.float32)).to(device)
@@ -43,6 +50,7 @@ class ActionCode:
             )
         else:
             sizes = torch.tensor(action.used_sizes, device=device)
+            self.uniform_nats = float(sizes.float().log().mean())
             ids = torch.arange(action.num_values, device=device)
             self._unused = ids >= sizes[:, None]  # (A, ids)
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tokenwm.errors import TokenwmError
+from tokenwm.heads.eyes import Lessons, see_with
 from tokenwm.heads.folder import load_head
 from tokenwm.heads.head import Head, Meaning
-from tokenwm.heads.pairs import check_pair, in_parts, meaning_of, pair_config, pair_inputs
+from tokenwm.heads.pairs import check_pair, in_parts, pair_config, pair_inputs, whole_numbers
 from tokenwm.heads.recorded import Recorded
 from tokenwm.heads.training import fit_head
 from tokenwm.imagination.token_world_model import TokenWorldModel
@@ -50,10 +51,10 @@ class Distance:
     """
 
     def __init__(self, head: Head) -> None:
-        (reach,) = meaning_of(head, NAME, "reach")
+        (reach,) = whole_numbers(head, NAME, "reach")
         if head.config.num_outputs != reach + 2:
             raise TokenwmError(f"this head is no {NAME}: it has {head.config.num_outputs} outputs")
-        self.head, self.reach = head, int(reach)
+        self.head, self.reach = head, reach
 
     @classmethod
     def load(cls, model: TokenWorldModel) -> "Distance":
@@ -96,6 +97,7 @@ def fit_distance(
     hidden: int = 256,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    eyes: Lessons | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Distance:
     """Train a distance on recorded steps.
@@ -109,6 +111,7 @@ def fit_distance(
         hidden: Width.
         seed: Of weights and pairs.
         device: Where.
+        eyes: Of :func:`~tokenwm.heads.eyes.fit_eyes`, to begin with; None learns to see anew.
         progress: See :func:`fit_head`.
     """
     config = pair_config(
@@ -122,6 +125,7 @@ def fit_distance(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(config, Meaning(names=(), values={"kind": NAME, "reach": reach})).to(device)
+        see_with(head, eyes)
         fit_head(
             head,
             _batches(recorded, reach, torch.Generator().manual_seed(seed)),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.actions import ActionCode
+from tokenwm.heads.eyes import Lessons, see_with
 from tokenwm.heads.folder import load_head
 from tokenwm.heads.head import Head, HeadConfig, Meaning
 from tokenwm.heads.pairs import in_parts, meaning_of
@@ -149,7 +150,9 @@ class _Digits:
         """Outputs of the heads and digits now → for each digit ``(B, members, K, values)``."""
         shape = (len(outputs), self.members, self.num_tokens, sum(self.levels))
         found = []
-        for number, logits in enumerate(outputs.reshape(shape).split(list(self.levels), dim=-1)):
+        for number, logits in enumerate(
+            torch.split(outputs.reshape(shape), list(self.levels), dim=-1)
+        ):
             known = logits if now is None else logits + self.stay[number][now[:, None, :, number]]
             found.append(known.log_softmax(-1))
         return found
@@ -186,6 +189,7 @@ def fit_doubt(
     hidden: int = 128,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    eyes: Lessons | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Doubt:
     """Train the heads of a doubt on recorded steps.
@@ -200,6 +204,7 @@ def fit_doubt(
         hidden: Width of each.
         seed: Of weights, order and which episodes each head sees.
         device: Where.
+        eyes: Of :func:`~tokenwm.heads.eyes.fit_eyes`, to begin with; None learns to see anew.
         progress: See :func:`fit_head`.
     """
     action = ActionCode(vocabulary.action)
@@ -210,12 +215,12 @@ def fit_doubt(
         input_shape=(recorded.features.shape[1] + action.num_inputs,),
         num_outputs=digits.num_outputs,
         hidden=hidden,
-        grid=grid,
+        grid=(1, *grid),
         members=members,
     )
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        is_seen, tokens = targets[:, :members], targets[:, members:].unflatten(1, (2, -1))
+        is_seen, tokens = targets[:, :members], targets[:, members:].reshape(len(targets), 2, -1)
         now, following = digits.of_tokens(tokens).unbind(1)
         known = digits.log_probabilities(outputs, now if digits.has_digits else None)
         nats = digits.nats(known, following)
@@ -224,6 +229,7 @@ def fit_doubt(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(config, Meaning(names=(), values={"kind": NAME, "stay": stay})).to(device)
+        see_with(head, eyes)
         fit_head(
             head,
             _batches(recorded, action, members, torch.Generator().manual_seed(seed)),

@@ -17,6 +17,10 @@ MOST_OUTPUTS, MOST_WIDTH, MOST_CAMERAS, MOST_FEATURES = 2**16, 4096, 64, 2**16
 MOST_DEPTH, MOST_MEMBERS = 8, 16
 MAP_SIDE = 16
 """Pictures are halved until no side of a map is larger."""
+NUM_HATS = 9
+"""Values of a number of a code, evenly in [-1, 1], around which there are hats."""
+CELL_WIDTH, FRAME_WIDTH = 64, 256
+"""Numbers that a cell and a frame are seen as."""
 NUM_PLACES = 24
 """Places that are looked for in a map: a position each, and what is there."""
 
@@ -31,8 +35,8 @@ class HeadConfig:
         num_outputs: Numbers that it gives for each row, of all members together.
         hidden: Width of the layers before the outputs.
         depth: How many of these there are.
-        grid: ``(maps, rows, columns, code_dim)``: the first of the features are that many maps of
-            codes, which are looked at as pictures; empty if features are just numbers.
+        grid: ``(frames, cameras, rows, columns, code_dim)``: the first of the features are the
+            codes of that many frames, see :class:`Eyes`; empty if features are just numbers.
         members: Networks of the same shape side by side, each with its own outputs.
         dropout: Share of numbers that are left out behind each hidden layer in training.
     """
@@ -81,13 +85,13 @@ class HeadConfig:
             raise TokenwmError(f"dropout is {self.dropout}; expected 0 or more, below 1")
         if self.grid and not (
             self.inputs == "features"
-            and len(self.grid) == 4
+            and len(self.grid) == 5
             and min(self.grid) >= 1
             and math.prod(self.grid) <= self.input_shape[0]
         ):
             raise TokenwmError(
-                f"grid is {list(self.grid)}; expected [maps, rows, columns, code_dim] of the first "
-                "features, or nothing"
+                f"grid is {list(self.grid)}; expected [frames, cameras, rows, columns, code_dim], "
+                "codes that are the first of the features, or nothing"
             )
 
 
@@ -114,29 +118,35 @@ class _Network(nn.Module):
             self.trunk = _Places(config.input_shape)
             width = self.trunk.num_outputs
         elif config.grid:
-            self.trunk = _Maps(config.grid, config.input_shape[0], config.hidden)
+            self.trunk = Eyes(config.grid, config.input_shape[0])
             width = self.trunk.num_outputs
         else:
             (width,) = config.input_shape
             self.trunk = nn.LayerNorm(width)
+        num_outputs = config.num_outputs // config.members
+        # What is asked for is often nearly linear in what was seen.
+        self.skip = nn.Linear(width, num_outputs, bias=False) if config.grid else None
         layers: list[nn.Module] = []
         for _ in range(config.depth):
             layers += [nn.Linear(width, config.hidden), nn.ReLU()]
             layers += [nn.Dropout(config.dropout)] if config.dropout else []
             width = config.hidden
-        num_outputs, self.num_codes = config.num_outputs // config.members, math.prod(config.grid)
         layers.append(nn.Linear(width, num_outputs))
         self.outputs = nn.Sequential(*layers)
-        # What is no code, such as the robot's state, is often nearly what is asked for.
-        num_others = config.input_shape[0] - self.num_codes
-        has_skip = bool(config.grid) and num_others > 0
-        self.skip = nn.Linear(num_others, num_outputs, bias=False) if has_skip else None
+
+    @property
+    def last(self) -> nn.Linear:
+        """The last layer, whose outputs are those of this member."""
+        layer = self.outputs[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def look(self, values: Tensor) -> Tensor:
         """Inputs of the right shape → ``(B, num_outputs / members)``."""
-        outputs: Tensor = self.outputs(self.trunk(values))
+        seen = self.trunk(values)
+        outputs: Tensor = self.outputs(seen)
         if self.skip is not None:
-            outputs = outputs + self.skip(values[:, self.num_codes :])
+            outputs = outputs + self.skip(seen)
         return outputs.float()
 
 
@@ -182,27 +192,44 @@ class Head(_Network):
         return torch.cat([self.look(values), *(other.look(values) for other in self.others)], dim=1)
 
 
-class _Maps(nn.Module):
-    """Maps of codes as one picture with many channels, and the other features beside it.
+class Eyes(nn.Module):
+    """A trunk that sees frames by their codes: a vector for each, and what is no code beside them.
 
-    A code's numbers are first looked at together, then with those of its neighbours; all cells are
-    alike in this, so that what is learned in one place holds in all.
+    A code says what is in its cell and where in it, in its tokenizer's own language. Each of its
+    numbers enters as it is and as hats around some values (one-hot for FSQ of 8 levels); one
+    network translates the codes of all cells, and one layer puts a frame's cells together. All
+    frames are seen alike, so what was learned on single frames serves heads that compare two.
     """
 
-    def __init__(self, grid: tuple[int, ...], num_inputs: int, hidden: int) -> None:
+    hats: Tensor
+
+    def __init__(self, grid: tuple[int, ...], num_inputs: int) -> None:
         super().__init__()
-        maps, rows, columns, code_dim = self.grid = grid
-        self.num_codes, width = math.prod(grid), min(64, max(8, hidden // 4))
-        self.cells = nn.Sequential(nn.Conv2d(maps * code_dim, width, 1), nn.ReLU())
-        self.around = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
-        self.num_outputs = width * rows * columns + num_inputs - self.num_codes
+        self.num_codes, (self.num_frames, *cells, self.code_dim) = math.prod(grid), grid
+        self.register_buffer("hats", torch.linspace(-1.0, 1.0, NUM_HATS), persistent=False)
+        self.cells = nn.Sequential(
+            nn.Linear(self.code_dim * (NUM_HATS + 1), 2 * CELL_WIDTH),
+            nn.ReLU(),
+            nn.Linear(2 * CELL_WIDTH, CELL_WIDTH),
+            nn.ReLU(),
+        )
+        self.frame = nn.Sequential(nn.Linear(math.prod(cells) * CELL_WIDTH, FRAME_WIDTH), nn.ReLU())
+        self.num_outputs = self.num_frames * FRAME_WIDTH + num_inputs - self.num_codes
 
     def forward(self, values: Tensor) -> Tensor:
         """``(B, E)`` → ``(B, num_outputs)``."""
-        codes, others = values[:, : self.num_codes], values[:, self.num_codes :]
-        maps = codes.reshape(-1, *self.grid).movedim(-1, 2).flatten(1, 2)  # (B, channels, h, w)
-        seen = self.cells(maps)
-        return torch.cat([(seen + self.around(seen)).flatten(1), others], dim=1)
+        others = values[:, self.num_codes :]
+        seen: Tensor = self.frame(self.see_cells(values).flatten(1))
+        return torch.cat([seen.reshape(len(values), -1), others], dim=1)
+
+    def see_cells(self, values: Tensor) -> Tensor:
+        """``(B, E)`` → ``(B * frames, cells, CELL_WIDTH)``."""
+        codes = values[:, : self.num_codes]
+        near = (codes.unsqueeze(-1) - self.hats).abs() * ((NUM_HATS - 1) / 2.0)
+        numbers = torch.cat([(1.0 - near).relu(), codes.unsqueeze(-1)], dim=-1)
+        width = self.code_dim * (NUM_HATS + 1)
+        cells: Tensor = self.cells(numbers.reshape(len(values) * self.num_frames, -1, width))
+        return cells
 
 
 class _Places(nn.Module):

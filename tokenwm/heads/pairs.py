@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.heads.head import Head, HeadConfig
+from tokenwm.shapes import is_whole, shown
 
 ROWS_AT_ONCE = 4096
 """Rows that go through a head at once; more would only take more memory."""
@@ -25,11 +26,8 @@ def pair_config(
         num_extras: Further numbers.
         config: The rest of :class:`HeadConfig`.
     """
-    cameras, *others = grid
     num_inputs = num_features + math.prod(grid) + num_extras
-    return HeadConfig(
-        inputs="features", input_shape=(num_inputs,), grid=(2 * cameras, *others), **config
-    )
+    return HeadConfig(inputs="features", input_shape=(num_inputs,), grid=(2, *grid), **config)
 
 
 def pair_inputs(here: Tensor, there: Tensor, *extras: Tensor) -> Tensor:
@@ -77,6 +75,19 @@ def meaning_of(head: Head, kind: str, *names: str) -> list[Any]:
         found = values.get("kind", "a readout" if "units" in values else "unknown")
         raise TokenwmError(f"this head is no {kind}: it is of kind {found!r}")
     return [values[name] for name in names]
+
+
+def whole_numbers(head: Head, kind: str, *names: str) -> list[int]:
+    """:func:`meaning_of` of values that are whole numbers, at least 1.
+
+    Raises:
+        TokenwmError: One is not, or the head is of another kind.
+    """
+    values = meaning_of(head, kind, *names)
+    for name, value in zip(names, values, strict=True):
+        if not is_whole(value):
+            raise TokenwmError(f"this head is no {kind}: {name} is {shown(value)}")
+    return values
 
 
 def in_parts(rows: int) -> Iterable[slice]:

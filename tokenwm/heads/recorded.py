@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
@@ -13,7 +14,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 
 MOST_BYTES = 2**30
 """Features that are held in memory; of more, some episodes are left out, evenly."""
-FRAMES_PER_PASS = 256
+FRAMES_PER_PASS, CELL_SIDE = 256, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Recorded:
         features: ``(N, E)`` float32, as :meth:`World.features` has them.
         goals: ``(N, F)`` float32, the same frames as pictures of a goal: codes of each on its own.
         frame_tokens: ``(N, K)`` int64.
+        pictures: ``(N, K * 48)`` uint8, the frames as small pictures: 4 × 4 pixels of each cell.
         actions: ``(N, A)`` in the units of the data, float32 or ids; that of an episode's last step
             means nothing.
         first: ``(N,)`` int64, number of the first step of each one's episode.
@@ -33,6 +35,7 @@ class Recorded:
     features: Tensor
     goals: Tensor
     frame_tokens: Tensor
+    pictures: Tensor
     actions: Tensor
     first: Tensor
     last: Tensor
@@ -46,7 +49,7 @@ class Recorded:
         sizes = torch.tensor([0, *(len(episode) for episode in episodes)]).cumsum(0).tolist()
         joined = {
             name: torch.cat([getattr(episode, name) for episode in episodes])
-            for name in ("features", "goals", "frame_tokens", "actions")
+            for name in ("features", "goals", "frame_tokens", "pictures", "actions")
         }
         starts = list(zip(episodes, sizes, strict=False))
         first = torch.cat([episode.first + start for episode, start in starts])
@@ -114,7 +117,8 @@ def read_recorded(
         )
     num_steps = sum(reader.episode(key).num_steps for key in keys)
     num_numbers = model.num_features + model.num_codes + 2 * model.vocabulary.tokens_per_frame
-    keys = keys[:: max(1, -(-num_steps * 4 * num_numbers // MOST_BYTES))]
+    of_step = 4 * num_numbers + 3 * CELL_SIDE**2 * model.vocabulary.tokens_per_frame
+    keys = keys[:: max(1, -(-num_steps * of_step // MOST_BYTES))]
     episodes = []
     for number, key in enumerate(keys):
         episodes.append(_episode(model, reader, key))
@@ -123,12 +127,23 @@ def read_recorded(
     return Recorded.cat(episodes)
 
 
+def small_pictures(frames: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Frames ``(T, cameras, H, W, 3)`` uint8, shrunk, cell by cell: ``(T, K * 48)`` uint8."""
+    rows, columns = grid
+    pictures = frames.flatten(0, 1).movedim(-1, 1).float()
+    small = adaptive_avg_pool2d(pictures, (rows * CELL_SIDE, columns * CELL_SIDE))
+    cells = small.reshape(-1, 3, rows, CELL_SIDE, columns, CELL_SIDE).permute(0, 2, 4, 1, 3, 5)
+    return cells.round().to(torch.uint8).reshape(len(frames), -1)
+
+
 def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
     names = ["action"] if model.vocabulary.state is None else ["action", "state"]
     arrays = reader.arrays(key, names)
     seen: list[Tensor] = []
     alone: list[Tensor] = []
+    pictures: list[Tensor] = []
     for part in torch.split(torch.from_numpy(reader.frames(key)), FRAMES_PER_PASS):
+        pictures.append(small_pictures(part, model.vocabulary.grid))
         previous = seen[-1][-1:] if seen else None
         both = model.tokenizer.encode_both(part[None], previous)
         seen.append(both[0][0])
@@ -140,6 +155,7 @@ def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
         features=model.features_of_tokens(tokens, state).cpu(),
         goals=model.features_of_tokens(torch.cat(alone), None).cpu(),
         frame_tokens=tokens.cpu(),
+        pictures=torch.cat(pictures),
         actions=model.units.as_actions(arrays["action"]).cpu(),
         first=torch.zeros(count, dtype=torch.int64),
         last=torch.full((count,), count - 1),

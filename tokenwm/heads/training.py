@@ -5,17 +5,16 @@ import time
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
-from tokenwm.heads.head import Head
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``(B, num_outputs)`` outputs and the targets of a batch → a number to be made small."""
 
 
 def fit_head(
-    head: Head,
+    head: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     loss: Loss,
     *,

@@ -41,7 +41,7 @@ class Chunks:
             num_steps: ``H``.
             num_chunks: ``M``.
         """
-        logits, rest = outputs.split([num_chunks, outputs.shape[1] - num_chunks], dim=1)
+        logits, rest = torch.split(outputs, [num_chunks, outputs.shape[1] - num_chunks], dim=1)
         shape = (len(outputs), num_chunks, num_steps, code.num_dimensions, code.num_parameters)
         return cls(code=code, log_weights=logits.log_softmax(1), parameters=rest.reshape(shape))
 

@@ -15,6 +15,7 @@ is a mixture of whole chunks.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.actions import ActionCode
+from tokenwm.heads.eyes import Lessons, see_with
 from tokenwm.heads.folder import load_head
 from tokenwm.heads.head import Head, Meaning
-from tokenwm.heads.pairs import check_pair, meaning_of, pair_config, pair_inputs
+from tokenwm.heads.pairs import check_pair, pair_config, pair_inputs, whole_numbers
 from tokenwm.heads.recorded import Recorded
 from tokenwm.heads.training import fit_head
 from tokenwm.imagination.token_world_model import TokenWorldModel
@@ -63,7 +65,7 @@ class GoalPolicy:
     """
 
     def __init__(self, head: Head, action: ScalarTokenizer) -> None:
-        self.num_steps, self.num_chunks, self.reach = meaning_of(
+        self.num_steps, self.num_chunks, self.reach = whole_numbers(
             head, NAME, "num_steps", "num_chunks", "reach"
         )
         self.head, self.code = head, ActionCode(action, next(head.parameters()).device)
@@ -127,6 +129,7 @@ def fit_prior(
     hidden: int = 512,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    eyes: Lessons | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> GoalPolicy:
     """Train a prior on recorded steps.
@@ -143,6 +146,7 @@ def fit_prior(
         hidden: Width.
         seed: Of weights, and of states and goals.
         device: Where.
+        eyes: Of :func:`~tokenwm.heads.eyes.fit_eyes`, to begin with; None learns to see anew.
         progress: See :func:`fit_head`.
     """
     code = ActionCode(action, device)
@@ -157,27 +161,32 @@ def fit_prior(
     )
     values = {"kind": NAME, "num_steps": chunk, "num_chunks": num_chunks, "reach": reach}
 
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        actions, weights = targets.split([chunk * code.num_dimensions, chunk], dim=1)
-        chunks = Chunks.of_outputs(outputs, code, chunk, num_chunks)
-        nats = -chunks.log_prob(actions.unflatten(1, (chunk, -1)), weights)
-        return nats.mean() / (chunk * code.num_dimensions)
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(config, Meaning(names=(), values=values))
-        nn.init.normal_(head.outputs[-1].bias, std=0.3)  # chunks that differ from the start
+        nn.init.normal_(head.last.bias, std=0.3)  # chunks that differ from the start
         generator = torch.Generator().manual_seed(seed)
+        see_with(head, eyes)
         fit_head(
             head.to(device),
             _batches(recorded, chunk, reach, generator),
-            loss,
+            partial(_loss, code=code, chunk=chunk, num_chunks=num_chunks),
             num_steps=num_steps,
             seconds=seconds,
             learning_rate=LEARNING_RATE,
             progress=progress,
         )
     return GoalPolicy(head, action)
+
+
+def _loss(
+    outputs: Tensor, targets: Tensor, *, code: ActionCode, chunk: int, num_chunks: int
+) -> Tensor:
+    """Nats per number of an action, all rows alike, however near their goals are."""
+    actions, weights = torch.split(targets, [chunk * code.num_dimensions, chunk], dim=1)
+    chunks = Chunks.of_outputs(outputs, code, chunk, num_chunks)
+    nats = -chunks.log_prob(actions.reshape(len(actions), chunk, -1), weights)
+    return (nats / weights.sum(1).clamp(min=1.0)).mean() / code.num_dimensions
 
 
 def measure_prior(
@@ -210,7 +219,7 @@ def measure_prior(
         figures[f"nats{name}"] = float(-chunks.log_prob(actions, counts).sum()) / number
     known = training.actions[training.last > torch.arange(len(training))].to(device)
     figures["marginal_nats"] = float(code.marginal_nats(known, actions[counts]))
-    figures["uniform_nats"] = math.log(code.num_values)
+    figures["uniform_nats"] = code.uniform_nats
     if code.is_continuous:
         for name in ("", "_without_goal"):
             off = code.inputs(given[name].mode()) - code.inputs(actions)

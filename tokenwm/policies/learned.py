@@ -9,7 +9,7 @@ from tokenwm.data.shards.manifest import MANIFEST_NAME
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.errors import CheckpointError, TokenwmError
-from tokenwm.heads import distance, doubt
+from tokenwm.heads import distance, doubt, eyes
 from tokenwm.heads.folder import read_head, save_head
 from tokenwm.heads.head import Head
 from tokenwm.heads.recorded import Recorded, read_recorded
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 SHARES = {cloning.NAME: 2.0, distance.NAME: 1.0, doubt.NAME: 1.0}
 """Name of each head and its share of the time."""
+EYES_SHARE = 1.0
+"""The share of the eyes that all of them begin with."""
 CHUNK_SECONDS, REACH_SECONDS = 2.5, 5.0
 MOST_EPOCHS = 50.0
 """Passes over the steps of the data after which training ends, however much time is left."""
@@ -103,12 +105,39 @@ def train_heads(
         return results
     training = _read(model, reader, "train", show)
     held_out, split = _held_out(model, reader, show)
+    unit = seconds / (EYES_SHARE + sum(SHARES[name] for name in missing))
+    common = _common(model, "eyes", training, unit * EYES_SHARE, seed, show)
+    seeing = eyes.fit_eyes(training, model.code_grid, **common)
     for name in missing:
-        budget = seconds * SHARES[name] / sum(SHARES[other] for other in missing)
-        head, figures = _train(model, name, training, held_out, sizes, budget, seed, show)
+        common = _common(model, name, training, unit * SHARES[name], seed, show)
+        head, figures = _train(model, name, training, held_out, sizes, {**common, "eyes": seeing})
         results[name] = {**wanted, "split": split, "steps": len(training), **figures}
         save_head(model, name, head, results[name])
     return results
+
+
+def _common(
+    model: TokenWorldModel,
+    name: str,
+    training: Recorded,
+    seconds: float,
+    seed: int,
+    show: Show | None,
+) -> dict[str, Any]:
+    """Arguments that all trainings have."""
+    began = time.monotonic()
+
+    def progress(step: int, loss: float) -> None:
+        if show is not None:
+            show(name, min(int(time.monotonic() - began), int(seconds)), int(seconds))
+
+    return {
+        "num_steps": max(50, round(MOST_EPOCHS * len(training) / cloning.BATCH)),
+        "seconds": seconds,
+        "seed": seed,
+        "device": model.device,
+        "progress": progress,
+    }
 
 
 def _train(
@@ -117,27 +146,17 @@ def _train(
     training: Recorded,
     held_out: Recorded | None,
     sizes: Sizes,
-    seconds: float,
-    seed: int,
-    show: Show | None,
+    common: dict[str, Any],
 ) -> tuple[Head, dict[str, Any]]:
     """Train one head; its figures beside it."""
-    began, done = time.monotonic(), [0, 0.0]
-    num_steps = max(50, round(MOST_EPOCHS * len(training) / cloning.BATCH))
+    done, progress = [0, 0.0], common["progress"]
 
-    def progress(step: int, loss: float) -> None:
+    def count(step: int, loss: float) -> None:
         done[:] = step, loss
-        if show is not None:
-            show(name, min(int(time.monotonic() - began), int(seconds)), int(seconds))
+        progress(step, loss)
 
-    common: dict[str, Any] = {
-        "num_steps": num_steps,
-        "seconds": seconds,
-        "seed": seed,
-        "device": model.device,
-        "progress": progress,
-    }
-    grid, figures = model.code_grid, {}
+    common = {**common, "progress": count}
+    grid, seed, figures = model.code_grid, common["seed"], {}
     made: Any
     if name == cloning.NAME:
         action = model.vocabulary.action

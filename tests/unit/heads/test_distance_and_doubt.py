@@ -1,5 +1,7 @@
 """A distance on a chain, and doubt that is larger where nothing was seen: known answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from tests.small_models import small_tokenizer
 from tokenwm.errors import ShapeError, TokenwmError
 from tokenwm.heads.distance import Distance, fit_distance, measure_distance
 from tokenwm.heads.doubt import Doubt, digits_of, fit_doubt, measure_doubt
-from tokenwm.heads.recorded import Recorded
+from tokenwm.heads.eyes import fit_eyes
+from tokenwm.heads.recorded import Recorded, small_pictures
 
 REACH = 5
 
@@ -33,12 +36,12 @@ def test_pairs_are_drawn_within_episodes_and_evenly() -> None:
 
 
 def test_a_distance_counts_the_steps_of_a_chain(distance: Distance) -> None:
-    here = torch.linspace(-0.5, 1.0, 16)[:, None]
+    here = torch.linspace(0.0, 0.3, 16)[:, None]
     for steps in range(REACH + 1):
         off = distance(here, here + STEP * steps) - steps
         assert off.abs().mean() < 0.7, steps
-    assert (distance(here, here - 3 * STEP) > distance(here, here + 3 * STEP) + 1.0).all()
-    assert distance(here, here + 12 * STEP).mean() > REACH  # far
+    assert (distance(here, here - 2 * STEP) > distance(here, here + 2 * STEP) + 1.0).all()
+    assert distance(here, here + 7 * STEP).mean() > REACH  # far
     known = distance.probabilities(here, here[:1])
     torch.testing.assert_close(known.sum(1), torch.ones(16))
     figures = measure_distance(distance, walks([1.0] * 4, seed=5))
@@ -97,6 +100,32 @@ def test_members_are_trained_on_different_episodes() -> None:
     assert not torch.allclose(known[:, 0], known[:, 1])
     with pytest.raises(ShapeError, match=r"features has shape \(2, 4\); expected \(2, 1\)"):
         doubt(torch.zeros(2, 4), torch.zeros(2, 1))
+
+
+def test_heads_begin_with_eyes_that_had_their_lessons() -> None:
+    """A picture that is a known function of the code is learned, and every member sees so."""
+    recorded = steps_of_digits(20)
+    pictures = (recorded.frame_tokens * 40).to(torch.uint8).expand(-1, 48).contiguous()
+    lessons = fit_eyes(replace(recorded, pictures=pictures), GRID, num_steps=60)
+    seen = lessons(code_of(torch.tensor([[0.0], [1.0], [2.0], [3.0]])))
+    assert seen.shape == (4, 96)  # of the cell and of the frame; no state
+    assert (seen.diff(dim=0) > 0.5).all()  # brighter from digit to digit
+    doubt = fit_doubt(
+        recorded, digits_vocabulary(), GRID, num_steps=1, seconds=1e-9, members=2, eyes=lessons
+    )
+    for network in (doubt.head, *doubt.head.others):
+        for name, value in lessons.eyes.state_dict().items():
+            learned = network.trunk.state_dict()[name]  # after a step at next to no rate
+            torch.testing.assert_close(learned, value, atol=3e-3, rtol=0)
+
+
+def test_small_pictures_are_cell_by_cell() -> None:
+    frames = torch.zeros(2, 1, 16, 32, 3, dtype=torch.uint8)
+    frames[1, 0, 8:, 24:, 2] = 90  # blue in the last of 2 × 4 cells
+    cells = small_pictures(frames, (2, 4)).reshape(2, 8, 3, 16)
+    assert (cells[1, 7, 2] == 90).all()
+    cells[1, 7, 2] = 0
+    assert not cells.any()
 
 
 def test_codes_of_the_tokenizer_are_its_digits() -> None:

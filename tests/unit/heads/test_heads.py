@@ -172,7 +172,7 @@ def test_a_head_of_before_there_were_maps_is_loaded(model: TokenWorldModel) -> N
 def test_members_of_a_head_are_networks_of_their_own(inputs: str) -> None:
     """Side by side; a change of what one sees of a map changes its own outputs as well."""
     shape = (22,) if inputs == "features" else (1, 16, 16, 3)
-    grid = (2, 2, 2, 2) if inputs == "features" else ()
+    grid = (2, 1, 2, 2, 2) if inputs == "features" else ()
     config = HeadConfig(
         inputs=inputs,  # type: ignore[arg-type]
         input_shape=shape,
@@ -197,7 +197,7 @@ def test_members_of_a_head_are_networks_of_their_own(inputs: str) -> None:
     [
         ({"members": 5}, "num_outputs is 2; expected a multiple of 5 members"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"grid": (2, 2, 2, 1)}, r"grid is \[2, 2, 2, 1\]; expected"),
+        ({"grid": (2, 1, 2, 2, 1)}, r"grid is \[2, 1, 2, 2, 1\]; expected"),
         ({"depth": 99}, "depth is 99; expected 1 to 8"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
