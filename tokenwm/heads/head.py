@@ -189,7 +189,8 @@ class Head(_Network):
         if self.config.inputs == "frames":
             # Cameras beside the channels: a place is a place in one of the pictures.
             values = values.movedim(-1, 2).flatten(1, 2) / 127.5 - 1.0
-        return torch.cat([self.look(values), *(other.look(values) for other in self.others)], dim=1)
+        members: list[_Network] = [self, *self.others]
+        return torch.cat([member.look(values) for member in members], dim=1)
 
 
 class Eyes(nn.Module):
