@@ -90,7 +90,7 @@ def see_with(head: Head, lessons: Lessons | None) -> None:
     """Let a head begin with eyes that had their lessons, each of its members."""
     if lessons is not None:
         for network in (head, *head.others):
-            network.trunk.load_state_dict(lessons.eyes.state_dict())  # type: ignore[union-attr]
+            network.trunk.load_state_dict(lessons.eyes.state_dict())
 
 
 def _batches(recorded: Recorded, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -125,7 +125,9 @@ class _Network(nn.Module):
             self.trunk = nn.LayerNorm(width)
         num_outputs = config.num_outputs // config.members
         # What is asked for is often nearly linear in what was seen.
-        self.skip = nn.Linear(width, num_outputs, bias=False) if config.grid else None
+        self.skip: nn.Linear | None = None
+        if config.grid:
+            self.skip = nn.Linear(width, num_outputs, bias=False)
         layers: list[nn.Module] = []
         for _ in range(config.depth):
             layers += [nn.Linear(width, config.hidden), nn.ReLU()]
