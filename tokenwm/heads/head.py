@@ -143,7 +143,7 @@ class _Network(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def look(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         """Inputs of the right shape → ``(B, num_outputs / members)``."""
         seen = self.trunk(values)
         outputs: Tensor = self.outputs(seen)
@@ -191,7 +191,9 @@ class Head(_Network):
         if self.config.inputs == "frames":
             # Cameras beside the channels: a place is a place in one of the pictures.
             values = values.movedim(-1, 2).flatten(1, 2) / 127.5 - 1.0
-        return torch.cat([self.look(values), *(other.look(values) for other in self.others)], dim=1)
+        return torch.cat(
+            [super().forward(values), *(other(values) for other in self.others)], dim=1
+        )
 
 
 class Eyes(nn.Module):
