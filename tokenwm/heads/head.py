@@ -125,7 +125,9 @@ class _Network(nn.Module):
             self.trunk = nn.LayerNorm(width)
         num_outputs = config.num_outputs // config.members
         # What is asked for is often nearly linear in what was seen.
-        self.skip = nn.Linear(width, num_outputs, bias=False) if config.grid else None
+        self.skip: nn.Linear | None = None
+        if config.grid:
+            self.skip = nn.Linear(width, num_outputs, bias=False)
         layers: list[nn.Module] = []
         for _ in range(config.depth):
             layers += [nn.Linear(width, config.hidden), nn.ReLU()]
@@ -141,7 +143,7 @@ class _Network(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def look(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         """Inputs of the right shape → ``(B, num_outputs / members)``."""
         seen = self.trunk(values)
         outputs: Tensor = self.outputs(seen)
@@ -189,8 +191,9 @@ class Head(_Network):
         if self.config.inputs == "frames":
             # Cameras beside the channels: a place is a place in one of the pictures.
             values = values.movedim(-1, 2).flatten(1, 2) / 127.5 - 1.0
-        members: list[_Network] = [self, *self.others]
-        return torch.cat([member.look(values) for member in members], dim=1)
+        return torch.cat(
+            [super().forward(values), *(other(values) for other in self.others)], dim=1
+        )
 
 
 class Eyes(nn.Module):

@@ -64,9 +64,13 @@ class Chunks:
         return (self.log_weights + each.sum(-1)).logsumexp(1)
 
     def mode(self) -> Tensor:
-        """The most likely actions of the most likely chunk, ``(B, H, A)``."""
-        rows = torch.arange(len(self.parameters), device=self.parameters.device)
-        return self.code.mode(self.parameters[rows, self.log_weights.argmax(1)])
+        """The likeliest of the chunks that are the centres of the mixture, ``(B, H, A)``.
+
+        By the whole mixture: a chunk that is often meant and vague gives way to a sharp one.
+        """
+        centres = self.code.mode(self.parameters)  # (B, M, H, A)
+        known = torch.stack([self.log_prob(centre) for centre in centres.unbind(1)], dim=1)
+        return centres[torch.arange(len(centres), device=centres.device), known.argmax(1)]
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
         """Draw chunks, within the range of the training data.
