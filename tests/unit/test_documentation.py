@@ -39,7 +39,7 @@ def test_the_readme_chooses_by_reward_or_by_goal_and_never_what_is_broken(
     save_model(tmp_path / "world_model" / "model", model)
     written = write_squares(tmp_path / "frames", {"train": (9, 12), "test": (14, 15, 16, 17)})
     blocks = [text.replace("runs/quickstart", str(tmp_path)) for text in python_blocks("README.md")]
-    choose, close_the_loop, environment = blocks
+    choose, close_the_loop, plan, environment = blocks
     names: dict[str, Any] = {}
     exec(choose, names)
     starts, rollout, score = names["starts"], names["rollout"], names["score"]
@@ -59,6 +59,8 @@ def test_the_readme_chooses_by_reward_or_by_goal_and_never_what_is_broken(
     exec(close_the_loop, names)
     assert names["surprise"].shape == (1,)
     torch.testing.assert_close(names["rollout"].frame_nll, rollout.frame_nll, rtol=1e-4, atol=1e-4)
+    exec(plan, names)
+    assert names["plan"].actions.shape == (5, 2) and names["plan"].num_rollouts >= 64
     if has_reward:
         exec(environment, names)
         assert names["reward"].shape == names["info"]["frame_nll"].shape == (64,)
