@@ -26,6 +26,7 @@ from tokenwm.heads.training import fit_head
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.shapes import check_shape
+from tokenwm.transformer.embeddings import digits_of
 
 NAME = "doubt"
 BATCH, LEARNING_RATE = 256, 2e-3
@@ -167,15 +168,6 @@ class _Digits:
             wanted = following[:, None, :, number : number + 1].expand(-1, self.members, -1, -1)
             each.append(-of_digit.gather(-1, wanted).squeeze(-1).mean(-1))
         return torch.stack(each).sum(0)
-
-
-def digits_of(tokens: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """``(...)`` ids → ``(..., digits)`` int64, the first digit the least significant."""
-    digits = []
-    for level in levels:
-        digits.append(tokens % level)
-        tokens = tokens // level
-    return torch.stack(digits, dim=-1)
 
 
 def fit_doubt(

@@ -44,25 +44,21 @@ class PictureGoal:
             raise ShapeError(f"goal is {picture.dtype}; expected uint8 in [0, 255]")
         self._model, self._by, self._picture = model, by, picture
         if by == "tokens":
-            self._codes = self._codes_of(model.tokenizer.encode_frames(picture[None]))
+            tokens = model.tokenizer.encode_frames(picture[None])
+            self._codes = model.features_of_tokens(tokens, None)
 
     @torch.inference_mode()
     def distances(self, rollout: Rollout) -> Tensor:
         """Mean squared difference of every step to the goal, ``(B, H)`` float32."""
         check_type("rollout", rollout, Rollout)
         if self._by == "tokens":
-            return (self._codes_of(rollout.frame_tokens) - self._codes).square().mean(-1)
+            codes = self._model.features_of_tokens(rollout.frame_tokens, None)
+            return (codes - self._codes).square().mean(-1)
         parts = []
         for part in slices(len(rollout.frame_tokens), ROWS_AT_ONCE):
             pixels = self._model.decode_frames(rollout.rows(part))
             parts.append(((pixels.float() - self._picture) / 255.0).square().mean((2, 3, 4, 5)))
         return torch.cat(parts)
-
-    def _codes_of(self, tokens: Tensor) -> Tensor:
-        """``(..., K)`` tokens → ``(..., K * code_dim)`` float32 codes."""
-        tokenizer = self._model.tokenizer
-        codes = tokenizer.quantizer.codes_of(tokens.reshape(-1, tokenizer.tokens_per_camera))
-        return codes.reshape(*tokens.shape[:-1], -1).float()
 
 
 def goal_scores(

@@ -87,7 +87,7 @@ class WorldModelClient:
             ServerError: The server refused, or did not answer in time.
         """
         arrays = {"frames": frames, "past_actions": past_actions, "actions": actions}
-        return self._post("/v1/imagine", arrays | _given(states), options)
+        return self._post("/v1/imagine", arrays | _given(states=states), options)
 
     def score(
         self,
@@ -97,7 +97,7 @@ class WorldModelClient:
         **options: Any,
     ) -> NDArray[np.float32]:
         """``(B, C - 1)`` nats per token of each observed frame after the first."""
-        arrays = {"frames": frames, "past_actions": past_actions} | _given(states)
+        arrays = {"frames": frames, "past_actions": past_actions} | _given(states=states)
         return self._post("/v1/score", arrays, options)["frame_nll"]
 
     def encode(self, frames: NDArray[np.uint8], **options: Any) -> NDArray[np.uint16]:
@@ -135,9 +135,9 @@ class WorldModelClient:
             ServerError: The server refused, or did not answer in time.
         """
         arrays = {"frames": frames, "past_actions": past_actions, "actions": chunks}
-        if goal is not None:
-            arrays["goal"] = goal
-        answer: dict[str, Any] = self._post("/v1/rank", arrays | _given(states), options)
+        answer: dict[str, Any] = self._post(
+            "/v1/rank", arrays | _given(states=states, goal=goal), options
+        )
         return _told(answer)
 
     def verify(
@@ -158,9 +158,7 @@ class WorldModelClient:
             ServerError: The server refused, or did not answer in time.
         """
         arrays = {"frames": frames, "past_actions": past_actions, "actions": chunk[None]}
-        if goal is not None:
-            arrays["goal"] = goal
-        answer = _told(self._post("/v1/verify", arrays | _given(states), options))
+        answer = _told(self._post("/v1/verify", arrays | _given(states=states, goal=goal), options))
         probability = float(answer["failure_probability"][0])
         return {
             "decision": answer["decision"][0],
@@ -193,9 +191,8 @@ class WorldModelClient:
         Raises:
             ServerError: The server refused, or did not answer in time.
         """
-        arrays = {"frames": frames, "past_actions": past_actions} | _given(states)
-        if goal is not None:
-            arrays["goal"] = goal
+        arrays = {"frames": frames, "past_actions": past_actions}
+        arrays |= _given(states=states, goal=goal)
         answer = _told(self._post("/v1/plan", arrays, options))
         return {
             "actions": answer["actions"],
@@ -283,5 +280,5 @@ def _told(answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _given(states: NDArray[Any] | None) -> Arrays:
-    return {} if states is None else {"states": states}
+def _given(**arrays: NDArray[Any] | None) -> Arrays:
+    return {name: array for name, array in arrays.items() if array is not None}

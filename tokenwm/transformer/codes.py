@@ -40,11 +40,11 @@ class DenseCodes(NamedTuple):
 
     def nll(self, codes: Tensor) -> Tensor:
         """Negative log-likelihood of codes ``(...)`` int64, the same shape float32, nats."""
-        return _cross_entropy(self.logits, codes)
+        return cross_entropy(self.logits, codes)
 
     def point_nll(self, codes: Tensor) -> Tensor:
         """:meth:`nll` by what the point forecast maximises: the loss of training."""
-        return _cross_entropy(self.point_logits, codes)
+        return cross_entropy(self.point_logits, codes)
 
     def entropy(self) -> Tensor:
         """Entropy, ``(...)`` float32, nats."""
@@ -167,7 +167,7 @@ def _log_rest(log_probability: Tensor) -> Tensor:
     return (-torch.expm1(log_probability.clamp(max=-LEAST_DOUBT))).log()
 
 
-def _cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
     """``(..., V)`` logits and ``(...)`` codes → ``(...)`` nats."""
     loss = F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none")
     return loss.view_as(codes)

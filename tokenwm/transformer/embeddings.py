@@ -108,8 +108,18 @@ def digits_of_codes(codebook_size: int, levels: tuple[int, ...]) -> Tensor:
     An FSQ code is a number in a mixed base, the first digit the least significant. Codes that share
     a digit look alike, so what is learned of one serves the others.
     """
-    places = torch.tensor(levels, dtype=torch.int64).cumprod(0) // torch.tensor(levels).clamp(min=1)
-    return torch.arange(codebook_size)[:, None] // places % torch.tensor(levels, dtype=torch.int64)
+    return digits_of(torch.arange(codebook_size), levels)
+
+
+def digits_of(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """``(...)`` codes → ``(..., digits)`` int64, the first digit the least significant."""
+    sizes = torch.tensor(levels, dtype=torch.int64, device=codes.device)
+    return codes.unsqueeze(-1) // place_values(sizes) % sizes
+
+
+def place_values(sizes: Tensor) -> Tensor:
+    """``(digits,)`` int64 numbers of values → by what each digit is multiplied to give a code."""
+    return sizes.cumprod(0) // sizes
 
 
 def digit_table(codebook_size: int, levels: tuple[int, ...]) -> Tensor:

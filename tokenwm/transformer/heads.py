@@ -13,6 +13,7 @@ from tokenwm.transformer.embeddings import (
     center_features,
     digits_of_codes,
     features_around,
+    place_values,
 )
 
 UNKNOWN_RANGE = (-math.expm1(20.0), math.expm1(20.0))
@@ -211,7 +212,7 @@ class CodeHead(CodeTable):
         columns = columns.masked_fill(values >= sizes[:, None], sum(levels))
         buffers = {
             "digits_of": digits_of_codes(codebook_size, levels),
-            "places": sizes.cumprod(0) // sizes,
+            "places": place_values(sizes),
             "columns": columns,
         }
         for name, buffer in buffers.items():

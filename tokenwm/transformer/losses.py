@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 
 from tokenwm.sequence.tokens import Tokens
+from tokenwm.transformer.codes import cross_entropy
 from tokenwm.transformer.world_model import WorldModel
 
 
@@ -76,7 +77,7 @@ def losses_of(
         with torch.no_grad():
             draft_nll = _mean(draft.nll(target), valid)
     if predictions.state_logits is not None and tokens.state is not None:
-        state_nll = _mean(_cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
+        state_nll = _mean(cross_entropy(predictions.state_logits, tokens.state[:, 1:]), valid)
     valid_outcome = action_valid.float()
     if model.reward_head is not None and reward is not None:
         reward = reward.masked_fill(~action_valid, 0.0)  # where none is meant, it may be NaN
@@ -100,12 +101,6 @@ def losses_of(
         termination=termination.detach(),
         draft_nll=draft_nll,
     )
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """``(..., V)`` logits and ``(...)`` targets → ``(...)`` nats."""
-    loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    return loss.view_as(target)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

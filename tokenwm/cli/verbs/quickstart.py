@@ -171,19 +171,18 @@ class Quickstart:
         self._do("tokenize", tokenize.main, [*source, "--out", str(tokens)])
 
     def _evaluate(self, frames: Path) -> None:
-        out = self.out
-        if not any(map(Manifest.load(frames).num_episodes, ("test", "val"))):
+        out, manifest = self.out, Manifest.load(frames)
+        if not any(map(manifest.num_episodes, ("test", "val"))):
             say(self.console, f"{frames} has no held-out episodes, so nothing can be measured")
             return
-        actions = Manifest.load(frames).actions_per_step
         report = [str(out / "world_model"), "--data", str(frames), "--out", str(out / "report")]
         report += ["--device", self.arguments.device]
         curves = out / "tokenizer" / "logs" / "metrics.csv"
         report += ["--curves", f"tokenizer={curves}"] if curves.is_file() else []
         if self.arguments.size == "debug":
             report += ["--horizon", "5", "--context", "2", "--starts", "1"]
-        elif actions > 1:
-            report += ["--horizon", str(horizon_of(actions))]
+        elif manifest.actions_per_step > 1:
+            report += ["--horizon", str(horizon_of(manifest.actions_per_step))]
         self._do("evaluate", evaluate.main, report)
         if self.first_day is not None:
             before = [str(self.first_day.model), "--data", str(frames), "--out"]
