@@ -1,7 +1,7 @@
 """Ranking action chunks by what they are imagined to lead to: one batch, one past."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwm.control.limits import Limits
+from tokenwm.control.limits import Breach, Limits
 from tokenwm.control.objectives import Objective, total
 from tokenwm.control.verify import (
     OfRollout,
@@ -22,6 +22,7 @@ from tokenwm.control.verify import (
 )
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import as_tensor
+from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.world import World
 from tokenwm.shapes import check_shape
@@ -96,20 +97,45 @@ def rank(
     before = None if previous is None else as_tensor("previous", previous)[None]
     breaches = broken_limits(world, state, given, limits, before)
     allowed = [number for number, breach in enumerate(breaches) if breach is None]
-    scores = torch.full((count,), -torch.inf)
+    rollout = imagine_chunks(world, state, given[allowed], config) if allowed else None
+    return ranking_of(breaches, rollout, objective, failure, doubt, config, lambda: clock() - began)
+
+
+def ranking_of(
+    breaches: Sequence[Breach | None],
+    rollout: Rollout | None,
+    objective: Objective | None,
+    failure: OfRollout | None,
+    doubt: OfRollout | None,
+    config: VerifyConfig,
+    seconds: Callable[[], float],
+) -> Ranking:
+    """The ranking of chunks, of the futures of those that break no limit.
+
+    Args:
+        breaches: Of each chunk, the limit that it breaks, or None.
+        rollout: Futures of the others, those of a chunk neighbours; None if there are none.
+        objective: As in :func:`rank`; None: all that are judged have no score.
+        failure: See there, and so are the others.
+        doubt: See there.
+        config: See there.
+        seconds: Time since the beginning.
+    """
+    allowed = [number for number, breach in enumerate(breaches) if breach is None]
+    scores = torch.full((len(breaches),), -torch.inf)
     verdicts: dict[int, Verdict] = {}
-    if allowed:
-        rollout = imagine_chunks(world, state, given[allowed], config)
-        judged = judge(rollout, len(allowed), failure, doubt, config, lambda: clock() - began)
+    if rollout is not None:
+        judged = judge(rollout, len(allowed), failure, doubt, config, seconds)
         verdicts = dict(zip(allowed, judged, strict=True))
-        totals = total(objective, rollout)
-        scores[allowed] = totals.reshape(len(allowed), -1).mean(1).cpu()
-    seconds = clock() - began
+        if objective is not None:
+            totals = total(objective, rollout)
+            scores[allowed] = totals.reshape(len(allowed), -1).mean(1).cpu()
+    took = seconds()
     return Ranking(
         order=scores.argsort(descending=True, stable=True),
         scores=scores,
         verdicts=tuple(
-            verdicts[number] if breach is None else rejected_by(breach, seconds)
+            verdicts[number] if breach is None else rejected_by(breach, took)
             for number, breach in enumerate(breaches)
         ),
     )

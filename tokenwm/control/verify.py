@@ -181,10 +181,15 @@ def imagine_chunks(
     All are one batch (in parts if they do not fit into memory), the past is read once, and the
     ``n`` noise streams of every chunk are the same, so that chunks are compared with the same luck.
     """
-    count, num_futures = len(chunks), config.num_futures
-    streams = torch.arange(num_futures).repeat(count)
-    actions = chunks.repeat_interleave(num_futures, dim=0)
+    actions, streams = futures_of(chunks, config.num_futures)
     return roll_candidates(world, state, actions, noise_streams=streams, sampling=config.sampling)
+
+
+def futures_of(chunks: Tensor, num_futures: int) -> tuple[Tensor, Tensor]:
+    """Actions and noise streams of ``n`` futures of each chunk, those of a chunk neighbours."""
+    return chunks.repeat_interleave(num_futures, dim=0), torch.arange(num_futures).repeat(
+        len(chunks)
+    )
 
 
 def judge(

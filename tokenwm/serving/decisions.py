@@ -11,14 +11,9 @@ from numpy.typing import NDArray
 
 from tokenwm.control.goals import GoalImage
 from tokenwm.control.limits import Limits, limits_from
-from tokenwm.control.objectives import Objective, Reward, total
-from tokenwm.control.verify import (
-    Verdict,
-    VerifyConfig,
-    falls_below,
-    judge,
-    rejected_by,
-)
+from tokenwm.control.objectives import Objective, Reward
+from tokenwm.control.rank import Ranking, ranking_of
+from tokenwm.control.verify import VerifyConfig, falls_below, futures_of
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.pausing import Pausing
@@ -114,36 +109,26 @@ def decide(
         )
     )
     allowed = [number for number, breach in enumerate(breaches) if breach is None]
-    scores = torch.full((count,), -torch.inf)
-    verdicts: list[Verdict] = [
-        Verdict(decision="unknown", reason="") if breach is None else rejected_by(breach, 0.0)
-        for breach in breaches
-    ]
+    rollout = None
     if allowed:
-        chunks = torch.from_numpy(actions[allowed]).repeat_interleave(config.num_futures, dim=0)
-        streams = torch.arange(config.num_futures).repeat(len(allowed))
-        rollout = yield from imagine(chunks, streams)
+        chunks = torch.from_numpy(actions[allowed])
+        rollout = yield from imagine(*futures_of(chunks, config.num_futures))
         yield
-        objective = objective_for(model, question.goal)
-        failure = None
-        if objective is not None and question.least is not None:
-            failure = falls_below(objective, question.least)
-        judged = judge(rollout, len(allowed), failure, None, config, lambda: 0.0)
-        for number, verdict in zip(allowed, judged, strict=True):
-            verdicts[number] = verdict
-        if objective is not None:
-            totals = total(objective, rollout).reshape(len(allowed), -1).mean(1)
-            scores[allowed] = totals.cpu()
-    return answer_of(scores, verdicts)
+    objective = objective_for(model, question.goal)
+    failure = None
+    if objective is not None and question.least is not None:
+        failure = falls_below(objective, question.least)
+    return answer_of(ranking_of(breaches, rollout, objective, failure, None, config, lambda: 0.0))
 
 
-def answer_of(scores: torch.Tensor, verdicts: list[Verdict]) -> Arrays:
+def answer_of(ranking: Ranking) -> Arrays:
     """The answer as arrays; reasons are the bytes of a JSON list."""
+    verdicts = ranking.verdicts
     failing = [verdict.failure_probability for verdict in verdicts]
     reasons = json.dumps([verdict.reason for verdict in verdicts]).encode()
     return {
-        "scores": scores.float().numpy(),
-        "order": scores.argsort(descending=True, stable=True).numpy(),
+        "scores": ranking.scores.numpy(),
+        "order": ranking.order.numpy(),
         "decision": np.array([ANSWERS.index(v.decision) for v in verdicts], dtype=np.uint8),
         "failure_probability": np.array(
             [np.nan if value is None else value for value in failing], dtype=np.float32
