@@ -18,7 +18,6 @@ from tokenwm.errors import TokenwmError
 from tokenwm.imagination.drawing import (
     draw_next_state,
     predict_frame_tokens,
-    surprise_of,
 )
 from tokenwm.imagination.graphs import run_graphed
 from tokenwm.imagination.passes import (
@@ -34,6 +33,7 @@ from tokenwm.imagination.state import DecodedSteps, DecodeState, StepOutcome
 from tokenwm.sequence.layout import predictors
 from tokenwm.sequence.tokens import Tokens
 from tokenwm.transformer.cache import KVCache
+from tokenwm.transformer.codes import FrameCodes
 from tokenwm.transformer.world_model import Embedded, WorldModel
 
 
@@ -221,14 +221,14 @@ def decode_steps(
     return state.renewed(), DecodedSteps.of_steps(states, outcomes, num_passes)
 
 
-def next_frame_logits(
+def next_frame_codes(
     model: WorldModel,
     state: DecodeState,
     action: Tensor,
     frame: Tensor,
     next_state: Tensor | None = None,
-) -> Tensor:
-    """Logits of a given next frame, in one pass over all its slots.
+) -> FrameCodes:
+    """Distributions of the codes of a given next frame, in one pass over all its slots.
 
     The state can still be used afterwards, since what is written lies behind all that is attended
     to: the cache needs room for a step, as decoding it would.
@@ -241,7 +241,7 @@ def next_frame_logits(
         next_state: ``(B, P)`` int64 state tokens of the next step; needed if the model has a state.
 
     Returns:
-        ``(B, K, V)`` float32 logits; entry ``[:, j]`` is given the state and the true slots before
+        Those of ``(B, K)`` codes; that of ``[:, j]`` is given the state and the true slots before
         ``j``.
 
     Raises:
@@ -259,7 +259,18 @@ def next_frame_logits(
         embedded.shape[1], device=frame.device
     )
     hidden = forward_span(model, state.cache, embedded[:, fed], place[None, fed])
-    return model.frame_logits(hidden[:, 1 + model.layout.first_frame_slot :], state.frame_tokens)
+    return model.frame_codes(hidden[:, 1 + model.layout.first_frame_slot :], state.frame_tokens)
+
+
+def next_frame_logits(
+    model: WorldModel,
+    state: DecodeState,
+    action: Tensor,
+    frame: Tensor,
+    next_state: Tensor | None = None,
+) -> Tensor:
+    """``(B, K, V)`` float32 logits of :func:`next_frame_codes`."""
+    return next_frame_codes(model, state, action, frame, next_state).logits
 
 
 def observe_step(
@@ -285,9 +296,9 @@ def observe_step(
         per token.
 
     Raises:
-        TokenwmError: See :func:`next_frame_logits`.
+        TokenwmError: See :func:`next_frame_codes`.
     """
-    logits = next_frame_logits(model, state, action, frame, next_state)  # writes the step, too
+    codes = next_frame_codes(model, state, action, frame, next_state)  # writes the step, too
     following = replace(
         state.advance(1),
         step=state.step + 1,
@@ -295,7 +306,7 @@ def observe_step(
         state_tokens=next_state,
         state_values=_state_values(model, next_state, state_values),
     )
-    return following, surprise_of(logits, frame).mean(1)
+    return following, codes.nll(frame).mean(1)
 
 
 def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
@@ -328,9 +339,9 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
     predicting = predictors(model.layout, torch.cat(hidden, dim=1))  # (B, C - 1, J, D)
     predicting = predicting[:, :, model.layout.first_frame_slot :]
     scores = []
-    for step in range(num_steps - 1):  # logits are the largest of all
-        logits = model.frame_logits(predicting[:, step], tokens.frame[:, step])  # (B, K, V)
-        scores.append(surprise_of(logits, tokens.frame[:, step + 1]).mean(1))
+    for step in range(num_steps - 1):  # logits of all codes are the largest of all
+        codes = model.frame_codes(predicting[:, step], tokens.frame[:, step])  # (B, K)
+        scores.append(codes.nll(tokens.frame[:, step + 1]).mean(1))
     return torch.stack(scores, dim=1)
 
 

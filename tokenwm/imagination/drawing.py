@@ -33,11 +33,6 @@ def predict_frame_tokens(
     return drawn, codes.nll(drawn), codes.entropy()
 
 
-def surprise_of(logits: Tensor, tokens: Tensor) -> Tensor:
-    """NLL of given tokens, ``(...)``, under their ``(..., V)`` logits, in nats."""
-    return -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-
-
 def draw_frame_tokens(
     codes: FrameCodes, state: DecodeState, step: Tensor, slot: Tensor, sampling: SamplingConfig
 ) -> Tensor:
