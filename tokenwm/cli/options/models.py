@@ -23,6 +23,7 @@ PLANNERS: Mapping[str, str] = {
     "mppi": "mppi:MPPI",
     "categorical": "categorical:CategoricalCEM",
     "beam": "beam:BeamSearch",
+    "graph": "graph:GraphSearch",
 }
 """Planner → module and class in ``tokenwm/control/planners``."""
 
@@ -85,9 +86,11 @@ model DIR  {MODEL}
     rate, env_kwargs, start, reset_options, …
 --steps N  most environment steps of an episode (default: as the data)
 --planner {{{",".join((*PLANNERS, "random"))}}} = icem  who looks for actions; random draws them,
-    to compare with
+    to compare with; graph is for few actions and pictures that tell all
 --objective {{reward,goal-image,goal-state,distance}} = reward  what is wanted: the predicted
     reward, or to be near --goal; distance is the learned one
+--discount X = 1.0  of the predicted reward, for each step of the model; below 1 where an episode
+    ends with its only reward, or later is as good as sooner
 --prior  let the action prior propose half of the first candidates
 --doubt  have the learned doubt of every plan; these three are trained by tokenwm heads MODEL
 --goal FILE  a picture of the goal, or an .npy of it or of the robot's state

@@ -100,11 +100,14 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
     module, name = PLANNERS[arguments.planner].split(":")
     planner = getattr(importlib.import_module(f"tokenwm.control.planners.{module}"), name)
     settings: dict[str, Any] = {"horizon": arguments.horizon, "seed": arguments.seed}
-    if arguments.planner != "beam":
+    tries_all = arguments.planner in ("beam", "graph")
+    if not tries_all:
         count = arguments.candidates
         settings |= {"num_candidates": count, "num_elites": max(1, count // 8)}
-    if arguments.prior and arguments.planner == "beam":
-        raise TokenwmError("--prior: a beam search tries every action and takes no proposals")
+    if arguments.prior and tries_all:
+        raise TokenwmError(
+            f"--prior: --planner {arguments.planner} tries every action and takes no proposals"
+        )
     if arguments.prior:
         goal = None if arguments.goal is None else model.goal_features(read_goal(arguments.goal))
         settings["prior"] = GoalProposal(GoalPolicy.load(model), goal)
@@ -134,7 +137,9 @@ def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objec
     if arguments.objective == "reward":
         if not model.vocabulary.has_reward:
             raise TokenwmError("the model predicts no reward; choose another --objective")
-        return Reward()
+        if not 0.0 <= arguments.discount <= 1.0:
+            raise TokenwmError(f"--discount {arguments.discount:g}: use a number in [0, 1]")
+        return Reward(discount=arguments.discount)
     if arguments.goal is None:
         raise TokenwmError(f"--objective {arguments.objective} needs --goal FILE")
     goal = read_goal(arguments.goal)

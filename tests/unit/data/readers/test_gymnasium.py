@@ -330,10 +330,11 @@ def test_options_that_an_environment_does_not_take_are_named() -> None:
         ("atari_pong", "ale_py", True),
         ("atari_breakout", "ale_py", True),
         ("mujoco_reacher", "mujoco", False),
+        ("minigrid_doorkey", "minigrid", True),
     ],
 )
 def test_shipped_recipes_record(name: str, package: str, discrete: bool, tmp_path: Path) -> None:
-    pytest.importorskip(package, reason=f"{package} is not installed (extra 'atari' or 'mujoco')")
+    pytest.importorskip(package, reason=f"{package} is not installed (an extra of its name)")
     path = Path(__file__).parents[4] / "data_recipes" / f"{name}.yaml"
     recipe = load_recipe(path, ["source.num_episodes=3", "source.max_steps=20"])
     manifest = prepare(recipe, tmp_path)

@@ -19,8 +19,8 @@ from tokenwm.errors import RecipeError, SourceError
 PACKAGES = {  # start of the id → (module that registers it, package, how to install it)
     "gym_pusht/": ("gym_pusht", "gym-pusht", "pip install 'tokenwm[pusht]'"),
     "ALE/": ("ale_py", "ale-py", "pip install 'tokenwm[atari]'"),
-    "MiniGrid-": ("minigrid", "minigrid", "pip install minigrid"),
-    "BabyAI-": ("minigrid", "minigrid", "pip install minigrid"),
+    "MiniGrid-": ("minigrid", "minigrid", "pip install 'tokenwm[minigrid]'"),
+    "BabyAI-": ("minigrid", "minigrid", "pip install 'tokenwm[minigrid]'"),
 }
 ENV_ID_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_.-]+")
 HEADLESS = {  # simulators draw without a screen unless the user has set it otherwise
