@@ -229,6 +229,12 @@ def test_the_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["success"]["trials"] == 1 and Path(result["page"]).is_file()
     assert main(arguments) == 0
     assert "made before" in capsys.readouterr().out
+    cheap = [*arguments, "--planner", "cem", "--rounds", "2", "--passes", "2", "--json"]
+    assert main(cheap) == 0
+    plans = json.loads(capsys.readouterr().out)["episodes"][0]
+    figures = json.loads((tmp_path / "out" / "control.json").read_text())["episodes"][0]
+    # Two rounds of four, and the one elite once more, exactly.
+    assert [plan["num_rollouts"] for plan in figures["plans"]] == [9] * plans["num_steps"]
     named = [*arguments, "--set", "cameras.top=render", "env_kwargs.length=50"]
     assert main([*named, "--planner", "random", "--objective", "goal-image"]) == 0
     assert main([*arguments, "--planner", "graph"]) == 1

@@ -95,7 +95,11 @@ model DIR  {MODEL}
 --doubt  have the learned doubt of every plan; these three are trained by tokenwm heads MODEL
 --goal FILE  a picture of the goal, or an .npy of it or of the robot's state
 --horizon N = 5  steps of the model that a plan has
---candidates N = 64  action sequences that are tried in a round
+--candidates N = 64  action sequences that are tried in a round; of graph, new situations of a step
+    that are gone on from
+--rounds N = 3  most rounds of a plan
+--passes N  imagine candidates in so many passes a step, and only the best exactly (default: all
+    exactly)
 --every N  robot steps from plan to plan (default: one step of the model)
 --deadline X  seconds from an observation until its action must be there; steps then take as long
     as they would in reality (default: plans are waited for)

@@ -28,6 +28,7 @@ from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
 from tokenwm.heads.doubt import Doubt
+from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.policies.acting import GoalProposal
 from tokenwm.policies.cloning import GoalPolicy
@@ -101,9 +102,14 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
     planner = getattr(importlib.import_module(f"tokenwm.control.planners.{module}"), name)
     settings: dict[str, Any] = {"horizon": arguments.horizon, "seed": arguments.seed}
     tries_all = arguments.planner in ("beam", "graph")
+    if arguments.planner == "graph":
+        settings["width"] = arguments.candidates
     if not tries_all:
         count = arguments.candidates
         settings |= {"num_candidates": count, "num_elites": max(1, count // 8)}
+        settings["num_rounds"] = arguments.rounds
+    if arguments.passes is not None:
+        settings["approximation"] = Approximation(num_passes=arguments.passes)
     if arguments.prior and tries_all:
         raise TokenwmError(
             f"--prior: --planner {arguments.planner} tries every action and takes no proposals"
