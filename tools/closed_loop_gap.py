@@ -5,16 +5,17 @@
     python tools/closed_loop_gap.py runs/reacher/world_model --best reacher_solver --out gap.json \\
         --runs plans=runs/acted random=runs/acted_random
 
-Each of ``--runs`` is a folder that ``tokenwm control`` wrote for the model; one is called
-``random``. The best known controller is a policy of the library's scripts, which may read the
-simulator, and ``nothing`` does nothing. Both act in the simulator, and in its episodes, of the
-runs. Intervals of returns and shares are of draws of episodes (95 %, 10,000 draws, in pairs, since
+Each of ``--runs`` is a folder that ``tokenwm control`` wrote for the model, or several with commas
+between, of the seeds that ``--seed`` names; one is called ``random``. The best known controller is
+a policy of the library's scripts, which may read the simulator, and ``nothing`` does nothing. Both
+act in the simulator, and in its episodes, of the runs. Intervals of returns and shares are of draws of episodes (95 %, 10,000 draws, in pairs, since
 all begin alike); those of successes, which are episodes with a return above 0 where the simulator
 ends them with a reward, are Wilson's.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,11 @@ class Returns:
         )
 
     @classmethod
+    def cat(cls, parts: "Sequence[Returns]") -> "Returns":
+        """Those of several seeds."""
+        return cls(**{n: np.concatenate([vars(part)[n] for part in parts]) for n in vars(parts[0])})
+
+    @classmethod
     def read(cls, folder: Path) -> "Returns":
         """Of the episodes of ``control.json``.
 
@@ -78,20 +84,22 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--set", nargs="*", default=[], help="as given to tokenwm control")
     parser.add_argument("--env", help="the same")
-    parser.add_argument("--seed", type=int, default=0, help="the same")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="the same")
     parser.add_argument("--nothing", type=int, default=0, help="the id that does nothing")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     arms = {
-        str(name): Returns.read(Path(str(folder)))
-        for name, folder in key_values("--runs", given.runs).items()
+        str(name): Returns.cat([Returns.read(Path(part)) for part in str(folders).split(",")])
+        for name, folders in key_values("--runs", given.runs).items()
     }
     model = tokenwm.load(given.model)
     simulator = simulator_for(model, given.env, key_values("--set", given.set))
-    simulator = seeded(simulator, given.seed)
     count = max(len(arm.seeds) for arm in arms.values())
-    arms[BEST] = acted(simulator, count, given.best, given.nothing)
-    arms[NOTHING] = acted(simulator, count, None, given.nothing)
+    for name, policy in ((BEST, given.best), (NOTHING, None)):
+        of_seeds = [
+            acted(seeded(simulator, seed), count, policy, given.nothing) for seed in given.seed
+        ]
+        arms[name] = Returns.cat(of_seeds)
     results = joined(arms)
     given.out.write_text(json.dumps(results, indent=2) + "\n")
     for name, result in results.items():

@@ -53,3 +53,4 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "control.json").write_text(json.dumps({"episodes": [episode]}))
     read = Returns.read(tmp_path)
     assert read.rewards.tolist() == [1.5] and np.all(read.terminated)
+    assert Returns.cat([read, arm([2.0])]).seeds.tolist() == [7, 0]

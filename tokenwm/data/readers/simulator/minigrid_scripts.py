@@ -10,8 +10,11 @@ import numpy as np
 
 from tokenwm.errors import RecipeError
 
-LEFT, RIGHT, FORWARD, PICK_UP, TOGGLE = 0, 1, 2, 3, 5
+LEFT, RIGHT, FORWARD, PICK_UP, DROP, TOGGLE = range(6)
+WAYS = (LEFT, RIGHT, FORWARD, PICK_UP, TOGGLE)
 """Actions that a way is made of; nothing has to be dropped on it."""
+STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+"""Column and row that the agent looks towards, by its direction."""
 BURST, LONGEST_BURST = 0.08, 6
 """Probability, at a step, that the wanderer begins to act at random, and for how long at most."""
 
@@ -47,6 +50,13 @@ class _Place:
         return self.content, self.position, self.direction, carried
 
     @property
+    def faces_a_thing(self) -> bool:
+        """Whether something other than a wall is in front of the agent."""
+        column, row = (p + s for p, s in zip(self.position, STEPS[self.direction], strict=True))
+        cell = self.grid.get(column, row)
+        return cell is not None and cell.type != "wall"
+
+    @property
     def way(self) -> list[int]:
         """The fewest actions that lead here."""
         place: _Place | None = self
@@ -74,7 +84,7 @@ def places_from_here(simulator: Any) -> list[_Place]:
     found, waiting = {first.key: first}, deque([first])
     while waiting:
         place = waiting.popleft()
-        for action in (LEFT, RIGHT, FORWARD, PICK_UP, TOGGLE):
+        for action in WAYS:
             after = _tried(trial, place, action)
             if after is not None and after.key not in found:
                 found[after.key] = after
@@ -133,8 +143,9 @@ def minigrid_solver(env: Any, rng: np.random.Generator) -> Callable[[], int]:
 def minigrid_wanderer(env: Any, rng: np.random.Generator) -> Callable[[], int]:
     """Explore: now to the reward, now to any place that can be come to, and now at random.
 
-    Random play alone hardly ever gets through a door that needs a key; the shortest way alone shows
-    nothing but that.
+    Random play alone hardly ever gets through a door that needs a key, and the shortest way alone
+    shows nothing but that. Half of the places face a thing, and there it tries what can be done
+    with one, in any order: a model has to see that a door stays shut without the key.
     """
     simulator, way = _minigrid(env, "minigrid_wanderer"), list[int]()
 
@@ -145,7 +156,10 @@ def minigrid_wanderer(env: Any, rng: np.random.Generator) -> Callable[[], int]:
             places = places_from_here(simulator)
             way[:] = shortest_way(places) if rng.random() < 0.3 else []
             if not way:
-                way[:] = places[rng.integers(len(places))].way
+                facing = [place for place in places if place.faces_a_thing]
+                among = facing if facing and rng.random() < 0.5 else places
+                way[:] = among[rng.integers(len(among))].way
+                way.extend(rng.permutation([PICK_UP, DROP, TOGGLE])[: rng.integers(0, 4)].tolist())
         return int(way.pop(0)) if way else int(rng.integers(0, env.action_space.n))
 
     return next_action
