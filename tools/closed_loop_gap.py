@@ -8,9 +8,9 @@
 Each of ``--runs`` is a folder that ``tokenwm control`` wrote for the model, or several with commas
 between, of the seeds that ``--seed`` names; one is called ``random``. The best known controller is
 a policy of the library's scripts, which may read the simulator, and ``nothing`` does nothing. Both
-act in the simulator, and in its episodes, of the runs. Intervals of returns and shares are of draws of episodes (95 %, 10,000 draws, in pairs, since
-all begin alike); those of successes, which are episodes with a return above 0 where the simulator
-ends them with a reward, are Wilson's.
+act in the simulator, and in its episodes, of the runs. Intervals of returns and shares are of draws
+of episodes (95 %, 10,000 draws, in pairs, since all begin alike); those of successes, which are
+episodes with a return above 0 where the simulator ends them with a reward, are Wilson's.
 """
 
 import argparse
