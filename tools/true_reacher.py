@@ -4,9 +4,10 @@
 
     python tools/true_reacher.py runs/reacher/world_model --out runs/acted_true --episodes 20
 
-Candidates are tried in a copy of the simulator in place of the model; everything else is as
-``tokenwm control`` has it, and so is what is written. Where this falls short, search, horizon or
-bounds of the actions do; where only planning with the model does, the model does.
+The recipe says ``state: joints``. Candidates are tried in a copy of the simulator in place of the
+model; everything else is as ``tokenwm control`` has it, and so is what is written. Where this falls
+short, search, horizon or bounds of the actions do; where only planning with the model does, the
+model does.
 """
 
 import argparse
@@ -58,11 +59,8 @@ class TrueReacher:
     def start(self, context: Observation, *, seed: int = 0) -> TrueState:
         """Where the arm is, by what is observed."""
         assert context.state is not None
-        cos, sin, target, speed = np.split(context.state.double().numpy()[:, :8], 4, axis=1)
-        return TrueState(
-            position=np.concatenate([np.arctan2(sin, cos), target], axis=1),
-            speed=np.concatenate([speed, np.zeros_like(speed)], axis=1),
-        )
+        position, speed = np.split(context.state.double().numpy(), 2, axis=1)
+        return TrueState(position=position, speed=speed)
 
     def observe(
         self, state: TrueState, actions: Tensor, observed: Observation

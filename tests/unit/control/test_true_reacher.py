@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenwm.data.readers.simulator.environments import make_environment
+from tokenwm.data.readers.simulator.environments import make_environment, read_joints
 from tokenwm.imagination.world import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
@@ -23,11 +23,11 @@ def test_what_is_foretold_comes_true() -> None:
     model: Any = SimpleNamespace(vocabulary=None, control_rate=10.0)
     world = TrueReacher(model, SimpleNamespace(options=options))  # type: ignore[arg-type]
     env = make_environment("Reacher-v5", kwargs)
-    observation, _ = env.reset(seed=4)
+    env.reset(seed=4)
     rng = np.random.default_rng(0)
     for _ in range(6):
-        observation, *_ = env.step(rng.uniform(-0.3, 0.3, 2))
-    state = torch.from_numpy(observation)[None].float()
+        env.step(rng.uniform(-0.3, 0.3, 2))
+    state = torch.from_numpy(read_joints(env.unwrapped))[None]
     seen = Observation(frames=torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8), state=state)
     chunks = torch.from_numpy(rng.uniform(-0.3, 0.3, (2, 4, 2))).float()
     _, rollout = world.roll(world.fork(world.start(seen), 2, 4), chunks)

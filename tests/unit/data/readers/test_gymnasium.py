@@ -367,7 +367,7 @@ def test_the_smooth_policy_wanders() -> None:
     [
         ("CartPole-v1", None, "random", "gymnasium"),  # ends after 9 to 60 steps
         ("ALE/Breakout-v5", "observation", "random", "ale_py"),
-        ("Reacher-v5", "render", "smooth", "mujoco"),
+        ("Reacher-v5", "render", "smooth", "mujoco"),  # its state: its joints
     ],
 )
 def test_episodes_are_the_same_however_many_run_at_once(
@@ -377,7 +377,7 @@ def test_episodes_are_the_same_however_many_run_at_once(
     options: dict[str, Any] = {
         "env_id": env_id,
         "cameras": {"eye": camera} if camera else {},
-        "state": None if env_id.startswith("ALE") else "observation",
+        "state": {"ALE/Breakout-v5": None, "Reacher-v5": "joints"}.get(env_id, "observation"),
         "policy": policy,
         "num_episodes": 2 if camera else 4,
         "max_steps": 8 if camera else 40,

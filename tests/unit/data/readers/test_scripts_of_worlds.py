@@ -1,11 +1,12 @@
 """Scripted policies of MuJoCo's Reacher and of MiniGrid: they do what they are for."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tokenwm.data.readers.simulator.environments import make_environment
+from tokenwm.data.readers.simulator.environments import make_environment, read_joints
 from tokenwm.data.readers.simulator.minigrid_scripts import places_from_here, shortest_way
 from tokenwm.data.readers.simulator.options import SimulatorOptions
 from tokenwm.data.readers.simulator.reacher_scripts import (
@@ -105,6 +106,14 @@ def test_the_wanderer_does_everything_and_the_same_again() -> None:
 
     taken = actions(0)
     assert set(taken) == set(range(7)) and taken == actions(0) != actions(1)
+
+
+def test_joints_are_told_by_mujoco_only() -> None:
+    joints = SimpleNamespace(qpos=np.array([3.5, 1.0]), qvel=np.array([0.0, -2.0]))
+    told = read_joints(SimpleNamespace(data=joints))
+    assert told.tolist() == [3.5, 1.0, 0.0, -2.0] and told.dtype == np.float32
+    with pytest.raises(RecipeError, match="'joints', which environments of MuJoCo have"):
+        read_joints(SimpleNamespace(data=None))
 
 
 @pytest.mark.parametrize("name", ["minigrid_wanderer", "reacher_wanderer"])
