@@ -55,7 +55,7 @@ class ActedEpisode:
         missed_deadlines: Plans that were not there in time.
         latencies: Seconds from observation to action, of each step at which a plan was due.
         plans: Those that were there in time.
-        recording: Name of its file.
+        recording: Name of its file; empty if it was not kept.
         film: Of the first episodes; not kept in figures.
     """
 
@@ -96,6 +96,7 @@ class ClosedLoop:
         about: Model, simulator, planner, objective, settings.
         rate: Steps of the robot per second, Hz.
         episodes: All of them.
+        others: Who else tried the same, to compare with → how often they succeeded.
     """
 
     DERIVED: ClassVar = ("success", "returns", "latency_seconds", "missed_deadlines", "fallbacks")
@@ -103,6 +104,7 @@ class ClosedLoop:
     about: dict[str, Any]
     rate: float
     episodes: tuple[ActedEpisode, ...] = field(default=())
+    others: dict[str, int] = field(default_factory=dict)
 
     @property
     def success(self) -> dict[str, float] | None:

@@ -59,6 +59,8 @@ def sentences(loop: ClosedLoop) -> list[str]:
         f"The return is {returns['mean']:.4g} on the mean "
         f"({_interval(returns['low'], returns['high'])})."
     ]
+    if loop.others:  # tries at goals, which no reward is about
+        found = []
     if success is not None:
         rate, low, high = (100.0 * success[name] for name in ("rate", "low", "high"))
         found.insert(
@@ -66,6 +68,9 @@ def sentences(loop: ClosedLoop) -> list[str]:
             f"{success['successes']:.0f} of {count(int(success['trials']), 'episode')} succeed: "
             f"{rate:.0f} % ({low:.0f} to {high:.0f} %).",
         )
+    if loop.others:
+        told = ", ".join(f"{name} in {number}" for name, number in loop.others.items())
+        found.insert(1, f"Beside it, from the same starts: {told}.")
     latency, fallbacks = loop.latency_seconds, loop.fallbacks
     if latency is not None:
         found.append(
@@ -86,6 +91,8 @@ def _page(loop: ClosedLoop, films: Sequence[tuple[str, bytes]]) -> str:
     first, *rest = sentences(loop)
     success, latency = loop.success, loop.latency_seconds
     tiles = [("return", f"{loop.returns['mean']:.4g}", "mean over the episodes")]
+    if loop.others:
+        tiles = [(name, f"{number}", "succeed") for name, number in loop.others.items()]
     if success is not None:
         tiles.insert(0, ("success", f"{100 * success['rate']:.0f} %", f"of {success['trials']}"))
     if latency is not None:
@@ -114,7 +121,7 @@ def _page(loop: ClosedLoop, films: Sequence[tuple[str, bytes]]) -> str:
         head=("episode", "success", "return", "steps", "plans", "missed", "safe actions"),
         rows=[_row(episode) for episode in loop.episodes],
         about=f"model {about.get('model')}, seed {about.get('seed')}",
-        recipe=RECIPE,
+        recipe=RECIPE if any(episode.recording for episode in loop.episodes) else None,
     )
 
 
