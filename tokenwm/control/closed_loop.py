@@ -218,7 +218,7 @@ class Run:
             latencies=tuple(each.seconds for each in self.decisions if each.is_planned),
             plans=tuple(self._plans()),
             recording=recording,
-            film=self._film() if self.index < self.config.num_films else None,
+            film=self.film() if self.index < self.config.num_films else None,
         )
 
     def _plans(self) -> list[PlanRecord]:
@@ -245,7 +245,7 @@ class Run:
             )
         return records
 
-    def _film(self) -> Film:
+    def film(self) -> Film:
         """Real frames at steps of the model, and each as the latest plan had imagined it."""
         cameras, factor = self.simulator.cameras, self.simulator.factor
         frames = np.stack([np.stack(self.recorder.frames[camera]) for camera in cameras], axis=1)

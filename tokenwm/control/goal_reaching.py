@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenwm.control.acted import ActedEpisode, ClosedLoop
+from tokenwm.control.acted import ActedEpisode, ClosedLoop, Film
 from tokenwm.control.closed_loop import Agent, ClosedLoopConfig, Run
 from tokenwm.control.decision import Decision
 from tokenwm.control.goals import GoalState, TaskState
@@ -226,6 +226,10 @@ class _GoalRun(Run):
         """Whether the goal is reached, or the time is up."""
         return bool(self.success) or self.recorder.done
 
+    def film(self) -> Film:
+        """The film, with the goal beside it."""
+        return replace(super().film(), goal=self.goal.picture)
+
     def judge(self, info: Mapping[str, Any]) -> None:
         """Compare task state and robot with the goal's."""
         now = np.concatenate([self.recorder.task_state[-1], self.recorder.state[-1]])
@@ -301,4 +305,4 @@ def goal_loop(
             tried = try_goals(model, reader, simulator, goals, rule, config=unseen)
             others[name] = sum(bool(episode.success) for episode in tried)
     rate = model.control_rate * model.actions_per_step
-    return ClosedLoop(about=dict(about), rate=rate, episodes=episodes, others=others)
+    return ClosedLoop(about=dict(about), rate=rate, episodes=episodes, to_goals=True, others=others)
