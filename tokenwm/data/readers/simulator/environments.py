@@ -192,7 +192,7 @@ def read_joints(simulator: Any) -> NDArray[np.float32]:
     Raises:
         RecipeError: It is another one.
     """
-    data = getattr(simulator, "data", None)
+    data: Any = getattr(simulator, "data", None)
     if not (hasattr(data, "qpos") and hasattr(data, "qvel")):
         raise RecipeError(
             f"source.state is {JOINTS!r}, which environments of MuJoCo have, and {simulator} is "
