@@ -61,7 +61,8 @@ model DIR  {MODEL}
 """,
     "imagine": f"""
 Imagine from any recorded episode with its own, other or random actions; writes a GIF, an MP4 and an
-NPZ (see docs/evaluation.md).
+NPZ (see docs/evaluation.md). With --instead both its own and other actions, with the same luck, and
+how they differ, also as strip and numbers (see docs/synthetic.md).
 
 model DIR  {MODEL}
 --data DIR|URL  {FRAMES}
@@ -71,7 +72,11 @@ model DIR  {MODEL}
 --actions WHOSE = own  own: those of the episode; random: uniform over the range of the training
     data; KEY: those of another episode at the same steps; FILE.npy: an array of at least as many
     rows of actions as steps are imagined, in the units of the data
---samples N = 1  futures to draw, each with its own noise
+--instead CHANGE …  what would have been with other actions from the last observed step on:
+    NAME=VALUE, NAME+=VALUE, NAME-=10% (of a dimension's range; its name or number; several go
+    together), EPISODE:STEP (what was done there) or FILE.npy
+--instead-steps N  actions that are changed; then come the episode's own (default: all imagined)
+--samples N  futures to draw, each with its own noise (default: 1; with --instead 8 pairs)
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,
     "control": f"""
