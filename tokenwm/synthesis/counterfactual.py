@@ -18,7 +18,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import interval_curve
 from tokenwm.heads.doubt import NAME as DOUBT
 from tokenwm.heads.doubt import Doubt
-from tokenwm.heads.folder import head_folder, load_head
+from tokenwm.heads.folder import has_head, load_head
 from tokenwm.heads.readout import FIELD, Readout
 from tokenwm.heads.readout import NAME as READOUT
 from tokenwm.imagination.rollout import Rollout
@@ -202,7 +202,7 @@ def imagine_instead(
     num_changed = horizon if config.num_changed is None else config.num_changed
     other = own.copy()
     other[:num_changed] = changed_actions(model, reader, own[:num_changed], config.changes)
-    if model.doubt is None and _has_head(model, DOUBT):
+    if model.doubt is None and has_head(model, DOUBT):
         model.doubt = Doubt.load(model)
     rollout = model.imagine(
         start.context,
@@ -228,11 +228,6 @@ def imagine_instead(
         instead=rollout.rows(slice(num_futures, None)).to("cpu"),
         quantities=_quantities(model, reader, rollout, frames, (start.key, begin)),
     )
-
-
-def _has_head(model: TokenWorldModel, name: str) -> bool:
-    folder = head_folder(model, name)
-    return folder is not None and folder.is_dir()
 
 
 def _beyond(model: TokenWorldModel, actions: NDArray[Any]) -> float:
@@ -276,7 +271,7 @@ def _quantities(
     if rollout.reward is not None:
         add("reward", rollout.reward.cpu(), caused.get("reward"))
     add("ends", rollout.termination_probability.cpu(), caused["terminated"])
-    if _has_head(model, READOUT):
+    if has_head(model, READOUT):
         readout = Readout(load_head(model, READOUT))
         read = readout.read(frames.flatten(0, 1)).reshape(len(frames), horizon, -1)
         code = readout.code

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from tokenwm.cli.options.data import SHARD_WORKERS
+
 MODEL = "run or checkpoint folder of the world model"
 FRAMES = "frame shards made by tokenwm prepare (default: those that the model was trained on)"
 IMAGINING = """\
@@ -78,6 +80,30 @@ model DIR  {MODEL}
 --instead-steps N  actions that are changed; then come the episode's own (default: all imagined)
 --samples N  futures to draw, each with its own noise (default: 1; with --instead 8 pairs)
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
+""",
+    "synthesize": f"""
+Imagine episodes that never happened, from recorded steps, and write them as frame shards: marked as
+synthetic, with the origin of each, cut where the model can no longer be trusted (see
+docs/synthetic.md). Interrupted, the same command continues.
+
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}
+--out DIR|URL!  folder of the dataset
+--actions {{records,other,policy,random}} = records  those of the recording from there on, with
+    noise; of another episode; of the action prior (tokenwm heads MODEL); or random
+--noise X = 0.3  of records: standard deviation of the noise, in those of the data; of ids the
+    share that is replaced
+--episodes N = 100  episodes to imagine; those that cannot be trusted are not kept
+--least-steps N = 2  imagined steps below which an episode is not kept
+--split {{train,val,test}} = train  episodes that starts are taken from
+--alpha X = 0.1  limits: this share of held-out episodes, imagined with their own actions, may be
+    beyond one of them; 0 for no limits
+--max-surprise X  limit of the model's surprise at what it drew, nats per token, instead
+--max-doubt X  limit of its learned doubt, instead
+--batch-size N = 16  episodes imagined at once; bounds the memory
+--workers WORKERS = 0  {SHARD_WORKERS}
+{IMAGINING.format(temperature=1.0)}--overwrite  replace another dataset in the folder
++ ENGINE DEVICE JSON
 """,
     "control": f"""
 Let a model decide in a simulator: plan, act, observe, plan anew. Writes control.json, a page with
