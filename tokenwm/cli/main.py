@@ -22,6 +22,7 @@ VERBS: Mapping[str, str] = {
     "prepare": "record or read episodes, as a recipe says, and write frame shards",
     "verify-shards": "check every byte of a dataset, and name what is damaged",
     "export-lerobot": "write frame shards as a LeRobot folder",
+    "export-arrays": "write frame shards as a robomimic HDF5 file or NPZ files",
     "tokenizer": "fit, validate or test the frame tokenizer",
     "tokenize": "turn frame shards into token shards",
     "world-model": "fit, validate or test the world model",

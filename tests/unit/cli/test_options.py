@@ -22,6 +22,7 @@ from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.scaling.sweep.plan import Request
 from tokenwm.serving.requests import Limits
 from tokenwm.synthesis.actions import KINDS
+from tokenwm.synthesis.arrays import LAYOUTS
 from tokenwm.synthesis.episodes import SynthesisConfig
 from tokenwm.synthesis.imagine import ImagineConfig
 from tokenwm.synthesis.lerobot.export import VERSIONS
@@ -108,6 +109,8 @@ def test_defaults_are_those_of_what_they_configure() -> None:
     assert (plan.sizes, plan.budgets) == (request.num_sizes, request.num_budgets)
     versions = next(a.choices for a in PARSERS["export-lerobot"]()._actions if a.dest == "version")
     assert versions is not None and tuple(versions) == VERSIONS
+    layouts = next(a.choices for a in PARSERS["export-arrays"]()._actions if a.dest == "layout")
+    assert layouts is not None and tuple(layouts) == LAYOUTS
 
 
 def test_one_thing_has_one_name() -> None:

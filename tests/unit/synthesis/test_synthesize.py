@@ -30,8 +30,8 @@ from tokenwm.synthesis.synthesize import Synthesized, synthesize
 from tokenwm.synthesis.trust import TrustLimits, conformal_limit, trusted_steps
 
 LUMA, CODEC_ERROR = (0.299, 0.587, 0.114), 2.0
-"""Weights of brightness, and its mean error of 255. Colours are stored at half the resolution, which
-an untrained model's pictures, noise in every pixel, do not survive."""
+"""Weights of brightness, and its mean error of 255. Colours are stored at half the resolution;
+an untrained model's pictures, noise in every pixel, do not survive that."""
 
 
 def made(
@@ -279,6 +279,33 @@ def test_there_and_back_by_lerobot(
         (camera,) = again.manifest.cameras
         difference = (old["frames.top"] - new[f"frames.{camera}"].astype(float)) @ LUMA
         assert np.abs(difference).mean() < CODEC_ERROR
+
+
+@pytest.mark.parametrize("layout", ["robomimic", "npz"])
+def test_there_and_back_by_arrays(
+    imagined: Path, squares: Path, tmp_path: Path, layout: str
+) -> None:
+    """To the bit; imagined ones stay marked, and recorded ones unmarked."""
+    for data, is_synthetic in ((imagined, True), (squares, False)):
+        out = tmp_path / f"out_{is_synthetic}"
+        argv = ["export-arrays", str(data), "--out", str(out), "--layout", layout]
+        assert main(argv) == 0
+        assert (out / "tokenwm.json").exists() == is_synthetic
+        prepare(load_recipe(out / "recipe.yaml"), tmp_path / f"again_{is_synthetic}")
+        first, again = ShardReader(data), ShardReader(tmp_path / f"again_{is_synthetic}")
+        assert again.manifest.features.keys() == first.manifest.features.keys()
+        keys = [key for split in ("train", "val", "test") for key in first.keys(split)]
+        files = [again.metadata(key).get("file") for key in again.keys("train")]
+        if layout == "npz":
+            keys = sorted(keys)
+            assert files == [f"{key}.npz" for key in keys]
+        for old_key, new_key in zip(keys, again.keys("train"), strict=True):
+            assert again.is_synthetic(new_key) == is_synthetic
+            old, new = first.arrays(old_key), again.arrays(new_key)
+            for name in old.keys() - {"truncated"}:  # neither format has it
+                np.testing.assert_array_equal(old[name], new[name], err_msg=name)
+    assert main([*argv, "--layout", "npz" if layout == "robomimic" else "robomimic"]) == 1
+    assert (out / "recipe.yaml").exists()
 
 
 def test_a_column_on_request(imagined: Path, squares: Path, tmp_path: Path) -> None:

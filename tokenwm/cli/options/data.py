@@ -67,6 +67,16 @@ dataset DIR|URL  frame shards, from tokenwm prepare
 --overwrite  replace a LeRobot folder
 + JSON
 """,
+    "export-arrays": """
+Write the episodes of frame shards as a robomimic HDF5 file or as NPZ files, one per episode, with a
+recipe that reads them again (see docs/synthetic.md).
+
+dataset DIR|URL  frame shards, from tokenwm prepare or tokenwm synthesize
+--out DIR!  folder to make
+--layout {robomimic,npz} = robomimic  which
+--overwrite  replace an exported folder
++ JSON
+""",
     "tokenize": f"""
 Encode frame shards once, before the world model is trained. Interrupted, the same command
 continues.
