@@ -17,7 +17,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.policies.cloning import GoalPolicy
 
 KINDS = ("records", "other", "policy", "random")
-"""Where actions may come from."""
+"""Sources of actions."""
 EXPONENT = 2.0
 """Colour of noise on actions: it hangs together over many steps, as what people do does."""
 
@@ -39,7 +39,7 @@ class Luck:
         return np.random.default_rng([self.seed, self.indices[row], purpose])
 
     def torch_generator(self, row: int, purpose: int) -> torch.Generator:
-        """The same for torch, on the CPU."""
+        """Random numbers of torch, on the CPU; see :meth:`generator`."""
         seed = int(self.generator(row, purpose).integers(2**62))
         return torch.Generator().manual_seed(seed)
 

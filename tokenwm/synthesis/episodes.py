@@ -210,7 +210,7 @@ class SynthesisSource:
         return Start(key=list(self.lengths)[episode], first_step=first)
 
     def _imagine(self, starts: RecordedStarts, luck: Luck) -> tuple[Rollout, list[str]]:
-        """What follows the starts, and where the actions of each come from."""
+        """Futures of the starts, and in words the source of the actions of each."""
         config, model = self.config, self.model
         space = ActionSpace.of(model.vocabulary)
         if config.actions == "policy":

@@ -1,4 +1,4 @@
-"""How far an imagined episode can be trusted: limits on doubt and surprise, and where it is cut.
+"""Trust in imagined episodes: limits on doubt and surprise, and the step at which they cut.
 
 A limit is set on held-out episodes, one number each: the largest value over the steps of the
 episode imagined from a random start with its own recorded actions, as the episodes that are judged
@@ -52,7 +52,7 @@ class TrustLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Trusted:
-    """How much of one imagined episode is trusted.
+    """The trusted part of one imagined episode.
 
     Attributes:
         num_steps: Imagined steps from the first on.

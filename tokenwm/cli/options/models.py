@@ -75,7 +75,7 @@ model DIR  {MODEL}
     data; KEY: those of another episode at the same steps; FILE.npy: an array of at least as many
     rows of actions as steps are imagined, in the units of the data
 --instead CHANGE …  what would have been with other actions from the last observed step on:
-    NAME=VALUE, NAME+=VALUE, NAME-=10% (of a dimension's range; its name or number; several go
+    NAME=VALUE, NAME+=VALUE, NAME-=10%% (of a dimension's range; its name or number; several go
     together), EPISODE:STEP (what was done there) or FILE.npy
 --instead-steps N  actions that are changed; then come the episode's own (default: all imagined)
 --samples N  futures to draw, each with its own noise (default: 1; with --instead 8 pairs)

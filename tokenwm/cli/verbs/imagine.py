@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 import tokenwm
+from tokenwm.checkpoint import model_folder
 from tokenwm.cli.console import console_of, give, say, show_table
 from tokenwm.cli.devices import take_device
 from tokenwm.cli.made_before import MadeBefore
@@ -14,6 +15,7 @@ from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.evaluate import known_data, model_files, sampling_from
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse
+from tokenwm.heads.folder import HEADS
 from tokenwm.synthesis.comparison import numbers_of, write_comparison
 from tokenwm.synthesis.counterfactual import (
     INSTEAD_SAMPLES,
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> int:
     inputs = [*model_files(arguments.model), arguments.data]
     given = [arguments.actions, *arguments.instead]
     inputs += [Path(text) for text in given if text.endswith(".npy")]
+    if arguments.instead:  # which reads the task state and doubts, where there are heads for it
+        inputs.append(model_folder(arguments.model) / HEADS)
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
