@@ -173,6 +173,7 @@ def test_the_same_again_and_whatever_makes_them(
     written = shard.stat().st_mtime_ns
     made(model_folder, squares, tmp_path / "again", **changes)
     assert shards(tmp_path / "again") == shards(imagined) != []
+    made(model_folder, squares, tmp_path / "again", **changes)  # nothing is left to do
     assert shard.stat().st_mtime_ns == written  # the finished shard was kept
     with pytest.raises(TokenwmError, match="holds another dataset"):
         made(model_folder, squares, tmp_path / "again", **{**changes, "seed": 1})
