@@ -74,6 +74,26 @@ model DIR  {MODEL}
 --samples N = 1  futures to draw, each with its own noise
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,
+    "play": f"""
+Open a page on which people steer the imagined robot, several at once (see docs/playing.md).
+
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}, to begin from
+--out DIR  folder that played episodes are saved in, as recordings that prepare reads (default:
+    MODEL/played)
+--host NAME = 127.0.0.1  address to listen on; there is no authentication, so leave it on loopback
+    or put a proxy in front
+--port N = 8610  0 takes a free one
+--allow-host NAME …  another name that the server goes by, may be given again; requests for others
+    are refused (loopback, this machine's name, --host and IP addresses are known)
+--dtype {{float32,bfloat16}} = float32  type in which the transformer computes
+--num-passes N  passes through the transformer for a frame: fewer are faster and not exact (default:
+    as many as exact frames take)
+--context N = 4  observed frames before imagining
+--temperature X = 1.0  0 always takes the most likely token, 1 draws as the model believes
+--max-players N = 32  people at a time
++ DEVICE
+""",
     "control": f"""
 Let a model decide in a simulator: plan, act, observe, plan anew. Writes control.json, a page with
 films of real beside imagined, and the episodes as recordings that prepare reads.
