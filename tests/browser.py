@@ -26,8 +26,8 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Back
 class Page:
     """One tab."""
 
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket, self.numbers = socket, itertools.count(1)
+    def __init__(self, socket: ClientConnection, process: subprocess.Popen[bytes]) -> None:
+        self.socket, self.numbers, self.process = socket, itertools.count(1), process
         target = self("Target.createTarget", url="about:blank")["targetId"]
         attached = self("Target.attachToTarget", targetId=target, flatten=True)
         self.session: str | None = attached["sessionId"]
@@ -105,6 +105,11 @@ class Page:
                 clickCount=1,
             )
 
+    def kill(self) -> None:
+        """End the browser and all its processes, without a word to anybody."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def screenshot(self, path: Path) -> Path:
         path.write_bytes(base64.b64decode(self("Page.captureScreenshot")["data"]))
         return path
@@ -132,7 +137,7 @@ def browsing(width: int = 1280, height: int = 800) -> Iterator[Page]:
             )
         try:
             with connect(_address(log, process), max_size=2**26) as socket:
-                yield Page(socket)
+                yield Page(socket, process)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

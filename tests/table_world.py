@@ -29,6 +29,7 @@ class TableModel(TokenWorldModel):
     def step(self, state, actions, sampling=None):  # type: ignore[no-untyped-def]
         before, step = self.state_of(state), int(state.step)
         following, rollout = super().step(state, actions, sampling)
+        assert before is not None
         target = torch.as_tensor(actions)
         luck = (following.seeds * 5 + step * 7) % 3 - 1.0
         after = before + (target - before).clamp(-REACH, REACH)
@@ -40,7 +41,7 @@ class TableModel(TokenWorldModel):
         )
         return replace(following, decoding=decoding), replace(rollout, state=after[:, None])
 
-    def decode_frames(self, rollout: Rollout, **_: object) -> Tensor:  # type: ignore[override]
+    def decode_frames(self, rollout: Rollout, **_: object) -> Tensor:
         assert rollout.state is not None
         frames = np.full((*rollout.state.shape[:2], 1, SIZE, SIZE, 3), 90, dtype=np.uint8)
         for row, path in enumerate(rollout.state.numpy()):

@@ -73,7 +73,7 @@ class HasConnections(Protocol):
 
 
 class Guarded(Protocol):
-    """What is served: an app, its limits and what it counts.
+    """A service that can be served: an app, its limits and what it counts.
 
     Attributes:
         metrics: Counters.

@@ -364,4 +364,7 @@ paint(dark.matches);
 dark.onchange = () => paint(dark.matches);
 $("theme").onclick = () => paint(document.documentElement.dataset.theme !== "dark");
 
+// A page that the browser keeps behind its back button would go on playing.
+addEventListener("pagehide", () => socket.close());
+addEventListener("pageshow", (event) => event.persisted && location.reload());
 connect();

@@ -223,7 +223,7 @@ class Player:
         self._publish(({**header, "act": number}, pictures))
 
     def _present(self) -> Shown:
-        """What there is to show now; on the model's thread."""
+        """The moment as it is to be shown; on the model's thread."""
         session = self.session
         if not session.history:
             return {"type": "frame", "step": -1}, ()

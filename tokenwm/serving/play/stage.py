@@ -23,7 +23,7 @@ from tokenwm.tokenizer.actions import BinTokenizer
 logger = logging.getLogger(__name__)
 
 SPLITS = ("test", "val", "train")
-"""Where to begin: held-out episodes first."""
+"""Splits to begin from, held-out episodes first."""
 GALLERY = 18
 """Beginnings that a page offers as pictures."""
 MOST_KEYS = 2000

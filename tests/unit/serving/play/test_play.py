@@ -178,7 +178,7 @@ def test_a_slow_page_gets_fewer_pictures_and_never_a_queue(
             while player.session.step_number <= number:
                 time.sleep(0.005)
         page.say("look", episode="test_0", step=0)  # its answer comes behind the pictures
-        told = []
+        told: list[dict[str, Any]] = []
         while not told or told[-1]["type"] != "look":
             told.append(unpack(socket.receive_bytes())[0])
         assert [header["step"] for header in told[:-1]] == [1, 2][:UNSEEN]

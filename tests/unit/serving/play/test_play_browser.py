@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from tests.browser import CHROMIUM, Page, browsing
+from tests.browser import CHROMIUM, PATIENCE, Page, browsing
 from tests.moving_square import write_squares
 from tests.table_world import make_table
 from tokenwm.data.shards.reader import ShardReader
@@ -121,11 +121,17 @@ def test_everything_is_labelled_and_fits_on_a_phone(page: Page, tmp_path: Path) 
     assert page.screenshot(tmp_path / "page.png").stat().st_size > 10_000
 
 
-def test_a_closed_tab_leaves_nothing(page: Page, service: PlayService) -> None:
+@pytest.mark.parametrize("is_killed", [False, True], ids=["left", "killed"])
+def test_a_page_that_is_gone_leaves_nothing(
+    page: Page, service: PlayService, address: str, is_killed: bool
+) -> None:
+    page.open(address)
+    page.wait("window.tokenwm && tokenwm.me.frame")
     page.key(" ")
     page.wait("tokenwm.me.frame.playing")
-    page.open("about:blank")
-    end = time.monotonic() + 60
+    assert service.players
+    page.kill() if is_killed else page.open("about:blank")
+    end = time.monotonic() + PATIENCE
     while service.players:
         assert time.monotonic() < end
         time.sleep(0.02)
