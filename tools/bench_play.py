@@ -29,7 +29,6 @@ import websockets
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.browser import browsing
-
 from tokenwm.serving.play.messages import unpack
 
 
