@@ -25,8 +25,12 @@ T = TypeVar("T")
 
 UNSEEN = 2
 """Messages that may be on their way to a page; of what comes meanwhile only the last is sent."""
+ORDERS = 8
+"""Orders of a page that may wait for the model; then it is not listened to."""
 RATE_STEPS = 10
 """Steps over which the imagined steps per second are counted."""
+
+GOING_AWAY = 1001
 
 Shown = tuple[dict[str, Any], tuple[bytes, ...]]
 """Header and pictures of a message."""
@@ -48,7 +52,9 @@ class Player:
         self.is_playing = self.follows = False
         self._has_news = asyncio.Event()  # something was decided that the clock should know
         self._can_show = asyncio.Event()
-        self._newest: Shown | None = None
+        self._newest: Shown | None = None  # what is still to be sent
+        self._last: Shown | None = None
+        self._orders: asyncio.Queue[bytes | Mapping[str, Any]] = asyncio.Queue(ORDERS)
         self._sent = self._shown = 0
         self._is_fresh = False
         self._last_word = time.monotonic()
@@ -59,7 +65,7 @@ class Player:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._welcome()
-            works = (self._listen, self._keep_time, self._show)
+            works = (self._listen, self._obey, self._keep_time, self._show)
             tasks = [asyncio.create_task(work()) for work in works]
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
@@ -78,6 +84,7 @@ class Player:
             await self._do({"type": "begin", "episode": key, "step": step})
 
     async def _listen(self) -> None:
+        """Read on whatever the model does: a page that waits for its turn must stay alive."""
         while True:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -85,16 +92,28 @@ class Player:
             self._last_word = time.monotonic()
             try:
                 if message.get("bytes") is not None:
-                    await self._upload(message["bytes"])
-                else:
-                    await self._do(read_message(message["text"]))
+                    await self._orders.put(message["bytes"])
+                    continue
+                order = read_message(message["text"])
+                if not self._did(order):
+                    await self._orders.put(order)
             except TokenwmError as error:
                 await self._say(error)
 
-    async def _do(self, message: Mapping[str, Any]) -> None:
-        session = self.session
-        if not session.history and message["type"] not in ("begin", "look", "shown", "act"):
-            raise TokenwmError("begin at a recorded step, or upload a picture, first")
+    async def _obey(self) -> None:
+        """Do what needs the model, one order after another."""
+        while True:
+            order = await self._orders.get()
+            try:
+                if isinstance(order, bytes):
+                    await self._upload(order)
+                else:
+                    await self._do(order)
+            except TokenwmError as error:
+                await self._say(error)
+
+    def _did(self, message: Mapping[str, Any]) -> bool:
+        """Do what needs no model; False if it is something else."""
         match message["type"]:
             case "shown":
                 self._shown = max(self._shown, min(message["number"], self._sent))
@@ -107,13 +126,30 @@ class Player:
                 self.held, self.act_number = actions, message["number"]
                 self._has_news.set()
             case "play":
-                self.is_playing = message["on"]
                 self._took.clear()
-                self._has_news.set()
-                self._publish(await self._on_model(self._present))
+                self._decide(is_playing=message["on"])
             case "follow":
-                self.follows = message["on"]
-                self._publish(await self._on_model(self._present))
+                self._decide(follows=message["on"])
+            case _:
+                return False
+        return True
+
+    def _decide(self, *, is_playing: bool | None = None, follows: bool | None = None) -> None:
+        """Change what the clock does, and tell the page."""
+        self.is_playing = self.is_playing if is_playing is None else is_playing
+        self.follows = self.follows if follows is None else follows
+        self._has_news.set()
+        if self._last is not None:
+            header, pictures = self._last
+            self._publish(
+                ({**header, "playing": self.is_playing, "follows": self.follows}, pictures)
+            )
+
+    async def _do(self, message: Mapping[str, Any]) -> None:
+        session = self.session
+        if not session.history and message["type"] not in ("begin", "look"):
+            raise TokenwmError("begin at a recorded step, or upload a picture, first")
+        match message["type"]:
             case "step":
                 self.is_playing = False
                 await self._step()
@@ -191,8 +227,9 @@ class Player:
             self._has_news.clear()
             now = time.monotonic()
             due = opens if self._is_fresh else opens + period
-            if not self.is_playing or now < due:
-                wait = max(0.0, due - now) if self.is_playing else None
+            runs = self.is_playing and bool(self.session.history)
+            if not runs or now < due:
+                wait = max(0.0, due - now) if runs else None
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._has_news.wait(), wait)
                 continue
@@ -206,8 +243,7 @@ class Player:
                 await self._rest(error)
 
     async def _rest(self, why: object) -> None:
-        self.is_playing = False
-        self._publish(await self._on_model(self._present))
+        self._decide(is_playing=False)
         await self._say(why)
 
     async def _step(self) -> None:
@@ -250,7 +286,7 @@ class Player:
         return header, moment.pictures if truth is None else (*moment.pictures, truth)
 
     def _publish(self, shown: Shown) -> None:
-        self._newest = shown
+        self._newest = self._last = shown
         self._can_show.set()
 
     async def _show(self) -> None:
@@ -266,4 +302,9 @@ class Player:
         await self.socket.send_bytes(pack({"type": "note", "text": str(what)}, []))
 
     async def _on_model(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.stage.worker, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.stage.worker, work)
+        except (RuntimeError, asyncio.CancelledError):
+            if not self.stage.is_closed:
+                raise
+            raise WebSocketDisconnect(GOING_AWAY) from None

@@ -68,6 +68,7 @@ class Stage:
 
     Attributes:
         worker: The model's thread, in which everything that uses it is called.
+        is_closed: Whether nothing more is computed.
         starts: Episode and step of the beginnings that the page offers.
         trust: How much surprise and doubt is usual.
         welcome: Header and pictures of the first message to a page.
@@ -89,6 +90,7 @@ class Stage:
         self.controls = Controls(model.vocabulary)
         self.recordings = None if reader is None else Recordings(reader, model, num_context)
         self.worker = ThreadPoolExecutor(1, "model")
+        self.is_closed = False
         self.trust = take_doubt(model)
         self.starts: list[tuple[str, int]] = []
         if reader is not None:
@@ -166,7 +168,8 @@ class Stage:
         return {key: reader.episode(key).num_steps for key in keys}
 
     def close(self, grace: float = 0.0) -> None:
-        """Stop computing; what has begun is finished, or left after ``grace`` seconds."""
+        """Stop computing; what has begun is left to itself, whatever ``grace`` is."""
+        self.is_closed = True
         self.worker.shutdown(wait=False, cancel_futures=True)
 
 
