@@ -90,7 +90,8 @@ model DIR  {MODEL}
 --num-passes N  passes through the transformer for a frame: fewer are faster and not exact (default:
     as many as exact frames take)
 --context N = 4  observed frames before imagining
---temperature X = 1.0  0 always takes the most likely token, 1 draws as the model believes
+--temperature X = 0.3  0 always takes the most likely token, 1 draws as the model believes: then
+    small mistakes add up to ghosts
 --max-players N = 32  people at a time
 + DEVICE
 """,

@@ -46,7 +46,8 @@ export class Stage {
   layout() {
     const count = this.figures.length;
     if (!count) return;
-    const gap = 16, wide = this.box.clientWidth - 8, high = this.box.clientHeight - 8;
+    const gap = 16, wide = this.box.clientWidth - 8;
+    const high = innerWidth > 760 ? this.box.clientHeight - 8 : Math.min(wide, innerHeight * 0.54);
     const picture = this.figures[0].children[0], ratio = picture.width / picture.height;
     let best = 0;
     for (let columns = 1; columns <= count; columns++) {

@@ -75,7 +75,7 @@ async function frame(message, blobs) {
   }
   if (truth && me.truth) {
     kinds.push("truth");
-    captions.push(`what really happened · ${seconds} s`);
+    captions.push("what really happened");
   }
   await stage.show(blobs.slice(0, kinds.length), captions, kinds);
   measure(message.act);
@@ -119,7 +119,10 @@ function readings(message, shown) {
   $("follow").setAttribute("aria-pressed", message.follows);
   $("follow").disabled = !message.can_follow && !message.follows;
   $("undo").disabled = $("again").disabled = !step;
-  for (const [number, value] of (message.state?.[row] ?? []).entries()) $("state").children[number].lastChild.textContent = short(value);
+  for (const [number, value] of (message.state?.[row] ?? []).entries()) {
+    $("state").children[number].lastChild.textContent = short(value);
+    if (me.world.controls.place) $("controls").children[number].lastChild.textContent = short(value);
+  }
   const taken = message.taken?.[row];
   if (message.follows && taken) showAction(taken);
   else showAction(me.held[me.steered] ?? []);
@@ -139,12 +142,17 @@ function makeControls({ dimensions, discrete, table, place, repeats }) {
   $("how").textContent = (discrete ? "Press a button, or 1 – 9." : table ? "Point at the picture, or use arrow keys."
     : "Sliders; arrow keys and a gamepad move the first two.") + (repeats > 1 ? ` Held for ${repeats} actions of the robot.` : "");
   $("controls").replaceChildren(...dimensions.map((dimension, number) => (discrete ? buttons : slider)(dimension, number)));
+  const spans = ["", "", "action", "state"].map((text) => element("span", {}, text));
+  if (place) $("controls").before(element("div", { className: "dimension both head" }, ...spans));
 }
 
 function slider({ name, low, high }, number) {
   const input = element("input", { type: "range", min: low, max: high, step: "any", ariaLabel: name });
   input.oninput = () => choose(number, Number(input.value));
-  return element("label", { className: "dimension", title: name }, element("span", {}, name), input, element("output"));
+  // Of a place, the state that it is wanted for stands beside it.
+  const { place } = me.world.controls, row = [element("span", {}, name), input, element("output")];
+  if (place) row.push(element("output"));
+  return element("label", { className: place ? "dimension both" : "dimension", title: name }, ...row);
 }
 
 function buttons({ name, high }, number) {
@@ -157,7 +165,7 @@ function buttons({ name, high }, number) {
 }
 
 function makeState(state) {
-  $("state-title").hidden = !state;
+  $("state-title").hidden = $("state").hidden = !state || me.world.controls.place;
   if (!state) return;
   $("state-units").textContent = state.units === me.world.controls.units ? "" : state.units;
   $("state").replaceChildren(...state.dimensions.map(({ name }) =>

@@ -17,7 +17,7 @@ from tokenwm.imagination.starts import RecordedStarts, Start, load_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving.play.beginnings import Beginning, Recordings, evenly, png
 from tokenwm.serving.play.controls import Controls, Dimension, dimensions_of
-from tokenwm.serving.play.trust import Trust, measured, take_doubt
+from tokenwm.serving.play.trust import measured, take_doubt
 from tokenwm.tokenizer.actions import BinTokenizer
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,9 @@ class Stage:
         self.starts: list[tuple[str, int]] = []
         if reader is not None:
             self.starts = _starts(reader, num_context)
-            self.trust = _measured(self.trust, model, reader, self.starts, num_context)
+            known = _behind(reader, self.starts, num_context)
+            if known is not None:
+                self.trust = measured(self.trust, model, known, self.sampling)
         self.blank: NDArray[np.uint8] = np.full(model.tokenizer.frame_shape, 128, dtype=np.uint8)
         self.welcome = self._welcome()
 
@@ -193,14 +195,10 @@ def _starts(reader: ShardReader, num_context: int) -> list[tuple[str, int]]:
     return found
 
 
-def _measured(
-    trust: Trust,
-    model: TokenWorldModel,
-    reader: ShardReader,
-    starts: list[tuple[str, int]],
-    num_context: int,
-) -> Trust:
-    """The scales over the beginnings, where enough is recorded behind them."""
+def _behind(
+    reader: ShardReader, starts: list[tuple[str, int]], num_context: int
+) -> RecordedStarts | None:
+    """What was recorded behind some of the beginnings; None where it is too little."""
     needed = num_context + MEASURED_STEPS
     rows = [
         Start(key=key, first_step=min(step, reader.episode(key).num_steps - needed))
@@ -209,9 +207,8 @@ def _measured(
     ][:MEASURED_ROWS]
     if not rows:
         logger.warning("no episode is long enough to say how much surprise is usual")
-        return trust
-    known: RecordedStarts = load_starts(reader, rows, num_context, MEASURED_STEPS)
-    return measured(trust, model, known)
+        return None
+    return load_starts(reader, rows, num_context, MEASURED_STEPS)
 
 
 def _name_of(model: TokenWorldModel) -> str:

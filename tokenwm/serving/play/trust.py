@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokenwm.heads.doubt import Doubt
 from tokenwm.imagination.rollout import Rollout
+from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.starts import RecordedStarts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 
@@ -66,9 +67,11 @@ def take_doubt(model: TokenWorldModel) -> Trust:
 
 
 @torch.inference_mode()
-def measured(trust: Trust, model: TokenWorldModel, starts: RecordedStarts) -> Trust:
-    """The scales over what was recorded: its own actions, imagined."""
-    rollout = model.imagine(starts.context(model), starts.future_actions)
+def measured(
+    trust: Trust, model: TokenWorldModel, starts: RecordedStarts, sampling: SamplingConfig
+) -> Trust:
+    """The scales over what was recorded: its own actions, imagined with the same settings."""
+    rollout = model.imagine(starts.context(model), starts.future_actions, sampling=sampling)
     return Trust(
         surprise=trust.surprise.measured(rollout.frame_nll),
         doubt=trust.doubt.measured(doubt_of(rollout)),

@@ -211,6 +211,7 @@ def test_an_episode_that_is_saved_is_read_again_by_prepare(
     context: Any = None
     beginning = Beginning(context=context, frames=frames[0, 0], state=None, key="e", step=3)
     controls = Controls(vocabulary)
+    assert controls.is_table and controls.action([1.0, 2.0]).tolist() == [1.0, 2.0] * chunk
     path = write_played(tmp_path, model, controls, beginning, history)
     origin = json.loads(path.with_suffix(".json").read_text())
     assert origin["synthetic"] and (origin["episode"], origin["step"]) == ("e", 3)
