@@ -2,25 +2,31 @@
 
 import itertools
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from push_pairs import Task
+from push_pairs import NEAR, TURN, Pose, Task
+from push_world import Look, PushRollout, PushWorld
+from torch import Tensor
 
 from tokenwm.control.controller import Controller
 from tokenwm.control.decision import ControllerConfig
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance, TaskState
-from tokenwm.control.objectives import Objective
-from tokenwm.control.planners.base import Planner
+from tokenwm.control.objectives import Objective, Scores
+from tokenwm.control.planners.base import Plan, Planner
 from tokenwm.control.planners.icem import ICEM
+from tokenwm.control.proposals import Proposal
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
 from tokenwm.heads.readout import Readout, readout_for
+from tokenwm.imagination.approximate import Approximation
+from tokenwm.imagination.context import Context
 from tokenwm.imagination.fits import check_data_fits
+from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.imagination.world import Observation
 from tokenwm.policies.acting import ClonedPolicy, GoalProposal
@@ -29,9 +35,9 @@ from tokenwm.policies.cloning import GoalPolicy
 CONTEXT = 4
 """Recorded steps before a start that an arm has seen, at most, the start included."""
 
-NextAction = Callable[[Callable[[], Observation]], NDArray[Any]]
+NextAction = Callable[[Look], NDArray[Any]]
 """Function called at every robot step; it gives the next action ``(2,)``, px. Its argument draws
-what is observed, which takes time, so arms that do not look do not call it."""
+what is observed when it is called, which takes time, so arms that do not look do not call it."""
 Arm = Callable[[Task], NextAction]
 
 
@@ -68,7 +74,7 @@ def cloning(task: Task) -> NextAction:
     memory = policy.begin(1, task.seed)
     left: list[NDArray[Any]] = []
 
-    def next_action(look: Callable[[], Observation]) -> NDArray[Any]:
+    def next_action(look: Look) -> NDArray[Any]:
         nonlocal memory
         if not left:
             chunk, memory = policy.act(look(), memory)
@@ -80,8 +86,7 @@ def cloning(task: Task) -> NextAction:
 
 def planning(task: Task) -> NextAction:
     """Plan with the model towards the picture of the goal, without a prior."""
-    settings = {"seed": task.seed, **task.settings}
-    return driven(task, ICEM(**settings), objective_of(task))
+    return driven(task, planner_of(task), objective_of(task))
 
 
 def planning_prior(task: Task) -> NextAction:
@@ -92,8 +97,35 @@ def planning_prior(task: Task) -> NextAction:
         model.goal_features(task.goal),
         distance=distance_of(model),
     )
-    settings = {"seed": task.seed, "prior": proposal, **task.settings}
-    return driven(task, ICEM(**settings), objective_of(task))
+    return driven(task, planner_of(task, proposal), objective_of(task))
+
+
+def true_dynamics(task: Task) -> NextAction:
+    """Plan with the simulator in place of the model: what fails here is cost or search."""
+    model, pair = model_of(task), task.pair
+    context = context_at(model, task.reader, pair.key, pair.start)
+    objective, planner = objective_of(task), planner_of(task)
+    warm: Plan | None = None
+    left: list[NDArray[Any]] = []
+
+    def next_action(look: Look) -> NDArray[Any]:
+        nonlocal warm
+        if not left:
+            world = PushWorld(model, look, context, draws=task.objective != "pose")
+            plan = planner.plan(world, world.now(), objective, warm)
+            left.extend(model.unstack_actions(plan.actions[None, :1])[0].cpu().numpy())
+            warm = plan.shifted()
+        return left.pop(0)
+
+    return next_action
+
+
+def planner_of(task: Task, prior: Proposal | None = None) -> ICEM:
+    """iCEM with the task's settings; ``passes`` is the number of passes for candidates."""
+    settings = {"seed": task.seed, "prior": prior, **task.settings}
+    if "passes" in settings:
+        settings["approximation"] = Approximation(num_passes=settings.pop("passes"))
+    return ICEM(**settings)
 
 
 def objective_of(task: Task) -> Objective:
@@ -101,16 +133,27 @@ def objective_of(task: Task) -> Objective:
     model = model_of(task)
     if task.objective == "readout":
         return readout_objective(task, model)
+    if task.objective == "pose":
+        return Scores(partial(pose_score, task.pair.end), reduce="best")
     if task.objective == "distance":
         return LearnedDistance(model, distance_of(model), model.goal_features(task.goal))
     return GoalImage(model, task.goal, by="pixels" if task.objective == "pixels" else "tokens")
+
+
+def pose_score(goal: Pose, rollout: Rollout) -> Tensor:
+    """Minus the true distance of all from the goal, ``(B, H)``: the cost that success is about."""
+    if not isinstance(rollout, PushRollout):
+        raise TokenwmError("only the true dynamics know poses; use another objective")
+    place = (rollout.poses[..., :4] - torch.tensor([*goal.pusher, *goal.block])).norm(dim=-1)
+    turn = (rollout.poses[..., 4] - goal.angle + np.pi).remainder(2.0 * np.pi) - np.pi
+    return -torch.hypot(place / NEAR, turn / TURN)
 
 
 def readout_objective(task: Task, model: TokenWorldModel) -> Objective:
     """What counts as success, as two readouts see it in the picture of the goal.
 
     One reads the block's pose, off imagined frames too; the other where the pusher is, which the
-    model says of itself. Differences of 20 px and of pi/9 count as 1.
+    model says of itself. Differences of 20 px and of pi/9 count as 1, and all at the same step.
     """
     block, pusher = (readouts_of(model, task.reader)[field] for field in ("task_state", "state"))
     goal = torch.from_numpy(task.goal)[None]
@@ -119,7 +162,7 @@ def readout_objective(task: Task, model: TokenWorldModel) -> Objective:
     pose = {name: float(wanted[str(name)]) for name in scale}
     place = pusher.read(goal)[0]
     at_goal = GoalState(model.vocabulary, place, scale=np.full(len(place), 20.0))
-    return TaskState(model, block, pose, scale=scale) + at_goal
+    return Scores(TaskState(model, block, pose, scale=scale) + at_goal, reduce="best")
 
 
 def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
@@ -128,25 +171,30 @@ def driven(task: Task, planner: Planner, objective: Objective) -> NextAction:
     What it has seen before the start are the recorded steps there; ``CONTEXT`` at most.
     """
     model, pair = model_of(task), task.pair
-    count, first = model.actions_per_step, max(0, pair.start - CONTEXT + 1)
-    names = ["action", "state"] if model.vocabulary.state is not None else ["action"]
-    before = task.reader.arrays(pair.key, names, first, pair.start + 1)
-    context = model.context(
-        task.reader.frames(pair.key, first, pair.start + 1)[None],
-        before["action"][None],
-        before["state"][None] if "state" in before else None,
-    )
+    count, context = model.actions_per_step, context_at(model, task.reader, pair.key, pair.start)
     controller = Controller(model, planner, objective, ControllerConfig(every=count))
     controller.begin(context, seed=task.seed)
     seen: list[Observation] = []
     step = itertools.count()
 
-    def next_action(look: Callable[[], Observation]) -> NDArray[Any]:
+    def next_action(look: Look) -> NDArray[Any]:
         if next(step) % count == 0:  # in between it does not look
             seen[:] = [look()]
         return controller.act(seen[0])[0]
 
     return next_action
+
+
+def context_at(model: TokenWorldModel, reader: ShardReader, key: str, step: int) -> Context:
+    """The recorded steps up to one, ``CONTEXT`` at most."""
+    first = max(0, step - CONTEXT + 1)
+    names = ["action", "state"] if model.vocabulary.state is not None else ["action"]
+    before = reader.arrays(key, names, first, step + 1)
+    return model.context(
+        reader.frames(key, first, step + 1)[None],
+        before["action"][None],
+        before["state"][None] if "state" in before else None,
+    )
 
 
 @cache
@@ -195,6 +243,7 @@ ARMS: dict[str, Arm] = {
     "cloning": cloning,
     "planning": planning,
     "planning_prior": planning_prior,
+    "true_dynamics": true_dynamics,
 }
 """Arms by name, each from a task (with the model and its settings) to actions. This is the
 place to add one; :func:`driven` makes one of a planner."""

@@ -75,7 +75,8 @@ class Task:
         seed: Of all that is drawn.
         settings: Of planners, by ``--set``.
         objective: By what planners measure how near the goal is: ``tokens``, ``pixels``, the
-            learned ``distance``, or what a ``readout`` reads off pictures.
+            learned ``distance``, or what a ``readout`` reads off pictures; the true ``pose`` is
+            known to the true dynamics only.
     """
 
     pair: Pair

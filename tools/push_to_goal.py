@@ -20,31 +20,32 @@ episodes, since pairs of one episode are not independent.
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from drawn import interval, mean_of
 from numpy.typing import NDArray
 from push_arms import ARMS, Arm
 from push_pairs import OFFSET, Task, choose_pairs, pose_in, task_of
+from push_world import Look
 
-from tokenwm.data.readers.pictures.video import FrameResizer
 from tokenwm.data.readers.simulator.reach import reach
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import wilson_interval
 from tokenwm.imagination.token_world_model import load
-from tokenwm.imagination.world import Observation
 from tokenwm.strict import key_values
 
 BUDGET = 50
 """Robot steps that an arm has."""
-DRAWS = 2000
 Floats = NDArray[np.float64]
 
 
@@ -57,7 +58,7 @@ def attempt(task: Task, arm: Arm) -> dict[str, Any]:
         start = pose_in(simulator)
         if start.off(pair.begin)[0] > 0.01:
             raise TokenwmError(f"{pair.key}, step {pair.start} is not reached: {start}")
-        look = looks(reader, simulator)
+        look = Look(reader, simulator)
         next_action = arm(task)
         least, success = start.off(pair.end), None
         for step in range(1, BUDGET + 1):
@@ -75,38 +76,10 @@ def attempt(task: Task, arm: Arm) -> dict[str, Any]:
     }
 
 
-def looks(reader: ShardReader, simulator: Any) -> Callable[[], Observation]:
-    """A function that draws what is observed as it was recorded.
-
-    The simulator draws only then: to draw every step takes most of its time.
-    """
-    height, width = reader.manifest.features["frames.top"].shape[:2]
-    resizer = FrameResizer(
-        height, width, reader.manifest.provenance["recipe"].get("resize", "crop")
-    )
-
-    def look() -> Observation:
-        simulator.obs_type = "pixels_agent_pos"
-        seen = simulator.get_obs()
-        simulator.obs_type = "state"
-        frame = torch.from_numpy(resizer.resize_image(seen["pixels"]))
-        state = torch.from_numpy(seen["agent_pos"].astype(np.float32))
-        return Observation(frames=frame[None, None], state=state[None])
-
-    return look
-
-
 def paired_difference(one: Floats, other: Floats, keys: Sequence[str]) -> dict[str, float]:
     """Mean of ``one - other`` and its 95 % interval, by draws of whole episodes."""
-    difference = one - other
-    groups = [np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)]
-    generator = np.random.default_rng(0)
-    drawn = [
-        difference[np.concatenate([groups[i] for i in choice])].mean()
-        for choice in generator.integers(len(groups), size=(DRAWS, len(groups)))
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
+    more = zip(keys, (one - other).tolist(), strict=True)
+    return interval([{"key": key, "more": each} for key, each in more], mean_of(itemgetter("more")))
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -156,6 +129,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         task = replace(task, settings=settings, objective=args.objective)
         tried = {name: attempt(task, ARMS[name]) for name in args.arms}
         records.append({**asdict(pair), "arms": tried})
+        told = ", ".join(
+            f"{name} {sum(record['arms'][name]['success'] for record in records)}" for name in tried
+        )
+        print(f"reached of {len(records)}: {told}", file=sys.stderr, flush=True)
     about = {
         "data": str(args.data),
         "model": None if args.model is None else str(args.model),
@@ -214,9 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
     parser.add_argument(
         "--objective",
-        choices=("tokens", "pixels", "distance", "readout"),
+        choices=("tokens", "pixels", "distance", "readout", "pose"),
         default="tokens",
-        help="of planners",
+        help="of planners; the true pose only with true_dynamics",
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of planners")
     parser.add_argument("--seed", type=int, default=0)

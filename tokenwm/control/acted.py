@@ -55,7 +55,7 @@ class ActedEpisode:
         missed_deadlines: Plans that were not there in time.
         latencies: Seconds from observation to action, of each step at which a plan was due.
         plans: Those that were there in time.
-        recording: Name of its file.
+        recording: Name of its file; empty if it was not kept.
         film: Of the first episodes; not kept in figures.
     """
 
@@ -81,11 +81,13 @@ class Film:
         real: ``(T, cameras, H, W, 3)`` uint8, a frame for each step of the model.
         imagined: The same, by the latest plan before; None where nothing was imagined.
         rate: Frames per second.
+        goal: ``(cameras, H, W, 3)`` uint8, the picture of the goal, if there was one.
     """
 
     real: NDArray[np.uint8]
     imagined: NDArray[np.uint8] | None
     rate: float
+    goal: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ class ClosedLoop:
         about: Model, simulator, planner, objective, settings.
         rate: Steps of the robot per second, Hz.
         episodes: All of them.
+        to_goals: Whether episodes are tries to reach goals, and rewards do not count.
+        others: Who else tried the same, to compare with → how often they succeeded.
     """
 
     DERIVED: ClassVar = ("success", "returns", "latency_seconds", "missed_deadlines", "fallbacks")
@@ -103,6 +107,8 @@ class ClosedLoop:
     about: dict[str, Any]
     rate: float
     episodes: tuple[ActedEpisode, ...] = field(default=())
+    to_goals: bool = False
+    others: dict[str, int] = field(default_factory=dict)
 
     @property
     def success(self) -> dict[str, float] | None:

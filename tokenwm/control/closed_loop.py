@@ -1,7 +1,7 @@
 """Episodes in a simulator with a controller at the wheel, and their figures."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -127,7 +127,7 @@ def run_closed_loop(
     episodes = []
     for index in range(config.num_episodes):
         progress(index, config.num_episodes)
-        run = _Run(model, simulator, config, index)
+        run = Run(model, simulator, config, index)
         with closing(make_watched(simulator.options)) as env:
             check_space(model, env.action_space)
             if index == 0:
@@ -140,8 +140,15 @@ def run_closed_loop(
     return ClosedLoop(about=dict(about or {}), rate=rate, episodes=tuple(episodes))
 
 
-class _Run:
-    """One episode while it goes on."""
+class Run:
+    """One episode while it goes on.
+
+    Args:
+        model: The model of the robot.
+        simulator: Where.
+        config: Settings.
+        index: Number of the episode.
+    """
 
     def __init__(
         self, model: TokenWorldModel, simulator: Simulator, config: ClosedLoopConfig, index: int
@@ -155,12 +162,12 @@ class _Run:
         """Act until the episode is over."""
         recorder, simulator = self.recorder, self.simulator
         renders = RENDER in simulator.options.cameras.values()
-        observation, info = reset(env, recorder.env_seed, recorder.reset_options)
+        observation, info = self.begin(env)
         recorder.observe(observation, info, env.render() if renders else None)
         agent.begin(seed=self.config.seed + self.index)
         seconds = simulator.num_repeats / simulator.rate
         due = time.perf_counter()
-        while not recorder.done:
+        while not self.is_over:
             action, decision = agent.act(simulator.observed(recorder))
             self.decisions.append(decision)
             if self.config.in_real_time:
@@ -169,15 +176,29 @@ class _Run:
             self._step(env, decode_action(env.action_space, simulator.held(action)), renders)
         agent.end()
 
+    def begin(self, env: Any) -> tuple[Any, Any]:
+        """Bring the simulator to the start; what is observed there."""
+        observation, info = reset(env, self.recorder.env_seed, self.recorder.reset_options)
+        return observation, info
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the episode is over."""
+        return self.recorder.done
+
+    def judge(self, info: Mapping[str, Any]) -> None:
+        """Say after a step of the simulator whether the task is done."""
+        if SUCCESS in info:
+            self.success = bool(self.success) or bool(info[SUCCESS])
+
     def _step(self, env: Any, action: Any, renders: bool) -> None:
         """Take one action of the robot, for as many steps of the environment as it is held."""
         for _ in range(self.simulator.num_repeats):
             result = env.step(action)
             picture = env.render() if renders else None
             self.recorder.add(env.action_space, action, result, picture)
-            if SUCCESS in result[4]:
-                self.success = bool(self.success) or bool(result[4][SUCCESS])
-            if self.recorder.done:
+            self.judge(result[4])
+            if self.is_over:
                 return
 
     def episode(self, recording: str) -> ActedEpisode:
@@ -197,7 +218,7 @@ class _Run:
             latencies=tuple(each.seconds for each in self.decisions if each.is_planned),
             plans=tuple(self._plans()),
             recording=recording,
-            film=self._film() if self.index < self.config.num_films else None,
+            film=self.film() if self.index < self.config.num_films else None,
         )
 
     def _plans(self) -> list[PlanRecord]:
@@ -224,7 +245,7 @@ class _Run:
             )
         return records
 
-    def _film(self) -> Film:
+    def film(self) -> Film:
         """Real frames at steps of the model, and each as the latest plan had imagined it."""
         cameras, factor = self.simulator.cameras, self.simulator.factor
         frames = np.stack([np.stack(self.recorder.frames[camera]) for camera in cameras], axis=1)

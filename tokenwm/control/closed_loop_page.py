@@ -43,7 +43,7 @@ def write_closed_loop(out: Path, loop: ClosedLoop) -> Path:
     for earlier in (out / FILMS).glob("episode_*.gif"):
         earlier.unlink()
     films = [
-        (_caption(episode, loop.rate), path.read_bytes())
+        (_caption(episode, loop), path.read_bytes())
         for episode in loop.episodes
         if (path := _write_film(out, episode)) is not None
     ]
@@ -59,6 +59,8 @@ def sentences(loop: ClosedLoop) -> list[str]:
         f"The return is {returns['mean']:.4g} on the mean "
         f"({_interval(returns['low'], returns['high'])})."
     ]
+    if loop.to_goals:
+        found = []
     if success is not None:
         rate, low, high = (100.0 * success[name] for name in ("rate", "low", "high"))
         found.insert(
@@ -66,6 +68,9 @@ def sentences(loop: ClosedLoop) -> list[str]:
             f"{success['successes']:.0f} of {count(int(success['trials']), 'episode')} succeed: "
             f"{rate:.0f} % ({low:.0f} to {high:.0f} %).",
         )
+    if loop.others:
+        told = ", ".join(f"{name} in {number}" for name, number in loop.others.items())
+        found.insert(1, f"Beside it, from the same starts: {told}.")
     latency, fallbacks = loop.latency_seconds, loop.fallbacks
     if latency is not None:
         found.append(
@@ -86,6 +91,8 @@ def _page(loop: ClosedLoop, films: Sequence[tuple[str, bytes]]) -> str:
     first, *rest = sentences(loop)
     success, latency = loop.success, loop.latency_seconds
     tiles = [("return", f"{loop.returns['mean']:.4g}", "mean over the episodes")]
+    if loop.to_goals:
+        tiles = [(name, f"{number}", "succeed") for name, number in loop.others.items()]
     if success is not None:
         tiles.insert(0, ("success", f"{100 * success['rate']:.0f} %", f"of {success['trials']}"))
     if latency is not None:
@@ -114,7 +121,7 @@ def _page(loop: ClosedLoop, films: Sequence[tuple[str, bytes]]) -> str:
         head=("episode", "success", "return", "steps", "plans", "missed", "safe actions"),
         rows=[_row(episode) for episode in loop.episodes],
         about=f"model {about.get('model')}, seed {about.get('seed')}",
-        recipe=RECIPE,
+        recipe=RECIPE if any(episode.recording for episode in loop.episodes) else None,
     )
 
 
@@ -131,11 +138,11 @@ def _row(episode: ActedEpisode) -> tuple[str, ...]:
     )
 
 
-def _caption(episode: ActedEpisode, rate: float) -> str:
-    told = {None: "", True: "succeeds, ", False: "does not succeed, "}[episode.success]
+def _caption(episode: ActedEpisode, loop: ClosedLoop) -> str:
+    words = {None: [], True: ["succeeds"], False: ["does not succeed"]}[episode.success]
+    words += [] if loop.to_goals else [f"return {episode.reward:.4g}"]
     return (
-        f"episode {episode.index}: {told}return {episode.reward:.4g} in "
-        f"{seconds(episode.num_steps / rate)}"
+        f"episode {episode.index}: {', '.join(words)} in {seconds(episode.num_steps / loop.rate)}"
     )
 
 
@@ -145,6 +152,9 @@ def _write_film(out: Path, episode: ActedEpisode) -> Path | None:
     if shown is None:
         return None
     panels = [Panel(title="real", frames=side_by_side(shown.real))]
+    if shown.goal is not None:
+        goal = np.broadcast_to(shown.goal, shown.real.shape)
+        panels.insert(0, Panel(title="goal", frames=side_by_side(goal)))
     if shown.imagined is not None:
         panels.append(Panel(title="as imagined before", frames=side_by_side(shown.imagined)))
     (out / FILMS).mkdir(exist_ok=True)

@@ -1,4 +1,9 @@
-"""Goals as objectives: a picture, a state of the robot, a learned distance, a task state."""
+"""Goals as objectives: a picture, a state of the robot, a learned distance, a task state.
+
+A goal counts at the ``best`` step by default. By the ``last`` one, whoever plans anew at every step
+wants to be there at the end of the horizon, again and again, and never arrives
+(docs/results/deciding.md).
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -44,7 +49,7 @@ class GoalImage(Weighable):
         goal: NDArray[Any] | Tensor,
         *,
         by: Comparison = "tokens",
-        reduce: Reduction = "last",
+        reduce: Reduction = "best",
     ) -> None:
         self.goal, self.reduce = PictureGoal(model, goal, by), reduce
 
@@ -76,7 +81,7 @@ class GoalState(Weighable):
         goal: Wanted,
         *,
         scale: Wanted | None = None,
-        reduce: Reduction = "last",
+        reduce: Reduction = "best",
     ) -> None:
         bins = vocabulary.state
         if not isinstance(bins, BinTokenizer):
@@ -125,7 +130,7 @@ class LearnedDistance(Weighable):
         distance: Callable[[Tensor, Tensor], Tensor],
         goal: Tensor,
         *,
-        reduce: Reduction = "last",
+        reduce: Reduction = "best",
     ) -> None:
         self.world, self.distance, self.reduce = world, distance, reduce
         self.goal = as_tensor("goal", goal).float().reshape(1, -1)
@@ -153,7 +158,7 @@ class TaskState(Weighable):
             dimension (name or number) → wanted value, from which the score is minus the distance.
         scale: With a goal, dimension → difference that counts as 1; by default the standard
             deviation in the training data. Angles are compared around the circle.
-        reduce: How steps count; by default ``sum`` of a score and ``last`` of a goal.
+        reduce: How steps count; by default ``sum`` of a score and ``best`` of a goal.
     """
 
     def __init__(
@@ -173,7 +178,7 @@ class TaskState(Weighable):
         code = readout.code
         place = Place(score, scale, names=code.names, scales=code.std, turns=code.turns)
         self.score = lambda values: -place.distance(values)
-        self.reduce = reduce or "last"
+        self.reduce = reduce or "best"
 
     def read(self, rollout: Rollout) -> Tensor:
         """``(B, H, D)`` float32, the task state of every imagined step in its units."""

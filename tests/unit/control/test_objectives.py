@@ -122,7 +122,7 @@ def test_goal_state_is_a_distance_in_scales() -> None:
         objective = GoalState(WORLD.vocabulary, goal, scale={0: 2.0})
         expected = torch.tensor([[-0.5, -0.5, -1.0], [-1.0, -1.5, -0.5]])
         torch.testing.assert_close(objective(rollout), expected)
-    assert objective.reduce == "last"
+    assert objective.reduce == "best"
     # By default half of the range, 16, is 1.
     assert GoalState(WORLD.vocabulary, [5.0])(rollout)[0, 2] == pytest.approx(-0.25)
     for wrong, message in (
@@ -180,7 +180,7 @@ def squares() -> tuple[Any, Rollout, np.ndarray[Any, Any]]:
 def test_goal_image_is_the_score_that_rollouts_are_ranked_by() -> None:
     model, rollout, picture = squares()
     for by in ("tokens", "pixels"):
-        objective = GoalImage(model, picture, by=by)
+        objective = GoalImage(model, picture, by=by, reduce="last")
         expected = goal_scores(model, rollout, picture, by=by)
         torch.testing.assert_close(total(objective, rollout), expected)
         assert (expected < 0.0).all()
@@ -206,4 +206,4 @@ def test_task_state_is_read_off_imagined_frames(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(goal(rollout), expected, rtol=1e-4, atol=1e-4)
     to_the_left = TaskState(model, readout, lambda values: -values[..., 0])
     assert to_the_left(rollout).tolist() == [[-1.0, -9.0], [-5.0, -5.0]]
-    assert (goal.reduce, to_the_left.reduce) == ("last", "sum")
+    assert (goal.reduce, to_the_left.reduce) == ("best", "sum")

@@ -15,7 +15,7 @@ import tokenwm
 import tokenwm.control
 from tests.moving_square import make_episode, make_model, save_model, write_squares
 from tests.toy_world import ToyState, ToyWorld
-from tokenwm.control.objectives import Reward, Scores
+from tokenwm.control.objectives import Reward, Scores, total
 from tokenwm.control.planners.base import Plan, Planner, roll_candidates
 from tokenwm.control.planners.beam import BeamSearch
 from tokenwm.control.planners.categorical import CategoricalCEM, fit_probabilities
@@ -428,6 +428,6 @@ def test_the_example_of_the_room_runs(tmp_path: Path) -> None:
     assert plan.actions.abs().max() <= 3.5
     # The state was not used up.
     _, rollout = loaded.roll(state, plan.actions[None], SamplingConfig(temperature=0.0))
-    score = tokenwm.goal_scores(loaded, rollout, names["goal"], by="tokens")
+    score = total(tokenwm.GoalImage(loaded, names["goal"]), rollout)
     assert float(score) == pytest.approx(plan.expected_return, abs=1e-5)
     assert torch.equal(rollout.frame_tokens, plan.rollout.frame_tokens)

@@ -109,7 +109,10 @@ model DIR  {MODEL}
     to compare with
 --objective {{reward,goal-image,goal-state,distance}} = reward  what is wanted: the predicted
     reward, or to be near --goal; distance is the learned one
---prior  let the action prior propose half of the first candidates
+--goals DIR|URL  frame shards of that simulator: every episode starts at a held-out step of theirs
+    and has to get to what was there --ahead seconds later; needs their task state
+--ahead X = 2.5  seconds from start to goal; an episode has twice as long
+--prior  let the action prior propose the first candidates
 --doubt  have the learned doubt of every plan; these three are trained by tokenwm heads MODEL
 --goal FILE  a picture of the goal, or an .npy of it or of the robot's state
 --horizon N = 5  steps of the model that a plan has

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,29 @@ from tokenwm.cli.options import parse
 from tokenwm.cli.options.models import PLANNERS
 from tokenwm.cli.progress import show_progress
 from tokenwm.cli.verbs.evaluate import model_files
+from tokenwm.control.acted import ClosedLoop
 from tokenwm.control.closed_loop import Agent, ClosedLoopConfig, RandomAgent, run_closed_loop
 from tokenwm.control.closed_loop_page import FIGURES, sentences, write_closed_loop
 from tokenwm.control.controller import Controller
 from tokenwm.control.decision import ControllerConfig
+from tokenwm.control.goal_reaching import (
+    Nearness,
+    RecordedGoal,
+    goal_loop,
+    recorded_goals,
+    seen_goal,
+)
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
 from tokenwm.control.limits import load_limits
 from tokenwm.control.objectives import Objective, Reward
-from tokenwm.control.simulator import simulator_for
+from tokenwm.control.simulator import Simulator, simulator_for
+from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.tasks import Progress
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
 from tokenwm.heads.doubt import Doubt
+from tokenwm.heads.readout import readout_for
+from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.policies.acting import GoalProposal
 from tokenwm.policies.cloning import GoalPolicy
@@ -54,7 +66,6 @@ def main(argv: list[str]) -> int:
     if arguments.steps is not None:
         changes["max_steps"] = arguments.steps
     simulator = simulator_for(model, arguments.env, changes)
-    agent = agent_of(model, arguments)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -68,17 +79,17 @@ def main(argv: list[str]) -> int:
         "options": {name: str(value) for name, value in vars(arguments).items()},
     }
     with show_progress(console, "control") as show:
-        loop = run_closed_loop(
-            model,
-            agent,
-            simulator,
-            out,
-            config,
-            about=about,
-            progress=lambda done, total: show(
-                Progress(stage="episodes", done=done, total=total, message="")
-            ),
-        )
+
+        def progress(done: int, total: int) -> None:
+            show(Progress(stage="episodes", done=done, total=total, message=""))
+
+        if arguments.goals is not None:
+            loop = to_goals(model, simulator, arguments, config, about, progress)
+        else:
+            agent = agent_of(model, arguments, objective_of(model, arguments))
+            loop = run_closed_loop(
+                model, agent, simulator, out, config, about=about, progress=progress
+            )
     page = write_closed_loop(out, loop)
     result = {"page": str(page), "figures": str(out / FIGURES)}
     made_before.save(files_below(out), {**result, **plain(loop, without=("film", "plans"))})
@@ -89,8 +100,46 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
-    """Who acts, as the options say.
+def to_goals(
+    model: TokenWorldModel,
+    simulator: Simulator,
+    arguments: argparse.Namespace,
+    config: ClosedLoopConfig,
+    about: dict[str, Any],
+    progress: Callable[[int, int], None],
+) -> ClosedLoop:
+    """Recorded goals, tried one after the other.
+
+    Raises:
+        TokenwmError: The data are not like the model's own, or tell no goals.
+    """
+    reader = ShardReader(arguments.goals)
+    check_data_fits(model, reader)
+    nearness = Nearness.of(reader, simulator)
+    steps = max(1, round(arguments.ahead * model.control_rate))
+    goals = recorded_goals(reader, nearness, count=config.num_episodes, steps=steps)
+    readout = readout_for(model, reader)
+    if readout is None:
+        raise TokenwmError(f"{reader.root}: no readout of its task state can be trained")
+
+    def agent_for(goal: RecordedGoal) -> Agent:
+        return agent_of(
+            model, arguments, seen_goal(model, readout, nearness, goal), picture=goal.picture
+        )
+
+    about = {**about, "objective": f"recorded goals {arguments.ahead:g} s ahead"}
+    return goal_loop(
+        model, reader, simulator, goals, agent_for, config=config, about=about, progress=progress
+    )
+
+
+def agent_of(
+    model: TokenWorldModel,
+    arguments: argparse.Namespace,
+    objective: Objective,
+    picture: NDArray[Any] | None = None,
+) -> Agent:
+    """Who acts, as the options say; ``picture`` is that of the goal, for the prior.
 
     Raises:
         TokenwmError: An option is impossible, or does not fit the model.
@@ -106,7 +155,9 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
     if arguments.prior and arguments.planner == "beam":
         raise TokenwmError("--prior: a beam search tries every action and takes no proposals")
     if arguments.prior:
-        goal = None if arguments.goal is None else model.goal_features(read_goal(arguments.goal))
+        if picture is None and arguments.goal is not None:
+            picture = read_goal(arguments.goal)
+        goal = None if picture is None else model.goal_features(picture)
         settings["prior"] = GoalProposal(GoalPolicy.load(model), goal)
     if arguments.doubt:
         model.doubt = Doubt.load(model)
@@ -116,7 +167,7 @@ def agent_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Agent:
     return Controller(
         model,
         planner(**settings),
-        objective_of(model, arguments),
+        objective,
         ControllerConfig(
             every=arguments.every or model.actions_per_step, deadline=arguments.deadline
         ),
@@ -131,6 +182,8 @@ def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objec
     Raises:
         TokenwmError: The model predicts no reward, or a goal is missing or does not fit.
     """
+    if arguments.planner == "random":
+        return Reward()  # which it does not ask for
     if arguments.objective == "reward":
         if not model.vocabulary.has_reward:
             raise TokenwmError("the model predicts no reward; choose another --objective")

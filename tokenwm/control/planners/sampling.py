@@ -31,7 +31,7 @@ class SamplingPlanner(PlannerSettings, ABC, Generic[Belief]):
     num_candidates: int = 64
     num_rounds: int = 3
     prior: Proposal | None = field(default=None, repr=False)
-    prior_share: float = 0.5
+    prior_share: float = 1.0
 
     draws: ClassVar[tuple[bool, ...]] = (False,)
     """Kinds of actions that it draws: ids are True, real actions False."""

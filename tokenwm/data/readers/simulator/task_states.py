@@ -3,8 +3,8 @@
 A task state is read off the simulator itself, not off its observations, and no model gets it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ class TaskState:
         names: One name per dimension; ``NAME_x`` and ``NAME_y`` are one place.
         units: One unit per dimension; ``rad`` and ``deg`` are angles, whose errors wrap.
         read: Gives ``(dimensions,)`` numbers of an unwrapped environment.
+        near: Unit → how far all that is measured in it, of the task state and of the robot's state,
+            may be from a goal that counts as reached: the norm of the differences.
     """
 
     env_ids: str
     names: tuple[str, ...]
     units: tuple[str, ...]
     read: Callable[[Any], NDArray[np.float64]]
+    near: Mapping[str, float] = field(default_factory=dict)
 
 
 def _pusht_block(simulator: Any) -> NDArray[np.float64]:
@@ -46,6 +49,8 @@ TASK_STATES = {
         names=("block_x", "block_y", "block_angle", "pusher_velocity_x", "pusher_velocity_y"),
         units=("px", "px", "rad", "px/s", "px/s"),
         read=_pusht_block,
+        # Zhou et al. (2024), DINO-WM: pusher and block together within 20 px, and 20 degrees.
+        near={"px": 20.0, "rad": np.pi / 9.0},
     ),
 }
 
