@@ -89,12 +89,13 @@ class Player:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            self._last_word = time.monotonic()
             try:
                 if message.get("bytes") is not None:
                     await self._orders.put(message["bytes"])
                     continue
                 order = read_message(message["text"])
+                if order["type"] != "shown":  # which a page says by itself
+                    self._last_word = time.monotonic()
                 if not self._did(order):
                     await self._orders.put(order)
             except TokenwmError as error:

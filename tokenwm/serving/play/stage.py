@@ -198,7 +198,7 @@ def _starts(reader: ShardReader, num_context: int) -> list[tuple[str, int]]:
 def _behind(
     reader: ShardReader, starts: list[tuple[str, int]], num_context: int
 ) -> RecordedStarts | None:
-    """What was recorded behind some of the beginnings; None where it is too little."""
+    """The recorded steps behind some of the beginnings; None where there are too few."""
     needed = num_context + MEASURED_STEPS
     rows = [
         Start(key=key, first_step=min(step, reader.episode(key).num_steps - needed))

@@ -3,6 +3,7 @@
 
 import gc
 import json
+import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ import pytest
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from tests.moving_square import SQUARE, write_squares
+from tests.moving_square import SQUARE, make_model, save_model, write_squares
 from tests.table_world import REACH, make_table
+from tokenwm.cli.main import main
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.serving.app import Guard
 from tokenwm.serving.play.app import FILES, PlayService
@@ -270,8 +272,8 @@ def test_players_are_limited_and_those_who_vanish_leave_nothing(
     client: TestClient, service: PlayService
 ) -> None:
     sockets = [client.websocket_connect(SOCKET) for _ in range(4)]
-    for socket in sockets[:3]:
-        page = Browser(socket.__enter__())
+    for one in sockets[:3]:
+        page = Browser(one.__enter__())
         page.say("play", on=True)
     worlds = [weakref.ref(player.session) for player in service.players]
     assert len(worlds) == 3 == client.get("/health").json()["players"]
@@ -281,8 +283,8 @@ def test_players_are_limited_and_those_who_vanish_leave_nothing(
         1013,
         "3 people play already; try again later",
     )
-    for socket in sockets[:3]:
-        socket.__exit__(None, None, None)
+    for one in sockets[:3]:
+        one.__exit__(None, None, None)
     end = time.monotonic() + 30
     while service.players or any(world() is not None for world in worlds):
         assert time.monotonic() < end, worlds
@@ -300,8 +302,7 @@ def test_nobody_who_is_silent_keeps_the_model_busy(
         page.say("play", on=True)
         (player,) = service.players
         player._last_word -= 10.0
-        while (told := unpack(socket.receive_bytes())[0])["type"] != "note":
-            pass
+        told = page.hear("note")[0]  # it says what it has shown, which is not steering
         assert told["text"] == "nobody steered for a while: paused" and not player.is_playing
 
 
@@ -331,3 +332,18 @@ def test_without_recordings_a_picture_is_the_only_beginning() -> None:
         socket.send_bytes(b"[1, 2]\n" + png(np.zeros((1, 40, 40, 3), dtype=np.uint8)))
         assert unpack(socket.receive_bytes())[0]["state"] == [[1.0, 2.0]]
     service.close()
+
+
+def test_the_command_says_when_it_cannot_listen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model()
+    folder = save_model(tmp_path / "model", model)
+    write_squares(tmp_path / "squares", {"test": (6,)})  # too short to measure anything
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        data = str(tmp_path / "squares")
+        assert main(["play", str(folder), "--data", data, "--port", port]) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
