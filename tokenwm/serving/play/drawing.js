@@ -106,7 +106,7 @@ export function gauge(name, value, scale) {
   bar.style.setProperty("--fill", `${100 * share}%`);
   bar.style.setProperty("--level", colour(height));
   bar.setAttribute("aria-valuenow", Math.round(100 * share));
-  $(`${name}-value`).textContent = value == null ? "–" : value.toFixed(2);
+  $(`${name}-value`).textContent = value == null ? "–" : value.toFixed(value < 0.1 ? 3 : 2);
 }
 
 export function timeline(canvas, heights) {
