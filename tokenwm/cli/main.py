@@ -22,12 +22,14 @@ VERBS: Mapping[str, str] = {
     "prepare": "record or read episodes, as a recipe says, and write frame shards",
     "verify-shards": "check every byte of a dataset, and name what is damaged",
     "export-lerobot": "write frame shards as a LeRobot folder",
+    "export-arrays": "write frame shards as a robomimic HDF5 file or NPZ files",
     "tokenizer": "fit, validate or test the frame tokenizer",
     "tokenize": "turn frame shards into token shards",
     "world-model": "fit, validate or test the world model",
     "heads": "train what deciding needs: action prior, distance to a goal, doubt",
     "imagine": "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
     "play": "steer the imagined robot in the browser: keys, pointer, undo, compare",
+    "synthesize": "imagine episodes that never happened, and write them as frame shards",
     "control": "let the model decide in a simulator: plan, act, observe; success and films",
     "evaluate": "compare imagined with recorded episodes, and write a report",
     "sweep": "plan, run and fit scaling laws: which size and how many tokens for a budget",
@@ -47,6 +49,7 @@ KEPT: Mapping[str, str] = {
     "world-model fit": "the last checkpoint, if there is one yet, is",
     "prepare": "finished shards are",
     "tokenize": "finished shards are",
+    "synthesize": "finished shards are",
 }
 """Words of a verb → what an interrupted one keeps, so that the same command goes on."""
 

@@ -183,7 +183,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether the episode is over."""
+        """True if the episode is over."""
         return self.recorder.done
 
     def judge(self, info: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ class Nearness:
         }
 
     def reaches(self, one: Floats, other: Floats) -> bool:
-        """Whether values are near enough to others."""
+        """True if values are near enough to others."""
         return max(self.differences(one, other).values()) < 1.0
 
 
@@ -223,7 +223,7 @@ class _GoalRun(Run):
 
     @property
     def is_over(self) -> bool:
-        """Whether the goal is reached, or the time is up."""
+        """True if the goal is reached, or the time is up."""
         return bool(self.success) or self.recorder.done
 
     def film(self) -> Film:

@@ -38,6 +38,12 @@ def head_folder(model: TokenWorldModel, name: str) -> Path | None:
     return None if model.folder is None else model.folder / HEADS / name
 
 
+def has_head(model: TokenWorldModel, name: str) -> bool:
+    """True if there is a head of this name beside a model, whole or damaged."""
+    folder = head_folder(model, name)
+    return folder is not None and folder.is_dir()
+
+
 def save_head(model: TokenWorldModel, name: str, head: Head, provenance: Mapping[str, Any]) -> Path:
     """Write a head beside its model; an older one of this name is replaced.
 

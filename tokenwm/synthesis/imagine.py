@@ -19,6 +19,7 @@ from tokenwm.evaluation.report.pictures import (
     write_mp4,
 )
 from tokenwm.evaluation.starts import check_episode
+from tokenwm.imagination.context import Context
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.token_world_model import Rollout, TokenWorldModel
@@ -120,6 +121,50 @@ def imagine_episode(
         TokenwmError: The data do not fit the model, or episode, start, horizon or actions are not
             there.
     """
+    start = read_start(model, reader, config)
+    first, num_context = config.first_step, config.num_context_frames
+    action = choose_actions(model, reader, start.key, config)
+    rollout = model.imagine(
+        start.context,
+        np.repeat(action[None], config.num_samples, axis=0),
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+    truth = None
+    if config.actions == "own":
+        begin = first + num_context
+        truth = reader.frames(start.key, begin, begin + config.imagination_horizon)
+    return ImaginedEpisode(
+        key=start.key,
+        first_step=first,
+        context_frames=start.frames,
+        frames=model.decode_frames(rollout).cpu().numpy(),
+        truth_frames=truth,
+        rollout=rollout.to("cpu"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStart:
+    """The observed steps that imagining begins with.
+
+    Attributes:
+        key: Episode.
+        frames: ``(C, cameras, height, width, 3)`` uint8, what was observed.
+        context: The same and all else that was observed, one row, tokenized.
+    """
+
+    key: str
+    frames: NDArray[np.uint8]
+    context: Context
+
+
+def read_start(model: TokenWorldModel, reader: ShardReader, config: ImagineConfig) -> RecordedStart:
+    """Read where imagining begins.
+
+    Raises:
+        TokenwmError: The data do not fit the model, or episode or start are not there.
+    """
     check_data_fits(model, reader)
     key = _choose_episode(reader) if config.key is None else config.key
     check_episode(reader, key)
@@ -130,7 +175,6 @@ def imagine_episode(
             f"episode {key} has {length} steps; a context of {num_context} from step {first} "
             f"needs {first + num_context}; use an earlier start or a shorter context"
         )
-    action = choose_actions(model, reader, key, config)
     has_state = model.vocabulary.state is not None
     names = ["action", "state"] if has_state else ["action"]
     observed = reader.arrays(key, names, first, first + num_context)
@@ -140,24 +184,7 @@ def imagine_episode(
         observed["action"][None, : num_context - 1],
         observed["state"][None] if has_state else None,
     )
-    rollout = model.imagine(
-        context,
-        np.repeat(action[None], config.num_samples, axis=0),
-        sampling=config.sampling,
-        seed=config.seed,
-    )
-    truth = None
-    if config.actions == "own":
-        start = first + num_context
-        truth = reader.frames(key, start, start + config.imagination_horizon)
-    return ImaginedEpisode(
-        key=key,
-        first_step=first,
-        context_frames=frames,
-        frames=model.decode_frames(rollout).cpu().numpy(),
-        truth_frames=truth,
-        rollout=rollout.to("cpu"),
-    )
+    return RecordedStart(key=key, frames=frames, context=context)
 
 
 def _choose_episode(reader: ShardReader) -> str:

@@ -48,7 +48,9 @@ def test_help_lists_every_verb(argv: list[str], capsys: pytest.CaptureFixture[st
 
 def test_the_verbs_are_the_documented_ones() -> None:
     assert set(cli.VERBS) == {
+        "export-arrays",
         "export-lerobot",
+        "synthesize",
         "inspect",
         "prepare",
         "verify-shards",

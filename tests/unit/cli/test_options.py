@@ -21,6 +21,9 @@ from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.measure import EvaluationConfig
 from tokenwm.scaling.sweep.plan import Request
 from tokenwm.serving.requests import Limits
+from tokenwm.synthesis.actions import KINDS
+from tokenwm.synthesis.arrays import LAYOUTS
+from tokenwm.synthesis.episodes import SynthesisConfig
 from tokenwm.synthesis.imagine import ImagineConfig
 from tokenwm.synthesis.lerobot.export import VERSIONS
 
@@ -84,7 +87,14 @@ def test_defaults_are_those_of_what_they_configure() -> None:
     assert (evaluate.batch_size, evaluate.examples) == (imagine.batch_size, imagine.num_examples)
     one, config = parse("imagine", ["m", "--out", "x"]), ImagineConfig()
     assert (one.context, one.horizon) == (config.num_context_frames, config.imagination_horizon)
-    assert (one.actions, one.samples) == (config.actions, config.num_samples)
+    assert (one.actions, one.samples) == (config.actions, None)  # which depends on --instead
+    made, settings = parse("synthesize", ["m", "--out", "x"]), SynthesisConfig(model="m", data="")
+    assert (made.actions, made.noise) == (settings.actions, settings.noise)
+    assert (made.episodes, made.least_steps) == (settings.num_episodes, settings.least_steps)
+    assert (made.context, made.horizon) == (settings.num_context, settings.horizon)
+    assert (made.split, made.batch_size) == (settings.split, settings.batch_size)
+    kinds = next(a.choices for a in PARSERS["synthesize"]()._actions if a.dest == "actions")
+    assert kinds is not None and tuple(kinds) == KINDS
     served, limits = parse("serve", ["m"]), Limits()
     for name in ("max_rows", "max_steps", "max_row_steps", "max_queued_rows", "max_connections"):
         assert getattr(served, name) == getattr(limits, name), name
@@ -99,6 +109,8 @@ def test_defaults_are_those_of_what_they_configure() -> None:
     assert (plan.sizes, plan.budgets) == (request.num_sizes, request.num_budgets)
     versions = next(a.choices for a in PARSERS["export-lerobot"]()._actions if a.dest == "version")
     assert versions is not None and tuple(versions) == VERSIONS
+    layouts = next(a.choices for a in PARSERS["export-arrays"]()._actions if a.dest == "layout")
+    assert layouts is not None and tuple(layouts) == LAYOUTS
 
 
 def test_one_thing_has_one_name() -> None:
@@ -116,7 +128,7 @@ def test_one_thing_has_one_name() -> None:
         helps = {parsers[words]._option_string_actions[option].help for words in having(option)}
         assert len(helps) == 1
     computes = {"evaluate", "heads", "imagine", "control", "serve", "tokenize", "quickstart"}
-    computes |= {"play", "sweep plan", "sweep run"}
+    computes |= {"play", "sweep plan", "sweep run", "synthesize"}
     assert having("--device") == computes | {f"{verb} fit" for verb in CLIS}
     assert all(parsers[words].get_default("device") == "auto" for words in having("--device"))
     assert without("--json") == {"serve", "play", "completion"}  # which have no result

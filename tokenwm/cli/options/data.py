@@ -62,7 +62,19 @@ dataset DIR|URL  frame shards, from tokenwm prepare
 --out DIR!  folder to make
 --version {v3.0,v2.1} = v3.0  version of LeRobot's format
 --crf N = 10  quality of the videos, 0 to 51, smaller is better
+--synthetic-column  a column that says which episodes were imagined; sets with it merge only with
+    others that have it
 --overwrite  replace a LeRobot folder
++ JSON
+""",
+    "export-arrays": """
+Write the episodes of frame shards as a robomimic HDF5 file or as NPZ files, one per episode, with a
+recipe that reads them again (see docs/synthetic.md).
+
+dataset DIR|URL  frame shards, from tokenwm prepare or tokenwm synthesize
+--out DIR!  folder to make
+--layout {robomimic,npz} = robomimic  which
+--overwrite  replace an exported folder
 + JSON
 """,
     "tokenize": f"""

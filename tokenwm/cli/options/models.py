@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from tokenwm.cli.options.data import SHARD_WORKERS
+
 MODEL = "run or checkpoint folder of the world model"
 FRAMES = "frame shards made by tokenwm prepare (default: those that the model was trained on)"
 IMAGINING = """\
@@ -61,7 +63,8 @@ model DIR  {MODEL}
 """,
     "imagine": f"""
 Imagine from any recorded episode with its own, other or random actions; writes a GIF, an MP4 and an
-NPZ (see docs/evaluation.md).
+NPZ (see docs/evaluation.md). With --instead both its own and other actions, with the same luck, and
+how they differ, also as strip and numbers (see docs/synthetic.md).
 
 model DIR  {MODEL}
 --data DIR|URL  {FRAMES}
@@ -71,7 +74,11 @@ model DIR  {MODEL}
 --actions WHOSE = own  own: those of the episode; random: uniform over the range of the training
     data; KEY: those of another episode at the same steps; FILE.npy: an array of at least as many
     rows of actions as steps are imagined, in the units of the data
---samples N = 1  futures to draw, each with its own noise
+--instead CHANGE …  what would have been with other actions from the last observed step on:
+    NAME=VALUE, NAME+=VALUE, NAME-=10%% (of a dimension's range; its name or number; several go
+    together), EPISODE:STEP (what was done there) or FILE.npy
+--instead-steps N  actions that are changed; then come the episode's own (default: all imagined)
+--samples N  futures to draw, each with its own noise (default: 1; with --instead 8 pairs)
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,
     "play": f"""
@@ -94,6 +101,30 @@ model DIR  {MODEL}
     small mistakes add up to ghosts
 --max-players N = 32  people at a time
 + DEVICE
+""",
+    "synthesize": f"""
+Imagine episodes that never happened, from recorded steps, and write them as frame shards: marked as
+synthetic, with the origin of each, cut where the model can no longer be trusted (see
+docs/synthetic.md). Interrupted, the same command continues.
+
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}
+--out DIR|URL!  folder of the dataset
+--actions {{records,other,policy,random}} = records  those of the recording from there on, with
+    noise; of another episode; of the action prior (tokenwm heads MODEL); or random
+--noise X = 0.3  of records: standard deviation of the noise, in those of the data; of ids the
+    share that is replaced
+--episodes N = 100  episodes to imagine; those that cannot be trusted are not kept
+--least-steps N = 2  imagined steps below which an episode is not kept
+--split {{train,val,test}} = train  episodes that starts are taken from
+--alpha X = 0.1  limits: this share of held-out episodes, imagined with their own actions, may be
+    beyond one of them; 0 for no limits
+--max-surprise X  limit of the model's surprise at what it drew, nats per token, instead
+--max-doubt X  limit of its learned doubt, instead
+--batch-size N = 16  episodes imagined at once; bounds the memory
+--workers WORKERS = 0  {SHARD_WORKERS}
+{IMAGINING.format(temperature=1.0)}--overwrite  replace another dataset in the folder
++ ENGINE DEVICE JSON
 """,
     "control": f"""
 Let a model decide in a simulator: plan, act, observe, plan anew. Writes control.json, a page with

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
             arguments.out,
             version=arguments.version,
             crf=arguments.crf,
+            synthetic_column=arguments.synthetic_column,
             overwrite=arguments.overwrite,
             progress=lambda done, total: show(Progress(stage="episodes", done=done, total=total)),
         )

@@ -1,11 +1,13 @@
-"""``tokenwm imagine MODEL --out DIR``: a future of a recorded episode, to look at."""
+"""``tokenwm imagine MODEL --out DIR``: a future of a recorded episode, or two, to look at."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import tokenwm
+from tokenwm.checkpoint import model_folder
 from tokenwm.cli.console import console_of, give, say, show_table
 from tokenwm.cli.devices import take_device
 from tokenwm.cli.made_before import MadeBefore
@@ -13,6 +15,14 @@ from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.evaluate import known_data, model_files, sampling_from
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import psnr_from_mse
+from tokenwm.heads.folder import HEADS
+from tokenwm.synthesis.comparison import numbers_of, write_comparison
+from tokenwm.synthesis.counterfactual import (
+    INSTEAD_SAMPLES,
+    Counterfactual,
+    CounterfactualConfig,
+    imagine_instead,
+)
 from tokenwm.synthesis.imagine import (
     ImagineConfig,
     ImaginedEpisode,
@@ -30,7 +40,7 @@ def main(argv: list[str]) -> int:
         num_context_frames=arguments.context,
         imagination_horizon=arguments.horizon,
         actions=arguments.actions,
-        num_samples=arguments.samples,
+        num_samples=_num_samples(arguments),
         sampling=sampling_from(arguments),
         seed=arguments.seed,
     )
@@ -38,12 +48,28 @@ def main(argv: list[str]) -> int:
     if arguments.data is None:
         arguments.data = known_data(console, arguments.model)
     inputs = [*model_files(arguments.model), arguments.data]
-    inputs += [Path(arguments.actions)] if arguments.actions.endswith(".npy") else []
+    given = [arguments.actions, *arguments.instead]
+    inputs += [Path(text) for text in given if text.endswith(".npy")]
+    if arguments.instead:  # which reads the task state and doubts, where there are heads for it
+        inputs.append(model_folder(arguments.model) / HEADS)
     made_before = MadeBefore("imagine", arguments.out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
     reader = ShardReader(arguments.data)
     model = tokenwm.load(arguments.model, take_device(arguments.device, console))
+    if arguments.instead:
+        changed = CounterfactualConfig(
+            imagine=config,
+            changes=tuple(arguments.instead),
+            num_changed=arguments.instead_steps,
+        )
+        with console.status("imagining …"):
+            made = imagine_instead(model, reader, changed)
+            paths = write_comparison(arguments.out, made, model.control_rate).paths
+        numbers = numbers_of(made, model.control_rate)
+        made_before.save(paths, {"files": [str(path) for path in paths], **numbers})
+        print_comparison(console, made, model.control_rate)
+        return _finish(arguments, console, paths, made_before)
     with console.status("imagining …"):
         imagined = imagine_episode(model, reader, config)
         label = Path(config.actions).stem if config.actions.endswith(".npy") else config.actions
@@ -51,10 +77,49 @@ def main(argv: list[str]) -> int:
     paths = [files.gif, files.mp4, files.npz]
     made_before.save(paths, {"files": [str(path) for path in paths], **figures(imagined)})
     print_summary(console, imagined)
+    return _finish(arguments, console, paths, made_before)
+
+
+def _num_samples(arguments: argparse.Namespace) -> int:
+    if arguments.samples is not None:
+        return int(arguments.samples)
+    return INSTEAD_SAMPLES if arguments.instead else ImagineConfig.num_samples
+
+
+def _finish(
+    arguments: argparse.Namespace, console: Console, paths: list[Path], made_before: MadeBefore
+) -> int:
     for path in paths:
         say(console, str(path))
     give(arguments, made_before.result)
     return 0
+
+
+def print_comparison(console: Console, made: Counterfactual, control_rate: float) -> None:
+    """Show how the two differ at the last step, and in how many pairs of futures alike."""
+    horizon, count = len(made.truth_frames), len(made.own_frames)
+    rows = []
+    for name, quantity in made.quantities.items():
+        truth = "–" if quantity.truth is None else f"{quantity.truth[-1]:.3g}"
+        own, instead = (f"{x[-1]:.3g}" for x in (quantity.mean_own, quantity.mean_instead))
+        mean = f"{quantity.mean[-1]:+.2g}"
+        if count > 1:
+            mean += f" ({quantity.low[-1]:+.2g} to {quantity.high[-1]:+.2g})"
+        alike = f"{round(float(quantity.same_sign[-1]) * count)}/{count}"
+        rows.append((name, truth, own, instead, mean, alike, quantity.unit))
+    seconds = horizon / control_rate
+    title = (
+        f"episode {made.key}, from step {made.step} on {', '.join(made.changes)}; after "
+        f"{horizon} steps ({seconds:.3g} s)"
+    )
+    headings = ("truth", "imagined", "instead", "difference (95 %)", "same sign", "unit")
+    show_table(console, rows, "", *headings, title=title, left=2, box=None)
+    if made.beyond_data:
+        say(
+            console,
+            f"{made.beyond_data:.0%} of the changed actions are beyond the range of the training "
+            "data: the model has never seen what they do",
+        )
 
 
 def figures(imagined: ImaginedEpisode) -> dict[str, Any]:

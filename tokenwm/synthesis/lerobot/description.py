@@ -66,6 +66,33 @@ def provenance(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def sidecar(manifest: Manifest, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of ``meta/tokenwm.json``: where each imagined episode came from.
+
+    LeRobot leaves this file alone.
+
+    Args:
+        manifest: The dataset.
+        metadata: Of its episodes, in the order of their indices; texts by step become lists.
+    """
+    return {
+        "tool": f"tokenwm {tokenwm.__version__}",
+        "dataset": manifest.name,
+        "provenance": manifest.provenance,
+        "episodes": [
+            {
+                "episode_index": index,
+                "key": key,
+                **{
+                    name: json.loads(value) if name.endswith("_by_step") and value else value
+                    for name, value in values.items()
+                },
+            }
+            for index, (key, values) in enumerate(metadata.items())
+        ],
+    }
+
+
 def hub_licence(licence: str) -> str:
     """The Hugging Face hub's name of a licence: one of its own, else ``other``."""
     name = re.sub(r"[\s_]+", "-", licence.strip().lower()).removesuffix("-license")

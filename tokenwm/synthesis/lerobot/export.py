@@ -15,13 +15,13 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from tokenwm.data.readers.lerobot.meta import DATA_PATHS, VIDEO_PATHS
+from tokenwm.data.readers.lerobot.meta import DATA_PATHS, SIDECAR, VIDEO_PATHS
 from tokenwm.data.shards.manifest import SPLITS
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.stream import stream_episodes
 from tokenwm.data.storage.atomic import make_folder_atomically
 from tokenwm.errors import ShardError
-from tokenwm.synthesis.lerobot.description import card, features, provenance
+from tokenwm.synthesis.lerobot.description import card, features, provenance, sidecar
 from tokenwm.synthesis.lerobot.files import (
     TableFile,
     VideoFile,
@@ -40,6 +40,11 @@ MAX_VIDEO_BYTES = 200 * 2**20
 FILES_PER_CHUNK = 1000
 
 TERMINATED, TRUNCATED, DONE = "next.terminated", "next.truncated", "next.done"
+SUCCESS = "next.success"
+SYNTHETIC = "synthetic"
+SOURCE_COLUMNS = "source_columns"
+"""Key in the provenance of imagined episodes: optional columns of the real ones, which are written
+of these as well, so that both can be merged."""
 
 
 def export_lerobot(
@@ -48,6 +53,7 @@ def export_lerobot(
     *,
     version: Version = "v3.0",
     crf: int = 10,
+    synthetic_column: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -58,6 +64,8 @@ def export_lerobot(
         out_dir: Folder to make; written whole or not at all.
         version: Version of LeRobot's format.
         crf: Quality of the videos, in [0, 51]; smaller is better and larger.
+        synthetic_column: Write a column :data:`SYNTHETIC`; LeRobot merges sets with the same
+            columns only.
         overwrite: Replace a LeRobot folder that is there.
         progress: Called with (episodes done, episodes in all).
 
@@ -81,21 +89,49 @@ def export_lerobot(
         raise ShardError(f"version {version!r}, crf {crf}; expected {VERSIONS} and [0, 51]")
     try:
         with make_folder_atomically(out_dir) as folder:
-            return _Export(reader, folder, version, crf).run(progress)
+            export = _Export(reader, folder, version, crf, synthetic_column)
+            return export.run(progress)
     except OSError as error:
         raise ShardError(f"{out_dir} could not be written: {error}; nothing was kept") from error
+
+
+def optional_columns(
+    reader: ShardReader, metadata: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[str, ...]:
+    """Columns that only some datasets have: ``next.success`` and ``next.done``.
+
+    Args:
+        reader: The dataset.
+        metadata: Metadata of its episodes, if they were read already.
+    """
+    keys = reader.keys()
+    known = {key: reader.metadata(key) for key in keys} if metadata is None else metadata
+    columns = [SUCCESS] if any("success" in values for values in known.values()) else []
+    if any("terminated_after_end" in values for values in known.values()) or any(
+        reader.arrays(key, ["terminated"])["terminated"].any() for key in keys
+    ):
+        columns.append(DONE)
+    return tuple(columns)
 
 
 class _Export:
     """The files of one folder while it is written."""
 
-    def __init__(self, reader: ShardReader, folder: Path, version: Version, crf: int) -> None:
+    def __init__(
+        self,
+        reader: ShardReader,
+        folder: Path,
+        version: Version,
+        crf: int,
+        synthetic_column: bool,
+    ) -> None:
         self.reader = reader
         self.manifest = reader.manifest
         self.folder = folder
         self.major = int(version[1])
         self.version = version
         self.crf = crf
+        self.synthetic_column = synthetic_column
         self.rate = Fraction(self.manifest.control_rate).limit_denominator(1000)
         self.tasks: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
@@ -106,11 +142,9 @@ class _Export:
         self._files: dict[str, tuple[int, TableFile | VideoFile]] = {}
         keys = reader.keys()
         self.metadata = {key: reader.metadata(key) for key in keys}
-        self.knows_success = any("success" in values for values in self.metadata.values())
-        self.knows_end = any("terminated_after_end" in values for values in self.metadata.values())
-        self.knows_end = self.knows_end or any(
-            reader.arrays(key, ["terminated"])["terminated"].any() for key in keys
-        )
+        optional = self.manifest.provenance.get(SOURCE_COLUMNS, ())
+        optional = {*optional, *optional_columns(reader, self.metadata)}
+        self.knows_success, self.knows_end = SUCCESS in optional, DONE in optional
 
     def run(self, progress: Callable[[int, int], None] | None) -> int:
         shards = [
@@ -179,8 +213,10 @@ class _Export:
             columns[TRUNCATED] = arrays["truncated"]
             columns[DONE] = terminated | arrays["truncated"]
         if self.knows_success:
-            columns["next.success"] = np.zeros(len(action), dtype=np.bool_)
-            columns["next.success"][-2:] = bool(metadata.get("success", False))
+            columns[SUCCESS] = np.zeros(len(action), dtype=np.bool_)
+            columns[SUCCESS][-2:] = bool(metadata.get("success", False))
+        if self.synthetic_column:
+            columns[SYNTHETIC] = np.full(len(action), self.reader.is_synthetic(key))
         return columns
 
     def _add_video(self, feature: str, frames: NDArray[np.uint8]) -> dict[str, Any]:
@@ -256,6 +292,10 @@ class _Export:
             pyarrow.parquet.write_table(task_table(list(self.tasks)), meta / "tasks.parquet")
             (meta / "stats.json").write_text(json.dumps(self._whole_figures(), indent=1))
         (meta / "info.json").write_text(json.dumps(info, indent=1))
+        keys = [str(row["tokenwm/key"]) for row in self.rows]
+        if any(self.reader.is_synthetic(key) for key in keys):
+            about = sidecar(self.manifest, {key: self.metadata[key] for key in keys})
+            (self.folder / SIDECAR).write_text(json.dumps(about, indent=1))
         (self.folder / "README.md").write_text(card(self.manifest))
 
     def _whole_figures(self) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.episode import Scalar
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Gap, Recognised
 from tokenwm.data.readers.columns.arrays import (
     RatedConfig,
@@ -49,6 +50,8 @@ CHUNK = re.compile(r"[A-Za-z0-9]+-(?P<uuid>[A-Za-z0-9]+)-(?P<next>[A-Za-z0-9]+)-
 EPISODE = re.compile(r"\d{8}T\d{6}\w*-[A-Za-z0-9]+-(?P<length>\d+)")
 """Name of a file that holds one episode: its steps are rows, or one less (Dreamer, DreamerV2)."""
 FIRST, TERMINAL, DISCOUNT = "is_first", "is_terminal", "discount"
+SYNTHETIC = "synthetic"
+"""Array of our own export: whether a model imagined the episode."""
 MARKS = (FIRST, TERMINAL, DISCOUNT)
 
 Convention = Literal["after", "before"]
@@ -149,7 +152,8 @@ class DreamerSource(RecordedSource):
             config = replace(config, action_kind="discrete")
         self.mark = next((mark for mark in (TERMINAL, DISCOUNT) if mark in columns), None)
         rate = config.rows_per_second(None, str(folder))
-        columns = {n: c for n, c in columns.items() if n not in (FIRST, "is_last")}
+        self.marks_synthetic = SYNTHETIC in columns
+        columns = {n: c for n, c in columns.items() if n not in (FIRST, "is_last", SYNTHETIC)}
         super().__init__(config, columns, str(folder), episode_format, rate)
 
     def episodes(self) -> Sequence[EpisodeRef]:
@@ -174,6 +178,9 @@ class DreamerSource(RecordedSource):
             where = f"episode {ref.key}: {name}"
             check_claims(array.shape, where)
             arrays[name] = as_numbers(array, num_rows, where)
+        metadata: dict[str, Scalar] = {"file": writable(pieces[0].path.name)}
+        if self.marks_synthetic and _read(pieces, [SYNTHETIC])[SYNTHETIC].astype(bool).any():
+            metadata["synthetic"] = True
         signals = self.signals(arrays)
         action = signals["action"][1:] if self.convention == "before" else signals["action"][:-1]
         reward = signals["reward"]
@@ -198,7 +205,7 @@ class DreamerSource(RecordedSource):
                 )
                 for camera, name in self.cameras.items()
             },
-            metadata={"file": writable(pieces[0].path.name)},
+            metadata=metadata,
         )
 
     def provenance(self) -> dict[str, Any]:

@@ -150,12 +150,15 @@ class RobomimicSource(RecordedSource):
                 for camera, name in self.cameras.items()
             }
             task = _task(group.attrs)
+            # As our own export marks it.
+            about = hdf5.parse_object(hdf5.text_of(group.attrs, "tokenwm"))
         return Recording(
             num_rows=num_actions + self.has_last,
             **self.signals(arrays),
             terminated=None if done is None else done[:, 0],
             frames=frames,
             task=task or self.task,
+            metadata={"synthetic": True} if about.get("synthetic") is True else {},
         )
 
     def provenance(self) -> dict[str, Any]:

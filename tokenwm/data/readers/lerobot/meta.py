@@ -44,6 +44,8 @@ LARGEST_DIMENSION = 10**6
 """Largest size in a feature's shape; no robot has more."""
 MAX_NAMED = 1000
 """Most missing episodes that are named; more are counted only."""
+SIDECAR = "meta/tokenwm.json"
+"""File of our own export of imagined episodes: where each came from."""
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a split in ``info.json`` → ours."""
 
@@ -65,6 +67,7 @@ class LeRobotMeta:
         gaps: What ``meta/`` declares and does not list, and what of it cannot be read.
         splits: Split (``train``, ``val`` or ``test``) → its episodes, where some are held out.
         actions_per_step: Actions of the robot that a row holds, as our own export says it.
+        synthetic: Indices of episodes that a model imagined, as our own export says it.
     """
 
     folder: Path
@@ -79,6 +82,7 @@ class LeRobotMeta:
     gaps: Sequence[Gap] = ()
     splits: Mapping[str, range] = field(default_factory=dict)
     actions_per_step: int = 1
+    synthetic: frozenset[int] = frozenset()
 
     def split(self, index: int) -> str:
         """The split that an episode is recorded for; empty if none is."""
@@ -104,7 +108,7 @@ class LeRobotMeta:
             names = ["info.json", "stats.json", "tasks.parquet"]
             names += sorted(str(p.relative_to(meta)) for p in meta.glob("episodes/**/*.parquet"))
         digest = hashlib.sha256()
-        for name in names:
+        for name in [*names, Path(SIDECAR).name]:
             path = self.folder / "meta" / name
             if path.is_file():
                 update_digest(digest, inside(self.folder, path), name)
@@ -150,6 +154,7 @@ def read_meta(folder: Path) -> LeRobotMeta:
             gaps=gaps,
             splits=splits,
             actions_per_step=_actions_per_step(info),
+            synthetic=_synthetic(folder),
         )
     except KeyError as error:
         raise SourceError(f"{path}: key {error} is missing; {LAYOUT}") from error
@@ -194,6 +199,20 @@ def _splits(path: Path, declared: Any) -> tuple[dict[str, range], list[Gap]]:
             return {}, [Gap(text=f"{path}: splits overlap, {declared}; they are not used")]
         ranges[SPLIT_NAMES[name]] = indices
     return (ranges, []) if ranges.keys() - {"train"} else ({}, [])
+
+
+def _synthetic(folder: Path) -> frozenset[int]:
+    """Indices of the episodes that the sidecar says are imagined; a damaged one is an error.
+
+    Without it, what a model made would be taken for real.
+    """
+    path = folder / SIDECAR
+    if not path.is_file():
+        return frozenset()
+    episodes = read_object(folder, path, LAYOUT)["episodes"]
+    return frozenset(
+        int(about["episode_index"]) for about in episodes if about.get("synthetic") is True
+    )
 
 
 def _actions_per_step(info: Mapping[str, Any]) -> int:

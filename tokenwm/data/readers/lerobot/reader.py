@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pyarrow
 
+from tokenwm.data.episode import Scalar
 from tokenwm.data.quality import checks
 from tokenwm.data.readers.base import EpisodeFormat, EpisodeRef, Recognised, SourceDescription
 from tokenwm.data.readers.columns.columns import Column, RecordedConfig, names_of
@@ -154,6 +155,11 @@ class LeRobotSource(RecordedSource):
         if ORDER in columns and (np.diff(columns[ORDER][:, 0].astype(np.int64)) != 1).any():
             raise EpisodeError(f"{where}: rows are missing or out of order, see {ORDER!r}")
         done = columns.get(self._terminated_column or "")
+        metadata: dict[str, Scalar] = {}
+        if SUCCESS in columns:
+            metadata["success"] = bool((columns[SUCCESS] > 0).any())
+        if ref.index in self.meta.synthetic:
+            metadata["synthetic"] = True
         return Recording(
             num_rows=row.length,
             **self.signals(columns),
@@ -166,7 +172,7 @@ class LeRobotSource(RecordedSource):
                 for camera, name in self.cameras.items()
             },
             task=self.meta.tasks.get(int(columns[TASK][0, 0]), "") if TASK in columns else "",
-            metadata={"success": bool((columns[SUCCESS] > 0).any())} if SUCCESS in columns else {},
+            metadata=metadata,
         )
 
     def _without_depth(self, name: str, column: Column) -> Column:
