@@ -6,7 +6,7 @@
           played/episode_*.npz      one per episode, a row per action of the robot
           played/episode_*.json     where it came from
 
-Nothing in them happened: give their dataset ``synthetic: true`` where it is mixed with others.
+Nothing in them happened: they are marked ``synthetic``, and stay so in every dataset made of them.
 """
 
 import json
@@ -137,6 +137,7 @@ def _arrays(
     is_first[0] = True
     is_terminal[-1] = history[-1].numbers["ends"][rows[-1]] > 0.5
     arrays: dict[str, Any] = {"action": action, "is_first": is_first, "is_terminal": is_terminal}
+    arrays["synthetic"] = np.ones(num_rows, dtype=np.bool_)
     for number, camera in enumerate(model.cameras):
         arrays[f"image_{camera}"] = repeated(frames[:, number])
     if model.vocabulary.state is not None:

@@ -227,7 +227,7 @@ def test_an_episode_that_is_saved_is_read_again_by_prepare(
     assert reader.manifest.actions_per_step == chunk and reader.manifest.control_rate == 2.0
     assert read["state"].tolist() == [[float(n), 1.0 + row[n]] for n in at]
     assert read["reward"][:-1].tolist() == [-1.0, -1.0, -1.0, 4.0]
-    assert not read["terminated"].any()
+    assert not read["terminated"].any() and reader.is_synthetic(key)
     with pytest.raises(TokenwmError, match="nothing was imagined yet"):
         write_played(tmp_path, model, controls, beginning, history[:1])
     monkeypatch.setattr(recording, "MOST_EPISODES", 1)
