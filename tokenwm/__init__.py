@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenwm.control.planners.beam import BeamSearch as BeamSearch
     from tokenwm.control.planners.categorical import CategoricalCEM as CategoricalCEM
     from tokenwm.control.planners.cem import CEM as CEM
+    from tokenwm.control.planners.graph import GraphSearch as GraphSearch
     from tokenwm.control.planners.icem import ICEM as ICEM
     from tokenwm.control.planners.mppi import MPPI as MPPI
     from tokenwm.control.planners.random_shooting import RandomShooting as RandomShooting
@@ -78,6 +79,7 @@ _PLACES = {
     "GoalPolicy": "policies.cloning",
     "GoalProposal": "policies.acting",
     "GoalState": "control.goals",
+    "GraphSearch": "control.planners.graph",
     "ICEM": "control.planners.icem",
     "ImaginedEpisodes": "imagination.episodes",
     "LearnedDistance": "control.goals",

@@ -26,7 +26,8 @@ from tokenwm.control.goals import GoalState, TaskState
 from tokenwm.control.objectives import Scores
 from tokenwm.control.simulator import Simulator
 from tokenwm.data.readers.simulator.reach import reach
-from tokenwm.data.readers.simulator.task_states import get_task_state
+from tokenwm.data.readers.simulator.task_states import TASK_STATES, get_task_state
+from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.readout import FULL_TURN, Readout
@@ -106,6 +107,16 @@ class RecordedGoal:
     picture: NDArray[np.uint8]
     state: NDArray[np.float32]
     values: Floats
+
+
+def tells_goals(manifest: Manifest) -> bool:
+    """True if a dataset was recorded from a simulator that says when a goal is near."""
+    recipe = manifest.provenance.get("recipe")
+    source = recipe.get("source") if isinstance(recipe, Mapping) else None
+    task_state = source.get("task_state") if isinstance(source, Mapping) else None
+    known = TASK_STATES.get(task_state) if isinstance(task_state, str) else None
+    held_out = any(map(manifest.num_episodes, ("test", "val")))
+    return known is not None and bool(known.near) and "state" in manifest.features and held_out
 
 
 def recorded_goals(

@@ -1,6 +1,6 @@
 """The simulator in which a model is to act: what it was recorded from, or any that is named."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +70,8 @@ def simulator_for(
         model: The model.
         env_id: Registered id; None takes that of the data. Of another one than that, the picture is
             what ``render`` gives and the state the whole observation, unless ``changes`` say more.
-        changes: Options of :class:`SimulatorOptions` that are to be others.
+        changes: Options of :class:`SimulatorOptions` that are to be others; a dotted name is one
+            entry of an option, such as ``env_kwargs.width``, whose others stay.
 
     Raises:
         TokenwmError: Nothing says which simulator, an option is impossible, or rates, cameras or
@@ -93,7 +94,9 @@ def simulator_for(
             "rate": model.control_rate * count if count > 1 else None,
         }
     not_used = {"policy": "random", "variation": None, "num_envs": 1}
-    values = {**source, **not_used, **(changes or {})}
+    values = {**source, **not_used}
+    for name, value in (changes or {}).items():
+        values = _with(values, name.split("."), value)
     options = build(source_config_class("gymnasium"), values, "env", allow_defaults=True)
     assert isinstance(options, SimulatorOptions)
     if set(options.cameras) != set(model.cameras):
@@ -154,6 +157,15 @@ def _recipe_of(model: TokenWorldModel) -> Mapping[str, Any]:
     recipe = data.get("recipe") if isinstance(data, Mapping) else None
     source = recipe.get("source") if isinstance(recipe, Mapping) else None
     return recipe if isinstance(recipe, Mapping) and isinstance(source, Mapping) else {}
+
+
+def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Values with another one at a path; what is on its way and holds no entries is replaced."""
+    first, *rest = path
+    if rest:
+        inner = values.get(first)
+        value = _with(inner if isinstance(inner, Mapping) else {}, rest, value)
+    return {**values, first: value}
 
 
 def _names(names: Any) -> str:

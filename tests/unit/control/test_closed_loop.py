@@ -180,12 +180,16 @@ def test_the_simulator_is_that_of_the_data_unless_another_is_named() -> None:
         "state": "observation",
         "max_steps": 40,
         "policy": "smooth",
+        "env_kwargs": {"length": 7},
     }
     recipe = {"source": source, "resize": "stretch", "action_aggregation": "last"}
     model = make_model(provenance={"data_provenance": {"recipe": recipe}})
     own = simulator_for(model)
     assert (own.options.env_id, own.options.max_steps, own.format.resize) == (ENV, 40, "stretch")
     assert own.options.policy == "random"
+    more = simulator_for(model, None, {"env_kwargs.render_mode": "rgb_array"}).options
+    assert more.env_kwargs == {"length": 7, "render_mode": "rgb_array"}  # the others stay
+    assert own.options.env_kwargs == {"length": 7}
     other = simulator_for(model, "Pendulum-v1")
     assert other.options.env_id == "Pendulum-v1" and other.options.cameras == {"top": "render"}
     held = replace(own, num_repeats=2, format=replace(own.format, action_aggregation="sum"))
@@ -201,10 +205,11 @@ def test_the_simulator_is_that_of_the_data_unless_another_is_named() -> None:
         (ENV, {"state": None}, "env.state is null; the model needs one"),
         (ENV, {"rate": 25.0}, "does not divide"),
         (ENV, {"stepps": 3}, "unknown key 'env.stepps'"),
+        (ENV, {"state.observation": "it"}, "env.state"),
         ("os:Evil-v0", {}, "only registered ids"),
         ("CartPole-v1", {}, "the environment's actions are Discrete"),
     ],
-    ids=["none", "unknown", "cameras", "state", "rate", "option", "module", "actions"],
+    ids=["none", "unknown", "cameras", "state", "rate", "option", "entry", "module", "actions"],
 )
 def test_what_does_not_fit_gets_one_line(
     model: TokenWorldModel, tmp_path: Path, env_id: str | None, changes: Any, message: str
@@ -224,7 +229,18 @@ def test_the_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["success"]["trials"] == 1 and Path(result["page"]).is_file()
     assert main(arguments) == 0
     assert "made before" in capsys.readouterr().out
-    assert main([*arguments, "--planner", "random", "--objective", "goal-image"]) == 0
+    cheap = [*arguments, "--planner", "cem", "--rounds", "2", "--passes", "2", "--json"]
+    assert main(cheap) == 0
+    plans = json.loads(capsys.readouterr().out)["episodes"][0]
+    figures = json.loads((tmp_path / "out" / "control.json").read_text())["episodes"][0]
+    # Two rounds of four, and the one elite once more, exactly.
+    assert [plan["num_rollouts"] for plan in figures["plans"]] == [9] * plans["num_steps"]
+    named = [*arguments, "--set", "cameras.top=render", "env_kwargs.length=50"]
+    assert main([*named, "--planner", "random", "--objective", "goal-image"]) == 0
+    assert main([*arguments, "--planner", "graph"]) == 1
+    assert "GraphSearch chooses from a few actions" in capsys.readouterr().err
+    assert main([*arguments, "--discount", "1.5"]) == 1
+    assert "--discount 1.5: use a number in [0, 1]" in capsys.readouterr().err
     assert main([*arguments, "--objective", "goal-image"]) == 1
     assert "needs --goal FILE" in capsys.readouterr().err
     (tmp_path / "limits.yaml").write_text("rate: 10\nposition: [[0, 1], [0, 1]]\n")

@@ -19,6 +19,7 @@ from tokenwm.control.goal_reaching import (
     Stander,
     goal_loop,
     recorded_goals,
+    tells_goals,
     try_goals,
 )
 from tokenwm.control.simulator import Simulator
@@ -175,6 +176,7 @@ def test_a_rule_goes_to_its_place_or_stays() -> None:
 def test_what_cannot_be_tried_is_said(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
     simulator = simulator_of(reader)
     nearness = Nearness.of(reader, simulator)
+    assert tells_goals(reader.manifest)
     with pytest.raises(TokenwmError, match="no held-out episode has 40 steps"):
         recorded_goals(reader, nearness, count=1, steps=40)
     monkeypatch.setitem(
@@ -182,5 +184,6 @@ def test_what_cannot_be_tried_is_said(reader: ShardReader, monkeypatch: pytest.M
         "square",
         TaskState(env_ids="Squares", names=("x", "y"), units=("px", "px"), read=lambda s: s.place),
     )
+    assert not tells_goals(reader.manifest)
     with pytest.raises(TokenwmError, match="does not say how near"):
         Nearness.of(reader, simulator)

@@ -20,6 +20,7 @@ from tokenwm.control.planners.base import Plan, Planner, roll_candidates
 from tokenwm.control.planners.beam import BeamSearch
 from tokenwm.control.planners.categorical import CategoricalCEM, fit_probabilities
 from tokenwm.control.planners.cem import CEM, Gaussian, fit_gaussian
+from tokenwm.control.planners.graph import GraphSearch
 from tokenwm.control.planners.icem import ICEM
 from tokenwm.control.planners.mppi import MPPI, path_weights, spread_of
 from tokenwm.control.planners.random_shooting import RandomShooting
@@ -124,6 +125,32 @@ def test_a_beam_that_is_narrow_is_led_astray_and_a_wide_one_is_not() -> None:
     for width, gets_it in ((1, False), (125, True)):
         plan = BeamSearch(horizon=3, width=width).plan(world, at(world, 10.0), prize)
         assert (plan.expected_return > 50.0) == gets_it
+
+
+def prize_at(cell: int) -> Scores:
+    """1 at a cell and 0 elsewhere: nothing says whether it comes nearer."""
+    return Scores(lambda rollout: (rollout.frame_tokens[..., 0] == cell).float(), discount=0.9)
+
+
+def test_graph_search_finds_a_single_prize_far_away() -> None:
+    """Eight steps off, where beams with as many rollouts see no slope to follow."""
+    world = Watched(settings={"discrete": True})
+    plan = GraphSearch(horizon=12).plan(world, at(world, 15.0 - 1.0), prize_at(0))
+    # Come to at the seventh step; once more by staying, and no situation is gone on from again.
+    assert plan.expected_return == pytest.approx(0.9**6 + 0.9**7)
+    assert plan.actions[:7, 0].tolist() == [0] * 7 and plan.actions.shape == (12, 1)
+    tried = sum(len(actions) for actions in world.tried)
+    assert tried <= 5 * (16 + 1)  # every cell once, and where it begins perhaps twice
+    assert len(GraphSearch(horizon=12, width=1).plan(world, at(world, 8.0), prize_at(9)).actions)
+
+
+def test_graph_search_does_not_go_on_behind_the_end_and_takes_the_sooner_one() -> None:
+    """The line ends at 15.5: the prize is there at once, and by any number of detours."""
+    world = Watched(settings={"discrete": True})
+    plan = GraphSearch(horizon=8).plan(world, at(world, 14.6), prize_at(15))
+    assert plan.actions[0, 0] in (3, 4) and plan.expected_return == pytest.approx(1.0)
+    assert plan.rollout is not None and plan.rollout.frame_tokens.shape[1] == 1
+    assert all(len(actions) <= 5 * 4 for actions in world.tried)  # never from 15 on
 
 
 def test_path_weights_are_those_of_the_paper() -> None:
@@ -404,6 +431,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (lambda: ICEM(decay=0.5), "decay=0.5"),
         (lambda: MPPI(temperature=0.0), "temperature=0.0"),
         (lambda: BeamSearch(width=0), "width=0"),
+        (lambda: GraphSearch().plan(world, at(world, 3.0), Reward()), "give GraphSearch"),
         (lambda: RandomShooting(prior_share=2.0), "prior_share=2.0"),
     ):
         with pytest.raises(TokenwmError, match=message):

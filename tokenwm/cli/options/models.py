@@ -25,6 +25,7 @@ PLANNERS: Mapping[str, str] = {
     "mppi": "mppi:MPPI",
     "categorical": "categorical:CategoricalCEM",
     "beam": "beam:BeamSearch",
+    "graph": "graph:GraphSearch",
 }
 """Planner → module and class in ``tokenwm/control/planners``."""
 
@@ -137,17 +138,23 @@ model DIR  {MODEL}
     rate, env_kwargs, start, reset_options, …
 --steps N  most environment steps of an episode (default: as the data)
 --planner {{{",".join((*PLANNERS, "random"))}}} = icem  who looks for actions; random draws them,
-    to compare with
+    to compare with; graph is for few actions and pictures that tell all
 --objective {{reward,goal-image,goal-state,distance}} = reward  what is wanted: the predicted
     reward, or to be near --goal; distance is the learned one
 --goals DIR|URL  frame shards of that simulator: every episode starts at a held-out step of theirs
     and has to get to what was there --ahead seconds later; needs their task state
 --ahead X = 2.5  seconds from start to goal; an episode has twice as long
+--discount X = 1.0  of the predicted reward, for each step of the model; below 1 where an episode
+    ends with its only reward, or later is as good as sooner
 --prior  let the action prior propose the first candidates
 --doubt  have the learned doubt of every plan; these three are trained by tokenwm heads MODEL
 --goal FILE  a picture of the goal, or an .npy of it or of the robot's state
 --horizon N = 5  steps of the model that a plan has
---candidates N = 64  action sequences that are tried in a round
+--candidates N = 64  action sequences that are tried in a round; of graph, new situations of a step
+    that are gone on from
+--rounds N = 3  most rounds of a plan
+--passes N  imagine candidates in so many passes a step, and only the best exactly (default: all
+    exactly)
 --every N  robot steps from plan to plan (default: one step of the model)
 --deadline X  seconds from an observation until its action must be there; steps then take as long
     as they would in reality (default: plans are waited for)

@@ -39,6 +39,7 @@ from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
 from tokenwm.heads.doubt import Doubt
 from tokenwm.heads.readout import readout_for
+from tokenwm.imagination.approximate import Approximation
 from tokenwm.imagination.fits import check_data_fits
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.policies.acting import GoalProposal
@@ -149,11 +150,19 @@ def agent_of(
     module, name = PLANNERS[arguments.planner].split(":")
     planner = getattr(importlib.import_module(f"tokenwm.control.planners.{module}"), name)
     settings: dict[str, Any] = {"horizon": arguments.horizon, "seed": arguments.seed}
-    if arguments.planner != "beam":
+    tries_all = arguments.planner in ("beam", "graph")
+    if arguments.planner == "graph":
+        settings["width"] = arguments.candidates
+    if not tries_all:
         count = arguments.candidates
         settings |= {"num_candidates": count, "num_elites": max(1, count // 8)}
-    if arguments.prior and arguments.planner == "beam":
-        raise TokenwmError("--prior: a beam search tries every action and takes no proposals")
+        settings["num_rounds"] = arguments.rounds
+    if arguments.passes is not None:
+        settings["approximation"] = Approximation(num_passes=arguments.passes)
+    if arguments.prior and tries_all:
+        raise TokenwmError(
+            f"--prior: --planner {arguments.planner} tries every action and takes no proposals"
+        )
     if arguments.prior:
         if picture is None and arguments.goal is not None:
             picture = read_goal(arguments.goal)
@@ -187,7 +196,9 @@ def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objec
     if arguments.objective == "reward":
         if not model.vocabulary.has_reward:
             raise TokenwmError("the model predicts no reward; choose another --objective")
-        return Reward()
+        if not 0.0 <= arguments.discount <= 1.0:
+            raise TokenwmError(f"--discount {arguments.discount:g}: use a number in [0, 1]")
+        return Reward(discount=arguments.discount)
     if arguments.goal is None:
         raise TokenwmError(f"--objective {arguments.objective} needs --goal FILE")
     goal = read_goal(arguments.goal)

@@ -23,8 +23,9 @@ from tokenwm.cli.options.training import device_options
 from tokenwm.cli.shipped import find_file
 from tokenwm.cli.training.lightning_cli import TrainingCLI, launch
 from tokenwm.cli.training.run_folder import CONFIG_NAME
-from tokenwm.cli.verbs import evaluate, prepare, tokenize, tokenizer, world_model
+from tokenwm.cli.verbs import control, evaluate, prepare, tokenize, tokenizer, world_model
 from tokenwm.cli.verbs.second_day import KEPT_LOSS, FirstDay
+from tokenwm.control.goal_reaching import tells_goals
 from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.manifest import MANIFEST_NAME, Manifest
 from tokenwm.data.storage.atomic import open_atomically, remove_whole
@@ -49,6 +50,8 @@ OLD_WEIGHT = 1.0
 """Windows of all older datasets for each window of the new one."""
 DEBUG_STEPS = 20
 """Steps of fine-tuning a model of the size ``debug``."""
+DECISION_STEPS = 150
+"""Cost of trying a few goals, in the same unit."""
 LEAST_HORIZON = 5
 """Steps that an evaluation looks ahead, also where a step is many actions."""
 LEAST_SECONDS = 10.0
@@ -59,6 +62,8 @@ MOST_COPIES = 7
 
 FOLDERS = ("frames", "tokenizer", "tokens", "world_model", "report")
 """Folders of the stages, in the folder of the run."""
+GOALS = "goals"
+"""Folder of the goals that were tried, where the data tell any."""
 OLD_TOKENS = "old_tokens"
 """Folder of older data, encoded again by a fine-tuned tokenizer."""
 STAGES: dict[str, type[TrainingCLI]] = {
@@ -108,7 +113,7 @@ class Quickstart:
         """Run every stage that is not finished yet; returns where everything is."""
         out = self.out
         if self.arguments.overwrite and self.plan_path.exists():
-            for name in (*FOLDERS, OLD_TOKENS, self.plan_path.name):
+            for name in (*FOLDERS, GOALS, OLD_TOKENS, self.plan_path.name):
                 remove_whole(out / name)
         out.mkdir(parents=True, exist_ok=True)
         self._load_plan()
@@ -139,6 +144,7 @@ class Quickstart:
         reserve = ["--reserve_steps", str(evaluation_steps(Manifest.load(frames)))]
         self._train("world-model", tokens, out / "world_model", [*reserve, *_mixture(*mixed)], 1.0)
         self._evaluate(frames)
+        self._decide(frames)
         minutes = self.seconds_used / 60
         say(self.console, f"{minutes:.1f} minutes; report: {out / 'report' / 'index.html'}")
         return {"minutes": minutes, **{name: out / name for name in FOLDERS}}
@@ -188,6 +194,22 @@ class Quickstart:
             before = [str(self.first_day.model), "--data", str(frames), "--out"]
             before = ["tokenwm", "evaluate", *before, str(out / "report_before")]
             say(self.console, f"as it was before: {shlex.join(before)}")
+
+    def _decide(self, frames: Path) -> None:
+        """Let the model try a few recorded goals, where the data's simulator can tell."""
+        if not tells_goals(Manifest.load(frames)):
+            return
+        rate = Manifest.load(frames).control_rate
+        few = ["--episodes", "5", "--films", "5", "--horizon", str(max(5, round(rate)))]
+        few += ["--candidates", "16", "--rounds", "1", "--every", "5"]
+        if self.arguments.size == "debug":
+            few = ["--episodes", "1", "--horizon", "2", "--candidates", "4", "--every", "10"]
+        argv = [str(self.out / "world_model"), "--goals", str(frames), *few]
+        argv += ["--device", self.arguments.device, "--out", str(self.out / GOALS)]
+        try:
+            self._do("control", control.main, argv)
+        except TokenwmError as error:  # all else is done, and stays
+            say(self.console, f"no goals were tried: {error}")
 
     def _do(self, verb: str, verb_main: Callable[[list[str]], int], argv: list[str]) -> None:
         self._say(verb, argv)
@@ -310,4 +332,5 @@ def evaluation_steps(manifest: Manifest) -> int:
         EVALUATION_STEPS
         + round(EVALUATION_STEPS_PER_START * starts)
         + round(EVALUATION_STEPS_PER_READOUT_STEP * readout)
+        + (DECISION_STEPS if tells_goals(manifest) else 0)
     )

@@ -55,7 +55,7 @@ class BeamSearch(PlannerSettings):
                 :meth:`Planner.plan`.
         """
         search = Search(self, world, state, objective, warm)
-        choices = self._choices(search)
+        choices = self.actions_to_try(search)
         beams = world.fork(state, len(choices), self.horizon, noise_streams=0)
         history: Rollout | None = None
         kept, num_kept = torch.zeros(1, dtype=torch.int64, device=choices.device), 1
@@ -73,22 +73,27 @@ class BeamSearch(PlannerSettings):
             search.remember(history.actions, scores, history, instead=True)
         return search.finish()
 
-    def _choices(self, search: Search) -> Tensor:
-        """``(V, A)``, the actions to choose from."""
+    def actions_to_try(self, search: Search) -> Tensor:
+        """``(V, A)``, the actions to choose from.
+
+        Raises:
+            TokenwmError: There are none, or too many.
+        """
         space = search.space
         if self.choices is not None:
             return space.sequences(self.choices[:, None], 1)[:, 0]
         if not space.is_discrete:
             raise TokenwmError(
-                "BeamSearch chooses from a few actions, and those of this world are real numbers; "
-                "give BeamSearch(choices=...), or use CEM, ICEM or MPPI"
+                f"{type(self).__name__} chooses from a few actions, and those of this world are "
+                f"real numbers; give {type(self).__name__}(choices=...), or use CEM, ICEM or MPPI"
             )
         sizes = [int(high) + 1 for high in space.high]
         count = int(torch.tensor(sizes, dtype=torch.float64).prod())
         if count > MOST_CHOICES:
             raise TokenwmError(
-                f"BeamSearch: {len(sizes)} dimensions of ids make {count} actions, and at most "
-                f"{MOST_CHOICES} can be tried at every step; give choices, or use CategoricalCEM"
+                f"{type(self).__name__}: {len(sizes)} dimensions of ids make {count} actions, and "
+                f"at most {MOST_CHOICES} can be tried at every step; give choices, or use "
+                "CategoricalCEM"
             )
         ids = torch.cartesian_prod(*(torch.arange(size) for size in sizes))
         return ids.reshape(count, len(sizes)).to(space.low.device)

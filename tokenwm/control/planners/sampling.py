@@ -81,7 +81,7 @@ class SamplingPlanner(PlannerSettings, ABC, Generic[Belief]):
         """
         search = Search(self, world, state, objective, warm)
         if search.space.is_discrete not in self.draws:
-            kind, others = "real actions", "CategoricalCEM, BeamSearch or RandomShooting"
+            kind, others = "real actions", "CategoricalCEM, GraphSearch or RandomShooting"
             if not search.space.is_discrete:
                 kind, others = "ids", "CEM, ICEM, MPPI or RandomShooting"
             raise TokenwmError(

@@ -330,10 +330,11 @@ def test_options_that_an_environment_does_not_take_are_named() -> None:
         ("atari_pong", "ale_py", True),
         ("atari_breakout", "ale_py", True),
         ("mujoco_reacher", "mujoco", False),
+        ("minigrid_doorkey", "minigrid", True),
     ],
 )
 def test_shipped_recipes_record(name: str, package: str, discrete: bool, tmp_path: Path) -> None:
-    pytest.importorskip(package, reason=f"{package} is not installed (extra 'atari' or 'mujoco')")
+    pytest.importorskip(package, reason=f"{package} is not installed (an extra of its name)")
     path = Path(__file__).parents[4] / "data_recipes" / f"{name}.yaml"
     recipe = load_recipe(path, ["source.num_episodes=3", "source.max_steps=20"])
     manifest = prepare(recipe, tmp_path)
@@ -366,7 +367,7 @@ def test_the_smooth_policy_wanders() -> None:
     [
         ("CartPole-v1", None, "random", "gymnasium"),  # ends after 9 to 60 steps
         ("ALE/Breakout-v5", "observation", "random", "ale_py"),
-        ("Reacher-v5", "render", "smooth", "mujoco"),
+        ("Reacher-v5", "render", "smooth", "mujoco"),  # its state: its joints
     ],
 )
 def test_episodes_are_the_same_however_many_run_at_once(
@@ -376,7 +377,7 @@ def test_episodes_are_the_same_however_many_run_at_once(
     options: dict[str, Any] = {
         "env_id": env_id,
         "cameras": {"eye": camera} if camera else {},
-        "state": None if env_id.startswith("ALE") else "observation",
+        "state": {"ALE/Breakout-v5": None, "Reacher-v5": "joints"}.get(env_id, "observation"),
         "policy": policy,
         "num_episodes": 2 if camera else 4,
         "max_steps": 8 if camera else 40,

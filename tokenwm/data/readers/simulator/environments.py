@@ -19,8 +19,8 @@ from tokenwm.errors import RecipeError, SourceError
 PACKAGES = {  # start of the id → (module that registers it, package, how to install it)
     "gym_pusht/": ("gym_pusht", "gym-pusht", "pip install 'tokenwm[pusht]'"),
     "ALE/": ("ale_py", "ale-py", "pip install 'tokenwm[atari]'"),
-    "MiniGrid-": ("minigrid", "minigrid", "pip install minigrid"),
-    "BabyAI-": ("minigrid", "minigrid", "pip install minigrid"),
+    "MiniGrid-": ("minigrid", "minigrid", "pip install 'tokenwm[minigrid]'"),
+    "BabyAI-": ("minigrid", "minigrid", "pip install 'tokenwm[minigrid]'"),
 }
 ENV_ID_PATTERN = re.compile(r"([A-Za-z0-9_-]+/)?[A-Za-z0-9_.-]+")
 HEADLESS = {  # simulators draw without a screen unless the user has set it otherwise
@@ -32,6 +32,8 @@ RENDER = "render"
 """Name for the picture that ``env.render()`` returns."""
 WHOLE = "observation"
 """Name for an observation that is one array."""
+JOINTS = "joints"
+"""Name for positions and speeds of all joints of a MuJoCo simulator, ``qpos`` and ``qvel``."""
 
 
 def check_env_id(env_id: str) -> None:
@@ -177,6 +179,26 @@ def pick(observation: Any, key: str, option: str) -> Any:
             f"use {WHOLE!r} or {RENDER!r}"
         )
     return observation
+
+
+def read_joints(simulator: Any) -> NDArray[np.float32]:
+    """Positions, then speeds, of all joints.
+
+    Angles go on beyond a turn. They move linearly, which cosines and sines of them do not.
+
+    Args:
+        simulator: An environment of MuJoCo, unwrapped.
+
+    Raises:
+        RecipeError: It is another one.
+    """
+    data = getattr(simulator, "data", None)
+    if not (hasattr(data, "qpos") and hasattr(data, "qvel")):
+        raise RecipeError(
+            f"source.state is {JOINTS!r}, which environments of MuJoCo have, and {simulator} is "
+            f"none; use a key of the observation, or {WHOLE!r}"
+        )
+    return np.concatenate([data.qpos, data.qvel]).astype(np.float32)
 
 
 def as_rgb(image: Any, where: str) -> NDArray[np.uint8]:

@@ -40,7 +40,8 @@ class SimulatorOptions:
         env_kwargs: Arguments of the environment.
         cameras: Our name of a camera → key of a dict observation, ``observation`` if that is
             the picture, or ``render`` for what ``env.render()`` returns.
-        state: Key of a dict observation, ``observation`` if it is a vector, or null.
+        state: Key of a dict observation, ``observation`` if it is a vector, ``joints`` for
+            positions and speeds of all joints of a MuJoCo simulator, or null.
         task_state: Name of an entry of ``tokenwm/data/readers/simulator/task_states.py``: hidden
             truth about the task, recorded to measure with and no model's input; or null.
         policy: Name of a policy in ``tokenwm/data/readers/simulator/scripts.py``.

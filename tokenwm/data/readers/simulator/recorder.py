@@ -17,6 +17,7 @@ from tokenwm.data.readers.pictures.frames import ArrayFrames
 from tokenwm.data.readers.pictures.video import FrameResizer
 from tokenwm.data.readers.recorded.recording import Recording, to_episode
 from tokenwm.data.readers.simulator.environments import (
+    JOINTS,
     RENDER,
     as_rgb,
     encode_action,
@@ -84,7 +85,9 @@ class EpisodeRecorder:
             image = as_rgb(image, f"cameras.{camera}: {key}")
             self.frames[camera].append(self.resizers[camera].resize_image(image))
         if self.config.state is not None:
-            values = np.asarray(pick(observation, self.config.state, "state"))
+            name = self.config.state
+            values = info[JOINTS] if name == JOINTS else pick(observation, name, "state")
+            values = np.asarray(values)
             self.state.append(values.astype(np.float32).reshape(-1))
         if self.config.task_state is not None:
             self.task_state.append(np.asarray(info[TASK_STATE], dtype=np.float32))
@@ -182,7 +185,8 @@ def make_watched(config: SimulatorOptions) -> Any:
     from tokenwm.data.readers.simulator.watched import Watched  # imports gymnasium
 
     name = config.task_state
-    return Watched(env, None if name is None else get_task_state(name, config.env_id))
+    task_state = None if name is None else get_task_state(name, config.env_id)
+    return Watched(env, task_state, tells_joints=config.state == JOINTS)
 
 
 def record(config: SimulatorOptions, recorder: EpisodeRecorder, env: Any) -> None:
@@ -285,6 +289,6 @@ def _info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return the ``info`` of one simulator; ``_name`` says which of them gave a value."""
     return {
         name: infos[name][index]
-        for name in (CONTACTS, SUCCESS, TASK_STATE)
+        for name in (CONTACTS, SUCCESS, TASK_STATE, JOINTS)
         if name in infos and infos[f"_{name}"][index]
     }

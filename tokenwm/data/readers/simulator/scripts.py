@@ -14,6 +14,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenwm.data.readers.simulator.minigrid_scripts import minigrid_solver, minigrid_wanderer
+from tokenwm.data.readers.simulator.reacher_scripts import reacher_solver, reacher_wanderer
 from tokenwm.errors import RecipeError
 
 NextAction = Callable[[], Any]
@@ -212,8 +214,12 @@ POLICIES: dict[str, Script] = {
     "smooth": smooth_policy,
     "pusht_pusher": pusht_pusher,
     "pusht_finisher": pusht_finisher,
+    "reacher_wanderer": reacher_wanderer,
+    "reacher_solver": reacher_solver,
+    "minigrid_wanderer": minigrid_wanderer,
+    "minigrid_solver": minigrid_solver,
 }
-READ_THE_SIMULATOR = frozenset({"pusht_pusher", "pusht_finisher"})
+READ_THE_SIMULATOR = frozenset(POLICIES) - {"random", "smooth"}
 """Policies that need more of the environment than its action space."""
 STARTS: dict[str, tuple[str, Start]] = {"pusht_near_target": ("gym_pusht/", pusht_near_target)}
 """Starts by name, each with how the ids of its environments begin."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import gymnasium
 
+from tokenwm.data.readers.simulator.environments import JOINTS, read_joints
 from tokenwm.data.readers.simulator.task_states import TASK_STATE, TaskState
 
 
@@ -15,9 +16,11 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         info: The same.
     """
 
-    def __init__(self, env: Any, task_state: TaskState | None) -> None:
+    def __init__(
+        self, env: Any, task_state: TaskState | None, *, tells_joints: bool = False
+    ) -> None:
         super().__init__(env)
-        self._task_state = task_state
+        self._task_state, self._tells_joints = task_state, tells_joints
         self.observation: Any = None
         self.info: dict[str, Any] = {}
 
@@ -35,5 +38,7 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _watch(self, observation: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if self._task_state is not None:
             info = {**info, TASK_STATE: self._task_state.read(self.unwrapped)}
+        if self._tells_joints:
+            info = {**info, JOINTS: read_joints(self.unwrapped)}
         self.observation, self.info = observation, info
         return observation, info

@@ -1,0 +1,87 @@
+"""Graph search: every situation that can be come to is gone on from once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenwm.control.objectives import Objective, total
+from tokenwm.control.planners.base import Plan, approximately
+from tokenwm.control.planners.beam import BeamSearch
+from tokenwm.control.planners.search import Search
+from tokenwm.imagination.rollout import Rollout
+from tokenwm.imagination.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSearch(BeamSearch):
+    """Search over situations, for worlds with a few actions whose picture tells all.
+
+    Futures that arrive at the same tokens are the same situation; it is gone on from once, by every
+    action, from where it was come to first, and from where the future has likely ended it is not
+    gone on from at all. So the search is as large as what can be come to, and not as the number of
+    sequences: it finds a single reward behind a dozen steps. Of a step's new situations the best
+    ``width`` are kept. The plan leads to the best total that was seen; behind it, its last action
+    is repeated. Totals that are summed need a discount below 1, or later is as good as sooner.
+
+    Deviation from breadth-first search: what two situations with the same tokens have seen before
+    may differ within the world's window, and the first one stands for both.
+    """
+
+    width: int = 64
+
+    @torch.no_grad()
+    def plan(
+        self, world: World[Any], state: Any, objective: Objective, warm: Plan | None = None
+    ) -> Plan:
+        """Look for the best plan, see :meth:`Planner.plan`.
+
+        Raises:
+            TokenwmError: There are no actions to choose from or too many, or see
+                :meth:`Planner.plan`.
+        """
+        search = Search(self, world, state, objective, warm)
+        choices = self.actions_to_try(search)
+        places = world.fork(state, len(choices), self.horizon, noise_streams=0)
+        history: Rollout | None = None
+        best: tuple[Tensor, Rollout] | None = None
+        kept = torch.zeros(1, dtype=torch.int64, device=choices.device)
+        seen: set[tuple[int, ...]] = set()
+        for number in search.rounds(self.horizon):
+            rows = kept.repeat_interleave(len(choices))
+            if number:
+                places = world.select(places, rows)
+            actions = choices.repeat(len(kept), 1)[:, None]
+            with approximately(world, self.approximation):
+                places, step = world.roll(places, actions, self.sampling)
+            history = step if history is None else Rollout.join([history.rows(rows), step])
+            scores = total(objective, history)
+            search.remember(history.actions, scores, history, instead=True)
+            highest = scores.argmax()
+            if best is None or scores[highest] > best[0]:
+                best = scores[highest], history.rows(highest[None])
+            kept = self._new(history, scores, seen)
+            if not len(kept):
+                break
+        assert best is not None
+        score, rollout = best
+        padded = search.space.sequences(rollout.actions, self.horizon)
+        search.remember(padded, score[None], rollout, instead=True)
+        return search.finish()
+
+    def _new(self, history: Rollout, scores: Tensor, seen: set[tuple[int, ...]]) -> Tensor:
+        """The rows to go on from, the best first; their situations have been seen then."""
+        tokens = [history.frame_tokens[:, -1]]
+        if history.state_tokens is not None:
+            tokens.append(history.state_tokens[:, -1])
+        situations = torch.cat(tokens, dim=1).tolist()
+        ends = (history.survival[:, -1] * (1.0 - history.termination_probability[:, -1])) < 0.5
+        is_open = (~ends & (scores > -torch.inf)).tolist()
+        found: list[int] = []
+        for row in scores.argsort(descending=True, stable=True).tolist():
+            situation = tuple(situations[row])
+            if is_open[row] and situation not in seen and len(found) < self.width:
+                seen.add(situation)
+                found.append(row)
+        return torch.tensor(found, dtype=torch.int64, device=scores.device)
