@@ -56,6 +56,7 @@ ORDER = (
     "control",
     "synthesis",
     "serving",
+    "serving.play",
     "hub",
     # which size, how much data
     "flops",
@@ -85,7 +86,7 @@ FOUND_ONLY_IN = {
     "vector_quantize_pytorch": ("tokenizer/quantizer.py",),
     "rich": ("cli/**/*.py",),
     "huggingface_hub": ("hub/transfer.py",),
-    "starlette": ("serving/app.py",),
+    "starlette": ("serving/app.py", "serving/play/app.py", "serving/play/player.py"),
     "uvicorn": ("serving/server.py",),
     "pytorch_lightning": (),  # the old name makes a second, incompatible copy of every class
 }

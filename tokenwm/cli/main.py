@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "world-model": "fit, validate or test the world model",
     "heads": "train what deciding needs: action prior, distance to a goal, doubt",
     "imagine": "imagine futures of a recorded episode, as GIF, MP4 and NPZ",
+    "play": "steer the imagined robot in the browser: keys, pointer, undo, compare",
     "synthesize": "imagine episodes that never happened, and write them as frame shards",
     "control": "let the model decide in a simulator: plan, act, observe; success and films",
     "evaluate": "compare imagined with recorded episodes, and write a report",

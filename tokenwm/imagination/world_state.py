@@ -62,6 +62,17 @@ class WorldState:
         """``(B,)`` int64, number of each row's stream of noise."""
         return self.decoding.noise_streams
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its keys and values, which every snapshot takes again."""
+        cache = self.decoding.cache
+        return sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+
+    def with_seed(self, seed: int) -> "WorldState":
+        """This state with another seed for the noise of all rows from here on."""
+        seeds = torch.full_like(self.seeds, seed)
+        return replace(self, decoding=replace(self.decoding, seeds=seeds))
+
     @torch.inference_mode()
     def fork(self, num_copies: int, num_steps: int) -> "WorldState":
         """Several continuations of every row, see :meth:`DecodeState.fork`."""

@@ -105,6 +105,10 @@ class Service:
         app.router.redirect_slashes = False
         return app
 
+    def close(self, grace: float = 0.0) -> None:
+        """See :meth:`Batcher.close`."""
+        self.batcher.close(grace)
+
     @contextlib.contextmanager
     def holding(self, num_bytes: int) -> Iterator[None]:
         """Hold so many bytes for a request; from the event loop only.

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from functools import partial
 from http import HTTPStatus
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 import uvicorn
@@ -27,6 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving import app
 from tokenwm.serving.app import Guard, Service
+from tokenwm.serving.metrics import Metrics
 from tokenwm.serving.requests import Limits
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,43 @@ class _Listener(socket.socket):
             raise
 
 
+class HasConnections(Protocol):
+    """Limits with a bound on connections."""
+
+    @property
+    def max_connections(self) -> int:
+        """Open at a time."""
+        ...
+
+
+class Guarded(Protocol):
+    """A service that can be served: an app, its limits and what it counts.
+
+    Attributes:
+        metrics: Counters.
+        limits: Limits, of which ``max_connections`` is used here.
+    """
+
+    metrics: Metrics
+
+    @property
+    def limits(self) -> HasConnections:
+        """The limits."""
+        ...
+
+    def app(self) -> Any:
+        """Return the routes."""
+        ...
+
+    def close(self, grace: float = 0.0) -> None:
+        """Stop computing, after ``grace`` seconds."""
+        ...
+
+
 class Connection(H11Protocol):
     """One connection, with deadlines."""
 
-    def __init__(self, *args: Any, service: Service, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, service: Guarded, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.service = service
         self.head = b""
@@ -163,28 +197,12 @@ class Connection(H11Protocol):
         self.is_refused, self.waiting_since = True, time.monotonic()
 
 
-class WorldModelServer(uvicorn.Server):
-    """A server of one world model.
-
-    ========================  =========================================================
-    ``POST /v1/imagine``      futures of candidates
-    ``POST /v1/score``        likelihood of what happened
-    ``POST /v1/encode``       tokens of frames
-    ``POST /v1/rank``         action chunks, best first
-    ``POST /v1/verify``       may this chunk be carried out?
-    ``POST /v1/plan``         what to do next
-    ``GET /health``           JSON; 200 as long as requests are computed
-    ``GET /metrics``          counters in Prometheus's text format
-    ``GET /openapi.json``     a description of all of them
-    ========================  =========================================================
-
-    Bodies are safetensors; errors are JSON ``{"error": message}``, see docs/serving.md.
+class GuardedServer(uvicorn.Server):
+    """A server of one service, with what uvicorn lacks.
 
     Args:
-        model: The world model; nobody else may use it meanwhile. Its ``max_rows`` is lowered to
-            the limits' ``max_batch_rows``.
+        service: What is served.
         address: Host and port; port 0 takes a free one.
-        limits: Limits of requests.
         hosts: Names that the server goes by, besides its host and those of :class:`Guard`.
 
     Raises:
@@ -192,22 +210,18 @@ class WorldModelServer(uvicorn.Server):
     """
 
     def __init__(
-        self,
-        model: TokenWorldModel,
-        address: tuple[str, int],
-        limits: Limits | None = None,
-        hosts: Collection[str] = (),
+        self, service: Guarded, address: tuple[str, int], hosts: Collection[str] = ()
     ) -> None:
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         with socket.create_server(address, family=family, backlog=128) as listening:
             self.socket = _Listener(fileno=listening.detach())
         self.address: tuple[str, int] = self.socket.getsockname()[:2]
-        self.service = Service(model, limits or Limits())
-        self.routes = self.service.app()
+        self.guarded = service
+        self.routes = service.app()
         super().__init__(
             uvicorn.Config(
-                Guard(self.routes, self.service.metrics, (address[0], *hosts)),
-                http=partial(Connection, service=self.service),  # type: ignore[arg-type]
+                Guard(self.routes, service.metrics, (address[0], *hosts)),
+                http=partial(Connection, service=service),  # type: ignore[arg-type]
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
@@ -244,7 +258,7 @@ class WorldModelServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening; refuse what waits; finish what has begun, within seconds."""
         logger.warning("stopping; a signal now ends it at once")
-        closing = asyncio.create_task(asyncio.to_thread(self.service.batcher.close, GRACE_SECONDS))
+        closing = asyncio.create_task(asyncio.to_thread(self.guarded.close, GRACE_SECONDS))
         asyncio.get_running_loop().call_later(2 * GRACE_SECONDS, self._abort)
         await super().shutdown(sockets)
         await closing
@@ -252,3 +266,42 @@ class WorldModelServer(uvicorn.Server):
     def _abort(self) -> None:
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+
+
+class WorldModelServer(GuardedServer):
+    """A server of one world model.
+
+    ========================  =========================================================
+    ``POST /v1/imagine``      futures of candidates
+    ``POST /v1/score``        likelihood of what happened
+    ``POST /v1/encode``       tokens of frames
+    ``POST /v1/rank``         action chunks, best first
+    ``POST /v1/verify``       may this chunk be carried out?
+    ``POST /v1/plan``         what to do next
+    ``GET /health``           JSON; 200 as long as requests are computed
+    ``GET /metrics``          counters in Prometheus's text format
+    ``GET /openapi.json``     a description of all of them
+    ========================  =========================================================
+
+    Bodies are safetensors; errors are JSON ``{"error": message}``, see docs/serving.md.
+
+    Args:
+        model: The world model; nobody else may use it meanwhile. Its ``max_rows`` is lowered to
+            the limits' ``max_batch_rows``.
+        address: Host and port; port 0 takes a free one.
+        limits: Limits of requests.
+        hosts: Names that the server goes by, besides its host and those of :class:`Guard`.
+
+    Raises:
+        OSError: It cannot listen there.
+    """
+
+    def __init__(
+        self,
+        model: TokenWorldModel,
+        address: tuple[str, int],
+        limits: Limits | None = None,
+        hosts: Collection[str] = (),
+    ) -> None:
+        self.service = Service(model, limits or Limits())
+        super().__init__(self.service, address, hosts)

@@ -62,6 +62,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "evaluate",
         "control",
         "serve",
+        "play",
         "sweep",
         "quickstart",
         "push",

@@ -128,13 +128,13 @@ def test_one_thing_has_one_name() -> None:
         helps = {parsers[words]._option_string_actions[option].help for words in having(option)}
         assert len(helps) == 1
     computes = {"evaluate", "heads", "imagine", "control", "serve", "tokenize", "quickstart"}
-    computes |= {"sweep plan", "sweep run", "synthesize"}
+    computes |= {"play", "sweep plan", "sweep run", "synthesize"}
     assert having("--device") == computes | {f"{verb} fit" for verb in CLIS}
     assert all(parsers[words].get_default("device") == "auto" for words in having("--device"))
-    assert without("--json") == {"serve", "completion"}  # which have no result
+    assert without("--json") == {"serve", "play", "completion"}  # which have no result
     # These write nothing, or what does not depend on what was there.
     assert without("--overwrite") == {
-        *("verify-shards", "info", "report", "completion", "serve", "push")
+        *("verify-shards", "info", "report", "completion", "serve", "play", "push")
     }
 
 

@@ -82,6 +82,27 @@ model DIR  {MODEL}
 --samples N  futures to draw, each with its own noise (default: 1; with --instead 8 pairs)
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,
+    "play": f"""
+Open a page on which people steer the imagined robot, several at once (see docs/playing.md).
+
+model DIR  {MODEL}
+--data DIR|URL  {FRAMES}, to begin from
+--out DIR  folder that played episodes are saved in, as recordings that prepare reads (default:
+    MODEL/played)
+--host NAME = 127.0.0.1  address to listen on; there is no authentication, so leave it on loopback
+    or put a proxy in front
+--port N = 8610  0 takes a free one
+--allow-host NAME …  another name that the server goes by, may be given again; requests for others
+    are refused (loopback, this machine's name, --host and IP addresses are known)
+--dtype {{float32,bfloat16}} = float32  type in which the transformer computes
+--num-passes N  passes through the transformer for a frame: fewer are faster and not exact (default:
+    as many as exact frames take)
+--context N = 4  observed frames before imagining
+--temperature X = 0.3  0 always takes the most likely token, 1 draws as the model believes: then
+    small mistakes add up to ghosts
+--max-players N = 32  people at a time
++ DEVICE
+""",
     "synthesize": f"""
 Imagine episodes that never happened, from recorded steps, and write them as frame shards: marked as
 synthetic, with the origin of each, cut where the model can no longer be trusted (see

@@ -1,0 +1,1 @@
+"""A page to play in: an imagined robot that people steer in the browser, several at once."""
