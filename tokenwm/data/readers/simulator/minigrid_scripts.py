@@ -45,13 +45,13 @@ class _Place:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells it from others."""
+        """A key that tells it from others."""
         carried = None if self.carrying is None else self.carrying.encode()
         return self.content, self.position, self.direction, carried
 
     @property
     def faces_a_thing(self) -> bool:
-        """Whether something other than a wall is in front of the agent."""
+        """True if something other than a wall is in front of the agent."""
         column, row = (p + s for p, s in zip(self.position, STEPS[self.direction], strict=True))
         cell = self.grid.get(column, row)
         return cell is not None and cell.type != "wall"
