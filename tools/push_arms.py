@@ -111,7 +111,7 @@ def true_dynamics(task: Task) -> NextAction:
     def next_action(look: Look) -> NDArray[Any]:
         nonlocal warm
         if not left:
-            world = PushWorld(model, look, context, draws=task.objective != "pose")
+            world: Any = PushWorld(model, look, context, draws=task.objective != "pose")
             plan = planner.plan(world, world.now(), objective, warm)
             left.extend(model.unstack_actions(plan.actions[None, :1])[0].cpu().numpy())
             warm = plan.shifted()
