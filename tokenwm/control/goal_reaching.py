@@ -24,6 +24,7 @@ from tokenwm.control.closed_loop import Agent, ClosedLoopConfig, Run
 from tokenwm.control.decision import Decision
 from tokenwm.control.goals import GoalState, TaskState
 from tokenwm.control.objectives import Scores
+from tokenwm.control.proposals import Given
 from tokenwm.control.simulator import Simulator
 from tokenwm.data.readers.simulator.reach import reach
 from tokenwm.data.readers.simulator.task_states import TASK_STATES, get_task_state
@@ -193,6 +194,19 @@ def seen_goal(
     return Scores(task + robot, reduce="best")
 
 
+def are_places(reader: ShardReader) -> bool:
+    """True if the robot's actions are places to go to, in the units of its state."""
+    manifest = reader.manifest
+    action, state = manifest.features["action"], manifest.features["state"]
+    same_size = action.shape[0] == state.shape[0] * manifest.actions_per_step
+    return same_size and bool(action.units) and action.units == state.units
+
+
+def straight_to(goal: RecordedGoal, actions_per_step: int) -> Given:
+    """The trivial rule as a proposal: go to where the robot is at the goal."""
+    return Given(torch.from_numpy(np.tile(goal.state, (1, actions_per_step, 1))))
+
+
 class Stander:
     """A robot that goes to one place and stays there: the trivial rule, or doing nothing.
 
@@ -304,9 +318,7 @@ def goal_loop(
         model, reader, simulator, goals, agent_for, config=config, progress=progress
     )
     others: dict[str, int] = {}
-    action, state = reader.manifest.features["action"], reader.manifest.features["state"]
-    same_size = action.shape[0] == state.shape[0] * model.actions_per_step
-    if same_size and action.units and action.units == state.units:
+    if are_places(reader):
         rules: dict[str, Callable[[RecordedGoal], Agent]] = {
             "going straight to where the robot is at the goal": lambda goal: Stander(goal.state),
             "doing nothing": lambda goal: Stander(),

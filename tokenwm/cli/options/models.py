@@ -163,6 +163,7 @@ model DIR  {MODEL}
     plan
 --episodes N = 10  how many
 --films N = 2  episodes, from the first on, to film
+--dtype {{float32,bfloat16}} = float32  type in which the transformer computes
 --seed SEED = 0  seed of the episodes' starts and of all noise
 + DEVICE JSON REMAKE
 """,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import tokenwm
@@ -25,13 +26,16 @@ from tokenwm.control.decision import ControllerConfig
 from tokenwm.control.goal_reaching import (
     Nearness,
     RecordedGoal,
+    are_places,
     goal_loop,
     recorded_goals,
     seen_goal,
+    straight_to,
 )
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
 from tokenwm.control.limits import load_limits
 from tokenwm.control.objectives import Objective, Reward
+from tokenwm.control.proposals import Proposal
 from tokenwm.control.simulator import Simulator, simulator_for
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.tasks import Progress
@@ -62,7 +66,8 @@ def main(argv: list[str]) -> int:
     made_before = MadeBefore("control", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
-    model = tokenwm.load(arguments.model, take_device(arguments.device, console))
+    device = take_device(arguments.device, console)
+    model = tokenwm.load(arguments.model, device, dtype=getattr(torch, arguments.dtype))
     changes = key_values("--set", arguments.set)
     if arguments.steps is not None:
         changes["max_steps"] = arguments.steps
@@ -124,9 +129,9 @@ def to_goals(
         raise TokenwmError(f"{reader.root}: no readout of its task state can be trained")
 
     def agent_for(goal: RecordedGoal) -> Agent:
-        return agent_of(
-            model, arguments, seen_goal(model, readout, nearness, goal), picture=goal.picture
-        )
+        objective = seen_goal(model, readout, nearness, goal)
+        straight = straight_to(goal, model.actions_per_step) if are_places(reader) else None
+        return agent_of(model, arguments, objective, picture=goal.picture, proposal=straight)
 
     about = {**about, "objective": f"recorded goals {arguments.ahead:g} s ahead"}
     return goal_loop(
@@ -139,8 +144,16 @@ def agent_of(
     arguments: argparse.Namespace,
     objective: Objective,
     picture: NDArray[Any] | None = None,
+    proposal: Proposal | None = None,
 ) -> Agent:
-    """Who acts, as the options say; ``picture`` is that of the goal, for the prior.
+    """Who acts, as the options say.
+
+    Args:
+        model: The model.
+        arguments: The options.
+        objective: What is wanted.
+        picture: Of the goal, for the prior.
+        proposal: Candidates, where there is no prior.
 
     Raises:
         TokenwmError: An option is impossible, or does not fit the model.
@@ -168,6 +181,8 @@ def agent_of(
             picture = read_goal(arguments.goal)
         goal = None if picture is None else model.goal_features(picture)
         settings["prior"] = GoalProposal(GoalPolicy.load(model), goal)
+    elif proposal is not None and not tries_all:
+        settings["prior"] = proposal
     if arguments.doubt:
         model.doubt = Doubt.load(model)
     if arguments.deadline is not None:  # what is left is for observing, and for the last round

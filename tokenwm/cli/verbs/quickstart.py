@@ -200,8 +200,8 @@ class Quickstart:
         if not tells_goals(Manifest.load(frames)):
             return
         rate = Manifest.load(frames).control_rate
-        few = ["--episodes", "5", "--films", "5", "--horizon", str(max(5, round(rate)))]
-        few += ["--candidates", "16", "--rounds", "1", "--every", "5"]
+        few = ["--episodes", "5", "--films", "5", "--horizon", str(max(5, round(2.0 * rate)))]
+        few += ["--candidates", "16", "--rounds", "1", "--every", "10", "--dtype", "bfloat16"]
         if self.arguments.size == "debug":
             few = ["--episodes", "1", "--horizon", "2", "--candidates", "4", "--every", "10"]
         argv = [str(self.out / "world_model"), "--goals", str(frames), *few]
