@@ -186,6 +186,8 @@ def seen_goal(
         for index, unit in enumerate(nearness.units[dims:])
         if unit in nearness.near
     }
+    if not places:
+        return Scores(task, reduce="best")
     robot = GoalState(
         model.vocabulary,
         {index: value for index, (value, _) in places.items()},
