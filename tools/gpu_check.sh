@@ -8,7 +8,7 @@
 #
 # Where .whl/ holds wheels, the checks install them into a scratch folder, not into $PYTHON's own
 # environment. The wheels must fit the other machine: TARGET_PYTHON=3.12 (default), x86-64 Linux.
-# SKIP="tests iris bench compiled quickstart" leaves steps out; all take about ten minutes.
+# SKIP="tests iris bench plan compiled quickstart" leaves steps out; all take about ten minutes.
 # REHEARSAL=1 runs them without a CUDA device, in a few steps each: to find out whether they would run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -125,6 +125,13 @@ if wanted tests; then run_step pytest pytest_gpu; fi
 if wanted iris; then run_step train_iris train_iris; fi
 if wanted bench; then
   bench bench_imagination "${small[@]}" "${planner[@]}" --profile
+fi
+if wanted plan; then  # 512 candidates × 5 steps × 3 rounds: control.json has the latencies of every plan
+  count=512 steps_acted=50
+  if [[ -n "$REHEARSAL" ]]; then count=8 steps_acted=3; fi
+  run_step plan tokenwm control "$iris/model" --candidates "$count" --horizon 5 --episodes 1 --films 0 \
+    --steps "$steps_acted" --dtype bfloat16 --out "$scratch/control"
+  if [[ -f "$scratch/control/control.json" ]]; then cp "$scratch/control/control.json" "$results/"; fi
 fi
 if wanted compiled; then  # another half a minute for every shape
   bench bench_compiled --compile --profile "${planner[@]}" --batch-sizes 1 "${LARGE:-1024}" --engines \
