@@ -75,7 +75,11 @@ class Player:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if tasks:  # gather would turn whoever cancels this one into a cancellation of its own
+                await asyncio.wait(tasks)
+                for task in tasks:
+                    if not task.cancelled():
+                        task.exception()  # has been looked at, and is no warning
 
     async def _welcome(self) -> None:
         await self.socket.send_bytes(pack(*self.stage.welcome))
