@@ -203,7 +203,7 @@ class Quickstart:
         few = ["--episodes", "5", "--films", "5", "--horizon", str(max(5, round(2.0 * rate)))]
         few += ["--candidates", "16", "--rounds", "1", "--every", "10", "--dtype", "bfloat16"]
         if self.arguments.size == "debug":
-            few = ["--episodes", "1", "--horizon", "2", "--candidates", "4", "--every", "10"]
+            few = ["--episodes", "1", "--horizon", "2", "--candidates", "4", "--every", "2"]
         argv = [str(self.out / "world_model"), "--goals", str(frames), *few]
         argv += ["--device", self.arguments.device, "--out", str(self.out / GOALS)]
         try:
