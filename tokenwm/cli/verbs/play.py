@@ -9,6 +9,7 @@ from rich.console import Console
 import tokenwm
 from tokenwm.cli.console import say
 from tokenwm.cli.devices import take_device
+from tokenwm.cli.listening import listen
 from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.evaluate import known_data
 from tokenwm.data.shards.reader import ShardReader
@@ -44,17 +45,12 @@ def main(argv: list[str]) -> int:
             out=arguments.out or arguments.model / "played",
             limits=PlayLimits(max_players=arguments.max_players),
         )
-    try:
-        server = GuardedServer(
-            PlayService(stage), (arguments.host, arguments.port), arguments.allow_host
-        )
-    except (OSError, OverflowError) as error:
-        raise TokenwmError(
-            f"cannot listen on {arguments.host}:{arguments.port}: {error}; choose another --port"
-        ) from error
-    host, port = server.address
-    host = f"[{host}]" if ":" in host else host
-    say(console, f"play {arguments.model} at http://{host}:{port} (Ctrl-C stops)")
+    server, url = listen(
+        lambda address: GuardedServer(PlayService(stage), address, arguments.allow_host),
+        arguments.host,
+        arguments.port,
+    )
+    say(console, f"play {arguments.model} at {url} (Ctrl-C stops)")
     server.serve_forever()
     os._exit(0)  # a long step cannot be interrupted, and nothing is left to be written
 

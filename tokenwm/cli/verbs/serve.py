@@ -8,6 +8,7 @@ from rich.console import Console
 import tokenwm
 from tokenwm.cli.console import say
 from tokenwm.cli.devices import take_device
+from tokenwm.cli.listening import listen
 from tokenwm.cli.options import parse
 from tokenwm.errors import TokenwmError
 from tokenwm.serving.requests import Limits
@@ -40,17 +41,12 @@ def main(argv: list[str]) -> int:
             f"`tokenwm serve` needs Starlette and uvicorn ({error}); pip install 'tokenwm[serve]'"
         ) from error
     model = tokenwm.load(arguments.model, device, dtype=getattr(torch, arguments.dtype))
-    try:
-        server = WorldModelServer(
-            model, (arguments.host, arguments.port), limits, arguments.allow_host
-        )
-    except (OSError, OverflowError) as error:
-        raise TokenwmError(
-            f"cannot listen on {arguments.host}:{arguments.port}: {error}; choose another --port"
-        ) from error
-    host, port = server.address
-    host = f"[{host}]" if ":" in host else host
-    say(console, f"serving {arguments.model} on http://{host}:{port} (Ctrl-C stops)")
+    server, url = listen(
+        lambda address: WorldModelServer(model, address, limits, arguments.allow_host),
+        arguments.host,
+        arguments.port,
+    )
+    say(console, f"serving {arguments.model} on {url} (Ctrl-C stops)")
     server.serve_forever()
     if server.service.batcher.is_alive:  # in the middle of a long pass, nothing can interrupt it
         os._exit(0)
