@@ -24,10 +24,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from drawn import interval, mean_of
 from numpy.typing import NDArray
 
 from tokenwm.data.readers.simulator.environments import decode_action
@@ -46,7 +48,7 @@ from tokenwm.tokenizer.actions import BinTokenizer
 POSE = ("block_x", "block_y", "block_angle")
 AGREEING = (0.75, 0.875, 1.0)
 """Shares of a case's futures that agree on a sign, from which on it does not count as doubtful."""
-DRAWS, NEAR = 2000, 0.5
+NEAR = 0.5
 Floats = NDArray[np.float64]
 
 
@@ -163,15 +165,10 @@ def rate(right: Sequence[bool], keys: Sequence[str]) -> dict[str, Any]:
     low, high = wilson_interval(sum(right), len(right))
     known: dict[str, Any] = {"right": sum(right), "cases": len(right), "wilson": [low, high]}
     if right:
-        values = np.array(right, dtype=np.float64)
-        groups = [np.flatnonzero([k == key for k in keys]) for key in dict.fromkeys(keys)]
-        generator = np.random.default_rng(0)
-        drawn = [
-            values[np.concatenate([groups[i] for i in choice])].mean()
-            for choice in generator.integers(len(groups), size=(DRAWS, len(groups)))
-        ]
-        ends = np.quantile(drawn, [0.025, 0.975]).tolist()
-        known |= {"rate": float(values.mean()), "episodes": ends, "num_episodes": len(groups)}
+        records = [{"key": key, "right": each} for key, each in zip(keys, right, strict=True)]
+        found = interval(records, mean_of(itemgetter("right")))
+        known |= {"rate": found["value"], "episodes": [found["low"], found["high"]]}
+        known["num_episodes"] = len(set(keys))
     return known
 
 

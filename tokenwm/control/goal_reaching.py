@@ -288,12 +288,12 @@ def try_goals(
         TokenwmError: A start cannot be reached, or the agent cannot go on.
     """
     config = ClosedLoopConfig() if config is None else config
-    tried = []
+    nearness, tried = Nearness.of(reader, simulator), []
     for index, goal in enumerate(goals):
         progress(index, len(goals))
         budget = 2 * (goal.step - goal.start) * simulator.factor
         timed = replace(simulator, options=replace(simulator.options, max_steps=budget))
-        run = _GoalRun(goal, Nearness.of(reader, simulator), model, timed, config, index)
+        run = _GoalRun(goal, nearness, model, timed, config, index)
         with closing(reach(reader, goal.key, goal.start)) as env:
             run.act(agent_for(goal), env)
         tried.append(run.episode(""))

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenwm.data.storage.atomic import open_atomically
-from tokenwm.errors import TokenwmError
+from tokenwm.data.storage.atomic import make_folder, open_atomically
 from tokenwm.evaluation.report.pictures import (
     Panel,
     Pictures,
@@ -62,10 +61,7 @@ def write_comparison(out: Path, made: Counterfactual, control_rate: float) -> Co
     Raises:
         TokenwmError: The folder cannot be made or a file cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TokenwmError(f"folder {out} cannot be made: {error}; choose another") from error
+    make_folder(out)
     stem = f"{made.key}_{made.first_step:04d}_instead_{label_of(made)}"
     files = ComparisonFiles(
         **{kind: out / f"{stem}.{kind}" for kind in ("gif", "mp4", "png", "npz", "json")}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.data.storage.atomic import open_atomically
+from tokenwm.data.storage.atomic import make_folder, open_atomically
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.report.pictures import (
     Panel,
@@ -278,10 +278,7 @@ def write_imagined(
     Raises:
         TokenwmError: The folder cannot be made or a file cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TokenwmError(f"folder {out} cannot be made: {error}; choose another") from error
+    make_folder(out)
     stem = f"{imagined.key}_{imagined.first_step:04d}_{label}"
     files = ImaginedFiles(gif=out / f"{stem}.gif", mp4=out / f"{stem}.mp4", npz=out / f"{stem}.npz")
     frames = film(_panels(imagined), num_observed=len(imagined.context_frames))

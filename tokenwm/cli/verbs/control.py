@@ -39,6 +39,7 @@ from tokenwm.control.proposals import Proposal
 from tokenwm.control.simulator import Simulator, simulator_for
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.tasks import Progress
+from tokenwm.data.storage.atomic import make_folder
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
 from tokenwm.heads.doubt import Doubt
@@ -62,7 +63,10 @@ def main(argv: list[str]) -> int:
         in_real_time=arguments.deadline is not None,
     )
     out: Path = arguments.out
-    inputs = [*model_files(arguments.model), *filter(None, (arguments.goal, arguments.limits))]
+    inputs = [
+        *model_files(arguments.model),
+        *filter(None, (arguments.goal, arguments.goals, arguments.limits)),
+    ]
     made_before = MadeBefore("control", out, arguments, inputs)
     if made_before.is_kept(arguments, console):
         return 0
@@ -72,10 +76,8 @@ def main(argv: list[str]) -> int:
     if arguments.steps is not None:
         changes["max_steps"] = arguments.steps
     simulator = simulator_for(model, arguments.env, changes)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TokenwmError(f"folder {out} cannot be made: {error}; choose another") from error
+    agent = agent_of(model, arguments) if arguments.goals is None else None
+    make_folder(out)
     about = {
         "model": str(arguments.model),
         "env_id": simulator.options.env_id,
@@ -89,10 +91,9 @@ def main(argv: list[str]) -> int:
         def progress(done: int, total: int) -> None:
             show(Progress(stage="episodes", done=done, total=total, message=""))
 
-        if arguments.goals is not None:
+        if agent is None:
             loop = to_goals(model, simulator, arguments, config, about, progress)
         else:
-            agent = agent_of(model, arguments, objective_of(model, arguments))
             loop = run_closed_loop(
                 model, agent, simulator, out, config, about=about, progress=progress
             )
@@ -142,7 +143,7 @@ def to_goals(
 def agent_of(
     model: TokenWorldModel,
     arguments: argparse.Namespace,
-    objective: Objective,
+    objective: Objective | None = None,
     picture: NDArray[Any] | None = None,
     proposal: Proposal | None = None,
 ) -> Agent:
@@ -151,7 +152,7 @@ def agent_of(
     Args:
         model: The model.
         arguments: The options.
-        objective: What is wanted.
+        objective: What is wanted; None: what the options say.
         picture: Of the goal, for the prior.
         proposal: Candidates, where there is no prior.
 
@@ -191,7 +192,7 @@ def agent_of(
     return Controller(
         model,
         planner(**settings),
-        objective,
+        objective_of(model, arguments) if objective is None else objective,
         ControllerConfig(
             every=arguments.every or model.actions_per_step, deadline=arguments.deadline
         ),
@@ -206,8 +207,6 @@ def objective_of(model: TokenWorldModel, arguments: argparse.Namespace) -> Objec
     Raises:
         TokenwmError: The model predicts no reward, or a goal is missing or does not fit.
     """
-    if arguments.planner == "random":
-        return Reward()  # which it does not ask for
     if arguments.objective == "reward":
         if not model.vocabulary.has_reward:
             raise TokenwmError("the model predicts no reward; choose another --objective")

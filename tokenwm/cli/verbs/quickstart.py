@@ -197,10 +197,11 @@ class Quickstart:
 
     def _decide(self, frames: Path) -> None:
         """Let the model try a few recorded goals, where the data's simulator can tell."""
-        if not tells_goals(Manifest.load(frames)):
+        manifest = Manifest.load(frames)
+        if not tells_goals(manifest):
             return
-        rate = Manifest.load(frames).control_rate
-        few = ["--episodes", "5", "--films", "5", "--horizon", str(max(5, round(2.0 * rate)))]
+        horizon = max(5, round(2.0 * manifest.control_rate))
+        few = ["--episodes", "5", "--films", "5", "--horizon", str(horizon)]
         few += ["--candidates", "16", "--rounds", "1", "--every", "10", "--dtype", "bfloat16"]
         if self.arguments.size == "debug":
             few = ["--episodes", "1", "--horizon", "2", "--candidates", "4", "--every", "2"]

@@ -50,6 +50,18 @@ def open_atomically(path: Path | str) -> Iterator[BinaryIO]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and those above it; it may be there.
+
+    Raises:
+        ShardError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(f"folder {folder} cannot be made: {error}; choose another") from error
+
+
 def partials_of(folder: Path) -> list[Path]:
     """Half-written files in a folder: what :func:`open_atomically` leaves when it is killed."""
     if not folder.is_dir():
