@@ -42,8 +42,8 @@ import tokenwm
 from tokenwm.control.goals import TaskState
 from tokenwm.control.planners.base import roll_candidates
 from tokenwm.control.rank import rank
+from tokenwm.data.readers.simulator.pusht_scripts import TEE_CENTRE, pusht_pusher
 from tokenwm.data.readers.simulator.reach import reach
-from tokenwm.data.readers.simulator.scripts import TEE_CENTRE, pusht_pusher
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.imagination.token_world_model import TokenWorldModel
 

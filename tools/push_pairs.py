@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenwm.data.readers.simulator.scripts import TEE_CENTRE
+from tokenwm.data.readers.simulator.pusht_scripts import TEE_CENTRE
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.starts import recordings, spread

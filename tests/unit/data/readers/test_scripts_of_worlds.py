@@ -1,4 +1,4 @@
-"""Scripted policies of MuJoCo's Reacher and of MiniGrid: they do what they are for."""
+"""Scripted policies of Push-T, of MuJoCo's Reacher and of MiniGrid: they do what they are for."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,13 @@ import pytest
 from tokenwm.data.readers.simulator.environments import make_environment, read_joints
 from tokenwm.data.readers.simulator.minigrid_scripts import places_from_here, shortest_way
 from tokenwm.data.readers.simulator.options import SimulatorOptions
+from tokenwm.data.readers.simulator.pusht_scripts import (
+    TEE_CENTRE,
+    is_at,
+    pose_nearby,
+    pose_of,
+    pushing_to,
+)
 from tokenwm.data.readers.simulator.reacher_scripts import (
     ELBOW_LIMIT,
     FOREARM,
@@ -123,3 +130,45 @@ def test_scripts_of_another_world_are_refused(name: str) -> None:
         get_policy(name)(env, np.random.default_rng(0))
     with pytest.raises(RecipeError, match="leave num_envs out"):
         SimulatorOptions(env_id="CartPole-v1", state="observation", policy=name, num_envs=2)
+
+
+def test_the_block_is_pushed_to_a_pose_nearby() -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
+    env = make_environment("gym_pusht/PushT-v0", {"obs_type": "state"})
+    reached = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        env.reset(seed=seed, options={"reset_to_state": [100.0, 400.0, 250.0, 200.0, 0.3]})
+        goal = pose_nearby(pose_of(env.unwrapped), rng)
+        action = pushing_to(env.unwrapped, rng, goal, pace=14.0)
+        for _ in range(100):
+            env.step(action())
+            if is_at(pose_of(env.unwrapped), goal):
+                break
+        reached.append(is_at(pose_of(env.unwrapped), goal))
+    assert sum(reached) >= 3
+
+
+def test_poses_are_drawn_off_the_walls_and_near_by() -> None:
+    rng, block = np.random.default_rng(0), np.array([300.0, 80.0, 2.0])
+    poses = np.array([pose_nearby(block, rng) for _ in range(300)])
+    cos, sin = np.cos(poses[:, 2]), np.sin(poses[:, 2])
+    centres = poses[:, :2] + np.stack([cos, sin], 1) * TEE_CENTRE[0]
+    centres += np.stack([-sin, cos], 1) * TEE_CENTRE[1]
+    assert centres.min() >= 109.9 and centres.max() <= 402.1
+    assert np.abs(poses[:, 2] - 2.0).max() <= 1.0 < 1.9 < np.ptp(poses[:, 2])
+
+
+def test_the_mover_pushes_and_explores() -> None:
+    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
+    env = make_environment("gym_pusht/PushT-v0", {"obs_type": "state"})
+    env.reset(seed=3)
+    action = get_policy("pusht_mover")(env, np.random.default_rng(3))
+    poses = []
+    for _ in range(120):
+        target = action()
+        assert target.dtype == np.float32 and 0.0 <= target.min() <= target.max() <= 512.0
+        env.step(target)
+        poses.append(pose_of(env.unwrapped))
+    moved = np.linalg.norm(np.diff(poses, axis=0)[:, :2], axis=1) > 1.0
+    assert 0.1 < moved.mean() < 0.9

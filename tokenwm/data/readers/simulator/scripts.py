@@ -15,31 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.data.readers.simulator.minigrid_scripts import minigrid_solver, minigrid_wanderer
+from tokenwm.data.readers.simulator.pusht_scripts import (
+    pusht_finisher,
+    pusht_mover,
+    pusht_near_target,
+    pusht_pusher,
+)
 from tokenwm.data.readers.simulator.reacher_scripts import reacher_solver, reacher_wanderer
 from tokenwm.errors import RecipeError
 
 NextAction = Callable[[], Any]
 Script = Callable[[Any, np.random.Generator], NextAction]
 Start = Callable[[np.random.Generator], dict[str, Any]]
-Point = NDArray[np.float64]
-
-TEE_CENTRE = np.array([0.0, 45.0])
-"""Push-T: centre of mass of the block in its own coordinates, px. Its origin is the middle of the
-bar's outer edge, and the stem points along y."""
-TEE_INERTIA = 3000.0
-"""Moment of inertia over mass, px²."""
-TEE_CONTACTS: NDArray[np.float64] = np.array(
-    [
-        *(((x, 0.0), (0.0, 1.0)) for x in (-50, -30, -15, 0, 15, 30, 50)),  # the bar's outer edge
-        *(((side * 60.0, 15.0), (-side, 0.0)) for side in (-1, 1)),  # its ends
-        *(((x, 30.0), (0.0, -1.0)) for x in (-50, -38, 38, 50)),  # its inner edge
-        *(((side * 15.0, y), (-side, 0.0)) for side in (-1, 1) for y in (55, 70, 90, 110)),  # stem
-        ((0.0, 120.0), (0.0, -1.0)),  # its foot
-    ]
-)
-"""Places where a push may begin, ``(contacts, 2, 2)``: a point of the edge, the normal inwards."""
-PUSHER_RADIUS = 15.5
-"""Radius of the round pusher, and half a pixel between it and the block, px."""
 
 
 def random_policy(env: Any, rng: np.random.Generator) -> NextAction:
@@ -70,150 +57,12 @@ def smooth_policy(env: Any, rng: np.random.Generator) -> NextAction:
     return next_action
 
 
-def pusht_pusher(env: Any, rng: np.random.Generator) -> NextAction:
-    """Explore the Push-T table and push the block about, in phases of random length and speed.
-
-    Three of four phases go behind the block and push through it in a random direction, the others
-    walk to a random point. Every phase draws its own speed, and noise is added to every action, so
-    that actions cover the table and equal frames are followed by different actions.
-    """
-    simulator = env.unwrapped
-    plan: list[NDArray[np.float64]] = []
-    speed = 0.0
-
-    def clip(point: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.clip(point, 20.0, 492.0)
-
-    def next_action() -> NDArray[np.float32]:
-        nonlocal speed
-        agent = np.array(simulator.agent.position, dtype=np.float64)
-        if plan and np.linalg.norm(plan[0] - agent) < 25.0:
-            plan.pop(0)
-        if not plan or rng.random() < 0.02:
-            plan.clear()
-            speed = rng.uniform(30.0, 110.0)
-            block = np.array(simulator.block.position, dtype=np.float64)
-            angle = rng.uniform(0.0, 2.0 * np.pi)
-            direction = np.array([np.cos(angle), np.sin(angle)])
-            if rng.random() < 0.75:
-                aim = block + rng.normal(0.0, 25.0, 2)
-                plan.append(clip(aim - 110.0 * direction))
-                plan.append(clip(aim + rng.uniform(20.0, 120.0) * direction))
-            else:
-                plan.append(rng.uniform(30.0, 482.0, 2))
-        step = plan[0] - agent
-        distance = float(np.linalg.norm(step))
-        target = agent + step * min(1.0, speed / max(distance, 1e-6)) + rng.normal(0.0, 8.0, 2)
-        return np.clip(target, 0.0, 512.0).astype(np.float32)
-
-    return next_action
-
-
-def pusht_finisher(env: Any, rng: np.random.Generator) -> NextAction:
-    """Push the block onto its target: the push that brings it nearest, again and again.
-
-    Walks round the block to where each push begins, at a speed that each walk draws. From
-    :func:`pusht_near_target` on, 73 of 75 episodes reach the target within 120 steps.
-    """
-    simulator = env.unwrapped
-    walk: list[Point] = []
-    normal, end, speed = np.zeros(2), np.zeros(2), 0.0
-    way_out: Point | None = None
-    is_pushing = False
-
-    def plan(agent: Point) -> None:
-        nonlocal normal, end, way_out, speed
-        block = np.array([*simulator.block.position, simulator.block.angle])
-        touch, normal, distance = _best_push(block, simulator.goal_pose)
-        centre = block[:2] + _turned(block[2]) @ TEE_CENTRE
-        far = touch - 100.0 * normal
-        first = agent if way_out is None else way_out
-        walk[:] = [first, *_way_round(centre, first, far), far, touch - 6.0 * normal]
-        end, way_out = touch + distance * normal, far + distance * normal
-        speed = rng.uniform(70.0, 120.0)
-
-    def next_action() -> NDArray[np.float32]:
-        nonlocal is_pushing
-        agent = np.array(simulator.agent.position, dtype=np.float64)
-        if is_pushing and (end - agent) @ normal < 1.0:
-            is_pushing = False
-        if not is_pushing and not walk:
-            plan(agent)
-        while walk and np.linalg.norm(walk[0] - agent) < (35.0 if len(walk) > 1 else 5.0):
-            walk.pop(0)
-        is_pushing = not walk
-        step = (end if is_pushing else walk[0]) - agent
-        pace = 14.0 if is_pushing else speed if len(walk) > 1 else 40.0
-        noise = 0.5 if is_pushing else 4.0 if len(walk) > 2 else 1.0
-        step *= min(1.0, pace / max(float(np.linalg.norm(step)), 1e-6))
-        target = agent + step + rng.normal(0.0, noise, 2)
-        return np.clip(target, 0.0, 512.0).astype(np.float32)
-
-    return next_action
-
-
-def _best_push(block: Point, goal: Point) -> tuple[Point, Point, float]:
-    """The push that brings the block nearest to where it should be.
-
-    Nothing but the pusher moves the block (there is no friction, and no momentum): pushed by ``d``
-    along the normal ``n`` of an edge, with lever ``c`` to its centre, it goes ``d n / m`` and turns
-    ``d c / (m I)``, where ``m = 1 + c² / I``.
-
-    Args:
-        block: Place of its origin and angle, px and radians.
-        goal: Where it should be, the same.
-
-    Returns:
-        Where the pusher's centre is when it touches, the normal, and how far to push, px.
-    """
-    turn = _turned(block[2])
-    miss = goal[:2] - block[:2] + (_turned(goal[2]) - turn) @ TEE_CENTRE
-    angle = (goal[2] - block[2] + np.pi) % (2.0 * np.pi) - np.pi
-    points, normals = TEE_CONTACTS[:, 0], TEE_CONTACTS[:, 1]
-    arms = points - TEE_CENTRE
-    levers = arms[:, 0] * normals[:, 1] - arms[:, 1] * normals[:, 0]
-    masses = 1.0 + levers**2 / TEE_INERTIA
-    # By how much the best distance brings it nearer, if turning is measured as sqrt(I) px a radian.
-    gains = (normals @ (turn.T @ miss) + levers * angle) / np.sqrt(masses)
-    best = int(np.argmax(gains))
-    normal = turn @ normals[best]
-    touch = block[:2] + turn @ points[best] - PUSHER_RADIUS * normal
-    return touch, normal, float(gains[best] * np.sqrt(masses[best]))
-
-
-def _way_round(centre: Point, first: Point, last: Point) -> list[Point]:
-    """Points on a circle round the block, the shorter way from one direction to another."""
-    begin, end = (np.arctan2(*(point - centre)[::-1]) for point in (first, last))
-    turn = (end - begin + np.pi) % (2.0 * np.pi) - np.pi
-    count = int(abs(turn) / 0.6) + 1
-    angles = begin + turn * np.arange(count) / count
-    return list(centre + 125.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
-
-
-def _turned(angle: float) -> NDArray[np.float64]:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin], [sin, cos]])
-
-
-def pusht_near_target(rng: np.random.Generator) -> dict[str, Any]:
-    """The block within 60 px and 0.5 radians of its target, the pusher anywhere beside it."""
-    target, angle = np.array([256.0, 256.0]), np.pi / 4.0
-    distance, direction = 60.0 * np.sqrt(rng.random()), rng.uniform(0.0, 2.0 * np.pi)
-    origin = target + distance * np.array([np.cos(direction), np.sin(direction)])
-    angle += rng.uniform(-0.5, 0.5)
-    centre = origin + _turned(angle) @ TEE_CENTRE
-    agent = centre
-    while np.linalg.norm(agent - centre) < 120.0:
-        agent = rng.uniform(50.0, 450.0, 2)
-    # The simulator puts the unturned block there and turns it about its centre.
-    return {"reset_to_state": [*agent.tolist(), *(centre - TEE_CENTRE).tolist(), angle]}
-
-
 POLICIES: dict[str, Script] = {
     "random": random_policy,
     "smooth": smooth_policy,
     "pusht_pusher": pusht_pusher,
     "pusht_finisher": pusht_finisher,
+    "pusht_mover": pusht_mover,
     "reacher_wanderer": reacher_wanderer,
     "reacher_solver": reacher_solver,
     "minigrid_wanderer": minigrid_wanderer,
