@@ -1,5 +1,6 @@
 """Beam search: the best beginnings of a plan are gone on with by every action."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,23 +56,44 @@ class BeamSearch(PlannerSettings):
                 :meth:`Planner.plan`.
         """
         search = Search(self, world, state, objective, warm)
-        choices = self.actions_to_try(search)
-        beams = world.fork(state, len(choices), self.horizon, noise_streams=0)
+        for history, scores in self.grow(search, self.best_rows):
+            search.remember(history.actions, scores, history, instead=True)
+        return search.finish()
+
+    def grow(
+        self, search: Search, choose: Callable[[Rollout, Tensor], Tensor]
+    ) -> Iterator[tuple[Rollout, Tensor]]:
+        """Go on from chosen rows by every action, step by step, until no row is chosen.
+
+        Args:
+            search: What is looked for, and how long.
+            choose: Of all futures so far and their ``(N,)`` totals, the rows to go on from,
+                ``(rows,)`` int64.
+
+        Yields:
+            All futures up to a step and their totals.
+        """
+        world, choices = search.world, self.actions_to_try(search)
+        places = world.fork(search.state, len(choices), self.horizon, noise_streams=0)
         history: Rollout | None = None
-        kept, num_kept = torch.zeros(1, dtype=torch.int64, device=choices.device), 1
+        kept = torch.zeros(1, dtype=torch.int64, device=choices.device)
         for number in search.rounds(self.horizon):
             rows = kept.repeat_interleave(len(choices))
             if number:
-                beams = world.select(beams, rows)
-            actions = choices.repeat(num_kept, 1)[:, None]
+                places = world.select(places, rows)
+            actions = choices.repeat(len(kept), 1)[:, None]
             with approximately(world, self.approximation):
-                beams, step = world.roll(beams, actions, self.sampling)
+                places, step = world.roll(places, actions, self.sampling)
             history = step if history is None else Rollout.join([history.rows(rows), step])
-            scores = total(objective, history)
-            num_kept = min(self.width, len(scores))
-            kept = scores.topk(num_kept).indices
-            search.remember(history.actions, scores, history, instead=True)
-        return search.finish()
+            scores = total(search.objective, history)
+            yield history, scores
+            kept = choose(history, scores)
+            if not len(kept):
+                return
+
+    def best_rows(self, history: Rollout, scores: Tensor) -> Tensor:
+        """The ``width`` best of them."""
+        return scores.topk(min(self.width, len(scores))).indices
 
     def actions_to_try(self, search: Search) -> Tensor:
         """``(V, A)``, the actions to choose from.

@@ -1,13 +1,14 @@
 """Graph search: every situation that can be come to is gone on from once."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenwm.control.objectives import Objective, total
-from tokenwm.control.planners.base import Plan, approximately
+from tokenwm.control.objectives import Objective
+from tokenwm.control.planners.base import Plan
 from tokenwm.control.planners.beam import BeamSearch
 from tokenwm.control.planners.search import Search
 from tokenwm.imagination.rollout import Rollout
@@ -42,28 +43,13 @@ class GraphSearch(BeamSearch):
                 :meth:`Planner.plan`.
         """
         search = Search(self, world, state, objective, warm)
-        choices = self.actions_to_try(search)
-        places = world.fork(state, len(choices), self.horizon, noise_streams=0)
-        history: Rollout | None = None
         best: tuple[Tensor, Rollout] | None = None
-        kept = torch.zeros(1, dtype=torch.int64, device=choices.device)
         seen: set[tuple[int, ...]] = set()
-        for number in search.rounds(self.horizon):
-            rows = kept.repeat_interleave(len(choices))
-            if number:
-                places = world.select(places, rows)
-            actions = choices.repeat(len(kept), 1)[:, None]
-            with approximately(world, self.approximation):
-                places, step = world.roll(places, actions, self.sampling)
-            history = step if history is None else Rollout.join([history.rows(rows), step])
-            scores = total(objective, history)
+        for history, scores in self.grow(search, partial(self._new, seen=seen)):
             search.remember(history.actions, scores, history, instead=True)
             highest = scores.argmax()
             if best is None or scores[highest] > best[0]:
                 best = scores[highest], history.rows(highest[None])
-            kept = self._new(history, scores, seen)
-            if not len(kept):
-                break
         assert best is not None
         score, rollout = best
         padded = search.space.sequences(rollout.actions, self.horizon)
