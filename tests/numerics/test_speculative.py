@@ -315,3 +315,20 @@ def test_rows_of_a_fork_cannot_be_replaced() -> None:
     forked = state.fork(3, 2)
     with pytest.raises(TokenwmError, match="rows of a fork cannot be replaced"):
         forked.replace_rows(torch.tensor([1]), prefill(model, random_tokens(model, 1, 2)))
+
+
+@torch.no_grad()
+def test_rows_of_a_fork_leave_a_batch_that_they_are_done_with() -> None:
+    """What the others draw, and what comes after, is as if all had stayed."""
+    model = freeze(model_of("frame+state", 4.0))
+    tokens = random_tokens(model, 16, 5)
+    decoded, following = [], []
+    for decode in (decode_steps, decode_steps_speculatively):
+        state = prefill(model, tokens.rows([0]).steps(slice(2)), num_steps=0).fork(16, 4)
+        state, steps = decode(model, state, tokens.action[:, 1:4], SamplingConfig())
+        decoded.append(steps)
+        following.append(decode_step(model, state, tokens.action[:, 4], SamplingConfig())[0])
+    passes = decoded[1].row_passes
+    assert (passes < passes.max()).sum() >= 8  # so half of them left
+    assert_same(decoded[1], decoded[0])
+    assert torch.equal(following[1].frame_tokens, following[0].frame_tokens)

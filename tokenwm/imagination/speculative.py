@@ -93,8 +93,8 @@ def _run(
     """Pass after pass until every row has decided its last token; returns their number.
 
     On a CPU, where time is proportional to rows, those that are done are left out as soon as they
-    are half of all; but rows of a fork share their past, and compiled passes their shapes. Another
-    device is asked how far it is as seldom as can be.
+    are half of all; but rows of a fork may share several pasts, and compiled passes their shapes.
+    Another device is asked how far it is as seldom as can be.
 
     Args:
         model: The world model.
@@ -104,7 +104,7 @@ def _run(
     """
     on_cpu = stream.filled.device.type == "cpu"
     has_fixed_rows = passes_are_compiled(model) or model.graph_passes
-    can_leave_out = on_cpu and stream.start.cache.past is None and not has_fixed_rows
+    can_leave_out = on_cpu and stream.start.cache.has_rows_alike and not has_fixed_rows
     num_passes = 0
     while distance > 0:
         # The row furthest behind cannot arrive sooner: no pass in vain, and few waits.

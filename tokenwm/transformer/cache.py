@@ -216,15 +216,21 @@ class KVCache:
             other: A cache of ``n`` rows, written up to the same step.
 
         Raises:
-            TokenwmError: One of the two is a fork, or a fork of this one is still held.
+            TokenwmError: One of the two is a fork, unless both are of the same single row; or a
+                fork of this one is still held.
         """
-        if self.past is not None or other.past is not None:
+        if self.past is not other.past or not self.has_rows_alike:
             raise TokenwmError("rows of a fork cannot be replaced: they share their past")
         self.reserve(0)
         mine, its = [*self.keys, *self.values], [*other.keys, *other.values]
         for held, new in zip(mine, its, strict=True):
             held.index_copy_(0, rows, new)
         self._first.index_copy_(0, rows, other._first)
+
+    @property
+    def has_rows_alike(self) -> bool:
+        """Whether any row could be in any other's place: no fork, or a fork of a single row."""
+        return self.past is None or len(self.past._first) == 1
 
     def reserve(self, num_steps: int) -> None:
         """Reserve cells for so many more steps, which overwrite the oldest ones.
