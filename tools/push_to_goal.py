@@ -14,8 +14,10 @@ place is the simulator's own (``block.position``), as in stable-worldmodel's Pus
 
 Pairs in which the block does not move are left out: its centre of mass has to move by ``--moved``
 px, or it has to turn by ``--turned`` degrees. Pairs whose start is already a success are counted
-apart. Rates have Wilson's interval, differences to the first arm one of 2,000 draws of whole
-episodes, since pairs of one episode are not independent.
+apart. ``must_move`` holds the same figures of those pairs that nobody reaches who leaves the block
+where it is. Rates have Wilson's interval, differences to the first arm one of 2,000 draws of whole
+episodes, since pairs of one episode are not independent. Interrupted (Ctrl-C), it gives the figures
+of what was tried.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
@@ -34,7 +36,7 @@ import torch
 from drawn import interval, mean_of
 from numpy.typing import NDArray
 from push_arms import ARMS, Arm
-from push_pairs import OFFSET, Task, choose_pairs, pose_in, task_of
+from push_pairs import NEAR, OFFSET, TURN, Task, choose_pairs, pose_in, task_of
 from push_world import Look
 
 from tokenwm.data.readers.simulator.reach import reach
@@ -109,6 +111,13 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tried": len(records), "episodes": len(set(keys)), "arms": figures}
 
 
+def summaries(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The summary of all pairs, and that of those in which the block has to be moved."""
+    least = np.degrees(TURN)
+    far = [each for each in records if each["moved"] >= NEAR or each["turned"] >= least]
+    return {**summary(records), "must_move": summary(far) if far else None}
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All arms on the same pairs."""
     reader = ShardReader(args.data)
@@ -123,16 +132,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = None if args.model is None else load(args.model, dtype=torch.bfloat16)
     settings = key_values("--set", args.set)
     part, num_parts = map(int, args.part.split("/"))
-    records = []
-    for number, pair in list(enumerate(pairs))[part::num_parts]:
-        task = task_of(reader, pair, model, args.seed + number)
-        task = replace(task, settings=settings, objective=args.objective)
-        tried = {name: attempt(task, ARMS[name]) for name in args.arms}
-        records.append({**asdict(pair), "arms": tried})
-        told = ", ".join(
-            f"{name} {sum(record['arms'][name]['success'] for record in records)}" for name in tried
-        )
-        print(f"reached of {len(records)}: {told}", file=sys.stderr, flush=True)
+    records: list[dict[str, Any]] = []
+    with suppress(KeyboardInterrupt):
+        for number, pair in list(enumerate(pairs))[part::num_parts]:
+            task = task_of(reader, pair, model, args.seed + number)
+            task = replace(task, settings=settings, objective=args.objective)
+            tried = {name: attempt(task, ARMS[name]) for name in args.arms}
+            records.append({**asdict(pair), "arms": tried})
+            told = ", ".join(
+                f"{name} {sum(record['arms'][name]['success'] for record in records)}"
+                for name in tried
+            )
+            print(f"reached of {len(records)}: {told}", file=sys.stderr, flush=True)
+    if not records:
+        raise TokenwmError("no pair was tried")
     about = {
         "data": str(args.data),
         "model": None if args.model is None else str(args.model),
@@ -145,7 +158,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "turned_degrees": args.turned,
         "counts": counts,
     }
-    return {**about, **summary(records), "pairs": records}
+    return {**about, **summaries(records), "pairs": records}
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -165,8 +178,12 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ]
     if not whole:
         raise TokenwmError("the files to join have no pair that all their arms have tried")
-    about = {k: v for k, v in parts[0].items() if k not in ("arms", "pairs", "tried", "episodes")}
-    return {**about, "joined": len(parts), **summary(whole), "pairs": whole}
+    about = {
+        k: v
+        for k, v in parts[0].items()
+        if k not in ("arms", "pairs", "tried", "episodes", "must_move")
+    }
+    return {**about, "joined": len(parts), **summaries(whole), "pairs": whole}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
