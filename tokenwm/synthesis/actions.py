@@ -1,4 +1,4 @@
-"""Actions of imagined episodes: those of a policy, of records, perturbed or not, or random."""
+"""Actions of imagined episodes: of a policy or planner, of records, perturbed or not, or random."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenwm.control.goals import GoalImage
+from tokenwm.control.planners.categorical import CategoricalCEM
+from tokenwm.control.planners.icem import ICEM
 from tokenwm.control.proposals import ActionSpace, coloured_noise
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
@@ -16,8 +19,10 @@ from tokenwm.imagination.starts import RecordedStarts
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.policies.cloning import GoalPolicy
 
-KINDS = ("records", "other", "policy", "random")
+KINDS = ("records", "other", "policy", "planner", "random")
 """Sources of actions."""
+NEED_RECORDS = ("records", "planner")
+"""Those that need to know what was recorded behind the start."""
 EXPONENT = 2.0
 """Colour of noise on actions: it hangs together over many steps, as what people do does."""
 
@@ -96,6 +101,28 @@ def other_actions(
     step = int(generator.integers(reader.episode(key).num_steps - horizon))
     taken = reader.arrays(key, ["action"], step, step + horizon)["action"]
     return torch.from_numpy(taken), f"{key}:{step}"
+
+
+@torch.inference_mode()
+def planned_actions(
+    model: TokenWorldModel, starts: RecordedStarts, horizon: int, luck: Luck
+) -> list[Tensor]:
+    """Actions ``(H, A)`` from each start to the picture that was recorded ``horizon`` steps later.
+
+    What iCEM, or CEM over ids, finds with its default sizes, by the distance of codes.
+    """
+    state: Any = model.start(
+        starts.context(model), seed=luck.seed, noise_streams=luck.noise_streams
+    )
+    is_discrete = ActionSpace.of(model.vocabulary).is_discrete
+    plans = []
+    for row, goal in enumerate(starts.future_frames[:, -1]):
+        seed = int(luck.generator(row, 3).integers(2**31))
+        planner = (CategoricalCEM if is_discrete else ICEM)(horizon=horizon, seed=seed)
+        wanted = GoalImage(model, goal, reduce="last")
+        own = model.select(state, torch.tensor([row], device=model.device))
+        plans.append(planner.plan(model, own, wanted).actions.cpu())
+    return plans
 
 
 @torch.inference_mode()

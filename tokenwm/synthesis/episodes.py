@@ -42,9 +42,11 @@ from tokenwm.policies.cloning import GoalPolicy
 from tokenwm.shapes import is_number, is_whole, shown
 from tokenwm.synthesis.actions import (
     KINDS,
+    NEED_RECORDS,
     Luck,
     other_actions,
     perturbed,
+    planned_actions,
     random_actions,
     roll_policy,
 )
@@ -60,7 +62,8 @@ class SynthesisConfig:
         model: Folder of the world model.
         data: Frame shards with the starts: a folder or a URL.
         actions: ``records`` (what was done from there on, perturbed), ``other`` (what was done in
-            another episode), ``policy`` (the action prior acts) or ``random``.
+            another episode), ``policy`` (the action prior acts), ``planner`` (a plan towards what
+            was recorded ``horizon`` steps later) or ``random``.
         noise: Of ``records``: standard deviation in those of the data; 0 repeats them.
         num_episodes: Episodes to imagine; those that end too early are not kept.
         num_context: ``C``, observed steps before imagining; the last is the episode's first.
@@ -126,7 +129,8 @@ class SynthesisSource:
         self.config, self.format = config, episode_format
         self.num_together = config.batch_size
         self.reader = ShardReader(config.data)
-        steps = config.num_context + (config.horizon if config.actions == "records" else 0)
+        self.num_recorded = config.horizon if config.actions in NEED_RECORDS else 0
+        steps = config.num_context + self.num_recorded
         keys = self.reader.keys(config.split)
         self.lengths = {key: self.reader.episode(key).num_steps - steps for key in keys}
         self.lengths = {key: length for key, length in self.lengths.items() if length >= 0}
@@ -180,8 +184,7 @@ class SynthesisSource:
             Luck(seed=self.config.seed, indices=tuple(r.index for r in refs)),
         )
         rows = [self._start(luck.generator(row, 0)) for row in range(len(refs))]
-        horizon = config.horizon if config.actions == "records" else 0
-        starts = load_starts(self.reader, rows, config.num_context, horizon)
+        starts = load_starts(self.reader, rows, config.num_context, self.num_recorded)
         rollout, origins = self._imagine(starts, luck)
         frames = self.model.decode_frames(rollout).cpu().numpy()
         rollout = rollout.to("cpu")
@@ -218,11 +221,15 @@ class SynthesisSource:
                 self._prior = GoalPolicy.load(model)
             rollout = roll_policy(model, self._prior, starts, config.horizon, luck, config.sampling)
             return rollout, ["policy: the action prior"] * len(starts)
+        if config.actions == "planner":
+            plans = planned_actions(model, starts, config.horizon, luck)
         actions, origins = [], []
         for row, start in enumerate(starts.rows):
             drawn = luck.torch_generator(row, 1)
             if config.actions == "random":
                 chosen, origin = random_actions(space, config.horizon, drawn), "random"
+            elif config.actions == "planner":
+                chosen, origin = plans[row], f"planner, towards step +{config.horizon}"
             elif config.actions == "other":
                 numbers = luck.generator(row, 1)
                 keys = self.reader.keys(config.split)

@@ -12,6 +12,7 @@ import torch
 
 from tests.moving_square import make_model, save_model, write_squares
 from tokenwm.cli.main import main
+from tokenwm.control.goals import GoalImage
 from tokenwm.control.proposals import ActionSpace
 from tokenwm.data.episode import Episode
 from tokenwm.data.loading.mixture import MixtureItem, make_strata
@@ -21,10 +22,11 @@ from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import Rollout
+from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.starts import Start, load_starts
 from tokenwm.imagination.token_world_model import TokenWorldModel, load
 from tokenwm.policies.learned import train_heads
-from tokenwm.synthesis.actions import perturbed, random_actions
+from tokenwm.synthesis.actions import Luck, perturbed, planned_actions, random_actions
 from tokenwm.synthesis.episodes import SynthesisConfig
 from tokenwm.synthesis.synthesize import Synthesized, synthesize
 from tokenwm.synthesis.trust import TrustLimits, conformal_limit, trusted_steps
@@ -226,6 +228,34 @@ def test_actions_of_others_and_of_the_prior(tmp_path: Path) -> None:
     actions = [acted.arrays(key)["action"][:-1] for key in acted.keys("train")]
     assert all((np.abs(action) <= 3.5).all() for action in actions)
     assert len({action.tobytes() for action in actions}) == len(actions)
+
+
+def test_a_planner_comes_nearer_to_what_was_recorded_than_chance(
+    model: TokenWorldModel, squares: Path
+) -> None:
+    rows = [Start(key="train_0", first_step=step) for step in range(3)]
+    starts = load_starts(ShardReader(squares), rows, 2, 3)
+    luck = Luck(seed=0, indices=(7, 8, 9))
+    plans = planned_actions(model, starts, 3, luck)
+    alone = load_starts(ShardReader(squares), rows[1:2], 2, 3)
+    assert torch.equal(planned_actions(model, alone, 3, Luck(seed=0, indices=(8,)))[0], plans[1])
+    space = ActionSpace.of(model.vocabulary)
+    drawn = [random_actions(space, 3, luck.torch_generator(row, 1)) for row in range(3)]
+    scores = []
+    for actions in (plans, drawn):
+        rollout = model.imagine(
+            starts.context(model), torch.stack(actions), sampling=SamplingConfig(temperature=0.0)
+        )
+        goals = enumerate(starts.future_frames[:, -1])
+        scores.append([GoalImage(model, goal)(rollout)[row, -1].item() for row, goal in goals])
+    assert (np.array(scores[0]) > np.array(scores[1])).all()
+
+
+def test_planned_episodes_say_so(model_folder: Path, squares: Path, tmp_path: Path) -> None:
+    made(model_folder, squares, tmp_path / "planned", actions="planner", num_episodes=2)
+    reader = ShardReader(tmp_path / "planned")
+    origins = {reader.metadata(key)["actions_from"] for key in reader.keys("train")}
+    assert origins == {"planner, towards step +4"}
 
 
 def test_noise_on_recorded_actions(model: TokenWorldModel) -> None:

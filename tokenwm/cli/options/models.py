@@ -111,8 +111,9 @@ docs/synthetic.md). Interrupted, the same command continues.
 model DIR  {MODEL}
 --data DIR|URL  {FRAMES}
 --out DIR|URL!  folder of the dataset
---actions {{records,other,policy,random}} = records  those of the recording from there on, with
-    noise; of another episode; of the action prior (tokenwm heads MODEL); or random
+--actions {{records,other,policy,planner,random}} = records  those of the recording from there on,
+    with noise; of another episode; of the action prior (tokenwm heads MODEL); planned towards the
+    picture that was recorded --horizon steps later; or random
 --noise X = 0.3  of records: standard deviation of the noise, in those of the data; of ids the
     share that is replaced
 --episodes N = 100  episodes to imagine; those that cannot be trusted are not kept
