@@ -36,6 +36,7 @@ def episode(place: Tensor, action: Tensor, tokens: Tensor | None = None) -> Reco
         actions=action[:, None],
         first=torch.zeros(count, dtype=torch.int64),
         last=torch.full((count,), count - 1),
+        recording=torch.zeros(count, dtype=torch.int64),
     )
 
 

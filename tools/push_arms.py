@@ -18,7 +18,7 @@ from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance, TaskSta
 from tokenwm.control.objectives import Objective, Scores
 from tokenwm.control.planners.base import Plan, Planner
 from tokenwm.control.planners.icem import ICEM
-from tokenwm.control.proposals import Proposal
+from tokenwm.control.proposals import Given, Proposal, Together
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
@@ -90,14 +90,19 @@ def planning(task: Task) -> NextAction:
 
 
 def planning_prior(task: Task) -> NextAction:
-    """Plan with the action prior as a source of candidates."""
+    """Plan with the action prior as a source of candidates, and with the trivial rule as one more.
+
+    That one goes straight to where the goal's picture shows the pusher.
+    """
     model = model_of(task)
-    proposal = GoalProposal(
+    place = readouts_of(model, task.reader)["state"].read(torch.from_numpy(task.goal)[None])[0]
+    straight = Given(torch.as_tensor(place).float().repeat(1, model.actions_per_step, 1))
+    prior = GoalProposal(
         prior_of(model),
         model.goal_features(task.goal),
         distance=distance_of(model),
     )
-    return driven(task, planner_of(task, proposal), objective_of(task))
+    return driven(task, planner_of(task, Together(straight, prior)), objective_of(task))
 
 
 def true_dynamics(task: Task) -> NextAction:

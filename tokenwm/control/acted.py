@@ -56,6 +56,8 @@ class ActedEpisode:
         latencies: Seconds from observation to action, of each step at which a plan was due.
         plans: Those that were there in time.
         recording: Name of its file; empty if it was not kept.
+        stopped: Why the robot was stopped: no action was within the hard limits; empty if it was
+            not.
         film: Of the first episodes; not kept in figures.
     """
 
@@ -70,6 +72,7 @@ class ActedEpisode:
     latencies: tuple[float, ...]
     plans: tuple[PlanRecord, ...]
     recording: str
+    stopped: str = ""
     film: "Film | None" = None
 
 
@@ -102,7 +105,9 @@ class ClosedLoop:
         others: Who else tried the same, to compare with → how often they succeeded.
     """
 
-    DERIVED: ClassVar = ("success", "returns", "latency_seconds", "missed_deadlines", "fallbacks")
+    DERIVED: ClassVar = (
+        *("success", "returns", "latency_seconds", "missed_deadlines", "fallbacks", "stopped"),
+    )
 
     about: dict[str, Any]
     rate: float
@@ -148,6 +153,11 @@ class ClosedLoop:
     def missed_deadlines(self) -> int:
         """Plans that were not there in time."""
         return sum(episode.missed_deadlines for episode in self.episodes)
+
+    @property
+    def stopped(self) -> int:
+        """Episodes in which the robot was stopped, for want of an action within the limits."""
+        return sum(bool(episode.stopped) for episode in self.episodes)
 
     @property
     def fallbacks(self) -> dict[str, int]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.control.acted import ActedEpisode, ClosedLoop, Film, PlanRecord
-from tokenwm.control.decision import Decision
-from tokenwm.control.recordings import FOLDER, write_recipe, write_recording
+from tokenwm.control.decision import Decision, LimitsError
+from tokenwm.control.recordings import FOLDER, clear_recordings, write_recipe, write_recording
 from tokenwm.control.simulator import Simulator, check_space, seeded
 from tokenwm.data.readers.simulator.environments import RENDER, decode_action, num_actions_of
 from tokenwm.data.readers.simulator.recorder import SUCCESS, EpisodeRecorder, make_watched, reset
@@ -121,9 +121,8 @@ def run_closed_loop(
         TokenwmError: The simulator's actions are not the model's, or the agent cannot go on.
     """
     simulator = seeded(simulator, config.seed)
+    clear_recordings(out)
     (out / FOLDER).mkdir(exist_ok=True)
-    for earlier in (out / FOLDER).glob("episode_*.npz"):  # the recipe takes all that are there
-        earlier.unlink()
     episodes = []
     for index in range(config.num_episodes):
         progress(index, config.num_episodes)
@@ -133,8 +132,11 @@ def run_closed_loop(
             if index == 0:
                 write_recipe(out, simulator, num_actions_of(env.action_space))
             run.act(agent, env)
-        path = write_recording(out, index, run.recorder, simulator)
-        episodes.append(run.episode(str(path.relative_to(out))))
+        recording = ""
+        if run.decisions:
+            path = write_recording(out, index, run.recorder, simulator)
+            recording = str(path.relative_to(out))
+        episodes.append(run.episode(recording))
     progress(config.num_episodes, config.num_episodes)
     rate = model.control_rate * model.actions_per_step
     return ClosedLoop(about=dict(about or {}), rate=rate, episodes=tuple(episodes))
@@ -157,9 +159,10 @@ class Run:
         self.recorder = EpisodeRecorder(simulator.options, simulator.format, index)
         self.decisions: list[Decision] = []
         self.success: bool | None = None
+        self.stopped = ""
 
     def act(self, agent: Agent, env: Any) -> None:
-        """Act until the episode is over."""
+        """Act until the episode is over, or no action is within the hard limits."""
         recorder, simulator = self.recorder, self.simulator
         renders = RENDER in simulator.options.cameras.values()
         observation, info = self.begin(env)
@@ -167,14 +170,18 @@ class Run:
         agent.begin(seed=self.config.seed + self.index)
         seconds = simulator.num_repeats / simulator.rate
         due = time.perf_counter()
-        while not self.is_over:
-            action, decision = agent.act(simulator.observed(recorder))
-            self.decisions.append(decision)
-            if self.config.in_real_time:
-                due = max(due + seconds, time.perf_counter())
-                time.sleep(max(0.0, due - time.perf_counter()))
-            self._step(env, decode_action(env.action_space, simulator.held(action)), renders)
-        agent.end()
+        try:
+            while not self.is_over:
+                action, decision = agent.act(simulator.observed(recorder))
+                self.decisions.append(decision)
+                if self.config.in_real_time:
+                    due = max(due + seconds, time.perf_counter())
+                    time.sleep(max(0.0, due - time.perf_counter()))
+                self._step(env, decode_action(env.action_space, simulator.held(action)), renders)
+        except LimitsError as error:
+            self.stopped = str(error)
+        finally:
+            agent.end()
 
     def begin(self, env: Any) -> tuple[Any, Any]:
         """Bring the simulator to the start; what is observed there."""
@@ -218,6 +225,7 @@ class Run:
             latencies=tuple(each.seconds for each in self.decisions if each.is_planned),
             plans=tuple(self._plans()),
             recording=recording,
+            stopped=self.stopped,
             film=self.film() if self.index < self.config.num_films else None,
         )
 

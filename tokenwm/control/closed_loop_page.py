@@ -78,6 +78,9 @@ def sentences(loop: ClosedLoop) -> list[str]:
             f"{seconds(latency['p50'])} on the median, after {seconds(latency['p99'])} in 99 of "
             "100 cases."
         )
+    if loop.stopped:
+        why = next(episode.stopped for episode in loop.episodes if episode.stopped)
+        found.append(f"In {count(loop.stopped, 'episode')} the robot was stopped, first by: {why}.")
     if loop.missed_deadlines or any(fallbacks.values()):
         parts = [f"{number:,} by the {name}" for name, number in fallbacks.items() if number]
         found.append(

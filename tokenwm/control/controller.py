@@ -10,8 +10,9 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from math import gcd
 from typing import Any, Generic, TypeVar
@@ -29,8 +30,8 @@ from tokenwm.control.decision import (
     Verifier,
 )
 from tokenwm.control.history import History
-from tokenwm.control.limits import Limits
-from tokenwm.control.planners.base import Planner
+from tokenwm.control.limits import Limits, limits_for
+from tokenwm.control.planners.base import NoPlanError, Planner
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.world import Observation, World
@@ -63,7 +64,7 @@ class Controller(Generic[State]):
 
     Raises:
         LimitsError: The safe action breaks a limit.
-        TokenwmError: A setting is of the wrong kind.
+        TokenwmError: A setting is of the wrong kind, or the limits are for another rate.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class Controller(Generic[State]):
         self._num_stacked = world.vocabulary.actions_per_step
         self._dims = world.vocabulary.action.num_dimensions // self._num_stacked
         # One action of the robot at a time leaves the controller and is checked.
-        self.limits = None if limits is None else replace(limits, actions_per_step=1)
+        self.limits = None
+        if limits is not None:
+            self.limits = replace(limits_for(limits, world), actions_per_step=1)
         self._safe_action, self._verifier, self._clock = safe_action, verifier, clock
         self._taken: list[Numbers] = []  # by the robot, the last ones
         self._where: torch.Tensor | None = None
@@ -98,21 +101,31 @@ class Controller(Generic[State]):
         self._jobs: list[Future[Any]] = []
         self.begin()
 
-    def begin(self, context: Context | None = None, *, seed: int = 0) -> None:
+    def begin(
+        self,
+        context: Context | None = None,
+        *,
+        taken: Sequence[Numbers] = (),
+        seed: int = 0,
+    ) -> None:
         """Start an episode.
 
         Args:
             context: Observed steps, one row, the last of which is what :meth:`act` gets first; None
                 if nothing was observed before.
+            taken: The robot's last commands, ``(dims,)`` each, the newest last, of which limits of
+                speed and acceleration follow; without them the first ones are not limited by these.
             seed: Of the noise of imagined futures.
         """
         self.end()
         self._jobs.clear()
         self._history.begin(context, seed)
         self._step = 0
-        self._taken, self._where = [], None
-        self._thought: Thought | None = None
+        self._taken, self._where = list(taken), None
+        self._thought: Thought | None = None  # the last plan that was taken up
+        self._made: Thought | None = None  # the last one that was made, taken up or not
         self._due: Future[Thought] | None = None
+        self._has_failed = False
 
     def end(self) -> None:
         """Wait for what is under way; the world is the caller's again, until :meth:`begin`."""
@@ -134,13 +147,26 @@ class Controller(Generic[State]):
 
         Raises:
             LimitsError: No action is within the hard limits.
-            TokenwmError: The observation does not fit the world.
+            TokenwmError: The observation does not fit the world, or the last call ended in an
+                error: what the robot then did is not known here.
         """
-        began, step = self._clock(), self._step
+        began = self._clock()
         if len(observation.frames) != 1:
             raise TokenwmError(
                 f"the observation has {len(observation.frames)} rows; a controller has one robot"
             )
+        if self._has_failed:
+            raise TokenwmError(
+                "the last act() ended in an error, so it is not known what the robot did then; "
+                "begin() a new episode"
+            )
+        self._has_failed = True
+        action, decision = self._act(observation, began)
+        self._has_failed = False
+        return action, decision
+
+    def _act(self, observation: Observation, began: float) -> tuple[Numbers, Decision]:
+        step = self._step
         self._where = observation.state
         self._take_up_late(step)
         is_planned = step % self.config.every == 0
@@ -170,14 +196,16 @@ class Controller(Generic[State]):
             if self._has_fallback(step):
                 reason = "the plan of an earlier step is not there yet"
                 return replace(decision, missed_deadline=True, reason=reason)
-        due = self._due = self._submit(self._think, step, self._thought)
+        due = self._due = self._submit(self._think, step, self._made)
         self._wait(due, step, began)
         is_late = deadline is not None and (not due.done() or self._clock() - began > deadline)
         if is_late and self._has_fallback(step):
             reason = f"the plan took longer than {deadline:g} s"
             return replace(decision, missed_deadline=True, reason=reason)
         self._raise_errors()
-        thought, self._due = due.result(), None
+        thought = self._take_result()
+        if isinstance(thought, NoPlanError):
+            return replace(decision, missed_deadline=is_late, reason=str(thought))
         decision = replace(
             decision,
             missed_deadline=is_late,
@@ -215,14 +243,25 @@ class Controller(Generic[State]):
         self._raise_errors()
         if self._due is None or not self._due.done():
             return
-        thought, self._due = self._due.result(), None
-        if not self._objection(thought, step):
+        thought = self._take_result()
+        if isinstance(thought, Thought) and not self._objection(thought, step):
             self._thought = thought
 
+    def _take_result(self) -> Thought | NoPlanError:
+        """The plan that is there, which the next search begins with, or why there is none."""
+        due, self._due = self._due, None
+        assert due is not None
+        try:
+            self._made = due.result()
+        except NoPlanError as error:
+            return error
+        return self._made
+
     def _raise_errors(self) -> None:
-        """Raise what a job in the thread raised, the first one first."""
+        """Raise what a job in the thread raised, the first one first; no plan is no error."""
         while self._jobs and self._jobs[0].done():
-            self._jobs.pop(0).result()
+            with suppress(NoPlanError):
+                self._jobs.pop(0).result()
 
     def _objection(self, thought: Thought, step: int) -> str:
         """The reason not to take a plan up at a step; empty if there is none."""
@@ -282,14 +321,16 @@ class Controller(Generic[State]):
             future = self._worker.submit(job, *arguments)
         else:
             future = Future()
-            future.set_result(job(*arguments))
+            try:
+                future.set_result(job(*arguments))
+            except NoPlanError as error:
+                future.set_exception(error)
         self._jobs.append(future)
         return future
 
     def _think(self, step: int, last: Thought | None) -> Thought:
         state = self._history.state_at(step)
-        num_taken = 0 if last is None else (step - last.step) // self._num_stacked
-        warm = None if last is None else last.plan.shifted(num_taken)
+        warm = None if last is None else last.plan.shifted(step - last.step, self._num_stacked)
         plan = self.planner.plan(self.world, state, self.objective, warm)
         check_shape("the plan", plan.actions, ("H", self._dims * self._num_stacked))
         verdict = None

@@ -4,7 +4,7 @@ A model may be wrong about everything it has not seen; a limit on the commands t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ Predicate = Callable[[Tensor, Tensor | None], Tensor]
 """Function from robot actions ``(B, T, dims)`` and states ``(B, P)`` or None to ``(B,)`` bool:
 True where they are allowed."""
 Floats = NDArray[np.float64]
+RATE_TOLERANCE = 0.01
+"""Part of its rate by which a robot may be faster or slower than its limits say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,26 @@ def _note(
                 value=float(values[row, step, dimension]),
                 allowed=(float(low[dimension]), float(high[dimension])),
             )
+
+
+def limits_for(limits: Limits, world: Any) -> Limits:
+    """The limits as they hold for the chunks of a world, whatever a file says of their size.
+
+    Args:
+        limits: For the robot.
+        world: A :class:`~tokenwm.imagination.world.World` of it.
+
+    Raises:
+        TokenwmError: They are for another rate, so speeds and accelerations would be wrong.
+    """
+    count = world.vocabulary.actions_per_step
+    rate = world.control_rate * count
+    if abs(limits.rate - rate) > RATE_TOLERANCE * rate:
+        raise TokenwmError(
+            f"the limits are for {limits.rate:g} actions per second and this robot takes "
+            f"{rate:g}, so their speeds would be others; give limits with rate: {rate:g}"
+        )
+    return replace(limits, actions_per_step=count)
 
 
 def limits_from(values: Mapping[str, Any], where: str = "limits") -> Limits:

@@ -181,6 +181,30 @@ def policy_chunks(policy: Policy[Any], observation: Observation, num: int, seed:
     return policy.act(many, policy.begin(num, seed))[0]
 
 
+class Together:
+    """Several proposals as one: each gives what it has, and the last fills up what is left.
+
+    Args:
+        proposals: At least one.
+    """
+
+    def __init__(self, *proposals: Proposal) -> None:
+        if not proposals:
+            raise TokenwmError("Together() needs at least one proposal")
+        self.proposals = proposals
+
+    def __call__(
+        self, world: World[Any], state: Any, generator: torch.Generator, num: int, horizon: int
+    ) -> Tensor:
+        """Propose ``(n, H, A)``, at most ``num``; shorter sequences are made as long as others."""
+        space, parts = ActionSpace.of(world.vocabulary, world.features(state).device), []
+        for proposal in self.proposals:
+            left = num - sum(map(len, parts))
+            proposed = proposal(world, state, generator, left, horizon)[:left]
+            parts.append(space.sequences(proposed, horizon))
+        return torch.cat(parts)
+
+
 class Given:
     """A proposal of sequences that are known already, such as :func:`policy_chunks`.
 

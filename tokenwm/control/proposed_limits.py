@@ -12,6 +12,8 @@ QUANTILE = 0.999
 """Part of the recorded speeds and accelerations that a proposed limit holds without its margin."""
 MARGIN = 0.1
 """Margin of a proposed limit: of the range of a position, or of the speed or acceleration."""
+STILL = 0.01
+"""Room of a dimension that never moved: of the median range of the others, or of its value."""
 MOST_EPISODES = 200
 """Episodes whose actions are read, evenly spread over the training data."""
 
@@ -51,7 +53,12 @@ def propose_limits(reader: ShardReader, *, margin: float = MARGIN) -> Limits:
     accelerations = [np.diff(each, axis=0) * rate for each in speeds]
     every = np.concatenate(commands)
     low, high = every.min(0), every.max(0)
-    room = margin * (high - low)
+    ranges = high - low
+    moving = ranges[ranges > 0]
+    typical = np.median(moving) if len(moving) else 1.0
+    # What never moved has bins of its own width, and six digits round it: it is not one point.
+    least = np.where(ranges > 0, 0.0, np.maximum(STILL * typical, STILL * np.abs(low)))
+    room = np.maximum(margin * ranges, least)
     return Limits(
         rate=rate,
         position=tuple(map(_range, low - room, high + room)),

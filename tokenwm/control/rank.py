@@ -39,7 +39,7 @@ class Ranking:
     Attributes:
         order: ``(K,)`` int64, numbers of the chunks, best first.
         scores: ``(K,)`` float32, by chunk: mean over its futures, minus infinity for one that
-            breaks a limit or whose futures are not finite.
+            breaks a limit, is ruled out by the objective, or whose futures are not finite.
         verdicts: By chunk.
     """
 
@@ -49,9 +49,10 @@ class Ranking:
 
     @property
     def best(self) -> int | None:
-        """Number of the best chunk that is accepted; None if none is."""
+        """Number of the best chunk that is accepted and not ruled out; None if none is."""
         for number in self.order.tolist():
-            if self.verdicts[number].decision == "accepted":
+            is_possible = self.scores[number] > -torch.inf
+            if is_possible and self.verdicts[number].decision == "accepted":
                 return int(number)
         return None
 

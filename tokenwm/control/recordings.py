@@ -21,6 +21,13 @@ from tokenwm.strict import dump_yaml
 FOLDER, RECIPE = "control_recordings", "recipe.yaml"
 
 
+def clear_recordings(out: Path) -> None:
+    """Take away what an earlier run left in a folder: the recipe takes all that are there."""
+    for earlier in (out / FOLDER).glob("episode_*.npz"):
+        earlier.unlink()
+    (out / RECIPE).unlink(missing_ok=True)
+
+
 def write_recording(out: Path, index: int, recorder: EpisodeRecorder, simulator: Simulator) -> Path:
     """Write one episode; rows as the ``dreamer`` reader has them, actions ``after``.
 

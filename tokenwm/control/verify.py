@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwm.control.limits import Breach, Limits
+from tokenwm.control.limits import Breach, Limits, limits_for
 from tokenwm.control.planners.base import roll_candidates
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.context import as_tensor
@@ -159,6 +159,9 @@ def broken_limits(
         chunks: In units.
         limits: None for no limits.
         previous: ``(1, n, dims)`` the robot's last actions, or None.
+
+    Raises:
+        TokenwmError: The limits are for another rate or other actions.
     """
     if limits is None:
         return [None] * len(chunks)
@@ -166,7 +169,7 @@ def broken_limits(
     tell = getattr(world, "state_of", None)
     robot = None if tell is None else tell(state)
     count = len(chunks)
-    return limits.check(
+    return limits_for(limits, world).check(
         chunks,
         None if robot is None else robot.expand(count, -1),
         None if previous is None else previous.expand(count, -1, -1),

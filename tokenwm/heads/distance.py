@@ -153,7 +153,7 @@ def measure_distance(distance: Distance, recorded: Recorded, seed: int = 0) -> d
     known = distance.probabilities(here, recorded.goals[rows + ahead].to(device)).cpu()
     expected = known @ torch.arange(distance.reach + 2.0)
     others = torch.randint(len(recorded), (len(rows),), generator=generator)
-    is_other = recorded.last[others] != recorded.last[rows]
+    is_other = recorded.recording[others] != recorded.recording[rows]
     far = distance(here, recorded.goals[others].to(device)).cpu()[is_other]
     return {
         "error_steps": float((expected - ahead).abs().mean()),
@@ -176,6 +176,10 @@ def _batches(
         drawn = torch.randint(len(recorded), (2, num_elsewhere), generator=generator)
         here, there = torch.cat([rows, drawn[0]]), torch.cat([rows + ahead, drawn[1]])
         steps = there - here
+        # Frames of two phases of one recording are no example: they are neither near nor far.
+        is_same = recorded.last[here] == recorded.last[there]
+        keep = is_same | (recorded.recording[here] != recorded.recording[there])
+        here, there, steps = here[keep], there[keep], steps[keep]
         is_near = (recorded.last[here] == recorded.last[there]) & (steps >= 0) & (steps <= reach)
         inputs = pair_inputs(recorded.features[here], recorded.goals[there])
         yield inputs, torch.where(is_near, steps, reach + 1)

@@ -5,7 +5,7 @@ own way. A model's own entropy cannot tell the two apart.
 
 Source: Jensen–Shannon divergence of an ensemble on detached features, as in Simulus (Cohen et al.
 2025), after Shyam et al. (2019), MAX. Deviation: digits of codes are predicted each by itself, from
-features and action alone, and every head sees a half of the episodes.
+features and action alone, and every head sees a half of the recordings.
 """
 
 import math
@@ -31,7 +31,7 @@ from tokenwm.transformer.embeddings import digits_of
 NAME = "doubt"
 BATCH, LEARNING_RATE = 256, 2e-3
 SHARE_SEEN = 0.5
-"""Share of the episodes that each head sees."""
+"""Share of the recordings that each head sees, with all their phases."""
 
 
 class Doubt:
@@ -292,8 +292,10 @@ def _batches(
     recorded: Recorded, action: ActionCode, members: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs; and whether each head may see the row, tokens now and tokens then. Without end."""
-    draw = torch.rand(len(recorded), members, generator=generator)
-    is_seen = (draw < SHARE_SEEN)[recorded.first].long()  # the same for a whole episode
+    count = int(recorded.recording.max()) + 1
+    place = torch.rand(count, members, generator=generator).argsort(0).argsort(0)
+    # The same for a whole recording, and each head sees one at least.
+    is_seen = (place < math.ceil(SHARE_SEEN * count))[recorded.recording].long()
     while True:
         rows, _ = recorded.draw_pairs(BATCH, 1, 1, generator)
         tokens = (recorded.frame_tokens[rows], recorded.frame_tokens[rows + 1])

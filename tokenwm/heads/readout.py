@@ -241,13 +241,14 @@ def fit_readout(
 
 
 def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean over outputs of the logarithm of each one's Huber loss.
+    """Mean over outputs of the root of each one's Huber loss.
 
     So each counts by how well it can be told: what no picture shows, such as a speed, would
-    otherwise drown the rest in its noise.
+    otherwise drown the rest in its noise. By the logarithm, which does so even more, an output that
+    is lost once (a block's x, in one run of many) has no weight to be found again.
     """
     errors = huber_loss(outputs, targets, delta=HUBER_DELTA, reduction="none")
-    return (errors.mean(dim=0) + 1e-6).log().mean()
+    return (errors.mean(dim=0) + 1e-6).sqrt().mean()
 
 
 def steps_for(num_frames: int) -> int:

@@ -1,12 +1,13 @@
 """Recorded steps as features, on which heads are trained; the model's tokenizer encodes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from tokenwm.data.readers.base import PHASE
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.fits import check_data_fits
@@ -30,6 +31,8 @@ class Recorded:
             means nothing.
         first: ``(N,)`` int64, number of the first step of each one's episode.
         last: ``(N,)`` int64, of the last one.
+        recording: ``(N,)`` int64, number of what was recorded at once: phases of one recording are
+            several episodes, and no further evidence.
     """
 
     features: Tensor
@@ -39,13 +42,23 @@ class Recorded:
     actions: Tensor
     first: Tensor
     last: Tensor
+    recording: Tensor
 
     def __len__(self) -> int:
         return len(self.last)
 
     @classmethod
-    def cat(cls, episodes: list["Recorded"]) -> "Recorded":
-        """Several behind one another."""
+    def cat(
+        cls, episodes: Sequence["Recorded"], recordings: Sequence[str] | None = None
+    ) -> "Recorded":
+        """Several behind one another.
+
+        Args:
+            episodes: One each.
+            recordings: Name of each one's recording; None: all are of different ones.
+        """
+        names = list(map(str, range(len(episodes)))) if recordings is None else recordings
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         sizes = torch.tensor([0, *(len(episode) for episode in episodes)]).cumsum(0).tolist()
         joined = {
             name: torch.cat([getattr(episode, name) for episode in episodes])
@@ -54,7 +67,13 @@ class Recorded:
         starts = list(zip(episodes, sizes, strict=False))
         first = torch.cat([episode.first + start for episode, start in starts])
         last = torch.cat([episode.last + start for episode, start in starts])
-        return cls(**joined, first=first, last=last)
+        recording = torch.cat(
+            [
+                torch.full((len(episode),), numbers[name])
+                for episode, name in zip(episodes, names, strict=True)
+            ]
+        )
+        return cls(**joined, first=first, last=last, recording=recording)
 
     def draw_pairs(
         self, count: int, least: int, most: int, generator: torch.Generator
@@ -124,7 +143,7 @@ def read_recorded(
         episodes.append(_episode(model, reader, key))
         if progress is not None:
             progress(number + 1, len(keys))
-    return Recorded.cat(episodes)
+    return Recorded.cat(episodes, [key.rpartition(PHASE)[0] or key for key in keys])
 
 
 def small_pictures(frames: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -159,4 +178,5 @@ def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
         actions=model.units.as_actions(arrays["action"]).cpu(),
         first=torch.zeros(count, dtype=torch.int64),
         last=torch.full((count,), count - 1),
+        recording=torch.zeros(count, dtype=torch.int64),
     )

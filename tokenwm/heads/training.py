@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from tokenwm.errors import TokenwmError
 
+MOST_GRADIENT = 1.0
+"""Norm that the gradient of a step is cut to: without, a single batch can undo what was learned."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``(B, num_outputs)`` outputs and the targets of a batch → a number to be made small."""
 
@@ -65,6 +67,7 @@ def fit_head(
         value = loss(head(inputs.to(device)), targets.to(device))
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(head.parameters(), MOST_GRADIENT)
         optimizer.step()
         schedule.step()
         losses.append(float(value.detach()))

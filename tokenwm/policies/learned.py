@@ -1,6 +1,7 @@
 """All that is learned for deciding, in one call: prior, distance and doubt of a model."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from tokenwm.heads.recorded import Recorded, read_recorded
 from tokenwm.imagination.starts import choose_split
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.policies import cloning
-from tokenwm.shapes import is_whole, shown
+from tokenwm.shapes import is_number, is_whole, shown
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ def train_heads(
     """
     if not names or not set(names) <= SHARES.keys():
         raise TokenwmError(f"heads are {', '.join(names)!r}; choose of {', '.join(SHARES)}")
-    if not seconds > 0:
-        raise TokenwmError(f"seconds={shown(seconds)}; use a number above zero")
+    if not (is_number(seconds) and 0.0 < seconds < math.inf):
+        raise TokenwmError(f"seconds={shown(seconds)}; use a finite number above zero")
     if model.folder is None:
         raise CheckpointError("heads are kept beside their model; load it from a folder")
     sizes = sizes_for(model, chunk, reach)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenwm.control.goals import GoalImage
-from tokenwm.control.limits import Limits, limits_from
+from tokenwm.control.limits import Limits, limits_for, limits_from
 from tokenwm.control.objectives import Objective, Reward
 from tokenwm.control.rank import Ranking, ranking_of
 from tokenwm.control.verify import VerifyConfig, falls_below, futures_of
@@ -65,7 +65,7 @@ def parse_question(
     return Question(
         goal=checked_goal(model, arrays, needs_one=is_ranked or "least" in options),
         least=number(options, "least", 0.0, -MOST, MOST) if "least" in options else None,
-        limits=checked_limits(options),
+        limits=checked_limits(model, options),
         config=VerifyConfig(
             num_futures=whole_number(options, "num_futures", 1 if is_ranked else 16, 1, 2**31 - 1),
             max_failure_probability=number(options, "max_failure_probability", 0.1, 0.0, 1.0),
@@ -153,18 +153,18 @@ def checked_goal(
     return goal
 
 
-def checked_limits(options: Mapping[str, Any]) -> Limits | None:
-    """The hard limits of the options, if there are any.
+def checked_limits(model: TokenWorldModel, options: Mapping[str, Any]) -> Limits | None:
+    """The hard limits of the options, if there are any, for chunks of a model.
 
     Raises:
-        TokenwmError: They are impossible.
+        TokenwmError: They are impossible, or for another rate.
     """
     values = options.get("limits")
     if values is None:
         return None
     if not isinstance(values, Mapping):
         raise TokenwmError(f"limits={values!r}; an object with rate, position, speed, …")
-    return limits_from(values)
+    return limits_for(limits_from(values), model)
 
 
 def objective_for(model: TokenWorldModel, goal: NDArray[np.uint8] | None) -> Objective | None:

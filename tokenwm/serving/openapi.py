@@ -5,7 +5,7 @@ from typing import Any
 import tokenwm
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving import wire
-from tokenwm.serving.decisions import RANK, VERIFY
+from tokenwm.serving.decisions import GOAL, RANK, VERIFY
 from tokenwm.serving.planning import PLAN
 from tokenwm.serving.requests import (
     ENCODE,
@@ -15,6 +15,7 @@ from tokenwm.serving.requests import (
     SCORE,
     Limits,
     arrays_of,
+    takes_goal,
 )
 
 ERRORS = {
@@ -72,6 +73,9 @@ _TEXT = {"type": "string"}
 
 def _operation(path: str, model: TokenWorldModel, limits: Limits) -> dict[str, Any]:
     arrays = ", ".join(f"{name} {_shape(name, path, model)}" for name in arrays_of(path, model))
+    if takes_goal(path):
+        frame = ", ".join(map(str, model.tokenizer.frame_shape))
+        arrays += f" and, if wanted, {GOAL} ({frame}) uint8"
     body = {
         "description": f"safetensors with the arrays {arrays}; "
         f"options ({', '.join(OPTIONS[path])}) as JSON in the metadata entry `options`; at most "

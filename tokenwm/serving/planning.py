@@ -60,7 +60,7 @@ def parse_plan(
             seed=whole_number(options, "seed", 0, 0, 2**31 - 1),
         ),
         goal=checked_goal(model, arrays, needs_one=True),
-        limits=checked_limits(options),
+        limits=checked_limits(model, options),
     )
 
 

@@ -140,9 +140,7 @@ def parse(
         TokenwmError: Something is missing, unknown, too large or of another shape.
     """
     timeout = number(options, "timeout", limits.timeout, 0.0, limits.timeout)
-    check_names(
-        "array", arrays, arrays_of(path, model), [GOAL] if path in (*decisions.PATHS, PLAN) else []
-    )
+    check_names("array", arrays, arrays_of(path, model), [GOAL] if takes_goal(path) else [])
     check_names("option", options, (), OPTIONS[path])
     nothing = np.zeros((0, 1, 0))
     if path == ENCODE:
@@ -228,6 +226,11 @@ OPTIONS: Mapping[str, Collection[str]] = {
     **dict.fromkeys(decisions.PATHS, decisions.OPTIONS),
     PLAN: planning.OPTIONS,
 }
+
+
+def takes_goal(path: str) -> bool:
+    """Whether a question may come with a picture of what is wanted, the array ``goal``."""
+    return path in (*decisions.PATHS, PLAN)
 
 
 def arrays_of(path: str, model: TokenWorldModel) -> list[str]:

@@ -228,6 +228,10 @@ class GuardedServer(uvicorn.Server):
                 log_level="error",  # strangers' mistakes are counted, not logged
                 access_log=False,
                 server_header=False,
+                # A message is held whole before anybody sees it, compressed or not.
+                ws_max_size=getattr(service.limits, "max_upload_bytes", 0) + MAX_HEAD_BYTES,
+                ws_max_queue=4,
+                ws_per_message_deflate=False,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )

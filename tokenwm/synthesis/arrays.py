@@ -58,7 +58,8 @@ def export_arrays(
         raise ShardError(f"{dataset} holds {reader.manifest.kind}; only frame shards are exported")
     if layout not in LAYOUTS:
         raise ShardError(f"layout {layout!r}; use one of {', '.join(LAYOUTS)}")
-    is_replaced = overwrite and (out_dir / RECIPE).is_file()
+    written = [out_dir / HDF5_NAME, out_dir / EPISODES]  # others write recipes, too
+    is_replaced = overwrite and any(path.exists() for path in written)
     if out_dir.exists() and any(out_dir.iterdir()) and not is_replaced:
         raise ShardError(
             f"{out_dir} is not empty; choose another folder, or replace an exported one with "
@@ -175,5 +176,5 @@ def _recipe(reader: ShardReader, layout: Layout) -> dict[str, Any]:
         "image_size": [height, width],
         "splits": {"val": 0.0, "test": 0.0},
         "licence": str(manifest.provenance.get("licence", "unknown")),
-        "quality": {"max_frozen_seconds": None, "max_spike": None},
+        "quality": {"allow_frozen": True, "max_frozen_seconds": None, "max_spike": None},
     }

@@ -200,8 +200,8 @@ def imagine_instead(
     own = choose_actions(model, reader, start.key, settings)
     horizon, num_futures = len(own), settings.num_samples
     num_changed = horizon if config.num_changed is None else config.num_changed
-    other = own.copy()
-    other[:num_changed] = changed_actions(model, reader, own[:num_changed], config.changes)
+    changed = changed_actions(model, reader, own[:num_changed], config.changes)
+    other = np.concatenate([changed, own[num_changed:]])  # which would round none of them
     if model.doubt is None and has_head(model, DOUBT):
         model.doubt = Doubt.load(model)
     rollout = model.imagine(

@@ -94,21 +94,31 @@ def synthesize(
 
 
 def _limits(config: SynthesisConfig, reader: ShardReader, alpha: float) -> TrustLimits:
+    """The limits given by hand, and those that are missing set on held-out episodes."""
     given = config.limits
-    if alpha == 0.0 or (given.surprise is not None and given.doubt is not None):
+    if alpha == 0.0 and given.doubt is None:
         return given
     model = load(config.model, config.device)
     check_data_fits(model, reader)
-    if given.doubt is not None and not has_head(model, DOUBT):
+    knows = has_head(model, DOUBT)
+    if given.doubt is not None and not knows:
         raise TokenwmError(
             f"--max-doubt {given.doubt:g}: the model has no such head; `tokenwm heads "
             f"{config.model} --train doubt` trains it"
         )
-    if has_head(model, DOUBT):
+    missing = [
+        name
+        for name in (("surprise", "doubt") if knows else ("surprise",))
+        if getattr(given, name) is None
+    ]
+    if alpha == 0.0 or not missing:
+        return given
+    if knows:
         model.doubt = Doubt.load(model)
     found = set_limits(
         model,
         reader,
+        missing,
         num_context=config.num_context,
         horizon=config.horizon,
         alpha=alpha,
@@ -136,6 +146,6 @@ def _recipe(config: SynthesisConfig, real: Manifest) -> Recipe:
         image_size=(height, width),
         splits=SplitConfig(val=0.0, test=0.0),
         # What is imagined may stand still and jump; how far to trust it is said otherwise.
-        quality=QualityConfig(max_frozen_seconds=None, max_spike=None),
+        quality=QualityConfig(allow_frozen=True, max_frozen_seconds=None, max_spike=None),
         **values,
     )

@@ -11,10 +11,11 @@ Source: Vovk, Gammerman and Shafer (2005), Algorithmic Learning in a Random Worl
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tokenwm.data.shards.manifest import Manifest
@@ -24,9 +25,12 @@ from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.starts import Start, load_starts, recordings, spread
 from tokenwm.imagination.token_world_model import TokenWorldModel
+from tokenwm.shapes import is_number, shown
 
 MOST_EPISODES, ROWS_AT_ONCE = 200, 16
 """Held-out episodes that limits are set on, at most, and how many of them are imagined at once."""
+HELD_OUT_STREAMS = 2**32
+"""Number of their first noise stream; imagined episodes have those from 0 on."""
 ENDS = 0.5
 """Probability from which on an action ends an imagined episode."""
 Floats = NDArray[np.float64]
@@ -39,15 +43,26 @@ class TrustLimits:
     Attributes:
         surprise: Of the model at what it drew, nats per token; None for no limit.
         doubt: Of its heads about the step, nats per token; None for no limit.
-        alpha: Share of episodes like the held-out ones that may be beyond one of them; 0 where the
-            limits were given.
+        alpha: Share of episodes like the held-out ones that may be beyond one of those that were
+            set on these; 0 where all were given.
         num_episodes: Held-out episodes that they were set on.
+        set_on_held_out: Names of those that were.
+
+    Raises:
+        TokenwmError: A limit is below zero or no number.
     """
 
     surprise: float | None = None
     doubt: float | None = None
     alpha: float = 0.0
     num_episodes: int = 0
+    set_on_held_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("surprise", "doubt"):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and value >= 0):
+                raise TokenwmError(f"{name}={shown(value)}; use a limit of 0 or more, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +129,7 @@ def conformal_limit(scores: Floats, alpha: float) -> float:
 def set_limits(
     model: TokenWorldModel,
     reader: ShardReader,
+    names: Sequence[str],
     *,
     num_context: int,
     horizon: int,
@@ -121,24 +137,39 @@ def set_limits(
     sampling: SamplingConfig,
     seed: int,
 ) -> TrustLimits:
-    """Set the limits on held-out episodes; those on doubt where the model has that head.
+    """Set limits on held-out episodes.
 
     With two limits each has half of ``alpha``.
+
+    Args:
+        model: The model, with its doubt if that is limited.
+        reader: The episodes.
+        names: Of ``surprise`` and ``doubt``, those to set.
+        num_context: Observed steps before imagining.
+        horizon: Imagined steps.
+        alpha: In (0, 1).
+        sampling: Settings for drawing ids.
+        seed: Of starts and noise.
 
     Raises:
         TokenwmError: There are too few held-out episodes that are long enough.
     """
     found: list[Floats] = []
     for rollout in _imagined_held_out(model, reader, num_context, horizon, sampling, seed):
-        values = [rollout.frame_nll] + ([] if rollout.doubt is None else [rollout.doubt])
-        found.append(np.stack([value.amax(1).double().cpu().numpy() for value in values]))
-    scores = np.concatenate(found, axis=1) if found else np.zeros((1, 0))
-    limits = [conformal_limit(row, alpha / len(scores)) for row in scores]
+        values = {"surprise": rollout.frame_nll, "doubt": rollout.doubt}
+        chosen = [value for name in names if (value := values[name]) is not None]
+        found.append(np.stack([value.amax(1).double().cpu().numpy() for value in chosen]))
+    scores = np.concatenate(found, axis=1) if found else np.zeros((len(names), 0))
+    limits = {
+        name: conformal_limit(row, alpha / len(names))
+        for name, row in zip(names, scores, strict=True)
+    }
     return TrustLimits(
-        surprise=limits[0],
-        doubt=limits[1] if len(limits) > 1 else None,
+        surprise=limits.get("surprise"),
+        doubt=limits.get("doubt"),
         alpha=alpha,
         num_episodes=scores.shape[1],
+        set_on_held_out=tuple(names),
     )
 
 
@@ -179,6 +210,12 @@ def _imagined_held_out(
     ]
     for first in range(0, len(rows), ROWS_AT_ONCE):
         starts = load_starts(reader, rows[first : first + ROWS_AT_ONCE], num_context, horizon)
+        # Luck of their own each, and none of an episode's that will be judged by them.
+        streams = torch.arange(first, first + len(starts)) + HELD_OUT_STREAMS
         yield model.imagine(
-            starts.context(model), starts.future_actions, sampling=sampling, seed=seed
+            starts.context(model),
+            starts.future_actions,
+            sampling=sampling,
+            seed=seed,
+            noise_streams=streams,
         )

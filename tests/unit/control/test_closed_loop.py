@@ -24,7 +24,7 @@ from tokenwm.control.closed_loop import (
 )
 from tokenwm.control.closed_loop_page import sentences, write_closed_loop
 from tokenwm.control.controller import Controller
-from tokenwm.control.decision import ControllerConfig
+from tokenwm.control.decision import ControllerConfig, LimitsError
 from tokenwm.control.planners.base import Plan, roll_candidates
 from tokenwm.control.simulator import Simulator, simulator_for
 from tokenwm.data.making.prepare import prepare
@@ -247,3 +247,38 @@ def test_the_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     limited = [*arguments, "--limits", str(tmp_path / "limits.yaml"), "--safe-action", "0", "0"]
     assert main(limited) == 0
     assert "by the safe action" in capsys.readouterr().out
+    assert main([*limited, "--planner", "random"]) == 1
+    assert "--planner random knows no limits" in capsys.readouterr().err
+    assert main([*arguments, "--every", "0"]) == 1
+    assert "every=0; use whole robot steps" in capsys.readouterr().err
+    assert main([*arguments, "--goals", str(tmp_path), "--discount", "0.5"]) == 1
+    assert "--discount, --steps, --env beside --goals" in capsys.readouterr().err
+
+
+def test_where_no_action_is_allowed_the_robot_stops_and_the_rest_is_done(
+    model: TokenWorldModel, tmp_path: Path
+) -> None:
+    class Stops(RandomAgent):
+        ended = 0
+
+        def begin(self, *, seed: int) -> None:
+            super().begin(seed=seed)
+            self.steps_left = {5: 2, 6: 0}.get(seed, 99)
+
+        def act(self, observation: Any) -> Any:
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                raise LimitsError("nothing is allowed")
+            return super().act(observation)
+
+        def end(self) -> None:
+            self.ended += 1
+
+    agent = Stops(model)
+    loop = act(model, tmp_path, agent)
+    assert loop.stopped == 2 and agent.ended == 3
+    assert [episode.num_steps for episode in loop.episodes[:2]] == [2, 0]
+    assert [bool(episode.recording) for episode in loop.episodes] == [True, False, True]
+    page = write_closed_loop(tmp_path, loop).read_text()
+    assert "In 2 episodes the robot was stopped, first by: nothing is allowed." in page
+    assert json.loads((tmp_path / "control.json").read_text())["stopped"] == 2

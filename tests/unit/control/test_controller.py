@@ -16,7 +16,7 @@ from tokenwm.control.decision import ControllerConfig, LimitsError
 from tokenwm.control.history import History
 from tokenwm.control.limits import Limits
 from tokenwm.control.objectives import Reward, total
-from tokenwm.control.planners.base import Plan
+from tokenwm.control.planners.base import NoPlanError, Plan
 from tokenwm.control.planners.categorical import CategoricalCEM
 from tokenwm.control.planners.cem import CEM
 from tokenwm.control.verify import Verdict
@@ -316,3 +316,64 @@ def test_errors_of_the_planner_are_its_own(deadline: float | None) -> None:
 def test_impossible_settings_are_refused(options: Any) -> None:
     with pytest.raises(TokenwmError, match=next(iter(options))):
         ControllerConfig(**options)
+
+
+class NeverFinds:
+    """A planner that finds nothing, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def plan(self, world: Any, state: Any, objective: Any, warm: Plan | None = None) -> Plan:
+        self.times -= 1
+        if self.times >= 0:
+            raise NoPlanError("none can be chosen")
+        return make_plan(torch.tensor([[0.5]]))
+
+
+@pytest.mark.parametrize("deadline", [None, 5.0], ids=["at once", "in the thread"])
+def test_where_no_plan_is_found_the_safe_action_is_taken(deadline: float | None) -> None:
+    made = controller(NeverFinds(2), deadline=deadline, safe_action=np.ones(1))
+    path, decisions = drive(made, 3)
+    made.close()
+    assert path == [4.0, 5.0, 5.5]
+    assert [decision.came for decision in decisions] == ["safe action", "safe action", "plan"]
+    assert decisions[0].reason.startswith("none can be chosen")
+
+
+def test_after_an_error_a_new_episode_has_to_begin() -> None:
+    made = controller(
+        Fixed([-1.0], [2.0], [0.5]), limits=Limits(rate=10.0, position=((-1.0, 1.0),))
+    )
+    made.act(seen(3.0))
+    with pytest.raises(LimitsError):
+        made.act(seen(2.0))
+    with pytest.raises(TokenwmError, match="the last act.. ended in an error.*begin.. a new"):
+        made.act(seen(2.0))
+    made.begin()
+    assert float(made.act(seen(2.0))[0][0]) == 0.5
+
+
+def test_limits_are_for_one_rate_and_follow_what_was_commanded_before() -> None:
+    with pytest.raises(TokenwmError, match="the limits are for 5 actions per second.* takes 10"):
+        controller(Fixed(), limits=Limits(rate=5.0))
+    made = controller(Fixed([2.0], [2.0]), limits=Limits(rate=10.0, speed=(15.0,)))
+    assert float(made.act(seen(3.0))[0][0]) == 2.0  # nobody knows what it did before
+    made.begin(taken=[np.zeros(1)])
+    with pytest.raises(LimitsError, match="speed of dimension 0 is 20"):
+        made.act(seen(3.0))
+
+
+def test_a_refused_plan_is_where_the_next_search_begins() -> None:
+    warm: list[Plan | None] = []
+
+    class Noted(Fixed):
+        def plan(self, world: Any, state: Any, objective: Any, before: Plan | None = None) -> Plan:
+            warm.append(before)
+            return super().plan(world, state, objective)
+
+    limits = Limits(rate=10.0, position=((-1.0, 1.0),))
+    made = controller(Noted([3.0, 0.5], [1.0]), limits=limits, safe_action=np.zeros(1))
+    drive(made, 2)
+    assert warm[0] is None and warm[1] is not None
+    assert warm[1].actions[:, 0].tolist() == [0.5, 0.5]  # so that it draws anew, too

@@ -144,3 +144,21 @@ def test_limits_proposed_from_data_hold_the_data_and_can_be_given_back(tmp_path:
     jump = np.array([[[-3.5, 0.0], [3.5, 0.0], [-3.5, 0.0]]])
     (breach,) = limits.check(jump)
     assert breach is not None and breach.limit == "speed"
+
+
+def test_a_dimension_that_never_moved_gets_some_room(tmp_path: Path) -> None:
+    write_squares(tmp_path / "data", {"train": (20, 30)})
+    reader = ShardReader(tmp_path / "data")
+
+    class Still(ShardReader):
+        def arrays(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+            arrays = super().arrays(*arguments, **options)
+            arrays["action"] = arrays["action"].copy()
+            arrays["action"][:, 1] = np.float32(np.pi)
+            return arrays
+
+    limits = propose_limits(Still(tmp_path / "data"))
+    assert limits.position is not None and limits.position[0] == (-3.6, 3.6)
+    low, high = limits.position[1]
+    assert low < np.pi - 0.05 and np.pi + 0.05 < high < 3.3
+    assert limits.allows(Still(tmp_path / "data").arrays(reader.keys("train")[0])["action"][None])

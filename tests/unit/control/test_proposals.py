@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.toy_world import CELLS, ToyWorld
-from tokenwm.control.proposals import ActionSpace, Given, coloured_noise, policy_chunks
+from tokenwm.control.proposals import ActionSpace, Given, Together, coloured_noise, policy_chunks
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.world import Observation
 from tokenwm.tokenizer.actions import BinTokenizer
@@ -78,3 +78,16 @@ def test_a_policy_proposes_as_many_chunks_as_are_wanted() -> None:
     assert torch.equal(Given(chunks)(ToyWorld(), None, generator, 2, 9), chunks[:2])
     with pytest.raises(TokenwmError, match="expected"):
         Given(torch.zeros(3))
+
+
+def test_proposals_together_fill_each_other_up() -> None:
+    one, many = Given(torch.ones(1, 1, 1)), Given(torch.arange(6.0).reshape(3, 2, 1))
+    world = ToyWorld()
+    state = world.start(world.context(torch.tensor([[8.0]])))
+    generator = torch.Generator()
+    proposed = Together(one, many)(world, state, generator, 3, 2)
+    assert proposed[:, :, 0].tolist() == [[1.0, 1.0], [0.0, 1.0], [2.0, 2.0]]  # 3 is out of bounds
+    assert len(Together(one, many)(world, state, generator, 1, 2)) == 1
+    assert Together(many)(world, state, generator, 9, 2).shape == (3, 2, 1)
+    with pytest.raises(TokenwmError, match="at least one proposal"):
+        Together()

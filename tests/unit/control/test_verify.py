@@ -187,3 +187,21 @@ def test_impossible_settings_are_refused(options: dict[str, float]) -> None:
         VerifyConfig(sampling=SamplingConfig(), **options)  # type: ignore[arg-type]
     with pytest.raises(TokenwmError, match="holds none"):
         rank(WORLD, start(), torch.zeros(0, 2, 1), reward)
+
+
+def test_a_chunk_that_the_objective_rules_out_is_not_the_best() -> None:
+    chunks = torch.stack([chunk(1.0), chunk(-1.0)])
+    ranking = rank(WORLD, start(), chunks, lambda rollout: torch.full((2, 1), -torch.inf))
+    assert [verdict.decision for verdict in ranking.verdicts] == ["accepted"] * 2
+    assert ranking.best is None
+
+
+def test_limits_are_those_of_the_worlds_chunks() -> None:
+    world = ToyWorld(chunk=2)
+    state = world.start(world.context(torch.tensor([[8.0]])))
+    limits = Limits(rate=20.0, workspace={"0": (0.0, 2.0)})  # a file that says nothing of chunks
+    verdict = verify(world, state, torch.tensor([[1.0, -1.0]]), None, limits)
+    assert verdict.decision == "rejected"
+    assert verdict.reason.startswith("workspace of dimension 0 is -1 at action 1")
+    with pytest.raises(TokenwmError, match="for 10 actions per second and this robot takes 20"):
+        verify(world, state, torch.tensor([[1.0, -1.0]]), None, replace(limits, rate=10.0))

@@ -160,4 +160,5 @@ def _random_steps(num_features: int, num_codes: int) -> Recorded:
         actions=torch.rand(12, 2, generator=generator),
         first=torch.zeros(12, dtype=torch.int64),
         last=torch.full((12,), 11),
+        recording=torch.zeros(12, dtype=torch.int64),
     )

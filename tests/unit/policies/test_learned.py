@@ -1,6 +1,7 @@
 """``tokenwm heads``: from a model and frames to heads that are loaded in one line."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,11 @@ def test_what_cannot_be_trained_is_said_in_a_line(
     with pytest.raises(CheckpointError, match="`tokenwm heads` trains prior, distance and doubt"):
         tokenwm.Distance.load(tokenwm.load(tmp_path / "model"))
     argv = ["heads", str(tmp_path / "model"), "--data", str(tmp_path / "frames"), "--minutes", "0"]
-    assert cli.main(argv) == 1
-    assert "--minutes 0; use a number above zero" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    assert "--minutes: 0 is not a finite number above zero" in capsys.readouterr().err
+    with pytest.raises(TokenwmError, match="seconds=inf; use a finite number above zero"):
+        train_heads(model, reader, seconds=math.inf)
     assert sizes_for(model, None, None) == (25, 50)  # 10 Hz
     with pytest.raises(TokenwmError, match="chunk=0"):
         sizes_for(model, 0, None)

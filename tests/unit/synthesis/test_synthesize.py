@@ -29,7 +29,8 @@ from tokenwm.policies.learned import train_heads
 from tokenwm.synthesis.actions import Luck, perturbed, planned_actions, random_actions
 from tokenwm.synthesis.episodes import SynthesisConfig
 from tokenwm.synthesis.synthesize import Synthesized, synthesize
-from tokenwm.synthesis.trust import TrustLimits, conformal_limit, trusted_steps
+from tokenwm.synthesis.synthesize import _recipe as recipe_of
+from tokenwm.synthesis.trust import TrustLimits, conformal_limit, set_limits, trusted_steps
 
 LUMA, CODEC_ERROR = (0.299, 0.587, 0.114), 2.0
 """Weights of brightness, and its mean error of 255. Colours are stored at half the resolution;
@@ -199,9 +200,7 @@ def test_an_episode_does_not_depend_on_its_company(model_folder: Path, squares: 
 
 
 def recipe_source(config: SynthesisConfig) -> Any:
-    from tokenwm.synthesis.synthesize import _recipe
-
-    return _recipe(config, ShardReader(config.data).manifest).open_source()
+    return recipe_of(config, ShardReader(config.data).manifest).open_source()
 
 
 def test_actions_of_others_and_of_the_prior(tmp_path: Path) -> None:
@@ -369,3 +368,46 @@ def test_the_verb_says_how_they_came_out(
     assert "no episode of split 'train'" in capsys.readouterr().err
     assert main([*argv, "--alpha", "0", "--max-surprise", "0.0", "--overwrite"]) == 1
     assert "trust ends after 0 imagined step(s)" in capsys.readouterr().err
+
+
+def test_limits_by_hand_and_those_that_are_set(tmp_path: Path) -> None:
+    folder, data = tmp_path / "model", tmp_path / "squares"
+    save_model(folder, make_model())
+    write_squares(data, {"train": (12, 9), "val": (16, 13, 12, 11)})
+    given = TrustLimits(surprise=3.5)
+    plain = made(folder, data, tmp_path / "a", limits=given, alpha=0.4, num_episodes=2)
+    assert plain.limits == given  # nothing is missing, so nothing is set
+    for alpha in (0.0, 0.4):
+        with pytest.raises(TokenwmError, match="--max-doubt 0.2: the model has no such head"):
+            made(folder, data, tmp_path / "b", limits=TrustLimits(doubt=0.2), alpha=alpha)
+    train_heads(load(folder), ShardReader(data), ("doubt",), seconds=0.1, chunk=4, reach=3)
+    mixed = made(folder, data, tmp_path / "c", limits=given, alpha=0.4, least_steps=1).limits
+    assert mixed.surprise == 3.5 and mixed.doubt is not None
+    assert mixed.set_on_held_out == ("doubt",) and mixed.num_episodes == 4
+    with pytest.raises(TokenwmError, match="surprise=nan; use a limit of 0 or more"):
+        TrustLimits(surprise=float("nan"))
+
+
+def test_held_out_episodes_have_luck_of_their_own(
+    model: TokenWorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_squares(tmp_path, {"train": (8,), "val": (8, 9, 8)})
+    streams: list[int] = []
+    imagine = model.imagine
+
+    def noted(*arguments: Any, **options: Any) -> Rollout:
+        streams.extend(options["noise_streams"].tolist())
+        return imagine(*arguments, **options)
+
+    monkeypatch.setattr(model, "imagine", noted)
+    monkeypatch.setattr("tokenwm.synthesis.trust.ROWS_AT_ONCE", 1)
+    reader = ShardReader(tmp_path)
+    options: dict[str, Any] = {"num_context": 2, "horizon": 4, "alpha": 0.5, "seed": 0}
+    set_limits(model, reader, ["surprise"], sampling=SamplingConfig(), **options)
+    assert len(set(streams)) == len(streams) == 3 and min(streams) >= 2**32
+
+
+def test_imagined_robots_may_stand_still(model_folder: Path, squares: Path) -> None:
+    config = SynthesisConfig(model=str(model_folder), data=str(squares))
+    recipe = recipe_of(config, ShardReader(squares).manifest)
+    assert recipe.quality.allow_frozen

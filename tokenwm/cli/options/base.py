@@ -58,7 +58,7 @@ def positive(text: str) -> float:
 TYPES: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("N", "K", "SEED"), int),
     **dict.fromkeys(("X", "FLOPS/S"), float),
-    **dict.fromkeys(("FLOPS", "STEPS", "TOKENS", "DELTA"), positive),
+    **dict.fromkeys(("FLOPS", "STEPS", "TOKENS", "DELTA", "SECONDS", "MINUTES"), positive),
     **dict.fromkeys(("DIR", "FILE", "PATH", "SWEEP"), Path),
     **dict.fromkeys(("DIR|URL", "PATH|URL"), location),
     "WORKERS": whole,

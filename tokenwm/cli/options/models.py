@@ -56,7 +56,7 @@ doubt.
 model DIR  {MODEL}
 --data DIR|URL  {FRAMES}
 --train {{prior,distance,doubt}} …  which (default: all)
---minutes X = 3.0  of training, of all of them together; encoding the frames comes on top
+--minutes MINUTES = 3.0  of training, of all of them together; encoding the frames comes on top
 --chunk N  steps of the model that the prior gives at once (default: 2.5 seconds)
 --reach N  most steps of the model from a state to its goal (default: 5 seconds)
 --seed SEED = 0  seed of everything random
@@ -144,7 +144,7 @@ model DIR  {MODEL}
     reward, or to be near --goal; distance is the learned one
 --goals DIR|URL  frame shards of that simulator: every episode starts at a held-out step of theirs
     and has to get to what was there --ahead seconds later; needs their task state
---ahead X = 2.5  seconds from start to goal; an episode has twice as long
+--ahead SECONDS = 2.5  seconds from start to goal; an episode has twice as long
 --discount X = 1.0  of the predicted reward, for each step of the model; below 1 where an episode
     ends with its only reward, or later is as good as sooner
 --prior  let the action prior propose the first candidates

@@ -35,7 +35,8 @@ from tokenwm.control.goal_reaching import (
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
 from tokenwm.control.limits import load_limits
 from tokenwm.control.objectives import Objective, Reward
-from tokenwm.control.proposals import Proposal
+from tokenwm.control.proposals import Proposal, Together
+from tokenwm.control.recordings import clear_recordings
 from tokenwm.control.simulator import Simulator, simulator_for
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.tasks import Progress
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
         num_films=arguments.films,
         in_real_time=arguments.deadline is not None,
     )
+    if arguments.goals is not None:
+        check_goals_alone(arguments)
     out: Path = arguments.out
     inputs = [
         *model_files(arguments.model),
@@ -78,6 +81,7 @@ def main(argv: list[str]) -> int:
     simulator = simulator_for(model, arguments.env, changes)
     agent = agent_of(model, arguments) if arguments.goals is None else None
     make_folder(out)
+    clear_recordings(out)
     about = {
         "model": str(arguments.model),
         "env_id": simulator.options.env_id,
@@ -105,6 +109,28 @@ def main(argv: list[str]) -> int:
     say(console, f"page: {page}")
     give(arguments, made_before.result)
     return 0
+
+
+def check_goals_alone(arguments: argparse.Namespace) -> None:
+    """Refuse options that say nothing beside recorded goals.
+
+    Raises:
+        TokenwmError: One is given.
+    """
+    given = {
+        "--goal": arguments.goal is not None,
+        "--objective": arguments.objective != "reward",
+        "--discount": arguments.discount != 1.0,
+        "--steps": arguments.steps is not None,
+        "--env": arguments.env is not None,
+        "--set": bool(arguments.set),
+    }
+    named = ", ".join(name for name, is_given in given.items() if is_given)
+    if named:
+        raise TokenwmError(
+            f"{named} beside --goals: what is wanted, how long it may take and where it is done "
+            "follow from the recorded goals; leave out one or the other"
+        )
 
 
 def to_goals(
@@ -154,12 +180,16 @@ def agent_of(
         arguments: The options.
         objective: What is wanted; None: what the options say.
         picture: Of the goal, for the prior.
-        proposal: Candidates, where there is no prior.
+        proposal: Candidates, before those of the prior.
 
     Raises:
         TokenwmError: An option is impossible, or does not fit the model.
     """
     if arguments.planner == "random":
+        if arguments.limits is not None or arguments.safe_action:
+            raise TokenwmError(
+                "--planner random knows no limits; leave --limits and --safe-action out"
+            )
         return RandomAgent(model)
     module, name = PLANNERS[arguments.planner].split(":")
     planner = getattr(importlib.import_module(f"tokenwm.control.planners.{module}"), name)
@@ -181,7 +211,8 @@ def agent_of(
         if picture is None and arguments.goal is not None:
             picture = read_goal(arguments.goal)
         goal = None if picture is None else model.goal_features(picture)
-        settings["prior"] = GoalProposal(GoalPolicy.load(model), goal)
+        prior = GoalProposal(GoalPolicy.load(model), goal)
+        settings["prior"] = prior if proposal is None else Together(proposal, prior)
     elif proposal is not None and not tries_all:
         settings["prior"] = proposal
     if arguments.doubt:
@@ -189,13 +220,12 @@ def agent_of(
     if arguments.deadline is not None:  # what is left is for observing, and for the last round
         settings["seconds"] = 0.8 * arguments.deadline
     safe = arguments.safe_action
+    every = model.actions_per_step if arguments.every is None else arguments.every
     return Controller(
         model,
         planner(**settings),
         objective_of(model, arguments) if objective is None else objective,
-        ControllerConfig(
-            every=arguments.every or model.actions_per_step, deadline=arguments.deadline
-        ),
+        ControllerConfig(every=every, deadline=arguments.deadline),
         limits=None if arguments.limits is None else load_limits(arguments.limits),
         safe_action=None if not safe else np.array(safe, dtype=np.float32),
     )

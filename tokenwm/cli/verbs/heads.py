@@ -10,7 +10,6 @@ from tokenwm.cli.progress import show_progress
 from tokenwm.cli.verbs.evaluate import known_data
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.shards.tasks import Progress
-from tokenwm.errors import TokenwmError
 from tokenwm.heads.folder import HEADS
 from tokenwm.policies.learned import SHARES, train_heads
 
@@ -19,8 +18,6 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     arguments = parse("heads", argv)
     console = console_of(arguments)
-    if not arguments.minutes > 0:
-        raise TokenwmError(f"--minutes {arguments.minutes:g}; use a number above zero")
     data = arguments.data or known_data(console, arguments.model)
     model = tokenwm.load(arguments.model, take_device(arguments.device, console))
     with show_progress(console, "heads") as bar:

@@ -60,8 +60,9 @@ def print_summary(console: Console, made: Synthesized) -> None:
     told = [f"{name} {value:.3g}" for name, value in known.items() if value is not None]
     if limits.num_episodes:
         told.append(
-            f"set on {count(limits.num_episodes, 'held-out episode')}: at most "
-            f"{limits.alpha:.0%} like them are beyond one"
+            f"{' and '.join(limits.set_on_held_out)} set on "
+            f"{count(limits.num_episodes, 'held-out episode')}: at most {limits.alpha:.0%} like "
+            "them are beyond"
         )
     say(console, f"limits, nats per token: {', '.join(told) or 'none'}")
     verdicts = ", ".join(f"{number} {name}" for name, number in made.verdicts.items())

@@ -27,6 +27,10 @@ State = TypeVar("State")
 GREEDY = SamplingConfig(temperature=0.0)
 
 
+class NoPlanError(TokenwmError):
+    """No candidate has a finite score, so there is no plan."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A plan, and what is expected of it.
@@ -56,21 +60,28 @@ class Plan:
     rollout: Rollout | None = field(default=None, repr=False)
     elites: Tensor | None = field(default=None, repr=False)
 
-    def shifted(self, num_steps: int = 1) -> "Plan":
-        """This plan after its first steps were taken, to start the next search with.
+    def shifted(self, num_taken: int = 1, actions_per_step: int = 1) -> "Plan":
+        """This plan after its first actions were taken, to start the next search with.
 
         The last action is repeated in place of those that are gone.
 
+        Args:
+            num_taken: Actions of the robot that were taken.
+            actions_per_step: Actions of the robot that lie side by side in a step of the plan.
+
         Raises:
-            TokenwmError: The number of steps is none.
+            TokenwmError: The number of actions is none.
         """
-        if not is_whole(num_steps, least=0):
-            raise TokenwmError(f"num_steps={shown(num_steps)}; use a whole number, at least 0")
+        if not is_whole(num_taken, least=0):
+            raise TokenwmError(f"num_taken={shown(num_taken)}; use a whole number, at least 0")
 
         def shift(actions: Tensor) -> Tensor:
-            count = min(num_steps, actions.shape[-2])
-            last = actions[..., -1:, :].expand(*actions.shape[:-2], count, -1)
-            return torch.cat([actions[..., count:, :], last], dim=-2)
+            *rows, num_steps, size = actions.shape
+            robot = actions.reshape(*rows, num_steps * actions_per_step, -1)
+            count = min(num_taken, robot.shape[-2])
+            last = robot[..., -1:, :].expand(*rows, count, -1)
+            moved = torch.cat([robot[..., count:, :], last], dim=-2)
+            return moved.reshape(*rows, num_steps, size)
 
         elites = None if self.elites is None else shift(self.elites)
         return replace(self, actions=shift(self.actions), elites=elites)
@@ -93,7 +104,7 @@ class Planner(Protocol):
 
         Raises:
             TokenwmError: The state has several rows, the objective does not fit the world, or no
-                candidate has a finite score.
+                candidate has a finite score (:class:`NoPlanError`).
         """
         ...
 

@@ -23,8 +23,9 @@ class GraphSearch(BeamSearch):
     action, from where it was come to first, and from where the future has likely ended it is not
     gone on from at all. So the search is as large as what can be come to, and not as the number of
     sequences: it finds a single reward behind a dozen steps. Of a step's new situations the best
-    ``width`` are kept. The plan leads to the best total that was seen; behind it, its last action
-    is repeated. Totals that are summed need a discount below 1, or later is as good as sooner.
+    ``width`` are kept. The best beginning of each length, its last action repeated behind it, is
+    imagined to the horizon in the end, so that their totals are of the same length; the best of
+    them is the plan. Totals that are summed need a discount below 1, or later is as good as sooner.
 
     Deviation from breadth-first search: what two situations with the same tokens have seen before
     may differ within the world's window, and the first one stands for both.
@@ -43,17 +44,12 @@ class GraphSearch(BeamSearch):
                 :meth:`Planner.plan`.
         """
         search = Search(self, world, state, objective, warm)
-        best: tuple[Tensor, Rollout] | None = None
+        beginnings: list[Tensor] = []
         seen: set[tuple[int, ...]] = set()
         for history, scores in self.grow(search, partial(self._new, seen=seen)):
             search.remember(history.actions, scores, history, instead=True)
-            highest = scores.argmax()
-            if best is None or scores[highest] > best[0]:
-                best = scores[highest], history.rows(highest[None])
-        assert best is not None
-        score, rollout = best
-        padded = search.space.sequences(rollout.actions, self.horizon)
-        search.remember(padded, score[None], rollout, instead=True)
+            beginnings.append(search.space.sequences(search.elites[:1], self.horizon))
+        search.score(torch.cat(beginnings), instead=True)
         return search.finish()
 
     def _new(self, history: Rollout, scores: Tensor, seen: set[tuple[int, ...]]) -> Tensor:

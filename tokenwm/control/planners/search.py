@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from tokenwm.control.objectives import Objective, total
-from tokenwm.control.planners.base import Plan, PlannerSettings, approximately, roll_candidates
+from tokenwm.control.planners.base import (
+    NoPlanError,
+    Plan,
+    PlannerSettings,
+    approximately,
+    roll_candidates,
+)
 from tokenwm.control.proposals import ActionSpace
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.rollout import Rollout
@@ -102,12 +108,13 @@ class Search:
             self._num_rounds += 1
             yield number
 
-    def score(self, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, candidates: Tensor, *, instead: bool = False) -> tuple[Tensor, Tensor]:
         """Imagine and score candidates; the best are remembered.
 
         Args:
             candidates: ``(n, H, A)``. Those that leave the bounds are moved to them, and those with
                 numbers that are not finite lose.
+            instead: See :meth:`remember`.
 
         Returns:
             The candidates as they were tried, and their scores ``(n,)``, finite or minus infinity.
@@ -126,13 +133,13 @@ class Search:
                 max_rows=settings.max_rows,
             )
         scores = total(self.objective, rollout).masked_fill(~is_finite, -torch.inf)
-        self.remember(candidates, scores, rollout)
+        self.remember(candidates, scores, rollout, instead=instead)
         return candidates, scores
 
     def remember(
         self, candidates: Tensor, scores: Tensor, rollout: Rollout, *, instead: bool = False
     ) -> None:
-        """Keep the best of a round; ``instead`` of those before, if they are beginnings of it."""
+        """Keep the best of a round; ``instead`` of those before, if it takes their place."""
         if instead:
             self._best.clear()
             self._num_ruled_out.zero_()
@@ -154,7 +161,7 @@ class Search:
             answer: ``(H, A)``, the plan that the search arrived at; None: the best that was tried.
 
         Raises:
-            TokenwmError: Nothing has a finite score.
+            NoPlanError: Nothing has a finite score.
         """
         settings, spread = self.settings, None
         scores = torch.cat([best.scores for best in self._best])
@@ -166,13 +173,16 @@ class Search:
         tried = elites if answer is None else self.space.clamp(answer)[None]
         if len(elites) and (answer is not None or settings.tries_again):
             actions, score, spread, rollout = self._try_again(tried)
+            if answer is not None and float(score) == -torch.inf:
+                # A mean may be ruled out where good candidates lie on both sides of it.
+                actions, score, spread, rollout = self._try_again(elites)
         else:
             number = int(torch.stack([best.scores[0] for best in self._best]).argmax())
             (score, *_), (actions, *_), rollout = self._best[number]
         expected = float(score)
         ruled_out = int(self._num_ruled_out)
         if expected == -torch.inf:
-            raise TokenwmError(
+            raise NoPlanError(
                 f"{ruled_out} of {self._num_rollouts} candidates have no finite score, and none "
                 "can be chosen"
             )

@@ -64,7 +64,7 @@ class Recordings:
         """
         length = self.reader.episode(key).num_steps
         if not 0 <= step < length:
-            raise TokenwmError(f"step={step} of episode {key}, which has {length}: 0 to {length})")
+            raise TokenwmError(f"step={step} of episode {key}, which has 0 to {length - 1}")
         has_state = self.model.vocabulary.state is not None
         first = max(0, step - self.num_context + 1)
         names = ["action", "state"] if has_state else ["action"]

@@ -246,7 +246,8 @@ const SPEED = 0.8, NUDGE = 0.04; // of the range: a second, and at once
 
 function push(number, amount, time) {
   const { low, high } = me.world.controls.dimensions[number];
-  choose(number, me.held[me.steered][number] + amount * (high - low), time);
+  const action = me.held[me.steered];
+  if (action) choose(number, action[number] + amount * (high - low), time);
 }
 
 function arrow(key) {
@@ -263,11 +264,14 @@ function press(key, time) {
 
 function release(key) {
   const [number] = arrow(key), { dimensions, place, discrete } = me.world.controls, { low, high } = dimensions[number] ?? {};
+  const other = [...me.keys].find((held) => arrow(held)[0] === number);
+  if (other) return press(other); // still held
   if (!place && !discrete && number < dimensions.length) choose(number, low <= 0 && high >= 0 ? 0 : (low + high) / 2);
 }
 
 let before = performance.now();
 function tick(now) {
+  requestAnimationFrame(tick); // first: whatever goes wrong below, keys stay alive
   const seconds = Math.min(0.1, (now - before) / 1000);
   before = now;
   if (me.world && me.frame && !me.world.controls.discrete) {
@@ -282,7 +286,6 @@ function tick(now) {
       (tick.strong ??= {})[number] = strong;
     });
   }
-  requestAnimationFrame(tick);
 }
 requestAnimationFrame(tick);
 
@@ -331,7 +334,7 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 addEventListener("keyup", ({ key }) => { if (me.keys.delete(key)) release(key); });
-addEventListener("blur", () => me.keys.clear());
+addEventListener("blur", () => [...me.keys].forEach((key) => me.keys.delete(key) && release(key)));
 $("scrub").addEventListener("change", (event) => back(Number(event.target.value)));
 $("scrub").addEventListener("input", (event) => ($("clock").textContent = `back to step ${event.target.value}`));
 
@@ -355,7 +358,11 @@ function openPicture() {
   (me.frame?.state?.[0] ?? []).forEach((value, number) => ($("picture-state").children[number].lastChild.value = value.toFixed(3)));
   if ($("episode").value) lookAt();
 }
-$("picture").onchange = () => ($("begin-picture").disabled = !$("picture").files.length);
+$("picture").onchange = () => {
+  const [file] = $("picture").files, most = me.world.most_bytes - 4096; // the state goes along
+  if (file?.size > most) say(`the picture has ${file.size} bytes; at most ${most} are read`);
+  $("begin-picture").disabled = !file || file.size > most;
+};
 $("begin-picture").onclick = async () => {
   const state = [...$("picture-state").querySelectorAll("input")].map((input) => Number(input.value));
   me.touched = false;

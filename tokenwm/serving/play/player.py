@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -95,6 +96,7 @@ class Player:
                 return
             try:
                 if message.get("bytes") is not None:
+                    self._check_size(len(message["bytes"]))
                     await self._orders.put(message["bytes"])
                     continue
                 order = read_message(message["text"])
@@ -174,18 +176,21 @@ class Player:
             case "luck":
                 await self._change(lambda: setattr(session, "seed", message["seed"]))
             case "compare" if message["on"]:
-                self.held = [self.held[0], self.held[0]]
                 await self._change(session.compare)
             case "compare":
-                self.held = [self.held[min(message["keep"], len(self.held) - 1)]]
-                await self._change(lambda: session.keep(message["keep"]))
+                await self._change(lambda: self._keep(message["keep"]))
+
+    def _keep(self, row: int) -> None:
+        """Go on with one of the futures, and with its action."""
+        self.session.keep(row)
+        self.held = [self.held[min(row, len(self.held) - 1)]]
+
+    def _check_size(self, num_bytes: int) -> None:
+        most = self.stage.limits.max_upload_bytes
+        if num_bytes > most:
+            raise TokenwmError(f"the picture has {num_bytes} bytes; at most {most} are read")
 
     async def _upload(self, content: bytes) -> None:
-        if len(content) > self.stage.limits.max_upload_bytes:
-            raise TokenwmError(
-                f"the picture has {len(content)} bytes; at most "
-                f"{self.stage.limits.max_upload_bytes} are read"
-            )
         state, file = read_upload(content)
         model, now = self.stage.model, self.session.beginning
         size = model.tokenizer.image_size
@@ -203,8 +208,12 @@ class Player:
         if out is None or session.beginning is None:
             raise TokenwmError("nothing is saved here; start with --out DIR, and begin somewhere")
         beginning, history, row = session.beginning, list(session.history), session.followed_row
-        path = await self._on_model(
-            lambda: write_played(out, stage.model, stage.controls, beginning, history, row)
+        temperature = stage.sampling.temperature
+        path = await self._on_thread(
+            stage.saver,  # nobody's world waits for it
+            lambda: write_played(
+                out, stage.model, stage.controls, beginning, history, row, temperature
+            ),
         )
         await self.socket.send_bytes(pack({"type": "saved", "path": str(path)}, []))
 
@@ -215,6 +224,9 @@ class Player:
             change()
             if rests and self.session.beginning is not None:
                 self.held = [self.stage.controls.rest(self.session.beginning.state)]
+            # An action for each future, whatever was undone or begun to be compared.
+            last = len(self.held) - 1
+            self.held = [self.held[min(row, last)] for row in range(self.session.num_rows)]
             return self._present()
 
         shown = await self._on_model(changed)
@@ -271,7 +283,7 @@ class Player:
         moment, beginning, step = session.history[-1], session.beginning, session.step_number
         assert beginning is not None
         truth = None if beginning.key is None else self.stage.truth(beginning, step)
-        took, actions = self._took, moment.actions
+        took, actions = list(self._took), moment.actions  # the page may start it anew meanwhile
         header = {
             "type": "frame",
             "step": step,
@@ -307,8 +319,11 @@ class Player:
         await self.socket.send_bytes(pack({"type": "note", "text": str(what)}, []))
 
     async def _on_model(self, work: Callable[[], T]) -> T:
+        return await self._on_thread(self.stage.worker, work)
+
+    async def _on_thread(self, thread: Executor, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.stage.worker, work)
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
         except (RuntimeError, asyncio.CancelledError):
             if not self.stage.is_closed:
                 raise

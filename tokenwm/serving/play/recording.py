@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.errors import TokenwmError
@@ -22,7 +23,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving.play.beginnings import Beginning, from_png
 from tokenwm.serving.play.controls import Controls
 from tokenwm.serving.play.session import Moment
-from tokenwm.strict import dump_yaml
+from tokenwm.strict import dump_yaml, parse_yaml
 from tokenwm.tokenizer.actions import BinTokenizer
 
 FOLDER, RECIPE = "played", "recipe.yaml"
@@ -37,6 +38,7 @@ def write_played(
     beginning: Beginning,
     history: Sequence[Moment],
     row: int = 0,
+    temperature: float = 1.0,
 ) -> Path:
     """Write an episode, and the recipe if it is not there yet.
 
@@ -47,6 +49,7 @@ def write_played(
         beginning: Where it began.
         history: Moments, the beginning first.
         row: Future of the last moment that is meant, if there are several.
+        temperature: At which it was drawn.
 
     Returns:
         The NPZ.
@@ -59,23 +62,48 @@ def write_played(
     folder = out / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob("episode_*.npz")))
-        if number >= MOST_EPISODES:
+        _check_recipe(out, model, controls)
+        names = [path.stem.removeprefix("episode_") for path in folder.glob("episode_*.npz")]
+        if len(names) >= MOST_EPISODES:
             raise TokenwmError(
-                f"{folder} has {number} episodes, the most that are saved there; choose another "
-                "--out"
+                f"{folder} has {len(names)} episodes, the most that are saved there; choose "
+                "another --out"
             )
+        number = 1 + max((int(name) for name in names if name.isdecimal()), default=-1)
         path = folder / f"episode_{number:06d}.npz"
+        about = _provenance(model, beginning, history, row, temperature)
         with open_atomically(path) as file:
             np.savez_compressed(file, **_arrays(model, controls, history, row))
         with open_atomically(path.with_suffix(".json")) as file:
-            file.write(json.dumps(_provenance(model, beginning, history, row), indent=1).encode())
+            file.write(json.dumps(about, indent=1).encode())
         if not (out / RECIPE).is_file():
             with open_atomically(out / RECIPE) as file:
                 file.write(dump_yaml(recipe_of(model, controls)).encode())
     except OSError as error:
         raise TokenwmError(f"{folder} cannot be written: {error}; choose another --out") from error
     return path
+
+
+def _check_recipe(out: Path, model: TokenWorldModel, controls: Controls) -> None:
+    """Check that what is played fits the recipe that lies there, if one does.
+
+    Raises:
+        TokenwmError: It is of another robot or rate, or cannot be read.
+    """
+    path = out / RECIPE
+    if not path.is_file():
+        return
+    try:
+        there = parse_yaml(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TokenwmError(f"{path} cannot be read: {error}; choose another --out") from error
+    own = recipe_of(model, controls)
+    names = ("source", "control_rate", "action_aggregation")
+    if not isinstance(there, dict) or any(there.get(name) != own[name] for name in names):
+        raise TokenwmError(
+            f"{path} is for episodes of another model or robot (its {', '.join(names)} differ); "
+            "choose another --out"
+        )
 
 
 def recipe_of(model: TokenWorldModel, controls: Controls) -> dict[str, Any]:
@@ -104,7 +132,7 @@ def recipe_of(model: TokenWorldModel, controls: Controls) -> dict[str, Any]:
         "image_size": list(model.tokenizer.image_size),
         "splits": {"val": 0.0, "test": 0.0},
         # Imagined robots may stand still as long as they like.
-        "quality": {"max_frozen_seconds": None, "max_spike": None},
+        "quality": {"allow_frozen": True, "max_frozen_seconds": None, "max_spike": None},
     }
 
 
@@ -159,14 +187,21 @@ def _rows_followed(history: Sequence[Moment], row: int) -> list[int]:
 
 
 def _provenance(
-    model: TokenWorldModel, beginning: Beginning, history: Sequence[Moment], row: int
+    model: TokenWorldModel,
+    beginning: Beginning,
+    history: Sequence[Moment],
+    row: int,
+    temperature: float,
 ) -> dict[str, Any]:
     rows = _rows_followed(history, row)[1:]
     later = list(zip(history[1:], rows, strict=True))
     return {
         "synthetic": True,
         "model": None if model.folder is None else str(model.folder),
-        "model_hash": model.fingerprint,
+        "model_sha256": model.provenance.get("weights_sha256"),
+        "dtype": str(model.world_model.transformer.dtype).removeprefix("torch."),
+        "num_passes": None if model.approximation is None else model.approximation.num_passes,
+        "temperature": temperature,
         "tokenizer_hash": model.vocabulary.tokenizer_hash,
         "episode": beginning.key,
         "step": beginning.step,

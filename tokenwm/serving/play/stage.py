@@ -68,6 +68,7 @@ class Stage:
 
     Attributes:
         worker: The model's thread, in which everything that uses it is called.
+        saver: The thread in which episodes are written, one after another.
         is_closed: Whether nothing more is computed.
         starts: Episode and step of the beginnings that the page offers.
         trust: How much surprise and doubt is usual.
@@ -90,6 +91,7 @@ class Stage:
         self.controls = Controls(model.vocabulary)
         self.recordings = None if reader is None else Recordings(reader, model, num_context)
         self.worker = ThreadPoolExecutor(1, "model")
+        self.saver = ThreadPoolExecutor(1, "saver")
         self.is_closed = False
         self.trust = take_doubt(model)
         self.starts: list[tuple[str, int]] = []
@@ -159,6 +161,7 @@ class Stage:
             "starts": [{"episode": key, "step": step} for key, step in self.starts],
             "episodes": self._episodes(),
             "saves": self.out is not None,
+            "most_bytes": self.limits.max_upload_bytes,
         }
         return header, [png(self.looked_at(*start)) for start in self.starts]
 
@@ -172,7 +175,8 @@ class Stage:
     def close(self, grace: float = 0.0) -> None:
         """Stop computing; what has begun is left to itself, whatever ``grace`` is."""
         self.is_closed = True
-        self.worker.shutdown(wait=False, cancel_futures=True)
+        for thread in (self.worker, self.saver):
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _state(model: TokenWorldModel) -> dict[str, Any]:
@@ -188,6 +192,12 @@ def _starts(reader: ShardReader, num_context: int) -> list[tuple[str, int]]:
     split = next((name for name in SPLITS if reader.keys(name)), None)
     if split is None:
         raise TokenwmError(f"{reader.root} has no episodes to begin from")
+    if split == "train":
+        logger.warning(
+            "%s has no held-out episodes: what surprise and doubt are usual is measured on those "
+            "of the training",
+            reader.root,
+        )
     found = []
     for key in evenly(reader.keys(split), GALLERY):
         length = reader.episode(key).num_steps

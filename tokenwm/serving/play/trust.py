@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenwm.heads.doubt import Doubt
+from tokenwm.heads.doubt import NAME, Doubt
+from tokenwm.heads.folder import has_head
 from tokenwm.imagination.rollout import Rollout
 from tokenwm.imagination.sampling import SamplingConfig
 from tokenwm.imagination.starts import RecordedStarts
@@ -60,7 +61,7 @@ def take_doubt(model: TokenWorldModel) -> Trust:
     Raises:
         CheckpointError: The head is there, and damaged.
     """
-    if model.folder is not None and (model.folder / "heads" / "doubt").is_dir():
+    if has_head(model, NAME):
         model.doubt = Doubt.load(model)
     name = "Uncertainty" if model.doubt is None else "Doubt"
     return Trust(surprise=Scale(name="Surprise"), doubt=Scale(name=name))

@@ -140,6 +140,20 @@ def test_two_futures_follow_their_own_actions(page: Browser) -> None:
     assert place(page.ask("step")[1][0])[0] > left
 
 
+def test_undo_into_a_comparison_steers_both_futures_again(page: Browser) -> None:
+    page.ask("compare", on=True, keep=0)
+    page.ask("step")
+    assert len(page.ask("compare", on=False, keep=1)[0]["held"]) == 1
+    page.ask("step")
+    header, _ = page.ask("back", to=1)
+    assert header["futures"] == 2 and len(header["held"]) == 2
+    for wrong in (-5, 2):
+        page.say("compare", on=False, keep=wrong)
+        assert page.hear("note")[0]["text"] == f"there is no future {wrong}; 0 to 1"
+    header, _ = page.ask("step")
+    assert header["futures"] == 2 and len(header["held"]) == 2
+
+
 def test_recorded_actions_and_what_really_happened(page: Browser, service: PlayService) -> None:
     known = service.stage.recordings
     assert known is not None

@@ -187,7 +187,9 @@ def test_an_episode_that_is_saved_is_read_again_by_prepare(
         control_rate=2.0,
         tokenizer=SimpleNamespace(image_size=(16, 16)),
         folder=None,
-        fingerprint="abc",
+        provenance={"weights_sha256": "abc"},
+        approximation=None,
+        world_model=SimpleNamespace(transformer=SimpleNamespace(dtype=torch.float32)),
     )
     draw = np.random.default_rng(0)
     frames = draw.integers(0, 255, (5, 2, 2, 16, 16, 3), dtype=np.uint8)
@@ -230,8 +232,18 @@ def test_an_episode_that_is_saved_is_read_again_by_prepare(
     assert not read["terminated"].any() and reader.is_synthetic(key)
     with pytest.raises(TokenwmError, match="nothing was imagined yet"):
         write_played(tmp_path, model, controls, beginning, history[:1])
-    monkeypatch.setattr(recording, "MOST_EPISODES", 1)
-    with pytest.raises(TokenwmError, match="has 1 episodes, the most"):
+    assert origin["model_sha256"] == "abc" and origin["dtype"] == "float32"
+    for _ in range(2):
+        last = write_played(tmp_path, model, controls, beginning, history)
+    path.unlink()  # a number is not given twice, whatever is taken away
+    assert last.name == "episode_000002.npz"
+    assert write_played(tmp_path, model, controls, beginning, history).name == "episode_000003.npz"
+    model.control_rate = 4.0
+    with pytest.raises(TokenwmError, match="is for episodes of another model or robot"):
+        write_played(tmp_path, model, controls, beginning, history)
+    model.control_rate = 2.0
+    monkeypatch.setattr(recording, "MOST_EPISODES", 3)
+    with pytest.raises(TokenwmError, match="has 3 episodes, the most"):
         write_played(tmp_path, model, controls, beginning, history)
 
 
