@@ -197,9 +197,10 @@ class Together:
         self, world: World[Any], state: Any, generator: torch.Generator, num: int, horizon: int
     ) -> Tensor:
         """Propose ``(n, H, A)``, at most ``num``; shorter sequences are made as long as others."""
-        space, parts = ActionSpace.of(world.vocabulary, world.features(state).device), []
+        space = ActionSpace.of(world.vocabulary, world.features(state).device)
+        parts: list[Tensor] = []
         for proposal in self.proposals:
-            left = num - sum(map(len, parts))
+            left = num - sum(len(part) for part in parts)
             proposed = proposal(world, state, generator, left, horizon)[:left]
             parts.append(space.sequences(proposed, horizon))
         return torch.cat(parts)
