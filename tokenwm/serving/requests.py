@@ -229,7 +229,7 @@ OPTIONS: Mapping[str, Collection[str]] = {
 
 
 def takes_goal(path: str) -> bool:
-    """Whether a question may come with a picture of what is wanted, the array ``goal``."""
+    """True if a question may come with a picture of what is wanted, the array ``goal``."""
     return path in (*decisions.PATHS, PLAN)
 
 

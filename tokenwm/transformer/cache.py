@@ -229,7 +229,7 @@ class KVCache:
 
     @property
     def has_rows_alike(self) -> bool:
-        """Whether any row could be in any other's place: no fork, or a fork of a single row."""
+        """True if any row could be in any other's place: no fork, or a fork of a single row."""
         return self.past is None or len(self.past._first) == 1
 
     def reserve(self, num_steps: int) -> None:
