@@ -14,11 +14,12 @@ from torch import Tensor
 
 from tokenwm.control.controller import Controller
 from tokenwm.control.decision import ControllerConfig
+from tokenwm.control.goal_reaching import straight_to
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance, TaskState
 from tokenwm.control.objectives import Objective, Scores
 from tokenwm.control.planners.base import Plan, Planner
 from tokenwm.control.planners.icem import ICEM
-from tokenwm.control.proposals import Given, Proposal, Together
+from tokenwm.control.proposals import Proposal, Together
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.heads.distance import Distance
@@ -96,7 +97,7 @@ def planning_prior(task: Task) -> NextAction:
     """
     model = model_of(task)
     place = readouts_of(model, task.reader)["state"].read(torch.from_numpy(task.goal)[None])[0]
-    straight = Given(torch.as_tensor(place).float().repeat(1, model.actions_per_step, 1))
+    straight = straight_to(place, model.actions_per_step)
     prior = GoalProposal(
         prior_of(model),
         model.goal_features(task.goal),

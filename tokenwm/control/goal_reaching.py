@@ -204,9 +204,9 @@ def are_places(reader: ShardReader) -> bool:
     return same_size and bool(action.units) and action.units == state.units
 
 
-def straight_to(goal: RecordedGoal, actions_per_step: int) -> Given:
-    """The trivial rule as a proposal: go to where the robot is at the goal."""
-    return Given(torch.from_numpy(np.tile(goal.state, (1, actions_per_step, 1))))
+def straight_to(place: NDArray[Any], actions_per_step: int) -> Given:
+    """The trivial rule as a proposal: go to a place ``(dims,)``, where the robot is at the goal."""
+    return Given(torch.from_numpy(np.tile(place, (1, actions_per_step, 1))))
 
 
 class Stander:

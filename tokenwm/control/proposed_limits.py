@@ -57,8 +57,8 @@ def propose_limits(reader: ShardReader, *, margin: float = MARGIN) -> Limits:
     moving = ranges[ranges > 0]
     typical = np.median(moving) if len(moving) else 1.0
     # What never moved has bins of its own width, and six digits round it: it is not one point.
-    least = np.where(ranges > 0, 0.0, np.maximum(STILL * typical, STILL * np.abs(low)))
-    room = np.maximum(margin * ranges, least)
+    still = STILL * np.maximum(typical, np.abs(low))
+    room = np.where(ranges > 0, margin * ranges, still)
     return Limits(
         rate=rate,
         position=tuple(map(_range, low - room, high + room)),

@@ -179,7 +179,6 @@ def _batches(
         # Frames of two phases of one recording are no example: they are neither near nor far.
         is_same = recorded.last[here] == recorded.last[there]
         keep = is_same | (recorded.recording[here] != recorded.recording[there])
-        here, there, steps = here[keep], there[keep], steps[keep]
-        is_near = (recorded.last[here] == recorded.last[there]) & (steps >= 0) & (steps <= reach)
-        inputs = pair_inputs(recorded.features[here], recorded.goals[there])
-        yield inputs, torch.where(is_near, steps, reach + 1)
+        is_near = is_same & (steps >= 0) & (steps <= reach)
+        inputs = pair_inputs(recorded.features[here[keep]], recorded.goals[there[keep]])
+        yield inputs, torch.where(is_near, steps, reach + 1)[keep]

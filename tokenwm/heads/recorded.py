@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tokenwm.data.readers.base import PHASE
+from tokenwm.data.readers.base import recording_of
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.fits import check_data_fits
@@ -143,7 +143,7 @@ def read_recorded(
         episodes.append(_episode(model, reader, key))
         if progress is not None:
             progress(number + 1, len(keys))
-    return Recorded.cat(episodes, [key.rpartition(PHASE)[0] or key for key in keys])
+    return Recorded.cat(episodes, [recording_of(key) for key in keys])
 
 
 def small_pictures(frames: Tensor, grid: tuple[int, int]) -> Tensor:

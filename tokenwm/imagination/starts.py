@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenwm.data.readers.base import PHASE
+from tokenwm.data.readers.base import recording_of
 from tokenwm.data.shards.manifest import SPLITS, Manifest
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
@@ -103,7 +103,7 @@ def choose_starts(
 def recordings(keys: Sequence[str]) -> list[str]:
     """Episodes, each recording once: its other phases (``all_phases``) are no further evidence."""
     known = set(keys)
-    return [key for key in keys if key.rpartition(PHASE)[0] not in known]
+    return [key for key in keys if recording_of(key) == key or recording_of(key) not in known]
 
 
 def spread(size: int, count: int) -> list[int]:

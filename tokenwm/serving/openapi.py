@@ -74,8 +74,7 @@ _TEXT = {"type": "string"}
 def _operation(path: str, model: TokenWorldModel, limits: Limits) -> dict[str, Any]:
     arrays = ", ".join(f"{name} {_shape(name, path, model)}" for name in arrays_of(path, model))
     if takes_goal(path):
-        frame = ", ".join(map(str, model.tokenizer.frame_shape))
-        arrays += f" and, if wanted, {GOAL} ({frame}) uint8"
+        arrays += f" and, if wanted, {GOAL} {_shape(GOAL, path, model)}"
     body = {
         "description": f"safetensors with the arrays {arrays}; "
         f"options ({', '.join(OPTIONS[path])}) as JSON in the metadata entry `options`; at most "
@@ -102,6 +101,7 @@ def _shape(name: str, path: str, model: TokenWorldModel) -> str:
     state = 0 if vocabulary.state is None else vocabulary.state.num_dimensions
     return {
         "frames": f"(N, {frame}) uint8" if path == ENCODE else f"(B, C, {frame}) uint8",
+        GOAL: f"({frame}) uint8",
         "past_actions": f"(B, C - 1, {vocabulary.action.num_dimensions})",
         "states": f"(B, C, {state})",
         "actions": f"(B * n, steps, {vocabulary.action.num_dimensions})",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tokenwm
+from tokenwm.data.quality.checks import AS_IMAGINED
 from tokenwm.data.shards.manifest import SPLITS
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.data.storage.atomic import make_folder_atomically
@@ -59,7 +60,9 @@ def export_arrays(
     if layout not in LAYOUTS:
         raise ShardError(f"layout {layout!r}; use one of {', '.join(LAYOUTS)}")
     written = [out_dir / HDF5_NAME, out_dir / EPISODES]  # others write recipes, too
-    is_replaced = overwrite and any(path.exists() for path in written)
+    is_replaced = (
+        overwrite and (out_dir / RECIPE).is_file() and any(path.exists() for path in written)
+    )
     if out_dir.exists() and any(out_dir.iterdir()) and not is_replaced:
         raise ShardError(
             f"{out_dir} is not empty; choose another folder, or replace an exported one with "
@@ -176,5 +179,5 @@ def _recipe(reader: ShardReader, layout: Layout) -> dict[str, Any]:
         "image_size": [height, width],
         "splits": {"val": 0.0, "test": 0.0},
         "licence": str(manifest.provenance.get("licence", "unknown")),
-        "quality": {"allow_frozen": True, "max_frozen_seconds": None, "max_spike": None},
+        "quality": dict(AS_IMAGINED),
     }

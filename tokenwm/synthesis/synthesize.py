@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenwm.data.making.prepare import prepare
-from tokenwm.data.quality.checks import QualityConfig
+from tokenwm.data.quality.checks import AS_IMAGINED, QualityConfig
 from tokenwm.data.recipes.recipe import Recipe, SplitConfig
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.data.shards.reader import ShardReader
@@ -145,7 +145,6 @@ def _recipe(config: SynthesisConfig, real: Manifest) -> Recipe:
         control_rate=real.control_rate,
         image_size=(height, width),
         splits=SplitConfig(val=0.0, test=0.0),
-        # What is imagined may stand still and jump; how far to trust it is said otherwise.
-        quality=QualityConfig(allow_frozen=True, max_frozen_seconds=None, max_spike=None),
+        quality=QualityConfig(**AS_IMAGINED),  # how far to trust it is said otherwise
         **values,
     )

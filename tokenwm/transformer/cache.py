@@ -181,7 +181,7 @@ class KVCache:
         each gets a copy of its own, since which rows share it would have to be asked of the device.
         """
         past = self.past
-        if past is not None and len(past._first) > 1:
+        if past is not None and not self.has_rows_alike:
             past = past.take_rows(rows // (len(self._first) // len(past._first)))
         taken = self._copy(past, lambda tensor: tensor[rows])
         taken._rings = taken._rings_of(len(rows))

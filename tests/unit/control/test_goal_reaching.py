@@ -173,7 +173,7 @@ def test_a_rule_goes_to_its_place_or_stays() -> None:
     assert rule.act(there)[0].tolist() == [5.0, 5.0]
     assert Stander(np.array([7.0, 7.0])).act(here)[0].tolist() == [7.0, 7.0]
     goal: Any = SimpleNamespace(state=np.array([7.0, 8.0], dtype=np.float32))
-    assert straight_to(goal, 2).sequences.tolist() == [[[7.0, 8.0], [7.0, 8.0]]]
+    assert straight_to(goal.state, 2).sequences.tolist() == [[[7.0, 8.0], [7.0, 8.0]]]
 
 
 def test_what_cannot_be_tried_is_said(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:

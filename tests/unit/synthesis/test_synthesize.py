@@ -338,6 +338,19 @@ def test_there_and_back_by_arrays(
     assert (out / "recipe.yaml").exists()
 
 
+@pytest.mark.parametrize("layout", ["robomimic", "npz"])
+def test_only_an_export_is_replaced(squares: Path, tmp_path: Path, layout: str) -> None:
+    argv = ["export-arrays", str(squares), "--layout", layout, "--overwrite", "--out"]
+    assert main([*argv, str(tmp_path / "out")]) == 0
+    assert main([*argv, str(tmp_path / "out")]) == 0
+    (tmp_path / "recipes").mkdir()  # as play and control leave them
+    (tmp_path / "recipes" / "recipe.yaml").write_text("name: played\n")
+    (tmp_path / "mine" / "episodes").mkdir(parents=True)
+    for foreign in ("recipes", "mine"):
+        assert main([*argv, str(tmp_path / foreign)]) == 1
+        assert list((tmp_path / foreign).iterdir())
+
+
 def test_a_column_on_request(imagined: Path, squares: Path, tmp_path: Path) -> None:
     for name, data, expected in (("out", imagined, True), ("real", squares, False)):
         argv = ["export-lerobot", str(data), "--out", str(tmp_path / name), "--synthetic-column"]

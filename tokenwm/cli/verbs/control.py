@@ -81,7 +81,6 @@ def main(argv: list[str]) -> int:
     simulator = simulator_for(model, arguments.env, changes)
     agent = agent_of(model, arguments) if arguments.goals is None else None
     make_folder(out)
-    clear_recordings(out)
     about = {
         "model": str(arguments.model),
         "env_id": simulator.options.env_id,
@@ -157,9 +156,10 @@ def to_goals(
 
     def agent_for(goal: RecordedGoal) -> Agent:
         objective = seen_goal(model, readout, nearness, goal)
-        straight = straight_to(goal, model.actions_per_step) if are_places(reader) else None
+        straight = straight_to(goal.state, model.actions_per_step) if are_places(reader) else None
         return agent_of(model, arguments, objective, picture=goal.picture, proposal=straight)
 
+    clear_recordings(arguments.out)  # of a run before: none is kept here
     about = {**about, "objective": f"recorded goals {arguments.ahead:g} s ahead"}
     return goal_loop(
         model, reader, simulator, goals, agent_for, config=config, about=about, progress=progress

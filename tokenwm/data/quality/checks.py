@@ -44,6 +44,14 @@ ALLOWED: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
 """Test of a limit, the same in words, and names of the limits it is for."""
 
 
+AS_IMAGINED: Mapping[str, Any] = {
+    "allow_frozen": True,
+    "max_frozen_seconds": None,
+    "max_spike": None,
+}
+"""Rules of a recipe for robots that were imagined: they may stand still and jump."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
     """Limits of the quality rules.

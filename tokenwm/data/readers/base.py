@@ -54,6 +54,11 @@ PHASE = "_phase"
 """Text that follows the key of a recording in the keys of its other phases."""
 
 
+def recording_of(key: str) -> str:
+    """The key of the recording that an episode is a phase of; its own if it is the first phase."""
+    return key.rpartition(PHASE)[0] or key
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRef:
     """One episode of a source, not loaded yet; small, so that it can be sent to another process.

@@ -264,9 +264,10 @@ function press(key, time) {
 
 function release(key) {
   const [number] = arrow(key), { dimensions, place, discrete } = me.world.controls, { low, high } = dimensions[number] ?? {};
+  if (place || discrete || number >= dimensions.length) return;
   const other = [...me.keys].find((held) => arrow(held)[0] === number);
-  if (other) return press(other); // still held
-  if (!place && !discrete && number < dimensions.length) choose(number, low <= 0 && high >= 0 ? 0 : (low + high) / 2);
+  if (other) press(other); // still held
+  else choose(number, low <= 0 && high >= 0 ? 0 : (low + high) / 2);
 }
 
 let before = performance.now();

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tokenwm.data.quality.checks import AS_IMAGINED
 from tokenwm.data.storage.atomic import open_atomically
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.token_world_model import TokenWorldModel
@@ -131,8 +132,7 @@ def recipe_of(model: TokenWorldModel, controls: Controls) -> dict[str, Any]:
         "action_aggregation": "stack" if controls.repeats > 1 else "last",
         "image_size": list(model.tokenizer.image_size),
         "splits": {"val": 0.0, "test": 0.0},
-        # Imagined robots may stand still as long as they like.
-        "quality": {"allow_frozen": True, "max_frozen_seconds": None, "max_spike": None},
+        "quality": dict(AS_IMAGINED),
     }
 
 

@@ -175,7 +175,7 @@ def pose_nearby(block: Point, rng: np.random.Generator) -> Point:
 
 def is_at(block: Point, goal: Point) -> bool:
     """True if the block lies within 8 px and 5 degrees of a pose."""
-    turn = (goal[2] - block[2] + np.pi) % (2.0 * np.pi) - np.pi
+    turn = _turn_between(block[2], goal[2])
     return bool(np.linalg.norm(goal[:2] - block[:2]) < 8.0 and abs(turn) < np.pi / 36)
 
 
@@ -195,7 +195,7 @@ def _best_push(block: Point, goal: Point) -> tuple[Point, Point, float]:
     """
     turn = _turned(block[2])
     miss = goal[:2] - block[:2] + (_turned(goal[2]) - turn) @ TEE_CENTRE
-    angle = (goal[2] - block[2] + np.pi) % (2.0 * np.pi) - np.pi
+    angle = _turn_between(block[2], goal[2])
     points, normals = TEE_CONTACTS[:, 0], TEE_CONTACTS[:, 1]
     arms = points - TEE_CENTRE
     levers = arms[:, 0] * normals[:, 1] - arms[:, 1] * normals[:, 0]
@@ -211,10 +211,15 @@ def _best_push(block: Point, goal: Point) -> tuple[Point, Point, float]:
 def _way_round(centre: Point, first: Point, last: Point) -> list[Point]:
     """Points on a circle round the block, the shorter way from one direction to another."""
     begin, end = (np.arctan2(*(point - centre)[::-1]) for point in (first, last))
-    turn = (end - begin + np.pi) % (2.0 * np.pi) - np.pi
+    turn = _turn_between(begin, end)
     count = int(abs(turn) / 0.6) + 1
     angles = begin + turn * np.arange(count) / count
     return list(centre + 125.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def _turn_between(begin: float, end: float) -> float:
+    """The shorter way round from one angle to another, in [-π, π)."""
+    return float((end - begin + np.pi) % (2.0 * np.pi) - np.pi)
 
 
 def _turned(angle: float) -> NDArray[np.float64]:
