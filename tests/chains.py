@@ -37,6 +37,7 @@ def episode(place: Tensor, action: Tensor, tokens: Tensor | None = None) -> Reco
         first=torch.zeros(count, dtype=torch.int64),
         last=torch.full((count,), count - 1),
         recording=torch.zeros(count, dtype=torch.int64),
+        is_synthetic=torch.zeros(count, dtype=torch.bool),
     )
 
 

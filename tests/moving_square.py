@@ -86,12 +86,14 @@ def write_squares(
     prefix: str = "",
     names: Sequence[str] = (),
     task_state: bool = False,
+    synthetic: bool = False,
     provenance: Mapping[str, Any] = MappingProxyType({"source": "moving_square.py"}),
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Write a dataset; its episodes are ``{prefix}{split}_{i}``.
 
     ``still``: nothing moves. ``ends``: whether the last action ends the task. ``task_state``: the
-    square's place and an angle that grows to the right are hidden truth.
+    square's place and an angle that grows to the right are hidden truth. ``synthetic``: marked as
+    imagined.
     """
     written: dict[str, dict[str, NDArray[Any]]] = {}
     shards, episodes = [], []
@@ -140,6 +142,7 @@ def write_squares(
         shards=shards,
         episodes=episodes,
         provenance=dict(provenance),
+        extra={"synthetic": True} if synthetic else {},
     ).save(folder)
     return written
 

@@ -152,7 +152,7 @@ def measure_distance(distance: Distance, recorded: Recorded, seed: int = 0) -> d
     here = recorded.features[rows].to(device)
     known = distance.probabilities(here, recorded.goals[rows + ahead].to(device)).cpu()
     expected = known @ torch.arange(distance.reach + 2.0)
-    others = torch.randint(len(recorded), (len(rows),), generator=generator)
+    others = recorded.draw_rows(len(rows), generator)
     is_other = recorded.recording[others] != recorded.recording[rows]
     far = distance(here, recorded.goals[others].to(device)).cpu()[is_other]
     return {
@@ -173,7 +173,7 @@ def _batches(
         near = recorded.draw_pairs(BATCH - num_later - num_elsewhere, 0, reach, generator)
         later = recorded.draw_pairs(num_later, 0, 3 * reach, generator)
         rows, ahead = (torch.cat(parts) for parts in zip(near, later, strict=True))
-        drawn = torch.randint(len(recorded), (2, num_elsewhere), generator=generator)
+        drawn = recorded.draw_rows(2 * num_elsewhere, generator).reshape(2, -1)
         here, there = torch.cat([rows, drawn[0]]), torch.cat([rows + ahead, drawn[1]])
         steps = there - here
         # Frames of two phases of one recording are no example: they are neither near nor far.

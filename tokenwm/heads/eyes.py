@@ -95,13 +95,13 @@ def see_with(head: Head, lessons: Lessons | None) -> None:
 
 def _batches(recorded: Recorded, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Codes; and standardised pictures with states behind them. Without end."""
-    some = torch.randint(len(recorded), (4096,), generator=generator)
+    some = recorded.draw_rows(4096, generator)
     known = recorded.pictures[some].float()
     mean = known.mean(0)
     spread = (known - mean).square().mean().sqrt().clamp(min=1e-3)
     num_codes = recorded.goals.shape[1]
     while True:
-        rows = torch.randint(len(recorded), (BATCH,), generator=generator)
+        rows = recorded.draw_rows(BATCH, generator)
         pictures = (recorded.pictures[rows].float() - mean) / spread
         yield (
             recorded.goals[rows],

@@ -1,12 +1,14 @@
 """Recorded steps as features, on which heads are trained; the model's tokenizer encodes them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from tokenwm.data.loading.mixture import shares_of
 from tokenwm.data.readers.base import recording_of
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
@@ -33,6 +35,8 @@ class Recorded:
         last: ``(N,)`` int64, of the last one.
         recording: ``(N,)`` int64, number of what was recorded at once: phases of one recording are
             several episodes, and no further evidence.
+        is_synthetic: ``(N,)`` bool, of an episode that a model imagined.
+        real_fraction: Share of drawn steps that are recorded ones; None draws all steps alike.
     """
 
     features: Tensor
@@ -43,6 +47,8 @@ class Recorded:
     first: Tensor
     last: Tensor
     recording: Tensor
+    is_synthetic: Tensor
+    real_fraction: float | None = None
 
     def __len__(self) -> int:
         return len(self.last)
@@ -60,9 +66,16 @@ class Recorded:
         names = list(map(str, range(len(episodes)))) if recordings is None else recordings
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         sizes = torch.tensor([0, *(len(episode) for episode in episodes)]).cumsum(0).tolist()
-        joined = {
+        joined: dict[str, Any] = {
             name: torch.cat([getattr(episode, name) for episode in episodes])
-            for name in ("features", "goals", "frame_tokens", "pictures", "actions")
+            for name in (
+                "features",
+                "goals",
+                "frame_tokens",
+                "pictures",
+                "actions",
+                "is_synthetic",
+            )
         }
         starts = list(zip(episodes, sizes, strict=False))
         first = torch.cat([episode.first + start for episode, start in starts])
@@ -74,6 +87,43 @@ class Recorded:
             ]
         )
         return cls(**joined, first=first, last=last, recording=recording)
+
+    def mixed_with(self, others: Sequence["Recorded"], real_fraction: float | None) -> "Recorded":
+        """These steps and those of other datasets, none of whose recordings is the same.
+
+        Args:
+            others: Of the same model.
+            real_fraction: Share of drawn steps that are recorded, in [0, 1]; None draws all alike.
+
+        Raises:
+            ShardError: The fraction cannot be met by what is there.
+        """
+        parts = [self, *others]
+        recording: list[Tensor] = []
+        for part in parts:
+            known = int(recording[-1].max()) + 1 if recording else 0
+            recording.append(part.recording + known)
+        whole = replace(Recorded.cat(parts), recording=torch.cat(recording))
+        num_synthetic = int(whole.is_synthetic.sum())
+        shares_of([(len(whole) - num_synthetic, False), (num_synthetic, True)], real_fraction)
+        return replace(whole, real_fraction=real_fraction)
+
+    def draw_rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw steps, ``(n,)`` int64: all alike, or with the real fraction, alike within each kind.
+
+        Args:
+            count: ``n``.
+            generator: On the CPU.
+        """
+        if self.real_fraction is None:
+            return torch.randint(len(self), (count,), generator=generator)
+        is_real = torch.rand(count, generator=generator) < self.real_fraction
+        rows = torch.empty(count, dtype=torch.int64)
+        for chosen, kind in ((is_real, ~self.is_synthetic), (~is_real, self.is_synthetic)):
+            there, number = kind.nonzero().flatten(), int(chosen.sum())
+            if number:
+                rows[chosen] = there[torch.randint(len(there), (number,), generator=generator)]
+        return rows
 
     def draw_pairs(
         self, count: int, least: int, most: int, generator: torch.Generator
@@ -88,9 +138,10 @@ class Recorded:
 
         Returns:
             Numbers of the steps and of steps ahead, ``(n,)`` int64 each. All distances are equally
-            likely, and so are all places of an episode that have one so far ahead.
+            likely, and so are all places of an episode that have one so far ahead; episodes are
+            drawn by their steps (:meth:`draw_rows`).
         """
-        rows = torch.randint(len(self), (count,), generator=generator)
+        rows = self.draw_rows(count, generator)
         first, length = self.first[rows], self.last[rows] - self.first[rows]
         ahead = torch.randint(least, most + 1, (count,), generator=generator).minimum(length)
         places = length - ahead + 1
@@ -179,4 +230,5 @@ def _episode(model: TokenWorldModel, reader: ShardReader, key: str) -> Recorded:
         first=torch.zeros(count, dtype=torch.int64),
         last=torch.full((count,), count - 1),
         recording=torch.zeros(count, dtype=torch.int64),
+        is_synthetic=torch.full((count,), reader.is_synthetic(key)),
     )

@@ -28,6 +28,8 @@ EYES_SHARE = 1.0
 CHUNK_SECONDS, REACH_SECONDS = 2.5, 5.0
 MOST_EPOCHS = 50.0
 """Passes over the steps of the data after which training ends, however much time is left."""
+LEAST_STEPS = 50
+"""Steps of an optimizer, however few the steps of the data are."""
 Show = Callable[[str, int, int], None]
 """Told what is done, how much of it, and of how much."""
 
@@ -61,9 +63,12 @@ def train_heads(
     reader: ShardReader,
     names: Sequence[str] = tuple(SHARES),
     *,
+    mix: Sequence[ShardReader] = (),
+    real_fraction: float | None = None,
     seconds: float = 180.0,
     chunk: int | None = None,
     reach: int | None = None,
+    epochs: float = MOST_EPOCHS,
     seed: int = 0,
     overwrite: bool = False,
     show: Show | None = None,
@@ -74,9 +79,13 @@ def train_heads(
         model: As loaded from a folder.
         reader: Frames that fit it.
         names: Of ``prior``, ``distance`` and ``doubt``.
+        mix: Further frames to train on, as ``synthesize`` makes them; never to measure on.
+        real_fraction: Share of drawn steps that are recorded, not synthetic, in [0, 1]; None draws
+            all steps alike.
         seconds: Of training in all; encoding the frames comes on top.
         chunk: Steps of a chunk of the prior; None: 2.5 seconds.
         reach: Most steps to a goal; None: 5 seconds.
+        epochs: Passes over all steps after which training ends, however much time is left.
         seed: Of all that is random.
         overwrite: Train again what was trained on the same data with the same options.
         show: Called as it goes on.
@@ -85,19 +94,28 @@ def train_heads(
         Name → provenance: what it was trained on, and figures of held-out episodes.
 
     Raises:
-        TokenwmError: A name is unknown, a number is out of range, the data does not fit, or the
-            model was not loaded from a folder.
+        TokenwmError: A name is unknown, a number is out of range, the data does not fit or does not
+            allow the real fraction, or the model was not loaded from a folder.
     """
     if not names or not set(names) <= SHARES.keys():
         raise TokenwmError(f"heads are {', '.join(names)!r}; choose of {', '.join(SHARES)}")
     if not (is_number(seconds) and 0.0 < seconds < math.inf):
         raise TokenwmError(f"seconds={shown(seconds)}; use a finite number above zero")
+    if not (is_number(epochs) and 0.0 < epochs < math.inf):
+        raise TokenwmError(f"epochs={shown(epochs)}; use a finite number above zero")
     if model.folder is None:
         raise CheckpointError("heads are kept beside their model; load it from a folder")
     sizes = sizes_for(model, chunk, reach)
-    wanted = {
-        "data_manifest_sha256": sha256_of(open_folder(reader.root), MANIFEST_NAME),
-        "options": {"seconds": seconds, **sizes._asdict(), "seed": seed},
+    is_mixed = bool(mix) or real_fraction is not None
+    wanted: dict[str, Any] = {
+        "data_manifest_sha256": _hash_of(reader),
+        "mixture": {
+            "manifests_sha256": [_hash_of(each) for each in mix],
+            "real_fraction": real_fraction,
+        }
+        if is_mixed
+        else None,
+        "options": {"seconds": seconds, **sizes._asdict(), "epochs": epochs, "seed": seed},
     }
     found = {} if overwrite else {name: _kept(model, name, wanted) for name in names}
     results = {name: about for name, about in found.items() if about is not None}
@@ -105,12 +123,16 @@ def train_heads(
     if not missing:
         return results
     training = _read(model, reader, "train", show)
+    if is_mixed:
+        others = [_read(model, each, "train", show) for each in mix]
+        training = training.mixed_with(others, real_fraction)
     held_out, split = _held_out(model, reader, show)
     unit = seconds / (EYES_SHARE + sum(SHARES[name] for name in missing))
-    common = _common(model, "eyes", training, unit * EYES_SHARE, seed, show)
+    num_steps = max(LEAST_STEPS, round(epochs * len(training) / cloning.BATCH))
+    common = _common(model, "eyes", num_steps, unit * EYES_SHARE, seed, show)
     seeing = eyes.fit_eyes(training, model.code_grid, **common)
     for name in missing:
-        common = _common(model, name, training, unit * SHARES[name], seed, show)
+        common = _common(model, name, num_steps, unit * SHARES[name], seed, show)
         head, figures = _train(model, name, training, held_out, sizes, {**common, "eyes": seeing})
         results[name] = {**wanted, "split": split, "steps": len(training), **figures}
         save_head(model, name, head, results[name])
@@ -120,7 +142,7 @@ def train_heads(
 def _common(
     model: TokenWorldModel,
     name: str,
-    training: Recorded,
+    num_steps: int,
     seconds: float,
     seed: int,
     show: Show | None,
@@ -133,7 +155,7 @@ def _common(
             show(name, min(int(time.monotonic() - began), int(seconds)), int(seconds))
 
     return {
-        "num_steps": max(50, round(MOST_EPOCHS * len(training) / cloning.BATCH)),
+        "num_steps": num_steps,
         "seconds": seconds,
         "seed": seed,
         "device": model.device,
@@ -171,6 +193,10 @@ def _train(
         figures = {} if held_out is None else doubt.measure_doubt(made, held_out, seed)
     about = {"optimizer_steps": done[0], "training_loss": done[1], "held_out": figures}
     return made.head, about
+
+
+def _hash_of(reader: ShardReader) -> str:
+    return sha256_of(open_folder(reader.root), MANIFEST_NAME)
 
 
 def _kept(model: TokenWorldModel, name: str, wanted: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.chains import GRID, STEP, digits_vocabulary, episode, walks
 from tests.small_models import small_tokenizer
-from tokenwm.errors import ShapeError, TokenwmError
+from tokenwm.errors import ShapeError, ShardError, TokenwmError
 from tokenwm.heads.distance import Distance, fit_distance, measure_distance
 from tokenwm.heads.doubt import Doubt, digits_of, fit_doubt, measure_doubt
 from tokenwm.heads.eyes import fit_eyes
@@ -33,6 +33,25 @@ def test_pairs_are_drawn_within_episodes_and_evenly() -> None:
     actions, is_there = recorded.chunks(torch.tensor([1, 3]), 3)
     assert is_there.tolist() == [[True, True, False], [False, False, False]]
     assert actions.shape == (2, 3, 1) and (actions == 1.0).all()
+
+
+def test_mixed_steps_are_drawn_by_their_share_whatever_their_numbers() -> None:
+    real, imagined = walks([1.0, -1.0], num_steps=5), walks([0.5] * 40, num_steps=5)
+    imagined = replace(imagined, is_synthetic=torch.ones(len(imagined), dtype=torch.bool))
+    whole = real.mixed_with([imagined], 0.75)
+    assert len(whole) == 42 * 5 and len(whole.recording.unique()) == 42
+    assert whole.recording[10:].min() == 2
+    rows, ahead = whole.draw_pairs(4000, 1, 3, torch.Generator().manual_seed(0))
+    share = (~whole.is_synthetic[rows]).float().mean()
+    assert abs(float(share) - 0.75) < 0.03
+    assert set(rows[~whole.is_synthetic[rows]].tolist()) == {*range(4), *range(5, 9)}
+    assert (whole.last[rows] == whole.last[rows + ahead]).all()
+    only = real.mixed_with([imagined], 0.0).draw_rows(100, torch.Generator().manual_seed(0))
+    assert (only >= 10).all()
+    alike = real.mixed_with([imagined], None).draw_rows(4000, torch.Generator().manual_seed(0))
+    assert abs(float((alike < 10).float().mean()) - 10 / 210) < 0.02
+    with pytest.raises(ShardError, match="real_fraction 0.5 cannot be met: no synthetic episodes"):
+        real.mixed_with([], 0.5)
 
 
 def test_a_distance_counts_the_steps_of_a_chain(distance: Distance) -> None:

@@ -161,4 +161,5 @@ def _random_steps(num_features: int, num_codes: int) -> Recorded:
         first=torch.zeros(12, dtype=torch.int64),
         last=torch.full((12,), 11),
         recording=torch.zeros(12, dtype=torch.int64),
+        is_synthetic=torch.zeros(12, dtype=torch.bool),
     )

@@ -11,7 +11,7 @@ import tokenwm
 from tests.moving_square import make_model, save_model, write_squares
 from tokenwm.cli import main as cli
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.errors import CheckpointError, TokenwmError
+from tokenwm.errors import CheckpointError, ShardError, TokenwmError
 from tokenwm.policies.learned import sizes_for, train_heads
 
 NAMES = ("prior", "distance", "doubt")
@@ -57,6 +57,28 @@ def test_all_heads_are_trained_kept_and_used(
     assert json.loads(capsys.readouterr().out) == found
     assert cli.main([*verb, "--train", "prior", "--overwrite"]) == 0
     assert weights.stat().st_mtime_ns != made
+
+
+def test_imagined_episodes_are_mixed_in_by_their_share(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", make_model())
+    write_squares(tmp_path / "frames", {"train": (12, 9), "test": (10,)})
+    write_squares(tmp_path / "more", {"train": (20, 20, 20), "test": (10,)}, synthetic=True)
+    model, frames = tokenwm.load(tmp_path / "model"), ShardReader(tmp_path / "frames")
+    more = ShardReader(tmp_path / "more")
+    given = {"names": ["prior"], "chunk": 2, "reach": 3, "seconds": 60.0}
+    found = train_heads(model, frames, mix=[more], real_fraction=0.5, epochs=0.1, **given)
+    about = found["prior"]
+    assert about["steps"] == 21 + 60 and about["optimizer_steps"] == 50
+    assert about["mixture"]["real_fraction"] == 0.5
+    assert len(about["mixture"]["manifests_sha256"]) == 1
+    again = train_heads(model, frames, mix=[more], real_fraction=0.5, epochs=0.1, **given)
+    assert again == found
+    alone = train_heads(model, frames, epochs=0.1, **given)["prior"]
+    assert alone["steps"] == 21 and alone["mixture"] is None
+    with pytest.raises(ShardError, match="no synthetic episodes"):
+        train_heads(model, frames, real_fraction=0.5, epochs=0.1, **given)
+    with pytest.raises(TokenwmError, match="epochs=0.0; use a finite number above zero"):
+        train_heads(model, frames, epochs=0.0, **given)
 
 
 def test_what_cannot_be_trained_is_said_in_a_line(

@@ -56,7 +56,11 @@ doubt.
 model DIR  {MODEL}
 --data DIR|URL  {FRAMES}
 --train {{prior,distance,doubt}} …  which (default: all)
+--mix DIR|URL …  further frames to train on, as tokenwm synthesize makes them
+--real-fraction X  share of the drawn steps that are recorded, not synthetic (default: all steps
+    alike)
 --minutes MINUTES = 3.0  of training, of all of them together; encoding the frames comes on top
+--epochs X = 50.0  passes over all steps after which training ends, however much time is left
 --chunk N  steps of the model that the prior gives at once (default: 2.5 seconds)
 --reach N  most steps of the model from a state to its goal (default: 5 seconds)
 --seed SEED = 0  seed of everything random
@@ -79,6 +83,7 @@ model DIR  {MODEL}
     NAME=VALUE, NAME+=VALUE, NAME-=10%% (of a dimension's range; its name or number; several go
     together), EPISODE:STEP (what was done there) or FILE.npy
 --instead-steps N  actions that are changed; then come the episode's own (default: all imagined)
+--rerun  with --instead: also write a recording for the Rerun viewer (.rrd); needs the extra rerun
 --samples N  futures to draw, each with its own noise (default: 1; with --instead 8 pairs)
 {IMAGINING.format(temperature=1.0)}+ DEVICE JSON REMAKE
 """,

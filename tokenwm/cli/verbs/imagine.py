@@ -14,6 +14,7 @@ from tokenwm.cli.made_before import MadeBefore
 from tokenwm.cli.options import parse
 from tokenwm.cli.verbs.evaluate import known_data, model_files, sampling_from
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import psnr_from_mse
 from tokenwm.heads.folder import HEADS
 from tokenwm.synthesis.comparison import numbers_of, write_comparison
@@ -29,6 +30,7 @@ from tokenwm.synthesis.imagine import (
     imagine_episode,
     write_imagined,
 )
+from tokenwm.synthesis.rerun_file import check_rerun, write_rerun
 
 
 def main(argv: list[str]) -> int:
@@ -45,6 +47,10 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
     )
     console = console_of(arguments)
+    if arguments.rerun:
+        if not arguments.instead:
+            raise TokenwmError("--rerun shows what would have been; give --instead too")
+        check_rerun()
     if arguments.data is None:
         arguments.data = known_data(console, arguments.model)
     inputs = [*model_files(arguments.model), arguments.data]
@@ -66,6 +72,10 @@ def main(argv: list[str]) -> int:
         with console.status("imagining …"):
             made = imagine_instead(model, reader, changed)
             paths = write_comparison(arguments.out, made, model.control_rate).paths
+            if arguments.rerun:
+                paths.append(paths[0].with_suffix(".rrd"))
+                cameras = reader.manifest.cameras
+                write_rerun(paths[-1], made, model.control_rate, cameras)
         numbers = numbers_of(made, model.control_rate)
         made_before.save(paths, {"files": [str(path) for path in paths], **numbers})
         print_comparison(console, made, model.control_rate)
