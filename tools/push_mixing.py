@@ -107,10 +107,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train everything, and let every arm try the same pairs."""
     arms = train(args)
     test = args.out / "test"
-    recording = [f"source.num_episodes={args.test}", f"source.seed={first_seed(args, 'test')}"]
-    tokenwm(
-        "prepare", RECIPE, "--out", str(test), "--set", *recording, "splits.test=1", "splits.val=0"
-    )
+    # A dataset has episodes to train on; a tenth of these are never looked at.
+    recording = [f"source.num_episodes={round(args.test / 0.9)}", "splits.test=0.9", "splits.val=0"]
+    recording.append(f"source.seed={first_seed(args, 'test')}")
+    tokenwm("prepare", RECIPE, "--out", str(test), "--set", *recording)
     reader = ShardReader(str(test))
     pairs, counts = choose_pairs(
         reader, split="test", num_starts=4, moved=1.0, turned=1.0, most=args.pairs
