@@ -56,7 +56,7 @@ def test_every_imported_library_is_declared() -> None:
         library
         for library in imported_libraries()
         - CHOSEN_BY_THE_USER
-        - {"google"}  # protobuf, chosen too
+        - {"google", "rerun"}  # protobuf and rerun-sdk, chosen too
         if declared.isdisjoint(map(normalized, packages[library]))
     }
     assert missing == set()

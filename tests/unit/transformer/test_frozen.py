@@ -63,6 +63,8 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("in_features", [704, 1024, 2048, 2752])
 def test_a_lone_row_has_the_same_bits_at_all_sizes(dtype: torch.dtype, in_features: int) -> None:
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        pytest.skip("AMX sums otherwise for other numbers of rows, see docs/architecture.md")
     _, found = packed(in_features, 768, dtype)
     x = torch.randn(40, in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = found(x)
