@@ -13,7 +13,7 @@ the world model's tokenizer, so arms are compared within *a* and within *b*.
 
 Imagined episodes begin at steps of the few and go on with what was done there, with noise; they end
 where a limit set on as many held-out episodes says so. ``alone_longer`` trains on the few for as
-many steps as the arms with imagined episodes do, so that these do not win by more training. Every
+many steps as the arms with imagined episodes may, so that these do not win by more training. Every
 arm tries the same pairs of start and goal (``push_to_goal.py``), of episodes that nothing was
 trained on. What is there from a run before is kept, so the same command goes on.
 """
@@ -43,7 +43,7 @@ SHARES = {"synthetic_25": 0.75, "synthetic_50": 0.5, "synthetic_75": 0.25}
 FIRST_SEEDS = {"few": 100_000, "many": 200_000, "test": 300_000}
 """Seed of the first episode of each dataset; another ``--seed`` is 10,000 further."""
 HEAD_SECONDS = 120.0
-"""Time for training a head, at most: the passes over the data end it before."""
+"""Time for training a head and its eyes, at most; fewer passes over the data end it before."""
 
 
 def record_and_train(args: argparse.Namespace, name: str, episodes: int, *more: str) -> None:

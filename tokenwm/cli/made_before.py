@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import tokenwm
 from tokenwm.cli.console import give, say
-from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.shards.manifest import MANIFEST_NAME, manifest_sha256
 from tokenwm.data.storage.atomic import open_atomically
-from tokenwm.data.storage.folder import open_folder, sha256_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +99,7 @@ def _digest(path: Path | str) -> str | None:
     """SHA-256 of what a file, a folder or a dataset's URL holds; None if there is nothing."""
     if isinstance(path, str):
         with suppress(OSError):
-            return sha256_of(open_folder(path), MANIFEST_NAME)
+            return manifest_sha256(path)
         return None
     if (path / MANIFEST_NAME).is_file():
         path = path / MANIFEST_NAME

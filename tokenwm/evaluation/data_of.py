@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tokenwm.checkpoint import read_provenance
-from tokenwm.data.shards.manifest import MANIFEST_NAME
-from tokenwm.data.storage.folder import is_url, open_folder, sha256_of
+from tokenwm.data.shards.manifest import MANIFEST_NAME, manifest_sha256
+from tokenwm.data.storage.folder import is_url
 from tokenwm.errors import TokenwmError
 
 
@@ -65,4 +65,4 @@ def _place_of(folder: Path, data: str, digest: str | None) -> Path | None:
 
 def _digest(place: Path) -> str | None:
     is_there = (place / MANIFEST_NAME).is_file()
-    return sha256_of(open_folder(place), MANIFEST_NAME) if is_there else None
+    return manifest_sha256(place) if is_there else None

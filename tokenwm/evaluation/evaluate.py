@@ -20,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from tokenwm import __version__
-from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.shards.manifest import manifest_sha256
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.evaluation.config import EvaluationConfig, ProgressCallback
 from tokenwm.evaluation.examples import choose_examples, imagine_examples
 from tokenwm.evaluation.figures import CodebookUse, Example, Flicker, Speed
@@ -282,5 +281,5 @@ def _origin(part: _Part) -> dict[str, Any]:
         "model_folder": None if part.model_folder is None else str(part.model_folder),
         "tokenizer_hash": part.model.vocabulary.tokenizer_hash,
         "data_folder": reader.root,
-        "data_manifest_sha256": sha256_of(open_folder(reader.root), MANIFEST_NAME),
+        "data_manifest_sha256": manifest_sha256(reader.root),
     }

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, huber_loss
 
-from tokenwm.data.shards.manifest import MANIFEST_NAME, Feature
+from tokenwm.data.shards.manifest import Feature, manifest_sha256
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.errors import CheckpointError, TokenwmError
 from tokenwm.heads.folder import load_head, read_head, save_head
 from tokenwm.heads.head import Head, HeadConfig, Meaning
@@ -163,7 +162,7 @@ def readout_for(model: TokenWorldModel, reader: ShardReader, field: str = FIELD)
         )
         return None
     feature = reader.manifest.features[field]
-    data = sha256_of(open_folder(reader.root), MANIFEST_NAME)
+    data = manifest_sha256(reader.root)
     trains = bool(reader.keys("train"))
     try:
         kept = read_head(model, name)

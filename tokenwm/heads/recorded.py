@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,6 +109,11 @@ class Recorded:
         shares_of([(len(whole) - num_synthetic, False), (num_synthetic, True)], real_fraction)
         return replace(whole, real_fraction=real_fraction)
 
+    @cached_property
+    def _rows_of_kinds(self) -> tuple[Tensor, Tensor]:
+        """Numbers of the steps that were recorded, and of those that were imagined."""
+        return (~self.is_synthetic).nonzero().flatten(), self.is_synthetic.nonzero().flatten()
+
     def draw_rows(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw steps, ``(n,)`` int64: all alike, or with the real fraction, alike within each kind.
 
@@ -119,8 +125,9 @@ class Recorded:
             return torch.randint(len(self), (count,), generator=generator)
         is_real = torch.rand(count, generator=generator) < self.real_fraction
         rows = torch.empty(count, dtype=torch.int64)
-        for chosen, kind in ((is_real, ~self.is_synthetic), (~is_real, self.is_synthetic)):
-            there, number = kind.nonzero().flatten(), int(chosen.sum())
+        real, imagined = self._rows_of_kinds
+        for chosen, there in ((is_real, real), (~is_real, imagined)):
+            number = int(chosen.sum())
             if number:
                 rows[chosen] = there[torch.randint(len(there), (number,), generator=generator)]
         return rows

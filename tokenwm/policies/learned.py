@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.shards.manifest import manifest_sha256
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.errors import CheckpointError, TokenwmError
 from tokenwm.heads import distance, doubt, eyes
 from tokenwm.heads.folder import read_head, save_head
@@ -99,22 +98,15 @@ def train_heads(
     """
     if not names or not set(names) <= SHARES.keys():
         raise TokenwmError(f"heads are {', '.join(names)!r}; choose of {', '.join(SHARES)}")
-    if not (is_number(seconds) and 0.0 < seconds < math.inf):
-        raise TokenwmError(f"seconds={shown(seconds)}; use a finite number above zero")
-    if not (is_number(epochs) and 0.0 < epochs < math.inf):
-        raise TokenwmError(f"epochs={shown(epochs)}; use a finite number above zero")
+    for name, value in (("seconds", seconds), ("epochs", epochs)):
+        if not (is_number(value) and 0.0 < value < math.inf):
+            raise TokenwmError(f"{name}={shown(value)}; use a finite number above zero")
     if model.folder is None:
         raise CheckpointError("heads are kept beside their model; load it from a folder")
     sizes = sizes_for(model, chunk, reach)
-    is_mixed = bool(mix) or real_fraction is not None
-    wanted: dict[str, Any] = {
-        "data_manifest_sha256": _hash_of(reader),
-        "mixture": {
-            "manifests_sha256": [_hash_of(each) for each in mix],
-            "real_fraction": real_fraction,
-        }
-        if is_mixed
-        else None,
+    wanted = {
+        "data_manifest_sha256": manifest_sha256(reader.root),
+        "mixture": _mixture(mix, real_fraction),
         "options": {"seconds": seconds, **sizes._asdict(), "epochs": epochs, "seed": seed},
     }
     found = {} if overwrite else {name: _kept(model, name, wanted) for name in names}
@@ -123,7 +115,7 @@ def train_heads(
     if not missing:
         return results
     training = _read(model, reader, "train", show)
-    if is_mixed:
+    if wanted["mixture"] is not None:
         others = [_read(model, each, "train", show) for each in mix]
         training = training.mixed_with(others, real_fraction)
     held_out, split = _held_out(model, reader, show)
@@ -137,6 +129,16 @@ def train_heads(
         results[name] = {**wanted, "split": split, "steps": len(training), **figures}
         save_head(model, name, head, results[name])
     return results
+
+
+def _mixture(mix: Sequence[ShardReader], real_fraction: float | None) -> dict[str, Any] | None:
+    """Provenance of what was mixed in; None if all is as one dataset has it."""
+    if not mix and real_fraction is None:
+        return None
+    return {
+        "manifests_sha256": [manifest_sha256(reader.root) for reader in mix],
+        "real_fraction": real_fraction,
+    }
 
 
 def _common(
@@ -193,10 +195,6 @@ def _train(
         figures = {} if held_out is None else doubt.measure_doubt(made, held_out, seed)
     about = {"optimizer_steps": done[0], "training_loss": done[1], "held_out": figures}
     return made.head, about
-
-
-def _hash_of(reader: ShardReader) -> str:
-    return sha256_of(open_folder(reader.root), MANIFEST_NAME)
 
 
 def _kept(model: TokenWorldModel, name: str, wanted: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,12 +15,18 @@ from torch import Tensor
 
 import tokenwm
 from tokenwm.data.shards import tasks as shard_tasks
-from tokenwm.data.shards.manifest import MANIFEST_NAME, SCHEMA_VERSION, Feature, Manifest
+from tokenwm.data.shards.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Feature,
+    Manifest,
+    manifest_sha256,
+)
 from tokenwm.data.shards.reader import ShardReader, stack_cameras
 from tokenwm.data.shards.stream import StreamedEpisode, stream_episodes
 from tokenwm.data.shards.tar import ShardFile
 from tokenwm.data.shards.tasks import Extra, Record, ShardJob, ShowProgress, run_shard_tasks
-from tokenwm.data.storage.folder import Folder, join, open_folder, sha256_of, write_bytes
+from tokenwm.data.storage.folder import Folder, join, open_folder, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.sequence.vocabulary import Vocabulary
 from tokenwm.tokenizer.actions import (
@@ -177,7 +183,7 @@ def tokenize_shards(
     plan = {
         "tool": f"tokenwm {tokenwm.__version__}",
         "schema_version": SCHEMA_VERSION,
-        "frames": sha256_of(open_folder(frames_folder), MANIFEST_NAME),
+        "frames": manifest_sha256(frames_folder),
         "vocabulary": vocabulary.to_dict(),
         "num_shifted_copies": num_shifted_copies,
     }

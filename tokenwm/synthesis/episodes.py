@@ -27,9 +27,8 @@ from tokenwm.data.readers.base import (
 )
 from tokenwm.data.readers.pictures.frames import ArrayFrames
 from tokenwm.data.readers.recorded.recording import Recording, to_episode
-from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.shards.manifest import manifest_sha256
 from tokenwm.data.shards.reader import ShardReader
-from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.errors import EpisodeError, TokenwmError
 from tokenwm.heads.doubt import NAME as DOUBT
 from tokenwm.heads.doubt import Doubt
@@ -333,7 +332,7 @@ class SynthesisSource:
             self._columns = optional_columns(self.reader)
         return {
             "source": f"imagined by {self.config.model} from steps of {self.config.data}",
-            "source_checksum": sha256_of(open_folder(self.config.data), MANIFEST_NAME),
+            "source_checksum": manifest_sha256(self.config.data),
             "source_name": self.reader.manifest.name,
             "model_sha256": read_provenance(folder)["weights_sha256"],
             "tokenizer_hash": read_vocabulary_of(folder).tokenizer_hash,

@@ -17,8 +17,7 @@ from tokenwm.checkpoint import (
     save_tokenizer,
     save_world_model,
 )
-from tokenwm.data.shards.manifest import MANIFEST_NAME
-from tokenwm.data.storage.folder import open_folder, sha256_of
+from tokenwm.data.shards.manifest import manifest_sha256
 from tokenwm.parent import value_ranges
 from tokenwm.tokenizer.frames import FrameTokenizer
 from tokenwm.tokenizer.training import FrameTokenizerModule
@@ -50,7 +49,7 @@ class _Export(pl.Callback):
             "torch_version": torch.__version__,
             "data": str(datamodule.root),
             "data_name": manifest.name,
-            "data_manifest_sha256": sha256_of(open_folder(datamodule.root), MANIFEST_NAME),
+            "data_manifest_sha256": manifest_sha256(datamodule.root),
             "data_provenance": manifest.provenance,
         }
         if len(datamodule.items) > 1 or datamodule.real_fraction is not None:
@@ -59,9 +58,7 @@ class _Export(pl.Callback):
                     "data": part.windows.reader.root,
                     "name": part.name,
                     "share": float(part.share),
-                    "data_manifest_sha256": sha256_of(
-                        open_folder(part.windows.reader.root), MANIFEST_NAME
-                    ),
+                    "data_manifest_sha256": manifest_sha256(part.windows.reader.root),
                     "data_provenance": part.windows.reader.manifest.provenance,
                 }
                 for part in datamodule.strata

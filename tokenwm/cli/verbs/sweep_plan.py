@@ -17,9 +17,8 @@ from tokenwm.cli.options.training import device_options
 from tokenwm.cli.training.lightning_cli import launch
 from tokenwm.cli.verbs.sweep_training import StepClock, settings_of
 from tokenwm.cli.verbs.world_model import WorldModelCLI
-from tokenwm.data.shards.manifest import MANIFEST_NAME
+from tokenwm.data.shards.manifest import manifest_sha256
 from tokenwm.data.storage.atomic import open_atomically
-from tokenwm.data.storage.folder import open_folder, sha256_of
 from tokenwm.engines import threads_for
 from tokenwm.errors import TokenwmError
 from tokenwm.scaling.quantities import number
@@ -90,7 +89,7 @@ def main(argv: list[str]) -> int:
 def _comment(argv: Sequence[str], tokens: Path | str) -> str:
     """First lines of a plan's file: the options that the plan follows from."""
     words = [word for word in argv if word not in ("--overwrite", "--json")]
-    manifest = sha256_of(open_folder(tokens), MANIFEST_NAME)
+    manifest = manifest_sha256(tokens)
     return f"# tokenwm sweep plan {shlex.join(words)}\n# manifest of the tokens: {manifest}\n"
 
 

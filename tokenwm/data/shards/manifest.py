@@ -19,7 +19,7 @@ import numpy as np
 
 from tokenwm.data.shards.episodes import EpisodeInfo as EpisodeInfo
 from tokenwm.data.shards.episodes import Episodes
-from tokenwm.data.storage.folder import join, open_folder, write_bytes
+from tokenwm.data.storage.folder import join, open_folder, sha256_of, write_bytes
 from tokenwm.errors import ShardError, TokenwmError
 from tokenwm.strict import build
 
@@ -223,6 +223,15 @@ class Manifest:
         except OSError as error:
             raise ShardError(f"{where} cannot be read: {error}") from error
         return parse_manifest(content, where)
+
+
+def manifest_sha256(root: Path | str) -> str:
+    """SHA-256 of a dataset's manifest, which names all that the dataset holds.
+
+    Raises:
+        OSError: There is none.
+    """
+    return sha256_of(open_folder(root), MANIFEST_NAME)
 
 
 def dump_manifest(values: dict[str, Any]) -> bytes:
