@@ -24,7 +24,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from operator import itemgetter
@@ -76,6 +76,27 @@ def attempt(task: Task, arm: Arm) -> dict[str, Any]:
         "least_px": least[0],
         "seconds": time.perf_counter() - began,
     }
+
+
+def try_pairs(tasks: Iterable[Task], arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """Let every arm try every pair; interrupted (Ctrl-C), what was tried until then.
+
+    Raises:
+        TokenwmError: No pair was tried.
+    """
+    records: list[dict[str, Any]] = []
+    with suppress(KeyboardInterrupt):
+        for task in tasks:
+            tried = {name: attempt(task, arm) for name, arm in arms.items()}
+            records.append({**asdict(task.pair), "arms": tried})
+            told = ", ".join(
+                f"{name} {sum(record['arms'][name]['success'] for record in records)}"
+                for name in tried
+            )
+            print(f"reached of {len(records)}: {told}", file=sys.stderr, flush=True)
+    if not records:
+        raise TokenwmError("no pair was tried")
+    return records
 
 
 def paired_difference(one: Floats, other: Floats, keys: Sequence[str]) -> dict[str, float]:
@@ -132,20 +153,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = None if args.model is None else load(args.model, dtype=torch.bfloat16)
     settings = key_values("--set", args.set)
     part, num_parts = map(int, args.part.split("/"))
-    records: list[dict[str, Any]] = []
-    with suppress(KeyboardInterrupt):
-        for number, pair in list(enumerate(pairs))[part::num_parts]:
-            task = task_of(reader, pair, model, args.seed + number)
-            task = replace(task, settings=settings, objective=args.objective)
-            tried = {name: attempt(task, ARMS[name]) for name in args.arms}
-            records.append({**asdict(pair), "arms": tried})
-            told = ", ".join(
-                f"{name} {sum(record['arms'][name]['success'] for record in records)}"
-                for name in tried
-            )
-            print(f"reached of {len(records)}: {told}", file=sys.stderr, flush=True)
-    if not records:
-        raise TokenwmError("no pair was tried")
+    chosen = list(enumerate(pairs))[part::num_parts]
+    tasks = (
+        replace(
+            task_of(reader, pair, model, args.seed + number),
+            settings=settings,
+            objective=args.objective,
+        )
+        for number, pair in chosen
+    )
+    records = try_pairs(tasks, {name: ARMS[name] for name in args.arms})
     about = {
         "data": str(args.data),
         "model": None if args.model is None else str(args.model),

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenwm.data.making.prepare import prepare
 from tokenwm.data.readers.simulator.reach import reach
-from tokenwm.data.recipes.recipe import load_recipe
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.evaluation.metrics import wilson_interval
 
@@ -22,8 +20,6 @@ import push_to_goal  # noqa: E402
 from push_pairs import Pose, Task, candidates, pose_in, task_of  # noqa: E402
 from push_to_goal import paired_difference  # noqa: E402
 from push_world import Look, PushState, PushWorld  # noqa: E402
-
-RECIPES = Path(__file__).parents[3] / "data_recipes"
 
 
 def test_wilsons_interval() -> None:
@@ -56,17 +52,6 @@ def test_differences_are_paired_and_drawn_by_episode() -> None:
     found = paired_difference(one, other, ["a", "a", "b", "c"])
     assert found["value"] == 0.25 and (found["low"], found["high"]) == (0.0, 0.5)
     assert paired_difference(one, one, ["a", "a", "b", "c"])["high"] == 0.0
-
-
-@pytest.fixture(scope="module")
-def pusht(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("gym_pusht", reason="gym-pusht is not installed (extra 'pusht')")
-    small = [f"source.env_kwargs.observation_{side}=16" for side in ("width", "height")]
-    small += ["source.num_episodes=2", "source.max_steps=36", "image_size=[16,16]"]
-    small += ["splits.val=0", "splits.test=0"]
-    out = tmp_path_factory.mktemp("pusht") / "data"
-    prepare(load_recipe(RECIPES / "pusht_chunks.yaml", small), out)
-    return out
 
 
 def test_replay_reaches_the_goal_and_standing_still_does_not(
