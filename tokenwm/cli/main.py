@@ -75,10 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 1 after an error the user can mend, 2 after a wrong verb, 130 after Ctrl-C,
-        143 after a SIGTERM that training was stopped by; otherwise what the verb's own ``main``
-        returns.
+        141 where nobody reads its output any more, 143 after a SIGTERM that training was stopped
+        by; otherwise what the verb's own ``main`` returns.
     """
-    arguments, verbosity = take_verbosity(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SIGNALLED + signal.SIGPIPE
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments, verbosity = take_verbosity(argv)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -133,9 +144,6 @@ def run_verb(verb: str, argv: list[str], verbosity: int = 0) -> int:
             traceback.print_exc()
         print(plain_lines(f"error: {error}"), file=sys.stderr)
         return EXIT_ERROR
-    except BrokenPipeError:  # who reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_SIGNALLED + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

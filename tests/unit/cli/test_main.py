@@ -268,3 +268,18 @@ def test_load_is_looked_up_on_first_use() -> None:
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         tokenwm.lode  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]], ids=" ".join)
+def test_it_ends_quietly_where_nobody_reads_on(words: list[str]) -> None:
+    """As in ``tokenwm --help | head -3``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "tokenwm", *words]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
