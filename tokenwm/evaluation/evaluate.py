@@ -112,7 +112,9 @@ def evaluate_folds(
         has_other_splits=any(has_other_splits(part.model, part.reader.manifest) for part in parts),
         outside=summarize_outside(models, outside, reconstruction),
         flicker=_flicker(parts, config.seed),
-        codebook=min((_codebook(part, config) for part in parts), key=lambda use: use.usage),
+        codebook=min(
+            (_codebook(part, config, reconstruction) for part in parts), key=lambda use: use.usage
+        ),
         speed=_speed(models[0], scores[0], config, len(parts[0].starts.rows)),
         skipped=starts.skipped,
         examples=_examples(parts, starts, together, config),
@@ -203,7 +205,7 @@ def _flicker(parts: Sequence[_Part], seed: int) -> Flicker:
     )
 
 
-def _codebook(part: _Part, config: EvaluationConfig) -> CodebookUse:
+def _codebook(part: _Part, config: EvaluationConfig, reconstruction: float) -> CodebookUse:
     everything = part.reader.keys(part.split)
     keys = part.starts.keys if config.max_episodes is not None else everything
     counts = count_codes(part.model, part.reader, keys, config.batch_size)
@@ -213,6 +215,7 @@ def _codebook(part: _Part, config: EvaluationConfig) -> CodebookUse:
         num_used=int((counts > 0).sum()),
         usage=usage,
         perplexity=perplexity,
+        reconstruction=reconstruction,
     )
     if use.is_dead:
         logger.warning(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.evaluation.metrics import Curve, FloatArray
-from tokenwm.tokenizer.frames import DEAD_CODEBOOK_SHARE
+from tokenwm.tokenizer.frames import has_collapsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +156,7 @@ class CodebookUse:
         num_used: Codes that occur at least once.
         usage: ``num_used / codebook_size``.
         perplexity: ``exp`` of the entropy of the codes, in [1, V].
+        reconstruction: PSNR of frames through the tokenizer, dB; None in reports of before.
     """
 
     DERIVED: ClassVar = ("is_dead",)
@@ -164,11 +165,12 @@ class CodebookUse:
     num_used: int
     usage: float
     perplexity: float
+    reconstruction: float | None = None
 
     @property
     def is_dead(self) -> bool:
         """True if the tokenizer has collapsed."""
-        return self.usage < DEAD_CODEBOOK_SHARE
+        return has_collapsed(self.usage, self.reconstruction or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

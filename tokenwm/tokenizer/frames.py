@@ -27,8 +27,11 @@ PIXEL_MEMORY = 256 * 2**20
 """Bytes that encoding or decoding many frames may take at a time, unless told otherwise."""
 LIVE_FEATURES = 6
 """Feature maps of the finest stage that a pass of a network holds at the same time."""
-DEAD_CODEBOOK_SHARE = 0.05
-"""Below this share of codes in use a tokenizer has collapsed, whatever its loss says."""
+DEAD_CODEBOOK_SHARE, FAITHFUL_PSNR = 0.05, 40.0
+"""Share of codes in use below which a tokenizer has collapsed, and dB at which it has not.
+
+A world of few distinct pictures, as a grid's cells, needs few codes; a frame of 40 dB has them all.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,6 +422,11 @@ def slices(count: int, at_once: int) -> list[slice]:
 def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels about [0, 1] → uint8 in [0, 255], rounded and clipped."""
     return (pixels.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+
+
+def has_collapsed(usage: float, psnr: float) -> bool:
+    """True if a share of codes in use is that of a tokenizer that has collapsed, at this PSNR."""
+    return usage < DEAD_CODEBOOK_SHARE and psnr < FAITHFUL_PSNR
 
 
 def codebook_usage(counts: Tensor) -> tuple[float, float]:

@@ -15,10 +15,10 @@ from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import TokenwmError
 from tokenwm.parent import Parent
 from tokenwm.tokenizer.frames import (
-    DEAD_CODEBOOK_SHARE,
     FrameTokenizer,
     FrameTokenizerConfig,
     codebook_usage,
+    has_collapsed,
 )
 from tokenwm.tokenizer.perceptual import PerceptualLoss
 from tokenwm.training import OptimizerConfig, TrainingModule
@@ -257,7 +257,9 @@ class FrameTokenizerModule(TrainingModule):
         self._counts = None
         self.log(f"{stage}/codebook_usage", usage, sync_dist=True)
         self.log(f"{stage}/codebook_perplexity", perplexity, sync_dist=True)
-        if usage < DEAD_CODEBOOK_SHARE and not self.trainer.sanity_checking:
+        if self.trainer.sanity_checking:
+            return
+        if has_collapsed(usage, float(self.trainer.callback_metrics[f"{stage}/psnr"])):
             logger.warning(
                 "dead codebook: only %.1f %% of %d codes are in use (perplexity %.1f); lower the "
                 "learning rate, use quantizer fsq, or a smaller codebook_size",

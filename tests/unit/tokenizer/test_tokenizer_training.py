@@ -15,7 +15,7 @@ from tokenwm.data.loading.datamodule import EpisodeDataModule
 from tokenwm.data.loading.windows import Batch
 from tokenwm.data.shards.manifest import Manifest
 from tokenwm.errors import TokenwmError
-from tokenwm.tokenizer.frames import FrameTokenizerConfig
+from tokenwm.tokenizer.frames import FrameTokenizerConfig, has_collapsed
 from tokenwm.tokenizer.training import FrameTokenizerModule, TokenizerLossConfig, mean_frames
 from tokenwm.training import OptimizerConfig
 
@@ -194,6 +194,12 @@ def test_a_living_codebook_is_not(
     with caplog.at_level(logging.WARNING, logger="tokenwm.tokenizer.training"):
         run(tmp_path, make_module(), frame_shards, max_steps=2)
     assert "dead codebook" not in caplog.text
+
+
+def test_few_codes_are_enough_for_few_pictures() -> None:
+    assert has_collapsed(usage=0.04, psnr=30.0)
+    assert not has_collapsed(usage=0.04, psnr=44.0)
+    assert not has_collapsed(usage=0.3, psnr=20.0)
 
 
 def test_usage_is_counted_over_the_whole_validation() -> None:

@@ -144,6 +144,8 @@ def test_a_dead_codebook_comes_first_and_in_red(tmp_path: Path, evaluation: Eval
     assert headline(dead)[0].startswith("DEAD CODEBOOK: only 3 of 512 codes are in use.")
     text = write_report(tmp_path, dead).index.read_text()
     assert '<div class="verdict alarm"><p>DEAD CODEBOOK' in text
+    few = replace(evaluation, codebook=replace(book, reconstruction=47.0), examples=())
+    assert headline(few) == headline(evaluation)  # a grid of few distinct cells needs few codes
     assert "alarm" not in write_report(
         tmp_path, replace(evaluation, examples=())
     ).index.read_text().replace(".verdict.alarm", "")
