@@ -143,7 +143,8 @@ def objective_of(task: Task) -> Objective:
         return Scores(partial(pose_score, task.pair.end), reduce="best")
     if task.objective == "distance":
         return LearnedDistance(model, distance_of(model), model.goal_features(task.goal))
-    return GoalImage(model, task.goal, by="pixels" if task.objective == "pixels" else "tokens")
+    by: Any = task.objective
+    return GoalImage(model, task.goal, by=by)
 
 
 def pose_score(goal: Pose, rollout: Rollout) -> Tensor:

@@ -8,9 +8,9 @@ From held-out starts a noisy script proposes 16 chunks each, and the simulator s
 leads.
 
 *Ranking*: chunks are ranked by :func:`tokenwm.rank` towards the picture of where the recording
-went, and by how far left the block goes. The gap is between the mean chunk and the best of the 16,
-by the true outcome; what is given is the share that the first of the ranking closes, and Spearman's
-rank correlation with the truth, averaged over starts.
+went, by readouts, codes and expected codes, and by how far left the block goes. The gap is between
+the mean chunk and the best of the 16, by the true outcome; what is given is the share that the
+first of the ranking closes, and Spearman's rank correlation with the truth, averaged over starts.
 
 *Rejecting*: the block touches a wall within ``--seconds``. The part of the model's futures in which
 it comes within ``--margin`` px of one is compared with the truth (area under the ROC curve, share
@@ -114,11 +114,14 @@ def try_start(
     stacked = torch.from_numpy(chunks).float().reshape(NUM_CHUNKS, horizon, -1)
     state = model.start(context, seed=seed)
     left = TaskState(model, block, lambda read: -read[..., 0], reduce="last")
-    wanted = {"goal": readout_objective(task, model), "left": left}
-    truth = {
-        "goal": goal_outcome(poses[:, count - 1 :: count], pair.end),
-        "left": -centres(poses[:, -1]),
+    wanted = {
+        "goal": readout_objective(task, model),
+        "goal_by_tokens": tokenwm.GoalImage(model, task.goal),
+        "goal_by_expected": tokenwm.GoalImage(model, task.goal, by="expected"),
+        "left": left,
     }
+    near_goal = goal_outcome(poses[:, count - 1 :: count], pair.end)
+    truth = {name: near_goal if "goal" in name else -centres(poses[:, -1]) for name in wanted}
     scores = {
         name: rank(model, state, stacked, objective).scores.double().numpy().tolist()
         for name, objective in wanted.items()
@@ -250,8 +253,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "horizon": args.horizon,
         "seconds": time.perf_counter() - began,
         "ranking": {
-            "goal": ranking(records, "goal", 0.1),
-            "left": ranking(records, "left", 2.0),
+            name: ranking(records, name, 0.1 if "goal" in name else 2.0)
+            for name in records[0]["truth"]
         },
         "rejecting": {"within_seconds": args.seconds, "margin": args.margin, **rejecting(records)},
         "starts": records,

@@ -29,7 +29,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from tokenwm.data.readers.simulator.reach import reach
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
 from tokenwm.evaluation.metrics import wilson_interval
+from tokenwm.imagination.goals import Comparison
 from tokenwm.imagination.token_world_model import load
 from tokenwm.strict import key_values
 
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turned", type=float, default=1.0, help="degrees, of the block")
     parser.add_argument(
         "--objective",
-        choices=("tokens", "pixels", "distance", "readout", "pose"),
+        choices=(*get_args(Comparison), "distance", "readout", "pose"),
         default="tokens",
         help="of planners; the true pose only with true_dynamics",
     )

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from drawn import interval, mean_of
 from numpy.typing import NDArray
-from push_arms import NextAction, driven, nothing, planner_of, random, readouts_of
+from push_arms import NextAction, driven, nothing, planner_of, prior_of, random, readouts_of
 from push_chunks import centres, wall_distance, with_origin
 from push_pairs import Pair, Task, candidates, pose_in, task_of
 from push_world import Look
@@ -44,6 +44,7 @@ from tokenwm.control.goals import GoalState, TaskState
 from tokenwm.control.objectives import Objective
 from tokenwm.data.readers.simulator.reach import reach
 from tokenwm.data.shards.reader import ShardReader
+from tokenwm.policies.acting import GoalProposal
 from tokenwm.strict import key_values
 
 BUDGET = 50
@@ -147,6 +148,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All wishes."""
     reader, model = ShardReader(args.data), tokenwm.load(args.model, dtype=torch.bfloat16)
     settings = key_values("--set", args.set)
+    prior = GoalProposal(prior_of(model)) if args.prior else None
     began, told = time.perf_counter(), {}
     for name in args.wishes:
         wish, records = WISHES[name], []
@@ -155,14 +157,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for seed, index in enumerate(every):
             task = replace(task_of(reader, starts[index], model, seed), settings=settings)
             arms = {
-                "planning": driven(task, planner_of(task), wish.objective(task)),
+                "planning": driven(task, planner_of(task, prior), wish.objective(task)),
                 "random": random(task),
                 "nothing": nothing(task),
             }
             outcomes = {arm: wish.outcome(task, attempt(task, act)) for arm, act in arms.items()}
             records.append({"key": starts[index].key, "start": starts[index].start, **outcomes})
         told[name] = {"starts": len(records), **summary(records), "attempts": records}
-    about = {"data": str(args.data), "model": str(args.model), "settings": settings}
+    about = {"data": str(args.data), "model": str(args.model), "prior": args.prior}
+    about["settings"] = settings
     return {**about, "seconds": time.perf_counter() - began, "wishes": told}
 
 
@@ -182,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="run or checkpoint folder")
     parser.add_argument("--wishes", nargs="+", choices=tuple(WISHES), default=list(WISHES))
     parser.add_argument("--starts", type=int, default=40)
+    parser.add_argument("--prior", action="store_true", help="tries what is usual first")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of planners")
     print(json.dumps(measure(parser.parse_args(argv)), indent=1))
     return 0

@@ -36,11 +36,12 @@ class GoalImage(Weighable):
         model: The model that imagines.
         goal: ``(cameras, H, W, 3)`` uint8, or ``(H, W, 3)`` if there is one camera.
         by: ``tokens``: mean squared difference of codes, in which no picture is decoded.
-            ``pixels``: that of pixels in [0, 1].
+            ``expected``: that of the codes which the model expected. ``pixels``: that of pixels in
+            [0, 1].
         reduce: How steps count.
 
     Raises:
-        TokenwmError: The goal is no such picture, or ``by`` is neither.
+        TokenwmError: The goal is no such picture, or ``by`` is none of these.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ last observation position of the current step (its last frame token); it goes th
 together with the action, so a step costs one pass per predicted slot and none more.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -309,8 +310,8 @@ def observe_step(
     return following, codes.nll(frame).mean(1)
 
 
-def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
-    """Surprise of the model at every frame after the first, teacher-forced.
+def codes_of_frames(model: WorldModel, tokens: Tokens) -> Iterator[FrameCodes]:
+    """Distributions of the codes of every frame after the first, teacher-forced, step by step.
 
     Steps are read through the cache of imagination, so memory grows in proportion to them and not
     with their square, as in :meth:`WorldModel.forward`.
@@ -319,8 +320,8 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
         model: The world model, in eval mode.
         tokens: ``C >= 2`` steps.
 
-    Returns:
-        ``(B, C - 1)`` float32, nats per token.
+    Yields:
+        Those of ``(B, K)`` codes.
 
     Raises:
         TokenwmError: There is no second frame.
@@ -338,11 +339,17 @@ def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
     ]
     predicting = predictors(model.layout, torch.cat(hidden, dim=1))  # (B, C - 1, J, D)
     predicting = predicting[:, :, model.layout.first_frame_slot :]
-    scores = []
     for step in range(num_steps - 1):  # logits of all codes are the largest of all
-        codes = model.frame_codes(predicting[:, step], tokens.frame[:, step])  # (B, K)
-        scores.append(codes.nll(tokens.frame[:, step + 1]).mean(1))
-    return torch.stack(scores, dim=1)
+        yield model.frame_codes(predicting[:, step], tokens.frame[:, step])
+
+
+def score_frames(model: WorldModel, tokens: Tokens) -> Tensor:
+    """Surprise of the model at every frame after the first: ``(B, C - 1)`` float32, nats per token.
+
+    See :func:`codes_of_frames`.
+    """
+    following = zip(codes_of_frames(model, tokens), tokens.frame.unbind(1)[1:], strict=True)
+    return torch.stack([codes.nll(frame).mean(1) for codes, frame in following], dim=1)
 
 
 def embed_next(

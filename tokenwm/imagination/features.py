@@ -11,8 +11,14 @@ from torch.nn.functional import pad
 
 from tokenwm.imagination.codec import Codec
 from tokenwm.imagination.context import as_tensor
+from tokenwm.imagination.decode import codes_of_frames
 from tokenwm.imagination.rollout import Rollout
+from tokenwm.sequence.tokens import Tokens
 from tokenwm.shapes import check_shape, check_type
+from tokenwm.tokenizer.frames import slices
+
+ROWS_AT_ONCE = 64
+"""Rows that are read again at a time."""
 
 
 class Features(Codec):
@@ -27,6 +33,34 @@ class Features(Codec):
         """
         check_type("rollout", rollout, Rollout)
         return self.features_of_tokens(rollout.frame_tokens, rollout.state_tokens)
+
+    @torch.inference_mode()
+    def expected_codes_of(self, rollout: Rollout) -> Tensor:
+        """``(B, H, F)`` float32, the codes that each frame was expected to have.
+
+        Each is the mean of what the model took for possible, given what it had imagined before;
+        :meth:`features_of` begins with those of what it drew. One more pass over all steps.
+
+        Raises:
+            TokenwmError: It is no rollout.
+        """
+        check_type("rollout", rollout, Rollout)
+        before = rollout.context.tokens
+        num_steps = rollout.frame_tokens.shape[1]
+        every = torch.arange(self.tokenizer.codebook_size, device=self.device)
+        values = self.tokenizer.quantizer.codes_of(every[None])[0].float()
+        parts = []
+        for part in slices(len(rollout.frame_tokens), ROWS_AT_ONCE):
+            rows = rollout.rows(part)
+            taken = self.encode_actions(rows.actions)
+            after = Tokens(rows.frame_tokens, rows.state_tokens, taken.roll(-1, dims=1))
+            seen = before.rows(rows.context_rows)
+            action = torch.cat([seen.action[:, :-1], taken[:, :1]], dim=1)
+            tokens = Tokens.cat([seen._replace(action=action), after], dim=1)
+            following = list(codes_of_frames(self.world_model, tokens))[-num_steps:]
+            codes = torch.stack([codes.expected(values) for codes in following], dim=1)
+            parts.append(codes.flatten(2))  # (B, H, K * code_dim)
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def with_doubt(

@@ -13,7 +13,7 @@ from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.shapes import check_shape, check_type, shown
 from tokenwm.tokenizer.frames import slices
 
-Comparison = Literal["pixels", "tokens"]
+Comparison = Literal["pixels", "tokens", "expected"]
 ROWS_AT_ONCE = 64
 
 
@@ -25,9 +25,11 @@ class PictureGoal:
         goal: ``(cameras, H, W, 3)`` uint8, or ``(H, W, 3)`` if there is one camera.
         by: ``pixels``: mean squared difference of pixels in [0, 1]. ``tokens``: mean squared
             difference of the tokens' codes; no picture is decoded, which takes far less time.
+            ``expected``: that of the codes which the model expected, between what it took for
+            possible.
 
     Raises:
-        TokenwmError: The goal is no such picture, or ``by`` is neither.
+        TokenwmError: The goal is no such picture, or ``by`` is none of these.
     """
 
     @torch.inference_mode()
@@ -35,7 +37,7 @@ class PictureGoal:
         self, model: TokenWorldModel, goal: NDArray[Any] | Tensor, by: Comparison = "pixels"
     ) -> None:
         if by not in get_args(Comparison):
-            raise TokenwmError(f"by={shown(by)}; choose pixels or tokens")
+            raise TokenwmError(f"by={shown(by)}; choose pixels, tokens or expected")
         picture = as_tensor("goal", goal).to(model.device)
         if picture.ndim == 3:
             picture = picture[None]
@@ -43,7 +45,7 @@ class PictureGoal:
         if picture.dtype != torch.uint8:
             raise ShapeError(f"goal is {picture.dtype}; expected uint8 in [0, 255]")
         self._model, self._by, self._picture = model, by, picture
-        if by == "tokens":
+        if by != "pixels":
             tokens = model.tokenizer.encode_frames(picture[None])
             self._codes = model.features_of_tokens(tokens, None)
 
@@ -51,8 +53,12 @@ class PictureGoal:
     def distances(self, rollout: Rollout) -> Tensor:
         """Mean squared difference of every step to the goal, ``(B, H)`` float32."""
         check_type("rollout", rollout, Rollout)
-        if self._by == "tokens":
-            codes = self._model.features_of_tokens(rollout.frame_tokens, None)
+        if self._by != "pixels":
+            codes = (
+                self._model.expected_codes_of(rollout)
+                if self._by == "expected"
+                else self._model.features_of_tokens(rollout.frame_tokens, None)
+            )
             return (codes - self._codes).square().mean(-1)
         parts = []
         for part in slices(len(rollout.frame_tokens), ROWS_AT_ONCE):
@@ -87,7 +93,7 @@ def goal_scores(
         ``(B,)`` float32, minus the expected distance: more is better, 0 is best.
 
     Raises:
-        TokenwmError: The goal is no such picture, or ``by`` is neither.
+        TokenwmError: The goal is no such picture, or ``by`` is none of these.
     """
     distances = PictureGoal(model, goal, by).distances(rollout)
     return -(rollout.stop_probability * distances).sum(1)

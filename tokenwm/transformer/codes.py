@@ -51,6 +51,10 @@ class DenseCodes(NamedTuple):
         log_probability = self.logits.log_softmax(-1)
         return -(log_probability.exp() * log_probability).sum(-1)
 
+    def expected(self, values: Tensor) -> Tensor:
+        """Expectation of values ``(V, E)`` of the codes, ``(..., E)``."""
+        return self.logits.softmax(-1) @ values
+
 
 class DigitCodes(NamedTuple):
     """Log-likelihoods of the digits of a code, independent of one another but for the bonus.
@@ -115,6 +119,22 @@ class DigitCodes(NamedTuple):
         stays = of_previous + self.bonus
         entropy: Tensor = log_sum + changes - (stays - log_sum).exp() * stays
         return entropy
+
+    def expected(self, values: Tensor) -> Tensor:
+        """Expectation of values ``(V, digits)`` of the codes, each of its digit, ``(..., digits)``.
+
+        Codes of FSQ are such values.
+        """
+        of_previous = self._score(self.previous)
+        log_sum = torch.logaddexp(_log_rest(of_previous), of_previous + self.bonus)
+        count = torch.arange(self.log_digits.shape[-1], device=values.device)
+        alone = (self.places.unsqueeze(-1) * count).clamp(max=len(values) - 1)  # (digits, values)
+        each = values[alone, torch.arange(len(alone), device=values.device).unsqueeze(-1)]
+        of_digits = (self.log_digits.exp() * each).sum(-1)
+        stays = ((of_previous + self.bonus).exp() - of_previous.exp()).unsqueeze(-1)
+        total = of_digits + stays * values[self.previous]
+        expected: Tensor = total * (-log_sum).exp().unsqueeze(-1)
+        return expected
 
     def draw(self, noise: Tensor, temperature: float) -> Tensor:
         """Draw codes: whether they stay and, if not, digit by digit (Gumbel-max).

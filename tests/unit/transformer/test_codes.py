@@ -62,6 +62,16 @@ def test_likelihoods_and_entropies_are_those_of_all_codes(
 
 
 @torch.no_grad()
+def test_expected_values_are_those_of_all_codes(pair: tuple[DigitCodes, DenseCodes]) -> None:
+    digits, dense = pair
+    values = digits.digits_of.float() * torch.tensor([1.0, -0.5, 2.0]) + 1.0
+    expected = dense.logits.softmax(-1) @ values
+    torch.testing.assert_close(dense.expected(values), expected)
+    torch.testing.assert_close(digits.expected(values), expected, atol=1e-4, rtol=1e-4)
+    assert expected.std(0).min() > 0.1
+
+
+@torch.no_grad()
 def test_the_point_forecast_is_the_best_of_all_codes(pair: tuple[DigitCodes, DenseCodes]) -> None:
     """Also where the bonus is negative and the code before the head's likeliest."""
     digits, dense = pair
