@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenwm.control.limits import Limits
-from tokenwm.control.planners.categorical import CategoricalCEM
-from tokenwm.control.planners.icem import ICEM
 from tokenwm.control.planners.sampling import SamplingPlanner
+from tokenwm.control.planners.suited import suited_cem
 from tokenwm.imagination.context import Context
 from tokenwm.imagination.token_world_model import TokenWorldModel
 from tokenwm.serving.checks import number, whole_number
 from tokenwm.serving.decisions import ANSWERS, Arrays, checked_goal, checked_limits, objective_for
-from tokenwm.tokenizer.actions import BinTokenizer
 
 PLAN = "/v1/plan"
 OPTIONS = ("horizon", "num_candidates", "num_rounds", "seconds", "limits", "seed", "timeout")
@@ -49,9 +47,8 @@ def parse_plan(
         TokenwmError: An option is impossible, or there is neither a goal nor a reward.
     """
     count = whole_number(options, "num_candidates", 64, 2, 2**16)
-    kind = ICEM if isinstance(model.vocabulary.action, BinTokenizer) else CategoricalCEM
     return PlanQuestion(
-        planner=kind(
+        planner=suited_cem(model.vocabulary)(
             horizon=whole_number(options, "horizon", 5, 1, max_steps),
             num_candidates=count,
             num_rounds=whole_number(options, "num_rounds", 3, 1, 1000),

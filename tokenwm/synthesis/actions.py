@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenwm.control.goals import GoalImage
-from tokenwm.control.planners.categorical import CategoricalCEM
-from tokenwm.control.planners.icem import ICEM
+from tokenwm.control.planners.suited import suited_cem
 from tokenwm.control.proposals import ActionSpace, coloured_noise
 from tokenwm.data.shards.reader import ShardReader
 from tokenwm.errors import TokenwmError
@@ -114,11 +113,10 @@ def planned_actions(
     state: Any = model.start(
         starts.context(model), seed=luck.seed, noise_streams=luck.noise_streams
     )
-    is_discrete = ActionSpace.of(model.vocabulary).is_discrete
     plans = []
     for row, goal in enumerate(starts.future_frames[:, -1]):
         seed = int(luck.generator(row, 3).integers(2**31))
-        planner = (CategoricalCEM if is_discrete else ICEM)(horizon=horizon, seed=seed)
+        planner = suited_cem(model.vocabulary)(horizon=horizon, seed=seed)
         wanted = GoalImage(model, goal, reduce="last")
         own = model.select(state, torch.tensor([row], device=model.device))
         plans.append(planner.plan(model, own, wanted).actions.cpu())

@@ -15,6 +15,7 @@ from torch import Tensor
 import tokenwm
 import tokenwm.control
 from tests.moving_square import make_episode, make_model, save_model, write_squares
+from tests.small_models import small_vocabulary
 from tests.toy_world import ToyState, ToyWorld
 from tokenwm.control.objectives import Reward, Scores, total
 from tokenwm.control.planners.base import NoPlanError, Plan, Planner, roll_candidates
@@ -25,6 +26,7 @@ from tokenwm.control.planners.graph import GraphSearch
 from tokenwm.control.planners.icem import ICEM
 from tokenwm.control.planners.mppi import MPPI, path_weights, spread_of
 from tokenwm.control.planners.random_shooting import RandomShooting
+from tokenwm.control.planners.suited import suited_cem
 from tokenwm.control.proposals import ActionSpace, Given
 from tokenwm.errors import TokenwmError
 from tokenwm.imagination.approximate import Approximation
@@ -312,6 +314,11 @@ def test_a_prior_fills_its_share() -> None:
     assert plan.expected_return == BEST and torch.equal(plan.actions, best[0])
     assert asked == [(3, 4)]
     assert (world.tried[0] == best).flatten(1).all(1).sum() == 3 and len(world.tried[0]) == 10
+
+
+def test_the_cem_suits_the_actions() -> None:
+    assert suited_cem(small_vocabulary()) is ICEM
+    assert suited_cem(small_vocabulary("discrete")) is CategoricalCEM
 
 
 def test_icem_keeps_elites_and_shrinks_its_rounds() -> None:

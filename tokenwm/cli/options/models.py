@@ -143,8 +143,9 @@ model DIR  {MODEL}
 --set KEY=VALUE …  options of the simulator, as a recipe has them under source: cameras, state,
     rate, env_kwargs, start, reset_options, …
 --steps N  most environment steps of an episode (default: as the data)
---planner {{{",".join((*PLANNERS, "random"))}}} = icem  who looks for actions; random draws them,
-    to compare with; graph is for few actions and pictures that tell all
+--planner {{{",".join((*PLANNERS, "random"))}}}  who looks for actions; random draws them, to
+    compare with; graph is for few actions and pictures that tell all (default: icem, or categorical
+    where actions are ids)
 --objective {{reward,goal-image,goal-state,distance}} = reward  what is wanted: the predicted
     reward, or to be near --goal; distance is the learned one
 --goals DIR|URL  frame shards of that simulator: every episode starts at a held-out step of theirs

@@ -35,6 +35,8 @@ from tokenwm.control.goal_reaching import (
 from tokenwm.control.goals import GoalImage, GoalState, LearnedDistance
 from tokenwm.control.limits import load_limits
 from tokenwm.control.objectives import Objective, Reward
+from tokenwm.control.planners.icem import ICEM
+from tokenwm.control.planners.suited import suited_cem
 from tokenwm.control.proposals import Proposal, Together
 from tokenwm.control.recordings import clear_recordings
 from tokenwm.control.simulator import Simulator, simulator_for
@@ -75,6 +77,8 @@ def main(argv: list[str]) -> int:
         return 0
     device = take_device(arguments.device, console)
     model = tokenwm.load(arguments.model, device, dtype=getattr(torch, arguments.dtype))
+    if arguments.planner is None:
+        arguments.planner = "icem" if suited_cem(model.vocabulary) is ICEM else "categorical"
     changes = key_values("--set", arguments.set)
     if arguments.steps is not None:
         changes["max_steps"] = arguments.steps
