@@ -117,7 +117,7 @@ def world_model_flops(
     parts = [
         *_tables(model, calls_of_head=1 + (config.draft_layers > 0)),
         _scalars(model, rows),
-        _products("hints", [model.hints.neighbourhood, model.hints.mix], rows * slots),
+        _hints(model, follows if vocabulary.layout.has_state else rows, slots),
         layers,
         scores,
         feed_forward,
@@ -140,8 +140,10 @@ def imagination_flops(config: WorldModelConfig, vocabulary: Vocabulary) -> float
     counted.
     """
     counted = world_model_flops(replace(config, draft_layers=0), vocabulary, num_steps=2)
-    # Of two steps, these heads read one; layers, hints and embeddings are passed by both.
+    # Of two steps, these heads read one; layers and embeddings are passed by both.
     per_step = {"frame head": 1.0, "state head": 1.0}
+    if vocabulary.layout.has_state:
+        per_step["hints"] = 1.0
     left_out = ("attention scores", "code tables")
     products = sum(
         per_step.get(part.name, 0.5) * part.forward
@@ -248,9 +250,15 @@ def _scalars(model: WorldModel, rows: int) -> Component:
             read, _, write = embedding.layers
             parts.append(_products("", [read], rows, BACKWARD_OF_WEIGHT))
             parts.append(_products("", [write], rows))
-    if model.new_state_map is not None:
-        parts.append(_products("", [model.new_state_map], rows))
     return _merged("actions and states", parts)
+
+
+def _hints(model: WorldModel, steps: int, slots: int) -> Component:
+    """Hints for the frames of so many steps, with what tells the new state from the old."""
+    parts = [_products("", [model.hints.neighbourhood, model.hints.mix], steps * slots)]
+    if model.new_state_map is not None:
+        parts.append(_products("", [model.new_state_map], steps))
+    return _merged("hints", parts)
 
 
 def _code_head(model: WorldModel, predicted: int, drafted: int) -> Component:

@@ -47,7 +47,7 @@ def counted(config: WorldModelConfig, vocabulary: Vocabulary) -> tuple[float, fl
         totals.append(float(counter.get_total_flops()))
     # The gradient of a depthwise kernel is counted as if every channel met every other.
     kernel = model.hints.neighbourhood.weight
-    rows = ROWS * STEPS * vocabulary.tokens_per_frame
+    rows = ROWS * (STEPS - vocabulary.layout.has_state) * vocabulary.tokens_per_frame
     return totals[0], totals[1] - 2.0 * kernel.numel() * rows * (len(kernel) - 1)
 
 

@@ -112,22 +112,23 @@ def predictors(layout: StepLayout, hidden: Tensor) -> Tensor:
     return torch.cat([first, steps[:, 1:, : layout.num_predicted - 1]], dim=2)
 
 
-def shift_to_inputs(layout: StepLayout, hints: Tensor, fill: Tensor) -> Tensor:
+def shift_to_inputs(layout: StepLayout, first: Tensor, others: Tensor, fill: Tensor) -> Tensor:
     """Put, at every position, the hint for the slot that the position is about to predict.
 
     Args:
         layout: The step layout.
-        hints: ``(B, T, J, D)`` with ``J = num_predicted``; entry ``[:, t, j]`` is computed from
-            step ``t`` and helps to predict slot ``j`` of step ``t + 1``.
+        first: ``(B, T, D)``; entry ``[:, t]`` is computed from step ``t`` and helps to predict slot
+            0 of step ``t + 1``.
+        others: ``(B, T - 1, J - 1, D)`` with ``J = num_predicted``, the same for the other slots.
         fill: ``(D,)`` for positions that predict nothing or have no step before them.
 
     Returns:
         ``(B, T * L, D)``.
     """
-    batch, num_steps, num_slots, width = hints.shape
-    out = fill.to(hints.dtype).expand(batch, num_steps, layout.positions_per_step, width).clone()
-    out[:, :, layout.action_slot] = hints[:, :, 0]
-    out[:, 1:, : num_slots - 1] = hints[:, :-1, 1:]
+    batch, num_steps, width = first.shape
+    out = fill.to(first.dtype).expand(batch, num_steps, layout.positions_per_step, width).clone()
+    out[:, :, layout.action_slot] = first
+    out[:, 1:, : layout.num_predicted - 1] = others
     return out.flatten(1, 2)
 
 

@@ -205,7 +205,8 @@ class FrameHints(nn.Module):
         """
         batch, num_steps, _ = frame_tokens.shape
         embedded = self.embedding(frame_tokens)  # (B, T, K, D)
-        images = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, -1)
+        width = embedded.shape[-1]
+        images = embedded.reshape(batch * num_steps * self.num_cameras, *self.grid, width)
         near = self.neighbourhood(images.movedim(-1, 1)).movedim(1, -1).reshape(embedded.shape)
         out: Tensor = self.mix(F.silu(near + place + condition.unsqueeze(2))) + embedded
         return out

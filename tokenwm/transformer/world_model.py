@@ -86,7 +86,7 @@ class Embedded(NamedTuple):
         positions: ``(B, T * L, D)``, what enters the transformer.
         around: ``(B, T * L, D)``, the same without what the positions hold: at a frame slot all but
             the embedding of its own token.
-        hints: ``(B, T, K, D)``, for the frame slots of the step after each.
+        hints: ``(B, T - 1, K, D)``, for the frame slots of every step after the first.
     """
 
     positions: Tensor
@@ -205,17 +205,19 @@ class WorldModel(nn.Module):
             state = self.state_embedding(tokens.state)
             known = action + state
         place = self.slot_embedding[self.layout.first_frame_slot : self.layout.action_slot]
+        # The last step's hints are for a step that is not there; only its action reads one.
         if self.new_state_map is None or state is None:
-            frame_hints = hints = self.hints(tokens.frame, place, known)  # (B, T, K, D)
+            hints = self.hints(tokens.frame, place, known)  # (B, T, K, D)
+            first, hints = hints[:, :, 0], hints[:, :-1]
+            others = hints[:, :, 1:]
         else:
-            # The last step's hints are for a step that is not there; only its action reads one.
-            next_state = self.new_state_map(state.roll(-1, dims=1))
-            frame_hints = self.hints(tokens.frame, place, known + next_state)
-            hints = torch.cat([known.unsqueeze(2), frame_hints], dim=2)  # (B, T, J, D)
+            known_then = known[:, :-1] + self.new_state_map(state[:, 1:])
+            first = known
+            others = hints = self.hints(tokens.frame[:, :-1], place, known_then)  # (B, T - 1, K, D)
         slots = self.slot_embedding.repeat(tokens.frame.shape[1], 1)
-        around = slots + shift_to_inputs(self.layout, hints, self.no_hint)
+        around = slots + shift_to_inputs(self.layout, first, others, self.no_hint)
         held = interleave(self.layout, frame, state, action)
-        return Embedded(held + around, around, frame_hints)
+        return Embedded(held + around, around, hints)
 
     # --- heads ------------------------------------------------------------------------------------
 
@@ -294,7 +296,7 @@ class WorldModel(nn.Module):
         outcome_hidden = hidden.unflatten(1, (num_steps, -1))[:, :, self.layout.action_slot]
         draft_hidden = None
         if self.draft_head is not None:
-            draft_hidden = self.draft_head(outcome_hidden[:, :-1], hints[:, :-1])
+            draft_hidden = self.draft_head(outcome_hidden[:, :-1], hints)
         return Predictions(predicting[:, :, first:], state_logits, outcome_hidden, draft_hidden)
 
     def new_cache(self, batch_size: int, ahead: int = 1, max_steps: int | None = None) -> KVCache:

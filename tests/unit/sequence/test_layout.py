@@ -85,7 +85,7 @@ def test_hints_lie_where_their_slot_is_predicted(layout: StepLayout, size: tuple
     batch, num_steps = size
     hints = 1.0 + torch.rand(batch, num_steps, layout.num_predicted, 2)
     fill = torch.tensor([-1.0, -2.0])
-    shifted = shift_to_inputs(layout, hints, fill)
+    shifted = shift_to_inputs(layout, hints[:, :, 0], hints[:, :-1, 1:], fill)
     assert torch.equal(predictors(layout, shifted), hints[:, :-1])
     assert torch.equal(shifted[:, -1], hints[:, -1, 0])
     used = batch * ((num_steps - 1) * layout.num_predicted + 1)
